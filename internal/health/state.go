@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package health decides whether something is alive from a stream of probes.
+// It knows neither Caddy nor what a probe does: it is given a function, calls
+// it at the right moments, counts, and tells its subscribers of every change.
+package health
+
+import (
+	"math/rand/v2"
+	"time"
+)
+
+// Status is what is known of a target.
+type Status int32
+
+const (
+	// Unknown is the status until the first result.
+	Unknown Status = iota
+	// Up targets passed: the first probe, or Passes probes in a row.
+	Up
+	// Down targets failed: the first probe, or Fails probes in a row.
+	Down
+)
+
+// String returns the status as logs show it.
+func (s Status) String() string {
+	switch s {
+	case Up:
+		return "up"
+	case Down:
+		return "down"
+	default:
+		return "unknown"
+	}
+}
+
+// Settings say how often a target is probed and how many results in a row
+// change its status. They are comparable, so that they can be part of a key.
+// All durations must be above 0, Passes and Fails at least 1.
+type Settings struct {
+	// Interval is the time from start to start of probes while up and settled.
+	Interval time.Duration
+	// FastInterval replaces it while a streak against the present status is in
+	// progress, and until the target was up once.
+	FastInterval time.Duration
+	// DownInterval replaces it while down.
+	DownInterval time.Duration
+	// Timeout bounds one probe.
+	Timeout time.Duration
+	// Passes in a row turn a target up that is down.
+	Passes int
+	// Fails in a row turn a target down that is up.
+	Fails int
+	// Jitter is the largest share (0.1 for 10 %) by which an interval is
+	// lengthened at random, so that targets started together drift apart.
+	Jitter float64
+}
+
+// state is the whole decision, free of clocks and locks.
+type state struct {
+	status Status
+	wasUp  bool // it was up at least once
+	passes int  // consecutive passes
+	fails  int  // consecutive fails
+}
+
+// record counts one result and reports whether it changed the status. Only
+// results in a row do: any pass ends a streak of fails, and the reverse. The
+// very first result decides alone, and a target that was never up needs but
+// one pass, so that a start is as quick as the upstreams are.
+func (s *state) record(passed bool, set *Settings) (changed bool) {
+	if passed {
+		s.passes++
+		s.fails = 0
+	} else {
+		s.fails++
+		s.passes = 0
+	}
+	switch {
+	case passed && (s.status == Unknown || s.status == Down && (!s.wasUp || s.passes >= set.Passes)):
+		s.status, s.wasUp = Up, true
+		return true
+	case !passed && (s.status == Unknown || s.status == Up && s.fails >= set.Fails):
+		s.status = Down
+		return true
+	}
+	return false
+}
+
+// delay is the time from the start of one probe to the start of the next.
+func (s *state) delay(set *Settings) time.Duration {
+	d := set.Interval
+	switch {
+	case !s.wasUp,
+		s.status == Up && s.fails > 0,
+		s.status == Down && s.passes > 0:
+		d = set.FastInterval
+	case s.status == Down:
+		d = set.DownInterval
+	}
+	return d + time.Duration(rand.Float64()*set.Jitter*float64(d)) //nolint:gosec // spreads probes, guards nothing
+}

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+)
+
+// maxReason bounds the reason of a failed probe, in bytes: it may hold what a
+// hostile upstream answered, and it is logged and kept.
+const maxReason = 256
+
+// A Driver connects a target to whoever runs it: how to probe it, and whom to
+// tell of a change of status. Both are called without any lock held, from the
+// target's own goroutine.
+type Driver struct {
+	// Probe asks once. An error is a failed probe, and its text the reason. It
+	// must return soon after ctx is done.
+	Probe func(ctx context.Context) error
+	// Report is told of every change of status.
+	Report func(Transition)
+}
+
+// Transition is one change of status.
+type Transition struct {
+	From, To Status
+	// Reason is why the last probe failed; empty when it passed.
+	Reason string
+	// Lasted is the time since the change before, 0 if there was none.
+	Lasted time.Duration
+}
+
+// Target is one thing that is probed. Its state lives as long as it does; its
+// probes run while at least one driver is attached.
+type Target struct {
+	settings Settings
+	status   atomic.Int32 // a copy of state.status for readers that cannot wait
+
+	mu          sync.Mutex
+	state       state
+	since       time.Time // of the last change of status
+	drivers     []*Driver // attached, oldest first; the newest is in use
+	subscribers map[*func()]struct{}
+	loop        *loop // nil while nothing is attached
+}
+
+// loop is one run of a target's goroutine. Its fields but done are guarded by
+// the target's mutex.
+type loop struct {
+	stop    context.CancelFunc
+	done    chan struct{}
+	driver  *Driver            // of the probe in flight, nil between probes
+	cut     context.CancelFunc // cancels the probe in flight
+	discard bool               // the probe in flight counts for nothing
+}
+
+// NewTarget returns a target of unknown status with nothing attached.
+func NewTarget(settings Settings) *Target {
+	return &Target{settings: settings, subscribers: make(map[*func()]struct{})}
+}
+
+// Status returns the status now. It never waits.
+func (t *Target) Status() Status { return Status(t.status.Load()) }
+
+// Subscribe has f called after every change of status, from the target's
+// goroutine and with no lock held, until cancel is called. A call that is
+// under way at that moment may still end later.
+func (t *Target) Subscribe(f func()) (cancel func()) {
+	key := &f
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.subscribers[key] = struct{}{}
+	return func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.subscribers, key)
+	}
+}
+
+// Running reports whether probes are under way, so that another driver would
+// not start them.
+func (t *Target) Running() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.loop != nil
+}
+
+// Attach puts d in use: from the next probe on, d probes and is told of
+// changes. The first driver starts the probes, after the delay; a later one
+// disturbs neither the schedule nor a probe in flight.
+//
+// The returned function, to be called once, takes d out again: the newest of
+// those that remain takes over. A probe in flight is cut off and counts for
+// nothing if d was the newest; if d was already replaced, it still counts, for
+// then a successor relies on it. When none remain the probes end, and detach
+// waits for that.
+func (t *Target) Attach(d Driver, delay time.Duration) (detach func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.drivers = append(t.drivers, &d)
+	if t.loop == nil {
+		ctx, stop := context.WithCancel(context.Background())
+		t.loop = &loop{stop: stop, done: make(chan struct{})}
+		go t.run(ctx, t.loop, delay)
+	}
+	return func() { t.detach(&d) }
+}
+
+func (t *Target) detach(d *Driver) {
+	t.mu.Lock()
+	i := slices.Index(t.drivers, d)
+	newest := i == len(t.drivers)-1
+	t.drivers = slices.Delete(t.drivers, i, i+1)
+	l := t.loop
+	if newest && l.driver == d {
+		l.discard = true
+		l.cut()
+	}
+	last := len(t.drivers) == 0
+	if last {
+		t.loop = nil
+	}
+	t.mu.Unlock()
+
+	if last {
+		l.stop()
+		<-l.done
+	}
+}
+
+// run probes until l is stopped. Probes of one target never overlap: one that
+// takes longer than the interval delays the next.
+func (t *Target) run(ctx context.Context, l *loop, delay time.Duration) {
+	defer close(l.done)
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		started := time.Now()
+		next, ok := t.probeOnce(ctx, l)
+		if !ok {
+			return
+		}
+		timer.Reset(time.Until(started.Add(next)))
+	}
+}
+
+// probeOnce runs one probe and counts its result. It returns the time from its
+// start to the start of the next, and false when there is none.
+func (t *Target) probeOnce(ctx context.Context, l *loop) (next time.Duration, ok bool) {
+	t.mu.Lock()
+	if t.loop != l { // the last driver left in this very moment
+		t.mu.Unlock()
+		return 0, false
+	}
+	driver := t.drivers[len(t.drivers)-1]
+	probeCtx, cancel := context.WithTimeout(ctx, t.settings.Timeout)
+	l.driver, l.cut, l.discard = driver, cancel, false
+	t.mu.Unlock()
+
+	err := safely(probeCtx, driver.Probe)
+	reason := t.reason(probeCtx, err)
+	cancel()
+
+	t.mu.Lock()
+	l.driver = nil
+	if t.loop != l { // the last driver left: this result counts for nothing
+		t.mu.Unlock()
+		return 0, false
+	}
+	var change *Transition
+	var subscribers []func()
+	if !l.discard {
+		if change = t.record(err == nil, reason); change != nil {
+			for f := range t.subscribers {
+				subscribers = append(subscribers, *f)
+			}
+		}
+	}
+	report := t.drivers[len(t.drivers)-1].Report
+	next = t.state.delay(&t.settings)
+	if l.discard {
+		next = 0 // its successor's own probe is due at once
+	}
+	t.mu.Unlock()
+
+	if change != nil {
+		for _, f := range subscribers {
+			f()
+		}
+		if report != nil {
+			report(*change)
+		}
+	}
+	return next, true
+}
+
+// record counts a result and returns the change of status, if it made one.
+// t.mu must be held.
+func (t *Target) record(passed bool, reason string) *Transition {
+	from := t.state.status
+	if !t.state.record(passed, &t.settings) {
+		return nil
+	}
+	now := time.Now()
+	change := &Transition{From: from, To: t.state.status, Reason: reason}
+	if !t.since.IsZero() {
+		change.Lasted = now.Sub(t.since)
+	}
+	t.since = now
+	t.status.Store(int32(t.state.status))
+	return change
+}
+
+// reason puts a failed probe into words that a person can act on, in one
+// bounded line of valid text.
+func (t *Target) reason(ctx context.Context, err error) string {
+	if err == nil {
+		return ""
+	}
+	text := err.Error()
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		text = fmt.Sprintf("no verdict within %s: %s", t.settings.Timeout, text)
+	}
+	if len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
+// safely turns a panic into a failed probe: a probe may be anybody's code, fed
+// with anybody's bytes, and must not take the whole server down.
+func safely(ctx context.Context, probe func(context.Context) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the probe panicked: %v", p)
+		}
+	}()
+	return probe(ctx)
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// statusRange is a range of HTTP status codes, both ends included.
+type statusRange struct{ first, last int }
+
+// parseStatus reads a code (204), a class (2xx) or a range (200-399). Codes go
+// from 200, for 1xx never is a final answer, to 599.
+func parseStatus(text string) (statusRange, error) {
+	var r statusRange
+	first, last, isRange := strings.Cut(text, "-")
+	if class, ok := strings.CutSuffix(text, "xx"); ok {
+		first, last = class+"00", class+"99"
+	} else if !isRange {
+		last = first
+	}
+	var err1, err2 error
+	r.first, err1 = strconv.Atoi(first)
+	r.last, err2 = strconv.Atoi(last)
+	if err1 != nil || err2 != nil || r.first < 200 || r.last > 599 || r.first > r.last {
+		return r, fmt.Errorf("status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s'", text)
+	}
+	return r, nil
+}
+
+// matches reports whether any of the ranges has the code in it.
+func matches(ranges []statusRange, code int) bool {
+	for _, r := range ranges {
+		if r.first <= code && code <= r.last {
+			return true
+		}
+	}
+	return false
+}

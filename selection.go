@@ -1,0 +1,431 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/rotation"
+)
+
+const (
+	// maxHold bounds the hold that follows from the timeouts of the checks.
+	maxHold = 5 * time.Second
+	// holdGrace is how long held requests wait for further upstreams once one
+	// passed, so that they do not all go to the quickest.
+	holdGrace = 100 * time.Millisecond
+	// maxDraws is how many tickets a request draws before it looks at all
+	// upstreams in turn. Drawing another ticket leaves the share of one that is
+	// skipped to all others; walking on would leave it to the next in line.
+	maxDraws = 8
+)
+
+// Selection is a policy that selects upstreams in turn among those that are
+// alive: round robin that is exact under any concurrency, skips upstreams
+// whose health checks fail, and never answers that there is none while one can
+// serve. It runs active health checks of its own; what Caddy itself knows of
+// an upstream (passive health checks, its own active ones, a circuit breaker,
+// a limit of requests) is respected at every request.
+//
+// While the first verdicts are still out, requests are held for a moment. If
+// no upstream is alive, requests go to all of them, as the last resort.
+// Retries (`lb_retries`, `lb_try_duration`) go to upstreams that the request
+// has not tried yet.
+//
+// Upstreams from a dynamic source, and those with a placeholder of the request
+// in their address, are not checked: they count as alive.
+type Selection struct {
+	// How to find out who is alive. With several checks, an upstream is alive
+	// while it passes all of them. Default: one check of the kind `tcp`.
+	Checks []*HealthCheck `json:"checks,omitempty"`
+
+	// How long requests are held at most at a cold start, while no upstream is
+	// known to be alive and the first verdict of some is still out. They go on
+	// as soon as all have a verdict, or 100 ms after the first is alive. 0 holds
+	// none. Default: the longest `timeout` of the checks, but 5s at most.
+	Hold *caddy.Duration `json:"hold,omitempty"`
+
+	logger    *zap.Logger
+	app       *App
+	proxy     *reverseproxy.Handler
+	upstreams reverseproxy.UpstreamPool // those in the proxy's own list
+	transport *transport
+	watches   []*watch
+	watched   map[string][]*watch // by dial address
+	hold      time.Duration
+	retries   bool            // the proxy may ask again for the same request
+	variable  string          // where a request keeps its attempts
+	unloaded  <-chan struct{} // closed when the config ends
+	driven    atomic.Bool     // probes run, so that changes are news
+
+	ticket  atomic.Uint64 // counts picks; a change of the set does not restart it
+	current atomic.Pointer[snapshot]
+	mu      sync.Mutex // one refresh at a time
+}
+
+// snapshot is who may get requests, frozen until a verdict changes.
+type snapshot struct {
+	serving tier // all checks passed, or unchecked
+	unknown tier // no verdict yet
+	all     tier // everybody
+	// superseded is closed when a newer snapshot replaced this one.
+	superseded chan struct{}
+}
+
+// tier is a part of a pool, in the order in which its members get requests.
+type tier struct {
+	pool  reverseproxy.UpstreamPool
+	order rotation.Order
+}
+
+func (t *tier) empty() bool { return t.order.Len() == 0 }
+
+func (t *tier) at(ticket uint64) *reverseproxy.Upstream { return t.pool[t.order.At(ticket)] }
+
+// lastResort reports whether nobody serves and nobody is left to wait for.
+func (s *snapshot) lastResort() bool {
+	return s.serving.empty() && s.unknown.empty() && !s.all.empty()
+}
+
+// CaddyModule returns the Caddy module information.
+func (*Selection) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "http.reverse_proxy.selection_policies.alive",
+		New: func() caddy.Module { return new(Selection) },
+	}
+}
+
+// Provision finds the proxy that s belongs to and sets up the health checks of
+// its upstreams. Nothing is probed before the app starts.
+func (s *Selection) Provision(ctx caddy.Context) error {
+	s.logger = ctx.Logger()
+	s.unloaded = ctx.Done()
+	s.variable = fmt.Sprintf("alive.attempts.%p", s)
+	s.ticket.Store(uint64(rand.Uint32())) //nolint:gosec // spreads first requests, guards nothing
+
+	modules := ctx.Modules()
+	for i := len(modules) - 1; i >= 0 && s.proxy == nil; i-- {
+		s.proxy, _ = modules[i].(*reverseproxy.Handler)
+	}
+	if s.proxy == nil {
+		return errNoProxy
+	}
+	s.upstreams = s.proxy.Upstreams
+	if lb := s.proxy.LoadBalancing; lb != nil {
+		s.retries = lb.Retries != 0 || lb.TryDuration != 0
+	}
+	if s.proxy.DynamicUpstreamsRaw != nil {
+		s.logger.Warn("dynamic upstreams are not checked: each counts as alive while Caddy itself holds it healthy")
+	}
+
+	if len(s.Checks) == 0 {
+		s.Checks = []*HealthCheck{{ProbeRaw: json.RawMessage(`{"kind":"tcp"}`)}}
+	}
+	for i, check := range s.Checks {
+		if err := check.provision(ctx); err != nil {
+			return fmt.Errorf("checks: position %d: %v", i, err)
+		}
+		s.hold = min(max(s.hold, check.settings.Timeout), maxHold)
+	}
+	if s.Hold != nil {
+		if *s.Hold < 0 {
+			return fmt.Errorf("hold must be a duration, or 0 to hold no request")
+		}
+		s.hold = time.Duration(*s.Hold)
+	}
+
+	if err := s.watch(ctx); err != nil {
+		return err
+	}
+	for _, w := range s.watches {
+		w.follow(s.refresh)
+	}
+	s.refresh()
+
+	app, err := ctx.App("alive")
+	if err != nil {
+		return err
+	}
+	s.app = app.(*App)
+	s.app.adopt(s)
+	return nil
+}
+
+// watch sets up the watches of all upstreams.
+func (s *Selection) watch(ctx caddy.Context) error {
+	var err error
+	if s.transport, err = newTransport(ctx, s.proxy); err != nil {
+		return err
+	}
+	s.watched = make(map[string][]*watch)
+	repl := caddy.NewReplacer()
+	for _, u := range s.upstreams {
+		if _, seen := s.watched[u.Dial]; seen {
+			continue // listed twice: it counts twice, but is probed once
+		}
+		s.watched[u.Dial] = nil
+		address := repl.ReplaceKnown(u.Dial, "")
+		if strings.Contains(address, "{") {
+			s.logger.Warn("upstream cannot be checked: its address depends on the request; it counts as alive",
+				zap.String("upstream", u.Dial))
+			continue
+		}
+		to, err := s.transport.to(address)
+		if err != nil {
+			return err
+		}
+		for _, check := range s.Checks {
+			w, err := newWatch(check, to, s.logger)
+			if err != nil {
+				return fmt.Errorf("check '%s': %v", check.label, err)
+			}
+			s.watches = append(s.watches, w)
+			s.watched[u.Dial] = append(s.watched[u.Dial], w)
+		}
+	}
+	return nil
+}
+
+// Cleanup ends what Provision began. Select still works afterwards, on what
+// was known last, for requests that are in flight.
+func (s *Selection) Cleanup() error {
+	if s.app != nil {
+		s.app.disown(s)
+	}
+	var err error
+	for _, w := range s.watches {
+		if e := w.forget(); e != nil {
+			err = e
+		}
+	}
+	if s.transport != nil {
+		s.transport.close()
+	}
+	return err
+}
+
+// drive tells s whether its probes run.
+func (s *Selection) drive(running bool) {
+	s.driven.Store(running)
+	if running && s.current.Load().lastResort() {
+		s.announce(true)
+	}
+}
+
+// refresh makes a new snapshot of what is known and swaps it in. Requests go
+// on with the old one meanwhile.
+func (s *Selection) refresh() {
+	s.mu.Lock()
+	now := s.view(s.upstreams)
+	before := s.current.Swap(now)
+	s.mu.Unlock()
+	if before == nil {
+		return
+	}
+	close(before.superseded)
+	if lastResort := now.lastResort(); lastResort != before.lastResort() && s.driven.Load() {
+		s.announce(lastResort)
+	}
+}
+
+// announce logs that the last resort begins or ends.
+func (s *Selection) announce(lastResort bool) {
+	if lastResort {
+		s.logger.Warn("no upstream is alive: requests go to all of them, as the last resort",
+			zap.Int("upstreams", len(s.upstreams)))
+	} else {
+		s.logger.Info("an upstream is alive again: requests go to those alive only")
+	}
+}
+
+// view returns a snapshot of a pool.
+func (s *Selection) view(pool reverseproxy.UpstreamPool) *snapshot {
+	serving, unknown, all := make([]int, len(pool)), make([]int, len(pool)), make([]int, len(pool))
+	for i, u := range pool {
+		all[i] = 1
+		switch s.status(u) {
+		case health.Up:
+			serving[i] = 1
+		case health.Unknown:
+			unknown[i] = 1
+		}
+	}
+	return &snapshot{
+		serving:    tier{pool, rotation.New(serving)},
+		unknown:    tier{pool, rotation.New(unknown)},
+		all:        tier{pool, rotation.New(all)},
+		superseded: make(chan struct{}),
+	}
+}
+
+// status is down if any check of u is, up if all are. What is not checked is
+// up.
+func (s *Selection) status(u *reverseproxy.Upstream) health.Status {
+	status := health.Up
+	for _, w := range s.watched[u.Dial] {
+		switch w.target.Status() {
+		case health.Down:
+			return health.Down
+		case health.Unknown:
+			status = health.Unknown
+		}
+	}
+	return status
+}
+
+// Select returns the upstream whose turn it is among those alive. It is nil
+// only if none can take the request: all that serve are full, the circuit
+// breaker is open, or there is no upstream at all.
+func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
+	if !s.retries && s.owns(pool) {
+		if now := s.current.Load(); !now.serving.empty() {
+			if u := now.serving.at(s.ticket.Add(1)); u.Available() {
+				return u
+			}
+		}
+	}
+	return s.deliberate(pool, r)
+}
+
+// owns reports whether pool is the proxy's own list, for which the current
+// snapshot is made, rather than one from a dynamic source or another policy.
+func (s *Selection) owns(pool reverseproxy.UpstreamPool) bool {
+	return len(pool) == len(s.upstreams) && (len(pool) == 0 || pool[0] == s.upstreams[0])
+}
+
+// now returns the snapshot of a pool at this moment.
+func (s *Selection) now(pool reverseproxy.UpstreamPool) *snapshot {
+	if s.owns(pool) {
+		return s.current.Load()
+	}
+	return s.view(pool)
+}
+
+// deliberate is Select for whatever the first ticket did not settle.
+func (s *Selection) deliberate(pool reverseproxy.UpstreamPool, r *http.Request) *reverseproxy.Upstream {
+	if len(pool) == 0 {
+		return nil
+	}
+	tried := s.attempts(r)
+	u := s.choose(pool, r, tried)
+	switch {
+	case u != nil:
+		tried.add(u)
+	case r.Context().Err() != nil:
+		// The client has left. To answer that there is nobody would be logged
+		// as an error and retried; any upstream ends the request at once.
+		u = pool[0]
+	}
+	return u
+}
+
+// choose goes through the tiers, from the best on.
+func (s *Selection) choose(pool reverseproxy.UpstreamPool, r *http.Request, tried *attempts) *reverseproxy.Upstream {
+	now := s.now(pool)
+	u, serves := s.pick(&now.serving, (*reverseproxy.Upstream).Healthy, tried)
+	if u != nil || serves {
+		return u // a full one serves, so the rest must not be bothered
+	}
+	if s.proxy.CB != nil && !s.proxy.CB.OK() {
+		return nil
+	}
+	if !now.unknown.empty() && tried.mayHold() {
+		if !s.wait(pool, r) {
+			return nil
+		}
+		now = s.now(pool)
+		if u, serves = s.pick(&now.serving, (*reverseproxy.Upstream).Healthy, tried); u != nil || serves {
+			return u
+		}
+	}
+	if u, _ = s.pick(&now.unknown, (*reverseproxy.Upstream).Healthy, tried); u != nil {
+		return u
+	}
+	u, _ = s.pick(&now.all, func(*reverseproxy.Upstream) bool { return true }, tried)
+	return u
+}
+
+// pick returns the member of t whose turn it is among those that serve, are
+// not full and were not tried by this request. When all of them were tried, it
+// starts over, with the last one only if there is no other. Also reports
+// whether any member serves, be it full; if u is not nil, one does.
+func (s *Selection) pick(t *tier, serves func(*reverseproxy.Upstream) bool, tried *attempts) (u *reverseproxy.Upstream, any bool) {
+	if t.empty() {
+		return nil, false
+	}
+	for range min(maxDraws, t.order.Len()) {
+		if u := t.at(s.ticket.Add(1)); serves(u) && !u.Full() && !tried.has(u) {
+			return u, true
+		}
+	}
+	var again *reverseproxy.Upstream
+	from := s.ticket.Add(1)
+	for i := range uint64(t.order.Len()) {
+		u := t.at(from + i)
+		if !serves(u) {
+			continue
+		}
+		any = true
+		switch {
+		case u.Full():
+		case !tried.has(u):
+			return u, true
+		case again == nil || tried.isLast(again):
+			again = u
+		}
+	}
+	if again != nil {
+		tried.startOver()
+	}
+	return again, any
+}
+
+// wait holds a request at a cold start, until the pool is settled as the
+// documentation of Hold says. It returns false if the client left meanwhile.
+func (s *Selection) wait(pool reverseproxy.UpstreamPool, r *http.Request) bool {
+	if s.hold == 0 {
+		return true
+	}
+	limit := time.NewTimer(s.hold)
+	defer limit.Stop()
+	var grace <-chan time.Time
+	for {
+		superseded := s.current.Load().superseded
+		now := s.now(pool)
+		if now.unknown.empty() {
+			return true
+		}
+		if grace == nil && !now.serving.empty() {
+			timer := time.NewTimer(holdGrace)
+			defer timer.Stop()
+			grace = timer.C
+		}
+		select {
+		case <-superseded:
+		case <-grace:
+			return true
+		case <-limit.C:
+			return true
+		case <-s.unloaded: // no verdict will come any more
+			return true
+		case <-r.Context().Done():
+			return false
+		}
+	}
+}
+
+// Interface guard
+var _ reverseproxy.Selector = (*Selection)(nil)
