@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package health
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+func settings() Settings {
+	return Settings{
+		Interval:     5 * time.Second,
+		FastInterval: time.Second,
+		DownInterval: 10 * time.Second,
+		Timeout:      2 * time.Second,
+		Passes:       2,
+		Fails:        3,
+	}
+}
+
+// Each letter is a result, P a pass and F a fail; want has the status after
+// each: u for up, d for down.
+func TestOnlyResultsInARowChangeTheStatus(t *testing.T) {
+	for _, tc := range []struct {
+		rule          string
+		results, want string
+		passes, fails int
+	}{
+		{"the first result decides: a pass", "P", "u", 2, 3},
+		{"the first result decides: a fail", "F", "d", 2, 3},
+		{"three in a row take it down", "PFFF", "uuud", 2, 3},
+		{"a pass in between starts the count anew", "PFPPFPPPF", "uuuuuuuuu", 2, 3},
+		{"fails that are not in a row never add up", "PFFPFFPFFP", "uuuuuuuuuu", 2, 3},
+		{"one pass is enough while it was never up", "FFP", "ddu", 2, 3},
+		{"later it takes passes in a row", "PFFFPFPP", "uuuddddu", 2, 3},
+		{"a fail in between starts the passes anew", "PFFFPFPFPP", "uuuddddddu", 2, 3},
+		{"after a flip the streak begins at zero", "PFFFPPFFPFFF", "uuudduuuuuud", 2, 3},
+		{"one of each flips at once", "PFPFP", "ududu", 1, 1},
+		{"fails go on being counted while down", "PFFFFFFFP", "uuudddddd", 2, 3},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			set := settings()
+			set.Passes, set.Fails = tc.passes, tc.fails
+			var s state
+			var got []byte
+			for _, r := range tc.results {
+				before := s.status
+				changed := s.record(r == 'P', &set)
+				if changed != (s.status != before) {
+					t.Fatalf("after %q: record says changed %v, status went from %v to %v", got, changed, before, s.status)
+				}
+				got = append(got, s.status.String()[0])
+			}
+			if string(got) != tc.want {
+				t.Errorf("%s: got %s, want %s", tc.results, got, tc.want)
+			}
+		})
+	}
+}
+
+func TestDelay(t *testing.T) {
+	for _, tc := range []struct {
+		rule    string
+		results string
+		want    time.Duration
+	}{
+		{"no verdict yet: fast", "", time.Second},
+		{"never up: fast", "F", time.Second},
+		{"never up, for long: fast", "FFFFFF", time.Second},
+		{"up and settled", "P", 5 * time.Second},
+		{"a streak against up", "PF", time.Second},
+		{"the streak ended", "PFP", 5 * time.Second},
+		{"down and settled", "PFFF", 10 * time.Second},
+		{"a streak against down", "PFFFP", time.Second},
+		{"that streak ended", "PFFFPF", 10 * time.Second},
+		{"up again and settled", "PFFFPP", 5 * time.Second},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			set := settings()
+			var s state
+			for _, r := range tc.results {
+				s.record(r == 'P', &set)
+			}
+			if got := s.delay(&set); got != tc.want {
+				t.Errorf("after %q: delay %v, want %v", tc.results, got, tc.want)
+			}
+		})
+	}
+}
+
+// Jitter only ever lengthens an interval: nothing is probed faster than
+// configured, and the time to notice stays bounded.
+func TestJitterStaysInItsBounds(t *testing.T) {
+	set := settings()
+	set.Jitter = 0.1
+	var s state
+	s.record(true, &set)
+	var got []time.Duration
+	for range 1000 {
+		got = append(got, s.delay(&set))
+	}
+	if lowest := slices.Min(got); lowest < 5*time.Second || lowest > 5050*time.Millisecond {
+		t.Errorf("lowest of 1000 delays is %v, want about 5s and not less", lowest)
+	}
+	if highest := slices.Max(got); highest > 5500*time.Millisecond || highest < 5450*time.Millisecond {
+		t.Errorf("highest of 1000 delays is %v, want about 5.5s and not more", highest)
+	}
+}

@@ -1,0 +1,576 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// What Caddy itself knows of an upstream cannot be set from outside its
+// package; limits, passive health and the like are tested with real handlers
+// in integration_test.go.
+
+// policy is a Selection over upstreams whose verdicts a test decides.
+type policy struct {
+	*Selection
+	targets []*health.Target
+	logs    *observer.ObservedLogs
+	unload  context.CancelFunc
+}
+
+// newPolicy makes a policy over as many upstreams as there are verdicts: u for
+// up, d for down, ? for none yet.
+func newPolicy(t testing.TB, verdicts string, configure ...func(*Selection)) *policy {
+	t.Helper()
+	core, logs := observer.New(zap.InfoLevel)
+	ctx, unload := context.WithCancel(context.Background())
+	t.Cleanup(unload)
+	p := &policy{logs: logs, unload: unload, Selection: &Selection{
+		logger:   zap.New(core),
+		proxy:    new(reverseproxy.Handler),
+		watched:  make(map[string][]*watch),
+		variable: "attempts",
+		unloaded: ctx.Done(),
+		hold:     2 * time.Second,
+	}}
+	for i := range verdicts {
+		u := &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: address(i)}
+		target := health.NewTarget(health.Settings{
+			Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,
+			Timeout: time.Second, Passes: 1, Fails: 1,
+		})
+		p.upstreams = append(p.upstreams, u)
+		p.targets = append(p.targets, target)
+		p.watched[u.Dial] = []*watch{{target: target}}
+		target.Subscribe(p.refresh)
+	}
+	for _, f := range configure {
+		f(p.Selection)
+	}
+	p.refresh()
+	p.drive(true)
+	p.decide(verdicts)
+	return p
+}
+
+func address(i int) string { return fmt.Sprintf("10.0.%d.%d:80", i/250, i%250+1) }
+
+// decide gives each upstream the verdict of its letter; ? leaves it as it is.
+func (p *policy) decide(verdicts string) {
+	for i, v := range verdicts {
+		if v == '?' {
+			continue
+		}
+		decide(p.targets[i], v == 'u')
+	}
+}
+
+// decide has a probe of the target pass or fail, and returns when all who
+// follow it know.
+func decide(target *health.Target, passes bool) {
+	if want := map[bool]health.Status{true: health.Up, false: health.Down}[passes]; target.Status() == want {
+		return
+	}
+	known := make(chan struct{})
+	defer target.Attach(health.Driver{
+		Probe: func(context.Context) error {
+			if passes {
+				return nil
+			}
+			return errors.New("sick")
+		},
+		Report: func(health.Transition) { close(known) },
+	}, 0)()
+	<-known
+}
+
+func get() *http.Request {
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	return r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, make(map[string]any)))
+}
+
+// picks returns the indexes of the upstreams of n picks, -1 for nil.
+func (p *policy) picks(r func() *http.Request, n int) []int {
+	got := make([]int, 0, n)
+	for range n {
+		got = append(got, slices.Index(p.upstreams, p.Select(p.upstreams, r(), nil)))
+	}
+	return got
+}
+
+// counts returns how often each index is among picks.
+func counts(picks []int, n int) []int {
+	c := make([]int, n)
+	for _, i := range picks {
+		if i >= 0 {
+			c[i]++
+		}
+	}
+	return c
+}
+
+// Every upstream alive has exactly its share, the dead have none, whoever asks
+// at the same time.
+func TestExactSharesUnderConcurrency(t *testing.T) {
+	p := newPolicy(t, "uududuuudu")
+	var served [10]atomic.Int64
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			r := get()
+			for range 7000 {
+				i := slices.Index(p.upstreams, p.Select(p.upstreams, r, nil))
+				if i < 0 {
+					t.Error("nil while seven can serve")
+					return
+				}
+				served[i].Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	for i, v := range "uududuuudu" {
+		want := int64(0)
+		if v == 'u' {
+			want = 8000
+		}
+		if got := served[i].Load(); got != want {
+			t.Errorf("upstream %d (%c) got %d requests, want %d", i, v, got, want)
+		}
+	}
+}
+
+// While verdicts flip under way, a request never gets nil, and once they
+// settled only those alive are picked.
+func TestFlipsWhilePicking(t *testing.T) {
+	p := newPolicy(t, "uuuuu")
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for r := get(); ; {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if p.Select(p.upstreams, r, nil) == nil {
+					t.Error("nil while the first can serve")
+					return
+				}
+			}
+		})
+	}
+	for range 200 {
+		p.decide("?dddd")
+		p.decide("?uudu")
+	}
+	close(stop)
+	wg.Wait()
+	if got, want := counts(p.picks(get, 400), 5), []int{100, 100, 100, 0, 100}; !slices.Equal(got, want) {
+		t.Errorf("picks after the flips %v, want %v", got, want)
+	}
+}
+
+// A change of the set does not restart the order at the first: else whoever is
+// first would get more whenever others flap.
+func TestAChangeDoesNotRestartTheOrder(t *testing.T) {
+	p := newPolicy(t, "uuuu")
+	first := make([]int, 4)
+	for range 100 {
+		p.decide("???d")
+		first[p.picks(get, 1)[0]]++
+		p.decide("???u")
+		first[p.picks(get, 1)[0]]++
+	}
+	if slices.Max(first) > 100 {
+		t.Errorf("picks right after a change %v, want them spread", first)
+	}
+}
+
+// An upstream with several checks is alive while all of them pass.
+func TestAllChecksMustPass(t *testing.T) {
+	second := health.NewTarget(health.Settings{Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour, Timeout: time.Second, Passes: 1, Fails: 1})
+	p := newPolicy(t, "uu", func(s *Selection) {
+		s.watched[address(0)] = append(s.watched[address(0)], &watch{target: second})
+		second.Subscribe(s.refresh)
+	})
+	for _, tc := range []struct {
+		pass bool
+		want []int
+	}{{true, []int{50, 50}}, {false, []int{0, 100}}, {true, []int{50, 50}}} {
+		decide(second, tc.pass)
+		if got := counts(p.picks(get, 100), 2); !slices.Equal(got, tc.want) {
+			t.Errorf("picks %v while the second check passes is %v, want %v", got, tc.pass, tc.want)
+		}
+	}
+}
+
+// When no upstream is alive requests go to all of them, which is said once
+// when it begins and once when it ends.
+func TestLastResort(t *testing.T) {
+	p := newPolicy(t, "uud")
+	p.decide("dd?")
+	if got, want := counts(p.picks(get, 300), 3), []int{100, 100, 100}; !slices.Equal(got, want) {
+		t.Errorf("picks with all down %v, want %v", got, want)
+	}
+	p.decide("?u?")
+	if got, want := counts(p.picks(get, 300), 3), []int{0, 300, 0}; !slices.Equal(got, want) {
+		t.Errorf("picks with one back %v, want %v", got, want)
+	}
+	var got []string
+	for _, entry := range p.logs.All() {
+		got = append(got, fmt.Sprintf("%s: %s", entry.Level, entry.Message))
+	}
+	want := []string{
+		"warn: no upstream is alive: requests go to all of them, as the last resort",
+		"info: an upstream is alive again: requests go to those alive only",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("logged %q, want %q", got, want)
+	}
+}
+
+type breaker struct{ open bool }
+
+func (b *breaker) OK() bool                          { return !b.open }
+func (*breaker) RecordMetric(_ int, _ time.Duration) {}
+
+// The last resort does not go past an open circuit breaker, nor does a cold
+// start wait behind one.
+func TestOpenCircuitBreaker(t *testing.T) {
+	for _, verdicts := range []string{"dd", "d?"} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &breaker{open: true}
+			p := newPolicy(t, verdicts, func(s *Selection) { s.proxy.CB = b })
+			began := time.Now()
+			if u := p.Select(p.upstreams, get(), nil); u != nil || time.Since(began) > 0 {
+				t.Errorf("%s: picked %v after %v with the breaker open, want nil at once", verdicts, u, time.Since(began))
+			}
+			b.open = false
+			if u := p.Select(p.upstreams, get(), nil); u == nil {
+				t.Errorf("%s: nil with the breaker closed again", verdicts)
+			}
+		})
+	}
+}
+
+// A retry goes to upstreams that were not tried yet. When all were, it starts
+// over, not with the last one, unless that is alone.
+func TestRetriesSkipTheTried(t *testing.T) {
+	for _, verdicts := range []string{"u", "uu", "uuu", "uudu", "udddddddddddddddddddu", "ddd", "d"} {
+		t.Run(verdicts, func(t *testing.T) {
+			p := newPolicy(t, verdicts, func(s *Selection) { s.retries = true })
+			var eligible []int
+			for i, v := range verdicts {
+				if v == 'u' {
+					eligible = append(eligible, i)
+				}
+			}
+			if eligible == nil { // the last resort
+				for i := range verdicts {
+					eligible = append(eligible, i)
+				}
+			}
+			for range 50 {
+				r := get()
+				got := p.picks(func() *http.Request { return r }, 4*len(eligible))
+				for round := range slices.Chunk(got, len(eligible)) {
+					slices.Sort(round)
+				}
+				want := slices.Repeat(eligible, 4)
+				if !slices.Equal(got, want) {
+					t.Fatalf("one request tried %v, want each of %v once before any again", got, eligible)
+				}
+			}
+		})
+	}
+}
+
+func TestStartingOverAvoidsTheLast(t *testing.T) {
+	p := newPolicy(t, "uuu", func(s *Selection) { s.retries = true })
+	for range 100 {
+		r := get()
+		got := p.picks(func() *http.Request { return r }, 12)
+		for i := range got[1:] {
+			if got[i] == got[i+1] {
+				t.Fatalf("one request tried %v: the same twice in a row", got)
+			}
+		}
+	}
+}
+
+// With retries configured, first tries are as exact as without.
+func TestFirstTriesAreExactWithRetries(t *testing.T) {
+	p := newPolicy(t, "uduu", func(s *Selection) { s.retries = true })
+	if got, want := counts(p.picks(get, 300), 4), []int{100, 0, 100, 100}; !slices.Equal(got, want) {
+		t.Errorf("picks %v, want %v", got, want)
+	}
+}
+
+// The variables of a request outlive the handler. Another request on the same
+// ones, as in handle_errors, has tried nothing yet.
+func TestAttemptsBelongToARequest(t *testing.T) {
+	p := newPolicy(t, "uu", func(s *Selection) { s.retries = true })
+	failed := get()
+	tried := p.Select(p.upstreams, failed, nil)
+	if !p.attempts(failed).has(tried) {
+		t.Error("the request forgot what it tried")
+	}
+	if p.attempts(failed.Clone(failed.Context())).has(tried) {
+		t.Error("another request was handed the attempts of the first")
+	}
+}
+
+// held starts a pick in a goroutine and returns where its result will be.
+func (p *policy) held(r *http.Request) <-chan *reverseproxy.Upstream {
+	result := make(chan *reverseproxy.Upstream, 1)
+	go func() { result <- p.Select(p.upstreams, r, nil) }()
+	return result
+}
+
+// At a cold start a request waits for the first verdicts, and no longer than
+// it has to.
+func TestHold(t *testing.T) {
+	type step struct {
+		at       time.Duration
+		verdicts string
+	}
+	for _, tc := range []struct {
+		rule     string
+		verdicts string
+		steps    []step
+		want     time.Duration
+		oneOf    []int
+	}{
+		{"all have a verdict", "???", []step{{time.Second, "udd"}}, time.Second, []int{0}},
+		{"100 ms after the first pass", "???", []step{{time.Second, "??u"}}, 1100 * time.Millisecond, []int{2}},
+		{"a second one in that time takes part", "???", []step{{time.Second, "u??"}, {1050 * time.Millisecond, "?u?"}}, 1100 * time.Millisecond, []int{0, 1}},
+		{"until the limit, then those without a verdict", "d??", nil, 2 * time.Second, []int{1, 2}},
+		{"all turn out dead: the last resort", "???", []step{{time.Second, "ddd"}}, time.Second, []int{0, 1, 2}},
+		{"somebody serves: nobody waits", "?u?", nil, 0, []int{1}},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPolicy(t, tc.verdicts)
+				began := time.Now()
+				result := p.held(get())
+				for _, s := range tc.steps {
+					time.Sleep(s.at - time.Since(began))
+					p.decide(s.verdicts)
+				}
+				got := slices.Index(p.upstreams, <-result)
+				if !slices.Contains(tc.oneOf, got) {
+					t.Errorf("picked upstream %d, want one of %v", got, tc.oneOf)
+				}
+				if waited := time.Since(began).Truncate(time.Millisecond); waited != tc.want {
+					t.Errorf("waited %v, want %v", waited, tc.want)
+				}
+			})
+		})
+	}
+}
+
+// The requests that were held do not all go to the quickest upstream.
+func TestHeldRequestsSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy(t, "????")
+		var results []<-chan *reverseproxy.Upstream
+		for range 100 {
+			results = append(results, p.held(get()))
+		}
+		synctest.Wait()
+		p.decide("u???")
+		time.Sleep(50 * time.Millisecond)
+		p.decide("?u??")
+		var picks []int
+		for _, r := range results {
+			picks = append(picks, slices.Index(p.upstreams, <-r))
+		}
+		if got, want := counts(picks, 4), []int{50, 50, 0, 0}; !slices.Equal(got, want) {
+			t.Errorf("held requests went to %v, want %v", got, want)
+		}
+	})
+}
+
+// A request is held once, not again at every retry.
+func TestHeldOnceARequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy(t, "??", func(s *Selection) { s.retries = true })
+		began := time.Now()
+		r := get()
+		p.picks(func() *http.Request { return r }, 3)
+		if got := time.Since(began); got != 2*time.Second {
+			t.Errorf("three tries waited %v, want the hold of 2s once", got)
+		}
+	})
+}
+
+func TestHoldOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy(t, "??", func(s *Selection) { s.hold = 0 })
+		began := time.Now()
+		if u := p.Select(p.upstreams, get(), nil); u == nil || time.Since(began) != 0 {
+			t.Errorf("picked %v after %v, want any at once", u, time.Since(began))
+		}
+	})
+}
+
+// A client that leaves while it is held gets an upstream, which ends its
+// request quietly: nil would be logged as an error, and retried.
+func TestClientLeavesWhileHeld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy(t, "???")
+		r := get()
+		ctx, leave := context.WithCancel(r.Context())
+		began := time.Now()
+		result := p.held(r.WithContext(ctx))
+		time.Sleep(300 * time.Millisecond)
+		leave()
+		if u := <-result; u == nil || time.Since(began) != 300*time.Millisecond {
+			t.Errorf("picked %v after %v, want any as soon as the client left", u, time.Since(began))
+		}
+	})
+}
+
+// The same where nobody could serve it anyway.
+func TestClientLeft(t *testing.T) {
+	p := newPolicy(t, "dd", func(s *Selection) { s.proxy.CB = &breaker{open: true} })
+	r := get()
+	ctx, leave := context.WithCancel(r.Context())
+	if u := p.Select(p.upstreams, r.WithContext(ctx), nil); u != nil {
+		t.Fatalf("picked %v with the breaker open", u)
+	}
+	leave()
+	if u := p.Select(p.upstreams, r.WithContext(ctx), nil); u == nil {
+		t.Error("nil for a client that left")
+	}
+}
+
+// When the config ends, nobody waits for verdicts that will not come, and
+// requests in flight still get an upstream that was alive.
+func TestSelectAfterUnload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy(t, "???")
+		began := time.Now()
+		result := p.held(get())
+		time.Sleep(100 * time.Millisecond)
+		p.unload()
+		if u := <-result; u == nil || time.Since(began) != 100*time.Millisecond {
+			t.Errorf("picked %v after %v, want any as soon as the config ended", u, time.Since(began))
+		}
+	})
+	p := newPolicy(t, "udu")
+	p.unload()
+	if err := p.Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := counts(p.picks(get, 100), 3), []int{50, 0, 50}; !slices.Equal(got, want) {
+		t.Errorf("picks after Cleanup %v, want %v", got, want)
+	}
+}
+
+// A pool that is not the proxy's own list comes from a dynamic source, with
+// new values for every request, or from another policy that passes on a part:
+// verdicts go by address, and an address without one counts as alive.
+func TestForeignPools(t *testing.T) {
+	p := newPolicy(t, "ud")
+	fresh := func(dials ...string) reverseproxy.UpstreamPool {
+		var pool reverseproxy.UpstreamPool
+		for _, dial := range dials {
+			pool = append(pool, &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: dial})
+		}
+		return pool
+	}
+	served := make(map[string]int)
+	for range 100 {
+		served[p.Select(fresh("10.9.9.9:80", address(0), address(1)), get(), nil).Dial]++
+	}
+	if served["10.9.9.9:80"] != 50 || served[address(0)] != 50 {
+		t.Errorf("served %v, want 50 each of those not known to be dead", served)
+	}
+	if u := p.Select(fresh(), get(), nil); u != nil {
+		t.Errorf("picked %v from an empty pool", u)
+	}
+	if u := p.Select(p.upstreams[1:], get(), nil); u != p.upstreams[1] {
+		t.Errorf("picked %v, want the dead one if it is all there is", u)
+	}
+}
+
+// A retry of a request over a dynamic source skips by address, for the values
+// are new.
+func TestForeignPoolsAndRetries(t *testing.T) {
+	p := newPolicy(t, "", func(s *Selection) { s.retries = true })
+	r := get()
+	var got []string
+	for range 3 {
+		var pool reverseproxy.UpstreamPool
+		for i := range 3 {
+			pool = append(pool, &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: address(i)})
+		}
+		got = append(got, p.Select(pool, r, nil).Dial)
+	}
+	slices.Sort(got)
+	if want := []string{address(0), address(1), address(2)}; !slices.Equal(got, want) {
+		t.Errorf("tried %v, want each once", got)
+	}
+}
+
+// The pick allocates nothing.
+func TestPickAllocatesNothing(t *testing.T) {
+	p := newPolicy(t, "uduu")
+	r := get()
+	if n := testing.AllocsPerRun(1000, func() { p.Select(p.upstreams, r, nil) }); n != 0 {
+		t.Errorf("%v allocations a pick, want 0", n)
+	}
+}
+
+// BenchmarkPick puts the policy beside Caddy's round_robin in one run: only
+// their ratio means anything.
+func BenchmarkPick(b *testing.B) {
+	for _, n := range []int{3, 10, 100, 1000, 10000} {
+		p := newPolicy(b, string(slices.Repeat([]byte{'u'}, n)))
+		for name, policy := range map[string]reverseproxy.Selector{
+			"alive":       p.Selection,
+			"round_robin": new(reverseproxy.RoundRobinSelection),
+		} {
+			r := get()
+			b.Run(fmt.Sprintf("%d/serial/%s", n, name), func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					if policy.Select(p.upstreams, r, nil) == nil {
+						b.Fatal("nil")
+					}
+				}
+			})
+			b.Run(fmt.Sprintf("%d/parallel/%s", n, name), func(b *testing.B) {
+				b.ReportAllocs()
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						if policy.Select(p.upstreams, r, nil) == nil {
+							b.Error("nil")
+						}
+					}
+				})
+			})
+		}
+	}
+}
