@@ -107,8 +107,9 @@ func identify(raw json.RawMessage) (kind, identity string, err error) {
 
 // knownKinds lists the kinds of probe that this build has.
 func knownKinds() string {
-	var kinds []string
-	for _, info := range caddy.GetModules("alive.probes") {
+	modules := caddy.GetModules("alive.probes")
+	kinds := make([]string, 0, len(modules))
+	for _, info := range modules {
 		kinds = append(kinds, info.ID.Name())
 	}
 	slices.Sort(kinds)

@@ -114,7 +114,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	s.logger = ctx.Logger()
 	s.unloaded = ctx.Done()
 	s.variable = fmt.Sprintf("alive.attempts.%p", s)
-	s.ticket.Store(uint64(rand.Uint32())) //nolint:gosec // spreads first requests, guards nothing
+	s.ticket.Store(uint64(rand.Uint32()))
 
 	modules := ctx.Modules()
 	for i := len(modules) - 1; i >= 0 && s.proxy == nil; i-- {
@@ -261,6 +261,7 @@ func (s *Selection) view(pool reverseproxy.UpstreamPool) *snapshot {
 			serving[i] = 1
 		case health.Unknown:
 			unknown[i] = 1
+		case health.Down:
 		}
 	}
 	return &snapshot{
@@ -281,6 +282,7 @@ func (s *Selection) status(u *reverseproxy.Upstream) health.Status {
 			return health.Down
 		case health.Unknown:
 			status = health.Unknown
+		case health.Up:
 		}
 	}
 	return status

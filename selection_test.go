@@ -38,11 +38,11 @@ type policy struct {
 
 // newPolicy makes a policy over as many upstreams as there are verdicts: u for
 // up, d for down, ? for none yet.
-func newPolicy(t testing.TB, verdicts string, configure ...func(*Selection)) *policy {
-	t.Helper()
+func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *policy {
+	tb.Helper()
 	core, logs := observer.New(zap.InfoLevel)
 	ctx, unload := context.WithCancel(context.Background())
-	t.Cleanup(unload)
+	tb.Cleanup(unload)
 	p := &policy{logs: logs, unload: unload, Selection: &Selection{
 		logger:   zap.New(core),
 		proxy:    new(reverseproxy.Handler),

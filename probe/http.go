@@ -172,7 +172,7 @@ func (h *HTTP) Probe(ctx context.Context, up Upstream) error {
 	} else {
 		var body []byte
 		if body, err = io.ReadAll(limited); err == nil && !h.body.Match(body) {
-			return fmt.Errorf("body does not match '%s' in its first %s", h.body, humanize.IBytes(uint64(h.MaxSize))) //nolint:gosec // checked to be positive
+			return fmt.Errorf("body does not match '%s' in its first %s", h.body, humanize.IBytes(uint64(h.MaxSize)))
 		}
 	}
 	if err != nil {

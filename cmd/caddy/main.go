@@ -10,8 +10,9 @@ import (
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
-	_ "github.com/caddy-alive/caddy-alive"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	_ "github.com/caddy-alive/caddy-alive"
 )
 
 func main() {

@@ -98,5 +98,5 @@ func (s *state) delay(set *Settings) time.Duration {
 	case s.status == Down:
 		d = set.DownInterval
 	}
-	return d + time.Duration(rand.Float64()*set.Jitter*float64(d)) //nolint:gosec // spreads probes, guards nothing
+	return d + time.Duration(rand.Float64()*set.Jitter*float64(d))
 }
