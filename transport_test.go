@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"math/big"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// certificate makes a self-signed certificate and returns it as DER, and in
+// files as PEM.
+func certificate(t *testing.T) (der []byte, certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: serial, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err = x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for file, block := range map[string]*pem.Block{
+		certFile: {Type: "CERTIFICATE", Bytes: der},
+		keyFile:  {Type: "EC PRIVATE KEY", Bytes: keyDER},
+	} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return der, certFile, keyFile
+}
+
+// Probes are shared by what was loaded: handlers, and a config and the one
+// after it, share if nothing of it differs.
+func TestWhichTargetsAreShared(t *testing.T) {
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+	defer cancel()
+
+	ca1, certFile, keyFile := certificate(t)
+	ca2, otherCert, otherKey := certificate(t)
+	withCA := func(der []byte) *reverseproxy.HTTPTransport {
+		// A CA module is emptied out of the config once it is loaded, so that two
+		// of them leave the same JSON. So it does here.
+		h := &reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{RootCAPool: []string{base64.StdEncoding.EncodeToString(der)}}}
+		if err := h.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+		h.TLS.RootCAPool = nil
+		return h
+	}
+	provisioned := func(h *reverseproxy.HTTPTransport) *reverseproxy.HTTPTransport {
+		if err := h.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	withCert := func(cert, key string) *reverseproxy.HTTPTransport {
+		h := provisioned(&reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{ClientCertificateFile: cert, ClientCertificateKeyFile: key}})
+		h.TLS.ClientCertificateFile, h.TLS.ClientCertificateKeyFile = "renewed in place", "renewed in place"
+		return h
+	}
+	plain := func() http.RoundTripper { return nil } // as when the config names no transport
+	check := func(identity string, set health.Settings) *HealthCheck {
+		return &HealthCheck{prober: nil, identity: identity, settings: set}
+	}
+	five := health.Settings{Interval: 5 * time.Second}
+	six := health.Settings{Interval: 6 * time.Second}
+
+	type reached struct {
+		transport http.RoundTripper
+		address   string
+		check     *HealthCheck
+	}
+	for _, tc := range []struct {
+		rule   string
+		a, b   reached
+		shared bool
+	}{
+		{"all equal", reached{plain(), "app:80", check("x", five)}, reached{plain(), "app:80", check("x", five)}, true},
+		{"the default transport, named or not", reached{plain(), "app:80", check("x", five)}, reached{provisioned(new(reverseproxy.HTTPTransport)), "app:80", check("x", five)}, true},
+		{"two ways to write an address", reached{plain(), "tcp/app:80", check("x", five)}, reached{plain(), "app:80", check("x", five)}, true},
+		{"another address", reached{plain(), "app:80", check("x", five)}, reached{plain(), "app:81", check("x", five)}, false},
+		{"another check", reached{plain(), "app:80", check("x", five)}, reached{plain(), "app:80", check("y", five)}, false},
+		{"another interval", reached{plain(), "app:80", check("x", five)}, reached{plain(), "app:80", check("x", six)}, false},
+		{"another transport", reached{plain(), "app:80", check("x", five)}, reached{provisioned(&reverseproxy.HTTPTransport{LocalAddress: "127.0.0.1:0"}), "app:80", check("x", five)}, false},
+		{"equal CAs", reached{withCA(ca1), "app:80", check("x", five)}, reached{withCA(ca1), "app:80", check("x", five)}, true},
+		{"different CAs", reached{withCA(ca1), "app:80", check("x", five)}, reached{withCA(ca2), "app:80", check("x", five)}, false},
+		{"a CA and none", reached{withCA(ca1), "app:80", check("x", five)}, reached{provisioned(&reverseproxy.HTTPTransport{TLS: new(reverseproxy.TLSConfig)}), "app:80", check("x", five)}, false},
+		{"equal client certificates", reached{withCert(certFile, keyFile), "app:80", check("x", five)}, reached{withCert(certFile, keyFile), "app:80", check("x", five)}, true},
+		{"different client certificates", reached{withCert(certFile, keyFile), "app:80", check("x", five)}, reached{withCert(otherCert, otherKey), "app:80", check("x", five)}, false},
+		{"what cannot be compared", reached{new(unknownTransport), "app:80", check("x", five)}, reached{new(unknownTransport), "app:80", check("x", five)}, false},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			watches := make([]*watch, 0, 2)
+			for _, r := range []reached{tc.a, tc.b} {
+				way, err := newTransport(ctx, &reverseproxy.Handler{Transport: r.transport})
+				if err != nil {
+					t.Fatal(err)
+				}
+				to, err := way.to(r.address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w, err := newWatch(r.check, to, zap.NewNop())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() {
+					if err := w.forget(); err != nil {
+						t.Error(err)
+					}
+				}()
+				watches = append(watches, w)
+			}
+			if got := watches[0].target == watches[1].target; got != tc.shared {
+				t.Errorf("shared: %v, want %v", got, tc.shared)
+			}
+		})
+	}
+	targets.Range(func(key, _ any) bool {
+		t.Errorf("a target is left: %v", key)
+		return true
+	})
+}
+
+type unknownTransport struct{ _ int }
+
+func (*unknownTransport) RoundTrip(*http.Request) (*http.Response, error) { return nil, nil }
+
+// The scheme is that of proxied requests, ports without TLS included, and the
+// host is one that can stand in a URL.
+func TestRoutes(t *testing.T) {
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+	defer cancel()
+	tls := &reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{ExceptPorts: []string{"8080"}}}
+	if err := tls.Provision(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		transport                   http.RoundTripper
+		address, scheme, host, fail string
+	}{
+		{nil, "app:80", "http", "app:80", ""},
+		{tls, "app:443", "https", "app:443", ""},
+		{tls, "app:8080", "http", "app:8080", ""},
+		{nil, "[::1]:80", "http", "[::1]:80", ""},
+		{nil, "unix//run/app.sock", "http", "localhost", ""},
+		{nil, "app:80-82", "", "", "upstream app:80-82: the address must be one socket, not 3"},
+		{nil, "app:99999", "", "", `upstream app:99999: invalid start port: strconv.ParseUint: parsing "99999": value out of range`},
+	} {
+		t.Run(tc.address, func(t *testing.T) {
+			way, err := newTransport(ctx, &reverseproxy.Handler{Transport: tc.transport})
+			if err != nil {
+				t.Fatal(err)
+			}
+			to, err := way.to(tc.address)
+			if err != nil {
+				if err.Error() != tc.fail {
+					t.Errorf("error %q, want %q", err, tc.fail)
+				}
+				return
+			}
+			if tc.fail != "" || to.up.Scheme != tc.scheme || to.up.Host != tc.host {
+				t.Errorf("got %s://%s, want %s://%s, or the error %q", to.up.Scheme, to.up.Host, tc.scheme, tc.host, tc.fail)
+			}
+		})
+	}
+}
