@@ -77,12 +77,9 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 // parseHold reads the value of the option that d is at: a duration, or off.
 func parseHold(d *caddyfile.Dispenser, hold *caddy.Duration) error {
-	var text string
-	if !d.AllArgs(&text) {
-		return d.ArgErr()
-	}
-	if text == "off" {
-		return nil
+	text, err := parseArg(d, "off, or one duration above 0, like 2s")
+	if err != nil || text == "off" {
+		return err
 	}
 	duration, err := caddy.ParseDuration(text)
 	if err != nil || duration <= 0 {
@@ -152,8 +149,8 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err 
 	case "fails":
 		err = parseCount(d, &c.Fails)
 	case "jitter":
-		if !d.AllArgs(&c.Jitter) {
-			return true, d.ArgErr()
+		if c.Jitter, err = parseArg(d, "one percentage from 0% to 100%"); err != nil {
+			return true, err
 		}
 		if _, invalid := parseJitter(c.Jitter); invalid != nil {
 			err = d.WrapErr(invalid)
@@ -164,12 +161,22 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err 
 	return true, err
 }
 
-// parsePositiveDuration reads the value of the option that d is at.
-func parsePositiveDuration(d *caddyfile.Dispenser, value *caddy.Duration) error {
+// parseArg reads the one value of the option that d is at.
+func parseArg(d *caddyfile.Dispenser, what string) (string, error) {
 	option := d.Val()
 	var text string
 	if !d.AllArgs(&text) {
-		return d.ArgErr()
+		return "", d.Errf("%s takes %s", option, what)
+	}
+	return text, nil
+}
+
+// parsePositiveDuration reads the value of the option that d is at.
+func parsePositiveDuration(d *caddyfile.Dispenser, value *caddy.Duration) error {
+	option := d.Val()
+	text, err := parseArg(d, "one duration above 0, like 5s")
+	if err != nil {
+		return err
 	}
 	duration, err := caddy.ParseDuration(text)
 	if err != nil || duration <= 0 {
@@ -182,9 +189,9 @@ func parsePositiveDuration(d *caddyfile.Dispenser, value *caddy.Duration) error 
 // parseCount reads the value of the option that d is at.
 func parseCount(d *caddyfile.Dispenser, value *int) error {
 	option := d.Val()
-	var text string
-	if !d.AllArgs(&text) {
-		return d.ArgErr()
+	text, err := parseArg(d, "one whole number from 1 on")
+	if err != nil {
+		return err
 	}
 	count, err := strconv.Atoi(text)
 	if err != nil || count < 1 {
@@ -200,7 +207,7 @@ func parseProbe(d *caddyfile.Dispenser) (json.RawMessage, error) {
 	kind := d.Val()
 	id := "alive.probes." + kind
 	if _, err := caddy.GetModule(id); err != nil {
-		return nil, d.Errf("unknown kind of check '%s'; this build has %s", kind, knownKinds())
+		return nil, d.WrapErr(errUnknownKind(kind))
 	}
 	prober, err := caddyfile.UnmarshalModule(d, id)
 	if err != nil {

@@ -68,6 +68,9 @@ type HealthCheck struct {
 
 // provision loads the probe and fills in the defaults.
 func (c *HealthCheck) provision(ctx caddy.Context) error {
+	if c == nil {
+		return errNoProbe()
+	}
 	kind, identity, err := identify(c.ProbeRaw)
 	if err != nil {
 		return err
@@ -92,7 +95,7 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 // to write it.
 func identify(raw json.RawMessage) (kind, identity string, err error) {
 	if len(raw) == 0 {
-		return "", "", fmt.Errorf("a check needs a probe with one of the kinds %s", knownKinds())
+		return "", "", errNoProbe()
 	}
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	decoder.UseNumber()
@@ -100,9 +103,22 @@ func identify(raw json.RawMessage) (kind, identity string, err error) {
 	if err := decoder.Decode(&options); err != nil {
 		return "", "", fmt.Errorf("decoding probe: %v", err)
 	}
-	kind, _ = options["kind"].(string)
+	if kind, _ = options["kind"].(string); kind == "" {
+		return "", "", errNoProbe()
+	}
+	if _, err := caddy.GetModule("alive.probes." + kind); err != nil {
+		return "", "", errUnknownKind(kind)
+	}
 	encoded, err := json.Marshal(options)
 	return kind, string(encoded), err
+}
+
+func errNoProbe() error {
+	return fmt.Errorf("a check needs a probe with one of the kinds %s", knownKinds())
+}
+
+func errUnknownKind(kind string) error {
+	return fmt.Errorf("unknown kind of check '%s'; this build has %s", kind, knownKinds())
 }
 
 // knownKinds lists the kinds of probe that this build has.
@@ -138,7 +154,7 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 		{"fails", int64(c.Fails)},
 	} {
 		if option.value < 0 {
-			return set, fmt.Errorf("%s must be above 0", option.name)
+			return set, fmt.Errorf("%s must not be negative", option.name)
 		}
 	}
 	orDefault(&set.Interval, 5*time.Second)

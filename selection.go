@@ -142,7 +142,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	if s.Hold != nil {
 		if *s.Hold < 0 {
-			return fmt.Errorf("hold must be a duration, or 0 to hold no request")
+			return fmt.Errorf("hold must not be negative; 0 holds no request")
 		}
 		s.hold = time.Duration(*s.Hold)
 	}

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -191,7 +192,7 @@ func (t *transport) to(address string) (*route, error) {
 		}
 	}
 	r.up = probe.Upstream{Address: address, Scheme: u.Scheme, Host: u.Host, Transport: t.roundTripper}
-	if t.dialContext != nil {
+	if t.dialContext != nil && !strings.HasPrefix(addr.Network, "udp") { // a datagram needs nobody who listens
 		r.up.Dial = func(ctx context.Context) (net.Conn, error) {
 			return t.dialContext(ctx, r.info.Network, r.info.Address)
 		}

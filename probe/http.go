@@ -93,7 +93,10 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 	}
 	header := make(http.Header)
 	for name, values := range h.Header {
-		for _, value := range values {
+		for i, value := range values {
+			if i > 0 && strings.EqualFold(name, "Host") {
+				return errors.New("header Host can be given once only")
+			}
 			if value, err = resolve("header "+name, value); err != nil {
 				return err
 			}
@@ -122,12 +125,12 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 		}
 		h.status = append(h.status, r)
 	}
+	if err := h.checkBody(); err != nil {
+		return err
+	}
 	// A regular expression may well contain braces, so what is not known as a
 	// placeholder stays as it is.
 	if h.ExpectBody != "" {
-		if h.Method == http.MethodHead {
-			return errors.New("expect_body needs a body, and an answer to HEAD has none")
-		}
 		if h.body, err = compileBody(repl.ReplaceKnown(h.ExpectBody, "")); err != nil {
 			return err
 		}
@@ -199,8 +202,9 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.Err("an http check needs the URI to ask for, like http /healthz")
 	}
 	h.URI = d.Val()
-	if !hasPlaceholder(h.URI) {
-		if _, err := parseURI(h.URI); err != nil {
+	// what a placeholder stands for is only known when the config is loaded
+	if literal, _, _ := strings.Cut(h.URI, "{"); literal != "" || h.URI == "" {
+		if _, err := parseURI(literal); err != nil {
 			return d.WrapErr(err)
 		}
 	}
@@ -218,7 +222,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
-	return nil
+	return wrap(d, h.checkBody())
 }
 
 // unmarshalOption reads the option that d is at.
@@ -226,7 +230,7 @@ func (h *HTTP) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 	switch option {
 	case "method":
 		if !d.AllArgs(&h.Method) {
-			return d.ArgErr()
+			return d.Err("method takes one HTTP method, like HEAD")
 		}
 		return wrap(d, checkMethod(h.Method))
 
@@ -235,16 +239,22 @@ func (h *HTTP) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 		if !d.AllArgs(&name, &value) {
 			return d.Err("header takes a name and a value, like header Host app.internal")
 		}
+		if strings.EqualFold(name, "Host") && h.Header.Get(name) != "" {
+			return d.Err("header Host can be given once only")
+		}
 		if h.Header == nil {
 			h.Header = make(http.Header)
 		}
 		h.Header.Add(name, value)
+		if strings.Contains(value, "{") {
+			value = "" // known only when the config is loaded
+		}
 		return wrap(d, checkHeader(name, value))
 
 	case "status":
 		h.Status = d.RemainingArgs()
 		if len(h.Status) == 0 {
-			return d.ArgErr()
+			return d.Err("status takes codes, classes and ranges, like 204 2xx 200-399")
 		}
 		for _, text := range h.Status {
 			if _, err := parseStatus(text); err != nil {
@@ -254,7 +264,7 @@ func (h *HTTP) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 
 	case "expect_body":
 		if !d.AllArgs(&h.ExpectBody) {
-			return d.ArgErr()
+			return d.Err("expect_body takes one regular expression; put it into quotes if it has spaces")
 		}
 		if h.ExpectBody == "" {
 			return d.Err("expect_body must not be empty: it would match any body")
@@ -265,7 +275,7 @@ func (h *HTTP) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 	case "max_size":
 		var text string
 		if !d.AllArgs(&text) {
-			return d.ArgErr()
+			return d.Err("max_size takes one size from 1 byte to 64MiB, like 64KiB")
 		}
 		size, err := humanize.ParseBytes(text)
 		if err != nil || size > maxMaxSize {
@@ -290,20 +300,23 @@ func wrap(d *caddyfile.Dispenser, err error) error {
 	return d.WrapErr(err)
 }
 
-func hasPlaceholder(s string) bool { return strings.Contains(s, "{") }
-
 func parseURI(uri string) (*url.URL, error) {
-	if !strings.HasPrefix(uri, "/") {
-		return nil, fmt.Errorf("uri must be a path that begins with '/', with a query if need be; got '%s'", uri)
+	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") || strings.Contains(uri, " ") {
+		return nil, fmt.Errorf("uri must be a path that begins with one '/', with a query if need be; got '%s'", uri)
 	}
 	u, err := url.ParseRequestURI(uri)
 	if err != nil {
-		return nil, fmt.Errorf("uri must be a path that begins with '/', with a query if need be: %v", err)
-	}
-	if u.Host != "" {
-		return nil, fmt.Errorf("uri must be a path that begins with one '/'; got '%s'", uri)
+		return nil, fmt.Errorf("uri must be a path that begins with one '/', with a query if need be: %v", err)
 	}
 	return u, nil
+}
+
+// checkBody rejects a check that could never pass.
+func (h *HTTP) checkBody() error {
+	if h.ExpectBody != "" && h.Method == http.MethodHead {
+		return errors.New("expect_body needs a body, and an answer to HEAD has none")
+	}
+	return nil
 }
 
 func checkMethod(method string) error {
@@ -319,6 +332,9 @@ func checkHeader(name, value string) error {
 	}
 	if !httpguts.ValidHeaderFieldValue(value) {
 		return fmt.Errorf("header %s must not have line breaks or other control characters in its value", name)
+	}
+	if strings.EqualFold(name, "Host") && !httpguts.ValidHostHeader(value) {
+		return fmt.Errorf("header Host must be a host, with a port if need be; got '%s'", value)
 	}
 	return nil
 }

@@ -53,6 +53,6 @@ type Upstream struct {
 	Transport http.RoundTripper
 
 	// Dial connects as the proxy does, before any TLS handshake. It is nil where
-	// the proxy does not use such connections, as with HTTP/3.
+	// that is not how the proxy reaches it, as with HTTP/3.
 	Dial func(ctx context.Context) (net.Conn, error)
 }

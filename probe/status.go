@@ -24,7 +24,7 @@ func parseStatus(text string) (statusRange, error) {
 	var err1, err2 error
 	r.first, err1 = strconv.Atoi(first)
 	r.last, err2 = strconv.Atoi(last)
-	if err1 != nil || err2 != nil || r.first < 200 || r.last > 599 || r.first > r.last {
+	if err1 != nil || err2 != nil || len(first) != 3 || len(last) != 3 || r.first < 200 || r.last > 599 || r.first > r.last {
 		return r, fmt.Errorf("status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s'", text)
 	}
 	return r, nil

@@ -31,7 +31,7 @@ func (*TCP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.Errf("a tcp check takes no argument; got '%s'", d.Val())
 	}
 	if d.NextBlock(0) {
-		return d.Errf("unrecognized option '%s': a tcp check has none of its own", d.Val())
+		return d.Errf("unrecognized option '%s': a tcp check has the options of every check only", d.Val())
 	}
 	return nil
 }
@@ -39,7 +39,7 @@ func (*TCP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 // ValidateUpstream rejects proxies that do not connect by TCP.
 func (TCP) ValidateUpstream(up Upstream) error {
 	if up.Dial == nil {
-		return fmt.Errorf("a tcp check cannot tell whether %s is alive, which is reached over HTTP/3; use an http check", up.Address)
+		return fmt.Errorf("a tcp check cannot tell whether %s is alive, which is not reached by connecting to it; use an http check", up.Address)
 	}
 	return nil
 }

@@ -1,0 +1,588 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	"github.com/caddy-alive/caddy-alive/probe"
+)
+
+// policies are ways to write the policy, and the JSON that each stands for.
+// What is not written stays out of the JSON, so that defaults can improve.
+var policies = []struct{ name, input, want string }{
+	{"nothing", `alive`, `{}`},
+	{"empty block", "alive {\n}", `{}`},
+	{"inline URI", `alive /healthz?deep=1`, `{"checks":[{"probe":{"kind":"http","uri":"/healthz?deep=1"}}]}`},
+	{"inline URI and hold", "alive /healthz {\nhold 2s\n}", `{"checks":[{"probe":{"kind":"http","uri":"/healthz"}}],"hold":2000000000}`},
+	{"hold off", "alive {\nhold off\n}", `{"hold":0}`},
+	{"tcp", "alive {\ncheck tcp\n}", `{"checks":[{"probe":{"kind":"tcp"}}]}`},
+	{"tcp, empty block", "alive {\ncheck tcp {\n}\n}", `{"checks":[{"probe":{"kind":"tcp"}}]}`},
+	{"http", "alive {\ncheck http /healthz\n}", `{"checks":[{"probe":{"kind":"http","uri":"/healthz"}}]}`},
+	{
+		"common options", `alive {
+			check tcp {
+				interval      10s
+				fast_interval 500ms
+				down_interval 1m
+				timeout       3s
+				passes        4
+				fails         1
+				jitter        12.5%
+			}
+		}`,
+		`{"checks":[{"probe":{"kind":"tcp"},"interval":10000000000,"fast_interval":500000000,` +
+			`"down_interval":60000000000,"timeout":3000000000,"passes":4,"fails":1,"jitter":"12.5%"}]}`,
+	},
+	{
+		"limits", `alive {
+			check http / {
+				interval      1d
+				fast_interval 1d
+				passes        1
+				jitter        100%
+				status        200 599 200-599 5xx
+				max_size      64MiB
+			}
+			check http / {
+				jitter   0%
+				max_size 1
+			}
+		}`,
+		`{"checks":[{"probe":{"kind":"http","max_size":67108864,"status":["200","599","200-599","5xx"],"uri":"/"},` +
+			`"interval":86400000000000,"fast_interval":86400000000000,"passes":1,"jitter":"100%"},` +
+			`{"probe":{"kind":"http","max_size":1,"uri":"/"},"jitter":"0%"}]}`,
+	},
+	{
+		"options of http", `alive {
+			check http /healthz {
+				method      POST
+				header      Host app.internal
+				header      x-token one
+				header      X-Token two
+				status      204 2xx 300-399
+				expect_body ^ok$
+				max_size    4KiB
+			}
+		}`,
+		`{"checks":[{"probe":{"expect_body":"^ok$","header":{"Host":["app.internal"],"X-Token":["one","two"]},` +
+			`"kind":"http","max_size":4096,"method":"POST","status":["204","2xx","300-399"],"uri":"/healthz"}}]}`,
+	},
+	{
+		// common lines are taken out from wherever they stand
+		"options of http and common ones mixed", `alive {
+			check http /healthz {
+				timeout 1s
+				method  HEAD
+				fails   2
+				passes  3
+				status  200
+				jitter  5%
+			}
+			hold 1s
+			check http /ready {
+				status   204
+				interval 3s
+				header   A b
+			}
+		}`,
+		`{"checks":[{"probe":{"kind":"http","method":"HEAD","status":["200"],"uri":"/healthz"},"timeout":1000000000,"passes":3,"fails":2,"jitter":"5%"},` +
+			`{"probe":{"header":{"A":["b"]},"kind":"http","status":["204"],"uri":"/ready"},"interval":3000000000}],"hold":1000000000}`,
+	},
+	{"two checks", "alive {\ncheck tcp\ncheck http /healthz\n}", `{"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"http","uri":"/healthz"}}]}`},
+	{
+		// what is quoted is text, be it a brace or an option's name
+		"quoted", "alive {\ncheck \"http\" `/a%20b` {\nheader X \"{\"\n\"timeout\" \"1s\"\nexpect_body `\"status\": ?\"ok\"`\nmethod \"GET\"\n}\n}",
+		`{"checks":[{"probe":{"expect_body":"\"status\": ?\"ok\"","header":{"X":["{"]},"kind":"http","method":"GET","uri":"/a%20b"},"timeout":1000000000}]}`,
+	},
+	{
+		"heredoc", "alive {\ncheck http /healthz {\ntimeout 1s\nexpect_body <<RE\n  ^interval\n  timeout$\n  RE\npasses 3\nstatus 200\n}\n}",
+		`{"checks":[{"probe":{"expect_body":"^interval\ntimeout$","kind":"http","status":["200"],"uri":"/healthz"},"timeout":1000000000,"passes":3}]}`,
+	},
+	{
+		// placeholders are for Provision to resolve
+		"placeholders", "alive {\ncheck http {env.URI}?{http.request.uri} {\nheader X-Token {env.TOKEN}\nexpect_body ^a{2}{env.BODY}\n}\n}",
+		`{"checks":[{"probe":{"expect_body":"^a{2}{env.BODY}","header":{"X-Token":["{env.TOKEN}"]},"kind":"http","uri":"{env.URI}?{http.request.uri}"}}]}`,
+	},
+}
+
+// The Caddyfile is another way to write the JSON.
+func TestCaddyfile(t *testing.T) {
+	for _, test := range policies {
+		t.Run(test.name, func(t *testing.T) {
+			s := new(Selection)
+			if err := s.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input)); err != nil {
+				t.Fatal(err)
+			}
+			if got := encode(t, s); got != test.want {
+				t.Errorf("JSON:\n got %s\nwant %s", got, test.want)
+			}
+		})
+	}
+}
+
+// In a whole Caddyfile, snippets, their arguments and the environment are
+// filled in before the policy is read.
+func TestCaddyfileAdapted(t *testing.T) {
+	t.Setenv("ALIVE_TEST_URI", "/from-env")
+	const snippets = "(policy) {\n\tlb_policy alive {args[0]}\n}\n" +
+		"(check) {\n\tcheck {args[0]} {args[1]} {\n\t\ttimeout {args[2]}\n\t\tmethod HEAD\n\t}\n}\n" +
+		"(header) {\n\theader X-Token {args[0]}\n}\n"
+	for _, test := range []struct{ name, policy, want string }{
+		{"alone", "lb_policy alive", `{"policy":"alive"}`},
+		{"inline URI", "lb_policy alive /healthz", `{"checks":[{"probe":{"kind":"http","uri":"/healthz"}}],"policy":"alive"}`},
+		{"block, and options of the proxy round it", "lb_retries 2\nlb_policy alive {\ncheck tcp\nhold off\n}\nlb_try_duration 1s", `{"checks":[{"probe":{"kind":"tcp"}}],"hold":0,"policy":"alive"}`},
+		{"imported policy", "import policy /healthz", `{"checks":[{"probe":{"kind":"http","uri":"/healthz"}}],"policy":"alive"}`},
+		{"imported checks", "lb_policy alive {\nimport check http /a 1s\nimport check http /b 2s\n}", `{"checks":[` +
+			`{"probe":{"kind":"http","method":"HEAD","uri":"/a"},"timeout":1000000000},` +
+			`{"probe":{"kind":"http","method":"HEAD","uri":"/b"},"timeout":2000000000}],"policy":"alive"}`},
+		{"imported options", "lb_policy alive {\ncheck http /a {\nimport header one\ntimeout 1s\nimport header two\n}\n}", `{"checks":[` +
+			`{"probe":{"header":{"X-Token":["one","two"]},"kind":"http","uri":"/a"},"timeout":1000000000}],"policy":"alive"}`},
+		{"environment", "lb_policy alive {$ALIVE_TEST_URI} {\nhold {$ALIVE_TEST_UNSET:3s}\n}", `{"checks":[{"probe":{"kind":"http","uri":"/from-env"}}],"hold":3000000000,"policy":"alive"}`},
+		{"placeholder", "lb_policy alive /{env.ALIVE_TEST_URI}", `{"checks":[{"probe":{"kind":"http","uri":"/{env.ALIVE_TEST_URI}"}}],"policy":"alive"}`},
+		{"fallback of another policy", "lb_policy cookie {\nfallback alive /healthz\n}", `{"fallback":{"checks":[{"probe":{"kind":"http","uri":"/healthz"}}],"policy":"alive"},"policy":"cookie"}`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			adapted, err := adapt(snippets + "http:// {\nreverse_proxy app1:8080 app2:8080 {\n" + test.policy + "\n}\n}")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, policy, _ := strings.Cut(string(adapted), `"selection_policy":`)
+			var got json.RawMessage
+			if err := json.NewDecoder(strings.NewReader(policy)).Decode(&got); err != nil {
+				t.Fatalf("%v in %s", err, adapted)
+			}
+			if string(got) != test.want {
+				t.Errorf("selection_policy:\n got %s\nwant %s", got, test.want)
+			}
+		})
+	}
+}
+
+// Whatever is wrong is rejected, with what is wrong, what is allowed and where
+// it is: `Testfile:2` is the first line of the block.
+func TestCaddyfileErrors(t *testing.T) {
+	const (
+		ofHTTP   = "an http check has method, header, status, expect_body and max_size besides the options of every check"
+		ofTCP    = "a tcp check has the options of every check only"
+		args     = "%s takes %s, at Testfile:%d"
+		twice    = "option '%s' is given twice, at Testfile:%d"
+		uri      = "uri must be a path that begins with one '/', with a query if need be; got '%s', at Testfile:%d"
+		status   = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s', at Testfile:3"
+		maxSize  = "max_size must be a size from 1 byte to 64MiB, like 64KiB; got '%s', at Testfile:3"
+		jitter   = "jitter must be a percentage from 0%% to 100%%, like 10%%; got '%s', at Testfile:3"
+		duration = "%s must be a duration above 0, like 5s; got '%s', at Testfile:3"
+		count    = "%s must be a whole number from 1 on; got '%s', at Testfile:3"
+		hold     = "hold must be off or a duration above 0, like 2s; got '%s', at Testfile:2"
+	)
+	rejects := func(input, format string, a ...any) {
+		t.Helper()
+		err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))
+		if want := fmt.Sprintf(format, a...); err == nil || err.Error() != want {
+			t.Errorf("%s\n got error %v\nwant error %s", input, err, want)
+		}
+	}
+	inPolicy := func(body, format string, a ...any) {
+		t.Helper()
+		rejects("alive {\n"+body+"\n}", format, a...)
+	}
+	inCheck := func(kind, body, format string, a ...any) {
+		t.Helper()
+		inPolicy("check "+kind+" {\n"+body+"\n}", format, a...)
+	}
+
+	// The inline URI.
+	rejects("alive /a /b", "lb_policy alive takes one URI at most; got '/b' too, at Testfile:1")
+	rejects("alive /a {\nhold 1s\ncheck tcp\n}", "a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too, at Testfile:3")
+	for _, bad := range []string{"healthz", "", "http://app/healthz", "?a=b", "//host/x", "/a b", "/a?b c"} {
+		rejects("alive `"+bad+"`", uri, bad, 1)
+		inPolicy("check http `"+bad+"`", uri, bad, 2)
+	}
+	inPolicy("check http \"/a\x01\"", `uri must be a path that begins with one '/', with a query if need be: parse "/a\x01": net/url: invalid control character in URL, at Testfile:2`)
+	inPolicy("check http /%zz", `uri must be a path that begins with one '/', with a query if need be: parse "/%%zz": invalid URL escape "%%zz", at Testfile:2`)
+
+	// Options that nobody knows, here or there.
+	for _, option := range []string{"name", "weight", "backup", "slow_start", "fail_open", "select", "interval", "uri"} {
+		inPolicy("hold 1s\n"+option+" x", "unrecognized option '%s': lb_policy alive has check and hold, at Testfile:3", option)
+	}
+	for _, option := range []string{
+		"port", "address", "proxy_protocol", "drain_status", "expect_header", "expression", "scheme",
+		"follow_redirects", "request_body", "tls_server_name", "tls_insecure_skip_verify", "fresh_connection",
+		"send", "expect", "authority", "hold", "check", "uri",
+	} {
+		inCheck("http /a", "timeout 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:4", option, ofHTTP)
+		inCheck("tcp", "timeout 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:4", option, ofTCP)
+	}
+	inCheck("tcp", "method GET", "unrecognized option 'method': %s, at Testfile:3", ofTCP)
+	for _, kind := range []string{"tls", "grpc", "exec", "HTTP", ""} {
+		inPolicy("check `"+kind+"`", "unknown kind of check '%s'; this build has %s, at Testfile:2", kind, knownKinds())
+	}
+	for _, kind := range []string{"http", "tcp"} {
+		if !strings.Contains(knownKinds(), kind) {
+			t.Errorf("known kinds: got %s, want %s among them", knownKinds(), kind)
+		}
+	}
+
+	// Arguments too few or too many, and options given twice.
+	inPolicy("check", "check needs a kind: %s, at Testfile:2", knownKinds())
+	inPolicy("check {\n}", "check needs a kind: %s, at Testfile:2", knownKinds())
+	inPolicy("check tcp /a", "a tcp check takes no argument; got '/a', at Testfile:2")
+	inPolicy("check http", "an http check needs the URI to ask for, like http /healthz, at Testfile:2")
+	inCheck("http", "method GET", "an http check needs the URI to ask for, like http /healthz, at Testfile:2")
+	inPolicy("check http /a /b", "an http check takes one URI; got '/b' too, at Testfile:2")
+	inPolicy("hold", args, "hold", "off, or one duration above 0, like 2s", 2)
+	inPolicy("hold 1s 2s", args, "hold", "off, or one duration above 0, like 2s", 2)
+	inPolicy("hold 1s\nhold off", twice, "hold", 3)
+	for _, option := range []struct{ name, value, takes string }{
+		{"interval", "5s", "one duration above 0, like 5s"},
+		{"fast_interval", "1s", "one duration above 0, like 5s"},
+		{"down_interval", "5s", "one duration above 0, like 5s"},
+		{"timeout", "5s", "one duration above 0, like 5s"},
+		{"passes", "1", "one whole number from 1 on"},
+		{"fails", "1", "one whole number from 1 on"},
+		{"jitter", "1%", "one percentage from 0% to 100%"},
+		{"method", "GET", "one HTTP method, like HEAD"},
+		{"expect_body", "ok", "one regular expression; put it into quotes if it has spaces"},
+		{"max_size", "1KiB", "one size from 1 byte to 64MiB, like 64KiB"},
+	} {
+		line := option.name + " " + option.value
+		inCheck("http /a", option.name, args, option.name, option.takes, 3)
+		inCheck("http /a", line+" x", args, option.name, option.takes, 3)
+		inCheck("http /a", line+"\nheader A b\n"+line, twice, option.name, 5)
+	}
+	inCheck("http /a", "status", args, "status", "codes, classes and ranges, like 204 2xx 200-399", 3)
+	inCheck("http /a", "status 200\nstatus 204", twice, "status", 4)
+	for _, line := range []string{"header", "header Host", "header Host a b"} {
+		inCheck("http /a", line, "header takes a name and a value, like header Host app.internal, at Testfile:3")
+	}
+
+	// Values out of range, or of another type.
+	for _, bad := range []string{"0", "0s", "-1s", "5", "soon", "", "{env.TIME}", "9999999h"} {
+		inPolicy("hold `"+bad+"`", hold, bad)
+		for _, option := range []string{"interval", "fast_interval", "down_interval", "timeout"} {
+			inCheck("tcp", option+" `"+bad+"`", duration, option, bad)
+		}
+	}
+	for _, option := range []string{"interval", "fast_interval", "down_interval", "timeout"} {
+		inCheck("tcp", option+" off", duration, option, "off") // as only hold can be
+	}
+	for _, bad := range []string{"0", "-1", "1.5", "1e3", "three", "", "99999999999999999999"} {
+		inCheck("tcp", "passes `"+bad+"`", count, "passes", bad)
+		inCheck("tcp", "fails `"+bad+"`", count, "fails", bad)
+	}
+	for _, bad := range []string{"10", "0.1", "101%", "-1%", "100.1%", "NaN%", "Inf%", "ten%", "%", "10%%", ""} {
+		inCheck("tcp", "jitter `"+bad+"`", jitter, bad)
+	}
+	for _, bad := range []string{"100", "199", "600", "1xx", "6xx", "2x", "xx", "ok", "300-200", "200-600", "200-", "-299", "2xx-3xx", "200,204", "+200", "02xx", ""} {
+		inCheck("http /a", "status 200 `"+bad+"`", status, bad)
+	}
+	for _, bad := range []string{"0", "0.5", "-1", "67108865", "65MiB", "1EiB", "much", ""} {
+		inCheck("http /a", "max_size `"+bad+"`", maxSize, bad)
+	}
+	inCheck("http /a", "method `G T`", "method must be an HTTP method, like GET or HEAD; got 'G T', at Testfile:3")
+	inCheck("http /a", "header `a b` c", "header takes a field name of letters, digits and hyphens; got 'a b', at Testfile:3")
+	inCheck("http /a", "header X: c", "header takes a field name of letters, digits and hyphens; got 'X:', at Testfile:3")
+	inCheck("http /a", "header X \"a\x01\"", "header X must not have line breaks or other control characters in its value, at Testfile:3")
+	inCheck("http /a", "header Host a/b", "header Host must be a host, with a port if need be; got 'a/b', at Testfile:3")
+	inCheck("http /a", "header host a\nheader Host b", "header Host can be given once only, at Testfile:4")
+	inCheck("http /a", "method HEAD\nexpect_body ok", "expect_body needs a body, and an answer to HEAD has none, at Testfile:5")
+	inPolicy("check http x{env.URI}", uri, "x", 2)
+	inCheck("http /a", "expect_body (", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:3")
+	inCheck("http /a", "expect_body ``", "expect_body must not be empty: it would match any body, at Testfile:3")
+
+	// What contradicts each other is reported where the block begins.
+	inCheck("tcp", "fast_interval 6s", "fast_interval (6s) must not be longer than interval (5s), at Testfile:2")
+	inCheck("tcp", "fast_interval 2s\ninterval 1s", "fast_interval (2s) must not be longer than interval (1s), at Testfile:2")
+	inCheck("http /a", "method GET\ninterval 1s\nfast_interval 2s", "fast_interval (2s) must not be longer than interval (1s), at Testfile:2")
+
+	// Blocks where there are none.
+	inPolicy("hold 1s {\n}", "unrecognized option '{': lb_policy alive has check and hold, at Testfile:2")
+	inCheck("tcp", "timeout 1s {\n}", "unrecognized option '{': %s, at Testfile:3", ofTCP)
+	inCheck("http /a", "method GET {\nx\n}", "unrecognized option '{': %s, at Testfile:3", ofHTTP)
+}
+
+// Errors inside a snippet name the place in the snippet and that of its import.
+func TestCaddyfileErrorsAdapted(t *testing.T) {
+	const snippets = "(hold) {\n\thold {args[0]}\n}\n(check) {\n\tcheck http /a {\n\t\ttimeout 1s\n\t\t{args[0]} {args[1]}\n\t}\n}\n"
+	for _, test := range []struct{ policy, want string }{
+		{"lb_policy alive {\n\nhold 0\n}", "hold must be off or a duration above 0, like 2s; got '0', at Caddyfile:14"},
+		{"lb_policy alive {\nimport hold 0\n}", "hold must be off or a duration above 0, like 2s; got '0', at Caddyfile:2 import chain ['Caddyfile:13 (import hold)']"},
+		{"lb_policy alive {\nimport check interval 0\n}", "interval must be a duration above 0, like 5s; got '0', at Caddyfile:7 import chain ['Caddyfile:13 (import check)']"},
+		{"lb_policy alive {\nimport check status 0\n}", "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '0', at Caddyfile:7 import chain ['Caddyfile:13 (import check)']"},
+		{"lb_policy alive {\nimport check interval 10ms\nimport check fast_interval 1m\n}", "fast_interval (1m0s) must not be longer than interval (5s), at Caddyfile:5 import chain ['Caddyfile:14 (import check)']"},
+	} {
+		_, err := adapt(snippets + "http:// {\nreverse_proxy app1:8080 {\n" + test.policy + "\n}\n}")
+		if want := "parsing caddyfile tokens for 'reverse_proxy': " + test.want; err == nil || err.Error() != want {
+			t.Errorf("%s\n got error %v\nwant error %s", test.policy, err, want)
+		}
+	}
+}
+
+// Whatever the block says, it is read without a panic, and what is accepted
+// survives the way through JSON.
+func FuzzCaddyfile(f *testing.F) {
+	for _, policy := range policies {
+		if body, ok := strings.CutPrefix(policy.input, "alive {\n"); ok {
+			f.Add(strings.TrimSuffix(body, "}"))
+		}
+	}
+	f.Add("hold 1s {\n}")
+	f.Add("check tcp {\n{\n}\n} x\ncheck http /a {\nmethod GET {\ntimeout 1s")
+	f.Fuzz(func(t *testing.T, body string) {
+		tokens, err := caddyfile.Tokenize([]byte("alive {\n"+body+"\n}"), "Testfile")
+		if err != nil {
+			t.Skip("no Caddyfile at all")
+		}
+		before := new(Selection)
+		if err := before.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
+			return
+		}
+		want, after := encode(t, before), new(Selection)
+		if err := caddy.StrictUnmarshalJSON([]byte(want), after); err != nil {
+			t.Fatalf("%s: %v", want, err)
+		}
+		if got := encode(t, after); got != want {
+			t.Errorf("JSON:\n got %s\nwant %s", got, want)
+		}
+		for _, check := range after.Checks {
+			if _, err := check.resolve(); err != nil {
+				t.Errorf("accepted by the parser, but not by Provision: %v", err)
+			}
+			var options struct {
+				Kind       string `json:"kind"`
+				probe.HTTP        // no other kind has options
+			}
+			if err := caddy.StrictUnmarshalJSON(check.ProbeRaw, &options); err != nil {
+				t.Errorf("probe %s: %v", check.ProbeRaw, err)
+			}
+		}
+	})
+}
+
+// These configs are accepted, with as many targets as there are different
+// things to probe. Nothing of them remains after validation.
+func TestProvision(t *testing.T) {
+	t.Setenv("ALIVE_TEST_HOST", "127.0.0.1")
+	t.Setenv("ALIVE_TEST_URI", "/healthz")
+	const one = `"upstreams":[{"dial":"127.0.0.1:1"}],`
+	for _, test := range []struct {
+		name, proxy string
+		want        int // targets
+	}{
+		{"default check", one + alive(``), 1},
+		{"null stands for the default", one + alive(`"checks":null,"hold":null`), 1},
+		{"every upstream with every check", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:2"}],` +
+			alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"http","uri":"/"}}]`), 4},
+		{"upstream listed twice", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:1"}],` + alive(``), 1},
+		{"fallback of another policy", one + `"load_balancing":{"selection_policy":{"policy":"cookie","fallback":{"policy":"alive"}}}`, 1},
+		{"request placeholder in the address", `"upstreams":[{"dial":"{http.request.host}:80"},{"dial":"127.0.0.1:1"}],` + alive(``), 1},
+		{"global placeholders", `"upstreams":[{"dial":"{env.ALIVE_TEST_HOST}:1"}],` + alive(`"checks":[{"probe":{"kind":"http","uri":"{env.ALIVE_TEST_URI}"}}]`), 1},
+		{"no upstreams", alive(``), 0},
+		{"tcp over fastcgi", one + `"transport":{"protocol":"fastcgi"},` + alive(``), 1},
+		{"http over HTTP/3", one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/"}}]`), 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := -1
+			if err := validate(t, test.proxy, func() error { got, _ = countTargets(); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			if got != test.want {
+				t.Errorf("targets: got %d, want %d", got, test.want)
+			}
+		})
+	}
+}
+
+// JSON is checked as closely as the Caddyfile is, and so is what only the
+// whole config can tell.
+func TestProvisionErrors(t *testing.T) {
+	const (
+		one      = `"upstreams":[{"dial":"127.0.0.1:1"}],`
+		overHTTP = `"checks":[{"probe":{"kind":"http","uri":"/"}}]`
+		inAlive  = "loading module 'alive': provision http.reverse_proxy.selection_policies.alive: "
+		inHTTP   = inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: "
+		global   = "; only global placeholders, such as {env.*}, can be used in a check"
+	)
+	options := func(options string) string { return one + alive(`"checks":[{"probe":{"kind":"tcp"},`+options+`}]`) }
+	request := func(options string) string { return one + alive(`"checks":[{"probe":{"kind":"http",`+options+`}}]`) }
+	for _, test := range []struct{ proxy, want string }{
+		{one + alive(`"bogus":1`), `selection_policies.alive: json: unknown field "bogus"`},
+		{options(`"bogus":1`), `selection_policies.alive: json: unknown field "bogus"`},
+		{one + alive(`"checks":[{"probe":{"kind":"tcp","bogus":1}}]`), `alive.probes.tcp: json: unknown field "bogus"`},
+		{one + alive(`"hold":-1`), inAlive + "hold must not be negative; 0 holds no request"},
+		{one + alive(`"hold":"-2s"`), inAlive + "hold must not be negative; 0 holds no request"},
+
+		{options(`"interval":-1`), inAlive + "checks: position 0: interval must not be negative"},
+		{options(`"fast_interval":"-1s"`), inAlive + "checks: position 0: fast_interval must not be negative"},
+		{options(`"down_interval":-1`), inAlive + "checks: position 0: down_interval must not be negative"},
+		{options(`"timeout":-1`), inAlive + "checks: position 0: timeout must not be negative"},
+		{options(`"passes":-1`), inAlive + "checks: position 0: passes must not be negative"},
+		{one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"fails":-1}]`), inAlive + "checks: position 1: fails must not be negative"},
+		{options(`"fast_interval":"6s"`), inAlive + "checks: position 0: fast_interval (6s) must not be longer than interval (5s)"},
+		{options(`"jitter":"10"`), inAlive + "checks: position 0: jitter must be a percentage from 0% to 100%, like 10%; got '10'"},
+
+		{one + alive(`"checks":[null]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
+		{one + alive(`"checks":[{}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
+		{one + alive(`"checks":[{"probe":{"uri":"/"}}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
+		{one + alive(`"checks":[{"probe":{"kind":"tls"}}]`), inAlive + "checks: position 0: unknown kind of check 'tls'; this build has " + knownKinds()},
+		{request(`"method":"GET"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got ''"},
+		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got 'healthz'"},
+		{request(`"uri":"/{http.request.uri}"`), inHTTP + "uri: unrecognized placeholder {http.request.uri}" + global},
+		{request(`"uri":"/","header":{"X":["{http.request.host}"]}`), inHTTP + "header X: unrecognized placeholder {http.request.host}" + global},
+		{request(`"uri":"/","header":{"Host":["a","b"]}`), inHTTP + "header Host can be given once only"},
+		{request(`"uri":"/","header":{"a b":["c"]}`), inHTTP + "header takes a field name of letters, digits and hyphens; got 'a b'"},
+		{request(`"uri":"/","header":{"X":["a\nb"]}`), inHTTP + "header X must not have line breaks or other control characters in its value"},
+		{request(`"uri":"/","method":"G T"`), inHTTP + "method must be an HTTP method, like GET or HEAD; got 'G T'"},
+		{request(`"uri":"/","method":"HEAD","expect_body":"ok"`), inHTTP + "expect_body needs a body, and an answer to HEAD has none"},
+		{request(`"uri":"/","expect_body":"("`), inHTTP + "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`"},
+		{request(`"uri":"/","status":["ok"]`), inHTTP + "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got 'ok'"},
+		{request(`"uri":"/","max_size":-1`), inHTTP + "max_size must be a size from 1 byte to 64MiB, like 64KiB"},
+		{request(`"uri":"/","max_size":67108865`), inHTTP + "max_size must be a size from 1 byte to 64MiB, like 64KiB"},
+
+		// The second upstream is at fault, so the first has a target already.
+		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:1-3"}],` + alive(``), inAlive + "upstream 127.0.0.1:1-3: the address must be one socket, not 3"},
+		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:x"}],` + alive(``), inAlive + `upstream 127.0.0.1:x: invalid start port: strconv.ParseUint: parsing "x": invalid syntax`},
+		// A check that cannot work over the transport of the proxy.
+		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "check 'http /': an http check needs an HTTP transport, which 127.0.0.1:1 is not reached by; use a tcp check"},
+		{one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(``), inAlive + "check 'tcp': a tcp check cannot tell whether 127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
+		{`"upstreams":[{"dial":"udp/127.0.0.1:1"}],` + alive(``), inAlive + "check 'tcp': a tcp check cannot tell whether udp/127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
+		{one + `"load_balancing":{"selection_policy":{"policy":"cookie","fallback":{"policy":"alive","hold":-1}}}`, inAlive + "hold must not be negative; 0 holds no request"},
+	} {
+		err := validate(t, test.proxy, nil)
+		if err == nil || !strings.HasSuffix(err.Error(), test.want) {
+			t.Errorf("%s\n got error %v\nwant one that ends in %s", test.proxy, err, test.want)
+		}
+	}
+}
+
+// A policy leaves nothing behind when something else in the config is wrong.
+func TestProvisionUndone(t *testing.T) {
+	wrong := errors.New("wrong")
+	proxy := `"upstreams":[{"dial":"127.0.0.1:1"}],` + alive(``)
+	if err := validate(t, proxy, func() error { return wrong }); err == nil || !strings.HasSuffix(err.Error(), wrong.Error()) {
+		t.Errorf("error: got %v, want one that ends in %v", err, wrong)
+	}
+}
+
+// To validate a config sends no probe.
+func TestValidateSendsNoProbe(t *testing.T) {
+	upstream, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer upstream.Close()
+	address := upstream.Addr().String()
+	proxy := `"upstreams":[{"dial":"` + address + `"}],` + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"http","uri":"/"}}]`)
+	if err := validate(t, proxy, nil); err != nil {
+		t.Fatal(err)
+	}
+
+	// Connections are accepted in the order in which they came, and probes end
+	// with their targets: the first must be this one.
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	first, err := upstream.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	if got, want := first.RemoteAddr().String(), conn.LocalAddr().String(); got != want {
+		t.Errorf("first connection: got one from %s, want the one from %s", got, want)
+	}
+}
+
+// alive returns the load balancing of a proxy by the policy with the options.
+func alive(options string) string {
+	if options != "" {
+		options = "," + options
+	}
+	return `"load_balancing":{"selection_policy":{"policy":"alive"` + options + `}}`
+}
+
+// validate has Caddy validate a config with one proxy. While all of it is set
+// up, it calls then, unless that is nil, whose error makes the config invalid.
+// It fails the test if anything is probed meanwhile, or any target remains.
+func validate(t *testing.T, proxy string, then func() error) error {
+	t.Helper()
+	inspect = func() error {
+		if _, running := countTargets(); running > 0 {
+			t.Errorf("targets that are probed: got %d, want 0", running)
+		}
+		if then == nil {
+			return nil
+		}
+		return then()
+	}
+	var cfg *caddy.Config
+	if err := json.Unmarshal([]byte(`{
+		"admin": {"disabled": true},
+		"logging": {"logs": {"default": {"writer": {"output": "discard"}}}},
+		"apps": {"http": {"servers": {"s": {"listen": ["127.0.0.1:0"], "routes": [
+			{"handle": [{"handler": "reverse_proxy", `+proxy+`}, {"handler": "alive_inspector"}]}
+		]}}}}
+	}`), &cfg); err != nil {
+		t.Fatal(err)
+	}
+	cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": t.TempDir()}, "module", "file_system", nil)
+	err := caddy.Validate(cfg)
+	if left, _ := countTargets(); left > 0 {
+		t.Errorf("%s\ntargets afterwards: got %d, want 0", proxy, left)
+	}
+	return err
+}
+
+func countTargets() (all, running int) {
+	targets.Range(func(_, target any) bool {
+		all++
+		if target.(sharedTarget).Running() {
+			running++
+		}
+		return true
+	})
+	return all, running
+}
+
+// inspector is a handler that looks at what was set up before it.
+type inspector struct{}
+
+var inspect func() error
+
+func init() { caddy.RegisterModule(inspector{}) }
+
+func (inspector) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.alive_inspector", New: func() caddy.Module { return new(inspector) }}
+}
+
+func (inspector) Provision(caddy.Context) error { return inspect() }
+
+func (inspector) ServeHTTP(http.ResponseWriter, *http.Request, caddyhttp.Handler) error { return nil }
+
+// adapt returns the JSON of a whole Caddyfile.
+func adapt(text string) ([]byte, error) {
+	adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
+	return adapted, err
+}
+
+func encode(t *testing.T, value any) string {
+	t.Helper()
+	encoded, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(encoded)
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// The kinds are found by the names that a check block gives them, and what the
+// registry makes can probe and can be written in a Caddyfile.
+func TestModules(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		module caddy.Module
+		id     caddy.ModuleID
+	}{
+		{HTTP{}, "alive.probes.http"},
+		{TCP{}, "alive.probes.tcp"},
+	} {
+		info := test.module.CaddyModule()
+		if info.ID != test.id {
+			t.Errorf("%T: got the ID %s, want %s", test.module, info.ID, test.id)
+		}
+		first, second := info.New(), info.New()
+		if _, ok := first.(Prober); !ok {
+			t.Errorf("%s: %T is no Prober", test.id, first)
+		}
+		if _, ok := first.(caddyfile.Unmarshaler); !ok {
+			t.Errorf("%s: %T is no caddyfile.Unmarshaler", test.id, first)
+		}
+		if first, ok := first.(*HTTP); ok {
+			first.URI = "/changed"
+			if second.(*HTTP).URI != "" {
+				t.Errorf("%s: two modules share their options", test.id)
+			}
+		}
+	}
+}
+
+// Every option of the Caddyfile has its JSON field. Defaults are left out, for
+// they are Provision's, and placeholders stay: nothing is expanded by parsing.
+// What the parser accepts also loads, if its placeholders are known.
+func TestHTTPCaddyfile(t *testing.T) {
+	t.Setenv("PROBE_PATH", "/healthz")
+	t.Setenv("PROBE_TOKEN", "secret")
+	t.Setenv("PROBE_WORD", "ready")
+	for _, test := range []struct{ input, want string }{
+		{"http /healthz", `{"uri":"/healthz"}`},
+		{"http /", `{"uri":"/"}`},
+		{"http /healthz?full=1&deep", `{"uri":"/healthz?full=1\u0026deep"}`},
+		{"http /healthz {\n}", `{"uri":"/healthz"}`},
+		{"http {env.PROBE_PATH}", `{"uri":"{env.PROBE_PATH}"}`},
+		{"http /x/{env.PROBE_WORD}", `{"uri":"/x/{env.PROBE_WORD}"}`},
+
+		{"http /x {\n\tmethod HEAD\n}", `{"uri":"/x","method":"HEAD"}`},
+		{"http /x {\n\tmethod PROPFIND\n}", `{"uri":"/x","method":"PROPFIND"}`},
+
+		{"http /x {\n\theader Host app.internal\n}", `{"uri":"/x","header":{"Host":["app.internal"]}}`},
+		// spellings of one name are one field
+		{"http /x {\n\theader host app.internal\n}", `{"uri":"/x","header":{"Host":["app.internal"]}}`},
+		{
+			"http /x {\n\theader Accept text/plain\n\theader ACCEPT text/html\n\theader X-Token {env.PROBE_TOKEN}\n}",
+			`{"uri":"/x","header":{"Accept":["text/plain","text/html"],"X-Token":["{env.PROBE_TOKEN}"]}}`,
+		},
+		{"http /x {\n\theader X-Empty \"\"\n}", `{"uri":"/x","header":{"X-Empty":[""]}}`},
+
+		{"http /x {\n\tstatus 204\n}", `{"uri":"/x","status":["204"]}`},
+		{"http /x {\n\tstatus 200 204 3xx 400-404\n}", `{"uri":"/x","status":["200","204","3xx","400-404"]}`},
+
+		{"http /x {\n\texpect_body ready\n}", `{"uri":"/x","expect_body":"ready"}`},
+		{"http /x {\n\texpect_body `\"db\": ?\"ok\"`\n}", `{"uri":"/x","expect_body":"\"db\": ?\"ok\""}`},
+		{"http /x {\n\texpect_body a{2,3}\n}", `{"uri":"/x","expect_body":"a{2,3}"}`},
+		{"http /x {\n\texpect_body \"^{env.PROBE_WORD}$\"\n}", `{"uri":"/x","expect_body":"^{env.PROBE_WORD}$"}`},
+
+		{"http /x {\n\tmax_size 1\n}", `{"uri":"/x","max_size":1}`},
+		{"http /x {\n\tmax_size 1000\n}", `{"uri":"/x","max_size":1000}`},
+		{"http /x {\n\tmax_size 1KB\n}", `{"uri":"/x","max_size":1000}`},
+		{"http /x {\n\tmax_size 64KiB\n}", `{"uri":"/x","max_size":65536}`},
+		{"http /x {\n\tmax_size 64MiB\n}", `{"uri":"/x","max_size":67108864}`},
+
+		{
+			"http /x {\n\tmethod POST\n\theader A b\n\tstatus 2xx\n\texpect_body c\n\tmax_size 1KiB\n}",
+			`{"uri":"/x","method":"POST","header":{"A":["b"]},"status":["2xx"],"expect_body":"c","max_size":1024}`,
+		},
+	} {
+		h := new(HTTP)
+		if err := h.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input)); err != nil {
+			t.Errorf("%q: %v", test.input, err)
+			continue
+		}
+		got, err := json.Marshal(h)
+		if err != nil || string(got) != test.want {
+			t.Errorf("%q: got %s, %v; want %s", test.input, got, err, test.want)
+			continue
+		}
+		if err := decode(t, string(got)).Provision(caddy.Context{}); err != nil {
+			t.Errorf("%q: the parser accepts what does not load: %v", test.input, err)
+		}
+	}
+}
+
+// What is wrong is said with what is allowed, and with file and line.
+func TestHTTPCaddyfileErrors(t *testing.T) {
+	t.Parallel()
+	const (
+		uri    = "uri must be a path that begins with '/', with a query if need be"
+		status = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
+		size   = "max_size must be a size from 1 byte to 64MiB, like 64KiB; got "
+		header = "header takes a name and a value, like header Host app.internal"
+		method = "method must be an HTTP method, like GET or HEAD; got "
+		known  = ": an http check has method, header, status, expect_body and max_size besides the options of every check"
+		count  = "wrong argument count or unexpected line ending after "
+	)
+	for _, test := range []struct{ input, want string }{
+		{"http", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},
+		{"http {\n\tmethod GET\n}", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},
+		{`http ""`, uri + "; got '', at Testfile:1"},
+		{"http healthz", uri + "; got 'healthz', at Testfile:1"},
+		{"http http://app1/healthz", uri + "; got 'http://app1/healthz', at Testfile:1"},
+		{"http *", uri + "; got '*', at Testfile:1"},
+		{"http /%zz", uri + `: parse "/%zz": invalid URL escape "%zz", at Testfile:1`},
+		{"http /healthz /ready", "an http check takes one URI; got '/ready' too, at Testfile:1"},
+
+		{"http /x {\n\tmethod\n}", count + "'method', at Testfile:2"},
+		{"http /x {\n\tmethod GET HEAD\n}", count + "'GET', at Testfile:2"},
+		{"http /x {\n\tmethod \"\"\n}", method + "'', at Testfile:2"},
+		{"http /x {\n\tmethod \"GET /\"\n}", method + "'GET /', at Testfile:2"},
+		{"http /x {\n\tmethod GET\n\tmethod GET\n}", "option 'method' is given twice, at Testfile:3"},
+
+		{"http /x {\n\theader\n}", header + ", at Testfile:2"},
+		{"http /x {\n\theader Host\n}", header + ", at Testfile:2"},
+		{"http /x {\n\theader Host a b\n}", header + ", at Testfile:2"},
+		{"http /x {\n\theader Host: a\n}", "header takes a field name of letters, digits and hyphens; got 'Host:', at Testfile:2"},
+		{"http /x {\n\theader \"\" a\n}", "header takes a field name of letters, digits and hyphens; got '', at Testfile:2"},
+		{"http /x {\n\theader A \"b\nC: d\"\n}", "header A must not have line breaks or other control characters in its value, at Testfile:2"},
+
+		{"http /x {\n\tstatus\n}", count + "'status', at Testfile:2"},
+		{"http /x {\n\tstatus 200 teapot\n}", status + "'teapot', at Testfile:2"},
+		{"http /x {\n\tstatus 1xx\n}", status + "'1xx', at Testfile:2"},
+		{"http /x {\n\tstatus 200,204\n}", status + "'200,204', at Testfile:2"},
+		// a second list would replace the first
+		{"http /x {\n\tstatus 200\n\tstatus 204\n}", "option 'status' is given twice, at Testfile:3"},
+
+		{"http /x {\n\texpect_body\n}", count + "'expect_body', at Testfile:2"},
+		{"http /x {\n\texpect_body all is well\n}", count + "'all', at Testfile:2"},
+		{"http /x {\n\texpect_body \"\"\n}", "expect_body must not be empty: it would match any body, at Testfile:2"},
+		{"http /x {\n\texpect_body (\n}", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:2"},
+		{"http /x {\n\texpect_body (?!a)\n}", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: invalid or unsupported Perl syntax: `(?!`, at Testfile:2"},
+		{"http /x {\n\texpect_body a\n\texpect_body b\n}", "option 'expect_body' is given twice, at Testfile:3"},
+
+		{"http /x {\n\tmax_size\n}", count + "'max_size', at Testfile:2"},
+		{"http /x {\n\tmax_size 64 KiB\n}", count + "'64', at Testfile:2"},
+		{"http /x {\n\tmax_size 0\n}", size + "'0', at Testfile:2"},
+		{"http /x {\n\tmax_size 0.5\n}", size + "'0.5', at Testfile:2"},
+		{"http /x {\n\tmax_size -1\n}", size + "'-1', at Testfile:2"},
+		{"http /x {\n\tmax_size much\n}", size + "'much', at Testfile:2"},
+		{"http /x {\n\tmax_size 67108865\n}", size + "'67108865', at Testfile:2"},
+		{"http /x {\n\tmax_size 65MiB\n}", size + "'65MiB', at Testfile:2"},
+		{"http /x {\n\tmax_size 16EiB\n}", size + "'16EiB', at Testfile:2"}, // more than an int64 holds
+		{"http /x {\n\tmax_size 1KiB\n\tmax_size 1KiB\n}", "option 'max_size' is given twice, at Testfile:3"},
+
+		{"http /x {\n\tbody ok\n}", "unrecognized option 'body'" + known + ", at Testfile:2"},
+		{"http /x {\n\tMETHOD GET\n}", "unrecognized option 'METHOD'" + known + ", at Testfile:2"},
+		{"http /x {\n\n\n\tmethod GET {\n\t}\n}", "unrecognized option '{'" + known + ", at Testfile:4"},
+	} {
+		err := new(HTTP).UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input))
+		if got := text(err); got != test.want {
+			t.Errorf("%q:\n got %q\nwant %q", test.input, got, test.want)
+		}
+	}
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// Whatever bytes an upstream answers with, the probe returns, leaves no
+// connection behind, and passes only what looks like HTTP of a 2xx status.
+func FuzzHTTPAnswer(f *testing.F) {
+	for _, seed := range []string{
+		"",
+		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready",
+		"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nready",
+		"HTTP/1.0 204 No Content\n\n",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: A\r\n\r\n5;x=y\r\nready\r\n0\r\nA: b\r\n\r\n",
+		"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\n\r\nready",
+		"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nready",
+		"HTTP/1.1 302 Found\r\nLocation: /ready\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b\x08\x00",
+		"HTTP/1.1 100\r\n\r\nHTTP/1.1 100\r\n\r\nHTTP/1.1 100\r\n\r\nHTTP/1.1 100\r\n\r\nHTTP/1.1 100\r\n\r\nHTTP/1.1 100\r\n\r\n",
+		"HTTP/2.0 200 OK\r\n\r\n",
+		"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		"\x00\x00\x12\x04\x00\x00\x00\x00\x00",
+		"\x15\x03\x01\x00\x02\x02\x16",
+		"SSH-2.0-OpenSSH_9.9\r\n",
+	} {
+		f.Add([]byte(seed), true)
+		f.Add([]byte(seed), false)
+	}
+	expecting := load(f, `{"uri":"/","expect_body":"ready"}`)
+	reading := load(f, `{"uri":"/","max_size":4}`)
+	success := regexp.MustCompile(`^(?s:.*\n)?HTTP/\d\.\d +2\d\d`)
+	f.Fuzz(func(t *testing.T, answer []byte, expect bool) {
+		h := reading
+		if expect {
+			h = expecting
+		}
+		var upstream sync.WaitGroup
+		transport := &http.Transport{
+			DisableKeepAlives:      true,
+			DisableCompression:     true,
+			MaxResponseHeaderBytes: 64 << 10,
+			DialContext: func(context.Context, string, string) (net.Conn, error) {
+				client, server := net.Pipe()
+				upstream.Go(func() {
+					if _, err := http.ReadRequest(bufio.NewReader(server)); err == nil {
+						server.Write(answer)
+					}
+					server.Close()
+				})
+				return client, nil
+			},
+		}
+		up := Upstream{Address: "app1:80", Scheme: "http", Host: "app1:80", Transport: transport}
+		err := run(t, h, up, long)
+		if err == nil && !success.Match(answer) {
+			t.Errorf("passes: %q", answer)
+		}
+		if err == nil && expect && !strings.Contains(string(answer), "ready") && !strings.Contains(string(answer), "chunked") {
+			t.Errorf("passes without the body: %q", answer)
+		}
+		closed := make(chan struct{})
+		go func() {
+			upstream.Wait()
+			close(closed)
+		}()
+		wait(t, closed, grace)
+	})
+}
+
+// What parses is inside the bounds, and is matched at both ends and not beyond.
+func FuzzParseStatus(f *testing.F) {
+	for _, seed := range []string{"204", "2xx", "200-399", "1xx", "xx", "-", "600", "2xx-3xx", "200-", " 200", "\u0662xx"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		r, err := parseStatus(text)
+		if err != nil {
+			return
+		}
+		if r.first < 200 || r.last > 599 || r.first > r.last {
+			t.Errorf("parseStatus(%q) = %v, want codes from 200 to 599", text, r)
+		}
+		ranges := []statusRange{r}
+		if !matches(ranges, r.first) || !matches(ranges, r.last) || matches(ranges, r.first-1) || matches(ranges, r.last+1) {
+			t.Errorf("%q does not match from %d to %d exactly", text, r.first, r.last)
+		}
+	})
+}
+
+// Whatever is in a Caddyfile, the parser returns. What it accepts also loads, so
+// that errors come with file and line.
+func FuzzHTTPCaddyfile(f *testing.F) {
+	for _, seed := range []string{
+		"/healthz",
+		"/healthz {\n}",
+		"/x {\n\tmethod HEAD\n\theader Host a\n\theader host b\n\tstatus 2xx 300-399 404\n\texpect_body \"a{2,3}\"\n\tmax_size 64KiB\n}",
+		"/x {\n\tmethod POST\n\texpect_body `\\d+`\n}",
+		"{env.PROBE_UNSET} {\n\theader A {http.request.host}\n}",
+		"/x?a=b#c {\n\tmax_size 1.5 KiB\n}",
+		"//x {\n\tmethod GET {\n\t\tmethod GET\n\t}\n}",
+		"/x {\n\tmax_size \"99999999999 EiB\"\n\tstatus 2xx\n}\n}",
+		"\"\" {\n\tstatus\n",
+		"/x { method GET }",
+		"<<END\n/x\nEND\n{\n\texpect_body <<E\n\ta\n\tE\n}",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, input string) {
+		if strings.Contains(input, "{file.") {
+			t.Skip("reads whatever file it names")
+		}
+		tokens, err := caddyfile.Tokenize([]byte("http "+input), "Testfile")
+		if err != nil || len(tokens) == 0 {
+			return
+		}
+		h := new(HTTP)
+		if h.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)) != nil {
+			return
+		}
+		config, err := json.Marshal(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		loaded := decode(t, string(config))
+		err = loaded.Provision(caddy.Context{})
+
+		// placeholders and escaped braces can turn out to be anything
+		values := []string{h.URI, h.ExpectBody}
+		for _, header := range h.Header {
+			values = append(values, header...)
+		}
+		open := slices.ContainsFunc(values, func(value string) bool { return strings.ContainsAny(value, "{}") })
+		bodyless := h.Method == http.MethodHead && h.ExpectBody != ""
+		if err != nil && !open && !bodyless {
+			t.Errorf("%q parses as %s, but does not load: %v", input, config, err)
+		}
+		if loaded.URI == "" || loaded.URI[0] != '/' && !open {
+			t.Errorf("%q parses as %s: there is no path", input, config)
+		}
+	})
+}

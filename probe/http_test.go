@@ -1,0 +1,644 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// newHTTPUpstream is an upstream that a handler answers for.
+func newHTTPUpstream(t *testing.T, handle http.HandlerFunc) Upstream {
+	t.Helper()
+	server := httptest.NewServer(handle)
+	t.Cleanup(server.Close)
+	return newUpstream(t, "tcp", server.Listener.Addr().String(), nil)
+}
+
+// The listed answers mean alive, 2xx if none is listed. An answer of any other
+// status is a fail that says which came and which were wanted.
+func TestHTTPStatus(t *testing.T) {
+	t.Parallel()
+	up := newHTTPUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		var code int
+		fmt.Sscanf(r.URL.Path, "/%d", &code)
+		w.WriteHeader(code)
+	})
+	for _, test := range []struct {
+		status string // JSON
+		code   int
+		want   string
+	}{
+		{`[]`, 200, ""},
+		{`[]`, 204, ""},
+		{`[]`, 299, ""},
+		{`[]`, 303, "status 303, want 2xx"},
+		{`[]`, 404, "status 404, want 2xx"},
+		{`[]`, 500, "status 500, want 2xx"},
+		{`[]`, 600, "status 600, want 2xx"},
+		{`["2xx","3xx"]`, 204, ""},
+		{`["2xx","3xx"]`, 303, ""},
+		{`["2xx","3xx"]`, 304, ""},
+		{`["2xx","3xx"]`, 404, "status 404, want 2xx 3xx"},
+		{`["404"]`, 404, ""},
+		{`["404"]`, 405, "status 405, want 404"},
+		// what is listed replaces the default
+		{`["404"]`, 200, "status 200, want 404"},
+		{`["200-399"]`, 200, ""},
+		{`["200-399"]`, 399, ""},
+		{`["200-399"]`, 400, "status 400, want 200-399"},
+		{`["204","301-302","5xx"]`, 302, ""},
+		{`["204","301-302","5xx"]`, 599, ""},
+		{`["204","301-302","5xx"]`, 303, "status 303, want 204 301-302 5xx"},
+	} {
+		h := load(t, fmt.Sprintf(`{"uri":"/%d","status":%s}`, test.code, test.status))
+		if got := text(run(t, h, up, long)); got != test.want {
+			t.Errorf("status %s, answer %d: got %q, want %q", test.status, test.code, got, test.want)
+		}
+	}
+}
+
+// A redirect is an answer like any other. Where it points to is not asked, for
+// that may well be another host, or a page that is there for people only.
+func TestHTTPRedirect(t *testing.T) {
+	t.Parallel()
+	var followed atomic.Bool
+	up := newHTTPUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/login" {
+			followed.Store(true)
+			return
+		}
+		http.Redirect(w, r, "/login", http.StatusFound)
+	})
+	for config, want := range map[string]string{
+		`{"uri":"/"}`:                  "status 302, want 2xx",
+		`{"uri":"/","status":["302"]}`: "",
+	} {
+		if got := text(run(t, load(t, config), up, long)); got != want {
+			t.Errorf("%s: got %q, want %q", config, got, want)
+		}
+	}
+	if followed.Load() {
+		t.Error("the redirect was followed")
+	}
+}
+
+// What the options say is what arrives, and nothing else. Names of fields are
+// case-insensitive. Only global placeholders are replaced, once and when the
+// config is loaded.
+func TestHTTPRequest(t *testing.T) {
+	t.Setenv("PROBE_PATH", "/healthz")
+	t.Setenv("PROBE_TOKEN", "{env.PROBE_PATH}")
+	requests := make(chan *http.Request, 1)
+	addr := serve(t, func(conn net.Conn, request *http.Request) {
+		requests <- request
+		io.WriteString(conn, "HTTP/1.1 204 No Content\r\n\r\n")
+	})
+	up := newUpstream(t, "tcp", addr, nil)
+	up.Host = "app1:8080"
+	agent := []string{"caddy-alive"}
+	for _, test := range []struct {
+		config, method, uri, host string // these default to GET, / and the upstream's
+		header                    http.Header
+	}{
+		{config: `{"uri":"/"}`},
+		{config: `{"uri":"/healthz?full=1&name=a%20b"}`, uri: "/healthz?full=1&name=a%20b"},
+		{config: `{"uri":"/a%2Fb"}`, uri: "/a%2Fb"},
+		{config: `{"uri":"/a b"}`, uri: "/a%20b"},
+		{config: `{"uri":"{env.PROBE_PATH}?deep"}`, uri: "/healthz?deep"},
+
+		{config: `{"uri":"/","method":"HEAD"}`, method: "HEAD"},
+		{config: `{"uri":"/","method":"OPTIONS"}`, method: "OPTIONS"},
+		// servers may refuse a POST that does not say how long it is
+		{config: `{"uri":"/","method":"POST"}`, method: "POST", header: http.Header{"Content-Length": {"0"}}},
+
+		{config: `{"uri":"/","header":{"Host":["app.internal"]}}`, host: "app.internal"},
+		{config: `{"uri":"/","header":{"hOST":["app.internal:81"]}}`, host: "app.internal:81"},
+		{config: `{"uri":"/","header":{"Host":[""]}}`, host: "app1:8080"},
+		{config: `{"uri":"/","header":{"user-agent":["curl/8"]}}`, header: http.Header{"User-Agent": {"curl/8"}}},
+		{
+			config: `{"uri":"/","header":{"x-token":["a","b c"],"ACCEPT":["*/*"]}}`,
+			header: http.Header{"X-Token": {"a", "b c"}, "Accept": {"*/*"}},
+		},
+		{
+			config: `{"uri":"/","header":{"X-Token":["<{env.PROBE_TOKEN}>"]}}`,
+			header: http.Header{"X-Token": {"<{env.PROBE_PATH}>"}},
+		},
+		{
+			config: `{"uri":"/","header":{"X-Token":["\\{literal\\}"]}}`,
+			header: http.Header{"X-Token": {"{literal}"}},
+		},
+	} {
+		if err := run(t, load(t, test.config), up, long); err != nil {
+			t.Errorf("%s: %v", test.config, err)
+			continue
+		}
+		got := wait(t, requests, grace)
+		if want := cmp.Or(test.method, "GET"); got.Method != want {
+			t.Errorf("%s: got the method %s, want %s", test.config, got.Method, want)
+		}
+		if want := cmp.Or(test.uri, "/"); got.RequestURI != want {
+			t.Errorf("%s: got the URI %s, want %s", test.config, got.RequestURI, want)
+		}
+		if want := cmp.Or(test.host, "app1:8080"); got.Host != want {
+			t.Errorf("%s: got the host %s, want %s", test.config, got.Host, want)
+		}
+		want := maps.Clone(test.header)
+		if want == nil {
+			want = make(http.Header)
+		}
+		if want["User-Agent"] == nil {
+			want["User-Agent"] = agent
+		}
+		want["Connection"] = []string{"close"} // the transport's
+		if !maps.EqualFunc(got.Header, want, slices.Equal) {
+			t.Errorf("%s: got the header %v, want %v", test.config, got.Header, want)
+		}
+	}
+}
+
+// One probe is used for all upstreams at once. None may see the host of
+// another, and nothing that they share may be written to: the race detector
+// watches that.
+func TestHTTPConcurrent(t *testing.T) {
+	t.Parallel()
+	h := load(t, `{"uri":"/","header":{"X-Shared":["a"]},"expect_body":"^ok$"}`)
+	var results []<-chan error
+	for i := range 16 {
+		host := fmt.Sprintf("app%d.test", i)
+		up := newHTTPUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+			if r.Host != host || r.Header.Get("X-Shared") != "a" {
+				w.WriteHeader(http.StatusMisdirectedRequest)
+			}
+			io.WriteString(w, "ok")
+		})
+		up.Host = host
+		for range 4 {
+			results = append(results, start(t.Context(), h, up))
+		}
+	}
+	for _, result := range results {
+		if err := wait(t, result, long); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// expect_body has to match somewhere in the first max_size bytes of the body,
+// and nothing behind them is looked at.
+func TestHTTPBody(t *testing.T) {
+	t.Setenv("PROBE_WORD", "re.dy")
+	kilobytes := func(n int) string { return strings.Repeat("x", n<<10) }
+	for _, test := range []struct{ config, body, want string }{
+		{`"expect_body":"ready"`, "I am ready.", ""},
+		{`"expect_body":"^ready$"`, "ready", ""},
+		{`"expect_body":"(?i)READY|fine"`, "all fine", ""},
+		{`"expect_body":"\"db\": ?\"ok\""`, `{"db":"ok"}`, ""},
+		{`"expect_body":"^$"`, "", ""},
+		{`"expect_body":"ready"`, "", "body does not match 'ready' in its first 64 KiB"},
+		{`"expect_body":"ready"`, "READY", "body does not match 'ready' in its first 64 KiB"},
+		{`"expect_body":"^ready$"`, "not ready", "body does not match '^ready$' in its first 64 KiB"},
+
+		// braces that are no placeholder belong to the expression
+		{`"expect_body":"^a{2,3}$"`, "aaa", ""},
+		{`"expect_body":"^a{2,3}$"`, "a", "body does not match '^a{2,3}$' in its first 64 KiB"},
+		{`"expect_body":"^a{2,3}$"`, "a{2,3}", "body does not match '^a{2,3}$' in its first 64 KiB"},
+		{`"expect_body":"^a{2}b{3}$"`, "aabbb", ""},
+		{`"expect_body":"^\\p{Lu}\\d{2}$"`, "A12", ""},
+		// a placeholder stands for an expression
+		{`"expect_body":"^{env.PROBE_WORD}$"`, "ready", ""},
+		{`"expect_body":"^{env.PROBE_WORD}$"`, "steady", "body does not match '^re.dy$' in its first 64 KiB"},
+
+		{`"expect_body":"ready","max_size":8`, "   ready and more", ""},
+		{`"expect_body":"ready","max_size":8`, "    ready", "body does not match 'ready' in its first 8 B"},
+		// where the body is cut, it ends
+		{`"expect_body":"^ready$","max_size":5`, "ready, or not", ""},
+		{`"expect_body":"ready"`, kilobytes(64)[5:] + "ready", ""},
+		{`"expect_body":"ready"`, kilobytes(64)[4:] + "ready", "body does not match 'ready' in its first 64 KiB"},
+		{`"expect_body":"ready","max_size":1048576`, kilobytes(1000) + "ready", ""},
+		{`"expect_body":"ready","max_size":1048576`, kilobytes(1024) + "ready", "body does not match 'ready' in its first 1.0 MiB"},
+
+		// without expect_body any body will do, of whatever size
+		{`"max_size":1`, "", ""},
+		{`"max_size":1`, kilobytes(1000), ""},
+		{`"method":"HEAD"`, kilobytes(1), ""},
+
+		// the status decides first
+		{`"expect_body":"ready","status":["204"]`, "ready", "status 200, want 204"},
+	} {
+		up := newHTTPUpstream(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, test.body) })
+		h := load(t, `{"uri":"/",`+test.config+`}`)
+		if got := text(run(t, h, up, long)); got != test.want {
+			t.Errorf("%s, %d bytes: got %q, want %q", test.config, len(test.body), got, test.want)
+		}
+	}
+}
+
+// An upstream that dies in the middle of an answer is not alive, whether or
+// not anybody looks at the body, and whatever was read of it so far. Only what
+// comes after max_size bytes is nobody's business.
+func TestHTTPBodyTruncated(t *testing.T) {
+	t.Parallel()
+	const (
+		sized     = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nready"
+		chunked   = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nready\r\n"
+		truncated = "reading the body: unexpected EOF"
+	)
+	for _, test := range []struct{ config, answer, want string }{
+		{`{"uri":"/"}`, sized, truncated},
+		{`{"uri":"/"}`, chunked, truncated},
+		{`{"uri":"/"}`, chunked + "0\r\n\r\n", ""},
+		{`{"uri":"/","expect_body":"ready"}`, sized, truncated},
+		{`{"uri":"/","expect_body":"ready"}`, chunked, truncated},
+		{`{"uri":"/","expect_body":"ready"}`, chunked + "0\r\n\r\n", ""},
+		// that it was cut explains more than that it does not match
+		{`{"uri":"/","expect_body":"fine"}`, sized, truncated},
+		{`{"uri":"/","max_size":6}`, sized, truncated},
+		{`{"uri":"/","max_size":5}`, sized, ""},
+		{`{"uri":"/","max_size":5,"expect_body":"ready"}`, sized, ""},
+		// the end of the connection is the end of such a body
+		{`{"uri":"/","expect_body":"^ready$"}`, "HTTP/1.0 200 OK\r\n\r\nready", ""},
+	} {
+		up := newUpstream(t, "tcp", serve(t, answer(test.answer)), nil)
+		if got := text(run(t, load(t, test.config), up, long)); got != test.want {
+			t.Errorf("%s, answer %q: got %q, want %q", test.config, test.answer, got, test.want)
+		}
+	}
+}
+
+// An upstream that refuses is down, and the reason says so and where.
+func TestHTTPRefused(t *testing.T) {
+	t.Parallel()
+	addr := refusing(t)
+	err := run(t, load(t, `{"uri":"/"}`), newUpstream(t, "tcp", addr, nil), long)
+	if err == nil || !strings.Contains(err.Error(), "refused") || !strings.Contains(err.Error(), addr) {
+		t.Errorf("got %v, want an error that says that %s refused", err, addr)
+	}
+}
+
+// Unix sockets have no host, and the dialer goes by the upstream alone.
+func TestHTTPUnix(t *testing.T) {
+	t.Parallel()
+	// a short name, for the path of a socket may have some 100 bytes at most
+	path := filepath.Join(t.TempDir(), "s")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Skipf("no unix sockets here: %v", err)
+	}
+	server := &httptest.Server{Listener: listener, Config: &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Host) }),
+	}}
+	server.Start()
+	t.Cleanup(server.Close)
+	up := newUpstream(t, "unix", path, nil)
+	up.Host = "localhost"
+	if err := run(t, load(t, `{"uri":"/","expect_body":"^localhost$"}`), up, long); err != nil {
+		t.Error(err)
+	}
+}
+
+// What comes from an upstream that is sick, or no HTTP server at all, is a
+// fail with a reason, and not later than the deadline.
+func TestHTTPHostile(t *testing.T) {
+	t.Parallel()
+	const (
+		ok       = "HTTP/1.1 200 OK\r\n"
+		body     = ok + "Content-Length: 1000000\r\n\r\n"
+		chunked  = ok + "Transfer-Encoding: chunked\r\n\r\n"
+		hint     = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
+		deadline = "context deadline exceeded"
+	)
+	line := "X-Line: " + strings.Repeat("x", 1000) + "\r\n"
+	for name, test := range map[string]struct {
+		handle func(net.Conn, *http.Request)
+		want   string // a part of the reason
+	}{
+		"silence":            {func(conn net.Conn, _ *http.Request) { io.Copy(io.Discard, conn) }, deadline},
+		"slow status":        {trickle("HTTP/1.1 200 ", "O"), deadline},
+		"slow header":        {trickle(ok, "X-Slow: 1\r\n"), deadline},
+		"slow body":          {trickle(body, "x"), "reading the body: " + deadline},
+		"slow chunks":        {trickle(chunked, "1\r\nx\r\n"), "reading the body: " + deadline},
+		"slow 1xx":           {trickle("", hint), deadline},
+		"endless status":     {endless("HTTP/1.1 200 ", "O"), "exceeded 65536 bytes"},
+		"endless line":       {endless(ok+"X-Long: ", "xxxxxxxx"), "exceeded 65536 bytes"},
+		"endless header":     {endless(ok, line), "exceeded 65536 bytes"},
+		"endless 1xx":        {endless("", hint), "exceeded 65536 bytes"},
+		"endless trailer":    {endless(chunked+"0\r\n", line), "reading the body: http: suspiciously long trailer"},
+		"endless extension":  {endless(chunked+"1;", "xxxxxxxx"), "reading the body: header line too long"},
+		"endless length":     {endless(chunked, "00000000"), "reading the body: header line too long"},
+		"hangs up":           {answer(""), "EOF"},
+		"only a part":        {answer("HTTP/1.1 200 OK\r\nContent-Type: text"), "unexpected EOF"},
+		"binary":             {answer("\x00\x01\xfe\xff\x00\x00\r\n\r\n"), `malformed HTTP response "\x00\x01\xfe\xff\x00\x00"`},
+		"TLS alert":          {answer("\x15\x03\x01\x00\x02\x02\x16"), "malformed HTTP response"},
+		"SSH":                {answer("SSH-2.0-OpenSSH_9.9\r\n"), `malformed HTTP response "SSH-2.0-OpenSSH_9.9"`},
+		"HTTP/0.9":           {answer("<p>Works!</p>\n"), `malformed HTTP response "<p>Works!</p>"`},
+		"bad version":        {answer("HTTP/x 200 OK\r\n\r\n"), `malformed HTTP version "HTTP/x"`},
+		"no number":          {answer("HTTP/1.1 two OK\r\n\r\n"), `malformed HTTP status code "two"`},
+		"negative number":    {answer("HTTP/1.1 -20 OK\r\n\r\n"), `malformed HTTP status code "-20"`},
+		"no colon":           {answer(ok + "garbage\r\n\r\n"), "malformed MIME header"},
+		"bad length":         {answer(ok + "Content-Length: -1\r\n\r\n"), `bad Content-Length "-1"`},
+		"two lengths":        {answer(ok + "Content-Length: 1\r\nContent-Length: 2\r\n\r\nxx"), "Content-Length"},
+		"unknown encoding":   {answer(ok + "Transfer-Encoding: rot13\r\n\r\n"), `unsupported transfer encoding: "rot13"`},
+		"bad chunk":          {answer(chunked + "zz\r\n"), "reading the body: invalid byte in chunk length"},
+		"switches protocols": {answer("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"), "status 101, want 2xx"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			up := newUpstream(t, "tcp", serve(t, test.handle), nil)
+			limit := long
+			if strings.Contains(test.want, deadline) {
+				limit = short
+			}
+			err := run(t, load(t, `{"uri":"/"}`), up, limit)
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want an error with %q", err, test.want)
+			}
+			if limit == short && !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v, want it to be %v", err, context.DeadlineExceeded)
+			}
+		})
+	}
+}
+
+// Slow is not dead: an answer that arrives byte by byte, but in time, passes.
+func TestHTTPByteByByte(t *testing.T) {
+	t.Parallel()
+	const all = "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready"
+	addr := serve(t, func(conn net.Conn, _ *http.Request) {
+		for i := range all {
+			if _, err := io.WriteString(conn, all[i:i+1]); err != nil {
+				return
+			}
+		}
+	})
+	if err := run(t, load(t, `{"uri":"/","expect_body":"^ready$"}`), newUpstream(t, "tcp", addr, nil), long); err != nil {
+		t.Error(err)
+	}
+}
+
+// A probe that is called off returns at once, not at its deadline.
+func TestHTTPCanceled(t *testing.T) {
+	t.Parallel()
+	for name, first := range map[string]string{
+		"before the answer": "",
+		"in the body":       "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			asked := make(chan struct{})
+			addr := serve(t, func(conn net.Conn, _ *http.Request) {
+				io.WriteString(conn, first)
+				close(asked)
+				io.Copy(io.Discard, conn)
+			})
+			ctx, cancel := context.WithTimeout(t.Context(), 10*grace)
+			defer cancel()
+			result := start(ctx, load(t, `{"uri":"/"}`), newUpstream(t, "tcp", addr, nil))
+			wait(t, asked, grace)
+			cancel()
+			if err := wait(t, result, grace); !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v, want %v", err, context.Canceled)
+			}
+		})
+	}
+}
+
+// A probe that has its verdict hangs up by itself, whatever is left of the
+// answer, and not only when its context ends.
+func TestHTTPHangsUp(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ config, answer, want string }{
+		"rest of the body":  {`{"uri":"/","max_size":5}`, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nready", ""},
+		"whole body":        {`{"uri":"/","max_size":5}`, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready", ""},
+		"unwanted status":   {`{"uri":"/"}`, "HTTP/1.1 500 Oh\r\nContent-Length: 10\r\n\r\n", "status 500, want 2xx"},
+		"switched protocol": {`{"uri":"/"}`, "HTTP/1.1 101 Oh\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", "status 101, want 2xx"},
+		"garbage":           {`{"uri":"/"}`, "HTTP/1.1 two\r\n\r\n", `net/http: HTTP/1.x transport connection broken: malformed HTTP status code "two"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			hungUp := make(chan struct{})
+			addr := serve(t, func(conn net.Conn, _ *http.Request) {
+				io.WriteString(conn, test.answer)
+				io.Copy(io.Discard, conn)
+				close(hungUp)
+			})
+			result := start(t.Context(), load(t, test.config), newUpstream(t, "tcp", addr, nil))
+			if got := text(wait(t, result, grace)); got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+			wait(t, hungUp, grace)
+		})
+	}
+}
+
+// Memory is bounded whatever an upstream sends, and so is what is read of it: a
+// body that never ends is judged on its first max_size bytes, long before the
+// deadline. It is not parallel, for it counts what the whole process allocates.
+func TestHTTPBounded(t *testing.T) {
+	block := strings.Repeat("x", 32<<10)
+	for _, test := range []struct {
+		name, config string
+		handle       func(net.Conn, *http.Request)
+		pass         bool
+	}{
+		{"body", `{"uri":"/"}`, endless("HTTP/1.1 200 OK\r\n\r\n", block), true},
+		{"body with a length", `{"uri":"/"}`, endless("HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775807\r\n\r\n", block), true},
+		{"body that matches", `{"uri":"/","expect_body":"^x+$"}`, endless("HTTP/1.1 200 OK\r\n\r\n", block), true},
+		{"body that does not match", `{"uri":"/","expect_body":"y"}`, endless("HTTP/1.1 200 OK\r\n\r\n", block), false},
+		{"body of another status", `{"uri":"/"}`, endless("HTTP/1.1 500 Oh\r\n\r\n", block), false},
+		{"header", `{"uri":"/"}`, endless("HTTP/1.1 200 OK\r\n", "X-Line: 1\r\n"), false},
+		{"line", `{"uri":"/"}`, endless("HTTP/1.1 200 OK\r\nX-Line: ", block), false},
+		{"1xx", `{"uri":"/"}`, endless("", "HTTP/1.1 100 Continue\r\n\r\n"), false},
+		{"garbage", `{"uri":"/"}`, endless("", block), false},
+	} {
+		h := load(t, test.config)
+		up := newUpstream(t, "tcp", serve(t, test.handle), nil)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		began := time.Now()
+		err := run(t, h, up, long)
+		took := time.Since(began)
+		runtime.ReadMemStats(&after)
+		if (err == nil) != test.pass {
+			t.Errorf("%s: got %v, want a pass: %t", test.name, err, test.pass)
+		}
+		if took >= long {
+			t.Errorf("%s: took %s, want an end before the deadline", test.name, took)
+		}
+		if got := after.TotalAlloc - before.TotalAlloc; got > 8<<20 {
+			t.Errorf("%s: %d bytes were allocated, want some 64 KiB and no more than 8 MiB", test.name, got)
+		}
+	}
+}
+
+// Over TLS an upstream is as trusted as the transport has it, and each thing
+// that can be wrong has a reason of its own.
+func TestHTTPS(t *testing.T) {
+	t.Parallel()
+	newServer := func(http2 bool) *httptest.Server {
+		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			io.WriteString(w, r.Proto)
+		}))
+		server.Config.ErrorLog = log.New(io.Discard, "", 0) // that handshakes fail is the point
+		server.EnableHTTP2 = http2
+		server.StartTLS()
+		t.Cleanup(server.Close)
+		return server
+	}
+	server, server2 := newServer(false), newServer(true)
+	known := x509.NewCertPool()
+	known.AddCert(server.Certificate())
+	plain := newHTTPUpstream(t, func(http.ResponseWriter, *http.Request) {}).Address
+	addr := server.Listener.Addr().String()
+	later := func() time.Time { return server.Certificate().NotAfter.Add(time.Hour) }
+
+	for _, test := range []struct {
+		name   string
+		addr   string
+		host   string
+		config *tls.Config
+		body   string
+		want   string // a part of the reason
+	}{
+		{"known CA", addr, addr, &tls.Config{RootCAs: known}, "^HTTP/1.1$", ""},
+		{"server name", addr, addr, &tls.Config{RootCAs: known, ServerName: "example.com"}, "", ""},
+		{"HTTP/2", server2.Listener.Addr().String(), addr, &tls.Config{RootCAs: known}, "^HTTP/2.0$", ""},
+		{"unknown CA", addr, addr, &tls.Config{RootCAs: x509.NewCertPool()}, "", "certificate signed by unknown authority"},
+		{"wrong name", addr, "app1.test:443", &tls.Config{RootCAs: known}, "", "not app1.test"},
+		{"expired", addr, addr, &tls.Config{RootCAs: known, Time: later}, "", "certificate has expired"},
+		{"plain upstream", plain, addr, &tls.Config{RootCAs: known}, "", "tls: first record does not look like a TLS handshake"},
+		{"plain probe", addr, addr, nil, "", "status 400, want 2xx"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			up := newUpstream(t, "tcp", test.addr, test.config)
+			up.Host = test.host
+			h := load(t, fmt.Sprintf(`{"uri":"/","expect_body":%q}`, test.body))
+			err := run(t, h, up, long)
+			if (err == nil) != (test.want == "") || !strings.Contains(text(err), test.want) {
+				t.Errorf("got %v, want an error with %q", err, test.want)
+			}
+		})
+	}
+}
+
+// A proxy that does not speak HTTP cannot be checked by it: the config must not
+// load, rather than have a check that panics.
+func TestHTTPValidateUpstream(t *testing.T) {
+	t.Parallel()
+	h := load(t, `{"uri":"/"}`)
+	up := newUpstream(t, "tcp", "127.0.0.1:1", nil)
+	up.Dial = nil // HTTP/3
+	if err := h.ValidateUpstream(up); err != nil {
+		t.Errorf("got %v, want no error: an http check does not dial", err)
+	}
+	up.Address, up.Transport = "php:9000", nil
+	want := "an http check needs an HTTP transport, which php:9000 is not reached by; use a tcp check"
+	if got := text(h.ValidateUpstream(up)); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// JSON goes around the Caddyfile and its checks, and placeholders have values
+// only when the config is loaded. So everything is checked here again.
+func TestHTTPProvisionErrors(t *testing.T) {
+	t.Setenv("PROBE_EMPTY", "")
+	t.Setenv("PROBE_WORD", "word")
+	t.Setenv("PROBE_LINES", "a\r\nInjected: b")
+	const (
+		uri    = "uri must be a path that begins with '/', with a query if need be"
+		global = "; only global placeholders, such as {env.*}, can be used in a check"
+		status = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
+		size   = "max_size must be a size from 1 byte to 64MiB, like 64KiB"
+		regex  = "expect_body must be a regular expression in RE2 syntax: error parsing regexp: "
+	)
+	for _, test := range []struct{ config, want string }{
+		{`{}`, uri + "; got ''"},
+		{`{"uri":"healthz"}`, uri + "; got 'healthz'"},
+		{`{"uri":"http://app1/healthz"}`, uri + "; got 'http://app1/healthz'"},
+		{`{"uri":"/%zz"}`, uri + `: parse "/%zz": invalid URL escape "%zz"`},
+		{`{"uri":"/a\nb"}`, uri + `: parse "/a\nb": net/url: invalid control character in URL`},
+		{`{"uri":"/{http.request.host}"}`, "uri: unrecognized placeholder {http.request.host}" + global},
+		{`{"uri":"/{host}"}`, "uri: unrecognized placeholder {host}" + global},
+		{`{"uri":"/{env.PROBE_EMPTY}"}`, "uri: evaluated placeholder {env.PROBE_EMPTY} is empty" + global},
+		{`{"uri":"{env.PROBE_WORD}"}`, uri + "; got 'word'"},
+
+		{`{"uri":"/","method":"GET /"}`, "method must be an HTTP method, like GET or HEAD; got 'GET /'"},
+		{`{"uri":"/","method":"GET\r\n"}`, "method must be an HTTP method, like GET or HEAD; got 'GET\r\n'"},
+
+		{`{"uri":"/","header":{"":["a"]}}`, "header takes a field name of letters, digits and hyphens; got ''"},
+		{`{"uri":"/","header":{"A b":["a"]}}`, "header takes a field name of letters, digits and hyphens; got 'A b'"},
+		{`{"uri":"/","header":{"A:":["a"]}}`, "header takes a field name of letters, digits and hyphens; got 'A:'"},
+		{`{"uri":"/","header":{"A":["b","c\r\nD: e"]}}`, "header A must not have line breaks or other control characters in its value"},
+		{`{"uri":"/","header":{"A":["{env.PROBE_LINES}"]}}`, "header A must not have line breaks or other control characters in its value"},
+		{`{"uri":"/","header":{"Host":["{http.request.host}"]}}`, "header Host: unrecognized placeholder {http.request.host}" + global},
+		{`{"uri":"/","header":{"A":["{env.PROBE_EMPTY}"]}}`, "header A: evaluated placeholder {env.PROBE_EMPTY} is empty" + global},
+
+		{`{"uri":"/","status":["200","teapot"]}`, status + "'teapot'"},
+		{`{"uri":"/","status":["1xx"]}`, status + "'1xx'"},
+		{`{"uri":"/","status":[""]}`, status + "''"},
+
+		{`{"uri":"/","expect_body":"("}`, regex + "missing closing ): `(`"},
+		{`{"uri":"/","expect_body":"a{2,1}"}`, regex + "invalid repeat count: `{2,1}`"},
+		{`{"uri":"/","method":"HEAD","expect_body":"a"}`, "expect_body needs a body, and an answer to HEAD has none"},
+
+		{`{"uri":"/","max_size":-1}`, size},
+		{`{"uri":"/","max_size":67108865}`, size},
+		{`{"uri":"/","max_size":9223372036854775807}`, size},
+	} {
+		if got := text(decode(t, test.config).Provision(caddy.Context{})); got != test.want {
+			t.Errorf("%s:\n got %q\nwant %q", test.config, got, test.want)
+		}
+	}
+}
+
+// The ends of what max_size may be are allowed.
+func TestHTTPMaxSizeLimits(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int64{1, 67108864} {
+		h := load(t, fmt.Sprintf(`{"uri":"/","max_size":%d}`, size))
+		if h.MaxSize != size {
+			t.Errorf("got %d, want %d", h.MaxSize, size)
+		}
+	}
+	if got := load(t, `{"uri":"/"}`).MaxSize; got != 65536 {
+		t.Errorf("got the default %d, want 65536", got)
+	}
+}
+
+// Checks are shown with their arguments as they are written: what placeholders
+// stand for may be a secret.
+func TestString(t *testing.T) {
+	t.Setenv("PROBE_TOKEN", "secret")
+	h := load(t, `{"uri":"/healthz?token={env.PROBE_TOKEN}","method":"HEAD"}`)
+	for _, test := range []struct {
+		probe fmt.Stringer
+		want  string
+	}{
+		{h, "http /healthz?token={env.PROBE_TOKEN}"},
+		{TCP{}, "tcp"},
+	} {
+		if got := test.probe.String(); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import "testing"
+
+// A code, a class and a range are what status takes. Both ends of a range
+// belong to it, and no code below 200 is a final answer.
+func TestParseStatus(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]statusRange{
+		"200":     {200, 200},
+		"204":     {204, 204},
+		"599":     {599, 599},
+		"2xx":     {200, 299},
+		"3xx":     {300, 399},
+		"5xx":     {500, 599},
+		"200-399": {200, 399},
+		"200-200": {200, 200},
+		"200-599": {200, 599},
+	} {
+		if got, err := parseStatus(text); err != nil || got != want {
+			t.Errorf("parseStatus(%q) = %v, %v; want %v", text, got, err, want)
+		}
+	}
+}
+
+// What is none of these is an error that names all three, rather than a check
+// that never passes.
+func TestParseStatusErrors(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"", "ok", "x", "xx", "-", "--", "-200", "200-", "-xx", "2x", "2xxx", "xx2", "2XX", "2xx ", " 200",
+		"0", "99", "100", "101", "199", "600", "1000", "1xx", "6xx", "0xx", "20xx", "-2xx",
+		"100-299", "199-299", "200-600", "299-200", "2xx-3xx", "200-3xx", "2xx-399", "200-299-399", "200--299",
+		"200,204", "200 204", "2e2", "0xc8", "200.0", "99999999999999999999", "200-99999999999999999999",
+		"{env.STATUS}",
+	} {
+		want := "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '" + text + "'"
+		if got, err := parseStatus(text); err == nil || err.Error() != want {
+			t.Errorf("parseStatus(%q) = %v, %v; want the error %q", text, got, err, want)
+		}
+	}
+}
+
+// An answer passes if any of the ranges has its code, and only then.
+func TestMatches(t *testing.T) {
+	t.Parallel()
+	ranges := []statusRange{{204, 204}, {300, 399}, {404, 404}}
+	for code := range 1000 {
+		want := code == 204 || 300 <= code && code <= 399 || code == 404
+		if got := matches(ranges, code); got != want {
+			t.Errorf("matches(%v, %d) = %t, want %t", ranges, code, got, want)
+		}
+	}
+	if matches(nil, 200) {
+		t.Error("matches(nil, 200) = true, want false: nothing is listed")
+	}
+}
