@@ -430,6 +430,7 @@ func TestProvisionErrors(t *testing.T) {
 		{options(`"timeout":-1`), inAlive + "checks: position 0: timeout must not be negative"},
 		{options(`"passes":-1`), inAlive + "checks: position 0: passes must not be negative"},
 		{one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"fails":-1}]`), inAlive + "checks: position 1: fails must not be negative"},
+		{options(`"timeout":"25h"`), inAlive + "checks: position 0: timeout must not be longer than 24h0m0s"},
 		{options(`"fast_interval":"6s"`), inAlive + "checks: position 0: fast_interval (6s) must not be longer than interval (5s)"},
 		{options(`"jitter":"10"`), inAlive + "checks: position 0: jitter must be a percentage from 0% to 100%, like 10%; got '10'"},
 
@@ -454,10 +455,11 @@ func TestProvisionErrors(t *testing.T) {
 		// The second upstream is at fault, so the first has a target already.
 		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:1-3"}],` + alive(``), inAlive + "upstream 127.0.0.1:1-3: the address must be one socket, not 3"},
 		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:x"}],` + alive(``), inAlive + `upstream 127.0.0.1:x: invalid start port: strconv.ParseUint: parsing "x": invalid syntax`},
+		{`"upstreams":[{"dial":"{env.ALIVE_TEST_UNSET}"}],` + alive(``), inAlive + "upstream {env.ALIVE_TEST_UNSET}: its placeholders are empty"},
 		// A check that cannot work over the transport of the proxy.
-		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "check 'http /': an http check needs an HTTP transport, which 127.0.0.1:1 is not reached by; use a tcp check"},
-		{one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(``), inAlive + "check 'tcp': a tcp check cannot tell whether 127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
-		{`"upstreams":[{"dial":"udp/127.0.0.1:1"}],` + alive(``), inAlive + "check 'tcp': a tcp check cannot tell whether udp/127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
+		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "upstream 127.0.0.1:1: check 'http /': an http check needs an HTTP transport, which 127.0.0.1:1 is not reached by; use a tcp check"},
+		{one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(``), inAlive + "upstream 127.0.0.1:1: check 'tcp': a tcp check cannot tell whether 127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
+		{`"upstreams":[{"dial":"udp/127.0.0.1:1"}],` + alive(``), inAlive + "upstream udp/127.0.0.1:1: check 'tcp': a tcp check cannot tell whether udp/127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
 		{one + `"load_balancing":{"selection_policy":{"policy":"cookie","fallback":{"policy":"alive","hold":-1}}}`, inAlive + "hold must not be negative; 0 holds no request"},
 	} {
 		err := validate(t, test.proxy, nil)

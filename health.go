@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,7 +34,7 @@ import (
 // `fails` times the larger of `timeout` and `fast_interval`, with `jitter`
 // added to the intervals.
 type HealthCheck struct {
-	// What to ask the upstream. Default, if there is no check at all: `tcp`.
+	// What to ask the upstream. Required.
 	ProbeRaw json.RawMessage `json:"probe,omitempty" caddy:"namespace=alive.probes inline_key=kind"`
 
 	// The time from the start of one probe to the start of the next while the
@@ -132,6 +133,9 @@ func knownKinds() string {
 	return strings.Join(kinds, ", ")
 }
 
+// maxDuration is the longest that any time of a check can be.
+const maxDuration = 24 * time.Hour
+
 // resolve returns the settings with all defaults, or what is wrong with them.
 func (c *HealthCheck) resolve() (health.Settings, error) {
 	set := health.Settings{
@@ -143,18 +147,21 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 		Fails:        c.Fails,
 	}
 	for _, option := range []struct {
-		name  string
-		value int64
+		name        string
+		value, most int64
 	}{
-		{"interval", int64(c.Interval)},
-		{"fast_interval", int64(c.FastInterval)},
-		{"down_interval", int64(c.DownInterval)},
-		{"timeout", int64(c.Timeout)},
-		{"passes", int64(c.Passes)},
-		{"fails", int64(c.Fails)},
+		{"interval", int64(c.Interval), int64(maxDuration)},
+		{"fast_interval", int64(c.FastInterval), int64(maxDuration)},
+		{"down_interval", int64(c.DownInterval), int64(maxDuration)},
+		{"timeout", int64(c.Timeout), int64(maxDuration)},
+		{"passes", int64(c.Passes), math.MaxInt64},
+		{"fails", int64(c.Fails), math.MaxInt64},
 	} {
 		if option.value < 0 {
 			return set, fmt.Errorf("%s must not be negative", option.name)
+		}
+		if option.value > option.most {
+			return set, fmt.Errorf("%s must not be longer than %s", option.name, maxDuration)
 		}
 	}
 	orDefault(&set.Interval, 5*time.Second)
@@ -244,11 +251,13 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error)
 	logger = logger.With(zap.String("upstream", up.Address), zap.String("check", check.label))
 	w.driver = health.Driver{
 		Probe: func(ctx context.Context) error {
-			err := prober.Probe(to.context(ctx), up)
+			return prober.Probe(to.context(ctx), up)
+		},
+		Bound: to.bound,
+		Probed: func(result health.Result) {
 			if c := logger.Check(zap.DebugLevel, "probed"); c != nil {
-				c.Write(zap.Bool("passed", err == nil), zap.Error(err))
+				c.Write(zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
 			}
-			return err
 		},
 		Report: func(change health.Transition) {
 			before := []zap.Field{zap.Stringer("previous", change.From), zap.Duration("previous_duration", change.Lasted)}

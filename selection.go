@@ -4,6 +4,7 @@ package alive
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -63,17 +64,20 @@ type Selection struct {
 	proxy     *reverseproxy.Handler
 	upstreams reverseproxy.UpstreamPool // those in the proxy's own list
 	transport *transport
-	watches   []*watch
+	watches   []*watch            // all there are
 	watched   map[string][]*watch // by dial address
+	members   [][]*watch          // by position in upstreams
 	hold      time.Duration
 	retries   bool            // the proxy may ask again for the same request
 	variable  string          // where a request keeps its attempts
 	unloaded  <-chan struct{} // closed when the config ends
 	driven    atomic.Bool     // probes run, so that changes are news
+	announced atomic.Bool     // the last resort was last said to have begun
 
 	ticket  atomic.Uint64 // counts picks; a change of the set does not restart it
 	current atomic.Pointer[snapshot]
-	mu      sync.Mutex // one refresh at a time
+	mu      sync.Mutex  // one refresh at a time
+	stale   atomic.Bool // a refresh is waiting for mu, and will see all that changed
 }
 
 // snapshot is who may get requests, frozen until a verdict changes.
@@ -128,7 +132,8 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		s.retries = lb.Retries != 0 || lb.TryDuration != 0
 	}
 	if s.proxy.DynamicUpstreamsRaw != nil {
-		s.logger.Warn("dynamic upstreams are not checked: each counts as alive while Caddy itself holds it healthy")
+		s.logger.Warn("dynamic upstreams are not checked: each counts as alive while Caddy itself holds it healthy",
+			zap.ByteString("dynamic_upstreams", s.proxy.DynamicUpstreamsRaw))
 	}
 
 	if len(s.Checks) == 0 {
@@ -173,30 +178,48 @@ func (s *Selection) watch(ctx caddy.Context) error {
 	s.watched = make(map[string][]*watch)
 	repl := caddy.NewReplacer()
 	for _, u := range s.upstreams {
-		if _, seen := s.watched[u.Dial]; seen {
-			continue // listed twice: it counts twice, but is probed once
-		}
-		s.watched[u.Dial] = nil
-		address := repl.ReplaceKnown(u.Dial, "")
-		if strings.Contains(address, "{") {
-			s.logger.Warn("upstream cannot be checked: its address depends on the request; it counts as alive",
-				zap.String("upstream", u.Dial))
-			continue
-		}
-		to, err := s.transport.to(address)
-		if err != nil {
-			return err
-		}
-		for _, check := range s.Checks {
-			w, err := newWatch(check, to, s.logger)
-			if err != nil {
-				return fmt.Errorf("check '%s': %v", check.label, err)
+		// one that is listed twice counts twice, but is probed once
+		if _, seen := s.watched[u.Dial]; !seen {
+			if s.watched[u.Dial], err = s.watchOne(u.Dial, repl); err != nil {
+				return fmt.Errorf("upstream %s: %v", u.Dial, err)
 			}
-			s.watches = append(s.watches, w)
-			s.watched[u.Dial] = append(s.watched[u.Dial], w)
 		}
+		s.members = append(s.members, s.watched[u.Dial])
 	}
 	return nil
+}
+
+// watchOne sets up the watches of the upstream at a dial address, none if what
+// it is depends on the request.
+func (s *Selection) watchOne(dial string, repl *caddy.Replacer) ([]*watch, error) {
+	address := repl.ReplaceKnown(dial, "")
+	if address == "" {
+		return nil, errors.New("its placeholders are empty")
+	}
+	var to *route
+	perRequest := strings.Contains(address, "{")
+	if !perRequest {
+		var err error
+		if to, err = s.transport.to(address); err != nil {
+			return nil, err
+		}
+		perRequest = to.perRequest
+	}
+	if perRequest {
+		s.logger.Warn("upstream cannot be checked: its address or TLS server name depends on the request; it counts as alive",
+			zap.String("upstream", dial))
+		return nil, nil
+	}
+	var watches []*watch
+	for _, check := range s.Checks {
+		w, err := newWatch(check, to, s.logger)
+		if err != nil {
+			return nil, fmt.Errorf("check '%s': %v", check.label, err)
+		}
+		s.watches = append(s.watches, w) // at once, so that Cleanup finds it
+		watches = append(watches, w)
+	}
+	return watches, nil
 }
 
 // Cleanup ends what Provision began. Select still works afterwards, on what
@@ -211,6 +234,7 @@ func (s *Selection) Cleanup() error {
 			err = e
 		}
 	}
+	s.watches = nil // to forget them twice would forget those of others
 	if s.transport != nil {
 		s.transport.close()
 	}
@@ -220,43 +244,69 @@ func (s *Selection) Cleanup() error {
 // drive tells s whether its probes run.
 func (s *Selection) drive(running bool) {
 	s.driven.Store(running)
-	if running && s.current.Load().lastResort() {
-		s.announce(true)
-	}
+	s.announce()
 }
 
 // refresh makes a new snapshot of what is known and swaps it in. Requests go
-// on with the old one meanwhile.
+// on with the old one meanwhile. Of those who call it while one is under way,
+// one waits and looks for all.
 func (s *Selection) refresh() {
-	s.mu.Lock()
-	now := s.view(s.upstreams)
-	before := s.current.Swap(now)
-	s.mu.Unlock()
-	if before == nil {
+	if s.stale.Swap(true) {
 		return
 	}
-	close(before.superseded)
-	if lastResort := now.lastResort(); lastResort != before.lastResort() && s.driven.Load() {
-		s.announce(lastResort)
+	s.mu.Lock()
+	s.stale.Store(false)
+	before := s.current.Swap(s.view(s.upstreams))
+	s.mu.Unlock()
+	if before != nil {
+		close(before.superseded)
+	}
+	s.announce()
+}
+
+// announce logs that the last resort begins or ends, if that is news.
+func (s *Selection) announce() {
+	if !s.driven.Load() {
+		return
+	}
+	lastResort := s.current.Load().lastResort()
+	if s.announced.Swap(lastResort) == lastResort {
+		return
+	}
+	pool := zap.Strings("pool", s.names())
+	if lastResort {
+		s.logger.Warn("no upstream is alive: requests go to all of them, as the last resort", pool)
+	} else {
+		s.logger.Info("an upstream is alive again: requests go to those alive only", pool)
 	}
 }
 
-// announce logs that the last resort begins or ends.
-func (s *Selection) announce(lastResort bool) {
-	if lastResort {
-		s.logger.Warn("no upstream is alive: requests go to all of them, as the last resort",
-			zap.Int("upstreams", len(s.upstreams)))
-	} else {
-		s.logger.Info("an upstream is alive again: requests go to those alive only")
+// names returns the addresses of the upstreams, a few of them if they are many.
+func (s *Selection) names() []string {
+	const most = 10
+	var names []string
+	for i, u := range s.upstreams {
+		if i == most {
+			return append(names, fmt.Sprintf("and %d more", len(s.upstreams)-most))
+		}
+		names = append(names, u.Dial)
 	}
+	return names
 }
 
 // view returns a snapshot of a pool.
 func (s *Selection) view(pool reverseproxy.UpstreamPool) *snapshot {
 	serving, unknown, all := make([]int, len(pool)), make([]int, len(pool)), make([]int, len(pool))
+	own := s.owns(pool)
 	for i, u := range pool {
 		all[i] = 1
-		switch s.status(u) {
+		var watches []*watch
+		if own {
+			watches = s.members[i]
+		} else {
+			watches = s.watched[u.Dial]
+		}
+		switch statusOf(watches) {
 		case health.Up:
 			serving[i] = 1
 		case health.Unknown:
@@ -272,11 +322,11 @@ func (s *Selection) view(pool reverseproxy.UpstreamPool) *snapshot {
 	}
 }
 
-// status is down if any check of u is, up if all are. What is not checked is
-// up.
-func (s *Selection) status(u *reverseproxy.Upstream) health.Status {
+// statusOf is that of an upstream: down if any of its checks is, up if all are.
+// What is not checked is up.
+func statusOf(watches []*watch) health.Status {
 	status := health.Up
-	for _, w := range s.watched[u.Dial] {
+	for _, w := range watches {
 		switch w.target.Status() {
 		case health.Down:
 			return health.Down
@@ -341,15 +391,15 @@ func (s *Selection) choose(pool reverseproxy.UpstreamPool, r *http.Request, trie
 	if u != nil || serves {
 		return u // a full one serves, so the rest must not be bothered
 	}
-	if s.proxy.CB != nil && !s.proxy.CB.OK() {
-		return nil
+	if s.circuitOpen() {
+		return nil // nor is there anything to wait for
 	}
 	if !now.unknown.empty() && tried.mayHold() {
 		if !s.wait(pool, r) {
 			return nil
 		}
 		now = s.now(pool)
-		if u, serves = s.pick(&now.serving, (*reverseproxy.Upstream).Healthy, tried); u != nil || serves {
+		if u, serves = s.pick(&now.serving, (*reverseproxy.Upstream).Healthy, tried); u != nil || serves || s.circuitOpen() {
 			return u
 		}
 	}
@@ -359,6 +409,10 @@ func (s *Selection) choose(pool reverseproxy.UpstreamPool, r *http.Request, trie
 	u, _ = s.pick(&now.all, func(*reverseproxy.Upstream) bool { return true }, tried)
 	return u
 }
+
+// circuitOpen reports whether the circuit breaker of the proxy, which is one for
+// all of its upstreams, wants no request at all.
+func (s *Selection) circuitOpen() bool { return s.proxy.CB != nil && !s.proxy.CB.OK() }
 
 // pick returns the member of t whose turn it is among those that serve, are
 // not full and were not tried by this request. When all of them were tried, it

@@ -60,6 +60,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 		p.upstreams = append(p.upstreams, u)
 		p.targets = append(p.targets, target)
 		p.watched[u.Dial] = []*watch{{target: target}}
+		p.members = append(p.members, p.watched[u.Dial])
 		target.Subscribe(p.refresh)
 	}
 	for _, f := range configure {
@@ -211,6 +212,7 @@ func TestAllChecksMustPass(t *testing.T) {
 	second := health.NewTarget(health.Settings{Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour, Timeout: time.Second, Passes: 1, Fails: 1})
 	p := newPolicy(t, "uu", func(s *Selection) {
 		s.watched[address(0)] = append(s.watched[address(0)], &watch{target: second})
+		s.members[0] = s.watched[address(0)]
 		second.Subscribe(s.refresh)
 	})
 	for _, tc := range []struct {
@@ -249,25 +251,37 @@ func TestLastResort(t *testing.T) {
 	}
 }
 
-type breaker struct{ open bool }
+type breaker struct{ open atomic.Bool }
 
-func (b *breaker) OK() bool                          { return !b.open }
+func (b *breaker) OK() bool                          { return !b.open.Load() }
 func (*breaker) RecordMetric(_ int, _ time.Duration) {}
 
 // The last resort does not go past an open circuit breaker, nor does a cold
-// start wait behind one.
+// start wait behind one, nor does it help to open while a request is held.
 func TestOpenCircuitBreaker(t *testing.T) {
-	for _, verdicts := range []string{"dd", "d?"} {
+	for _, tc := range []struct {
+		verdicts string
+		open     time.Duration // when it opens; below 0 never
+		nil      bool
+		waited   time.Duration
+	}{
+		{"dd", 0, true, 0},
+		{"d?", 0, true, 0},
+		{"d?", time.Second, true, 2 * time.Second},
+		{"d?", -1, false, 2 * time.Second},
+		{"dd", -1, false, 0},
+	} {
 		synctest.Test(t, func(t *testing.T) {
-			b := &breaker{open: true}
-			p := newPolicy(t, verdicts, func(s *Selection) { s.proxy.CB = b })
-			began := time.Now()
-			if u := p.Select(p.upstreams, get(), nil); u != nil || time.Since(began) > 0 {
-				t.Errorf("%s: picked %v after %v with the breaker open, want nil at once", verdicts, u, time.Since(began))
+			b := new(breaker)
+			p := newPolicy(t, tc.verdicts, func(s *Selection) { s.proxy.CB = b })
+			b.open.Store(tc.open == 0)
+			if tc.open > 0 {
+				time.AfterFunc(tc.open, func() { b.open.Store(true) })
 			}
-			b.open = false
-			if u := p.Select(p.upstreams, get(), nil); u == nil {
-				t.Errorf("%s: nil with the breaker closed again", verdicts)
+			began := time.Now()
+			u := p.Select(p.upstreams, get(), nil)
+			if waited := time.Since(began); (u == nil) != tc.nil || waited != tc.waited {
+				t.Errorf("%+v: picked %v after %v", tc, u, waited)
 			}
 		})
 	}
@@ -453,7 +467,9 @@ func TestClientLeavesWhileHeld(t *testing.T) {
 
 // The same where nobody could serve it anyway.
 func TestClientLeft(t *testing.T) {
-	p := newPolicy(t, "dd", func(s *Selection) { s.proxy.CB = &breaker{open: true} })
+	b := new(breaker)
+	b.open.Store(true)
+	p := newPolicy(t, "dd", func(s *Selection) { s.proxy.CB = b })
 	r := get()
 	ctx, leave := context.WithCancel(r.Context())
 	if u := p.Select(p.upstreams, r.WithContext(ctx), nil); u != nil {

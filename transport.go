@@ -37,6 +37,12 @@ type transport struct {
 	dialContext func(ctx context.Context, network, address string) (net.Conn, error)
 	// override sets the scheme of u, http, to https where the handler uses TLS.
 	override func(u *url.URL, port string)
+	// serverName is the TLS server name, which may have placeholders; empty
+	// means that of the upstream.
+	serverName string
+	// bound says that a probe cannot outlive the handler: its transport could
+	// not be copied.
+	bound bool
 	// proxy finds the forward proxy of a request; nil means none.
 	proxy func(*http.Request) (*url.URL, error)
 	// key tells whether two transports are the same, but for the proxy.
@@ -81,6 +87,7 @@ func newTransport(ctx caddy.Context, h *reverseproxy.Handler) (*transport, error
 			dialContext:  new(net.Dialer).DialContext,
 			override:     override,
 			key:          transportKey{owner: h},
+			bound:        true,
 			close:        none,
 		}, nil
 	}
@@ -98,6 +105,7 @@ func httpTransport(t *reverseproxy.HTTPTransport) (*transport, error) {
 		close:    func() {},
 	}
 	if tls := t.Transport.TLSClientConfig; tls != nil {
+		way.serverName = tls.ServerName
 		way.key.roots = canonicalRoots(tls.RootCAs)
 		hash := sha256.New()
 		for _, cert := range tls.Certificates {
@@ -109,7 +117,7 @@ func httpTransport(t *reverseproxy.HTTPTransport) (*transport, error) {
 	}
 	if len(t.Versions) == 1 && t.Versions[0] == "3" {
 		// its HTTP/3 side cannot be copied, so connections are shared
-		way.roundTripper = t
+		way.roundTripper, way.bound = t, true
 		return way, nil
 	}
 
@@ -125,10 +133,38 @@ func httpTransport(t *reverseproxy.HTTPTransport) (*transport, error) {
 		own.TLSNextProto = nil
 		own.ForceAttemptHTTP2 = true
 	}
+	own.DialContext = withinProbe(own.DialContext)
+	if own.DialTLSContext != nil {
+		own.DialTLSContext = withinProbe(own.DialTLSContext)
+	}
 	way.roundTripper = own
 	way.dialContext = own.DialContext
 	way.close = own.CloseIdleConnections
 	return way, nil
+}
+
+// probeContext is the key under which a probe's context has itself.
+type probeContext struct{}
+
+// withinProbe has connections end with the probe that they are made for. The
+// dials of net/http outlive the request that asked for them, and a handshake
+// that the upstream never ends would keep its connection for good.
+func withinProbe(dial func(ctx context.Context, network, address string) (net.Conn, error)) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		probe, ok := ctx.Value(probeContext{}).(context.Context)
+		if !ok {
+			return dial(ctx, network, address)
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(probe, cancel)()
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		context.AfterFunc(probe, func() { _ = conn.Close() })
+		return conn, nil
+	}
 }
 
 // canonicalRoots returns the one pool that stands for all that are equal to
@@ -150,24 +186,29 @@ func canonicalRoots(roots *x509.CertPool) *x509.CertPool {
 
 // route is the transport applied to one upstream.
 type route struct {
-	up   probe.Upstream
-	key  transportKey
-	info reverseproxy.DialInfo
-	repl *caddy.Replacer
+	up    probe.Upstream
+	key   transportKey
+	info  reverseproxy.DialInfo
+	repl  *caddy.Replacer
+	bound bool
+	// perRequest says that what the handler does depends on the request, so
+	// that a probe cannot do the same.
+	perRequest bool
 }
 
 // to returns the route to an address that no placeholder is left in.
 func (t *transport) to(address string) (*route, error) {
 	addr, err := caddy.ParseNetworkAddress(address)
 	if err != nil {
-		return nil, fmt.Errorf("upstream %s: %v", address, err)
+		return nil, err
 	}
 	if n := addr.PortRangeSize(); n != 1 {
-		return nil, fmt.Errorf("upstream %s: the address must be one socket, not %d", address, n)
+		return nil, fmt.Errorf("the address must be one socket, not %d", n)
 	}
 	r := &route{
-		key:  t.key,
-		repl: caddy.NewReplacer(),
+		key:   t.key,
+		bound: t.bound,
+		repl:  caddy.NewReplacer(),
 		info: reverseproxy.DialInfo{
 			Network: addr.Network,
 			Address: addr.JoinHostPort(0),
@@ -175,6 +216,12 @@ func (t *transport) to(address string) (*route, error) {
 			Port:    strconv.FormatUint(uint64(addr.StartPort), 10),
 		},
 	}
+	r.repl.Set("http.reverse_proxy.upstream.address", r.info.String())
+	r.repl.Set("http.reverse_proxy.upstream.hostport", r.info.Address)
+	r.repl.Set("http.reverse_proxy.upstream.host", r.info.Host)
+	r.repl.Set("http.reverse_proxy.upstream.port", r.info.Port)
+	r.perRequest = strings.Contains(r.repl.ReplaceKnown(t.serverName, ""), "{")
+
 	u := &url.URL{Scheme: "http", Host: r.info.Address}
 	if addr.IsUnixNetwork() {
 		u.Host = "localhost" // the dialer goes by the context, and a path is no host
@@ -185,14 +232,15 @@ func (t *transport) to(address string) (*route, error) {
 	if t.proxy != nil {
 		proxy, err := t.proxy(&http.Request{Method: http.MethodGet, URL: u})
 		if err != nil {
-			return nil, fmt.Errorf("upstream %s: finding its forward proxy: %v", address, err)
+			return nil, fmt.Errorf("finding its forward proxy: %v", err)
 		}
 		if proxy != nil {
 			r.key.proxy = proxy.String()
 		}
 	}
 	r.up = probe.Upstream{Address: address, Scheme: u.Scheme, Host: u.Host, Transport: t.roundTripper}
-	if t.dialContext != nil && !strings.HasPrefix(addr.Network, "udp") { // a datagram needs nobody who listens
+	// a forward proxy would have to be asked, and a datagram needs nobody who listens
+	if t.dialContext != nil && r.key.proxy == "" && !strings.HasPrefix(addr.Network, "udp") {
 		r.up.Dial = func(ctx context.Context) (net.Conn, error) {
 			return t.dialContext(ctx, r.info.Network, r.info.Address)
 		}
@@ -205,6 +253,7 @@ func (t *transport) to(address string) (*route, error) {
 func (r *route) context(ctx context.Context) context.Context {
 	// a probe has no client, so a PROXY protocol header names this host
 	client := reverseproxy.ProxyProtocolInfo{AddrPort: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)}
+	ctx = context.WithValue(ctx, probeContext{}, ctx)
 	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, r.repl)
 	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{"reverse_proxy.proxy_protocol_info": client})
 	return context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), r.info)

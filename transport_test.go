@@ -9,8 +9,13 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
 	"math/big"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -23,6 +28,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 // certificate makes a self-signed certificate and returns it as DER, and in
@@ -68,13 +74,12 @@ func TestWhichTargetsAreShared(t *testing.T) {
 	ca1, certFile, keyFile := certificate(t)
 	ca2, otherCert, otherKey := certificate(t)
 	withCA := func(der []byte) *reverseproxy.HTTPTransport {
-		// A CA module is emptied out of the config once it is loaded, so that two
-		// of them leave the same JSON. So it does here.
-		h := &reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{RootCAPool: []string{base64.StdEncoding.EncodeToString(der)}}}
+		// the config of a CA is emptied once it is loaded: two leave the same JSON
+		ca := fmt.Sprintf(`{"provider":"inline","trusted_ca_certs":[%q]}`, base64.StdEncoding.EncodeToString(der))
+		h := &reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{CARaw: json.RawMessage(ca)}}
 		if err := h.Provision(ctx); err != nil {
 			t.Fatal(err)
 		}
-		h.TLS.RootCAPool = nil
 		return h
 	}
 	provisioned := func(h *reverseproxy.HTTPTransport) *reverseproxy.HTTPTransport {
@@ -174,8 +179,8 @@ func TestRoutes(t *testing.T) {
 		{tls, "app:8080", "http", "app:8080", ""},
 		{nil, "[::1]:80", "http", "[::1]:80", ""},
 		{nil, "unix//run/app.sock", "http", "localhost", ""},
-		{nil, "app:80-82", "", "", "upstream app:80-82: the address must be one socket, not 3"},
-		{nil, "app:99999", "", "", `upstream app:99999: invalid start port: strconv.ParseUint: parsing "99999": value out of range`},
+		{nil, "app:80-82", "", "", "the address must be one socket, not 3"},
+		{nil, "app:99999", "", "", `invalid start port: strconv.ParseUint: parsing "99999": value out of range`},
 	} {
 		t.Run(tc.address, func(t *testing.T) {
 			way, err := newTransport(ctx, &reverseproxy.Handler{Transport: tc.transport})
@@ -193,5 +198,82 @@ func TestRoutes(t *testing.T) {
 				t.Errorf("got %s://%s, want %s://%s, or the error %q", to.up.Scheme, to.up.Host, tc.scheme, tc.host, tc.fail)
 			}
 		})
+	}
+}
+
+// A server name may have placeholders: those of the upstream are known, those
+// of a request make the upstream one that cannot be checked.
+func TestServerNameWithPlaceholders(t *testing.T) {
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+	defer cancel()
+	for name, perRequest := range map[string]bool{
+		"app.internal":                       false,
+		"{http.reverse_proxy.upstream.host}": false,
+		"{http.request.host}":                true,
+	} {
+		h := &reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{ServerName: name}}
+		if err := h.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+		way, err := newTransport(ctx, &reverseproxy.Handler{Transport: h})
+		if err != nil {
+			t.Fatal(err)
+		}
+		to, err := way.to("app:443")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if to.perRequest != perRequest {
+			t.Errorf("%s: depends on the request: %v, want %v", name, to.perRequest, perRequest)
+		}
+	}
+}
+
+// Whatever a probe began ends with it: a listener that never answers the
+// handshake must not collect connections, one a probe.
+func TestConnectionsEndWithTheirProbe(t *testing.T) {
+	for _, transport := range []*reverseproxy.HTTPTransport{
+		{TLS: new(reverseproxy.TLSConfig)},
+		{TLS: new(reverseproxy.TLSConfig), ProxyProtocol: "v2"}, // a dialer of its own for TLS
+		{},
+	} {
+		ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+		defer cancel()
+		if err := transport.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		way, err := newTransport(ctx, &reverseproxy.Handler{Transport: transport})
+		if err != nil {
+			t.Fatal(err)
+		}
+		to, err := way.to(ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		check := &probe.HTTP{URI: "/"}
+		if err := check.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			probing, end := context.WithTimeout(t.Context(), 20*time.Millisecond)
+			if err := check.Probe(to.context(probing), to.up); err == nil {
+				t.Error("a probe passed without an answer")
+			}
+			end()
+			conn, err := ln.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			if _, err := io.Copy(io.Discard, conn); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("the connection was still open 10s after its probe")
+			}
+			_ = conn.Close()
+		}
 	}
 }

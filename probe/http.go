@@ -106,7 +106,7 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 			header.Add(name, value)
 		}
 	}
-	if header.Get("User-Agent") == "" {
+	if _, given := header["User-Agent"]; !given {
 		header.Set("User-Agent", "caddy-alive")
 	}
 	h.request = &http.Request{
@@ -129,9 +129,11 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 		return err
 	}
 	// A regular expression may well contain braces, so what is not known as a
-	// placeholder stays as it is.
+	// placeholder stays as it is, and so do the backslashes before them, which
+	// the replacer would take for its own.
 	if h.ExpectBody != "" {
-		if h.body, err = compileBody(repl.ReplaceKnown(h.ExpectBody, "")); err != nil {
+		escaped := strings.NewReplacer(`\{`, `\\{`, `\}`, `\\}`).Replace(h.ExpectBody)
+		if h.body, err = compileBody(repl.ReplaceKnown(escaped, "")); err != nil {
 			return err
 		}
 	}
@@ -152,6 +154,7 @@ func (h *HTTP) ValidateUpstream(up Upstream) error {
 // Probe sends the request and judges the answer.
 func (h *HTTP) Probe(ctx context.Context, up Upstream) error {
 	req := h.request.WithContext(ctx)
+	req.Header = h.request.Header.Clone() // a transport may add to it
 	target := *h.request.URL
 	target.Scheme, target.Host = up.Scheme, up.Host
 	req.URL = &target

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -19,14 +20,27 @@ import (
 const maxReason = 256
 
 // A Driver connects a target to whoever runs it: how to probe it, and whom to
-// tell of a change of status. Both are called without any lock held, from the
-// target's own goroutine.
+// tell of what came of it. Its functions are called without any lock held, from
+// the target's own goroutine.
 type Driver struct {
 	// Probe asks once. An error is a failed probe, and its text the reason. It
 	// must return soon after ctx is done.
 	Probe func(ctx context.Context) error
-	// Report is told of every change of status.
+	// Bound says that a probe cannot outlive its driver: what it travels on is
+	// closed with it.
+	Bound bool
+	// Probed is told of every result that counts. It may be nil.
+	Probed func(Result)
+	// Report is told of every change of status. It may be nil.
 	Report func(Transition)
+}
+
+// Result is what came of one probe.
+type Result struct {
+	// Reason is why it failed, in one bounded line; empty when it passed.
+	Reason string
+	// Took is how long it took.
+	Took time.Duration
 }
 
 // Transition is one change of status.
@@ -98,10 +112,10 @@ func (t *Target) Running() bool {
 // disturbs neither the schedule nor a probe in flight.
 //
 // The returned function, to be called once, takes d out again: the newest of
-// those that remain takes over. A probe in flight is cut off and counts for
-// nothing if d was the newest; if d was already replaced, it still counts, for
-// then a successor relies on it. When none remain the probes end, and detach
-// waits for that.
+// those that remain takes over. A probe of d in flight is cut off and counts
+// for nothing if d was the newest, or is bound; else it still counts, for then
+// a successor relies on it. When none remain the probes end, and detach waits
+// for that.
 func (t *Target) Attach(d Driver, delay time.Duration) (detach func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,7 +134,7 @@ func (t *Target) detach(d *Driver) {
 	newest := i == len(t.drivers)-1
 	t.drivers = slices.Delete(t.drivers, i, i+1)
 	l := t.loop
-	if newest && l.driver == d {
+	if l.driver == d && (newest || d.Bound) {
 		l.discard = true
 		l.cut()
 	}
@@ -170,8 +184,9 @@ func (t *Target) probeOnce(ctx context.Context, l *loop) (next time.Duration, ok
 	l.driver, l.cut, l.discard = driver, cancel, false
 	t.mu.Unlock()
 
+	started := time.Now()
 	err := safely(probeCtx, driver.Probe)
-	reason := t.reason(probeCtx, err)
+	result := Result{Reason: t.reason(probeCtx, err), Took: time.Since(started)}
 	cancel()
 
 	t.mu.Lock()
@@ -182,27 +197,27 @@ func (t *Target) probeOnce(ctx context.Context, l *loop) (next time.Duration, ok
 	}
 	var change *Transition
 	var subscribers []func()
-	if !l.discard {
-		if change = t.record(err == nil, reason); change != nil {
-			for f := range t.subscribers {
-				subscribers = append(subscribers, *f)
-			}
+	if l.discard {
+		t.mu.Unlock()
+		return 0, true // the successor's own probe is due at once
+	}
+	if change = t.record(err == nil, result.Reason); change != nil {
+		for f := range t.subscribers {
+			subscribers = append(subscribers, *f)
 		}
 	}
-	report := t.drivers[len(t.drivers)-1].Report
+	newest := t.drivers[len(t.drivers)-1]
 	next = t.state.delay(&t.settings)
-	if l.discard {
-		next = 0 // its successor's own probe is due at once
-	}
 	t.mu.Unlock()
 
-	if change != nil {
-		for _, f := range subscribers {
-			f()
-		}
-		if report != nil {
-			report(*change)
-		}
+	for _, f := range subscribers {
+		f()
+	}
+	if newest.Probed != nil {
+		newest.Probed(result)
+	}
+	if change != nil && newest.Report != nil {
+		newest.Report(*change)
 	}
 	return next, true
 }
@@ -238,7 +253,7 @@ func (t *Target) reason(ctx context.Context, err error) string {
 		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
 	}
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == utf8.RuneError {
+		if unicode.IsControl(r) || r == utf8.RuneError {
 			return '?'
 		}
 		return r

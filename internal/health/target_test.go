@@ -236,6 +236,49 @@ func TestADriverThatLeavesChangesNothing(t *testing.T) {
 	})
 }
 
+// A driver whose connections end with it takes its probe along, even if
+// another has replaced it.
+func TestABoundProbeEndsWithItsDriver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := settings()
+		set.Fails = 1
+		target := NewTarget(set)
+		older, newer := newScript(hang), newScript(pass)
+		bound := older.driver()
+		bound.Bound = true
+		detachOlder := target.Attach(bound, 0)
+		advance(time.Second)
+		defer target.Attach(newer.driver(), 0)()
+		detachOlder()
+		advance(time.Second / 2)
+		wantProbes(t, newer, seconds(1)) // at once, for what was cut off told nothing
+		want := []Transition{{From: Unknown, To: Up}}
+		if got := newer.transitions(); !slices.Equal(got, want) {
+			t.Errorf("reported %+v, want %+v", got, want)
+		}
+	})
+}
+
+// Every result that counts is told, with why and how long it took.
+func TestResultsAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		target := NewTarget(settings())
+		s := newScript(hang)
+		d := s.driver()
+		var got []Result
+		d.Probed = func(r Result) { got = append(got, r) }
+		detach := target.Attach(d, 0)
+		advance(time.Second)
+		s.set(pass)
+		advance(2500 * time.Millisecond)
+		detach()
+		want := []Result{{Reason: "no verdict within 2s: context deadline exceeded", Took: 2 * time.Second}, {}, {}}
+		if !slices.Equal(got[:2], want[:2]) {
+			t.Errorf("told %+v, want %+v first", got, want[:2])
+		}
+	})
+}
+
 // A probe that the end of everything cuts off counts for nothing, and nothing
 // runs on. (synctest panics on goroutines that are left.)
 func TestDetachWaitsForTheProbe(t *testing.T) {
@@ -316,7 +359,7 @@ func TestReasonIsBoundedAndPrintable(t *testing.T) {
 	target := NewTarget(settings())
 	for _, tc := range []struct{ text, want string }{
 		{"connection refused", "connection refused"},
-		{"two\nlines\x00and\x1b[31m colour", "two?lines?and?[31m colour"},
+		{"two\nlines\x00and\x1b[31m\u009b31m colour", "two?lines?and?[31m?31m colour"},
 		{"broken \xff\xfe bytes", "broken ?? bytes"},
 		{strings.Repeat("é", 200), strings.Repeat("é", maxReason/2) + "…"},
 		{"x" + strings.Repeat("é", 200), "x" + strings.Repeat("é", (maxReason-1)/2) + "…"},
