@@ -113,8 +113,8 @@ var policies = []struct{ name, input, want string }{
 	},
 	{
 		// placeholders are for Provision to resolve
-		"placeholders", "alive {\ncheck http {env.URI}?{http.request.uri} {\nheader X-Token {env.TOKEN}\nexpect_body ^a{2}{env.BODY}\n}\n}",
-		`{"checks":[{"probe":{"expect_body":"^a{2}{env.BODY}","header":{"X-Token":["{env.TOKEN}"]},"kind":"http","uri":"{env.URI}?{http.request.uri}"}}]}`,
+		"placeholders", "alive {\ncheck http {env.URI}?{http.request.uri} {\nheader X-Token {env.TOKEN}\nheader Host {env.HOST}\nmethod {env.METHOD}\nstatus {env.STATUS}\nexpect_body ^a{2}{env.BODY}\n}\n}",
+		`{"checks":[{"probe":{"expect_body":"^a{2}{env.BODY}","header":{"Host":["{env.HOST}"],"X-Token":["{env.TOKEN}"]},"kind":"http","method":"{env.METHOD}","status":["{env.STATUS}"],"uri":"{env.URI}?{http.request.uri}"}}]}`,
 	},
 }
 
@@ -206,7 +206,7 @@ func TestCaddyfileErrors(t *testing.T) {
 	// The inline URI.
 	rejects("alive /a /b", "lb_policy alive takes one URI at most; got '/b' too, at Testfile:1")
 	rejects("alive /a {\nhold 1s\ncheck tcp\n}", "a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too, at Testfile:3")
-	for _, bad := range []string{"healthz", "", "http://app/healthz", "?a=b", "//host/x", "/a b", "/a?b c"} {
+	for _, bad := range []string{"healthz", "", "http://app/healthz", "?a=b", "//host/x", "/a b", "/a?b c", "/a#b"} {
 		rejects("alive `"+bad+"`", uri, bad, 1)
 		inPolicy("check http `"+bad+"`", uri, bad, 2)
 	}
@@ -296,6 +296,7 @@ func TestCaddyfileErrors(t *testing.T) {
 	inCheck("http /a", "header X: c", "header takes a field name of letters, digits and hyphens; got 'X:', at Testfile:3")
 	inCheck("http /a", "header X \"a\x01\"", "header X must not have line breaks or other control characters in its value, at Testfile:3")
 	inCheck("http /a", "header Host a/b", "header Host must be a host, with a port if need be; got 'a/b', at Testfile:3")
+	inCheck("http /a", "header Host ``\nheader Host b", "header Host can be given once only, at Testfile:4")
 	inCheck("http /a", "header host a\nheader Host b", "header Host can be given once only, at Testfile:4")
 	inCheck("http /a", "method HEAD\nexpect_body ok", "expect_body needs a body, and an answer to HEAD has none, at Testfile:5")
 	inPolicy("check http x{env.URI}", uri, "x", 2)

@@ -60,6 +60,7 @@ func TestHTTPCaddyfile(t *testing.T) {
 		{"http /x {\n\tmethod PROPFIND\n}", `{"uri":"/x","method":"PROPFIND"}`},
 
 		{"http /x {\n\theader Host app.internal\n}", `{"uri":"/x","header":{"Host":["app.internal"]}}`},
+		{"http /x {\n\theader Host {env.PROBE_WORD}.internal:80\n}", `{"uri":"/x","header":{"Host":["{env.PROBE_WORD}.internal:80"]}}`},
 		// spellings of one name are one field
 		{"http /x {\n\theader host app.internal\n}", `{"uri":"/x","header":{"Host":["app.internal"]}}`},
 		{
@@ -107,13 +108,12 @@ func TestHTTPCaddyfile(t *testing.T) {
 func TestHTTPCaddyfileErrors(t *testing.T) {
 	t.Parallel()
 	const (
-		uri    = "uri must be a path that begins with '/', with a query if need be"
+		uri    = "uri must be a path that begins with one '/', with a query if need be"
 		status = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
 		size   = "max_size must be a size from 1 byte to 64MiB, like 64KiB; got "
 		header = "header takes a name and a value, like header Host app.internal"
 		method = "method must be an HTTP method, like GET or HEAD; got "
 		known  = ": an http check has method, header, status, expect_body and max_size besides the options of every check"
-		count  = "wrong argument count or unexpected line ending after "
 	)
 	for _, test := range []struct{ input, want string }{
 		{"http", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},
@@ -122,11 +122,14 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 		{"http healthz", uri + "; got 'healthz', at Testfile:1"},
 		{"http http://app1/healthz", uri + "; got 'http://app1/healthz', at Testfile:1"},
 		{"http *", uri + "; got '*', at Testfile:1"},
+		{"http //app1/healthz", uri + "; got '//app1/healthz', at Testfile:1"},
+		{"http \"/a b\"", uri + "; got '/a b', at Testfile:1"},
+		{"http app1/{env.PROBE_UNSET}", uri + "; got 'app1/', at Testfile:1"},
 		{"http /%zz", uri + `: parse "/%zz": invalid URL escape "%zz", at Testfile:1`},
 		{"http /healthz /ready", "an http check takes one URI; got '/ready' too, at Testfile:1"},
 
-		{"http /x {\n\tmethod\n}", count + "'method', at Testfile:2"},
-		{"http /x {\n\tmethod GET HEAD\n}", count + "'GET', at Testfile:2"},
+		{"http /x {\n\tmethod\n}", "method takes one HTTP method, like HEAD, at Testfile:2"},
+		{"http /x {\n\tmethod GET HEAD\n}", "method takes one HTTP method, like HEAD, at Testfile:2"},
 		{"http /x {\n\tmethod \"\"\n}", method + "'', at Testfile:2"},
 		{"http /x {\n\tmethod \"GET /\"\n}", method + "'GET /', at Testfile:2"},
 		{"http /x {\n\tmethod GET\n\tmethod GET\n}", "option 'method' is given twice, at Testfile:3"},
@@ -138,22 +141,27 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 		{"http /x {\n\theader \"\" a\n}", "header takes a field name of letters, digits and hyphens; got '', at Testfile:2"},
 		{"http /x {\n\theader A \"b\nC: d\"\n}", "header A must not have line breaks or other control characters in its value, at Testfile:2"},
 
-		{"http /x {\n\tstatus\n}", count + "'status', at Testfile:2"},
+		{"http /x {\n\theader Host \"a b\"\n}", "header Host must be a host, with a port if need be; got 'a b', at Testfile:2"},
+		{"http /x {\n\theader Host a\n\theader host b\n}", "header Host can be given once only, at Testfile:3"},
+
+		{"http /x {\n\tstatus\n}", "status takes codes, classes and ranges, like 204 2xx 200-399, at Testfile:2"},
 		{"http /x {\n\tstatus 200 teapot\n}", status + "'teapot', at Testfile:2"},
 		{"http /x {\n\tstatus 1xx\n}", status + "'1xx', at Testfile:2"},
 		{"http /x {\n\tstatus 200,204\n}", status + "'200,204', at Testfile:2"},
 		// a second list would replace the first
 		{"http /x {\n\tstatus 200\n\tstatus 204\n}", "option 'status' is given twice, at Testfile:3"},
 
-		{"http /x {\n\texpect_body\n}", count + "'expect_body', at Testfile:2"},
-		{"http /x {\n\texpect_body all is well\n}", count + "'all', at Testfile:2"},
+		{"http /x {\n\texpect_body\n}", "expect_body takes one regular expression; put it into quotes if it has spaces, at Testfile:2"},
+		{"http /x {\n\texpect_body all is well\n}", "expect_body takes one regular expression; put it into quotes if it has spaces, at Testfile:2"},
 		{"http /x {\n\texpect_body \"\"\n}", "expect_body must not be empty: it would match any body, at Testfile:2"},
 		{"http /x {\n\texpect_body (\n}", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:2"},
 		{"http /x {\n\texpect_body (?!a)\n}", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: invalid or unsupported Perl syntax: `(?!`, at Testfile:2"},
 		{"http /x {\n\texpect_body a\n\texpect_body b\n}", "option 'expect_body' is given twice, at Testfile:3"},
 
-		{"http /x {\n\tmax_size\n}", count + "'max_size', at Testfile:2"},
-		{"http /x {\n\tmax_size 64 KiB\n}", count + "'64', at Testfile:2"},
+		{"http /x {\n\texpect_body a\n\tmethod HEAD\n}", "expect_body needs a body, and an answer to HEAD has none, at Testfile:4"},
+
+		{"http /x {\n\tmax_size\n}", "max_size takes one size from 1 byte to 64MiB, like 64KiB, at Testfile:2"},
+		{"http /x {\n\tmax_size 64 KiB\n}", "max_size takes one size from 1 byte to 64MiB, like 64KiB, at Testfile:2"},
 		{"http /x {\n\tmax_size 0\n}", size + "'0', at Testfile:2"},
 		{"http /x {\n\tmax_size 0.5\n}", size + "'0.5', at Testfile:2"},
 		{"http /x {\n\tmax_size -1\n}", size + "'-1', at Testfile:2"},

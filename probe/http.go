@@ -22,6 +22,8 @@ import (
 const (
 	defaultMaxSize = 64 << 10
 	maxMaxSize     = 64 << 20
+
+	onlyGlobal = "; only global placeholders, such as {env.*}, can be used in a check"
 )
 
 // HTTP checks that an upstream answers a request as it should. The request
@@ -72,7 +74,7 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 	resolve := func(option, value string) (string, error) {
 		resolved, err := repl.ReplaceOrErr(value, true, true)
 		if err != nil {
-			return "", fmt.Errorf("%s: %v; only global placeholders, such as {env.*}, can be used in a check", option, err)
+			return "", fmt.Errorf("%s: %v%s", option, err, onlyGlobal)
 		}
 		return resolved, nil
 	}
@@ -88,13 +90,16 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 	if h.Method == "" {
 		h.Method = http.MethodGet
 	}
+	if h.Method, err = resolve("method", h.Method); err != nil {
+		return err
+	}
 	if err := checkMethod(h.Method); err != nil {
 		return err
 	}
 	header := make(http.Header)
 	for name, values := range h.Header {
-		for i, value := range values {
-			if i > 0 && strings.EqualFold(name, "Host") {
+		for _, value := range values {
+			if _, given := header["Host"]; given && strings.EqualFold(name, "Host") {
 				return errors.New("header Host can be given once only")
 			}
 			if value, err = resolve("header "+name, value); err != nil {
@@ -118,8 +123,11 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 	if len(h.Status) == 0 {
 		h.Status = []string{"2xx"}
 	}
-	for _, text := range h.Status {
-		r, err := parseStatus(text)
+	for i, text := range h.Status {
+		if h.Status[i], err = resolve("status", text); err != nil {
+			return err
+		}
+		r, err := parseStatus(h.Status[i])
 		if err != nil {
 			return err
 		}
@@ -133,7 +141,15 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 	// the replacer would take for its own.
 	if h.ExpectBody != "" {
 		escaped := strings.NewReplacer(`\{`, `\\{`, `\}`, `\\}`).Replace(h.ExpectBody)
-		if h.body, err = compileBody(repl.ReplaceKnown(escaped, "")); err != nil {
+		resolved := repl.ReplaceKnown(escaped, "")
+		if resolved == "" {
+			return errors.New("expect_body must not be empty: it would match any body")
+		}
+		if _, placeholder, found := strings.Cut(resolved, "{http."); found {
+			name, _, _ := strings.Cut(placeholder, "}")
+			return fmt.Errorf("expect_body: unrecognized placeholder {http.%s}%s", name, onlyGlobal)
+		}
+		if h.body, err = compileBody(resolved); err != nil {
 			return err
 		}
 	}
@@ -235,6 +251,9 @@ func (h *HTTP) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 		if !d.AllArgs(&h.Method) {
 			return d.Err("method takes one HTTP method, like HEAD")
 		}
+		if hasPlaceholder(h.Method) {
+			return nil
+		}
 		return wrap(d, checkMethod(h.Method))
 
 	case "header":
@@ -242,15 +261,15 @@ func (h *HTTP) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 		if !d.AllArgs(&name, &value) {
 			return d.Err("header takes a name and a value, like header Host app.internal")
 		}
-		if strings.EqualFold(name, "Host") && h.Header.Get(name) != "" {
+		if _, given := h.Header["Host"]; given && strings.EqualFold(name, "Host") {
 			return d.Err("header Host can be given once only")
 		}
 		if h.Header == nil {
 			h.Header = make(http.Header)
 		}
 		h.Header.Add(name, value)
-		if strings.Contains(value, "{") {
-			value = "" // known only when the config is loaded
+		if hasPlaceholder(value) {
+			value = ""
 		}
 		return wrap(d, checkHeader(name, value))
 
@@ -260,7 +279,7 @@ func (h *HTTP) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 			return d.Err("status takes codes, classes and ranges, like 204 2xx 200-399")
 		}
 		for _, text := range h.Status {
-			if _, err := parseStatus(text); err != nil {
+			if _, err := parseStatus(text); err != nil && !hasPlaceholder(text) {
 				return d.WrapErr(err)
 			}
 		}
@@ -295,6 +314,10 @@ func (h *HTTP) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 	return nil
 }
 
+// hasPlaceholder reports whether a value is known only when the config is
+// loaded.
+func hasPlaceholder(value string) bool { return strings.Contains(value, "{") }
+
 // wrap adds the place to an error, if there is one.
 func wrap(d *caddyfile.Dispenser, err error) error {
 	if err == nil {
@@ -304,7 +327,7 @@ func wrap(d *caddyfile.Dispenser, err error) error {
 }
 
 func parseURI(uri string) (*url.URL, error) {
-	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") || strings.Contains(uri, " ") {
+	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") || strings.ContainsAny(uri, " #") {
 		return nil, fmt.Errorf("uri must be a path that begins with one '/', with a query if need be; got '%s'", uri)
 	}
 	u, err := url.ParseRequestURI(uri)

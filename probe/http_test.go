@@ -115,7 +115,6 @@ func TestHTTPRequest(t *testing.T) {
 	})
 	up := newUpstream(t, "tcp", addr, nil)
 	up.Host = "app1:8080"
-	agent := []string{"caddy-alive"}
 	for _, test := range []struct {
 		config, method, uri, host string // these default to GET, / and the upstream's
 		header                    http.Header
@@ -123,7 +122,7 @@ func TestHTTPRequest(t *testing.T) {
 		{config: `{"uri":"/"}`},
 		{config: `{"uri":"/healthz?full=1&name=a%20b"}`, uri: "/healthz?full=1&name=a%20b"},
 		{config: `{"uri":"/a%2Fb"}`, uri: "/a%2Fb"},
-		{config: `{"uri":"/a b"}`, uri: "/a%20b"},
+		{config: `{"uri":"/a%20b"}`, uri: "/a%20b"},
 		{config: `{"uri":"{env.PROBE_PATH}?deep"}`, uri: "/healthz?deep"},
 
 		{config: `{"uri":"/","method":"HEAD"}`, method: "HEAD"},
@@ -134,6 +133,8 @@ func TestHTTPRequest(t *testing.T) {
 		{config: `{"uri":"/","header":{"Host":["app.internal"]}}`, host: "app.internal"},
 		{config: `{"uri":"/","header":{"hOST":["app.internal:81"]}}`, host: "app.internal:81"},
 		{config: `{"uri":"/","header":{"Host":[""]}}`, host: "app1:8080"},
+		// an empty one is how the field is left out
+		{config: `{"uri":"/","header":{"User-Agent":[""]}}`, header: http.Header{"User-Agent": {""}}},
 		{config: `{"uri":"/","header":{"user-agent":["curl/8"]}}`, header: http.Header{"User-Agent": {"curl/8"}}},
 		{
 			config: `{"uri":"/","header":{"x-token":["a","b c"],"ACCEPT":["*/*"]}}`,
@@ -166,8 +167,10 @@ func TestHTTPRequest(t *testing.T) {
 		if want == nil {
 			want = make(http.Header)
 		}
-		if want["User-Agent"] == nil {
-			want["User-Agent"] = agent
+		if _, given := want["User-Agent"]; !given {
+			want["User-Agent"] = []string{"caddy-alive"}
+		} else if want.Get("User-Agent") == "" {
+			want.Del("User-Agent")
 		}
 		want["Connection"] = []string{"close"} // the transport's
 		if !maps.EqualFunc(got.Header, want, slices.Equal) {
@@ -203,6 +206,39 @@ func TestHTTPConcurrent(t *testing.T) {
 	}
 }
 
+// roundTripper is a transport of somebody else's.
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Transports of others may add to the header of a request. That must stay in
+// that request, and the race detector watches that it does. The host is not in
+// the header, for not all transports leave it out of there themselves.
+func TestHTTPHeaderNotShared(t *testing.T) {
+	t.Parallel()
+	h := load(t, `{"uri":"/","header":{"Host":["app.internal"],"A":["b"]}}`)
+	up := Upstream{Address: "app1:80", Scheme: "http", Host: "app1:80", Transport: roundTripper(
+		func(r *http.Request) (*http.Response, error) {
+			want := http.Header{"A": {"b"}, "User-Agent": {"caddy-alive"}}
+			if !maps.EqualFunc(r.Header, want, slices.Equal) || r.Host != "app.internal" {
+				return nil, fmt.Errorf("got the host %s and the header %v, want app.internal and %v", r.Host, r.Header, want)
+			}
+			r.Header.Set("X-Signature", "c")
+			r.Header["A"][0] = "changed"
+			return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
+		},
+	)}
+	var results []<-chan error
+	for range 8 {
+		results = append(results, start(t.Context(), h, up))
+	}
+	for _, result := range results {
+		if err := wait(t, result, grace); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // expect_body has to match somewhere in the first max_size bytes of the body,
 // and nothing behind them is looked at.
 func TestHTTPBody(t *testing.T) {
@@ -224,6 +260,11 @@ func TestHTTPBody(t *testing.T) {
 		{`"expect_body":"^a{2,3}$"`, "a{2,3}", "body does not match '^a{2,3}$' in its first 64 KiB"},
 		{`"expect_body":"^a{2}b{3}$"`, "aabbb", ""},
 		{`"expect_body":"^\\p{Lu}\\d{2}$"`, "A12", ""},
+		// and a backslash before one is the expression's, too
+		{`"expect_body":"^a\\{2\\}$"`, "a{2}", ""},
+		{`"expect_body":"^a\\{2\\}$"`, "aa", "body does not match '^a\\{2\\}$' in its first 64 KiB"},
+		{`"expect_body":"^\\{\"ok\":true\\}$"`, `{"ok":true}`, ""},
+		{`"expect_body":"^\\{env.PROBE_WORD\\}$"`, "{env.PROBE_WORD}", ""},
 		// a placeholder stands for an expression
 		{`"expect_body":"^{env.PROBE_WORD}$"`, "ready", ""},
 		{`"expect_body":"^{env.PROBE_WORD}$"`, "steady", "body does not match '^re.dy$' in its first 64 KiB"},
@@ -565,7 +606,7 @@ func TestHTTPProvisionErrors(t *testing.T) {
 	t.Setenv("PROBE_WORD", "word")
 	t.Setenv("PROBE_LINES", "a\r\nInjected: b")
 	const (
-		uri    = "uri must be a path that begins with '/', with a query if need be"
+		uri    = "uri must be a path that begins with one '/', with a query if need be"
 		global = "; only global placeholders, such as {env.*}, can be used in a check"
 		status = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
 		size   = "max_size must be a size from 1 byte to 64MiB, like 64KiB"
@@ -575,6 +616,16 @@ func TestHTTPProvisionErrors(t *testing.T) {
 		{`{}`, uri + "; got ''"},
 		{`{"uri":"healthz"}`, uri + "; got 'healthz'"},
 		{`{"uri":"http://app1/healthz"}`, uri + "; got 'http://app1/healthz'"},
+		{`{"uri":"//app1/healthz"}`, uri + "; got '//app1/healthz'"},
+		{`{"uri":"/a b"}`, uri + "; got '/a b'"},
+		{`{"uri":"/?a b"}`, uri + "; got '/?a b'"},
+		{`{"uri":"/?a#f"}`, uri + "; got '/?a#f'"},
+		{`{"uri":"/","method":"{http.request.method}"}`, "method: unrecognized placeholder {http.request.method}" + global},
+		{`{"uri":"/","status":["{env.PROBE_WORD}"]}`, status + "'word'"},
+		{`{"uri":"/","header":{"Host":["a"],"host":["b"]}}`, "header Host can be given once only"},
+		{`{"uri":"/","expect_body":"{env.PROBE_EMPTY}"}`, "expect_body must not be empty: it would match any body"},
+		{`{"uri":"/","expect_body":"` + strings.Repeat("{", 102) + `"}`, "expect_body must not be empty: it would match any body"},
+		{`{"uri":"/","expect_body":"^{http.request.host}$"}`, "expect_body: unrecognized placeholder {http.request.host}" + global},
 		{`{"uri":"/%zz"}`, uri + `: parse "/%zz": invalid URL escape "%zz"`},
 		{`{"uri":"/a\nb"}`, uri + `: parse "/a\nb": net/url: invalid control character in URL`},
 		{`{"uri":"/{http.request.host}"}`, "uri: unrecognized placeholder {http.request.host}" + global},
@@ -592,6 +643,10 @@ func TestHTTPProvisionErrors(t *testing.T) {
 		{`{"uri":"/","header":{"A":["{env.PROBE_LINES}"]}}`, "header A must not have line breaks or other control characters in its value"},
 		{`{"uri":"/","header":{"Host":["{http.request.host}"]}}`, "header Host: unrecognized placeholder {http.request.host}" + global},
 		{`{"uri":"/","header":{"A":["{env.PROBE_EMPTY}"]}}`, "header A: evaluated placeholder {env.PROBE_EMPTY} is empty" + global},
+
+		{`{"uri":"/","header":{"Host":["a b"]}}`, "header Host must be a host, with a port if need be; got 'a b'"},
+		{`{"uri":"/","header":{"host":["a/b"]}}`, "header Host must be a host, with a port if need be; got 'a/b'"},
+		{`{"uri":"/","header":{"host":["a","b"]}}`, "header Host can be given once only"},
 
 		{`{"uri":"/","status":["200","teapot"]}`, status + "'teapot'"},
 		{`{"uri":"/","status":["1xx"]}`, status + "'1xx'"},

@@ -103,7 +103,7 @@ func TestTCPValidateUpstream(t *testing.T) {
 		t.Errorf("got %v, want no error: a tcp check needs no HTTP", err)
 	}
 	up.Address, up.Dial = "app1:443", nil
-	want := "a tcp check cannot tell whether app1:443 is alive, which is reached over HTTP/3; use an http check"
+	want := "a tcp check cannot tell whether app1:443 is alive, which is not reached by connecting to it; use an http check"
 	if got := text(TCP{}.ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -116,7 +116,7 @@ func TestTCPCaddyfile(t *testing.T) {
 		{"tcp {\n}", ""},
 		{"tcp 8080", "a tcp check takes no argument; got '8080', at Testfile:1"},
 		{"tcp /healthz {\n\tinterval 1s\n}", "a tcp check takes no argument; got '/healthz', at Testfile:1"},
-		{"tcp {\n\tmethod GET\n}", "unrecognized option 'method': a tcp check has none of its own, at Testfile:2"},
+		{"tcp {\n\tmethod GET\n}", "unrecognized option 'method': a tcp check has the options of every check only, at Testfile:2"},
 	} {
 		p := new(TCP)
 		if got := text(p.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input))); got != test.err {
