@@ -116,6 +116,7 @@ func FuzzHTTPCaddyfile(f *testing.F) {
 		"/x {\n\tmax_size \"99999999999 EiB\"\n\tstatus 2xx\n}\n}",
 		"\"\" {\n\tstatus\n",
 		"/x { method GET }",
+		"/0 { method 0{",
 		"<<END\n/x\nEND\n{\n\texpect_body <<E\n\ta\n\tE\n}",
 	} {
 		f.Add(seed)
@@ -140,7 +141,7 @@ func FuzzHTTPCaddyfile(f *testing.F) {
 		err = loaded.Provision(caddy.Context{})
 
 		// placeholders and escaped braces can turn out to be anything
-		values := []string{h.URI, h.ExpectBody}
+		values := append([]string{h.URI, h.Method, h.ExpectBody}, h.Status...)
 		for _, header := range h.Header {
 			values = append(values, header...)
 		}

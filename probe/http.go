@@ -316,7 +316,10 @@ func (h *HTTP) unmarshalOption(d *caddyfile.Dispenser, option string) error {
 
 // hasPlaceholder reports whether a value is known only when the config is
 // loaded.
-func hasPlaceholder(value string) bool { return strings.Contains(value, "{") }
+func hasPlaceholder(value string) bool {
+	_, after, open := strings.Cut(value, "{")
+	return open && strings.Contains(after, "}")
+}
 
 // wrap adds the place to an error, if there is one.
 func wrap(d *caddyfile.Dispenser, err error) error {
