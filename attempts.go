@@ -21,6 +21,9 @@ type attempts struct {
 	// sources are new values for every try.
 	tried []string
 	held  bool
+	// pending is the address of the last answer, empty if there was none: to be
+	// asked again means that it failed.
+	pending string
 }
 
 // attempts returns what r remembers, nil if the proxy does not retry.
@@ -29,6 +32,8 @@ func (s *Selection) attempts(r *http.Request) *attempts {
 		return nil
 	}
 	if a, ok := caddyhttp.GetVar(r.Context(), s.variable).(*attempts); ok && a.request == r {
+		s.suspect(a.pending)
+		a.pending = ""
 		return a
 	}
 	a := &attempts{request: r}
@@ -39,6 +44,17 @@ func (s *Selection) attempts(r *http.Request) *attempts {
 func (a *attempts) add(u *reverseproxy.Upstream) {
 	if a != nil {
 		a.tried = append(a.tried, u.Dial)
+		a.pending = u.Dial
+	}
+}
+
+// suspect has the upstream at an address probed in a burst: a request to it has
+// just failed.
+func (s *Selection) suspect(dial string) {
+	if m := s.byDial[dial]; m != nil {
+		for _, w := range m.watches {
+			w.target.Suspect()
+		}
 	}
 }
 

@@ -25,7 +25,14 @@ import (
 //			jitter        <percent>
 //			...
 //		}
-//		hold <duration>|off
+//		weight     <upstream> <n>
+//		backup     <upstreams...>
+//		slow_start <window> [<floor>]
+//		fail_open  none_up|<percent>|off
+//		hold       <duration>|off
+//		select     <policy> [<args...>] {
+//			...
+//		}
 //	}
 //
 // Given a URI, upstreams are checked by an HTTP request for it; without any
@@ -48,29 +55,139 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		switch d.Val() {
-		case "check":
-			if inline {
-				return d.Err("a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too")
-			}
-			check, err := parseCheck(d)
-			if err != nil {
-				return err
-			}
-			s.Checks = append(s.Checks, check)
-
-		case "hold":
-			if s.Hold != nil {
-				return d.Err("option 'hold' is given twice")
-			}
-			s.Hold = new(caddy.Duration)
-			if err := parseHold(d, s.Hold); err != nil {
-				return err
-			}
-
-		default:
-			return d.Errf("unrecognized option '%s': lb_policy alive has check and hold", d.Val())
+		if inline && d.Val() == "check" {
+			return d.Err("a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too")
 		}
+		if err := s.unmarshalOption(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmarshalOption reads the option that d is at.
+func (s *Selection) unmarshalOption(d *caddyfile.Dispenser) error {
+	option := d.Val()
+	once := func(given bool) error {
+		if given {
+			return d.Errf("option '%s' is given twice", option)
+		}
+		return nil
+	}
+	switch option {
+	case "check":
+		check, err := parseCheck(d)
+		if err != nil {
+			return err
+		}
+		s.Checks = append(s.Checks, check)
+		return nil
+
+	case "weight":
+		return s.parseWeight(d)
+
+	case "backup":
+		names := d.RemainingArgs()
+		if len(names) == 0 {
+			return d.Err("backup takes upstreams, as reverse_proxy names them")
+		}
+		for _, name := range names {
+			if slices.Contains(s.Backups, name) {
+				return d.Errf("%s is named as a backup twice", name)
+			}
+			s.Backups = append(s.Backups, name)
+		}
+		return nil
+
+	case "slow_start":
+		if err := once(s.SlowStart != nil); err != nil {
+			return err
+		}
+		s.SlowStart = new(SlowStart)
+		return s.SlowStart.parse(d)
+
+	case "fail_open":
+		if err := once(s.FailOpen != ""); err != nil {
+			return err
+		}
+		var err error
+		if s.FailOpen, err = parseArg(d, "none_up, off or one percentage, like 50%"); err != nil {
+			return err
+		}
+		if _, err := parseFailOpen(s.FailOpen); err != nil || s.FailOpen == "" {
+			return d.Errf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", s.FailOpen)
+		}
+		return nil
+
+	case "hold":
+		if err := once(s.Hold != nil); err != nil {
+			return err
+		}
+		s.Hold = new(caddy.Duration)
+		return parseHold(d, s.Hold)
+
+	case "select":
+		if err := once(s.SelectRaw != nil); err != nil {
+			return err
+		}
+		if !d.NextArg() {
+			return d.Err("select takes a selection policy, like least_conn")
+		}
+		policy := d.Val()
+		if !canSelect(policy) {
+			return d.WrapErr(errCannotSelect(policy))
+		}
+		selector, err := caddyfile.UnmarshalModule(d, "http.reverse_proxy.selection_policies."+policy)
+		if err != nil {
+			return err
+		}
+		s.SelectRaw = caddyconfig.JSONModuleObject(selector, "policy", policy, nil)
+		return nil
+
+	default:
+		return d.Errf("unrecognized option '%s': lb_policy alive has check, weight, backup, slow_start, fail_open, hold and select", option)
+	}
+}
+
+// parseWeight reads the option that d is at: an upstream and its weight.
+func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
+	var name, text string
+	if !d.AllArgs(&name, &text) {
+		return d.Errf("weight takes an upstream and a whole number from 0 to %d, like weight app1:8080 3", maxWeight)
+	}
+	weight, err := strconv.Atoi(text)
+	if err != nil || weight < 0 || weight > maxWeight {
+		return d.Errf("weight must be a whole number from 0 to %d; got '%s'", maxWeight, text)
+	}
+	if _, given := s.Weights[name]; given {
+		return d.Errf("the weight of %s is given twice", name)
+	}
+	if s.Weights == nil {
+		s.Weights = make(map[string]int)
+	}
+	s.Weights[name] = weight
+	return nil
+}
+
+// parse reads the option that d is at: a window, and perhaps a floor.
+func (c *SlowStart) parse(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) < 1 || len(args) > 2 {
+		return d.Err("slow_start takes a window and perhaps a floor, like slow_start 30s 10%")
+	}
+	window, err := caddy.ParseDuration(args[0])
+	if err != nil || window <= 0 {
+		return d.Errf("the window of slow_start must be a duration above 0, like 30s; got '%s'", args[0])
+	}
+	c.Window = caddy.Duration(window)
+	if len(args) == 2 {
+		c.Floor = args[1]
+		if c.Floor == "" {
+			return d.Err("the floor of slow_start must not be empty")
+		}
+	}
+	if _, _, err := c.resolve(); err != nil {
+		return d.WrapErr(err)
 	}
 	return nil
 }
@@ -152,8 +269,8 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err 
 		if c.Jitter, err = parseArg(d, "one percentage from 0% to 100%"); err != nil {
 			return true, err
 		}
-		if _, invalid := parseJitter(c.Jitter); invalid != nil {
-			err = d.WrapErr(invalid)
+		if _, invalid := parsePercent(c.Jitter); invalid != nil {
+			err = d.Errf("jitter %v", invalid)
 		}
 	default:
 		return false, nil

@@ -101,6 +101,17 @@ var policies = []struct{ name, input, want string }{
 		`{"checks":[{"probe":{"kind":"http","method":"HEAD","status":["200"],"uri":"/healthz"},"timeout":1000000000,"passes":3,"fails":2,"jitter":"5%"},` +
 			`{"probe":{"header":{"A":["b"]},"kind":"http","status":["204"],"uri":"/ready"},"interval":3000000000}],"hold":1000000000}`,
 	},
+	{
+		"who gets requests", "alive /healthz {\nweight app1 5\nweight https://app2 0\nweight unix//run/app.sock 256\nbackup app3 app4:8080\nbackup app5\n" +
+			"slow_start 30s 35%\nfail_open 50%\nhold 1s\n}",
+		`{"checks":[{"probe":{"kind":"http","uri":"/healthz"}}],"hold":1000000000,` +
+			`"weights":{"app1":5,"https://app2":0,"unix//run/app.sock":256},"backups":["app3","app4:8080","app5"],` +
+			`"fail_open":"50%","slow_start":{"window":30000000000,"floor":"35%"}}`,
+	},
+	{
+		"another policy selects", "alive {\nselect cookie lb secret {\nfallback first\n}\nfail_open off\n}",
+		`{"fail_open":"off","select":{"fallback":{"policy":"first"},"name":"lb","policy":"cookie","secret":"secret"}}`,
+	},
 	{"two checks", "alive {\ncheck tcp\ncheck http /healthz\n}", `{"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"http","uri":"/healthz"}}]}`},
 	{
 		// what is quoted is text, be it a brace or an option's name
@@ -175,6 +186,9 @@ func TestCaddyfileAdapted(t *testing.T) {
 // it is: `Testfile:2` is the first line of the block.
 func TestCaddyfileErrors(t *testing.T) {
 	const (
+		ofAlive  = "lb_policy alive has check, weight, backup, slow_start, fail_open, hold and select"
+		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
+		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
 		ofHTTP   = "an http check has method, header, status, expect_body and max_size besides the options of every check"
 		ofTCP    = "a tcp check has the options of every check only"
 		args     = "%s takes %s, at Testfile:%d"
@@ -214,8 +228,8 @@ func TestCaddyfileErrors(t *testing.T) {
 	inPolicy("check http /%zz", `uri must be a path that begins with one '/', with a query if need be: parse "/%%zz": invalid URL escape "%%zz", at Testfile:2`)
 
 	// Options that nobody knows, here or there.
-	for _, option := range []string{"name", "weight", "backup", "slow_start", "fail_open", "select", "interval", "uri"} {
-		inPolicy("hold 1s\n"+option+" x", "unrecognized option '%s': lb_policy alive has check and hold, at Testfile:3", option)
+	for _, option := range []string{"name", "interval", "uri"} {
+		inPolicy("hold 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:3", option, ofAlive)
 	}
 	for _, option := range []string{
 		"port", "address", "proxy_protocol", "drain_status", "expect_header", "expression", "scheme",
@@ -303,13 +317,48 @@ func TestCaddyfileErrors(t *testing.T) {
 	inCheck("http /a", "expect_body (", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:3")
 	inCheck("http /a", "expect_body ``", "expect_body must not be empty: it would match any body, at Testfile:3")
 
+	// Who gets requests.
+	for _, line := range []string{"weight", "weight app1", "weight app1 1 2"} {
+		inPolicy(line, weight)
+	}
+	for _, bad := range []string{"-1", "257", "1.5", "heavy", ""} {
+		inPolicy("weight app1 `"+bad+"`", "weight must be a whole number from 0 to 256; got '%s', at Testfile:2", bad)
+	}
+	inPolicy("weight app1 1\nweight app2 1\nweight app1 2", "the weight of app1 is given twice, at Testfile:4")
+	inPolicy("backup", "backup takes upstreams, as reverse_proxy names them, at Testfile:2")
+	inPolicy("backup app1 app2\nbackup app1", "app1 is named as a backup twice, at Testfile:3")
+	inPolicy("slow_start", slow)
+	inPolicy("slow_start 1s 2% 3", slow)
+	inPolicy("slow_start 1s\nslow_start 1s", twice, "slow_start", 3)
+	for _, bad := range []string{"0", "-1s", "soon", ""} {
+		inPolicy("slow_start `"+bad+"`", "the window of slow_start must be a duration above 0, like 30s; got '%s', at Testfile:2", bad)
+	}
+	inPolicy("slow_start 25h", "slow_start needs a window above 0 and not longer than 24h0m0s, at Testfile:2")
+	for _, bad := range []string{"10", "101%", "-1%", "NaN%"} {
+		inPolicy("slow_start 1s "+bad, "slow_start: floor must be a percentage from 0%% to 100%%, like 10%%; got '%s', at Testfile:2", bad)
+	}
+	inPolicy("slow_start 1s ``", "the floor of slow_start must not be empty, at Testfile:2")
+	inPolicy("fail_open", "fail_open takes none_up, off or one percentage, like 50%%, at Testfile:2")
+	inPolicy("fail_open off on", "fail_open takes none_up, off or one percentage, like 50%%, at Testfile:2")
+	inPolicy("fail_open off\nfail_open off", twice, "fail_open", 3)
+	for _, bad := range []string{"50", "101%", "-1%", "on", "none", ""} {
+		inPolicy("fail_open `"+bad+"`", "fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s', at Testfile:2", bad)
+	}
+	inPolicy("select", "select takes a selection policy, like least_conn, at Testfile:2")
+	inPolicy("select first\nselect first", twice, "select", 3)
+	for _, bad := range []string{"alive", "weighted_round_robin", "nosuch", ""} {
+		inPolicy("select `"+bad+"` 1", "%s, at Testfile:2", errCannotSelect(bad))
+	}
+	inPolicy("select random_choose", "wrong argument count or unexpected line ending after 'random_choose', at Testfile:2")
+	inPolicy("select random_choose two", "invalid choice value 'two': strconv.Atoi: parsing \"two\": invalid syntax, at Testfile:2")
+
 	// What contradicts each other is reported where the block begins.
 	inCheck("tcp", "fast_interval 6s", "fast_interval (6s) must not be longer than interval (5s), at Testfile:2")
 	inCheck("tcp", "fast_interval 2s\ninterval 1s", "fast_interval (2s) must not be longer than interval (1s), at Testfile:2")
 	inCheck("http /a", "method GET\ninterval 1s\nfast_interval 2s", "fast_interval (2s) must not be longer than interval (1s), at Testfile:2")
 
 	// Blocks where there are none.
-	inPolicy("hold 1s {\n}", "unrecognized option '{': lb_policy alive has check and hold, at Testfile:2")
+	inPolicy("hold 1s {\n}", "unrecognized option '{': %s, at Testfile:2", ofAlive)
 	inCheck("tcp", "timeout 1s {\n}", "unrecognized option '{': %s, at Testfile:3", ofTCP)
 	inCheck("http /a", "method GET {\nx\n}", "unrecognized option '{': %s, at Testfile:3", ofHTTP)
 }
@@ -452,6 +501,23 @@ func TestProvisionErrors(t *testing.T) {
 		{request(`"uri":"/","status":["ok"]`), inHTTP + "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got 'ok'"},
 		{request(`"uri":"/","max_size":-1`), inHTTP + "max_size must be a size from 1 byte to 64MiB, like 64KiB"},
 		{request(`"uri":"/","max_size":67108865`), inHTTP + "max_size must be a size from 1 byte to 64MiB, like 64KiB"},
+
+		{one + alive(`"weights":{"127.0.0.1:1":257}`), inAlive + "weights: 127.0.0.1:1: a weight must be a whole number from 0 to 256; got 257"},
+		{one + alive(`"weights":{"127.0.0.1:2":1}`), inAlive + "weights: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1"},
+		{one + alive(`"weights":{"127.0.0.1:1-2":1}`), inAlive + "weights: 127.0.0.1:1-2 is not one of the upstreams, which are 127.0.0.1:1"},
+		{one + alive(`"weights":{"127.0.0.1:1":1,"http://127.0.0.1:1":1}`), inAlive + "weights: 127.0.0.1:1 and http://127.0.0.1:1 are the same upstream"},
+		{one + alive(`"weights":{"ftp://x":1}`), inAlive + "weights: ftp://x: not an address as reverse_proxy names upstreams"},
+		{one + alive(`"backups":["127.0.0.1:2"]`), inAlive + "backups: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1"},
+		{one + alive(`"backups":["127.0.0.1:1"]`), inAlive + "backups: every upstream is a backup; leave out at least one, to be backed up"},
+		{one + alive(`"fail_open":"50"`), inAlive + "fail_open must be none_up, off or a percentage from 0% to 100%, like 50%; got '50'"},
+		{one + alive(`"slow_start":{}`), inAlive + "slow_start needs a window above 0 and not longer than 24h0m0s"},
+		{one + alive(`"slow_start":{"window":"1s","floor":"x"}`), inAlive + "slow_start: floor must be a percentage from 0% to 100%, like 10%; got 'x'"},
+		{one + alive(`"select":{"policy":"alive"}`), inAlive + errCannotSelect("alive").Error()},
+		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + errCannotSelect("weighted_round_robin").Error()},
+		{one + alive(`"select":{"policy":"nosuch"}`), inAlive + errCannotSelect("nosuch").Error()},
+		{one + alive(`"select":{"policy":"random_choose","choose":1}`), inAlive + "select: loading module 'random_choose': http.reverse_proxy.selection_policies.random_choose: invalid configuration: choose must be at least 2"},
+		{one + alive(`"select":{"policy":"first"},"slow_start":{"window":"1s"}`), inAlive + "slow_start cannot be combined with select, which decides by itself how often an upstream is picked"},
+		{one + alive(`"select":{"policy":"first"},"weights":{"127.0.0.1:1":2}`), inAlive + "weights: 127.0.0.1:1: only a weight of 0 can be combined with select, which decides by itself how often an upstream is picked"},
 
 		// The second upstream is at fault, so the first has a target already.
 		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:1-3"}],` + alive(``), inAlive + "upstream 127.0.0.1:1-3: the address must be one socket, not 3"},

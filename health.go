@@ -173,12 +173,14 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 	if set.FastInterval > set.Interval {
 		return set, fmt.Errorf("fast_interval (%s) must not be longer than interval (%s)", set.FastInterval, set.Interval)
 	}
-	var err error
 	set.Jitter = 0.1
 	if c.Jitter != "" {
-		set.Jitter, err = parseJitter(c.Jitter)
+		var err error
+		if set.Jitter, err = parsePercent(c.Jitter); err != nil {
+			return set, fmt.Errorf("jitter %v", err)
+		}
 	}
-	return set, err
+	return set, nil
 }
 
 func orDefault[T time.Duration | int](value *T, otherwise T) {
@@ -187,12 +189,12 @@ func orDefault[T time.Duration | int](value *T, otherwise T) {
 	}
 }
 
-// parseJitter returns the share that a percentage is: 0.1 for 10%.
-func parseJitter(text string) (float64, error) {
+// parsePercent returns the share that a percentage is: 0.1 for 10%.
+func parsePercent(text string) (float64, error) {
 	number, ok := strings.CutSuffix(text, "%")
 	percent, err := strconv.ParseFloat(number, 64)
 	if !ok || err != nil || !(percent >= 0 && percent <= 100) { // so that NaN is out, too
-		return 0, fmt.Errorf("jitter must be a percentage from 0%% to 100%%, like 10%%; got '%s'", text)
+		return 0, fmt.Errorf("must be a percentage from 0%% to 100%%, like 10%%; got '%s'", text)
 	}
 	return percent / 100, nil
 }

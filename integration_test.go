@@ -197,6 +197,32 @@ http:// {
 	t.Logf("%d requests", clients.answered())
 }
 
+// Upstreams that accept connections and reset them pass their TCP check. With
+// two of three like that, two retries find the third for every request.
+func TestCaddyRetriesGoPastResets(t *testing.T) {
+	backends := startBackends(t, "a", "b", "well")
+	backends[0].set(resetting)
+	backends[1].set(resetting)
+	c := startCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %s {
+		lb_policy alive
+		lb_retries 2
+	}
+}`, addresses(backends...)))
+	eventually(t, patience, "all pass their checks", func() bool {
+		return statuses(backends[0].addr, backends[1].addr, backends[2].addr)[health.Up] == 3
+	})
+	requests := int64(10_000)
+	if testing.Short() {
+		requests /= 10
+	}
+	count := hammer(c.plain(), c.url(), 16, requests)
+	if want := map[int]int64{http.StatusOK: requests}; !maps.Equal(count, want) {
+		t.Errorf("answers by status (-1: none): got %v, want %v", count, want)
+	}
+}
+
 // While one upstream is up, no request is answered 503, however many there are
 // at a time. Core's round robin fails here: see BenchmarkSpurious503.
 func TestCaddyNo503WhileOneIsUp(t *testing.T) {

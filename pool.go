@@ -3,69 +3,34 @@
 package alive
 
 import (
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"math"
+	"sync"
+	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/rotation"
 )
 
-// snapshot is who may get requests, frozen until a verdict changes.
-type snapshot struct {
-	serving tier // all checks passed, or unchecked
-	unknown tier // no verdict yet
-	all     tier // everybody
-	// superseded is closed when a newer snapshot replaced this one.
-	superseded chan struct{}
+const (
+	// rampSteps is how often the weight of an upstream grows during its slow
+	// start.
+	rampSteps = 20
+	// rampUnit is what a weight is multiplied with while anybody ramps, so that
+	// a share of it is a whole number.
+	rampUnit = 100
+)
+
+// member is what is configured and known of one upstream of a pool.
+type member struct {
+	watches []*watch // none: not checked, counts as alive
+	weight  int      // 0: no traffic at all
+	backup  bool
 }
 
-// tier is a part of a pool, in the order in which its members get requests.
-type tier struct {
-	pool  reverseproxy.UpstreamPool
-	order rotation.Order
-}
-
-func (t *tier) empty() bool { return t.order.Len() == 0 }
-
-func (t *tier) at(ticket uint64) *reverseproxy.Upstream { return t.pool[t.order.At(ticket)] }
-
-// lastResort reports whether nobody serves and nobody is left to wait for.
-func (s *snapshot) lastResort() bool {
-	return s.serving.empty() && s.unknown.empty() && !s.all.empty()
-}
-
-// view returns a snapshot of a pool.
-func (s *Selection) view(pool reverseproxy.UpstreamPool) *snapshot {
-	serving, unknown, all := make([]int, len(pool)), make([]int, len(pool)), make([]int, len(pool))
-	own := s.owns(pool)
-	for i, u := range pool {
-		all[i] = 1
-		var watches []*watch
-		if own {
-			watches = s.members[i]
-		} else {
-			watches = s.watched[u.Dial]
-		}
-		switch statusOf(watches) {
-		case health.Up:
-			serving[i] = 1
-		case health.Unknown:
-			unknown[i] = 1
-		case health.Down:
-		}
-	}
-	return &snapshot{
-		serving:    tier{pool, rotation.New(serving)},
-		unknown:    tier{pool, rotation.New(unknown)},
-		all:        tier{pool, rotation.New(all)},
-		superseded: make(chan struct{}),
-	}
-}
-
-// statusOf is that of an upstream: down if any of its checks is, up if all are.
-// What is not checked is up.
-func statusOf(watches []*watch) health.Status {
+// status is down if any check is, up if all are.
+func (m *member) status() health.Status {
 	status := health.Up
-	for _, w := range watches {
+	for _, w := range m.watches {
 		switch w.target.Status() {
 		case health.Down:
 			return health.Down
@@ -75,4 +40,191 @@ func statusOf(watches []*watch) health.Status {
 		}
 	}
 	return status
+}
+
+// upFor is how long all checks have been up; as good as for ever without any.
+func (m *member) upFor(now time.Time) time.Duration {
+	up := time.Duration(math.MaxInt64)
+	for _, w := range m.watches {
+		up = min(up, now.Sub(w.target.Since()))
+	}
+	return up
+}
+
+// rules are what is configured about who gets requests.
+type rules struct {
+	failOpen  failOpen
+	slowStart time.Duration // window of the slow start, 0 for none
+	floor     float64       // where it begins, as a share of the weight
+}
+
+// failOpen says when health is ignored.
+type failOpen struct {
+	never bool
+	share float64 // also while a smaller share of the primaries serves
+}
+
+// tier is some of the members of a pool, in the order in which they get
+// requests.
+type tier struct {
+	order rotation.Order
+	// anyHealth: they get requests whatever their health.
+	anyHealth bool
+}
+
+func (t *tier) empty() bool { return t.order.Len() == 0 }
+
+// snapshot is who may get requests, frozen until a verdict changes. Its orders
+// have positions in the pool.
+type snapshot struct {
+	// best is the order of the first tier, empty if that ignores health.
+	best rotation.Order
+	// tiers are those who serve, the best first. None is empty.
+	tiers []tier
+	// undecided: a primary has no verdict yet.
+	undecided bool
+	// unknown are those without a verdict, for when nobody serves.
+	unknown func() tier
+	// resort are those to ask in the end, whatever their health.
+	resort func() tier
+	// mood is what there is to be said about it all.
+	mood mood
+	// next is when a slow start goes on, 0 if there is none.
+	next time.Duration
+	// superseded is closed when a newer snapshot replaced this one.
+	superseded chan struct{}
+}
+
+// mood is a state of a whole pool that is worth a line in the log.
+type mood int32
+
+const (
+	fine       mood = iota
+	failedOpen      // too few serve, so health is ignored
+	lastResort      // nobody serves, so health is ignored
+	nobody          // nobody serves, and health is not ignored
+)
+
+// newSnapshot decides who may get requests, and in which order.
+func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
+	s := &snapshot{superseded: make(chan struct{})}
+	statuses := make([]health.Status, len(members))
+	var primaries, serving, down, backups int // of those with a weight
+	for i, m := range members {
+		statuses[i] = m.status()
+		switch up := statuses[i] == health.Up; {
+		case m.weight == 0:
+		case m.backup && up:
+			backups++
+		case m.backup:
+		default:
+			primaries++
+			switch statuses[i] {
+			case health.Up:
+				serving++
+			case health.Down:
+				down++
+			case health.Unknown:
+				s.undecided = true
+			}
+		}
+	}
+	everybody := func(backup bool) tier {
+		return tier{anyHealth: true, order: orderOf(members, func(_ int, m *member) int {
+			return m.weightIf(m.backup == backup)
+		})}
+	}
+	alive := func(backup bool) tier {
+		among := func(i int, m *member) bool {
+			return m.backup == backup && m.weight > 0 && statuses[i] == health.Up
+		}
+		return tier{order: s.rampedOrder(members, among, r, now)}
+	}
+
+	if decided := serving + down; backups == 0 && float64(serving) < r.failOpen.share*float64(decided) {
+		s.mood = failedOpen
+		s.tiers = append(s.tiers, everybody(false))
+	}
+	if serving > 0 {
+		s.tiers = append(s.tiers, alive(false))
+	}
+	if backups > 0 {
+		s.tiers = append(s.tiers, alive(true))
+	}
+	if len(s.tiers) > 0 && !s.tiers[0].anyHealth {
+		s.best = s.tiers[0].order
+	}
+
+	// what follows is hardly ever needed, so it is made when it is asked for
+	s.unknown = sync.OnceValue(func() tier {
+		backup := !s.undecided // only if no primary is left to hope for
+		return tier{order: orderOf(members, func(i int, m *member) int {
+			return m.weightIf(m.backup == backup && statuses[i] == health.Unknown)
+		})}
+	})
+	s.resort = sync.OnceValue(func() tier {
+		if r.failOpen.never {
+			return tier{}
+		}
+		return everybody(primaries == 0)
+	})
+	if len(s.tiers) == 0 && !s.undecided && len(members) > 0 {
+		s.mood = lastResort
+		if resort := s.resort(); resort.empty() {
+			s.mood = nobody
+		}
+	}
+	return s
+}
+
+// weightIf is the weight, or 0 if the member does not take part.
+func (m *member) weightIf(takesPart bool) int {
+	if takesPart {
+		return m.weight
+	}
+	return 0
+}
+
+func orderOf(members []*member, weight func(i int, m *member) int) rotation.Order {
+	weights := make([]int, len(members))
+	for i, m := range members {
+		weights[i] = weight(i, m)
+	}
+	return rotation.New(weights)
+}
+
+// rampedOrder is the order of some members, with those that came up a short
+// while ago at a part of their weight. They do ramp only while at least half
+// of them are past it: when a whole pool starts, there is nobody to take the
+// load off the new ones.
+func (s *snapshot) rampedOrder(members []*member, among func(i int, m *member) bool, r rules, now time.Time) rotation.Order {
+	all, past := 0, 0
+	if r.slowStart > 0 {
+		for i, m := range members {
+			if among(i, m) {
+				all++
+				if m.upFor(now) >= r.slowStart {
+					past++
+				}
+			}
+		}
+	}
+	if past == all || 2*past < all {
+		return orderOf(members, func(i int, m *member) int { return m.weightIf(among(i, m)) })
+	}
+	step := max(r.slowStart/rampSteps, 1)
+	return orderOf(members, func(i int, m *member) int {
+		if !among(i, m) {
+			return 0
+		}
+		up := m.upFor(now)
+		if up >= r.slowStart {
+			return m.weight * rampUnit
+		}
+		if wait := step - up%step; s.next == 0 || wait < s.next {
+			s.next = wait
+		}
+		share := max(r.floor, float64(up/step)/rampSteps)
+		return max(1, int(math.Round(float64(m.weight*rampUnit)*share)))
+	})
 }

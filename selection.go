@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,18 +18,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-)
-
-const (
-	// maxHold bounds the hold that follows from the timeouts of the checks.
-	maxHold = 5 * time.Second
-	// holdGrace is how long held requests wait for further upstreams once one
-	// passed, so that they do not all go to the quickest.
-	holdGrace = 100 * time.Millisecond
-	// maxDraws is how many tickets a request draws before it looks at all
-	// upstreams in turn. Drawing another ticket leaves the share of one that is
-	// skipped to all others; walking on would leave it to the next in line.
-	maxDraws = 8
 )
 
 // Selection is a policy that selects upstreams in turn among those that are
@@ -56,25 +45,66 @@ type Selection struct {
 	// none. Default: the longest `timeout` of the checks, but 5s at most.
 	Hold *caddy.Duration `json:"hold,omitempty"`
 
+	// How many requests upstreams get in proportion to each other, from 0 to
+	// 256, by address as in the list of upstreams. With 0, one gets none at all,
+	// not even as the last resort. Weights 5, 1, 1 serve in the order a a b a c a
+	// a, and each upstream has its exact share, also among those that are left
+	// when others are down. Default: 1.
+	Weights map[string]int `json:"weights,omitempty"`
+
+	// The addresses of upstreams that get requests only while no other one can
+	// serve. Default: none.
+	Backups []string `json:"backups,omitempty"`
+
+	// When the health of upstreams that are not backups is ignored: `none_up` as
+	// the last resort, while nobody serves; a percentage, such as `50%`, also
+	// while a smaller share of those with a verdict serves, and no backup does;
+	// `off` never, and requests are answered 503 then. Default: `none_up`.
+	FailOpen string `json:"fail_open,omitempty"`
+
+	// Gives upstreams that come back, or that join others, their share of
+	// requests little by little. Default: at once.
+	SlowStart *SlowStart `json:"slow_start,omitempty"`
+
+	// Another selection policy to pick among the upstreams that are alive,
+	// instead of round robin. Not `alive` or `weighted_round_robin`, and not
+	// together with `slow_start` or weights other than 0.
+	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
+
 	logger    *zap.Logger
 	app       *App
 	proxy     *reverseproxy.Handler
 	upstreams reverseproxy.UpstreamPool // those in the proxy's own list
+	members   []*member                 // the same, by position
+	byDial    map[string]*member
 	transport *transport
-	watches   []*watch            // all there are
-	watched   map[string][]*watch // by dial address
-	members   [][]*watch          // by position in upstreams
+	watches   []*watch // all there are
+	rules     rules
+	inner     reverseproxy.Selector // picks instead of round robin, if set
 	hold      time.Duration
 	retries   bool            // the proxy may ask again for the same request
 	variable  string          // where a request keeps its attempts
 	unloaded  <-chan struct{} // closed when the config ends
 	driven    atomic.Bool     // probes run, so that changes are news
-	announced atomic.Bool     // the last resort was last said to have begun
+	announced atomic.Int32    // the mood that was last logged
 
 	ticket  atomic.Uint64 // counts picks; a change of the set does not restart it
 	current atomic.Pointer[snapshot]
 	mu      sync.Mutex  // one refresh at a time
 	stale   atomic.Bool // a refresh is waiting for mu, and will see all that changed
+	ramp    *time.Timer // refreshes while a slow start goes on; guarded by mu
+	cleaned bool        // nothing is started any more; guarded by mu
+}
+
+// SlowStart is how upstreams that come back get requests little by little. Their
+// weight grows evenly from the floor to its full size. It does so only while at
+// least half of those that serve are past it, so not when a whole pool starts.
+type SlowStart struct {
+	// How long it takes to the full weight. Required.
+	Window caddy.Duration `json:"window,omitempty"`
+
+	// The share of the weight that it begins with. Default: `10%`.
+	Floor string `json:"floor,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -124,8 +154,15 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		}
 		s.hold = time.Duration(*s.Hold)
 	}
+	if err := s.provisionRules(ctx); err != nil {
+		return err
+	}
 
-	if err := s.watch(ctx); err != nil {
+	var err error
+	if s.transport, err = newTransport(ctx, s.proxy); err != nil {
+		return err
+	}
+	if err := s.gather(); err != nil {
 		return err
 	}
 	for _, w := range s.watches {
@@ -142,57 +179,92 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// watch sets up the watches of all upstreams.
-func (s *Selection) watch(ctx caddy.Context) error {
+// provisionRules checks and resolves what is configured about who gets requests.
+func (s *Selection) provisionRules(ctx caddy.Context) error {
 	var err error
-	if s.transport, err = newTransport(ctx, s.proxy); err != nil {
+	if s.rules.failOpen, err = parseFailOpen(s.FailOpen); err != nil {
 		return err
 	}
-	s.watched = make(map[string][]*watch)
-	repl := caddy.NewReplacer()
-	for _, u := range s.upstreams {
-		// one that is listed twice counts twice, but is probed once
-		if _, seen := s.watched[u.Dial]; !seen {
-			if s.watched[u.Dial], err = s.watchOne(u.Dial, repl); err != nil {
-				return fmt.Errorf("upstream %s: %v", u.Dial, err)
-			}
+	if s.SlowStart != nil {
+		if s.rules.slowStart, s.rules.floor, err = s.SlowStart.resolve(); err != nil {
+			return err
 		}
-		s.members = append(s.members, s.watched[u.Dial])
 	}
+	if s.SelectRaw == nil {
+		return nil
+	}
+	if s.SlowStart != nil {
+		return errors.New("slow_start cannot be combined with select, which decides by itself how often an upstream is picked")
+	}
+	for name, weight := range s.Weights {
+		if weight != 0 {
+			return fmt.Errorf("weights: %s: only a weight of 0 can be combined with select, which decides by itself how often an upstream is picked", name)
+		}
+	}
+	var name struct {
+		Policy string `json:"policy"`
+	}
+	if err := json.Unmarshal(s.SelectRaw, &name); err != nil {
+		return fmt.Errorf("select: %v", err)
+	}
+	if !canSelect(name.Policy) {
+		return errCannotSelect(name.Policy)
+	}
+	mod, err := ctx.LoadModule(s, "SelectRaw")
+	if err != nil {
+		return fmt.Errorf("select: %v", err)
+	}
+	s.inner = mod.(reverseproxy.Selector)
 	return nil
 }
 
-// watchOne sets up the watches of the upstream at a dial address, none if what
-// it is depends on the request.
-func (s *Selection) watchOne(dial string, repl *caddy.Replacer) ([]*watch, error) {
-	address := repl.ReplaceKnown(dial, "")
-	if address == "" {
-		return nil, errors.New("its placeholders are empty")
-	}
-	var to *route
-	perRequest := strings.Contains(address, "{")
-	if !perRequest {
-		var err error
-		if to, err = s.transport.to(address); err != nil {
-			return nil, err
+// canSelect reports whether a policy can pick among the upstreams alive.
+func canSelect(policy string) bool { return slices.Contains(selectable(), policy) }
+
+func errCannotSelect(policy string) error {
+	return fmt.Errorf("select takes one of the selection policies %s; got '%s'", strings.Join(selectable(), ", "), policy)
+}
+
+// selectable lists the policies that can pick among the upstreams alive: all
+// but this one, and weighted_round_robin, which counts the positions of a pool.
+func selectable() []string {
+	var names []string
+	for _, info := range caddy.GetModules("http.reverse_proxy.selection_policies") {
+		if name := info.ID.Name(); name != "alive" && name != "weighted_round_robin" {
+			names = append(names, name)
 		}
-		perRequest = to.perRequest
 	}
-	if perRequest {
-		s.logger.Warn("upstream cannot be checked: its address or TLS server name depends on the request; it counts as alive",
-			zap.String("upstream", dial))
-		return nil, nil
+	slices.Sort(names)
+	return names
+}
+
+// resolve returns the window and the floor, or what is wrong with them.
+func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
+	window, floor = time.Duration(c.Window), 0.1
+	if window <= 0 || window > maxDuration {
+		return 0, 0, fmt.Errorf("slow_start needs a window above 0 and not longer than %s", maxDuration)
 	}
-	var watches []*watch
-	for _, check := range s.Checks {
-		w, err := newWatch(check, to, s.logger)
-		if err != nil {
-			return nil, fmt.Errorf("check '%s': %v", check.label, err)
+	if c.Floor != "" {
+		if floor, err = parsePercent(c.Floor); err != nil {
+			return 0, 0, fmt.Errorf("slow_start: floor %v", err)
 		}
-		s.watches = append(s.watches, w) // at once, so that Cleanup finds it
-		watches = append(watches, w)
 	}
-	return watches, nil
+	return window, floor, nil
+}
+
+// parseFailOpen reads none_up, off or a percentage; nothing is none_up.
+func parseFailOpen(text string) (failOpen, error) {
+	switch text {
+	case "", "none_up":
+		return failOpen{}, nil
+	case "off":
+		return failOpen{never: true}, nil
+	}
+	share, err := parsePercent(text)
+	if err != nil {
+		return failOpen{}, fmt.Errorf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", text)
+	}
+	return failOpen{share: share}, nil
 }
 
 // Cleanup ends what Provision began. Select still works afterwards, on what
@@ -208,6 +280,12 @@ func (s *Selection) Cleanup() error {
 		}
 	}
 	s.watches = nil // to forget them twice would forget those of others
+	s.mu.Lock()
+	s.cleaned = true
+	if s.ramp != nil {
+		s.ramp.Stop()
+	}
+	s.mu.Unlock()
 	if s.transport != nil {
 		s.transport.close()
 	}
@@ -229,7 +307,14 @@ func (s *Selection) refresh() {
 	}
 	s.mu.Lock()
 	s.stale.Store(false)
-	before := s.current.Swap(s.view(s.upstreams))
+	now := newSnapshot(s.members, s.rules, time.Now())
+	before := s.current.Swap(now)
+	if s.ramp != nil {
+		s.ramp.Stop()
+	}
+	if now.next > 0 && !s.cleaned {
+		s.ramp = time.AfterFunc(now.next, s.refresh)
+	}
 	s.mu.Unlock()
 	if before != nil {
 		close(before.superseded)
@@ -237,48 +322,54 @@ func (s *Selection) refresh() {
 	s.announce()
 }
 
-// announce logs that the last resort begins or ends, if that is news.
+// announce logs the mood of the pool, if that is news.
 func (s *Selection) announce() {
 	if !s.driven.Load() {
 		return
 	}
-	lastResort := s.current.Load().lastResort()
-	if s.announced.Swap(lastResort) == lastResort {
+	now := s.current.Load().mood
+	if mood(s.announced.Swap(int32(now))) == now {
 		return
 	}
 	pool := zap.Strings("pool", s.names())
-	if lastResort {
+	switch now {
+	case failedOpen:
+		s.logger.Warn("too few upstreams are alive: requests go to all of them, whatever their health", pool, zap.String("fail_open", s.FailOpen))
+	case lastResort:
 		s.logger.Warn("no upstream is alive: requests go to all of them, as the last resort", pool)
-	} else {
-		s.logger.Info("an upstream is alive again: requests go to those alive only", pool)
+	case nobody:
+		s.logger.Warn("no upstream is alive: requests are answered 503", pool)
+	case fine:
+		s.logger.Info("enough upstreams are alive again: requests go to those alive only", pool)
 	}
-}
-
-// names returns the addresses of the upstreams, a few of them if they are many.
-func (s *Selection) names() []string {
-	const most = 10
-	var names []string
-	for i, u := range s.upstreams {
-		if i == most {
-			return append(names, fmt.Sprintf("and %d more", len(s.upstreams)-most))
-		}
-		names = append(names, u.Dial)
-	}
-	return names
 }
 
 // Select returns the upstream whose turn it is among those alive. It is nil
 // only if none can take the request: all that serve are full, the circuit
-// breaker is open, or there is no upstream at all.
-func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, _ http.ResponseWriter) *reverseproxy.Upstream {
-	if !s.retries && s.owns(pool) {
-		if now := s.current.Load(); !now.serving.empty() {
-			if u := now.serving.at(s.ticket.Add(1)); u.Available() {
+// breaker is open, nobody is alive and that must not be ignored, or there is no
+// upstream at all.
+func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
+	if !s.retries && s.inner == nil && s.owns(pool) {
+		if best := s.current.Load().best; best.Len() > 0 {
+			if u := pool[best.At(s.ticket.Add(1))]; u.Available() {
 				return u
 			}
 		}
 	}
-	return s.deliberate(pool, r)
+	if len(pool) == 0 {
+		return nil
+	}
+	d := decision{Selection: s, pool: pool, request: r, writer: w, tried: s.attempts(r)}
+	u := d.choose()
+	switch {
+	case u != nil:
+		d.tried.add(u)
+	case r.Context().Err() != nil:
+		// The client has left. To answer that there is nobody would be logged
+		// as an error and retried; any upstream ends the request at once.
+		u = pool[0]
+	}
+	return u
 }
 
 // owns reports whether pool is the proxy's own list, for which the current
@@ -292,125 +383,12 @@ func (s *Selection) now(pool reverseproxy.UpstreamPool) *snapshot {
 	if s.owns(pool) {
 		return s.current.Load()
 	}
-	return s.view(pool)
-}
-
-// deliberate is Select for whatever the first ticket did not settle.
-func (s *Selection) deliberate(pool reverseproxy.UpstreamPool, r *http.Request) *reverseproxy.Upstream {
-	if len(pool) == 0 {
-		return nil
-	}
-	tried := s.attempts(r)
-	u := s.choose(pool, r, tried)
-	switch {
-	case u != nil:
-		tried.add(u)
-	case r.Context().Err() != nil:
-		// The client has left. To answer that there is nobody would be logged
-		// as an error and retried; any upstream ends the request at once.
-		u = pool[0]
-	}
-	return u
-}
-
-// choose goes through the tiers, from the best on.
-func (s *Selection) choose(pool reverseproxy.UpstreamPool, r *http.Request, tried *attempts) *reverseproxy.Upstream {
-	now := s.now(pool)
-	u, serves := s.pick(&now.serving, (*reverseproxy.Upstream).Healthy, tried)
-	if u != nil || serves {
-		return u // a full one serves, so the rest must not be bothered
-	}
-	if s.circuitOpen() {
-		return nil // nor is there anything to wait for
-	}
-	if !now.unknown.empty() && tried.mayHold() {
-		if !s.wait(pool, r) {
-			return nil
-		}
-		now = s.now(pool)
-		if u, serves = s.pick(&now.serving, (*reverseproxy.Upstream).Healthy, tried); u != nil || serves || s.circuitOpen() {
-			return u
-		}
-	}
-	if u, _ = s.pick(&now.unknown, (*reverseproxy.Upstream).Healthy, tried); u != nil {
-		return u
-	}
-	u, _ = s.pick(&now.all, func(*reverseproxy.Upstream) bool { return true }, tried)
-	return u
+	return newSnapshot(s.membersOf(pool), s.rules, time.Now())
 }
 
 // circuitOpen reports whether the circuit breaker of the proxy, which is one for
 // all of its upstreams, wants no request at all.
 func (s *Selection) circuitOpen() bool { return s.proxy.CB != nil && !s.proxy.CB.OK() }
-
-// pick returns the member of t whose turn it is among those that serve, are
-// not full and were not tried by this request. When all of them were tried, it
-// starts over, with the last one only if there is no other. Also reports
-// whether any member serves, be it full; if u is not nil, one does.
-func (s *Selection) pick(t *tier, serves func(*reverseproxy.Upstream) bool, tried *attempts) (u *reverseproxy.Upstream, any bool) {
-	if t.empty() {
-		return nil, false
-	}
-	for range min(maxDraws, t.order.Len()) {
-		if u := t.at(s.ticket.Add(1)); serves(u) && !u.Full() && !tried.has(u) {
-			return u, true
-		}
-	}
-	var again *reverseproxy.Upstream
-	from := s.ticket.Add(1)
-	for i := range uint64(t.order.Len()) {
-		u := t.at(from + i)
-		if !serves(u) {
-			continue
-		}
-		any = true
-		switch {
-		case u.Full():
-		case !tried.has(u):
-			return u, true
-		case again == nil || tried.isLast(again):
-			again = u
-		}
-	}
-	if again != nil {
-		tried.startOver()
-	}
-	return again, any
-}
-
-// wait holds a request at a cold start, until the pool is settled as the
-// documentation of Hold says. It returns false if the client left meanwhile.
-func (s *Selection) wait(pool reverseproxy.UpstreamPool, r *http.Request) bool {
-	if s.hold == 0 {
-		return true
-	}
-	limit := time.NewTimer(s.hold)
-	defer limit.Stop()
-	var grace <-chan time.Time
-	for {
-		superseded := s.current.Load().superseded
-		now := s.now(pool)
-		if now.unknown.empty() {
-			return true
-		}
-		if grace == nil && !now.serving.empty() {
-			timer := time.NewTimer(holdGrace)
-			defer timer.Stop()
-			grace = timer.C
-		}
-		select {
-		case <-superseded:
-		case <-grace:
-			return true
-		case <-limit.C:
-			return true
-		case <-s.unloaded: // no verdict will come any more
-			return true
-		case <-r.Context().Done():
-			return false
-		}
-	}
-}
 
 // Interface guard
 var _ reverseproxy.Selector = (*Selection)(nil)

@@ -46,7 +46,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 	p := &policy{logs: logs, unload: unload, Selection: &Selection{
 		logger:   zap.New(core),
 		proxy:    new(reverseproxy.Handler),
-		watched:  make(map[string][]*watch),
+		byDial:   make(map[string]*member),
 		variable: "attempts",
 		unloaded: ctx.Done(),
 		hold:     2 * time.Second,
@@ -59,8 +59,8 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 		})
 		p.upstreams = append(p.upstreams, u)
 		p.targets = append(p.targets, target)
-		p.watched[u.Dial] = []*watch{{target: target}}
-		p.members = append(p.members, p.watched[u.Dial])
+		p.byDial[u.Dial] = &member{watches: []*watch{{target: target}}, weight: 1}
+		p.members = append(p.members, p.byDial[u.Dial])
 		target.Subscribe(p.refresh)
 	}
 	for _, f := range configure {
@@ -211,8 +211,7 @@ func TestAChangeDoesNotRestartTheOrder(t *testing.T) {
 func TestAllChecksMustPass(t *testing.T) {
 	second := health.NewTarget(health.Settings{Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour, Timeout: time.Second, Passes: 1, Fails: 1})
 	p := newPolicy(t, "uu", func(s *Selection) {
-		s.watched[address(0)] = append(s.watched[address(0)], &watch{target: second})
-		s.members[0] = s.watched[address(0)]
+		s.members[0].watches = append(s.members[0].watches, &watch{target: second})
 		second.Subscribe(s.refresh)
 	})
 	for _, tc := range []struct {
@@ -244,7 +243,7 @@ func TestLastResort(t *testing.T) {
 	}
 	want := []string{
 		"warn: no upstream is alive: requests go to all of them, as the last resort",
-		"info: an upstream is alive again: requests go to those alive only",
+		"info: enough upstreams are alive again: requests go to those alive only",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("logged %q, want %q", got, want)
@@ -352,6 +351,36 @@ func TestAttemptsBelongToARequest(t *testing.T) {
 	if p.attempts(failed.Clone(failed.Context())).has(tried) {
 		t.Error("another request was handed the attempts of the first")
 	}
+}
+
+// To be asked again for a request means that the last pick failed: that upstream
+// is probed at once, and no other. A single pick costs nobody a probe.
+func TestARetrySuspectsTheLastPick(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy(t, "uu", func(s *Selection) { s.retries = true })
+		var probes [2]int
+		for i, target := range p.targets {
+			defer target.Attach(health.Driver{Probe: func(context.Context) error { probes[i]++; return nil }}, 0)()
+		}
+		synctest.Wait()
+		probes = [2]int{}
+		for range 10 {
+			p.Select(p.upstreams, get(), nil)
+		}
+		synctest.Wait()
+		if probes != [2]int{} {
+			t.Errorf("%v probes after first tries, want none", probes)
+		}
+		r := get()
+		first := slices.Index(p.upstreams, p.Select(p.upstreams, r, nil))
+		p.Select(p.upstreams, r, nil)
+		synctest.Wait()
+		want := [2]int{}
+		want[first] = 1
+		if probes != want {
+			t.Errorf("%v probes after a retry, want %v", probes, want)
+		}
+	})
 }
 
 // held starts a pick in a goroutine and returns where its result will be.

@@ -56,21 +56,24 @@ type Transition struct {
 // probes run while at least one driver is attached.
 type Target struct {
 	settings Settings
-	status   atomic.Int32 // a copy of state.status for readers that cannot wait
+	// copies for readers that cannot wait
+	status atomic.Int32              // of state.status
+	since  atomic.Pointer[time.Time] // of the last change of status, nil before the first
 
 	mu          sync.Mutex
 	state       state
-	since       time.Time // of the last change of status
+	suspicion   suspicion
 	drivers     []*Driver // attached, oldest first; the newest is in use
 	subscribers map[*func()]struct{}
 	loop        *loop // nil while nothing is attached
 }
 
-// loop is one run of a target's goroutine. Its fields but done are guarded by
-// the target's mutex.
+// loop is one run of a target's goroutine. Its fields but the channels are
+// guarded by the target's mutex.
 type loop struct {
 	stop    context.CancelFunc
 	done    chan struct{}
+	wake    chan struct{}      // has the next probe begin at once
 	driver  *Driver            // of the probe in flight, nil between probes
 	cut     context.CancelFunc // cancels the probe in flight
 	discard bool               // the probe in flight counts for nothing
@@ -83,6 +86,15 @@ func NewTarget(settings Settings) *Target {
 
 // Status returns the status now. It never waits.
 func (t *Target) Status() Status { return Status(t.status.Load()) }
+
+// Since returns when the status last changed, the zero time if it never did. It
+// never waits.
+func (t *Target) Since() time.Time {
+	if since := t.since.Load(); since != nil {
+		return *since
+	}
+	return time.Time{}
+}
 
 // Subscribe has f called after every change of status, from the target's
 // goroutine and with no lock held, until cancel is called. A call that is
@@ -107,6 +119,21 @@ func (t *Target) Running() bool {
 	return t.loop != nil
 }
 
+// Suspect says that something else than a probe failed, such as a request. If
+// the target is up, it is probed in a burst from now on, until one probe passes
+// or as many failed as turn it down. It never waits for a probe.
+func (t *Target) Suspect() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.loop == nil || t.state.status != Up || !t.suspicion.raise(time.Now()) {
+		return
+	}
+	select {
+	case t.loop.wake <- struct{}{}:
+	default: // it is awake already
+	}
+}
+
 // Attach puts d in use: from the next probe on, d probes and is told of
 // changes. The first driver starts the probes, after the delay; a later one
 // disturbs neither the schedule nor a probe in flight.
@@ -122,7 +149,7 @@ func (t *Target) Attach(d Driver, delay time.Duration) (detach func()) {
 	t.drivers = append(t.drivers, &d)
 	if t.loop == nil {
 		ctx, stop := context.WithCancel(context.Background())
-		t.loop = &loop{stop: stop, done: make(chan struct{})}
+		t.loop = &loop{stop: stop, done: make(chan struct{}), wake: make(chan struct{}, 1)}
 		go t.run(ctx, t.loop, delay)
 	}
 	return func() { t.detach(&d) }
@@ -161,6 +188,7 @@ func (t *Target) run(ctx context.Context, l *loop, delay time.Duration) {
 		case <-ctx.Done():
 			return
 		case <-timer.C:
+		case <-l.wake:
 		}
 		started := time.Now()
 		next, ok := t.probeOnce(ctx, l)
@@ -182,6 +210,7 @@ func (t *Target) probeOnce(ctx context.Context, l *loop) (next time.Duration, ok
 	driver := t.drivers[len(t.drivers)-1]
 	probeCtx, cancel := context.WithTimeout(ctx, t.settings.Timeout)
 	l.driver, l.cut, l.discard = driver, cancel, false
+	t.suspicion.probing()
 	t.mu.Unlock()
 
 	started := time.Now()
@@ -208,6 +237,9 @@ func (t *Target) probeOnce(ctx context.Context, l *loop) (next time.Duration, ok
 	}
 	newest := t.drivers[len(t.drivers)-1]
 	next = t.state.delay(&t.settings)
+	if t.suspicion.record(err == nil, t.state.status, time.Now()) {
+		next = t.settings.FastInterval / burstFactor
+	}
 	t.mu.Unlock()
 
 	for _, f := range subscribers {
@@ -231,10 +263,10 @@ func (t *Target) record(passed bool, reason string) *Transition {
 	}
 	now := time.Now()
 	change := &Transition{From: from, To: t.state.status, Reason: reason}
-	if !t.since.IsZero() {
-		change.Lasted = now.Sub(t.since)
+	if since := t.since.Load(); since != nil {
+		change.Lasted = now.Sub(*since)
 	}
-	t.since = now
+	t.since.Store(&now)
 	t.status.Store(int32(t.state.status))
 	return change
 }

@@ -279,6 +279,75 @@ func TestResultsAreTold(t *testing.T) {
 	})
 }
 
+// A suspicion has an up target probed in a burst, a quarter of the fast interval
+// apart. As many fails as it takes turn it down.
+func TestABurstTurnsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		target := NewTarget(settings())
+		s := newScript(pass)
+		defer target.Attach(s.driver(), 0)()
+		advance(2 * time.Second)
+		s.probes()
+		s.set(fail)
+		for range 100 {
+			target.Suspect() // by as many requests
+		}
+		advance(2 * time.Second)
+		wantProbes(t, s, seconds(2, 2.25, 2.5))
+		if got := target.Status(); got != Down {
+			t.Errorf("status %v, want down", got)
+		}
+		target.Suspect() // a target that is down is not suspected
+		advance(5 * time.Second)
+		wantProbes(t, s, nil)
+	})
+}
+
+// One pass clears the target. The next burst has to wait, longer each time, and
+// the ordinary probes go on as ever.
+func TestAClearedSuspicionBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := settings()
+		set.Interval = time.Hour
+		target := NewTarget(set)
+		s := newScript(pass)
+		defer target.Attach(s.driver(), 0)()
+		advance(time.Second)
+		s.probes()
+		for range 1000 { // 100 seconds of a request failing every 100 ms
+			target.Suspect()
+			advance(100 * time.Millisecond)
+		}
+		wantProbes(t, s, seconds(1, 2, 4, 8, 16, 32, 62, 92))
+		advance(2 * time.Minute)
+		target.Suspect() // long ago: it begins anew
+		advance(100 * time.Millisecond)
+		target.Suspect()
+		advance(time.Second)
+		target.Suspect()
+		advance(time.Second)
+		wantProbes(t, s, seconds(221, 222.1))
+	})
+}
+
+// A probe that began before the suspicion does not clear it.
+func TestAProbeInFlightClearsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		target := NewTarget(settings())
+		s := newScript(func(context.Context) error {
+			time.Sleep(time.Second)
+			return nil
+		})
+		defer target.Attach(s.driver(), 0)()
+		advance(5500 * time.Millisecond)
+		s.probes()
+		target.Suspect()
+		s.set(fail)
+		advance(2 * time.Second)
+		wantProbes(t, s, seconds(6, 6.25, 6.5))
+	})
+}
+
 // A probe that the end of everything cuts off counts for nothing, and nothing
 // runs on. (synctest panics on goroutines that are left.)
 func TestDetachWaitsForTheProbe(t *testing.T) {

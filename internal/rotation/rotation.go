@@ -5,12 +5,17 @@
 // immutable cycle of indexes comes out.
 package rotation
 
+import "math"
+
 // Order is a cycle of indexes into the weights it was made from. It never
 // changes, so any number of goroutines may read it at once. The zero value
 // is empty.
 type Order struct {
 	cycle []int32
 }
+
+// MaxLen bounds the length of a cycle, and so the memory and time that it takes.
+const MaxLen = 1 << 18
 
 // New returns the smooth weighted order of nginx's upstream module: in one
 // cycle every index appears as often as its weight says (divided by the
@@ -23,6 +28,12 @@ type Order struct {
 // equal weight only ever differ by how often they were taken, and are taken in
 // turn; so it is enough to compare one peer of each distinct weight, and a
 // cycle costs its length times the number of distinct weights.
+//
+// Weights whose cycle would be longer than [MaxLen] are scaled down to about
+// that and rounded, but never to 0: the share of an index is then off by at most
+// one turn in a cycle, or one in MaxLen requests, and by the like of what is
+// added to indexes of tiny weight. With more than MaxLen indexes, the cycle has
+// one turn for each.
 func New(weights []int) Order {
 	divisor, sum, n := 0, 0, 0
 	for _, w := range weights {
@@ -36,17 +47,28 @@ func New(weights []int) Order {
 		return Order{}
 	}
 	total := sum / divisor
+	scale := func(w int) int { return w / divisor }
+	if total > MaxLen {
+		scale = func(w int) int { return max(1, int(math.Round(float64(w)/float64(sum)*MaxLen))) }
+		total = 0
+		for _, w := range weights {
+			if w > 0 {
+				total += scale(w)
+			}
+		}
+	}
 
 	var classes []*class
-	byWeight := make(map[int]*class)
+	byTurns := make(map[int]*class)
 	for i, w := range weights {
 		if w <= 0 {
 			continue
 		}
-		c := byWeight[w]
+		turns := scale(w)
+		c := byTurns[turns]
 		if c == nil {
-			c = &class{weight: w / divisor}
-			byWeight[w] = c
+			c = &class{turns: turns}
+			byTurns[turns] = c
 			classes = append(classes, c)
 		}
 		c.members = append(c.members, int32(i))
@@ -77,9 +99,10 @@ func (o Order) At(ticket uint64) int {
 	return int(o.cycle[ticket%uint64(len(o.cycle))])
 }
 
-// class holds the indexes of one weight, and how many turns they had in all.
+// class holds the indexes that have equally many turns in a cycle, and how many
+// they had so far in all.
 type class struct {
-	weight  int
+	turns   int
 	members []int32
 	taken   int
 }
@@ -89,7 +112,7 @@ func (c *class) front() int32 { return c.members[c.taken%len(c.members)] }
 
 // sum is what nginx would have in the front member's current weight.
 func (c *class) sum(step, total int) int {
-	return step*c.weight - c.taken/len(c.members)*total
+	return step*c.turns - c.taken/len(c.members)*total
 }
 
 func gcd(a, b int) int {

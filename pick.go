@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"net/http"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+const (
+	// maxHold bounds the hold that follows from the timeouts of the checks.
+	maxHold = 5 * time.Second
+	// holdGrace is how long held requests wait for further upstreams once one
+	// passed, so that they do not all go to the quickest.
+	holdGrace = 100 * time.Millisecond
+	// maxDraws is how many tickets a request draws before it looks at all
+	// upstreams in turn. Drawing another ticket leaves the share of one that is
+	// skipped to all others; walking on would leave it to the next in line.
+	maxDraws = 8
+)
+
+// decision is one pick that the first ticket did not settle.
+type decision struct {
+	*Selection
+	pool    reverseproxy.UpstreamPool
+	request *http.Request
+	writer  http.ResponseWriter
+	tried   *attempts
+}
+
+// choose goes through the tiers, from the best on.
+func (d *decision) choose() *reverseproxy.Upstream {
+	now := d.now(d.pool)
+	u, served := d.among(now.tiers)
+	if u != nil || served {
+		return u // one that is full serves, and so the rest must not be bothered
+	}
+	if d.circuitOpen() {
+		return nil // nor is there anything to wait for
+	}
+	if len(now.tiers) == 0 && now.undecided && d.tried.mayHold() {
+		if !d.wait() {
+			return nil
+		}
+		now = d.now(d.pool)
+		if u, served = d.among(now.tiers); u != nil || served || d.circuitOpen() {
+			return u
+		}
+	}
+	if u, _ = d.among([]tier{now.unknown()}); u != nil {
+		return u
+	}
+	u, _ = d.among([]tier{now.resort()})
+	return u
+}
+
+// among returns an upstream of the first tier that has one which can take the
+// request and was not tried by it. When there is none in any tier, it starts
+// over. Also reports whether anybody serves, be it one that is full.
+func (d *decision) among(tiers []tier) (u *reverseproxy.Upstream, served bool) {
+	var again *reverseproxy.Upstream
+	for i := range tiers {
+		u, tried, serves := d.pick(&tiers[i])
+		if u != nil {
+			return u, true
+		}
+		served = served || serves
+		if again == nil || tried != nil && d.tried.isLast(again) {
+			again = tried
+		}
+	}
+	if again != nil {
+		d.tried.startOver()
+	}
+	return again, served
+}
+
+// pick returns the member of t whose turn it is among those that can take the
+// request and were not tried by it. If there is none, it returns one that was
+// tried, the last one only if there is no other. Also reports whether any
+// serves, be it full.
+func (d *decision) pick(t *tier) (u, tried *reverseproxy.Upstream, serves bool) {
+	if t.empty() || t.anyHealth && d.circuitOpen() {
+		return nil, nil, false
+	}
+	if d.inner != nil {
+		if u := d.pickInner(t); u != nil {
+			return u, nil, true
+		}
+	}
+	for range min(maxDraws, t.order.Len()) {
+		u := d.pool[t.order.At(d.ticket.Add(1))]
+		if t.serves(u) && !u.Full() && !d.tried.has(u) {
+			return u, nil, true
+		}
+	}
+	from := d.ticket.Add(1)
+	for i := range uint64(t.order.Len()) {
+		u := d.pool[t.order.At(from+i)]
+		if !t.serves(u) {
+			continue
+		}
+		serves = true
+		switch {
+		case u.Full():
+		case !d.tried.has(u):
+			return u, nil, true
+		case tried == nil || d.tried.isLast(tried):
+			tried = u
+		}
+	}
+	return nil, tried, serves
+}
+
+// pickInner has the policy of select pick among those of t that can take the
+// request and were not tried by it. It may want none of them.
+func (d *decision) pickInner(t *tier) *reverseproxy.Upstream {
+	seen := make([]bool, len(d.pool)) // an order has those of more weight more than once
+	var pool reverseproxy.UpstreamPool
+	for i := range uint64(t.order.Len()) {
+		at := t.order.At(i)
+		if u := d.pool[at]; !seen[at] && t.serves(u) && !u.Full() && !d.tried.has(u) {
+			pool = append(pool, u)
+		}
+		seen[at] = true
+	}
+	if len(pool) == 0 {
+		return nil
+	}
+	return d.inner.Select(pool, d.request, d.writer)
+}
+
+// serves reports whether Caddy itself holds u healthy, where that counts.
+func (t *tier) serves(u *reverseproxy.Upstream) bool { return t.anyHealth || u.Healthy() }
+
+// wait holds a request at a cold start, until the pool is settled as the
+// documentation of Hold says. It returns false if the client left meanwhile.
+func (d *decision) wait() bool {
+	if d.hold == 0 {
+		return true
+	}
+	limit := time.NewTimer(d.hold)
+	defer limit.Stop()
+	var grace <-chan time.Time
+	for {
+		superseded := d.current.Load().superseded
+		now := d.now(d.pool)
+		if !now.undecided {
+			return true
+		}
+		if grace == nil && len(now.tiers) > 0 {
+			timer := time.NewTimer(holdGrace)
+			defer timer.Stop()
+			grace = timer.C
+		}
+		select {
+		case <-superseded:
+		case <-grace:
+			return true
+		case <-limit.C:
+			return true
+		case <-d.unloaded: // no verdict will come any more
+			return true
+		case <-d.request.Context().Done():
+			return false
+		}
+	}
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// maxWeight is the largest weight of an upstream.
+const maxWeight = 256
+
+// gather makes the members of the proxy's own list, and their watches.
+func (s *Selection) gather() error {
+	s.byDial = make(map[string]*member)
+	repl := caddy.NewReplacer()
+	for _, u := range s.upstreams {
+		// one that is listed twice counts twice, but is probed once
+		if s.byDial[u.Dial] == nil {
+			watches, err := s.watch(u.Dial, repl)
+			if err != nil {
+				return fmt.Errorf("upstream %s: %v", u.Dial, err)
+			}
+			s.byDial[u.Dial] = &member{watches: watches, weight: 1}
+		}
+		s.members = append(s.members, s.byDial[u.Dial])
+	}
+
+	weighed := make(map[*member]string)
+	for _, name := range slices.Sorted(maps.Keys(s.Weights)) {
+		members, err := s.named(name)
+		if err != nil {
+			return fmt.Errorf("weights: %v", err)
+		}
+		weight := s.Weights[name]
+		if weight < 0 || weight > maxWeight {
+			return fmt.Errorf("weights: %s: a weight must be a whole number from 0 to %d; got %d", name, maxWeight, weight)
+		}
+		for _, m := range members {
+			if other, given := weighed[m]; given {
+				return fmt.Errorf("weights: %s and %s are the same upstream", other, name)
+			}
+			m.weight, weighed[m] = weight, name
+		}
+	}
+	for _, name := range s.Backups {
+		members, err := s.named(name)
+		if err != nil {
+			return fmt.Errorf("backups: %v", err)
+		}
+		for _, m := range members {
+			m.backup = true
+		}
+	}
+	if len(s.Backups) > 0 && s.proxy.DynamicUpstreamsRaw == nil && !slices.ContainsFunc(s.members, func(m *member) bool { return !m.backup }) {
+		return errors.New("backups: every upstream is a backup; leave out at least one, to be backed up")
+	}
+	return nil
+}
+
+// watch sets up the watches of the upstream at a dial address, none if what it
+// is depends on the request.
+func (s *Selection) watch(dial string, repl *caddy.Replacer) ([]*watch, error) {
+	address := repl.ReplaceKnown(dial, "")
+	if address == "" {
+		return nil, errors.New("its placeholders are empty")
+	}
+	var to *route
+	perRequest := strings.Contains(address, "{")
+	if !perRequest {
+		var err error
+		if to, err = s.transport.to(address); err != nil {
+			return nil, err
+		}
+		perRequest = to.perRequest
+	}
+	if perRequest {
+		s.logger.Warn("upstream cannot be checked: its address or TLS server name depends on the request; it counts as alive",
+			zap.String("upstream", dial))
+		return nil, nil
+	}
+	var watches []*watch
+	for _, check := range s.Checks {
+		w, err := newWatch(check, to, s.logger)
+		if err != nil {
+			return nil, fmt.Errorf("check '%s': %v", check.label, err)
+		}
+		s.watches = append(s.watches, w) // at once, so that Cleanup finds it
+		watches = append(watches, w)
+	}
+	return watches, nil
+}
+
+// named returns the members that an option means by a name: what stands in the
+// proxy's list, or another way to write it.
+func (s *Selection) named(name string) ([]*member, error) {
+	dials, err := dialAddresses(name)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %v", name, err)
+	}
+	members := make([]*member, 0, len(dials))
+	for _, dial := range dials {
+		m := s.byDial[dial]
+		if m == nil {
+			return nil, fmt.Errorf("%s is not one of the upstreams, which are %s", name, strings.Join(s.names(), ", "))
+		}
+		members = append(members, m)
+	}
+	return members, nil
+}
+
+// dialAddresses returns what Caddy makes of an upstream as the reverse_proxy
+// directive names it: app1 is app1:80, https://app1 is app1:443, and a range of
+// ports is all of them. Caddy's own parser says so.
+func dialAddresses(name string) ([]string, error) {
+	var h reverseproxy.Handler
+	tokens := []caddyfile.Token{{Text: "reverse_proxy", Line: 1}, {Text: name, Line: 1}}
+	if err := h.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
+		return nil, errors.New("not an address as reverse_proxy names upstreams")
+	}
+	dials := make([]string, 0, len(h.Upstreams))
+	for _, u := range h.Upstreams {
+		dials = append(dials, u.Dial)
+	}
+	return dials, nil
+}
+
+// membersOf returns the members of a pool that is not the proxy's own list. What
+// is not known has no watches, and so counts as alive.
+func (s *Selection) membersOf(pool reverseproxy.UpstreamPool) []*member {
+	members := make([]*member, len(pool))
+	for i, u := range pool {
+		if members[i] = s.byDial[u.Dial]; members[i] == nil {
+			members[i] = &member{weight: 1}
+		}
+	}
+	return members
+}
+
+// names returns the addresses of the upstreams, a few of them if they are many.
+func (s *Selection) names() []string {
+	const most = 10
+	var names []string
+	for i, u := range s.upstreams {
+		if i == most {
+			return append(names, fmt.Sprintf("and %d more", len(s.upstreams)-most))
+		}
+		names = append(names, u.Dial)
+	}
+	return names
+}
