@@ -51,7 +51,11 @@ func (a *attempts) add(u *reverseproxy.Upstream) {
 // suspect has the upstream at an address probed in a burst: a request to it has
 // just failed.
 func (s *Selection) suspect(dial string) {
-	if m := s.byDial[dial]; m != nil {
+	m := s.byDial[dial]
+	if m == nil && dial != "" && s.dynamic != nil {
+		m = s.dynamic.memberAt(dial)
+	}
+	if m != nil {
 		for _, w := range m.watches {
 			w.target.Suspect()
 		}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -224,7 +225,9 @@ type watch struct {
 	key         targetKey
 	driver      health.Driver
 	unsubscribe func() // nil while not followed
-	detach      func() // nil while not attached
+
+	mu     sync.Mutex
+	detach func() // nil while not attached
 }
 
 // newWatch finds or makes the target for an upstream. Nothing is probed before
@@ -279,6 +282,8 @@ func (w *watch) follow(changed func()) { w.unsubscribe = w.target.Subscribe(chan
 // attach starts the probes, the first of them after the delay, or takes over
 // those that are running.
 func (w *watch) attach(delay time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.detach == nil {
 		w.detach = w.target.Attach(w.driver, delay)
 	}
@@ -286,9 +291,12 @@ func (w *watch) attach(delay time.Duration) {
 
 // release undoes attach. It may wait for a probe to be cut off.
 func (w *watch) release() {
-	if w.detach != nil {
-		w.detach()
-		w.detach = nil
+	w.mu.Lock()
+	detach := w.detach
+	w.detach = nil
+	w.mu.Unlock()
+	if detach != nil {
+		detach()
 	}
 }
 

@@ -834,14 +834,9 @@ http:// {
 func TestCaddyUncheckedUpstreams(t *testing.T) {
 	b := startBackend(t, "a", nil)
 	b.set(sick) // so that a check would fail
-	_, port, err := net.SplitHostPort(b.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, test := range []struct {
 		name, proxy string
 	}{
-		{"dynamic", fmt.Sprintf("reverse_proxy {\ndynamic a localhost %s {\nversions ipv4\n}\nlb_policy alive /healthz\n}", port)},
 		{"placeholder", "reverse_proxy {http.request.header.Backend} {\nlb_policy alive /healthz\n}"},
 		{"placeholder beside one that is dead", "reverse_proxy {http.request.header.Backend} " + refused(t) + " {\nlb_policy alive /healthz\n}"},
 	} {

@@ -97,7 +97,7 @@ func drive(policies []*Selection) {
 	var watches []*watch
 	fresh := make(map[*health.Target]int)
 	for _, s := range policies {
-		for _, w := range s.watches {
+		for _, w := range s.run(true) {
 			watches = append(watches, w)
 			if _, seen := fresh[w.target]; !seen && !w.target.Running() {
 				fresh[w.target] = len(fresh)
@@ -109,7 +109,7 @@ func drive(policies []*Selection) {
 		w.attach(spread * time.Duration(fresh[w.target]) / time.Duration(max(len(fresh), 1)))
 	}
 	for _, s := range policies {
-		s.drive(true)
+		s.announceOwn() // what was known before, from an earlier config
 	}
 }
 
@@ -118,8 +118,7 @@ func drive(policies []*Selection) {
 func release(policies []*Selection) {
 	var wg sync.WaitGroup
 	for _, s := range policies {
-		s.drive(false)
-		for _, w := range s.watches {
+		for _, w := range s.run(false) {
 			wg.Go(w.release)
 		}
 	}

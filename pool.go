@@ -72,7 +72,7 @@ type tier struct {
 	anyHealth bool
 }
 
-func (t *tier) empty() bool { return t.order.Len() == 0 }
+func (t tier) empty() bool { return t.order.Len() == 0 }
 
 // snapshot is who may get requests, frozen until a verdict changes. Its orders
 // have positions in the pool.

@@ -32,8 +32,9 @@ import (
 // Retries (`lb_retries`, `lb_try_duration`) go to upstreams that the request
 // has not tried yet.
 //
-// Upstreams from a dynamic source, and those with a placeholder of the request
-// in their address, are not checked: they count as alive.
+// Upstreams from a dynamic source are checked from when a request first brings
+// them along, until requests no longer do. Those with a placeholder of the
+// request in their address are not checked: they count as alive.
 type Selection struct {
 	// How to find out who is alive. With several checks, an upstream is alive
 	// while it passes all of them. Default: one check of the kind `tcp`.
@@ -77,23 +78,29 @@ type Selection struct {
 	upstreams reverseproxy.UpstreamPool // those in the proxy's own list
 	members   []*member                 // the same, by position
 	byDial    map[string]*member
+	dynamic   *dynamic
 	transport *transport
-	watches   []*watch // all there are
 	rules     rules
 	inner     reverseproxy.Selector // picks instead of round robin, if set
 	hold      time.Duration
 	retries   bool            // the proxy may ask again for the same request
+	warned    atomic.Bool     // that some upstream of a dynamic source cannot be checked
 	variable  string          // where a request keeps its attempts
 	unloaded  <-chan struct{} // closed when the config ends
-	driven    atomic.Bool     // probes run, so that changes are news
-	announced atomic.Int32    // the mood that was last logged
+
+	watchesMu sync.Mutex
+	watches   []*watch     // all there are; guarded by watchesMu
+	running   atomic.Bool  // probes run, so that changes are news; changed under watchesMu
+	said      atomic.Int32 // the mood that was last logged
 
 	ticket  atomic.Uint64 // counts picks; a change of the set does not restart it
 	current atomic.Pointer[snapshot]
-	mu      sync.Mutex  // one refresh at a time
-	stale   atomic.Bool // a refresh is waiting for mu, and will see all that changed
-	ramp    *time.Timer // refreshes while a slow start goes on; guarded by mu
-	cleaned bool        // nothing is started any more; guarded by mu
+	// generation counts refreshes, for snapshots that are made elsewhere
+	generation atomic.Uint64
+	mu         sync.Mutex  // one refresh at a time
+	stale      atomic.Bool // a refresh is waiting for mu, and will see all that changed
+	ramp       *time.Timer // refreshes while a slow start goes on; guarded by mu
+	cleaned    bool        // nothing is started any more; guarded by mu
 }
 
 // SlowStart is how upstreams that come back get requests little by little. Their
@@ -131,12 +138,12 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		return errNoProxy
 	}
 	s.upstreams = s.proxy.Upstreams
+	if parent, ok := modules[max(0, len(modules)-2)].(reverseproxy.Selector); ok && parent != s {
+		s.logger.Warn("as the fallback of another policy, alive sees only the requests that policy leaves to it; " +
+			"the others can reach upstreams known to be dead: use the option select of lb_policy alive instead")
+	}
 	if lb := s.proxy.LoadBalancing; lb != nil {
 		s.retries = lb.Retries != 0 || lb.TryDuration != 0
-	}
-	if s.proxy.DynamicUpstreamsRaw != nil {
-		s.logger.Warn("dynamic upstreams are not checked: each counts as alive while Caddy itself holds it healthy",
-			zap.ByteString("dynamic_upstreams", s.proxy.DynamicUpstreamsRaw))
 	}
 
 	if len(s.Checks) == 0 {
@@ -169,6 +176,9 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		w.follow(s.refresh)
 	}
 	s.refresh()
+	if err := s.resumeDynamic(); err != nil {
+		return err
+	}
 
 	app, err := ctx.App("alive")
 	if err != nil {
@@ -270,32 +280,42 @@ func parseFailOpen(text string) (failOpen, error) {
 // Cleanup ends what Provision began. Select still works afterwards, on what
 // was known last, for requests that are in flight.
 func (s *Selection) Cleanup() error {
-	if s.app != nil {
-		s.app.disown(s)
-	}
-	var err error
-	for _, w := range s.watches {
-		if e := w.forget(); e != nil {
-			err = e
-		}
-	}
-	s.watches = nil // to forget them twice would forget those of others
 	s.mu.Lock()
+	cleaned := s.cleaned
 	s.cleaned = true
 	if s.ramp != nil {
 		s.ramp.Stop()
 	}
 	s.mu.Unlock()
+	if cleaned {
+		return nil // to forget twice would forget what others still watch
+	}
+
+	var errs []error
+	if s.dynamic != nil {
+		s.dynamic.close()
+		_, err := watchLists.Delete(s.dynamic.key)
+		errs = append(errs, err)
+	}
+	if s.app != nil {
+		s.app.disown(s)
+	}
+	for _, w := range s.run(false) {
+		errs = append(errs, w.forget())
+	}
 	if s.transport != nil {
 		s.transport.close()
 	}
-	return err
+	return errors.Join(errs...)
 }
 
-// drive tells s whether its probes run.
-func (s *Selection) drive(running bool) {
-	s.driven.Store(running)
-	s.announce()
+// run tells s whether its probes run, those of watches to come included, and
+// returns all there are now.
+func (s *Selection) run(running bool) []*watch {
+	s.watchesMu.Lock()
+	defer s.watchesMu.Unlock()
+	s.running.Store(running)
+	return slices.Clone(s.watches)
 }
 
 // refresh makes a new snapshot of what is known and swaps it in. Requests go
@@ -307,6 +327,7 @@ func (s *Selection) refresh() {
 	}
 	s.mu.Lock()
 	s.stale.Store(false)
+	s.generation.Add(1)
 	now := newSnapshot(s.members, s.rules, time.Now())
 	before := s.current.Swap(now)
 	if s.ramp != nil {
@@ -319,19 +340,21 @@ func (s *Selection) refresh() {
 	if before != nil {
 		close(before.superseded)
 	}
-	s.announce()
+	s.announceOwn()
 }
 
-// announce logs the mood of the pool, if that is news.
-func (s *Selection) announce() {
-	if !s.driven.Load() {
+// announceOwn logs the mood of the proxy's own list, if that is news.
+func (s *Selection) announceOwn() {
+	s.announce(&s.said, s.current.Load().mood, func() []string { return s.names() })
+}
+
+// announce logs the mood of a pool of these upstreams, if it is not the last one
+// that was said.
+func (s *Selection) announce(said *atomic.Int32, now mood, names func() []string) {
+	if !s.running.Load() || mood(said.Swap(int32(now))) == now {
 		return
 	}
-	now := s.current.Load().mood
-	if mood(s.announced.Swap(int32(now))) == now {
-		return
-	}
-	pool := zap.Strings("pool", s.names())
+	pool := zap.Strings("pool", names())
 	switch now {
 	case failedOpen:
 		s.logger.Warn("too few upstreams are alive: requests go to all of them, whatever their health", pool, zap.String("fail_open", s.FailOpen))
@@ -383,7 +406,7 @@ func (s *Selection) now(pool reverseproxy.UpstreamPool) *snapshot {
 	if s.owns(pool) {
 		return s.current.Load()
 	}
-	return newSnapshot(s.membersOf(pool), s.rules, time.Now())
+	return s.dynamic.snapshotOf(pool)
 }
 
 // circuitOpen reports whether the circuit breaker of the proxy, which is one for

@@ -44,12 +44,13 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 	ctx, unload := context.WithCancel(context.Background())
 	tb.Cleanup(unload)
 	p := &policy{logs: logs, unload: unload, Selection: &Selection{
-		logger:   zap.New(core),
-		proxy:    new(reverseproxy.Handler),
-		byDial:   make(map[string]*member),
-		variable: "attempts",
-		unloaded: ctx.Done(),
-		hold:     2 * time.Second,
+		logger:    zap.New(core),
+		proxy:     new(reverseproxy.Handler),
+		byDial:    make(map[string]*member),
+		variable:  "attempts",
+		unloaded:  ctx.Done(),
+		transport: &transport{close: func() {}},
+		hold:      2 * time.Second,
 	}}
 	for i := range verdicts {
 		u := &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: address(i)}
@@ -67,7 +68,9 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 		f(p.Selection)
 	}
 	p.refresh()
-	p.drive(true)
+	p.dynamic = newDynamic(p.Selection, watchListKey{}, &watchList{set: make(map[string]int)})
+	p.run(true)
+	p.announceOwn()
 	p.decide(verdicts)
 	return p
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -22,11 +23,10 @@ const maxWeight = 256
 // gather makes the members of the proxy's own list, and their watches.
 func (s *Selection) gather() error {
 	s.byDial = make(map[string]*member)
-	repl := caddy.NewReplacer()
 	for _, u := range s.upstreams {
 		// one that is listed twice counts twice, but is probed once
 		if s.byDial[u.Dial] == nil {
-			watches, err := s.watch(u.Dial, repl)
+			watches, err := s.watch(u.Dial, 0)
 			if err != nil {
 				return fmt.Errorf("upstream %s: %v", u.Dial, err)
 			}
@@ -68,9 +68,10 @@ func (s *Selection) gather() error {
 }
 
 // watch sets up the watches of the upstream at a dial address, none if what it
-// is depends on the request.
-func (s *Selection) watch(dial string, repl *caddy.Replacer) ([]*watch, error) {
-	address := repl.ReplaceKnown(dial, "")
+// is depends on the request. If probes run, the first one follows after the
+// delay.
+func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
+	address := caddy.NewReplacer().ReplaceKnown(dial, "")
 	if address == "" {
 		return nil, errors.New("its placeholders are empty")
 	}
@@ -83,11 +84,18 @@ func (s *Selection) watch(dial string, repl *caddy.Replacer) ([]*watch, error) {
 		}
 		perRequest = to.perRequest
 	}
+	provisioned := s.current.Load() != nil
 	if perRequest {
+		if provisioned && s.warned.Swap(true) {
+			return nil, nil // so would be thousands more
+		}
 		s.logger.Warn("upstream cannot be checked: its address or TLS server name depends on the request; it counts as alive",
 			zap.String("upstream", dial))
 		return nil, nil
 	}
+
+	s.watchesMu.Lock()
+	defer s.watchesMu.Unlock()
 	var watches []*watch
 	for _, check := range s.Checks {
 		w, err := newWatch(check, to, s.logger)
@@ -97,7 +105,48 @@ func (s *Selection) watch(dial string, repl *caddy.Replacer) ([]*watch, error) {
 		s.watches = append(s.watches, w) // at once, so that Cleanup finds it
 		watches = append(watches, w)
 	}
+	if provisioned { // else all are followed when the pool is complete
+		for _, w := range watches {
+			w.follow(s.refresh)
+		}
+	}
+	if s.running.Load() {
+		for _, w := range watches {
+			w.attach(delay)
+		}
+	}
 	return watches, nil
+}
+
+// unwatch ends watches. It may wait for probes to be cut off.
+func (s *Selection) unwatch(watches []*watch) {
+	s.watchesMu.Lock()
+	s.watches = slices.DeleteFunc(s.watches, func(w *watch) bool { return slices.Contains(watches, w) })
+	s.watchesMu.Unlock()
+	for _, w := range watches {
+		w.release()
+		if err := w.forget(); err != nil {
+			s.logger.Error("forgetting an upstream", zap.Error(err))
+		}
+	}
+}
+
+// resumeDynamic prepares for upstreams that requests bring along, and goes on
+// watching those that the same policy of an earlier config did.
+func (s *Selection) resumeDynamic() error {
+	key := watchListKey{source: string(s.proxy.DynamicUpstreamsRaw) + " " + strings.Join(slices.Sorted(maps.Keys(s.byDial)), " ")}
+	for _, check := range s.Checks {
+		key.checks += fmt.Sprintf("%s %+v\n", check.identity, check.settings)
+	}
+	list, _, err := watchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
+		return &watchList{set: make(map[string]int)}, nil
+	})
+	if err != nil {
+		return err
+	}
+	s.dynamic = newDynamic(s, key, list.(*watchList))
+	s.dynamic.resume()
+	return nil
 }
 
 // named returns the members that an option means by a name: what stands in the
@@ -134,27 +183,20 @@ func dialAddresses(name string) ([]string, error) {
 	return dials, nil
 }
 
-// membersOf returns the members of a pool that is not the proxy's own list. What
-// is not known has no watches, and so counts as alive.
-func (s *Selection) membersOf(pool reverseproxy.UpstreamPool) []*member {
-	members := make([]*member, len(pool))
-	for i, u := range pool {
-		if members[i] = s.byDial[u.Dial]; members[i] == nil {
-			members[i] = &member{weight: 1}
-		}
-	}
-	return members
-}
-
-// names returns the addresses of the upstreams, a few of them if they are many.
+// names returns the addresses of the proxy's own list, a few if they are many.
 func (s *Selection) names() []string {
-	const most = 10
-	var names []string
-	for i, u := range s.upstreams {
-		if i == most {
-			return append(names, fmt.Sprintf("and %d more", len(s.upstreams)-most))
-		}
+	names := make([]string, 0, len(s.upstreams))
+	for _, u := range s.upstreams {
 		names = append(names, u.Dial)
 	}
-	return names
+	return aFew(names)
+}
+
+// aFew returns names that fit into a line.
+func aFew(names []string) []string {
+	const most = 10
+	if len(names) <= most {
+		return names
+	}
+	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
 }
