@@ -176,10 +176,11 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 	}
 	set.Jitter = 0.1
 	if c.Jitter != "" {
-		var err error
-		if set.Jitter, err = parsePercent(c.Jitter); err != nil {
+		percent, err := parsePercent(c.Jitter)
+		if err != nil {
 			return set, fmt.Errorf("jitter %v", err)
 		}
+		set.Jitter = percent / 100
 	}
 	return set, nil
 }
@@ -190,14 +191,14 @@ func orDefault[T time.Duration | int](value *T, otherwise T) {
 	}
 }
 
-// parsePercent returns the share that a percentage is: 0.1 for 10%.
+// parsePercent returns the number before the sign: 10 for 10%.
 func parsePercent(text string) (float64, error) {
 	number, ok := strings.CutSuffix(text, "%")
 	percent, err := strconv.ParseFloat(number, 64)
 	if !ok || err != nil || !(percent >= 0 && percent <= 100) { // so that NaN is out, too
 		return 0, fmt.Errorf("must be a percentage from 0%% to 100%%, like 10%%; got '%s'", text)
 	}
-	return percent / 100, nil
+	return percent, nil
 }
 
 // targets are what is probed, by targetKey, for all configs and handlers of

@@ -3,6 +3,7 @@
 package alive
 
 import (
+	"math/rand/v2"
 	"net/http"
 	"time"
 
@@ -16,8 +17,8 @@ const (
 	// passed, so that they do not all go to the quickest.
 	holdGrace = 100 * time.Millisecond
 	// maxDraws is how many tickets a request draws before it looks at all
-	// upstreams in turn. Drawing another ticket leaves the share of one that is
-	// skipped to all others; walking on would leave it to the next in line.
+	// upstreams. Drawing another ticket leaves the share of one that is skipped
+	// to all others; walking on would leave it to the next in line.
 	maxDraws = 8
 )
 
@@ -33,7 +34,7 @@ type decision struct {
 // choose goes through the tiers, from the best on.
 func (d *decision) choose() *reverseproxy.Upstream {
 	now := d.now(d.pool)
-	u, served := d.among(now.tiers)
+	u, served := d.among(now.tiers...)
 	if u != nil || served {
 		return u // one that is full serves, and so the rest must not be bothered
 	}
@@ -45,24 +46,24 @@ func (d *decision) choose() *reverseproxy.Upstream {
 			return nil
 		}
 		now = d.now(d.pool)
-		if u, served = d.among(now.tiers); u != nil || served || d.circuitOpen() {
+		if u, served = d.among(now.tiers...); u != nil || served || d.circuitOpen() {
 			return u
 		}
 	}
-	if u, _ = d.among([]tier{now.unknown()}); u != nil {
+	if u, _ = d.among(now.unknown()); u != nil {
 		return u
 	}
-	u, _ = d.among([]tier{now.resort()})
+	u, _ = d.among(now.resort())
 	return u
 }
 
 // among returns an upstream of the first tier that has one which can take the
 // request and was not tried by it. When there is none in any tier, it starts
 // over. Also reports whether anybody serves, be it one that is full.
-func (d *decision) among(tiers []tier) (u *reverseproxy.Upstream, served bool) {
+func (d *decision) among(tiers ...*tier) (u *reverseproxy.Upstream, served bool) {
 	var again *reverseproxy.Upstream
-	for i := range tiers {
-		u, tried, serves := d.pick(&tiers[i])
+	for _, t := range tiers {
+		u, tried, serves := d.pick(t)
 		if u != nil {
 			return u, true
 		}
@@ -92,44 +93,50 @@ func (d *decision) pick(t *tier) (u, tried *reverseproxy.Upstream, serves bool) 
 	}
 	for range min(maxDraws, t.order.Len()) {
 		u := d.pool[t.order.At(d.ticket.Add(1))]
-		if t.serves(u) && !u.Full() && !d.tried.has(u) {
+		if d.takes(t, u) {
 			return u, nil, true
 		}
 	}
-	from := d.ticket.Add(1)
-	for i := range uint64(t.order.Len()) {
-		u := d.pool[t.order.At(from+i)]
-		if !t.serves(u) {
+	// Hardly any can, so all are looked at. One of them is drawn by lot, each
+	// with as many lots as its weight: the next in line would have the share of
+	// all who cannot.
+	lots := 0
+	for i, weight := range t.weights {
+		if weight == 0 || !t.serves(d.pool[i]) {
 			continue
 		}
 		serves = true
-		switch {
-		case u.Full():
-		case !d.tried.has(u):
-			return u, nil, true
+		switch member := d.pool[i]; {
+		case member.Full():
+		case !d.tried.has(member):
+			if lots += weight; rand.IntN(lots) < weight {
+				u = member
+			}
 		case tried == nil || d.tried.isLast(tried):
-			tried = u
+			tried = member
 		}
 	}
-	return nil, tried, serves
+	return u, tried, serves
 }
 
 // pickInner has the policy of select pick among those of t that can take the
 // request and were not tried by it. It may want none of them.
 func (d *decision) pickInner(t *tier) *reverseproxy.Upstream {
-	seen := make([]bool, len(d.pool)) // an order has those of more weight more than once
 	var pool reverseproxy.UpstreamPool
-	for i := range uint64(t.order.Len()) {
-		at := t.order.At(i)
-		if u := d.pool[at]; !seen[at] && t.serves(u) && !u.Full() && !d.tried.has(u) {
+	for i, weight := range t.weights {
+		if u := d.pool[i]; weight > 0 && d.takes(t, u) {
 			pool = append(pool, u)
 		}
-		seen[at] = true
 	}
 	if len(pool) == 0 {
 		return nil
 	}
 	return d.inner.Select(pool, d.request, d.writer)
+}
+
+// takes reports whether u, of t, can take the request and was not tried by it.
+func (d *decision) takes(t *tier, u *reverseproxy.Upstream) bool {
+	return t.serves(u) && !u.Full() && !d.tried.has(u)
 }
 
 // serves reports whether Caddy itself holds u healthy, where that counts.

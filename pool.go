@@ -15,9 +15,11 @@ const (
 	// rampSteps is how often the weight of an upstream grows during its slow
 	// start.
 	rampSteps = 20
-	// rampUnit is what a weight is multiplied with while anybody ramps, so that
-	// a share of it is a whole number.
-	rampUnit = 100
+	// rampedLen bounds the cycle of an order while anybody ramps. Many distinct
+	// weights make an order costly, and this one is made again at every step.
+	rampedLen = 1 << 15
+	// defaultFloor is where a slow start begins, as a share of the weight.
+	defaultFloor = 0.1
 )
 
 // member is what is configured and known of one upstream of a pool.
@@ -60,19 +62,30 @@ type rules struct {
 
 // failOpen says when health is ignored.
 type failOpen struct {
-	never bool
-	share float64 // also while a smaller share of the primaries serves
+	never   bool
+	percent float64 // also while less than so many of the primaries serve
 }
 
 // tier is some of the members of a pool, in the order in which they get
 // requests.
 type tier struct {
-	order rotation.Order
+	order   rotation.Order
+	weights []int // by position, 0 for those who are not in it
 	// anyHealth: they get requests whatever their health.
 	anyHealth bool
 }
 
-func (t tier) empty() bool { return t.order.Len() == 0 }
+func (t *tier) empty() bool { return t.order.Len() == 0 }
+
+// newTier makes a tier of the members of a pool by their weights in it.
+func newTier(members []*member, weight func(i int, m *member) int) *tier {
+	t := &tier{weights: make([]int, len(members))}
+	for i, m := range members {
+		t.weights[i] = weight(i, m)
+	}
+	t.order = rotation.New(t.weights)
+	return t
+}
 
 // snapshot is who may get requests, frozen until a verdict changes. Its orders
 // have positions in the pool.
@@ -80,13 +93,13 @@ type snapshot struct {
 	// best is the order of the first tier, empty if that ignores health.
 	best rotation.Order
 	// tiers are those who serve, the best first. None is empty.
-	tiers []tier
+	tiers []*tier
 	// undecided: a primary has no verdict yet.
 	undecided bool
 	// unknown are those without a verdict, for when nobody serves.
-	unknown func() tier
+	unknown func() *tier
 	// resort are those to ask in the end, whatever their health.
-	resort func() tier
+	resort func() *tier
 	// mood is what there is to be said about it all.
 	mood mood
 	// next is when a slow start goes on, 0 if there is none.
@@ -129,19 +142,18 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 			}
 		}
 	}
-	everybody := func(backup bool) tier {
-		return tier{anyHealth: true, order: orderOf(members, func(_ int, m *member) int {
-			return m.weightIf(m.backup == backup)
-		})}
+	everybody := func(backup bool) *tier {
+		t := newTier(members, func(_ int, m *member) int { return m.weightIf(m.backup == backup) })
+		t.anyHealth = true
+		return t
 	}
-	alive := func(backup bool) tier {
-		among := func(i int, m *member) bool {
+	alive := func(backup bool) *tier {
+		return s.rampedTier(members, func(i int, m *member) bool {
 			return m.backup == backup && m.weight > 0 && statuses[i] == health.Up
-		}
-		return tier{order: s.rampedOrder(members, among, r, now)}
+		}, r, now)
 	}
 
-	if decided := serving + down; backups == 0 && float64(serving) < r.failOpen.share*float64(decided) {
+	if decided := serving + down; backups == 0 && float64(100*serving) < r.failOpen.percent*float64(decided) {
 		s.mood = failedOpen
 		s.tiers = append(s.tiers, everybody(false))
 	}
@@ -156,21 +168,21 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	}
 
 	// what follows is hardly ever needed, so it is made when it is asked for
-	s.unknown = sync.OnceValue(func() tier {
+	s.unknown = sync.OnceValue(func() *tier {
 		backup := !s.undecided // only if no primary is left to hope for
-		return tier{order: orderOf(members, func(i int, m *member) int {
+		return newTier(members, func(i int, m *member) int {
 			return m.weightIf(m.backup == backup && statuses[i] == health.Unknown)
-		})}
+		})
 	})
-	s.resort = sync.OnceValue(func() tier {
+	s.resort = sync.OnceValue(func() *tier {
 		if r.failOpen.never {
-			return tier{}
+			return new(tier)
 		}
 		return everybody(primaries == 0)
 	})
-	if len(s.tiers) == 0 && !s.undecided && len(members) > 0 {
+	if len(s.tiers) == 0 && len(members) > 0 && s.unknown().empty() {
 		s.mood = lastResort
-		if resort := s.resort(); resort.empty() {
+		if s.resort().empty() {
 			s.mood = nobody
 		}
 	}
@@ -185,19 +197,10 @@ func (m *member) weightIf(takesPart bool) int {
 	return 0
 }
 
-func orderOf(members []*member, weight func(i int, m *member) int) rotation.Order {
-	weights := make([]int, len(members))
-	for i, m := range members {
-		weights[i] = weight(i, m)
-	}
-	return rotation.New(weights)
-}
-
-// rampedOrder is the order of some members, with those that came up a short
-// while ago at a part of their weight. They do ramp only while at least half
-// of them are past it: when a whole pool starts, there is nobody to take the
-// load off the new ones.
-func (s *snapshot) rampedOrder(members []*member, among func(i int, m *member) bool, r rules, now time.Time) rotation.Order {
+// rampedTier is some members, with those that came up a short while ago at a part
+// of their weight. They do ramp only while at least half of them are past it:
+// when a whole pool starts, there is nobody to take the load off the new ones.
+func (s *snapshot) rampedTier(members []*member, among func(i int, m *member) bool, r rules, now time.Time) *tier {
 	all, past := 0, 0
 	if r.slowStart > 0 {
 		for i, m := range members {
@@ -210,21 +213,25 @@ func (s *snapshot) rampedOrder(members []*member, among func(i int, m *member) b
 		}
 	}
 	if past == all || 2*past < all {
-		return orderOf(members, func(i int, m *member) int { return m.weightIf(among(i, m)) })
+		return newTier(members, func(i int, m *member) int { return m.weightIf(among(i, m)) })
 	}
+
 	step := max(r.slowStart/rampSteps, 1)
-	return orderOf(members, func(i int, m *member) int {
+	floor := max(1, int(math.Round(r.floor*rampSteps)))
+	t := &tier{weights: make([]int, len(members))}
+	for i, m := range members {
 		if !among(i, m) {
-			return 0
+			continue
 		}
-		up := m.upFor(now)
-		if up >= r.slowStart {
-			return m.weight * rampUnit
+		steps := rampSteps
+		if up := m.upFor(now); up < r.slowStart {
+			steps = min(max(floor, int(up/step)), rampSteps)
+			if wait := step - up%step; s.next == 0 || wait < s.next {
+				s.next = wait
+			}
 		}
-		if wait := step - up%step; s.next == 0 || wait < s.next {
-			s.next = wait
-		}
-		share := max(r.floor, float64(up/step)/rampSteps)
-		return max(1, int(math.Round(float64(m.weight*rampUnit)*share)))
-	})
+		t.weights[i] = m.weight * steps
+	}
+	t.order = rotation.NewBounded(t.weights, max(rampedLen, 4*len(members)))
+	return t
 }

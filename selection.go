@@ -110,7 +110,9 @@ type SlowStart struct {
 	// How long it takes to the full weight. Required.
 	Window caddy.Duration `json:"window,omitempty"`
 
-	// The share of the weight that it begins with. Default: `10%`.
+	// The share of the weight that it begins with, in steps of 5 %, and no less
+	// than one. Default:
+	// `10%`.
 	Floor string `json:"floor,omitempty"`
 }
 
@@ -250,14 +252,16 @@ func selectable() []string {
 
 // resolve returns the window and the floor, or what is wrong with them.
 func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
-	window, floor = time.Duration(c.Window), 0.1
+	window, floor = time.Duration(c.Window), defaultFloor
 	if window <= 0 || window > maxDuration {
 		return 0, 0, fmt.Errorf("slow_start needs a window above 0 and not longer than %s", maxDuration)
 	}
 	if c.Floor != "" {
-		if floor, err = parsePercent(c.Floor); err != nil {
+		percent, err := parsePercent(c.Floor)
+		if err != nil {
 			return 0, 0, fmt.Errorf("slow_start: floor %v", err)
 		}
+		floor = percent / 100
 	}
 	return window, floor, nil
 }
@@ -270,11 +274,11 @@ func parseFailOpen(text string) (failOpen, error) {
 	case "off":
 		return failOpen{never: true}, nil
 	}
-	share, err := parsePercent(text)
+	percent, err := parsePercent(text)
 	if err != nil {
 		return failOpen{}, fmt.Errorf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", text)
 	}
-	return failOpen{share: share}, nil
+	return failOpen{percent: percent}, nil
 }
 
 // Cleanup ends what Provision began. Select still works afterwards, on what

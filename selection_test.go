@@ -590,35 +590,3 @@ func TestPickAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations a pick, want 0", n)
 	}
 }
-
-// BenchmarkPick puts the policy beside Caddy's round_robin in one run: only
-// their ratio means anything.
-func BenchmarkPick(b *testing.B) {
-	for _, n := range []int{3, 10, 100, 1000, 10000} {
-		p := newPolicy(b, string(slices.Repeat([]byte{'u'}, n)))
-		for name, policy := range map[string]reverseproxy.Selector{
-			"alive":       p.Selection,
-			"round_robin": new(reverseproxy.RoundRobinSelection),
-		} {
-			r := get()
-			b.Run(fmt.Sprintf("%d/serial/%s", n, name), func(b *testing.B) {
-				b.ReportAllocs()
-				for b.Loop() {
-					if policy.Select(p.upstreams, r, nil) == nil {
-						b.Fatal("nil")
-					}
-				}
-			})
-			b.Run(fmt.Sprintf("%d/parallel/%s", n, name), func(b *testing.B) {
-				b.ReportAllocs()
-				b.RunParallel(func(pb *testing.PB) {
-					for pb.Next() {
-						if policy.Select(p.upstreams, r, nil) == nil {
-							b.Error("nil")
-						}
-					}
-				})
-			})
-		}
-	}
-}

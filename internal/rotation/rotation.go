@@ -14,77 +14,77 @@ type Order struct {
 	cycle []int32
 }
 
-// MaxLen bounds the length of a cycle, and so the memory and time that it takes.
+// MaxLen bounds the length of the cycles that New makes, and so their memory and
+// the time that they take.
 const MaxLen = 1 << 18
 
 // New returns the smooth weighted order of nginx's upstream module: in one
 // cycle every index appears as often as its weight says (divided by the
 // greatest common divisor of all), and as evenly spread as can be: the weights
 // 5, 1, 1 give 0 0 1 0 2 0 0. Equal weights give plain round robin. Indexes
-// with a weight of 0 or less do not appear.
+// with a weight of 0 or less do not appear. Cycles are bounded by [MaxLen], as
+// [NewBounded] says.
 //
 // nginx adds to every peer its weight at every step, takes the peer with the
 // largest sum (the first of equals) and subtracts the total from it. Peers of
 // equal weight only ever differ by how often they were taken, and are taken in
 // turn; so it is enough to compare one peer of each distinct weight, and a
 // cycle costs its length times the number of distinct weights.
-//
-// Weights whose cycle would be longer than [MaxLen] are scaled down to about
-// that and rounded, but never to 0: the share of an index is then off by at most
-// one turn in a cycle, or one in MaxLen requests, and by the like of what is
-// added to indexes of tiny weight. With more than MaxLen indexes, the cycle has
-// one turn for each.
-func New(weights []int) Order {
-	divisor, sum, n := 0, 0, 0
+func New(weights []int) Order { return NewBounded(weights, MaxLen) }
+
+// NewBounded is New with another bound. Weights whose cycle would be longer are
+// scaled to it and rounded, but never to 0, and so n indexes make a cycle of at
+// most bound + n. The turns that an index has in it differ from its share of it
+// by less than 1 + n times that share.
+func NewBounded(weights []int, bound int) Order {
+	divisor, sum := 0, 0
 	for _, w := range weights {
 		if w > 0 {
 			divisor = gcd(divisor, w)
 			sum += w
-			n++
 		}
 	}
-	if n == 0 {
+	if sum == 0 {
 		return Order{}
 	}
-	total := sum / divisor
-	scale := func(w int) int { return w / divisor }
-	if total > MaxLen {
-		scale = func(w int) int { return max(1, int(math.Round(float64(w)/float64(sum)*MaxLen))) }
-		total = 0
-		for _, w := range weights {
-			if w > 0 {
-				total += scale(w)
-			}
-		}
+	turns := func(w int) int { return w / divisor }
+	if sum/divisor > bound {
+		turns = func(w int) int { return max(1, int(math.Round(float64(w)/float64(sum)*float64(bound)))) }
 	}
 
-	var classes []*class
-	byTurns := make(map[int]*class)
+	total := 0
+	var classes []class
+	byTurns := make(map[int]int)
 	for i, w := range weights {
 		if w <= 0 {
 			continue
 		}
-		turns := scale(w)
-		c := byTurns[turns]
-		if c == nil {
-			c = &class{turns: turns}
-			byTurns[turns] = c
-			classes = append(classes, c)
+		each := turns(w)
+		total += each
+		at, known := byTurns[each]
+		if !known {
+			at = len(classes)
+			byTurns[each] = at
+			classes = append(classes, class{turns: each})
 		}
-		c.members = append(c.members, int32(i))
+		classes[at].members = append(classes[at].members, int32(i))
+	}
+	for i := range classes {
+		classes[i].front = classes[i].members[0]
 	}
 
 	cycle := make([]int32, 0, total)
 	for step := 1; step <= total; step++ {
-		best := classes[0]
-		for _, c := range classes[1:] {
-			a, b := c.sum(step, total), best.sum(step, total)
-			if a > b || a == b && c.front() < best.front() {
-				best = c
+		best, most := 0, step*classes[0].turns-classes[0].taken
+		for i := 1; i < len(classes); i++ {
+			c := &classes[i]
+			// what nginx would have in the front member's current weight
+			if sum := step*c.turns - c.taken; sum > most || sum == most && c.front < classes[best].front {
+				best, most = i, sum
 			}
 		}
-		cycle = append(cycle, best.front())
-		best.taken++
+		cycle = append(cycle, classes[best].front)
+		classes[best].advance(total)
 	}
 	return Order{cycle: cycle}
 }
@@ -99,20 +99,23 @@ func (o Order) At(ticket uint64) int {
 	return int(o.cycle[ticket%uint64(len(o.cycle))])
 }
 
-// class holds the indexes that have equally many turns in a cycle, and how many
-// they had so far in all.
+// class holds the indexes that have equally many turns in a cycle. They are
+// taken one after the other.
 type class struct {
 	turns   int
+	taken   int   // what was subtracted so far from the member in front
+	front   int32 // the member whose turn is next
+	next    int   // its position
 	members []int32
-	taken   int
 }
 
-// front is the member whose turn is next within its class.
-func (c *class) front() int32 { return c.members[c.taken%len(c.members)] }
-
-// sum is what nginx would have in the front member's current weight.
-func (c *class) sum(step, total int) int {
-	return step*c.turns - c.taken/len(c.members)*total
+// advance takes the member in front.
+func (c *class) advance(total int) {
+	if c.next++; c.next == len(c.members) {
+		c.next = 0
+		c.taken += total // from here on, all were taken once more
+	}
+	c.front = c.members[c.next]
 }
 
 func gcd(a, b int) int {

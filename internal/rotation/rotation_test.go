@@ -3,6 +3,8 @@
 package rotation
 
 import (
+	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -99,12 +101,122 @@ func TestExactCountsFromAnyTicket(t *testing.T) {
 	}
 }
 
-func BenchmarkNew(b *testing.B) {
-	weights := make([]int, 1000)
-	for i := range weights {
-		weights[i] = 1 + i%10
+// Beyond MaxLen weights are scaled: the cycle stays bounded, nobody with a
+// weight is missing, and with n indexes that have one, the share of each is off
+// by less than one turn in a cycle and n turns times its share.
+func TestScalingBeyondMaxLen(t *testing.T) {
+	equal := func(n, weight int, others ...int) []int {
+		return append(slices.Repeat([]int{weight}, n), others...)
 	}
-	for b.Loop() {
-		New(weights)
+	cases := map[string][]int{
+		"one of tiny weight":             {1, 1 << 40},
+		"all others of tiny weight":      equal(1000, 1, 1<<30),
+		"all others rounded up":          equal(1000, 3, 2*MaxLen-3000),
+		"all others rounded down":        equal(1000, 5, 4*MaxLen-5000),
+		"just beyond":                    {MaxLen - 1, 2},
+		"zeros in between":               {0, 1 << 20, 0, 3<<20 + 1, 0, 5},
+		"one index more than turns":      equal(MaxLen, 1, 1),
+		"heavy among more than it holds": equal(MaxLen, 1, 1<<30),
+	}
+	for seed := range uint64(4) {
+		rng := rand.New(rand.NewPCG(seed, 4))
+		weights := make([]int, 2+rng.IntN(60))
+		for i := range weights {
+			weights[i] = rng.IntN(20) * (1 + rng.IntN(1+rng.IntN(100))) * 997
+		}
+		weights[0]++
+		cases[fmt.Sprintf("seed %d", seed)] = weights
+	}
+	for name, weights := range cases {
+		t.Run(name, func(t *testing.T) {
+			var sum, n int
+			for _, w := range weights {
+				sum += w
+				n += min(w, 1)
+			}
+			o := New(weights)
+			if sum > MaxLen && (o.Len() < MaxLen-n/2 || o.Len() > MaxLen+n) {
+				t.Errorf("the cycle has %d turns, want about %d", o.Len(), MaxLen)
+			}
+			counts := make([]int, len(weights))
+			for _, i := range walk(o, 0) {
+				counts[i]++
+			}
+			for i, w := range weights {
+				share := float64(w) / float64(sum)
+				got, want := float64(counts[i]), share*float64(o.Len())
+				switch off := math.Abs(got - want); {
+				case (w > 0) != (got > 0):
+					t.Fatalf("index %d of weight %d has %v turns", i, w, got)
+				case w > 0 && off >= 1+share*float64(n):
+					t.Fatalf("index %d of weight %d has %v turns, want %.1f, give or take %.1f", i, w, got, want, 1+share*float64(n))
+				}
+			}
+		})
+	}
+}
+
+// No index comes in longer runs than nginx's order has them: around the seam of
+// a cycle too, less than twice what perfectly even spreading has.
+func TestRunsAreBounded(t *testing.T) {
+	for seed := range uint64(300) {
+		rng := rand.New(rand.NewPCG(seed, 5))
+		weights := make([]int, 2+rng.IntN(12))
+		sum := 0
+		for i := range weights {
+			weights[i] = 1 + rng.IntN(40)
+			if rng.IntN(8) == 0 {
+				weights[i] *= 10
+			}
+			sum += weights[i]
+		}
+		o := New(weights)
+		for at, run, i := uint64(1), 1, o.At(0); at < 2*uint64(o.Len()); at++ {
+			next := o.At(at)
+			if next != i {
+				i, run = next, 1
+				continue
+			}
+			if run++; run*(sum-weights[i]) > 2*sum {
+				t.Fatalf("seed %d: New(%v) has index %d %d times in a row", seed, weights, i, run)
+			}
+		}
+	}
+}
+
+// Equal weights are plain round robin in the order given, whatever they are.
+func TestEqualWeightsAreRoundRobin(t *testing.T) {
+	for _, weight := range []int{1, 7, 256, 25600, MaxLen, 1 << 40} {
+		for _, n := range []int{1, 2, 3, 1000} {
+			want := make([]int, n)
+			for i := range want {
+				want[i] = i
+			}
+			if got := walk(New(slices.Repeat([]int{weight}, n)), 0); !slices.Equal(got, want) {
+				t.Errorf("%d of weight %d: a cycle of %d turns, want each once in order", n, weight, len(got))
+			}
+		}
+	}
+}
+
+// BenchmarkNew is the rebuild of the order after a flip, and that of a moment in
+// which some of the upstreams ramp: weights times 100, in 20 steps.
+func BenchmarkNew(b *testing.B) {
+	for _, ramping := range []int{0, 1, 100, 500} {
+		b.Run(fmt.Sprintf("1000/ramping %d", ramping), func(b *testing.B) {
+			weights := make([]int, 1000)
+			for i := range weights {
+				weights[i] = 1 + i%10
+				if ramping > 0 {
+					weights[i] *= 100
+				}
+				if i < ramping {
+					weights[i] = weights[i] * (2 + i/10%18) / 20
+				}
+			}
+			for b.Loop() {
+				NewBounded(weights, 1<<15)
+			}
+		})
 	}
 }
