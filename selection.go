@@ -48,9 +48,9 @@ type Selection struct {
 
 	// How many requests upstreams get in proportion to each other, from 0 to
 	// 256, by address as in the list of upstreams. With 0, one gets none at all,
-	// not even as the last resort. Weights 5, 1, 1 serve in the order a a b a c a
-	// a, and each upstream has its exact share, also among those that are left
-	// when others are down. Default: 1.
+	// not even as the last resort. With weights of 5, 1 and 1 for a, b and c, they
+	// serve in the order `aabacaa`, and each has its exact share, also among those
+	// that are left when others are down. Default: 1.
 	Weights map[string]int `json:"weights,omitempty"`
 
 	// The addresses of upstreams that get requests only while no other one can
