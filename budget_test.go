@@ -6,13 +6,10 @@ import (
 	"flag"
 	"fmt"
 	"net/http"
-	"reflect"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -35,8 +32,7 @@ func verdicts(n, percent int) string {
 }
 
 // newContest makes a pool for both sides: the policy knows its dead ones from
-// its own checks, Caddy's policies from Caddy's. That flag cannot be set from
-// outside its package by other means than these.
+// its own checks, Caddy's policies from Caddy's.
 func newContest(tb testing.TB, n, percentDown int) (*policy, reverseproxy.UpstreamPool) {
 	tb.Helper()
 	down := verdicts(n, percentDown)
@@ -45,8 +41,7 @@ func newContest(tb testing.TB, n, percentDown int) (*policy, reverseproxy.Upstre
 	for i := range n {
 		u := &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: address(i)}
 		if down[i] == 'd' {
-			unhealthy := reflect.ValueOf(u).Elem().FieldByName("unhealthy")
-			(*atomic.Int32)(unsafe.Pointer(unhealthy.UnsafeAddr())).Store(1)
+			setHealthy(u, false)
 		}
 		pool = append(pool, u)
 	}

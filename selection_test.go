@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -24,9 +26,18 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
-// What Caddy itself knows of an upstream cannot be set from outside its
-// package; limits, passive health and the like are tested with real handlers
-// in integration_test.go.
+// setHealthy and setRequests do what Caddy's own checks and its handler do. There
+// is no way for others to, but to reach into its fields.
+
+func setHealthy(u *reverseproxy.Upstream, healthy bool) {
+	field := reflect.ValueOf(u).Elem().FieldByName("unhealthy")
+	(*atomic.Int32)(unsafe.Pointer(field.UnsafeAddr())).Store(map[bool]int32{true: 0, false: 1}[healthy])
+}
+
+func setRequests(u *reverseproxy.Upstream, n int) {
+	field := reflect.ValueOf(u.Host).Elem().FieldByName("numRequests")
+	(*atomic.Int64)(unsafe.Pointer(field.UnsafeAddr())).Store(int64(n))
+}
 
 // policy is a Selection over upstreams whose verdicts a test decides.
 type policy struct {
@@ -588,5 +599,85 @@ func TestPickAllocatesNothing(t *testing.T) {
 	r := get()
 	if n := testing.AllocsPerRun(1000, func() { p.Select(p.upstreams, r, nil) }); n != 0 {
 		t.Errorf("%v allocations a pick, want 0", n)
+	}
+}
+
+// One that is full cannot take the request, but is not dead: others take it, then
+// backups, and never one that is known to be down. A request that ends frees its
+// slot. (The requests are held one after the other.)
+func TestLimits(t *testing.T) {
+	for _, tc := range []struct {
+		rule     string
+		verdicts string
+		limits   []int // 0 for none
+		backup   int   // position, -1 for none
+		requests int
+		want     []int // how many each holds
+	}{
+		{"one each, and two rejected", "uu", []int{1, 1}, -1, 4, []int{1, 1}},
+		{"two, then the backup", "uu", []int{2, 0}, 1, 6, []int{2, 4}},
+		{"two each, then the backup", "uuu", []int{2, 2, 0}, 2, 6, []int{2, 2, 2}},
+		{"never the dead one", "udu", []int{1, 0, 1}, -1, 4, []int{1, 0, 1}},
+		{"a dead backup neither", "ud", []int{1, 0}, 1, 3, []int{1, 0}},
+		{"full as the last resort, too", "dd", []int{1, 2}, -1, 5, []int{1, 2}},
+	} {
+		for _, retries := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, retries %v", tc.rule, retries), func(t *testing.T) {
+				p := newPolicy(t, tc.verdicts, func(s *Selection) {
+					s.retries = retries
+					if tc.backup >= 0 {
+						s.members[tc.backup].backup = true
+					}
+				})
+				held := make([]int, len(tc.limits))
+				take := func() bool {
+					i := slices.Index(p.upstreams, p.Select(p.upstreams, get(), nil))
+					if i < 0 {
+						return false
+					}
+					held[i]++
+					setRequests(p.upstreams[i], held[i])
+					return true
+				}
+				for i, limit := range tc.limits {
+					p.upstreams[i].MaxRequests = limit
+				}
+				for range tc.requests {
+					take()
+				}
+				if !slices.Equal(held, tc.want) {
+					t.Errorf("%d requests held: %v, want %v", tc.requests, held, tc.want)
+				}
+				if tc.limits[0] > 0 {
+					held[0]--
+					setRequests(p.upstreams[0], held[0])
+					if !take() || held[0] != tc.want[0] && tc.backup < 0 {
+						t.Errorf("after one ended: %v", held)
+					}
+				}
+			})
+		}
+	}
+}
+
+// Caddy's own health counts at the moment of the pick, without any new snapshot.
+func TestCaddysOwnHealth(t *testing.T) {
+	p := newPolicy(t, "uuu", func(s *Selection) { s.members[2].backup = true })
+	for _, tc := range []struct {
+		healthy [3]bool
+		want    []int
+	}{
+		{[3]bool{true, true, true}, []int{50, 50, 0}},
+		{[3]bool{false, true, true}, []int{0, 100, 0}},
+		{[3]bool{false, false, true}, []int{0, 0, 100}},
+		{[3]bool{false, false, false}, []int{50, 50, 0}}, // nobody serves: the last resort
+		{[3]bool{true, false, true}, []int{100, 0, 0}},
+	} {
+		for i, healthy := range tc.healthy {
+			setHealthy(p.upstreams[i], healthy)
+		}
+		if got := counts(p.picks(get, 100), 3); !slices.Equal(got, tc.want) {
+			t.Errorf("healthy %v: picks %v, want %v", tc.healthy, got, tc.want)
+		}
 	}
 }
