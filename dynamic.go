@@ -3,6 +3,7 @@
 package alive
 
 import (
+	"cmp"
 	"hash/maphash"
 	"maps"
 	"slices"
@@ -19,8 +20,10 @@ import (
 const (
 	// maxDynamic is how many addresses of dynamic sources one policy watches.
 	maxDynamic = 1024
-	// maxPools is how many different answers of dynamic sources are kept ready.
-	maxPools = 16
+	// maxPools is how many different answers of dynamic sources are kept ready,
+	// and maxPooled how many addresses they may have in all if they are several.
+	maxPools  = 16
+	maxPooled = 1 << 16
 	// missingFor is how long requests have to see pools without an address until
 	// it is forgotten.
 	missingFor = 5 * time.Minute
@@ -43,13 +46,16 @@ type dynamic struct {
 
 	mu        sync.Mutex // guards what follows
 	sightings map[string]*sighting
-	lastUse   time.Time // when a request last brought a pool
+	said      map[uint64]*atomic.Int32 // the mood last logged, by the addresses in any order
+	lastUse   time.Time                // when a request last brought a pool
 	lastSweep time.Time
 	batch     int  // how many sightings there were before the pool at hand
 	warned    bool // that there are too many
 	sweeping  bool
 	closed    bool
-	sweeper   sync.WaitGroup
+
+	stop    chan struct{} // closed with closed
+	sweeper sync.WaitGroup
 }
 
 // sighting is one address, and when it was seen.
@@ -66,7 +72,7 @@ type dynamicPool struct {
 	members []*member
 	seen    atomic.Int64 // when a request last brought it, in Unix nanoseconds
 	current atomic.Pointer[datedSnapshot]
-	said    atomic.Int32 // the mood that was last logged
+	said    *atomic.Int32 // the mood last logged, shared by all orders of the addresses
 }
 
 // datedSnapshot is a snapshot with what tells whether it still holds.
@@ -77,7 +83,10 @@ type datedSnapshot struct {
 }
 
 func newDynamic(s *Selection, key watchListKey, list *watchList) *dynamic {
-	d := &dynamic{policy: s, seed: maphash.MakeSeed(), key: key, list: list, sightings: make(map[string]*sighting)}
+	d := &dynamic{
+		policy: s, seed: maphash.MakeSeed(), key: key, list: list, stop: make(chan struct{}),
+		sightings: make(map[string]*sighting), said: make(map[uint64]*atomic.Int32),
+	}
 	d.pools.Store(new([]*dynamicPool))
 	return d
 }
@@ -91,6 +100,7 @@ func (d *dynamic) resume() {
 	for _, dial := range d.list.addresses() {
 		d.sight(dial, now)
 	}
+	d.startSweeper()
 }
 
 // snapshotOf returns who of a pool may get requests at this moment.
@@ -109,7 +119,7 @@ func (d *dynamic) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
 		made.until = now.Add(made.next)
 	}
 	p.current.Store(made)
-	d.policy.announce(&p.said, made.mood, func() []string { return aFew(p.dials) })
+	d.policy.announce(p.said, made.mood, func() []string { return aFew(p.dials) })
 	return made.snapshot
 }
 
@@ -134,29 +144,49 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 	now := time.Now()
 	d.batch = len(d.sightings)
 	p := &dynamicPool{hash: hash}
+	var unordered uint64
 	for _, u := range pool {
 		p.dials = append(p.dials, u.Dial)
 		p.members = append(p.members, d.sight(u.Dial, now))
+		unordered += maphash.String(d.seed, u.Dial)
+	}
+	if p.said = d.said[unordered]; p.said == nil {
+		if len(d.said) >= maxDynamic {
+			clear(d.said) // rather say something twice than remember without end
+		}
+		p.said = new(atomic.Int32)
+		d.said[unordered] = p.said
 	}
 	p.seen.Store(now.UnixNano())
-	pools := append([]*dynamicPool{p}, *d.pools.Load()...)
-	if len(pools) > maxPools {
-		oldest := 1 // never the new one
-		for i := range pools[1:] {
-			if pools[i+1].seen.Load() < pools[oldest].seen.Load() {
-				oldest = i + 1
-			}
-		}
-		d.note(pools[oldest])
-		pools = slices.Delete(pools, oldest, oldest+1)
-	}
-	d.pools.Store(&pools)
+	d.keep(p)
 	d.lastUse = now
-	if !d.sweeping && !d.closed {
-		d.sweeping = true
-		d.sweeper.Go(d.sweepUntilUnloaded)
-	}
+	d.startSweeper()
 	return p
+}
+
+// keep adds a pool to those that are known again, in place of those that
+// requests brought the longest time ago. d.mu must be held.
+func (d *dynamic) keep(p *dynamicPool) {
+	pools := slices.Clone(*d.pools.Load())
+	slices.SortFunc(pools, func(a, b *dynamicPool) int { return cmp.Compare(b.seen.Load(), a.seen.Load()) })
+	kept, size := []*dynamicPool{p}, len(p.dials)
+	for _, other := range pools {
+		if size += len(other.dials); len(kept) < maxPools && size <= maxPooled {
+			kept = append(kept, other)
+		} else {
+			d.note(other)
+		}
+	}
+	d.pools.Store(&kept)
+}
+
+// startSweeper has somebody look after what to forget, once there is something.
+// d.mu must be held.
+func (d *dynamic) startSweeper() {
+	if !d.sweeping && !d.closed && len(d.sightings) > 0 {
+		d.sweeping = true
+		d.sweeper.Go(d.sweepUntilClosed)
+	}
 }
 
 // known returns the pool of these addresses, nil if it is new.
@@ -226,13 +256,13 @@ func (d *dynamic) note(p *dynamicPool) {
 	}
 }
 
-// sweepUntilUnloaded forgets addresses until the config ends.
-func (d *dynamic) sweepUntilUnloaded() {
+// sweepUntilClosed forgets addresses until the config ends.
+func (d *dynamic) sweepUntilClosed() {
 	ticker := time.NewTicker(sweepInterval)
 	defer ticker.Stop()
 	for {
 		select {
-		case <-d.policy.unloaded:
+		case <-d.stop:
 			return
 		case <-ticker.C:
 			d.sweep(time.Now())
@@ -281,6 +311,7 @@ func (d *dynamic) sweep(now time.Time) {
 func (d *dynamic) close() {
 	d.mu.Lock()
 	d.closed = true
+	close(d.stop)
 	for dial := range d.sightings {
 		d.list.remove(dial)
 	}

@@ -34,7 +34,7 @@ type decision struct {
 // choose goes through the tiers, from the best on.
 func (d *decision) choose() *reverseproxy.Upstream {
 	now := d.now(d.pool)
-	u, served := d.among(now.tiers...)
+	u, served := d.serving(now)
 	if u != nil || served {
 		return u // one that is full serves, and so the rest must not be bothered
 	}
@@ -46,36 +46,54 @@ func (d *decision) choose() *reverseproxy.Upstream {
 			return nil
 		}
 		now = d.now(d.pool)
-		if u, served = d.among(now.tiers...); u != nil || served || d.circuitOpen() {
+		if u, served = d.serving(now); u != nil || served || d.circuitOpen() {
 			return u
 		}
 	}
-	if u, _ = d.among(now.unknown()); u != nil {
-		return u
+	u, again, _ := d.untried(now.unknown(), now.resort())
+	if u == nil && again != nil {
+		u = d.startOver(again)
 	}
-	u, _ = d.among(now.resort())
 	return u
 }
 
-// among returns an upstream of the first tier that has one which can take the
-// request and was not tried by it. When there is none in any tier, it starts
-// over. Also reports whether anybody serves, be it one that is full.
-func (d *decision) among(tiers ...*tier) (u *reverseproxy.Upstream, served bool) {
-	var again *reverseproxy.Upstream
+// serving returns an upstream of those who serve. When the request has tried
+// them all, those without a verdict are better than one that failed, and after
+// them it starts over. Also reports whether anybody serves, be it one that is
+// full.
+func (d *decision) serving(now *snapshot) (u *reverseproxy.Upstream, served bool) {
+	u, again, served := d.untried(now.tiers...)
+	if u != nil || again == nil {
+		return u, served
+	}
+	if u, _, _ = d.untried(now.unknown()); u != nil {
+		return u, true
+	}
+	return d.startOver(again), true
+}
+
+// untried returns an upstream of the first tier that has one which can take the
+// request and was not tried by it. If none has, it returns one that was tried,
+// the last one only if there is no other. Also reports whether anybody serves.
+func (d *decision) untried(tiers ...*tier) (u, again *reverseproxy.Upstream, served bool) {
 	for _, t := range tiers {
 		u, tried, serves := d.pick(t)
 		if u != nil {
-			return u, true
+			return u, nil, true
 		}
 		served = served || serves
 		if again == nil || tried != nil && d.tried.isLast(again) {
 			again = tried
 		}
 	}
-	if again != nil {
-		d.tried.startOver()
-	}
-	return again, served
+	return nil, again, served
+}
+
+// startOver forgets what the request tried, for that was everybody, and returns
+// whom it tries next.
+func (d *decision) startOver(next *reverseproxy.Upstream) *reverseproxy.Upstream {
+	d.tried.startOver()
+	return next
 }
 
 // pick returns the member of t whose turn it is among those that can take the

@@ -332,6 +332,19 @@ func TestRetriesSkipTheTried(t *testing.T) {
 	}
 }
 
+// One without a verdict is better than one that has just failed.
+func TestRetriesAskTheUnknownBeforeStartingOver(t *testing.T) {
+	p := newPolicy(t, "u?du", func(s *Selection) { s.retries = true })
+	for range 20 {
+		r := get()
+		got := p.picks(func() *http.Request { return r }, 3)
+		slices.Sort(got[:2])
+		if want := []int{0, 3, 1}; !slices.Equal(got, want) {
+			t.Fatalf("one request tried %v, want %v, the first two in any order", got, want)
+		}
+	}
+}
+
 func TestStartingOverAvoidsTheLast(t *testing.T) {
 	p := newPolicy(t, "uuu", func(s *Selection) { s.retries = true })
 	for range 100 {

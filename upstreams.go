@@ -112,7 +112,7 @@ func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
 	}
 	if s.running.Load() {
 		for _, w := range watches {
-			w.attach(delay)
+			w.attach(delay % w.key.settings.Interval)
 		}
 	}
 	return watches, nil
