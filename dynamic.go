@@ -22,7 +22,7 @@ const (
 	maxDynamic = 1024
 	// maxPools is how many different answers of dynamic sources are kept ready,
 	// and maxPooled how many addresses they may have in all if they are several.
-	maxPools  = 16
+	maxPools  = 256
 	maxPooled = 1 << 16
 	// missingFor is how long requests have to see pools without an address until
 	// it is forgotten.
@@ -38,11 +38,14 @@ const (
 type dynamic struct {
 	policy *Selection
 	seed   maphash.Seed
-	key    watchListKey
+	key    string // of the list
 	list   *watchList
 
-	// pools are the answers seen last. The slice is never changed, but replaced.
-	pools atomic.Pointer[[]*dynamicPool]
+	// pools are the answers seen last, by hash. The map is never changed, but
+	// replaced.
+	pools atomic.Pointer[map[uint64]*dynamicPool]
+	// unchecked stands for all addresses past the limit
+	unchecked *member
 
 	mu        sync.Mutex // guards what follows
 	sightings map[string]*sighting
@@ -71,6 +74,7 @@ type dynamicPool struct {
 	dials   []string
 	members []*member
 	seen    atomic.Int64 // when a request last brought it, in Unix nanoseconds
+	making  sync.Mutex   // held by whoever makes a snapshot
 	current atomic.Pointer[datedSnapshot]
 	said    *atomic.Int32 // the mood last logged, shared by all orders of the addresses
 }
@@ -82,12 +86,13 @@ type datedSnapshot struct {
 	until      time.Time // when a slow start goes on; zero if there is none
 }
 
-func newDynamic(s *Selection, key watchListKey, list *watchList) *dynamic {
+func newDynamic(s *Selection, key string, list *watchList) *dynamic {
 	d := &dynamic{
 		policy: s, seed: maphash.MakeSeed(), key: key, list: list, stop: make(chan struct{}),
+		unchecked: &member{weight: 1},
 		sightings: make(map[string]*sighting), said: make(map[uint64]*atomic.Int32),
 	}
-	d.pools.Store(new([]*dynamicPool))
+	d.pools.Store(new(map[uint64]*dynamicPool))
 	return d
 }
 
@@ -109,18 +114,32 @@ func (d *dynamic) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
 	p := d.find(pool)
 	p.seen.Store(now.UnixNano())
 
-	generation := d.policy.generation.Load()
-	if known := p.current.Load(); known != nil && known.generation == generation &&
-		(known.until.IsZero() || now.Before(known.until)) {
+	known := p.current.Load()
+	if d.holds(known, now) {
 		return known.snapshot
 	}
+	if known == nil {
+		p.making.Lock()
+	} else if !p.making.TryLock() {
+		return known.snapshot // somebody is at it; until then the old one does
+	}
+	defer p.making.Unlock()
+	if known = p.current.Load(); d.holds(known, now) {
+		return known.snapshot
+	}
+	generation := d.policy.generation.Load()
 	made := &datedSnapshot{snapshot: newSnapshot(p.members, d.policy.rules, now), generation: generation}
 	if made.next > 0 {
 		made.until = now.Add(made.next)
 	}
 	p.current.Store(made)
-	d.policy.announce(p.said, made.mood, func() []string { return aFew(p.dials) })
+	d.policy.announce(p.said, func() mood { return p.current.Load().mood }, func() []string { return aFew(p.dials) })
 	return made.snapshot
+}
+
+// holds reports whether nothing has changed since a snapshot was made.
+func (d *dynamic) holds(s *datedSnapshot, now time.Time) bool {
+	return s != nil && s.generation == d.policy.generation.Load() && (s.until.IsZero() || now.Before(s.until))
 }
 
 // find returns the pool as it is known, after watching what is new in it.
@@ -167,17 +186,29 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 // keep adds a pool to those that are known again, in place of those that
 // requests brought the longest time ago. d.mu must be held.
 func (d *dynamic) keep(p *dynamicPool) {
-	pools := slices.Clone(*d.pools.Load())
-	slices.SortFunc(pools, func(a, b *dynamicPool) int { return cmp.Compare(b.seen.Load(), a.seen.Load()) })
-	kept, size := []*dynamicPool{p}, len(p.dials)
+	pools := maps.Clone(*d.pools.Load())
+	if pools == nil {
+		pools = make(map[uint64]*dynamicPool)
+	}
+	size := len(p.dials)
 	for _, other := range pools {
-		if size += len(other.dials); len(kept) < maxPools && size <= maxPooled {
-			kept = append(kept, other)
-		} else {
-			d.note(other)
+		size += len(other.dials)
+	}
+	if len(pools) >= maxPools || size > maxPooled {
+		// some more than needed, so as not to do this for every new one
+		lately := slices.SortedFunc(maps.Values(pools), func(a, b *dynamicPool) int { return cmp.Compare(b.seen.Load(), a.seen.Load()) })
+		clear(pools)
+		size = len(p.dials)
+		for _, other := range lately {
+			if size += len(other.dials); len(pools) < maxPools*3/4 && size <= maxPooled {
+				pools[other.hash] = other
+			} else {
+				d.note(other)
+			}
 		}
 	}
-	d.pools.Store(&kept)
+	pools[p.hash] = p
+	d.pools.Store(&pools)
 }
 
 // startSweeper has somebody look after what to forget, once there is something.
@@ -191,12 +222,11 @@ func (d *dynamic) startSweeper() {
 
 // known returns the pool of these addresses, nil if it is new.
 func (d *dynamic) known(pool reverseproxy.UpstreamPool, hash uint64) *dynamicPool {
-	for _, p := range *d.pools.Load() {
-		if p.hash == hash && slices.EqualFunc(p.dials, pool, func(dial string, u *reverseproxy.Upstream) bool { return dial == u.Dial }) {
-			return p
-		}
+	p := (*d.pools.Load())[hash]
+	if p == nil || !slices.EqualFunc(p.dials, pool, func(dial string, u *reverseproxy.Upstream) bool { return dial == u.Dial }) {
+		return nil
 	}
-	return nil
+	return p
 }
 
 // sight returns the member at an address, which is watched from now on if it can
@@ -209,9 +239,8 @@ func (d *dynamic) sight(dial string, now time.Time) *member {
 		s.last = now
 		return s.member
 	}
-	unchecked := &member{weight: 1}
 	if d.closed {
-		return unchecked
+		return d.unchecked
 	}
 	if len(d.sightings) >= maxDynamic {
 		if !d.warned {
@@ -219,7 +248,7 @@ func (d *dynamic) sight(dial string, now time.Time) *member {
 			d.policy.logger.Warn("too many upstreams from a dynamic source: those past the limit are not checked and count as alive",
 				zap.Int("limit", maxDynamic), zap.String("upstream", dial))
 		}
-		return unchecked
+		return d.unchecked
 	}
 	delay := time.Duration(len(d.sightings)-d.batch) * firstProbeSpacing
 	watches, err := d.policy.watch(dial, delay)
@@ -296,7 +325,9 @@ func (d *dynamic) sweep(now time.Time) {
 	}
 	d.lastSweep = now
 	if len(gone) > 0 {
-		pools := slices.DeleteFunc(slices.Clone(*d.pools.Load()), func(p *dynamicPool) bool {
+		gone[d.unchecked] = true // there is room again for those past the limit
+		pools := maps.Clone(*d.pools.Load())
+		maps.DeleteFunc(pools, func(_ uint64, p *dynamicPool) bool {
 			return slices.ContainsFunc(p.members, func(m *member) bool { return gone[m] })
 		})
 		d.pools.Store(&pools)
@@ -319,14 +350,9 @@ func (d *dynamic) close() {
 	d.sweeper.Wait()
 }
 
-// watchLists are the addresses that policies watch which have the same source
-// and checks, by both: what one knows, the same policy of the next config goes on
-// watching.
+// watchLists are the addresses that policies watch, by where these come from:
+// what one has seen, the same policy of the next config goes on watching.
 var watchLists = caddy.NewUsagePool()
-
-// watchListKey is what tells watch lists apart: where upstreams come from, and
-// how they are checked.
-type watchListKey struct{ source, checks string }
 
 // watchList is a set of addresses.
 type watchList struct {

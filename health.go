@@ -123,6 +123,14 @@ func errUnknownKind(kind string) error {
 	return fmt.Errorf("unknown kind of check '%s'; this build has %s", kind, knownKinds())
 }
 
+// validate reports why the check cannot work for an upstream, if it cannot.
+func (c *HealthCheck) validate(to *route) error {
+	if v, ok := c.prober.(probe.UpstreamValidator); ok {
+		return v.ValidateUpstream(to.up)
+	}
+	return nil
+}
+
 // knownKinds lists the kinds of probe that this build has.
 func knownKinds() string {
 	modules := caddy.GetModules("alive.probes")
@@ -234,10 +242,8 @@ type watch struct {
 // newWatch finds or makes the target for an upstream. Nothing is probed before
 // attach.
 func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error) {
-	if v, ok := check.prober.(probe.UpstreamValidator); ok {
-		if err := v.ValidateUpstream(to.up); err != nil {
-			return nil, err
-		}
+	if err := check.validate(to); err != nil {
+		return nil, err
 	}
 	w := &watch{key: targetKey{
 		address:   to.info.String(),

@@ -41,7 +41,7 @@ func (d *decision) choose() *reverseproxy.Upstream {
 	if d.circuitOpen() {
 		return nil // nor is there anything to wait for
 	}
-	if len(now.tiers) == 0 && now.undecided && d.tried.mayHold() {
+	if now.undecided && d.tried.mayHold() {
 		if !d.wait() {
 			return nil
 		}
@@ -118,7 +118,8 @@ func (d *decision) pick(t *tier) (u, tried *reverseproxy.Upstream, serves bool) 
 	// Hardly any can, so all are looked at. One of them is drawn by lot, each
 	// with as many lots as its weight: the next in line would have the share of
 	// all who cannot.
-	lots := 0
+	var last *reverseproxy.Upstream
+	lots, triedLots := 0, 0
 	for i, weight := range t.weights {
 		if weight == 0 || !t.serves(d.pool[i]) {
 			continue
@@ -130,9 +131,16 @@ func (d *decision) pick(t *tier) (u, tried *reverseproxy.Upstream, serves bool) 
 			if lots += weight; rand.IntN(lots) < weight {
 				u = member
 			}
-		case tried == nil || d.tried.isLast(tried):
-			tried = member
+		case d.tried.isLast(member):
+			last = member
+		default:
+			if triedLots += weight; rand.IntN(triedLots) < weight {
+				tried = member
+			}
 		}
+	}
+	if tried == nil {
+		tried = last
 	}
 	return u, tried, serves
 }
@@ -140,7 +148,7 @@ func (d *decision) pick(t *tier) (u, tried *reverseproxy.Upstream, serves bool) 
 // pickInner has the policy of select pick among those of t that can take the
 // request and were not tried by it. It may want none of them.
 func (d *decision) pickInner(t *tier) *reverseproxy.Upstream {
-	var pool reverseproxy.UpstreamPool
+	pool := make(reverseproxy.UpstreamPool, 0, len(t.weights))
 	for i, weight := range t.weights {
 		if u := d.pool[i]; weight > 0 && d.takes(t, u) {
 			pool = append(pool, u)
@@ -149,8 +157,19 @@ func (d *decision) pickInner(t *tier) *reverseproxy.Upstream {
 	if len(pool) == 0 {
 		return nil
 	}
-	return d.inner.Select(pool, d.request, d.writer)
+	writer := d.writer
+	if writer == nil {
+		writer = noWriter{} // as under header and query, and cookie would want one
+	}
+	return d.inner.Select(pool, d.request, writer)
 }
+
+// noWriter is a response that nobody gets.
+type noWriter struct{}
+
+func (noWriter) Header() http.Header         { return make(http.Header) }
+func (noWriter) Write(p []byte) (int, error) { return len(p), nil }
+func (noWriter) WriteHeader(int)             {}
 
 // takes reports whether u, of t, can take the request and was not tried by it.
 func (d *decision) takes(t *tier, u *reverseproxy.Upstream) bool {

@@ -217,7 +217,7 @@ func (s *snapshot) rampedTier(members []*member, among func(i int, m *member) bo
 	}
 
 	step := max(r.slowStart/rampSteps, 1)
-	floor := max(1, int(math.Round(r.floor*rampSteps)))
+	floor := max(1, int(math.Ceil(r.floor*rampSteps-1e-9)))
 	t := &tier{weights: make([]int, len(members))}
 	for i, m := range members {
 		if !among(i, m) {
@@ -226,9 +226,7 @@ func (s *snapshot) rampedTier(members []*member, among func(i int, m *member) bo
 		steps := rampSteps
 		if up := m.upFor(now); up < r.slowStart {
 			steps = min(max(floor, int(up/step)), rampSteps)
-			if wait := step - up%step; s.next == 0 || wait < s.next {
-				s.next = wait
-			}
+			s.next = step // one for all, however many there are
 		}
 		t.weights[i] = m.weight * steps
 	}

@@ -339,7 +339,7 @@ func TestMoodsAreLoggedOnce(t *testing.T) {
 	}{
 		{failOpen{}, []string{"warn: no upstream is alive: requests go to all of them, as the last resort", back}},
 		{failOpen{percent: 50}, []string{"warn: too few upstreams are alive: requests go to all of them, whatever their health", back}},
-		{failOpen{never: true}, []string{"warn: no upstream is alive: requests are answered 503", back}},
+		{failOpen{never: true}, []string{"warn: no upstream is alive that may get requests: they are answered 503", back}},
 	} {
 		p := newPolicy(t, "uuuu", func(s *Selection) { s.rules.failOpen = tc.open })
 		for _, verdicts := range []string{"?ddd", "d???", "?u??", "?d??", "uuu?", "???u"} {

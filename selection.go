@@ -60,7 +60,8 @@ type Selection struct {
 	// When the health of upstreams that are not backups is ignored: `none_up` as
 	// the last resort, while nobody serves; a percentage, such as `50%`, also
 	// while a smaller share of those with a verdict serves, and no backup does;
-	// `off` never, and requests are answered 503 then. Default: `none_up`.
+	// `off` never, and requests are answered 503 then. The percentage goes by the
+	// checks alone, not by what Caddy itself knows. Default: `none_up`.
 	FailOpen string `json:"fail_open,omitempty"`
 
 	// Gives upstreams that come back, or that join others, their share of
@@ -110,9 +111,8 @@ type SlowStart struct {
 	// How long it takes to the full weight. Required.
 	Window caddy.Duration `json:"window,omitempty"`
 
-	// The share of the weight that it begins with, in steps of 5 %, and no less
-	// than one. Default:
-	// `10%`.
+	// The share of the weight that it begins with, rounded up to a multiple of
+	// 5 %, and 5 % at least. Default: `10%`.
 	Floor string `json:"floor,omitempty"`
 }
 
@@ -138,6 +138,9 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	if s.proxy == nil {
 		return errNoProxy
+	}
+	if slices.ContainsFunc(modules[:len(modules)-1], func(m caddy.Module) bool { _, ok := m.(*Selection); return ok }) {
+		return errors.New("alive cannot be used by a policy that alive itself selects with")
 	}
 	s.upstreams = s.proxy.Upstreams
 	if parent, ok := modules[max(0, len(modules)-2)].(reverseproxy.Selector); ok && parent != s {
@@ -349,25 +352,29 @@ func (s *Selection) refresh() {
 
 // announceOwn logs the mood of the proxy's own list, if that is news.
 func (s *Selection) announceOwn() {
-	s.announce(&s.said, s.current.Load().mood, func() []string { return s.names() })
+	s.announce(&s.said, func() mood { return s.current.Load().mood }, s.names)
 }
 
 // announce logs the mood of a pool of these upstreams, if it is not the last one
-// that was said.
-func (s *Selection) announce(said *atomic.Int32, now mood, names func() []string) {
-	if !s.running.Load() || mood(said.Swap(int32(now))) == now {
-		return
-	}
-	pool := zap.Strings("pool", names())
-	switch now {
-	case failedOpen:
-		s.logger.Warn("too few upstreams are alive: requests go to all of them, whatever their health", pool, zap.String("fail_open", s.FailOpen))
-	case lastResort:
-		s.logger.Warn("no upstream is alive: requests go to all of them, as the last resort", pool)
-	case nobody:
-		s.logger.Warn("no upstream is alive: requests are answered 503", pool)
-	case fine:
-		s.logger.Info("enough upstreams are alive again: requests go to those alive only", pool)
+// that was said. It may have changed meanwhile, and who changed it may have found
+// nothing new to say; so the last look is after the last line.
+func (s *Selection) announce(said *atomic.Int32, current func() mood, names func() []string) {
+	for s.running.Load() {
+		now := current()
+		if mood(said.Swap(int32(now))) == now {
+			return
+		}
+		pool := zap.Strings("pool", names())
+		switch now {
+		case failedOpen:
+			s.logger.Warn("too few upstreams are alive: requests go to all of them, whatever their health", pool, zap.String("fail_open", s.FailOpen))
+		case lastResort:
+			s.logger.Warn("no upstream is alive: requests go to all of them, as the last resort", pool)
+		case nobody:
+			s.logger.Warn("no upstream is alive that may get requests: they are answered 503", pool)
+		case fine:
+			s.logger.Info("enough upstreams are alive again: requests go to those alive only", pool)
+		}
 	}
 }
 

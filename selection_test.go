@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
@@ -79,7 +80,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 		f(p.Selection)
 	}
 	p.refresh()
-	p.dynamic = newDynamic(p.Selection, watchListKey{}, &watchList{set: make(map[string]int)})
+	p.dynamic = newDynamic(p.Selection, "", &watchList{set: make(map[string]int)})
 	p.run(true)
 	p.announceOwn()
 	p.decide(verdicts)
@@ -354,6 +355,38 @@ func TestStartingOverAvoidsTheLast(t *testing.T) {
 			if got[i] == got[i+1] {
 				t.Fatalf("one request tried %v: the same twice in a row", got)
 			}
+		}
+	}
+}
+
+// A request that tried everybody does not start over with the same upstream as
+// all others do.
+func TestStartingOverSpreads(t *testing.T) {
+	p := newPolicy(t, "uuuuu", func(s *Selection) { s.retries = true })
+	sixth := make([]int, 5)
+	for range 500 {
+		p.ticket.Add(1) // another request in between, so that not all begin alike
+		r := get()
+		sixth[p.picks(func() *http.Request { return r }, 6)[5]]++
+	}
+	if slices.Min(sixth) < 50 {
+		t.Errorf("sixth tries %v, want them spread", sixth)
+	}
+}
+
+// The policy of select may want to write to a response that header and query do
+// not hand on.
+func TestSelectWithoutAWriter(t *testing.T) {
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: t.Context()})
+	defer cancel()
+	inner := &reverseproxy.CookieHashSelection{Name: "lb"}
+	if err := inner.Provision(ctx); err != nil {
+		t.Fatal(err)
+	}
+	p := newPolicy(t, "udu", func(s *Selection) { s.inner = inner })
+	for range 10 {
+		if i := p.picks(get, 1)[0]; i != 0 && i != 2 {
+			t.Fatalf("picked %d, want one that is alive", i)
 		}
 	}
 }

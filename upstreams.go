@@ -100,11 +100,14 @@ func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
 	for _, check := range s.Checks {
 		w, err := newWatch(check, to, s.logger)
 		if err != nil {
-			return nil, fmt.Errorf("check '%s': %v", check.label, err)
+			for _, w := range watches {
+				err = errors.Join(err, w.forget())
+			}
+			return nil, fmt.Errorf("check '%s': %w", check.label, err)
 		}
-		s.watches = append(s.watches, w) // at once, so that Cleanup finds it
 		watches = append(watches, w)
 	}
+	s.watches = append(s.watches, watches...)
 	if provisioned { // else all are followed when the pool is complete
 		for _, w := range watches {
 			w.follow(s.refresh)
@@ -134,9 +137,13 @@ func (s *Selection) unwatch(watches []*watch) {
 // resumeDynamic prepares for upstreams that requests bring along, and goes on
 // watching those that the same policy of an earlier config did.
 func (s *Selection) resumeDynamic() error {
-	key := watchListKey{source: string(s.proxy.DynamicUpstreamsRaw) + " " + strings.Join(slices.Sorted(maps.Keys(s.byDial)), " ")}
-	for _, check := range s.Checks {
-		key.checks += fmt.Sprintf("%s %+v\n", check.identity, check.settings)
+	// without a source, it can only be another policy that brings upstreams
+	key := "policy over " + strings.Join(slices.Sorted(maps.Keys(s.byDial)), " ")
+	if source := s.proxy.DynamicUpstreamsRaw; source != nil {
+		key = "source " + string(source)
+		if err := s.validateDynamic(); err != nil {
+			return fmt.Errorf("dynamic upstreams: %v", err)
+		}
 	}
 	list, _, err := watchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
 		return &watchList{set: make(map[string]int)}, nil
@@ -146,6 +153,21 @@ func (s *Selection) resumeDynamic() error {
 	}
 	s.dynamic = newDynamic(s, key, list.(*watchList))
 	s.dynamic.resume()
+	return nil
+}
+
+// validateDynamic finds out whether the checks can work over the proxy's
+// transport, before the first upstream is known: any address stands for all.
+func (s *Selection) validateDynamic() error {
+	to, err := s.transport.to("localhost:80")
+	if err != nil {
+		return err
+	}
+	for _, check := range s.Checks {
+		if err := check.validate(to); err != nil {
+			return fmt.Errorf("check '%s': %v", check.label, err)
+		}
+	}
 	return nil
 }
 
@@ -159,6 +181,9 @@ func (s *Selection) named(name string) ([]*member, error) {
 	members := make([]*member, 0, len(dials))
 	for _, dial := range dials {
 		m := s.byDial[dial]
+		if m == nil && len(s.upstreams) == 0 {
+			return nil, fmt.Errorf("%s: only upstreams in the proxy's own list can be named, and it has none", name)
+		}
 		if m == nil {
 			return nil, fmt.Errorf("%s is not one of the upstreams, which are %s", name, strings.Join(s.names(), ", "))
 		}
@@ -173,7 +198,7 @@ func (s *Selection) named(name string) ([]*member, error) {
 func dialAddresses(name string) ([]string, error) {
 	var h reverseproxy.Handler
 	tokens := []caddyfile.Token{{Text: "reverse_proxy", Line: 1}, {Text: name, Line: 1}}
-	if err := h.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {
+	if err := h.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil || name == "" {
 		return nil, errors.New("not an address as reverse_proxy names upstreams")
 	}
 	dials := make([]string, 0, len(h.Upstreams))
