@@ -341,10 +341,12 @@ func (d *dynamic) sweep(now time.Time) {
 // close ends it: nothing is watched any more that was not before.
 func (d *dynamic) close() {
 	d.mu.Lock()
-	d.closed = true
-	close(d.stop)
-	for dial := range d.sightings {
-		d.list.remove(dial)
+	if !d.closed {
+		d.closed = true
+		close(d.stop)
+		for dial := range d.sightings {
+			d.list.remove(dial)
+		}
 	}
 	d.mu.Unlock()
 	d.sweeper.Wait()

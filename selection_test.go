@@ -54,7 +54,6 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 	tb.Helper()
 	core, logs := observer.New(zap.InfoLevel)
 	ctx, unload := context.WithCancel(context.Background())
-	tb.Cleanup(unload)
 	p := &policy{logs: logs, unload: unload, Selection: &Selection{
 		logger:    zap.New(core),
 		proxy:     new(reverseproxy.Handler),
@@ -81,6 +80,10 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 	}
 	p.refresh()
 	p.dynamic = newDynamic(p.Selection, "", &watchList{set: make(map[string]int)})
+	tb.Cleanup(func() {
+		unload()
+		p.dynamic.close()
+	})
 	p.run(true)
 	p.announceOwn()
 	p.decide(verdicts)
