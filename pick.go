@@ -62,7 +62,11 @@ func (d *decision) choose() *reverseproxy.Upstream {
 // them it starts over. Also reports whether anybody serves, be it one that is
 // full.
 func (d *decision) serving(now *snapshot) (u *reverseproxy.Upstream, served bool) {
-	u, again, served := d.untried(now.tiers...)
+	tiers := now.tiers
+	if d.tooFewHealthy(now) {
+		tiers = append([]*tier{now.all()}, tiers...)
+	}
+	u, again, served := d.untried(tiers...)
 	if u != nil || again == nil {
 		return u, served
 	}
@@ -70,6 +74,29 @@ func (d *decision) serving(now *snapshot) (u *reverseproxy.Upstream, served bool
 		return u, true
 	}
 	return d.startOver(again), true
+}
+
+// tooFewHealthy reports whether fail_open ignores health because Caddy itself
+// holds too many unhealthy, who do not serve either. The snapshot knows of the
+// checks only.
+func (d *decision) tooFewHealthy(now *snapshot) bool {
+	if !d.countHealthy || now.mood == failedOpen || d.healthy(now.backups) > 0 {
+		return false
+	}
+	return d.rules.failOpen.tooFew(d.healthy(now.primaries), now.decided)
+}
+
+// healthy counts the members of a tier that Caddy itself holds healthy.
+func (d *decision) healthy(t *tier) (n int) {
+	if t == nil {
+		return 0
+	}
+	for i, weight := range t.weights {
+		if weight > 0 && d.pool[i].Healthy() {
+			n++
+		}
+	}
+	return n
 }
 
 // untried returns an upstream of the first tier that has one which can take the

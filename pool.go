@@ -66,6 +66,12 @@ type failOpen struct {
 	percent float64 // also while less than so many of the primaries serve
 }
 
+// tooFew reports whether so few of those with a verdict serve that health is
+// ignored.
+func (f failOpen) tooFew(serving, decided int) bool {
+	return float64(100*serving) < f.percent*float64(decided)
+}
+
 // tier is some of the members of a pool, in the order in which they get
 // requests.
 type tier struct {
@@ -94,6 +100,12 @@ type snapshot struct {
 	best rotation.Order
 	// tiers are those who serve, the best first. None is empty.
 	tiers []*tier
+	// primaries and backups are those of the tiers who are, nil if there are none;
+	// all are the primaries, whatever their health, and decided is how many of
+	// them have a verdict. What fail_open says goes by these.
+	primaries, backups *tier
+	all                func() *tier
+	decided            int
 	// undecided: a primary has no verdict yet.
 	undecided bool
 	// unknown are those without a verdict, for when nobody serves.
@@ -153,15 +165,19 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 		}, r, now)
 	}
 
-	if decided := serving + down; backups == 0 && float64(100*serving) < r.failOpen.percent*float64(decided) {
+	s.decided = serving + down
+	s.all = sync.OnceValue(func() *tier { return everybody(false) })
+	if backups == 0 && r.failOpen.tooFew(serving, s.decided) {
 		s.mood = failedOpen
-		s.tiers = append(s.tiers, everybody(false))
+		s.tiers = append(s.tiers, s.all())
 	}
 	if serving > 0 {
-		s.tiers = append(s.tiers, alive(false))
+		s.primaries = alive(false)
+		s.tiers = append(s.tiers, s.primaries)
 	}
 	if backups > 0 {
-		s.tiers = append(s.tiers, alive(true))
+		s.backups = alive(true)
+		s.tiers = append(s.tiers, s.backups)
 	}
 	if len(s.tiers) > 0 && !s.tiers[0].anyHealth {
 		s.best = s.tiers[0].order

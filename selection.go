@@ -60,8 +60,7 @@ type Selection struct {
 	// When the health of upstreams that are not backups is ignored: `none_up` as
 	// the last resort, while nobody serves; a percentage, such as `50%`, also
 	// while a smaller share of those with a verdict serves, and no backup does;
-	// `off` never, and requests are answered 503 then. The percentage goes by the
-	// checks alone, not by what Caddy itself knows. Default: `none_up`.
+	// `off` never, and requests are answered 503 then. Default: `none_up`.
 	FailOpen string `json:"fail_open,omitempty"`
 
 	// Gives upstreams that come back, or that join others, their share of
@@ -84,10 +83,13 @@ type Selection struct {
 	rules     rules
 	inner     reverseproxy.Selector // picks instead of round robin, if set
 	hold      time.Duration
-	retries   bool            // the proxy may ask again for the same request
-	warned    atomic.Bool     // that some upstream of a dynamic source cannot be checked
-	variable  string          // where a request keeps its attempts
-	unloaded  <-chan struct{} // closed when the config ends
+	retries   bool // the proxy may ask again for the same request
+	// countHealthy: fail_open has a percentage, and Caddy has health checks of its
+	// own, so that every pick has to count who is healthy
+	countHealthy bool
+	warned       atomic.Bool     // that some upstream of a dynamic source cannot be checked
+	variable     string          // where a request keeps its attempts
+	unloaded     <-chan struct{} // closed when the config ends
 
 	watchesMu sync.Mutex
 	watches   []*watch     // all there are; guarded by watchesMu
@@ -200,6 +202,7 @@ func (s *Selection) provisionRules(ctx caddy.Context) error {
 	if s.rules.failOpen, err = parseFailOpen(s.FailOpen); err != nil {
 		return err
 	}
+	s.countHealthy = s.rules.failOpen.percent > 0 && s.proxy.HealthChecks != nil
 	if s.SlowStart != nil {
 		if s.rules.slowStart, s.rules.floor, err = s.SlowStart.resolve(); err != nil {
 			return err
@@ -383,7 +386,7 @@ func (s *Selection) announce(said *atomic.Int32, current func() mood, names func
 // breaker is open, nobody is alive and that must not be ignored, or there is no
 // upstream at all.
 func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	if !s.retries && s.inner == nil && s.owns(pool) {
+	if !s.retries && !s.countHealthy && s.inner == nil && s.owns(pool) {
 		if best := s.current.Load().best; best.Len() > 0 {
 			if u := pool[best.At(s.ticket.Add(1))]; u.Available() {
 				return u

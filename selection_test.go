@@ -730,3 +730,45 @@ func TestCaddysOwnHealth(t *testing.T) {
 		}
 	}
 }
+
+// What Caddy itself holds unhealthy does not serve, and counts for a percentage of
+// fail_open, too.
+func TestFailOpenCountsCaddysOwnHealth(t *testing.T) {
+	for _, tc := range []struct {
+		rule      string
+		verdicts  string
+		unhealthy []int
+		percent   float64
+		backup    bool // the last one is
+		want      []int
+	}{
+		{"2 of 6 are healthy: all six", "uuuuuu", []int{0, 1, 2, 3}, 50, false, []int{1, 1, 1, 1, 1, 1}},
+		{"3 of 6: only those", "uuuuuu", []int{0, 1, 2}, 50, false, []int{0, 0, 0, 1, 1, 1}},
+		{"by checks and by Caddy together", "duuuuu", []int{1, 2, 3}, 50, false, []int{1, 1, 1, 1, 1, 1}},
+		{"a backup serves: it does", "uuuuuu", []int{0, 1, 2, 3}, 50, true, []int{0, 0, 0, 0, 1, 0}},
+		{"an unhealthy backup does not", "uuuuuu", []int{0, 1, 2, 3, 5}, 50, true, []int{1, 1, 1, 1, 1, 0}},
+		{"without a percentage: only those", "uuuuuu", []int{0, 1, 2, 3}, 0, false, []int{0, 0, 0, 0, 1, 1}},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			p := newPolicy(t, tc.verdicts, func(s *Selection) {
+				s.rules.failOpen.percent = tc.percent
+				s.countHealthy = tc.percent > 0
+				s.members[5].backup = tc.backup
+			})
+			for _, i := range tc.unhealthy {
+				setHealthy(p.upstreams[i], false)
+			}
+			sharers := 0
+			for _, share := range tc.want {
+				sharers += share
+			}
+			got, want := counts(p.picks(get, 600), 6), make([]int, 6)
+			for i, share := range tc.want {
+				want[i] = 600 / sharers * share
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("picks %v, want %v", got, want)
+			}
+		})
+	}
+}
