@@ -4,10 +4,12 @@
 // reverse_proxy, round robin over the upstreams that are alive, with an active
 // health checker of its own.
 //
-// The way of a request is [Selection.Select]; what it sees is made anew
-// whenever a verdict changes. Verdicts come from targets (internal/health),
-// which a [HealthCheck] sets up, and which all configs and handlers of the
-// process share. The [App] starts and stops their probes.
+// The way of a request is [Selection.Select], which draws a ticket for the order
+// at hand (internal/rotation), and, where that does not settle it, the decision
+// in pick.go. What both see is a snapshot, made anew in pool.go whenever a verdict
+// changes. Verdicts come from targets (internal/health), which a [HealthCheck]
+// sets up for the upstreams of upstreams.go and dynamic.go, and which all configs
+// and handlers of the process share. The [App] starts and stops their probes.
 package alive
 
 import (
