@@ -463,12 +463,7 @@ func TestCaddyDynamicReload(t *testing.T) {
 	})
 	probing := c.plain()
 	for version := 1; version <= 5; version++ {
-		answered := clients.answered()
-		c.load(sites(version))
-		eventually(t, patience, "the new config serves", func() bool {
-			return ask(probing, c.url()).header.Get("Version") == strconv.Itoa(version)
-		})
-		eventually(t, patience, "traffic goes on", func() bool { return clients.answered() > answered+50 })
+		c.reloadInTraffic(sites(version), version, probing, clients)
 	}
 	clients.stop()
 	if err := clients.err(); err != nil {

@@ -173,6 +173,18 @@ func (c *instance) load(sites string) {
 	}
 }
 
+// reloadInTraffic loads sites that say their version in a header, and returns when
+// that version answers and the clients had answers of it.
+func (c *instance) reloadInTraffic(sites string, version int, probing *http.Client, clients *traffic) {
+	c.t.Helper()
+	answered := clients.answered()
+	c.load(sites)
+	eventually(c.t, patience, "the new config serves", func() bool {
+		return ask(probing, c.url()).header.Get("Version") == strconv.Itoa(version)
+	})
+	eventually(c.t, patience, "traffic goes on", func() bool { return clients.answered() > answered+50 })
+}
+
 func (c *instance) tryLoad(sites string) error {
 	text := fmt.Sprintf(`{
 	admin off

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -360,12 +359,7 @@ http:// {
 			_, probes := dead.seen()
 			return probes > probed
 		})
-		answered := clients.answered()
-		c.load(sites(version))
-		eventually(t, patience, "the new config serves", func() bool {
-			return ask(probing, c.url()).header.Get("Version") == strconv.Itoa(version)
-		})
-		eventually(t, patience, "traffic goes on", func() bool { return clients.answered() > answered+50 })
+		c.reloadInTraffic(sites(version), version, probing, clients)
 	}
 	clients.stop()
 

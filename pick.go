@@ -194,9 +194,14 @@ func (d *decision) pickInner(t *tier) *reverseproxy.Upstream {
 // noWriter is a response that nobody gets.
 type noWriter struct{}
 
-func (noWriter) Header() http.Header         { return make(http.Header) }
+// Header returns fields that are not kept.
+func (noWriter) Header() http.Header { return make(http.Header) }
+
+// Write takes p and drops it.
 func (noWriter) Write(p []byte) (int, error) { return len(p), nil }
-func (noWriter) WriteHeader(int)             {}
+
+// WriteHeader does nothing.
+func (noWriter) WriteHeader(int) {}
 
 // takes reports whether u, of t, can take the request and was not tried by it.
 func (d *decision) takes(t *tier, u *reverseproxy.Upstream) bool {
