@@ -4,8 +4,10 @@ package alive
 
 import (
 	"encoding/json"
+	"math"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -23,6 +25,9 @@ import (
 //			passes        <number>
 //			fails         <number>
 //			jitter        <percent>
+//			port          <port>
+//			address       <address>
+//			proxy_protocol off|v1|v2
 //			...
 //		}
 //		weight     <upstream> <n>
@@ -271,6 +276,28 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err 
 		}
 		if _, invalid := parsePercent(c.Jitter); invalid != nil {
 			err = d.Errf("jitter %v", invalid)
+		}
+	case "port":
+		var text string
+		if text, err = parseArg(d, "one port, like 8081"); err != nil {
+			return true, err
+		}
+		if c.Port, err = strconv.Atoi(text); err != nil || c.Port < 1 || c.Port > math.MaxUint16 {
+			err = d.WrapErr(errPort(text))
+		}
+	case "address":
+		if c.Address, err = parseArg(d, "one address, like 127.0.0.1:8081"); err != nil {
+			return true, err
+		}
+		if _, invalid := parseProbeAddress(c.Address); invalid != nil && !strings.Contains(c.Address, "{") {
+			err = d.WrapErr(invalid)
+		}
+	case "proxy_protocol":
+		if c.ProxyProtocol, err = parseArg(d, "off, v1 or v2"); err != nil {
+			return true, err
+		}
+		if invalid := checkProxyProtocol(c.ProxyProtocol); invalid != nil || c.ProxyProtocol == "" {
+			err = d.Errf("proxy_protocol must be off, v1 or v2; got '%s'", c.ProxyProtocol)
 		}
 	default:
 		return false, nil

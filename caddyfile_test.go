@@ -189,8 +189,8 @@ func TestCaddyfileErrors(t *testing.T) {
 		ofAlive  = "lb_policy alive has check, weight, backup, slow_start, fail_open, hold and select"
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
 		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
-		ofHTTP   = "an http check has method, header, status, expect_body and max_size besides the options of every check"
-		ofTCP    = "a tcp check has the options of every check only"
+		ofHTTP   = "besides the options of every check, an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, tls_insecure_skip_verify and fresh_connection"
+		ofTCP    = "besides the options of every check, a tcp check has send and expect"
 		args     = "%s takes %s, at Testfile:%d"
 		twice    = "option '%s' is given twice, at Testfile:%d"
 		uri      = "uri must be a path that begins with one '/', with a query if need be; got '%s', at Testfile:%d"
@@ -231,19 +231,15 @@ func TestCaddyfileErrors(t *testing.T) {
 	for _, option := range []string{"name", "interval", "uri"} {
 		inPolicy("hold 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:3", option, ofAlive)
 	}
-	for _, option := range []string{
-		"port", "address", "proxy_protocol", "drain_status", "expect_header", "expression", "scheme",
-		"follow_redirects", "request_body", "tls_server_name", "tls_insecure_skip_verify", "fresh_connection",
-		"send", "expect", "authority", "hold", "check", "uri",
-	} {
+	for _, option := range []string{"authority", "hold", "check", "uri"} {
 		inCheck("http /a", "timeout 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:4", option, ofHTTP)
 		inCheck("tcp", "timeout 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:4", option, ofTCP)
 	}
 	inCheck("tcp", "method GET", "unrecognized option 'method': %s, at Testfile:3", ofTCP)
-	for _, kind := range []string{"tls", "grpc", "exec", "HTTP", ""} {
+	for _, kind := range []string{"exec", "HTTP", ""} {
 		inPolicy("check `"+kind+"`", "unknown kind of check '%s'; this build has %s, at Testfile:2", kind, knownKinds())
 	}
-	for _, kind := range []string{"http", "tcp"} {
+	for _, kind := range []string{"http", "tcp", "tls", "grpc"} {
 		if !strings.Contains(knownKinds(), kind) {
 			t.Errorf("known kinds: got %s, want %s among them", knownKinds(), kind)
 		}
@@ -312,10 +308,10 @@ func TestCaddyfileErrors(t *testing.T) {
 	inCheck("http /a", "header Host a/b", "header Host must be a host, with a port if need be; got 'a/b', at Testfile:3")
 	inCheck("http /a", "header Host ``\nheader Host b", "header Host can be given once only, at Testfile:4")
 	inCheck("http /a", "header host a\nheader Host b", "header Host can be given once only, at Testfile:4")
-	inCheck("http /a", "method HEAD\nexpect_body ok", "expect_body needs a body, and an answer to HEAD has none, at Testfile:5")
+	inCheck("http /a", "method HEAD\nexpect_body ok", "expect_body: an answer to HEAD has no body to look at, at Testfile:5")
 	inPolicy("check http x{env.URI}", uri, "x", 2)
 	inCheck("http /a", "expect_body (", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:3")
-	inCheck("http /a", "expect_body ``", "expect_body must not be empty: it would match any body, at Testfile:3")
+	inCheck("http /a", "expect_body ``", "expect_body must not be empty: it would match anything, at Testfile:3")
 
 	// Who gets requests.
 	for _, line := range []string{"weight", "weight app1", "weight app1 1 2"} {
@@ -487,7 +483,7 @@ func TestProvisionErrors(t *testing.T) {
 		{one + alive(`"checks":[null]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
 		{one + alive(`"checks":[{}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
 		{one + alive(`"checks":[{"probe":{"uri":"/"}}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
-		{one + alive(`"checks":[{"probe":{"kind":"tls"}}]`), inAlive + "checks: position 0: unknown kind of check 'tls'; this build has " + knownKinds()},
+		{one + alive(`"checks":[{"probe":{"kind":"exec"}}]`), inAlive + "checks: position 0: unknown kind of check 'exec'; this build has " + knownKinds()},
 		{request(`"method":"GET"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got ''"},
 		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got 'healthz'"},
 		{request(`"uri":"/{http.request.uri}"`), inHTTP + "uri: unrecognized placeholder {http.request.uri}" + global},
@@ -496,7 +492,7 @@ func TestProvisionErrors(t *testing.T) {
 		{request(`"uri":"/","header":{"a b":["c"]}`), inHTTP + "header takes a field name of letters, digits and hyphens; got 'a b'"},
 		{request(`"uri":"/","header":{"X":["a\nb"]}`), inHTTP + "header X must not have line breaks or other control characters in its value"},
 		{request(`"uri":"/","method":"G T"`), inHTTP + "method must be an HTTP method, like GET or HEAD; got 'G T'"},
-		{request(`"uri":"/","method":"HEAD","expect_body":"ok"`), inHTTP + "expect_body needs a body, and an answer to HEAD has none"},
+		{request(`"uri":"/","method":"HEAD","expect_body":"ok"`), inHTTP + "expect_body: an answer to HEAD has no body to look at"},
 		{request(`"uri":"/","expect_body":"("`), inHTTP + "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`"},
 		{request(`"uri":"/","status":["ok"]`), inHTTP + "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got 'ok'"},
 		{request(`"uri":"/","max_size":-1`), inHTTP + "max_size must be a size from 1 byte to 64MiB, like 64KiB"},

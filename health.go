@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -62,10 +63,25 @@ type HealthCheck struct {
 	// `100%`, so that probes do not all happen at once. Default: `10%`.
 	Jitter string `json:"jitter,omitempty"`
 
-	prober   probe.Prober
-	identity string // its kind and options, in a form that can be compared
-	label    string // its kind and arguments, as people see it
-	settings health.Settings
+	// The port to probe instead of that of the upstream. Whether probes use TLS
+	// goes by it, too, if the transport has `except_ports`.
+	Port int `json:"port,omitempty"`
+
+	// Where to probe instead: a host, with a port if it is not that of the
+	// upstream, or a unix socket, such as `unix//run/app.sock`. All upstreams are
+	// probed there.
+	Address string `json:"address,omitempty"`
+
+	// The PROXY protocol header to begin connections with: `off`, `v1` (which says
+	// UNKNOWN) or `v2` (which says LOCAL). Default: the version of the transport.
+	ProxyProtocol string `json:"proxy_protocol,omitempty"`
+
+	prober    probe.Prober
+	overrides probe.Overrides
+	address   *caddy.NetworkAddress // Address, nil if it is that of the upstream
+	identity  string                // its kind and options, in a form that can be compared
+	label     string                // its kind and arguments, as people see it
+	settings  health.Settings
 }
 
 // provision loads the probe and fills in the defaults.
@@ -89,8 +105,84 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 	if s, ok := prober.(fmt.Stringer); ok {
 		c.label = s.String()
 	}
+	if o, ok := prober.(probe.Overrider); ok {
+		c.overrides = o.Overrides()
+	}
+	if err := c.provisionAddress(); err != nil {
+		return err
+	}
 	c.settings, err = c.resolve()
 	return err
+}
+
+// provisionAddress resolves where to probe.
+func (c *HealthCheck) provisionAddress() error {
+	if err := checkProxyProtocol(c.ProxyProtocol); err != nil {
+		return err
+	}
+	if c.Port < 0 || c.Port > math.MaxUint16 {
+		return errPort(strconv.Itoa(c.Port))
+	}
+	if c.Address == "" {
+		return nil
+	}
+	text, err := caddy.NewReplacer().ReplaceOrErr(c.Address, true, true)
+	if err != nil {
+		return fmt.Errorf("address: %v; only global placeholders, such as {env.*}, can be used in a check", err)
+	}
+	addr, err := parseProbeAddress(text)
+	if err != nil {
+		return err
+	}
+	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
+		return fmt.Errorf("port cannot be combined with an address that says it all: %s", text)
+	}
+	c.address = &addr
+	return nil
+}
+
+func errPort(got string) error {
+	return fmt.Errorf("port must be a whole number from 1 to %d; got '%s'", math.MaxUint16, got)
+}
+
+func checkProxyProtocol(version string) error {
+	if !slices.Contains([]string{"", "off", "v1", "v2"}, version) {
+		return fmt.Errorf("proxy_protocol must be off, v1 or v2; got '%s'", version)
+	}
+	return nil
+}
+
+// parseProbeAddress reads where to probe. Without a port, that is 0.
+func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
+	addr, err := caddy.ParseNetworkAddress(text)
+	tcp := addr.Network == "tcp" || addr.Network == "tcp4" || addr.Network == "tcp6"
+	if err != nil || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
+		return addr, fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", text)
+	}
+	return addr, nil
+}
+
+// where returns the address at which an upstream is probed.
+func (c *HealthCheck) where(upstream caddy.NetworkAddress) (caddy.NetworkAddress, error) {
+	at := upstream
+	if c.address != nil {
+		if at = *c.address; at.IsUnixNetwork() || at.StartPort != 0 {
+			return at, nil
+		}
+		at.StartPort, at.EndPort = upstream.StartPort, upstream.EndPort
+	}
+	if upstream.IsUnixNetwork() || upstream.IsFdNetwork() {
+		switch {
+		case c.Port == 0 && c.address != nil:
+			return at, errors.New("the upstream has no port to probe at that address; add one to it")
+		case c.Port != 0 && c.address == nil:
+			return at, errors.New("the upstream has no host to probe a port of; name one by address")
+		}
+	}
+	if c.Port != 0 {
+		at.StartPort, at.EndPort = uint(c.Port), uint(c.Port)
+	}
+	return at, nil
 }
 
 // identify returns the kind of a probe, and its JSON in one form for all ways
@@ -216,10 +308,9 @@ var targets = caddy.NewUsagePool()
 
 // targetKey says which probes are the same and therefore made once.
 type targetKey struct {
-	address   string
-	probe     string
-	settings  health.Settings
-	transport transportKey
+	routeKey
+	probe    string
+	settings health.Settings
 }
 
 // sharedTarget is a target as the value of a usage pool.
@@ -232,6 +323,7 @@ func (sharedTarget) Destruct() error { return nil }
 type watch struct {
 	target      *health.Target
 	key         targetKey
+	to          *route
 	driver      health.Driver
 	unsubscribe func() // nil while not followed
 
@@ -245,12 +337,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error)
 	if err := check.validate(to); err != nil {
 		return nil, err
 	}
-	w := &watch{key: targetKey{
-		address:   to.info.String(),
-		probe:     check.identity,
-		settings:  check.settings,
-		transport: to.key,
-	}}
+	w := &watch{to: to, key: targetKey{routeKey: to.key, probe: check.identity, settings: check.settings}}
 	shared, _, err := targets.LoadOrNew(w.key, func() (caddy.Destructor, error) {
 		return sharedTarget{health.NewTarget(check.settings)}, nil
 	})
@@ -262,8 +349,14 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error)
 	prober, up := check.prober, to.up
 	logger = logger.With(zap.String("upstream", up.Address), zap.String("check", check.label))
 	w.driver = health.Driver{
-		Probe: func(ctx context.Context) error {
-			return prober.Probe(to.context(ctx), up)
+		Probe: func(ctx context.Context, fresh bool) (draining bool, err error) {
+			if fresh {
+				to.renew()
+			}
+			if err = prober.Probe(ctx, up); errors.Is(err, probe.ErrDraining) {
+				return true, nil
+			}
+			return false, err
 		},
 		Bound: to.bound,
 		Probed: func(result health.Result) {
@@ -271,16 +364,42 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error)
 				c.Write(zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
 			}
 		},
-		Report: func(change health.Transition) {
-			before := []zap.Field{zap.Stringer("previous", change.From), zap.Duration("previous_duration", change.Lasted)}
-			if change.To == health.Down {
-				logger.Warn("upstream is down", append(before, zap.String("reason", change.Reason))...)
-			} else {
-				logger.Info("upstream is up", before...)
-			}
-		},
+		Late:   func(by time.Duration) { warnOfLateness(logger, by) },
+		Report: func(change health.Transition) { logTransition(logger, change) },
 	}
 	return w, nil
+}
+
+// logTransition writes the one line of a change.
+func logTransition(logger *zap.Logger, change health.Transition) {
+	before := []zap.Field{zap.Stringer("previous", change.From), zap.Duration("previous_duration", change.Lasted)}
+	switch {
+	case change.To == health.Down:
+		logger.Warn("upstream is down", append(before, zap.String("reason", change.Reason))...)
+	case change.From != health.Up:
+		if change.Draining {
+			before = append(before, zap.Bool("draining", true))
+		}
+		logger.Info("upstream is up", before...)
+	case change.Draining:
+		logger.Info("upstream is draining: it asks for no new requests")
+	default:
+		logger.Info("upstream is no longer draining: it takes new requests")
+	}
+}
+
+// latenessWarned is when the last warning of this process's lateness was, for
+// many probes find it out at once.
+var latenessWarned atomic.Int64
+
+// warnOfLateness says, once a minute at most, that timeouts count for nothing.
+func warnOfLateness(logger *zap.Logger, by time.Duration) {
+	last, now := latenessWarned.Load(), time.Now().UnixNano()
+	if last != 0 && now-last < int64(time.Minute) || !latenessWarned.CompareAndSwap(last, now) {
+		return
+	}
+	logger.Warn("this process runs late, stopped or starved of CPU time: probes that time out meanwhile count for nothing",
+		zap.Duration("late_by", by))
 }
 
 // follow has changed called whenever the status does.
@@ -304,6 +423,7 @@ func (w *watch) release() {
 	w.mu.Unlock()
 	if detach != nil {
 		detach()
+		w.to.close()
 	}
 }
 

@@ -284,7 +284,7 @@ func goroutines() []string {
 // watched returns the addresses that there are targets for.
 func watched() (addresses []string) {
 	targets.Range(func(key, _ any) bool {
-		addresses = append(addresses, "target "+key.(targetKey).address)
+		addresses = append(addresses, "target "+key.(targetKey).upstream)
 		return true
 	})
 	return addresses
@@ -294,7 +294,7 @@ func watched() (addresses []string) {
 func statuses(addresses ...string) map[health.Status]int {
 	count := make(map[health.Status]int)
 	targets.Range(func(key, value any) bool {
-		_, address, _ := strings.Cut(key.(targetKey).address, "/") // after the network
+		_, address, _ := strings.Cut(key.(targetKey).upstream, "/") // after the network
 		if slices.Contains(addresses, address) {
 			count[value.(sharedTarget).Status()]++
 		}

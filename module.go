@@ -28,6 +28,8 @@ func init() {
 	caddy.RegisterModule(new(Selection))
 	caddy.RegisterModule(probe.HTTP{})
 	caddy.RegisterModule(probe.TCP{})
+	caddy.RegisterModule(probe.TLS{})
+	caddy.RegisterModule(probe.GRPC{})
 }
 
 // App runs the health checks of all `alive` selection policies of a config. It
@@ -55,6 +57,7 @@ func (a *App) Start() error {
 	a.started = true
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
+	inherit(policies) // now it is known what all of them watch
 	drive(policies)
 	return nil
 }
@@ -75,6 +78,7 @@ func (a *App) adopt(s *Selection) {
 	a.policies = append(a.policies, s)
 	started := a.started
 	a.mu.Unlock()
+	inherit([]*Selection{s}) // for now: requests may come before the start of this app
 	if started {
 		drive([]*Selection{s})
 	}

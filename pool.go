@@ -4,6 +4,7 @@ package alive
 
 import (
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,6 +43,11 @@ func (m *member) status() health.Status {
 		}
 	}
 	return status
+}
+
+// draining reports whether any check was told that no new requests are wanted.
+func (m *member) draining() bool {
+	return slices.ContainsFunc(m.watches, func(w *watch) bool { return w.target.Draining() })
 }
 
 // upFor is how long all checks have been up; as good as for ever without any.
@@ -98,7 +104,8 @@ func newTier(members []*member, weight func(i int, m *member) int) *tier {
 type snapshot struct {
 	// best is the order of the first tier, empty if that ignores health.
 	best rotation.Order
-	// tiers are those who serve, the best first. None is empty.
+	// tiers are those who serve, the best first, and then those who are draining and
+	// would. None is empty.
 	tiers []*tier
 	// primaries and backups are those of the tiers who are, nil if there are none;
 	// all are the primaries, whatever their health, and decided is how many of
@@ -134,11 +141,17 @@ const (
 func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	s := &snapshot{superseded: make(chan struct{})}
 	statuses := make([]health.Status, len(members))
-	var primaries, serving, down, backups int // of those with a weight
+	ready := make([]bool, len(members))       // they have a weight, and are not up and draining
+	var primaries, serving, down, backups int // of those who are ready
+	var draining [2]int                       // primaries and backups that would serve
 	for i, m := range members {
 		statuses[i] = m.status()
-		switch up := statuses[i] == health.Up; {
+		up := statuses[i] == health.Up
+		ready[i] = m.weight > 0 && !(up && m.draining())
+		switch {
 		case m.weight == 0:
+		case !ready[i]:
+			draining[index(m.backup)]++
 		case m.backup && up:
 			backups++
 		case m.backup:
@@ -155,13 +168,13 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 		}
 	}
 	everybody := func(backup bool) *tier {
-		t := newTier(members, func(_ int, m *member) int { return m.weightIf(m.backup == backup) })
+		t := newTier(members, func(i int, m *member) int { return m.weightIf(ready[i] && m.backup == backup) })
 		t.anyHealth = true
 		return t
 	}
 	alive := func(backup bool) *tier {
 		return s.rampedTier(members, func(i int, m *member) bool {
-			return m.backup == backup && m.weight > 0 && statuses[i] == health.Up
+			return m.backup == backup && ready[i] && statuses[i] == health.Up
 		}, r, now)
 	}
 
@@ -178,6 +191,13 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	if backups > 0 {
 		s.backups = alive(true)
 		s.tiers = append(s.tiers, s.backups)
+	}
+	for backup, n := range draining {
+		if n > 0 { // better than an error
+			s.tiers = append(s.tiers, newTier(members, func(i int, m *member) int {
+				return m.weightIf(!ready[i] && index(m.backup) == backup)
+			}))
+		}
 	}
 	if len(s.tiers) > 0 && !s.tiers[0].anyHealth {
 		s.best = s.tiers[0].order
@@ -203,6 +223,14 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 		}
 	}
 	return s
+}
+
+// index is 0 for a primary, and 1 for a backup.
+func index(backup bool) int {
+	if backup {
+		return 1
+	}
+	return 0
 }
 
 // weightIf is the weight, or 0 if the member does not take part.

@@ -313,9 +313,6 @@ func (s *Selection) Cleanup() error {
 	for _, w := range s.run(false) {
 		errs = append(errs, w.forget())
 	}
-	if s.transport != nil {
-		s.transport.close()
-	}
 	return errors.Join(errs...)
 }
 
@@ -325,6 +322,13 @@ func (s *Selection) run(running bool) []*watch {
 	s.watchesMu.Lock()
 	defer s.watchesMu.Unlock()
 	s.running.Store(running)
+	return slices.Clone(s.watches)
+}
+
+// allWatches returns the watches that there are now.
+func (s *Selection) allWatches() []*watch {
+	s.watchesMu.Lock()
+	defer s.watchesMu.Unlock()
 	return slices.Clone(s.watches)
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"reflect"
 	"slices"
 	"sync"
@@ -60,7 +61,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 		byDial:    make(map[string]*member),
 		variable:  "attempts",
 		unloaded:  ctx.Done(),
-		transport: &transport{close: func() {}},
+		transport: &transport{base: new(http.Transport), override: func(*url.URL, string) {}},
 		hold:      2 * time.Second,
 	}}
 	for i := range verdicts {
@@ -110,11 +111,11 @@ func decide(target *health.Target, passes bool) {
 	}
 	known := make(chan struct{})
 	defer target.Attach(health.Driver{
-		Probe: func(context.Context) error {
+		Probe: func(context.Context, bool) (bool, error) {
 			if passes {
-				return nil
+				return false, nil
 			}
-			return errors.New("sick")
+			return false, errors.New("sick")
 		},
 		Report: func(health.Transition) { close(known) },
 	}, 0)()
@@ -423,7 +424,7 @@ func TestARetrySuspectsTheLastPick(t *testing.T) {
 		p := newPolicy(t, "uu", func(s *Selection) { s.retries = true })
 		var probes [2]int
 		for i, target := range p.targets {
-			defer target.Attach(health.Driver{Probe: func(context.Context) error { probes[i]++; return nil }}, 0)()
+			defer target.Attach(health.Driver{Probe: func(context.Context, bool) (bool, error) { probes[i]++; return false, nil }}, 0)()
 		}
 		synctest.Wait()
 		probes = [2]int{}

@@ -65,6 +65,15 @@ func certificate(t *testing.T) (der []byte, certFile, keyFile string) {
 	return der, certFile, keyFile
 }
 
+// routeTo is the route of a check to an address as a list of upstreams has it.
+func routeTo(t *transport, address string, check *HealthCheck) (*route, error) {
+	upstream, err := parseUpstream(address)
+	if err != nil {
+		return nil, err
+	}
+	return t.to(upstream, address, check)
+}
+
 // Probes are shared by what was loaded: handlers, and a config and the one
 // after it, share if nothing of it differs.
 func TestWhichTargetsAreShared(t *testing.T) {
@@ -131,7 +140,7 @@ func TestWhichTargetsAreShared(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				to, err := way.to(r.address)
+				to, err := routeTo(way, r.address, r.check)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -187,7 +196,7 @@ func TestRoutes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			to, err := way.to(tc.address)
+			to, err := routeTo(way, tc.address, new(HealthCheck))
 			if err != nil {
 				if err.Error() != tc.fail {
 					t.Errorf("error %q, want %q", err, tc.fail)
@@ -219,12 +228,9 @@ func TestServerNameWithPlaceholders(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		to, err := way.to("app:443")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if to.perRequest != perRequest {
-			t.Errorf("%s: depends on the request: %v, want %v", name, to.perRequest, perRequest)
+		_, err = routeTo(way, "app:443", new(HealthCheck))
+		if got := errors.Is(err, errPerRequest); got != perRequest || err != nil && !got {
+			t.Errorf("%s: depends on the request: %v (%v), want %v", name, got, err, perRequest)
 		}
 	}
 }
@@ -251,7 +257,7 @@ func TestConnectionsEndWithTheirProbe(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		to, err := way.to(ln.Addr().String())
+		to, err := routeTo(way, ln.Addr().String(), new(HealthCheck))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -261,7 +267,7 @@ func TestConnectionsEndWithTheirProbe(t *testing.T) {
 		}
 		for range 5 {
 			probing, end := context.WithTimeout(t.Context(), 20*time.Millisecond)
-			if err := check.Probe(to.context(probing), to.up); err == nil {
+			if err := check.Probe(probing, to.up); err == nil {
 				t.Error("a probe passed without an answer")
 			}
 			end()

@@ -75,30 +75,36 @@ func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
 	if address == "" {
 		return nil, errors.New("its placeholders are empty")
 	}
-	var to *route
-	perRequest := strings.Contains(address, "{")
-	if !perRequest {
-		var err error
-		if to, err = s.transport.to(address); err != nil {
-			return nil, err
-		}
-		perRequest = to.perRequest
-	}
 	provisioned := s.current.Load() != nil
-	if perRequest {
+	unchecked := func(fields ...zap.Field) {
 		if provisioned && s.warned.Swap(true) {
-			return nil, nil // so would be thousands more
+			return // so would be thousands more
 		}
 		s.logger.Warn("upstream cannot be checked: its address or TLS server name depends on the request; it counts as alive",
-			zap.String("upstream", dial))
+			append(fields, zap.String("upstream", dial))...)
+	}
+	if strings.Contains(address, "{") {
+		unchecked()
 		return nil, nil
+	}
+	upstream, err := parseUpstream(address)
+	if err != nil {
+		return nil, err
 	}
 
 	s.watchesMu.Lock()
 	defer s.watchesMu.Unlock()
 	var watches []*watch
 	for _, check := range s.Checks {
-		w, err := newWatch(check, to, s.logger)
+		to, err := s.transport.to(upstream, address, check)
+		if errors.Is(err, errPerRequest) {
+			unchecked(zap.String("check", check.label))
+			continue
+		}
+		var w *watch
+		if err == nil {
+			w, err = newWatch(check, to, s.logger)
+		}
 		if err != nil {
 			for _, w := range watches {
 				err = errors.Join(err, w.forget())
@@ -159,12 +165,17 @@ func (s *Selection) resumeDynamic() error {
 // validateDynamic finds out whether the checks can work over the proxy's
 // transport, before the first upstream is known: any address stands for all.
 func (s *Selection) validateDynamic() error {
-	to, err := s.transport.to("localhost:80")
+	const address = "localhost:80"
+	upstream, err := parseUpstream(address)
 	if err != nil {
 		return err
 	}
 	for _, check := range s.Checks {
-		if err := check.validate(to); err != nil {
+		to, err := s.transport.to(upstream, address, check)
+		if err == nil {
+			err = check.validate(to)
+		}
+		if err != nil && !errors.Is(err, errPerRequest) {
 			return fmt.Errorf("check '%s': %v", check.label, err)
 		}
 	}

@@ -113,7 +113,7 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 		size   = "max_size must be a size from 1 byte to 64MiB, like 64KiB; got "
 		header = "header takes a name and a value, like header Host app.internal"
 		method = "method must be an HTTP method, like GET or HEAD; got "
-		known  = ": an http check has method, header, status, expect_body and max_size besides the options of every check"
+		known  = ": besides the options of every check, an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, tls_insecure_skip_verify and fresh_connection"
 	)
 	for _, test := range []struct{ input, want string }{
 		{"http", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},
@@ -153,12 +153,12 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 
 		{"http /x {\n\texpect_body\n}", "expect_body takes one regular expression; put it into quotes if it has spaces, at Testfile:2"},
 		{"http /x {\n\texpect_body all is well\n}", "expect_body takes one regular expression; put it into quotes if it has spaces, at Testfile:2"},
-		{"http /x {\n\texpect_body \"\"\n}", "expect_body must not be empty: it would match any body, at Testfile:2"},
+		{"http /x {\n\texpect_body \"\"\n}", "expect_body must not be empty: it would match anything, at Testfile:2"},
 		{"http /x {\n\texpect_body (\n}", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:2"},
 		{"http /x {\n\texpect_body (?!a)\n}", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: invalid or unsupported Perl syntax: `(?!`, at Testfile:2"},
 		{"http /x {\n\texpect_body a\n\texpect_body b\n}", "option 'expect_body' is given twice, at Testfile:3"},
 
-		{"http /x {\n\texpect_body a\n\tmethod HEAD\n}", "expect_body needs a body, and an answer to HEAD has none, at Testfile:4"},
+		{"http /x {\n\texpect_body a\n\tmethod HEAD\n}", "expect_body: an answer to HEAD has no body to look at, at Testfile:4"},
 
 		{"http /x {\n\tmax_size\n}", "max_size takes one size from 1 byte to 64MiB, like 64KiB, at Testfile:2"},
 		{"http /x {\n\tmax_size 64 KiB\n}", "max_size takes one size from 1 byte to 64MiB, like 64KiB, at Testfile:2"},

@@ -88,7 +88,7 @@ func FuzzParseStatus(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		r, err := parseStatus(text)
+		r, err := parseStatus("status", text)
 		if err != nil {
 			return
 		}

@@ -7,10 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"golang.org/x/net/http/httpguts"
@@ -22,13 +25,13 @@ import (
 const (
 	defaultMaxSize = 64 << 10
 	maxMaxSize     = 64 << 20
-
-	onlyGlobal = "; only global placeholders, such as {env.*}, can be used in a check"
+	maxRequestBody = 64 << 10
+	maxRedirects   = 10
 )
 
 // HTTP checks that an upstream answers a request as it should. The request
-// travels as proxied ones do: same scheme, TLS trust and HTTP version.
-// Redirects are not followed.
+// travels as proxied ones do: same scheme, TLS trust and HTTP version. All that
+// is expected of the answer has to hold.
 //
 // Global placeholders such as `{env.*}` are resolved when the config is
 // loaded; placeholders of a request are errors, for there is none.
@@ -40,24 +43,66 @@ type HTTP struct {
 	Method string `json:"method,omitempty"`
 
 	// Header fields to send. `Host` replaces the host, which by default is the
-	// upstream's address.
+	// address that is probed.
 	Header http.Header `json:"header,omitempty"`
+
+	// The body of the request, 65536 bytes (64 KiB) at most. Default: none.
+	RequestBody string `json:"request_body,omitempty"`
+
+	// `http` or `https`, for instance where the health port of a TLS upstream is a
+	// plain one. Default: as the proxy has it.
+	Scheme string `json:"scheme,omitempty"`
+
+	// Whether to follow redirects, 10 at most, instead of judging them. All
+	// requests go to the upstream, whatever host a redirect names, and the scheme
+	// must not change. Default: false.
+	FollowRedirects bool `json:"follow_redirects,omitempty"`
 
 	// The answers that mean alive: codes (`204`), classes (`2xx`) and ranges
 	// (`200-399`). Default: `2xx`.
 	Status []string `json:"status,omitempty"`
 
+	// The answers that mean alive, but no new requests, in the same form. Such an
+	// answer takes effect at once, and nothing else is expected of it; one that
+	// `status` has, too, means this. Default: none.
+	DrainStatus []string `json:"drain_status,omitempty"`
+
+	// Regular expressions (RE2) by the names of header fields of the answer. Each
+	// has to match somewhere in a value of its field.
+	ExpectHeader map[string]string `json:"expect_header,omitempty"`
+
 	// A regular expression (RE2) that has to match somewhere in the body. By
 	// default, the body is read but not looked at.
 	ExpectBody string `json:"expect_body,omitempty"`
 
-	// How many bytes of the body to read at most; `expect_body` sees no more.
-	// Default: 65536 (64 KiB), at most 67108864 (64 MiB).
+	// A CEL expression that has to be true, such as
+	// `headers['X-Role'][0] == 'primary' && json.db == 'ok'`. It knows `status` (a
+	// number), `headers` (lists of values by canonical name), `body` (a string),
+	// `json` (what the body is as JSON) and `duration` (of the probe).
+	Expression string `json:"expression,omitempty"`
+
+	// How many bytes of the body to read at most; `expect_body` and `expression` see
+	// no more. Default: 65536 (64 KiB), at most 67108864 (64 MiB).
 	MaxSize int64 `json:"max_size,omitempty"`
 
-	request *http.Request // what every probe sends, but for the upstream
-	status  []statusRange
-	body    *regexp.Regexp
+	// Whether every probe has a connection of its own. Default: one is kept for
+	// further probes, for a minute at most and while they pass.
+	FreshConnection bool `json:"fresh_connection,omitempty"`
+
+	TLSOptions
+
+	request    *http.Request // what every probe sends, but for the upstream
+	status     []statusRange
+	draining   []statusRange
+	header     []expectedHeader
+	body       *regexp.Regexp
+	expression *expression
+}
+
+// expectedHeader is a header field that an answer must have.
+type expectedHeader struct {
+	name  string
+	value *regexp.Regexp
 }
 
 // CaddyModule returns the Caddy module information.
@@ -70,15 +115,20 @@ func (HTTP) CaddyModule() caddy.ModuleInfo {
 
 // Provision resolves placeholders and compiles what Probe needs.
 func (h *HTTP) Provision(_ caddy.Context) error {
-	repl := caddy.NewReplacer()
-	resolve := func(option, value string) (string, error) {
-		resolved, err := repl.ReplaceOrErr(value, true, true)
-		if err != nil {
-			return "", fmt.Errorf("%s: %v%s", option, err, onlyGlobal)
-		}
-		return resolved, nil
+	if err := h.provisionRequest(); err != nil {
+		return err
 	}
+	if err := h.provisionAnswer(); err != nil {
+		return err
+	}
+	if err := checkScheme(h.Scheme); err != nil {
+		return err
+	}
+	return h.TLSOptions.provision()
+}
 
+// provisionRequest makes what every probe sends.
+func (h *HTTP) provisionRequest() error {
 	uri, err := resolve("uri", h.URI)
 	if err != nil {
 		return err
@@ -120,38 +170,58 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 	}
 	header.Del("Host")
 
+	if h.RequestBody, err = resolveText("request_body", h.RequestBody); err != nil {
+		return err
+	}
+	if err := checkRequestBody(h.RequestBody); err != nil {
+		return err
+	}
+	if h.RequestBody != "" {
+		h.request.ContentLength = int64(len(h.RequestBody))
+		h.request.GetBody = func() (io.ReadCloser, error) {
+			return io.NopCloser(strings.NewReader(h.RequestBody)), nil
+		}
+	}
+	return nil
+}
+
+// provisionAnswer compiles what is expected.
+func (h *HTTP) provisionAnswer() (err error) {
 	if len(h.Status) == 0 {
 		h.Status = []string{"2xx"}
 	}
-	for i, text := range h.Status {
-		if h.Status[i], err = resolve("status", text); err != nil {
-			return err
+	if h.status, err = provisionStatus("status", h.Status); err != nil {
+		return err
+	}
+	if h.draining, err = provisionStatus("drain_status", h.DrainStatus); err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(h.ExpectHeader)) {
+		if err := checkHeader(name, ""); err != nil {
+			return fmt.Errorf("expect_header: %v", err)
 		}
-		r, err := parseStatus(h.Status[i])
+		value, err := resolvePattern("expect_header "+name, h.ExpectHeader[name])
 		if err != nil {
 			return err
 		}
-		h.status = append(h.status, r)
+		h.header = append(h.header, expectedHeader{name: http.CanonicalHeaderKey(name), value: value})
+	}
+	if h.ExpectBody != "" {
+		if h.body, err = resolvePattern("expect_body", h.ExpectBody); err != nil {
+			return err
+		}
+	}
+	if h.Expression != "" {
+		text, err := resolveText("expression", h.Expression)
+		if err != nil {
+			return err
+		}
+		if h.expression, err = compileExpression(text); err != nil {
+			return err
+		}
 	}
 	if err := h.checkBody(); err != nil {
 		return err
-	}
-	// A regular expression may well contain braces, so what is not known as a
-	// placeholder stays as it is, and so do the backslashes before them, which
-	// the replacer would take for its own.
-	if h.ExpectBody != "" {
-		escaped := strings.NewReplacer(`\{`, `\\{`, `\}`, `\\}`).Replace(h.ExpectBody)
-		resolved := repl.ReplaceKnown(escaped, "")
-		if resolved == "" {
-			return errors.New("expect_body must not be empty: it would match any body")
-		}
-		if _, placeholder, found := strings.Cut(resolved, "{http."); found {
-			name, _, _ := strings.Cut(placeholder, "}")
-			return fmt.Errorf("expect_body: unrecognized placeholder {http.%s}%s", name, onlyGlobal)
-		}
-		if h.body, err = compileBody(resolved); err != nil {
-			return err
-		}
 	}
 	if h.MaxSize == 0 {
 		h.MaxSize = defaultMaxSize
@@ -159,16 +229,84 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 	return checkMaxSize(h.MaxSize)
 }
 
+// provisionStatus resolves placeholders in a list of codes and reads it.
+func provisionStatus(option string, list []string) (ranges []statusRange, err error) {
+	for i, text := range list {
+		if list[i], err = resolve(option, text); err != nil {
+			return nil, err
+		}
+		r, err := parseStatus(option, list[i])
+		if err != nil {
+			return nil, err
+		}
+		ranges = append(ranges, r)
+	}
+	return ranges, nil
+}
+
+// Overrides returns how probes differ from proxied requests.
+func (h *HTTP) Overrides() Overrides {
+	o := h.TLSOptions.overrides()
+	o.Scheme, o.FreshConnection = h.Scheme, h.FreshConnection
+	return o
+}
+
 // ValidateUpstream rejects proxies that do not speak HTTP.
 func (h *HTTP) ValidateUpstream(up Upstream) error {
 	if up.Transport == nil {
-		return fmt.Errorf("an http check needs an HTTP transport, which %s is not reached by; use a tcp check", up.Address)
+		return errHTTP("an http", up)
 	}
 	return nil
 }
 
 // Probe sends the request and judges the answer.
 func (h *HTTP) Probe(ctx context.Context, up Upstream) error {
+	began := time.Now()
+	resp, err := h.send(ctx, up)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+
+	draining := matches(h.draining, resp.StatusCode)
+	if !draining {
+		if !matches(h.status, resp.StatusCode) {
+			return fmt.Errorf("status %d, want %s", resp.StatusCode, strings.Join(h.Status, " "))
+		}
+		for _, want := range h.header {
+			if err := want.check(resp.Header.Values(want.name)); err != nil {
+				return err
+			}
+		}
+	}
+	// The body is read even if nobody looks at it: an upstream that dies in the
+	// middle of an answer is not alive.
+	var body []byte
+	limited := io.LimitReader(resp.Body, h.MaxSize)
+	if h.looksAtBody() && !draining {
+		body, err = io.ReadAll(limited)
+	} else {
+		_, err = io.Copy(io.Discard, limited)
+	}
+	if err != nil {
+		return fmt.Errorf("reading the body: %w", err)
+	}
+	if draining {
+		return fmt.Errorf("status %d: %w", resp.StatusCode, ErrDraining)
+	}
+	if h.body != nil && !h.body.Match(body) {
+		return fmt.Errorf("body does not match '%s' in its first %s", h.body, humanize.IBytes(uint64(h.MaxSize)))
+	}
+	if h.expression != nil {
+		return h.expression.check(ctx, reply{
+			status: resp.StatusCode, header: resp.Header, body: body, took: time.Since(began),
+		})
+	}
+	return nil
+}
+
+// send sends the request and returns the answer.
+func (h *HTTP) send(ctx context.Context, up Upstream) (*http.Response, error) {
 	req := h.request.WithContext(ctx)
 	req.Header = h.request.Header.Clone() // a transport may add to it
 	target := *h.request.URL
@@ -177,157 +315,50 @@ func (h *HTTP) Probe(ctx context.Context, up Upstream) error {
 	if req.Host == "" {
 		req.Host = up.Host
 	}
-	resp, err := up.Transport.RoundTrip(req)
-	if err != nil {
-		return err
+	if req.GetBody != nil {
+		req.Body, _ = req.GetBody()
 	}
-	defer resp.Body.Close()
+	if !h.FollowRedirects {
+		return up.Transport.RoundTrip(req)
+	}
+	client := http.Client{Transport: up.Transport, CheckRedirect: checkRedirect}
+	resp, err := client.Do(req)
+	var failed *url.Error
+	if errors.As(err, &failed) {
+		err = failed.Err // the rest is known
+	}
+	return resp, err
+}
 
-	if !matches(h.status, resp.StatusCode) {
-		return fmt.Errorf("status %d, want %s", resp.StatusCode, strings.Join(h.Status, " "))
+// checkRedirect tells whether to follow a redirect.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	if len(via) > maxRedirects {
+		return fmt.Errorf("more than %d redirects", maxRedirects)
 	}
-	// The body is read even if nobody looks at it: an upstream that dies in the
-	// middle of an answer is not alive.
-	limited := io.LimitReader(resp.Body, h.MaxSize)
-	if h.body == nil {
-		_, err = io.Copy(io.Discard, limited)
-	} else {
-		var body []byte
-		if body, err = io.ReadAll(limited); err == nil && !h.body.Match(body) {
-			return fmt.Errorf("body does not match '%s' in its first %s", h.body, humanize.IBytes(uint64(h.MaxSize)))
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("reading the body: %w", err)
+	if req.URL.Scheme != via[0].URL.Scheme {
+		return fmt.Errorf("redirect to another scheme: %s", req.URL.Redacted())
 	}
 	return nil
+}
+
+// check reports what is wrong with the values of the field.
+func (e *expectedHeader) check(values []string) error {
+	if slices.ContainsFunc(values, e.value.MatchString) {
+		return nil
+	}
+	if len(values) == 0 {
+		return fmt.Errorf("header %s is missing, want '%s'", e.name, e.value)
+	}
+	return fmt.Errorf("header %s is '%s', want '%s'", e.name, values[0], e.value)
+}
+
+// looksAtBody reports whether the body of the answer is part of what is expected.
+func (h *HTTP) looksAtBody() bool {
+	return h.body != nil || h.expression != nil && h.expression.readsBody
 }
 
 // String returns the check as it is shown.
 func (h *HTTP) String() string { return "http " + h.URI }
-
-// UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
-//
-//	http <uri> {
-//		method      <method>
-//		header      <name> <value>
-//		status      <codes...>
-//		expect_body <regexp>
-//		max_size    <size>
-//	}
-func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the kind
-	if !d.NextArg() {
-		return d.Err("an http check needs the URI to ask for, like http /healthz")
-	}
-	h.URI = d.Val()
-	// what a placeholder stands for is only known when the config is loaded
-	if literal, _, _ := strings.Cut(h.URI, "{"); literal != "" || h.URI == "" {
-		if _, err := parseURI(literal); err != nil {
-			return d.WrapErr(err)
-		}
-	}
-	if d.NextArg() {
-		return d.Errf("an http check takes one URI; got '%s' too", d.Val())
-	}
-	seen := make(map[string]bool)
-	for d.NextBlock(0) {
-		option := d.Val()
-		if seen[option] && option != "header" {
-			return d.Errf("option '%s' is given twice", option)
-		}
-		seen[option] = true
-		if err := h.unmarshalOption(d, option); err != nil {
-			return err
-		}
-	}
-	return wrap(d, h.checkBody())
-}
-
-// unmarshalOption reads the option that d is at.
-func (h *HTTP) unmarshalOption(d *caddyfile.Dispenser, option string) error {
-	switch option {
-	case "method":
-		if !d.AllArgs(&h.Method) {
-			return d.Err("method takes one HTTP method, like HEAD")
-		}
-		if hasPlaceholder(h.Method) {
-			return nil
-		}
-		return wrap(d, checkMethod(h.Method))
-
-	case "header":
-		var name, value string
-		if !d.AllArgs(&name, &value) {
-			return d.Err("header takes a name and a value, like header Host app.internal")
-		}
-		if _, given := h.Header["Host"]; given && strings.EqualFold(name, "Host") {
-			return d.Err("header Host can be given once only")
-		}
-		if h.Header == nil {
-			h.Header = make(http.Header)
-		}
-		h.Header.Add(name, value)
-		if hasPlaceholder(value) {
-			value = ""
-		}
-		return wrap(d, checkHeader(name, value))
-
-	case "status":
-		h.Status = d.RemainingArgs()
-		if len(h.Status) == 0 {
-			return d.Err("status takes codes, classes and ranges, like 204 2xx 200-399")
-		}
-		for _, text := range h.Status {
-			if _, err := parseStatus(text); err != nil && !hasPlaceholder(text) {
-				return d.WrapErr(err)
-			}
-		}
-
-	case "expect_body":
-		if !d.AllArgs(&h.ExpectBody) {
-			return d.Err("expect_body takes one regular expression; put it into quotes if it has spaces")
-		}
-		if h.ExpectBody == "" {
-			return d.Err("expect_body must not be empty: it would match any body")
-		}
-		_, err := compileBody(h.ExpectBody)
-		return wrap(d, err)
-
-	case "max_size":
-		var text string
-		if !d.AllArgs(&text) {
-			return d.Err("max_size takes one size from 1 byte to 64MiB, like 64KiB")
-		}
-		size, err := humanize.ParseBytes(text)
-		if err != nil || size > maxMaxSize {
-			size = 0 // what checkMaxSize reports as out of range
-		}
-		h.MaxSize = int64(size)
-		if err := checkMaxSize(h.MaxSize); err != nil {
-			return d.Errf("%v; got '%s'", err, text)
-		}
-
-	default:
-		return d.Errf("unrecognized option '%s': an http check has method, header, status, expect_body and max_size besides the options of every check", option)
-	}
-	return nil
-}
-
-// hasPlaceholder reports whether a value is known only when the config is
-// loaded.
-func hasPlaceholder(value string) bool {
-	_, after, open := strings.Cut(value, "{")
-	return open && strings.Contains(after, "}")
-}
-
-// wrap adds the place to an error, if there is one.
-func wrap(d *caddyfile.Dispenser, err error) error {
-	if err == nil {
-		return nil
-	}
-	return d.WrapErr(err)
-}
 
 func parseURI(uri string) (*url.URL, error) {
 	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") || strings.ContainsAny(uri, " #") {
@@ -342,8 +373,21 @@ func parseURI(uri string) (*url.URL, error) {
 
 // checkBody rejects a check that could never pass.
 func (h *HTTP) checkBody() error {
-	if h.ExpectBody != "" && h.Method == http.MethodHead {
-		return errors.New("expect_body needs a body, and an answer to HEAD has none")
+	if h.Method != http.MethodHead {
+		return nil
+	}
+	if h.ExpectBody != "" {
+		return fmt.Errorf("expect_body: %w", errHEAD)
+	}
+	if h.expression != nil && h.expression.readsBody {
+		return fmt.Errorf("expression: %w", errHEAD)
+	}
+	return nil
+}
+
+func checkRequestBody(body string) error {
+	if len(body) > maxRequestBody {
+		return fmt.Errorf("request_body must not be longer than %s", humanize.IBytes(maxRequestBody))
 	}
 	return nil
 }
@@ -368,14 +412,6 @@ func checkHeader(name, value string) error {
 	return nil
 }
 
-func compileBody(expr string) (*regexp.Regexp, error) {
-	re, err := regexp.Compile(expr)
-	if err != nil {
-		return nil, fmt.Errorf("expect_body must be a regular expression in RE2 syntax: %v", err)
-	}
-	return re, nil
-}
-
 func checkMaxSize(size int64) error {
 	if size < 1 || size > maxMaxSize {
 		return errors.New("max_size must be a size from 1 byte to 64MiB, like 64KiB")
@@ -387,6 +423,7 @@ func checkMaxSize(size int64) error {
 var (
 	_ Prober                = (*HTTP)(nil)
 	_ UpstreamValidator     = (*HTTP)(nil)
+	_ Overrider             = (*HTTP)(nil)
 	_ caddy.Provisioner     = (*HTTP)(nil)
 	_ caddyfile.Unmarshaler = (*HTTP)(nil)
 )

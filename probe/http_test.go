@@ -623,8 +623,8 @@ func TestHTTPProvisionErrors(t *testing.T) {
 		{`{"uri":"/","method":"{http.request.method}"}`, "method: unrecognized placeholder {http.request.method}" + global},
 		{`{"uri":"/","status":["{env.PROBE_WORD}"]}`, status + "'word'"},
 		{`{"uri":"/","header":{"Host":["a"],"host":["b"]}}`, "header Host can be given once only"},
-		{`{"uri":"/","expect_body":"{env.PROBE_EMPTY}"}`, "expect_body must not be empty: it would match any body"},
-		{`{"uri":"/","expect_body":"` + strings.Repeat("{", 102) + `"}`, "expect_body must not be empty: it would match any body"},
+		{`{"uri":"/","expect_body":"{env.PROBE_EMPTY}"}`, "expect_body must not be empty: it would match anything"},
+		{`{"uri":"/","expect_body":"` + strings.Repeat("{", 102) + `"}`, "expect_body must not be empty: it would match anything"},
 		{`{"uri":"/","expect_body":"^{http.request.host}$"}`, "expect_body: unrecognized placeholder {http.request.host}" + global},
 		{`{"uri":"/%zz"}`, uri + `: parse "/%zz": invalid URL escape "%zz"`},
 		{`{"uri":"/a\nb"}`, uri + `: parse "/a\nb": net/url: invalid control character in URL`},
@@ -654,7 +654,7 @@ func TestHTTPProvisionErrors(t *testing.T) {
 
 		{`{"uri":"/","expect_body":"("}`, regex + "missing closing ): `(`"},
 		{`{"uri":"/","expect_body":"a{2,1}"}`, regex + "invalid repeat count: `{2,1}`"},
-		{`{"uri":"/","method":"HEAD","expect_body":"a"}`, "expect_body needs a body, and an answer to HEAD has none"},
+		{`{"uri":"/","method":"HEAD","expect_body":"a"}`, "expect_body: an answer to HEAD has no body to look at"},
 
 		{`{"uri":"/","max_size":-1}`, size},
 		{`{"uri":"/","max_size":67108865}`, size},
@@ -690,7 +690,7 @@ func TestString(t *testing.T) {
 		want  string
 	}{
 		{h, "http /healthz?token={env.PROBE_TOKEN}"},
-		{TCP{}, "tcp"},
+		{new(TCP), "tcp"},
 	} {
 		if got := test.probe.String(); got != test.want {
 			t.Errorf("got %q, want %q", got, test.want)

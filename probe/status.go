@@ -13,7 +13,7 @@ type statusRange struct{ first, last int }
 
 // parseStatus reads a code (204), a class (2xx) or a range (200-399). Codes go
 // from 200, for 1xx never is a final answer, to 599.
-func parseStatus(text string) (statusRange, error) {
+func parseStatus(option, text string) (statusRange, error) {
 	var r statusRange
 	first, last, isRange := strings.Cut(text, "-")
 	if class, ok := strings.CutSuffix(text, "xx"); ok {
@@ -25,7 +25,7 @@ func parseStatus(text string) (statusRange, error) {
 	r.first, err1 = strconv.Atoi(first)
 	r.last, err2 = strconv.Atoi(last)
 	if err1 != nil || err2 != nil || len(first) != 3 || len(last) != 3 || r.first < 200 || r.last > 599 || r.first > r.last {
-		return r, fmt.Errorf("status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s'", text)
+		return r, fmt.Errorf("%s must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s'", option, text)
 	}
 	return r, nil
 }

@@ -19,7 +19,7 @@ func TestParseStatus(t *testing.T) {
 		"200-200": {200, 200},
 		"200-599": {200, 599},
 	} {
-		if got, err := parseStatus(text); err != nil || got != want {
+		if got, err := parseStatus("status", text); err != nil || got != want {
 			t.Errorf("parseStatus(%q) = %v, %v; want %v", text, got, err, want)
 		}
 	}
@@ -37,7 +37,7 @@ func TestParseStatusErrors(t *testing.T) {
 		"{env.STATUS}",
 	} {
 		want := "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '" + text + "'"
-		if got, err := parseStatus(text); err == nil || err.Error() != want {
+		if got, err := parseStatus("status", text); err == nil || err.Error() != want {
 			t.Errorf("parseStatus(%q) = %v, %v; want the error %q", text, got, err, want)
 		}
 	}

@@ -4,15 +4,39 @@ package probe
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
-// TCP checks that an upstream accepts connections. It is what the policy does
-// when no check is configured.
-type TCP struct{}
+// maxExpected is how many bytes a TCP check reads in search of what it expects.
+const maxExpected = 64 << 10
+
+// TCP checks that an upstream accepts connections, and, if told so, that it says
+// what it should. It is what the policy does when no check is configured. There
+// is no TLS on the connection, even if the proxy uses it.
+type TCP struct {
+	// What to send once connected. Escapes as in Go strings are `\r`, `\n`, `\t`,
+	// `\\` and `\x00` to `\xff`. Default: nothing.
+	Send string `json:"send,omitempty"`
+
+	// A regular expression (RE2) that has to match somewhere in the first 64 KiB
+	// that come back before the timeout. Default: nothing is waited for.
+	Expect string `json:"expect,omitempty"`
+
+	send   []byte
+	expect *regexp.Regexp
+}
 
 // CaddyModule returns the Caddy module information.
 func (TCP) CaddyModule() caddy.ModuleInfo {
@@ -24,41 +48,160 @@ func (TCP) CaddyModule() caddy.ModuleInfo {
 
 // UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
 //
-//	tcp
-func (*TCP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+//	tcp {
+//		send   <text>
+//		expect <regexp>
+//	}
+func (t *TCP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the kind
 	if d.NextArg() {
 		return d.Errf("a tcp check takes no argument; got '%s'", d.Val())
 	}
-	if d.NextBlock(0) {
-		return d.Errf("unrecognized option '%s': a tcp check has the options of every check only", d.Val())
+	return options(d, func(option string) error {
+		switch option {
+		case "send":
+			if !d.AllArgs(&t.Send) || t.Send == "" {
+				return d.Err(`send takes one text, like "PING\r\n"; put it into quotes if it has spaces`)
+			}
+			_, err := unescape(t.Send)
+			return wrap(d, err)
+		case "expect":
+			if !d.AllArgs(&t.Expect) {
+				return d.Err("expect takes one regular expression; put it into quotes if it has spaces")
+			}
+			_, err := compile(option, t.Expect)
+			return wrap(d, err)
+		}
+		return d.Errf("unrecognized option '%s': besides the options of every check, a tcp check has send and expect", option)
+	})
+}
+
+// Provision resolves placeholders and compiles what Probe needs.
+func (t *TCP) Provision(_ caddy.Context) error {
+	text, err := unescape(t.Send)
+	if err != nil {
+		return err
 	}
-	return nil
+	if text, err = resolveText("send", text); err != nil {
+		return err
+	}
+	t.send = []byte(text)
+	if t.Expect != "" {
+		t.expect, err = resolvePattern("expect", t.Expect)
+	}
+	return err
+}
+
+// unescape replaces the escapes in what is to be sent.
+func unescape(text string) (string, error) {
+	var out strings.Builder
+	for rest := text; rest != ""; {
+		before, after, found := strings.Cut(rest, `\`)
+		out.WriteString(before)
+		if !found {
+			break
+		}
+		length := 1
+		if strings.HasPrefix(after, "x") {
+			length = 3
+		}
+		if len(after) < length {
+			return "", errEscape(after)
+		}
+		switch escape := after[:length]; escape {
+		case "r":
+			out.WriteByte('\r')
+		case "n":
+			out.WriteByte('\n')
+		case "t":
+			out.WriteByte('\t')
+		case `\`:
+			out.WriteByte('\\')
+		default:
+			code, err := strconv.ParseUint(strings.TrimPrefix(escape, "x"), 16, 8)
+			if err != nil || length == 1 {
+				return "", errEscape(escape)
+			}
+			out.WriteByte(byte(code))
+		}
+		rest = after[length:]
+	}
+	return out.String(), nil
+}
+
+func errEscape(escape string) error {
+	return fmt.Errorf(`send knows the escapes \r, \n, \t, \\ and \x00 to \xff; got '\%s'`, escape)
 }
 
 // ValidateUpstream rejects proxies that do not connect by TCP.
-func (TCP) ValidateUpstream(up Upstream) error {
+func (t *TCP) ValidateUpstream(up Upstream) error {
 	if up.Dial == nil {
-		return fmt.Errorf("a tcp check cannot tell whether %s is alive, which is not reached by connecting to it; use an http check", up.Address)
+		return errConnect("tcp", up)
 	}
 	return nil
 }
 
-// Probe connects and hangs up.
-func (TCP) Probe(ctx context.Context, up Upstream) error {
+// Probe connects, sends, waits for what is expected, and hangs up.
+func (t *TCP) Probe(ctx context.Context, up Upstream) error {
 	conn, err := up.Dial(ctx)
 	if err != nil {
 		return err
 	}
-	return conn.Close()
+	defer conn.Close()
+	if len(t.send) == 0 && t.expect == nil {
+		return nil
+	}
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	if len(t.send) > 0 {
+		if _, err := conn.Write(t.send); err != nil {
+			return fmt.Errorf("sending: %w", err)
+		}
+	}
+	if t.expect == nil {
+		return nil
+	}
+	return t.await(conn)
+}
+
+// await reads until what is expected was there.
+func (t *TCP) await(conn net.Conn) error {
+	var got []byte
+	part := make([]byte, 4<<10)
+	for len(got) < maxExpected {
+		n, err := conn.Read(part[:min(len(part), maxExpected-len(got))])
+		got = append(got, part[:n]...)
+		switch {
+		case n > 0 && t.expect.Match(got):
+			return nil
+		case errors.Is(err, io.EOF):
+			return fmt.Errorf("the connection was closed after %s, want '%s'", shown(got), t.expect)
+		case err != nil:
+			return fmt.Errorf("got %s, want '%s': %w", shown(got), t.expect, err)
+		}
+	}
+	return fmt.Errorf("got %s, which does not match '%s' in its first %s", shown(got), t.expect, humanize.IBytes(maxExpected))
+}
+
+// shown returns the beginning of what came back, for a reason.
+func shown(got []byte) string {
+	const most = 64
+	switch {
+	case len(got) == 0:
+		return "nothing"
+	case len(got) > most:
+		return strconv.Quote(string(got[:most])) + "…"
+	default:
+		return strconv.Quote(string(got))
+	}
 }
 
 // String returns the check as it is shown.
-func (TCP) String() string { return "tcp" }
+func (t *TCP) String() string { return "tcp" }
 
 // Interface guards
 var (
 	_ Prober                = (*TCP)(nil)
 	_ UpstreamValidator     = (*TCP)(nil)
+	_ caddy.Provisioner     = (*TCP)(nil)
 	_ caddyfile.Unmarshaler = (*TCP)(nil)
 )

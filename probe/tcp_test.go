@@ -42,7 +42,7 @@ func TestTCPAccepted(t *testing.T) {
 		return dialed, err
 	}
 	t.Cleanup(func() { dialed.Close() })
-	if err := run(t, TCP{}, up, long); err != nil {
+	if err := run(t, new(TCP), up, long); err != nil {
 		t.Errorf("got %v, want a pass", err)
 	}
 	if r := wait(t, got, grace); r.err != nil || len(r.data) > 0 {
@@ -54,7 +54,7 @@ func TestTCPAccepted(t *testing.T) {
 func TestTCPRefused(t *testing.T) {
 	t.Parallel()
 	addr := refusing(t)
-	err := run(t, TCP{}, newUpstream(t, "tcp", addr, nil), long)
+	err := run(t, new(TCP), newUpstream(t, "tcp", addr, nil), long)
 	if err == nil || !strings.Contains(err.Error(), "refused") || !strings.Contains(err.Error(), addr) {
 		t.Errorf("got %v, want an error that says that %s refused", err, addr)
 	}
@@ -69,7 +69,7 @@ func TestTCPDeadline(t *testing.T) {
 		<-ctx.Done()
 		return nil, context.Cause(ctx)
 	}}
-	if err := run(t, TCP{}, up, short); !errors.Is(err, context.DeadlineExceeded) {
+	if err := run(t, new(TCP), up, short); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
 	}
 }
@@ -85,7 +85,7 @@ func TestTCPCanceled(t *testing.T) {
 	}}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*grace)
 	defer cancel()
-	result := start(ctx, TCP{}, up)
+	result := start(ctx, new(TCP), up)
 	wait(t, dialing, grace)
 	cancel()
 	if err := wait(t, result, grace); !errors.Is(err, context.Canceled) {
@@ -99,12 +99,12 @@ func TestTCPValidateUpstream(t *testing.T) {
 	t.Parallel()
 	up := newUpstream(t, "tcp", "127.0.0.1:1", nil)
 	up.Transport = nil // FastCGI
-	if err := (TCP{}).ValidateUpstream(up); err != nil {
+	if err := new(TCP).ValidateUpstream(up); err != nil {
 		t.Errorf("got %v, want no error: a tcp check needs no HTTP", err)
 	}
 	up.Address, up.Dial = "app1:443", nil
 	want := "a tcp check cannot tell whether app1:443 is alive, which is not reached by connecting to it; use an http check"
-	if got := text(TCP{}.ValidateUpstream(up)); got != want {
+	if got := text(new(TCP).ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -116,7 +116,7 @@ func TestTCPCaddyfile(t *testing.T) {
 		{"tcp {\n}", ""},
 		{"tcp 8080", "a tcp check takes no argument; got '8080', at Testfile:1"},
 		{"tcp /healthz {\n\tinterval 1s\n}", "a tcp check takes no argument; got '/healthz', at Testfile:1"},
-		{"tcp {\n\tmethod GET\n}", "unrecognized option 'method': a tcp check has the options of every check only, at Testfile:2"},
+		{"tcp {\n\tmethod GET\n}", "unrecognized option 'method': besides the options of every check, a tcp check has send and expect, at Testfile:2"},
 	} {
 		p := new(TCP)
 		if got := text(p.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input))); got != test.err {

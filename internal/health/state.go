@@ -58,17 +58,31 @@ type Settings struct {
 
 // state is the whole decision, free of clocks and locks.
 type state struct {
-	status Status
-	wasUp  bool // it was up at least once
-	passes int  // consecutive passes
-	fails  int  // consecutive fails
+	status   Status
+	draining bool    // it is up, but asked for no new requests
+	wasUp    bool    // it was up at least once
+	passes   int     // consecutive passes
+	fails    int     // consecutive fails
+	drift    float64 // share of the jitter that is its own, from 0 to 1
 }
 
 // record counts one result and reports whether it changed the status. Only
 // results in a row do: any pass ends a streak of fails, and the reverse. The
 // very first result decides alone, and a target that was never up needs but
-// one pass, so that a start is as quick as the upstreams are.
-func (s *state) record(passed bool, set *Settings) (changed bool) {
+// one pass, so that a start is as quick as the upstreams are. Whether it is
+// draining is up to the last pass alone.
+func (s *state) record(passed, draining bool, set *Settings) (changed bool) {
+	before := *s
+	s.count(passed, set)
+	if passed {
+		s.draining = draining
+	}
+	s.draining = s.draining && s.status == Up
+	return s.status != before.status || s.draining != before.draining
+}
+
+// count counts one result, and changes the status if it is time to.
+func (s *state) count(passed bool, set *Settings) {
 	if passed {
 		s.passes++
 		s.fails = 0
@@ -79,15 +93,17 @@ func (s *state) record(passed bool, set *Settings) (changed bool) {
 	switch {
 	case passed && (s.status == Unknown || s.status == Down && (!s.wasUp || s.passes >= set.Passes)):
 		s.status, s.wasUp = Up, true
-		return true
 	case !passed && (s.status == Unknown || s.status == Up && s.fails >= set.Fails):
 		s.status = Down
-		return true
 	}
-	return false
 }
 
-// delay is the time from the start of one probe to the start of the next.
+// settled reports whether it is up and nothing speaks against that.
+func (s *state) settled() bool { return s.status == Up && s.fails == 0 }
+
+// delay is the time from the start of one probe to the start of the next. Half
+// of the jitter is the target's own: targets that started together drift apart
+// with every probe, and not only as far as chance takes them.
 func (s *state) delay(set *Settings) time.Duration {
 	d := set.Interval
 	switch {
@@ -98,5 +114,5 @@ func (s *state) delay(set *Settings) time.Duration {
 	case s.status == Down:
 		d = set.DownInterval
 	}
-	return d + time.Duration(rand.Float64()*set.Jitter*float64(d))
+	return d + time.Duration((s.drift+rand.Float64())/2*set.Jitter*float64(d))
 }

@@ -3,6 +3,7 @@
 package health
 
 import (
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -46,7 +47,7 @@ func TestOnlyResultsInARowChangeTheStatus(t *testing.T) {
 			var got []byte
 			for _, r := range tc.results {
 				before := s.status
-				changed := s.record(r == 'P', &set)
+				changed := s.record(r == 'P', false, &set)
 				if changed != (s.status != before) {
 					t.Fatalf("after %q: record says changed %v, status went from %v to %v", got, changed, before, s.status)
 				}
@@ -80,7 +81,7 @@ func TestDelay(t *testing.T) {
 			set := settings()
 			var s state
 			for _, r := range tc.results {
-				s.record(r == 'P', &set)
+				s.record(r == 'P', false, &set)
 			}
 			if got := s.delay(&set); got != tc.want {
 				t.Errorf("after %q: delay %v, want %v", tc.results, got, tc.want)
@@ -95,9 +96,10 @@ func TestJitterStaysInItsBounds(t *testing.T) {
 	set := settings()
 	set.Jitter = 0.1
 	var s state
-	s.record(true, &set)
+	s.record(true, false, &set)
 	var got []time.Duration
 	for range 1000 {
+		s.drift = rand.Float64()
 		got = append(got, s.delay(&set))
 	}
 	if lowest := slices.Min(got); lowest < 5*time.Second || lowest > 5050*time.Millisecond {

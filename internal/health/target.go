@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -23,15 +24,20 @@ const maxReason = 256
 // tell of what came of it. Its functions are called without any lock held, from
 // the target's own goroutine.
 type Driver struct {
-	// Probe asks once. An error is a failed probe, and its text the reason. It
-	// must return soon after ctx is done.
-	Probe func(ctx context.Context) error
+	// Probe asks once. An error is a failed probe, and its text the reason;
+	// without one, draining says that the target is up, but asks for no new
+	// requests. Fresh forbids it to rely on an earlier connection. It must return
+	// soon after ctx is done.
+	Probe func(ctx context.Context, fresh bool) (draining bool, err error)
 	// Bound says that a probe cannot outlive its driver: what it travels on is
 	// closed with it.
 	Bound bool
 	// Probed is told of every result that counts. It may be nil.
 	Probed func(Result)
-	// Report is told of every change of status. It may be nil.
+	// Late is told of every timeout that counts for nothing, and by how much this
+	// process was late meanwhile. It may be nil.
+	Late func(by time.Duration)
+	// Report is told of every change. It may be nil.
 	Report func(Transition)
 }
 
@@ -43,12 +49,15 @@ type Result struct {
 	Took time.Duration
 }
 
-// Transition is one change of status.
+// Transition is one change of status, or of whether an up target is draining.
 type Transition struct {
 	From, To Status
+	// WasDraining and Draining say the same of new requests.
+	WasDraining, Draining bool
 	// Reason is why the last probe failed; empty when it passed.
 	Reason string
-	// Lasted is the time since the change before, 0 if there was none.
+	// Lasted is how long the status before lasted, 0 if there was none, or if it
+	// goes on.
 	Lasted time.Duration
 }
 
@@ -57,8 +66,9 @@ type Transition struct {
 type Target struct {
 	settings Settings
 	// copies for readers that cannot wait
-	status atomic.Int32              // of state.status
-	since  atomic.Pointer[time.Time] // of the last change of status, nil before the first
+	status   atomic.Int32              // of state.status
+	draining atomic.Bool               // of state.draining
+	since    atomic.Pointer[time.Time] // of the last change of status, nil before the first
 
 	mu          sync.Mutex
 	state       state
@@ -66,6 +76,7 @@ type Target struct {
 	drivers     []*Driver // attached, oldest first; the newest is in use
 	subscribers map[*func()]struct{}
 	loop        *loop // nil while nothing is attached
+	ran         bool  // something was attached once
 }
 
 // loop is one run of a target's goroutine. Its fields but the channels are
@@ -81,11 +92,19 @@ type loop struct {
 
 // NewTarget returns a target of unknown status with nothing attached.
 func NewTarget(settings Settings) *Target {
-	return &Target{settings: settings, subscribers: make(map[*func()]struct{})}
+	return &Target{
+		settings:    settings,
+		state:       state{drift: rand.Float64()},
+		subscribers: make(map[*func()]struct{}),
+	}
 }
 
 // Status returns the status now. It never waits.
 func (t *Target) Status() Status { return Status(t.status.Load()) }
+
+// Draining reports whether it is up, but asked for no new requests. It never
+// waits.
+func (t *Target) Draining() bool { return t.draining.Load() }
 
 // Since returns when the status last changed, the zero time if it never did. It
 // never waits.
@@ -119,6 +138,50 @@ func (t *Target) Running() bool {
 	return t.loop != nil
 }
 
+// New reports whether no probes ever ran.
+func (t *Target) New() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return !t.ran
+}
+
+// Inherit gives the target a status to begin with, as a settled one, and since
+// when it lasts. It has no effect once probes began.
+func (t *Target) Inherit(status Status, draining bool, since time.Time) {
+	t.mu.Lock()
+	if t.ran || status == t.state.status && draining == t.state.draining {
+		t.mu.Unlock()
+		return
+	}
+	t.state = state{status: status, draining: draining && status == Up, wasUp: status != Unknown, drift: t.state.drift}
+	t.publish(since)
+	subscribers := t.listeners()
+	t.mu.Unlock()
+	for _, f := range subscribers {
+		f()
+	}
+}
+
+// publish shows readers that cannot wait what the state is. t.mu must be held.
+func (t *Target) publish(since time.Time) {
+	if since.IsZero() {
+		t.since.Store(nil)
+	} else {
+		t.since.Store(&since)
+	}
+	t.draining.Store(t.state.draining)
+	t.status.Store(int32(t.state.status))
+}
+
+// listeners returns whom to tell of a change. t.mu must be held.
+func (t *Target) listeners() []func() {
+	subscribers := make([]func(), 0, len(t.subscribers))
+	for f := range t.subscribers {
+		subscribers = append(subscribers, *f)
+	}
+	return subscribers
+}
+
 // Suspect says that something else than a probe failed, such as a request. If
 // the target is up, it is probed in a burst from now on, until one probe passes
 // or as many failed as turn it down. It never waits for a probe.
@@ -150,6 +213,7 @@ func (t *Target) Attach(d Driver, delay time.Duration) (detach func()) {
 	if t.loop == nil {
 		ctx, stop := context.WithCancel(context.Background())
 		t.loop = &loop{stop: stop, done: make(chan struct{}), wake: make(chan struct{}, 1)}
+		t.ran = true
 		go t.run(ctx, t.loop, delay)
 	}
 	return func() { t.detach(&d) }
@@ -183,6 +247,7 @@ func (t *Target) run(ctx context.Context, l *loop, delay time.Duration) {
 	defer close(l.done)
 	timer := time.NewTimer(delay)
 	defer timer.Stop()
+	clock := new(lateness)
 	for {
 		select {
 		case <-ctx.Done():
@@ -191,7 +256,7 @@ func (t *Target) run(ctx context.Context, l *loop, delay time.Duration) {
 		case <-l.wake:
 		}
 		started := time.Now()
-		next, ok := t.probeOnce(ctx, l)
+		next, ok := t.probeOnce(ctx, l, clock)
 		if !ok {
 			return
 		}
@@ -201,7 +266,7 @@ func (t *Target) run(ctx context.Context, l *loop, delay time.Duration) {
 
 // probeOnce runs one probe and counts its result. It returns the time from its
 // start to the start of the next, and false when there is none.
-func (t *Target) probeOnce(ctx context.Context, l *loop) (next time.Duration, ok bool) {
+func (t *Target) probeOnce(ctx context.Context, l *loop, clock *lateness) (next time.Duration, ok bool) {
 	t.mu.Lock()
 	if t.loop != l { // the last driver left in this very moment
 		t.mu.Unlock()
@@ -211,11 +276,15 @@ func (t *Target) probeOnce(ctx context.Context, l *loop) (next time.Duration, ok
 	probeCtx, cancel := context.WithTimeout(ctx, t.settings.Timeout)
 	l.driver, l.cut, l.discard = driver, cancel, false
 	t.suspicion.probing()
+	fresh := !t.state.settled() || t.suspicion.burst
 	t.mu.Unlock()
 
 	started := time.Now()
-	err := safely(probeCtx, driver.Probe)
+	clock.start(t.settings.Timeout)
+	draining, err := safely(probeCtx, driver.Probe, fresh)
+	late := clock.stop()
 	result := Result{Reason: t.reason(probeCtx, err), Took: time.Since(started)}
+	void := late > t.settings.Timeout/4 && timedOut(probeCtx, err)
 	cancel()
 
 	t.mu.Lock()
@@ -224,20 +293,22 @@ func (t *Target) probeOnce(ctx context.Context, l *loop) (next time.Duration, ok
 		t.mu.Unlock()
 		return 0, false
 	}
-	var change *Transition
-	var subscribers []func()
 	if l.discard {
 		t.mu.Unlock()
 		return 0, true // the successor's own probe is due at once
 	}
-	if change = t.record(err == nil, result.Reason); change != nil {
-		for f := range t.subscribers {
-			subscribers = append(subscribers, *f)
+	var change *Transition
+	var subscribers []func()
+	goesOn := t.suspicion.burst
+	if !void {
+		if change = t.record(err == nil, draining, result.Reason); change != nil {
+			subscribers = t.listeners()
 		}
+		goesOn = t.suspicion.record(err == nil, t.state.status, time.Now())
 	}
 	newest := t.drivers[len(t.drivers)-1]
 	next = t.state.delay(&t.settings)
-	if t.suspicion.record(err == nil, t.state.status, time.Now()) {
+	if goesOn {
 		next = t.settings.FastInterval / burstFactor
 	}
 	t.mu.Unlock()
@@ -245,7 +316,10 @@ func (t *Target) probeOnce(ctx context.Context, l *loop) (next time.Duration, ok
 	for _, f := range subscribers {
 		f()
 	}
-	if newest.Probed != nil {
+	switch {
+	case void && newest.Late != nil:
+		newest.Late(late)
+	case !void && newest.Probed != nil:
 		newest.Probed(result)
 	}
 	if change != nil && newest.Report != nil {
@@ -254,21 +328,34 @@ func (t *Target) probeOnce(ctx context.Context, l *loop) (next time.Duration, ok
 	return next, true
 }
 
-// record counts a result and returns the change of status, if it made one.
-// t.mu must be held.
-func (t *Target) record(passed bool, reason string) *Transition {
-	from := t.state.status
-	if !t.state.record(passed, &t.settings) {
+// record counts a result and returns the change, if it made one. t.mu must be
+// held.
+func (t *Target) record(passed, draining bool, reason string) *Transition {
+	before := t.state
+	if !t.state.record(passed, draining, &t.settings) {
 		return nil
 	}
-	now := time.Now()
-	change := &Transition{From: from, To: t.state.status, Reason: reason}
-	if since := t.since.Load(); since != nil {
-		change.Lasted = now.Sub(*since)
+	change := &Transition{
+		From: before.status, To: t.state.status,
+		WasDraining: before.draining, Draining: t.state.draining,
+		Reason: reason,
 	}
-	t.since.Store(&now)
-	t.status.Store(int32(t.state.status))
+	now := time.Now()
+	if since := t.since.Load(); since != nil {
+		if change.From == change.To {
+			now = *since
+		} else {
+			change.Lasted = now.Sub(*since)
+		}
+	}
+	t.publish(now)
 	return change
+}
+
+// timedOut reports whether a probe failed because something took too long.
+func timedOut(ctx context.Context, err error) bool {
+	var timeout interface{ Timeout() bool }
+	return err != nil && (errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout())
 }
 
 // reason puts a failed probe into words that a person can act on, in one
@@ -294,11 +381,11 @@ func (t *Target) reason(ctx context.Context, err error) string {
 
 // safely turns a panic into a failed probe: a probe may be anybody's code, fed
 // with anybody's bytes, and must not take the whole server down.
-func safely(ctx context.Context, probe func(context.Context) error) (err error) {
+func safely(ctx context.Context, probe func(context.Context, bool) (bool, error), fresh bool) (draining bool, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the probe panicked: %v", p)
 		}
 	}()
-	return probe(ctx)
+	return probe(ctx, fresh)
 }

@@ -29,12 +29,12 @@ func newScript(answer func(ctx context.Context) error) *script {
 
 func (s *script) driver() Driver {
 	return Driver{
-		Probe: func(ctx context.Context) error {
+		Probe: func(ctx context.Context, _ bool) (bool, error) {
 			s.mu.Lock()
 			s.started = append(s.started, time.Since(s.began))
 			answer := s.answer
 			s.mu.Unlock()
-			return answer(ctx)
+			return false, answer(ctx)
 		},
 		Report: func(change Transition) {
 			s.mu.Lock()
@@ -445,11 +445,11 @@ func TestConcurrentUse(t *testing.T) {
 	set.Interval, set.FastInterval, set.DownInterval = time.Millisecond, time.Millisecond, time.Millisecond
 	target := NewTarget(set)
 	n := 0 // only ever changed by the target's goroutine
-	flaky := func(context.Context) error {
+	flaky := func(context.Context, bool) (bool, error) {
 		if n++; n%2 == 0 {
-			return errSick
+			return false, errSick
 		}
-		return nil
+		return false, nil
 	}
 	keep := target.Attach(Driver{Probe: flaky}, 0)
 	var wg sync.WaitGroup

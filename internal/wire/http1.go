@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+const (
+	// bufferSize is that of the buffers that requests borrow, in bytes.
+	bufferSize = 4 << 10
+	// maxInterim is how many answers of a status 1xx may come before the answer.
+	// net/http has the same limit.
+	maxInterim = 5
+)
+
+// HTTP1 is a plain HTTP/1.1 connection. In place of the two goroutines and the
+// buffers that net/http gives each, it has what it needs while a request is
+// under way only: between requests it is a socket and nothing more.
+//
+// It does not wait for "100 Continue", and sends a whole request before it looks
+// at the answer; so it is for small bodies.
+type HTTP1 struct {
+	// Conn is the connection, on which nothing was sent.
+	Conn net.Conn
+	// MaxHeader is how many bytes the header of an answer, with those of interim
+	// ones, may have.
+	MaxHeader int64
+	// HeaderTimeout is how long to wait for the header of an answer after the
+	// request was sent. 0: as long as the context lasts.
+	HeaderTimeout time.Duration
+
+	over bool // no further request can be sent
+}
+
+var (
+	readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, bufferSize) }}
+	writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, bufferSize) }}
+)
+
+var errLongHeader = errors.New("the header of the answer is too long")
+
+// RoundTrip sends the request and returns the answer once its header is there.
+// Closing the connection ends it. The connection closes when the body is closed
+// before its end.
+func (c *HTTP1) RoundTrip(req *http.Request) (*http.Response, error) {
+	c.over = true // unless all goes well
+	w := writers.Get().(*bufio.Writer)
+	w.Reset(c.Conn)
+	sendErr := req.Write(w)
+	if sendErr == nil {
+		sendErr = w.Flush()
+	}
+	w.Reset(nil)
+	writers.Put(w)
+
+	// one that rejects a request need not read it all before it says so
+	if c.HeaderTimeout > 0 {
+		_ = c.Conn.SetReadDeadline(time.Now().Add(c.HeaderTimeout))
+	}
+	from := &limited{conn: c.Conn, left: c.MaxHeader}
+	r := readers.Get().(*bufio.Reader)
+	r.Reset(from)
+	resp, err := readAnswer(r, req)
+	if err != nil {
+		release(r)
+		switch {
+		case from.left <= 0:
+			err = errLongHeader
+		case sendErr != nil:
+			err = sendErr
+		case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF):
+			err = errors.New("the connection was closed before an answer was complete")
+		}
+		return nil, err
+	}
+	if c.HeaderTimeout > 0 {
+		_ = c.Conn.SetReadDeadline(time.Time{})
+	}
+	from.left = math.MaxInt64
+	over := sendErr != nil || req.Close || resp.Close || resp.StatusCode == http.StatusSwitchingProtocols
+	resp.Body = &body{conn: c, from: resp.Body, buffer: r, over: over, read: resp.Body == http.NoBody}
+	return resp, nil
+}
+
+// readAnswer reads the header of the answer, past those of interim ones.
+func readAnswer(r *bufio.Reader, req *http.Request) (*http.Response, error) {
+	for range maxInterim + 1 {
+		resp, err := http.ReadResponse(r, req)
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode/100 != 1 || resp.StatusCode == http.StatusSwitchingProtocols {
+			return resp, nil
+		}
+	}
+	return nil, fmt.Errorf("more than %d interim answers", maxInterim)
+}
+
+func release(r *bufio.Reader) {
+	r.Reset(nil)
+	readers.Put(r)
+}
+
+// Usable reports whether another request can be sent: the last answer was read
+// to its end, and the other side has neither closed the connection nor sent
+// what nobody asked for.
+func (c *HTTP1) Usable() bool {
+	if c.over {
+		return false
+	}
+	// one of its own timeouts may have passed since
+	_ = c.Conn.SetReadDeadline(time.Time{})
+	return quiet(c.Conn)
+}
+
+// Close closes the connection.
+func (c *HTTP1) Close() error { return c.Conn.Close() }
+
+// limited reads from a connection until the limit, which ends like the
+// connection would.
+type limited struct {
+	conn net.Conn
+	left int64
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	if l.left <= 0 {
+		return 0, io.EOF
+	}
+	if int64(len(p)) > l.left {
+		p = p[:l.left]
+	}
+	n, err := l.conn.Read(p)
+	l.left -= int64(n)
+	return n, err
+}
+
+// body is that of an answer.
+type body struct {
+	conn   *HTTP1
+	from   io.ReadCloser
+	buffer *bufio.Reader // nil when closed
+	read   bool          // to its end
+	over   bool          // no request can follow, however this ends
+}
+
+// Read reads from the body.
+func (b *body) Read(p []byte) (int, error) {
+	if b.buffer == nil {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	n, err := b.from.Read(p)
+	if errors.Is(err, io.EOF) {
+		b.read = true
+	}
+	return n, err
+}
+
+// Close leaves the connection ready for another request, or closes it.
+func (b *body) Close() error {
+	if b.buffer == nil {
+		return nil
+	}
+	again := b.read && !b.over && b.buffer.Buffered() == 0
+	release(b.buffer)
+	b.buffer = nil
+	if !again {
+		return b.conn.Close()
+	}
+	b.conn.over = false
+	return nil
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package wire sends requests to one upstream over a connection of its own,
+// kept for the next request for a bounded time. It knows neither Caddy nor what
+// the requests are for.
+package wire
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// A Line is one connection that requests are sent over, one after the other.
+type Line interface {
+	http.RoundTripper
+	// Usable reports whether another request can be sent. It is asked between
+	// requests only.
+	Usable() bool
+	// Close ends the connection, and a request on it.
+	Close() error
+}
+
+// Transport is an http.RoundTripper to one upstream, whatever host a request
+// names, over at most one connection that is kept between requests. Requests
+// that overlap have further ones, which end with them.
+//
+// A request that a kept connection fails is sent again over a new one: the
+// other side may close what is idle at any time, and that is no failure. So a
+// request whose method is not safe (RFC 9110, section 9.2.1) has always a new one.
+type Transport struct {
+	// Open connects.
+	Open func(ctx context.Context) (Line, error)
+	// MaxAge is how long a connection is kept. 0 or less: each request has its own.
+	MaxAge time.Duration
+
+	mu     sync.Mutex
+	kept   *keptLine // idle, nil if there is none
+	closed bool
+}
+
+// keptLine is a line and its end.
+type keptLine struct {
+	Line
+	expire  *time.Timer
+	expired bool // guarded by Transport.mu
+}
+
+// RoundTrip sends the request and returns the answer once its header is there.
+// The connection is ready for the next request when the body was closed, and
+// is closed when the context of the request ends before that.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx := req.Context()
+	if t.MaxAge <= 0 || !repeatable(req) {
+		line, err := t.Open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		last := *req
+		last.Close = true // so that the other side closes it, too
+		return roundTrip(line, &last, func() { _ = line.Close() })
+	}
+	if line := t.take(); line != nil {
+		resp, err := roundTrip(line, req, func() { t.put(line) })
+		if err == nil || ctx.Err() != nil {
+			return resp, err
+		}
+		if req.Body != nil && req.Body != http.NoBody {
+			if req.GetBody == nil {
+				return nil, err
+			}
+			again := *req
+			if again.Body, err = req.GetBody(); err != nil {
+				return nil, err
+			}
+			req = &again
+		}
+	}
+	opened, err := t.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	line := &keptLine{Line: opened}
+	line.expire = time.AfterFunc(t.MaxAge, func() { t.expire(line) })
+	return roundTrip(line, req, func() { t.put(line) })
+}
+
+// roundTrip sends the request over the line, which is closed if the context ends
+// before the body of the answer was closed; else it is done with then.
+func roundTrip(line Line, req *http.Request, done func()) (*http.Response, error) {
+	ctx := req.Context()
+	stop := context.AfterFunc(ctx, func() { _ = line.Close() })
+	resp, err := line.RoundTrip(req)
+	if err != nil {
+		stop()
+		_ = line.Close()
+		if ctx.Err() != nil {
+			err = ctx.Err() // and not that the connection is closed
+		}
+		return nil, err
+	}
+	resp.Body = &answer{ReadCloser: resp.Body, ctx: ctx, done: done, stop: stop}
+	return resp, nil
+}
+
+// Standard is a connection of net/http: HTTP/1.1 or HTTP/2, over TLS or not,
+// through a forward proxy or not.
+type Standard struct{ *http.ClientConn }
+
+// Usable reports whether another request can be sent.
+func (l Standard) Usable() bool { return l.Err() == nil && l.Available() > 0 }
+
+// repeatable reports whether a request can be sent twice without harm.
+func repeatable(req *http.Request) bool {
+	switch req.Method {
+	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return true
+	}
+	_, ok := req.Header["Idempotency-Key"]
+	return ok
+}
+
+// answer is the body of an answer.
+type answer struct {
+	io.ReadCloser
+	ctx  context.Context
+	stop func() bool
+	done func()
+}
+
+// Read reads from the body.
+func (a *answer) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	if err != nil && !errors.Is(err, io.EOF) && a.ctx.Err() != nil {
+		err = a.ctx.Err()
+	}
+	return n, err
+}
+
+// Close ends the request.
+func (a *answer) Close() error {
+	err := a.ReadCloser.Close()
+	a.stop() // a line that was closed meanwhile will not be usable
+	if a.done != nil {
+		a.done()
+		a.done = nil
+	}
+	return err
+}
+
+// take returns the connection that is kept, for one request, or nil.
+func (t *Transport) take() *keptLine {
+	t.mu.Lock()
+	line := t.kept
+	t.kept = nil
+	t.mu.Unlock()
+	if line != nil && !line.Usable() {
+		line.end()
+		return nil
+	}
+	return line
+}
+
+// put keeps a connection, unless there is one, or no other request may use it.
+func (t *Transport) put(line *keptLine) {
+	t.mu.Lock()
+	keep := !t.closed && !line.expired && t.kept == nil
+	if keep {
+		t.kept = line
+	}
+	t.mu.Unlock()
+	if !keep {
+		line.end()
+	}
+}
+
+// expire ends a connection that is too old, after the request that it is used
+// for.
+func (t *Transport) expire(line *keptLine) {
+	t.mu.Lock()
+	line.expired = true
+	idle := t.kept == line
+	if idle {
+		t.kept = nil
+	}
+	t.mu.Unlock()
+	if idle {
+		line.end()
+	}
+}
+
+func (l *keptLine) end() {
+	l.expire.Stop()
+	_ = l.Close()
+}
+
+// Renew has the next request sent over a new connection.
+func (t *Transport) Renew() {
+	t.mu.Lock()
+	line := t.kept
+	t.kept = nil
+	t.mu.Unlock()
+	if line != nil {
+		line.end()
+	}
+}
+
+// Close ends the connection that is kept, and keeps none from now on. Requests
+// under way are not disturbed, and further ones have connections of their own.
+func (t *Transport) Close() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.Renew()
+}

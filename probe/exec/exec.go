@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package exec adds the kind of health check that runs a command. It is not part
+// of the plugin unless a build names this package, for with it whoever can change
+// the config can run commands. It also shows what a kind of check from elsewhere
+// looks like: nothing in it is known to the rest.
+package exec
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/probe"
+)
+
+func init() {
+	caddy.RegisterModule(Exec{})
+}
+
+const (
+	// maxOutput is how much of the output of a command is kept, in bytes.
+	maxOutput = 4 << 10
+	// lingering is how long, after a command has ended, to wait for what it has
+	// left running to close its output.
+	lingering = 100 * time.Millisecond
+)
+
+// Exec checks that a command succeeds: that its exit status is 0. What it writes
+// is part of the reason if it does not. The address of the upstream is in the
+// variable `ALIVE_UPSTREAM` of its environment, which is otherwise that of Caddy.
+//
+// The command runs without a shell, in the working directory of Caddy, as the
+// same user. When the timeout is over it is killed, on Unix together with the
+// processes that it started.
+type Exec struct {
+	// The command: a path, or a name that is looked up in `PATH`. Required.
+	Command string `json:"command,omitempty"`
+
+	// Its arguments. Default: none.
+	Args []string `json:"args,omitempty"`
+
+	path string
+	args []string
+}
+
+// CaddyModule returns the Caddy module information.
+func (Exec) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "alive.probes.exec",
+		New: func() caddy.Module { return new(Exec) },
+	}
+}
+
+// UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
+//
+//	exec <command> [<args...>]
+func (e *Exec) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the kind
+	if !d.NextArg() || d.Val() == "" {
+		return d.Err("an exec check needs a command, like exec /usr/local/bin/check-app --quick")
+	}
+	e.Command = d.Val()
+	e.Args = d.RemainingArgs()
+	if d.NextBlock(0) {
+		return d.Errf("unrecognized option '%s': an exec check has the options of every check only", d.Val())
+	}
+	return nil
+}
+
+// Provision resolves placeholders and finds the command.
+func (e *Exec) Provision(_ caddy.Context) error {
+	repl := caddy.NewReplacer()
+	resolve := func(option, value string) (string, error) {
+		resolved, err := repl.ReplaceOrErr(value, true, true)
+		if err != nil {
+			return "", fmt.Errorf("%s: %v; only global placeholders, such as {env.*}, can be used in a check", option, err)
+		}
+		return resolved, nil
+	}
+	command, err := resolve("command", e.Command)
+	if err != nil {
+		return err
+	}
+	if command == "" {
+		return errors.New("an exec check needs a command")
+	}
+	if e.path, err = exec.LookPath(command); err != nil {
+		return fmt.Errorf("command must be a program that can be executed: %v", err)
+	}
+	for i, arg := range e.Args {
+		arg, err := resolve(fmt.Sprintf("args: position %d", i), arg)
+		if err != nil {
+			return err
+		}
+		e.args = append(e.args, arg)
+	}
+	return nil
+}
+
+// Probe runs the command.
+func (e *Exec) Probe(ctx context.Context, up probe.Upstream) error {
+	output := new(head)
+	cmd := exec.CommandContext(ctx, e.path, e.args...)
+	cmd.Env = append(os.Environ(), "ALIVE_UPSTREAM="+up.Address)
+	cmd.Stdout, cmd.Stderr = output, output
+	cmd.WaitDelay = lingering
+	killWhole(cmd)
+	err := cmd.Run()
+	switch {
+	case err == nil || errors.Is(err, exec.ErrWaitDelay):
+		return nil // what it left running is its own affair
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	}
+	if text := output.line(); text != "" {
+		return fmt.Errorf("%w: %s", err, text)
+	}
+	return err
+}
+
+// String returns the check as it is shown.
+func (e *Exec) String() string {
+	return strings.Join(append([]string{"exec", e.Command}, e.Args...), " ")
+}
+
+// head keeps the beginning of what is written to it.
+type head struct{ kept []byte }
+
+// Write keeps what there is room for and takes the rest.
+func (h *head) Write(p []byte) (int, error) {
+	h.kept = append(h.kept, p[:min(len(p), maxOutput-len(h.kept))]...)
+	return len(p), nil
+}
+
+// line returns the output in one line.
+func (h *head) line() string { return strings.Join(strings.Fields(string(h.kept)), " ") }
+
+// Interface guards
+var (
+	_ probe.Prober          = (*Exec)(nil)
+	_ caddy.Provisioner     = (*Exec)(nil)
+	_ caddyfile.Unmarshaler = (*Exec)(nil)
+)

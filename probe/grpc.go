@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"golang.org/x/net/http/httpguts"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+const (
+	// grpcPrefix is the length of what precedes a gRPC message: whether it is
+	// compressed, and its length.
+	grpcPrefix = 5
+	// maxGRPC bounds the answer, in bytes. It holds a number.
+	maxGRPC = 64 << 10
+)
+
+// GRPC checks that an upstream calls a service of its own serving, by the gRPC
+// health checking protocol (grpc.health.v1). It speaks HTTP/2 whatever the proxy
+// does, over TLS where that does, and without otherwise.
+type GRPC struct {
+	// The service to ask for. Default: none, which stands for the whole server.
+	Service string `json:"service,omitempty"`
+
+	// The name by which to ask for the server, in place of the address that is
+	// probed.
+	Authority string `json:"authority,omitempty"`
+
+	// `http` for HTTP/2 without TLS, or `https`. Default: as the proxy has it.
+	Scheme string `json:"scheme,omitempty"`
+
+	TLSOptions
+
+	message []byte // the request, with its prefix
+}
+
+// CaddyModule returns the Caddy module information.
+func (GRPC) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "alive.probes.grpc",
+		New: func() caddy.Module { return new(GRPC) },
+	}
+}
+
+// UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
+//
+//	grpc [<service>] {
+//		authority <name>
+//		scheme    http|https
+//		tls_server_name <name>
+//		tls_insecure_skip_verify
+//	}
+func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the kind
+	if d.NextArg() {
+		g.Service = d.Val()
+	}
+	if d.NextArg() {
+		return d.Errf("a grpc check takes one service at most; got '%s' too", d.Val())
+	}
+	return options(d, func(option string) error {
+		switch option {
+		case "authority":
+			if !d.AllArgs(&g.Authority) || g.Authority == "" {
+				return d.Err("authority takes one name, like app.internal")
+			}
+			if hasPlaceholder(g.Authority) {
+				return nil
+			}
+			return wrap(d, checkAuthority(g.Authority))
+		case "scheme":
+			if !d.AllArgs(&g.Scheme) || g.Scheme == "" {
+				return d.Err("scheme takes http or https")
+			}
+			return wrap(d, checkScheme(g.Scheme))
+		}
+		known, err := g.TLSOptions.unmarshalOption(d)
+		if !known {
+			return d.Errf("unrecognized option '%s': besides the options of every check, a grpc check has authority, scheme, tls_server_name and tls_insecure_skip_verify", option)
+		}
+		return err
+	})
+}
+
+func checkAuthority(name string) error {
+	if !httpguts.ValidHostHeader(name) {
+		return fmt.Errorf("authority must be a host, with a port if need be; got '%s'", name)
+	}
+	return nil
+}
+
+// Provision resolves placeholders and makes what every probe sends.
+func (g *GRPC) Provision(_ caddy.Context) (err error) {
+	if g.Service, err = resolve("service", g.Service); err != nil {
+		return err
+	}
+	if g.Authority, err = resolve("authority", g.Authority); err != nil {
+		return err
+	}
+	if err := checkAuthority(g.Authority); err != nil {
+		return err
+	}
+	if err := checkScheme(g.Scheme); err != nil {
+		return err
+	}
+	if err := g.TLSOptions.provision(); err != nil {
+		return err
+	}
+	message, err := proto.Marshal(&grpc_health_v1.HealthCheckRequest{Service: g.Service})
+	if err != nil {
+		return fmt.Errorf("service: %v", err)
+	}
+	g.message = make([]byte, grpcPrefix, grpcPrefix+len(message))
+	binary.BigEndian.PutUint32(g.message[1:], uint32(len(message)))
+	g.message = append(g.message, message...)
+	return nil
+}
+
+// Overrides returns how probes differ from proxied requests.
+func (g *GRPC) Overrides() Overrides {
+	o := g.TLSOptions.overrides()
+	o.Scheme, o.HTTP2 = g.Scheme, true
+	return o
+}
+
+// ValidateUpstream rejects proxies that do not speak HTTP.
+func (g *GRPC) ValidateUpstream(up Upstream) error {
+	if up.Transport == nil {
+		return errHTTP("a grpc", up)
+	}
+	return nil
+}
+
+// Probe calls the method Check. What it sends and takes is the gRPC protocol over
+// HTTP/2 for a call with one message each way.
+func (g *GRPC) Probe(ctx context.Context, up Upstream) error {
+	req := (&http.Request{
+		Method: http.MethodPost,
+		URL:    &url.URL{Scheme: up.Scheme, Host: up.Host, Path: grpc_health_v1.Health_Check_FullMethodName},
+		Host:   g.Authority,
+		Header: http.Header{
+			"Content-Type":    {"application/grpc"},
+			"Te":              {"trailers"},
+			"User-Agent":      {"caddy-alive"},
+			"Idempotency-Key": {}, // is not sent: a probe can be repeated
+		},
+		ContentLength: int64(len(g.message)),
+		GetBody:       func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(g.message)), nil },
+	}).WithContext(ctx)
+	req.Body, _ = req.GetBody()
+	if limit, ok := ctx.Deadline(); ok {
+		req.Header.Set("Grpc-Timeout", strconv.FormatInt(max(time.Until(limit).Milliseconds(), 1), 10)+"m")
+	}
+	resp, err := up.Transport.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if kind := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(kind, "application/grpc") {
+		return fmt.Errorf("not an answer of a gRPC server: status %d, content type '%s'", resp.StatusCode, kind)
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxGRPC+1))
+	if err != nil {
+		return fmt.Errorf("reading the answer: %w", err)
+	}
+	if len(body) > maxGRPC {
+		return fmt.Errorf("the answer is longer than %s", humanize.IBytes(maxGRPC))
+	}
+	status, trailer := resp.Trailer.Get("Grpc-Status"), resp.Trailer
+	if status == "" { // an answer without a message has all in its header
+		status, trailer = resp.Header.Get("Grpc-Status"), resp.Header
+	}
+	if err := g.checkStatus(status, trailer.Get("Grpc-Message")); err != nil {
+		return err
+	}
+	return g.checkMessage(body)
+}
+
+// checkStatus judges how the call itself ended.
+func (g *GRPC) checkStatus(status, message string) error {
+	number, err := strconv.ParseUint(status, 10, 32)
+	if err != nil {
+		return fmt.Errorf("the answer has no gRPC status, but '%s'", status)
+	}
+	code := codes.Code(number)
+	if code == codes.OK {
+		return nil
+	}
+	text := "gRPC status " + code.String()
+	switch code {
+	case codes.Unimplemented:
+		text += ": the server has no health service (" + grpc_health_v1.Health_ServiceDesc.ServiceName + ")"
+	case codes.NotFound:
+		text += ": the health service does not know the service '" + g.Service + "'"
+	}
+	if message != "" {
+		if decoded, err := url.PathUnescape(message); err == nil {
+			message = decoded
+		}
+		text += ": " + message
+	}
+	return errors.New(text)
+}
+
+// checkMessage judges the answer.
+func (g *GRPC) checkMessage(body []byte) error {
+	if len(body) < grpcPrefix || int(binary.BigEndian.Uint32(body[1:])) != len(body)-grpcPrefix {
+		return errors.New("the answer is not one gRPC message")
+	}
+	if body[0] != 0 {
+		return errors.New("the answer is compressed, which it was not asked to be")
+	}
+	var answer grpc_health_v1.HealthCheckResponse
+	if err := proto.Unmarshal(body[grpcPrefix:], &answer); err != nil {
+		return fmt.Errorf("the answer is no message of the health service: %w", err)
+	}
+	if answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
+		return fmt.Errorf("status %s, want SERVING", answer.GetStatus())
+	}
+	return nil
+}
+
+// String returns the check as it is shown.
+func (g *GRPC) String() string { return strings.TrimSuffix("grpc "+g.Service, " ") }
+
+// Interface guards
+var (
+	_ Prober                = (*GRPC)(nil)
+	_ UpstreamValidator     = (*GRPC)(nil)
+	_ Overrider             = (*GRPC)(nil)
+	_ caddy.Provisioner     = (*GRPC)(nil)
+	_ caddyfile.Unmarshaler = (*GRPC)(nil)
+)

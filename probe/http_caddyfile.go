@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
+//
+//	http <uri> {
+//		method        <method>
+//		header        <name> <value>
+//		request_body  <text>
+//		scheme        http|https
+//		follow_redirects
+//		status        <codes...>
+//		drain_status  <codes...>
+//		expect_header <name> <regexp>
+//		expect_body   <regexp>
+//		expression    <cel>
+//		max_size      <size>
+//		tls_server_name <name>
+//		tls_insecure_skip_verify
+//		fresh_connection
+//	}
+func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the kind
+	if !d.NextArg() {
+		return d.Err("an http check needs the URI to ask for, like http /healthz")
+	}
+	h.URI = d.Val()
+	// what a placeholder stands for is only known when the config is loaded
+	if literal, _, _ := strings.Cut(h.URI, "{"); literal != "" || h.URI == "" {
+		if _, err := parseURI(literal); err != nil {
+			return d.WrapErr(err)
+		}
+	}
+	if d.NextArg() {
+		return d.Errf("an http check takes one URI; got '%s' too", d.Val())
+	}
+	err := options(d, func(option string) error {
+		known, err := h.unmarshalRequestOption(d, option)
+		if !known && err == nil {
+			known, err = h.unmarshalAnswerOption(d, option)
+		}
+		if !known && err == nil {
+			known, err = h.TLSOptions.unmarshalOption(d)
+		}
+		if !known && err == nil {
+			return d.Errf("unrecognized option '%s': besides the options of every check, an http check has method, header, request_body, scheme, "+
+				"follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, "+
+				"tls_insecure_skip_verify and fresh_connection", option)
+		}
+		return err
+	}, "header", "expect_header")
+	if err != nil {
+		return err
+	}
+	return wrap(d, h.checkBody())
+}
+
+// unmarshalRequestOption reads the option that d is at, if it is of the request.
+func (h *HTTP) unmarshalRequestOption(d *caddyfile.Dispenser, option string) (known bool, err error) {
+	switch option {
+	case "method":
+		if !d.AllArgs(&h.Method) {
+			return true, d.Err("method takes one HTTP method, like HEAD")
+		}
+		if !hasPlaceholder(h.Method) {
+			err = wrap(d, checkMethod(h.Method))
+		}
+
+	case "header":
+		var name, value string
+		if !d.AllArgs(&name, &value) {
+			return true, d.Err("header takes a name and a value, like header Host app.internal")
+		}
+		if _, given := h.Header["Host"]; given && strings.EqualFold(name, "Host") {
+			return true, d.Err("header Host can be given once only")
+		}
+		if h.Header == nil {
+			h.Header = make(http.Header)
+		}
+		h.Header.Add(name, value)
+		if hasPlaceholder(value) {
+			value = ""
+		}
+		err = wrap(d, checkHeader(name, value))
+
+	case "request_body":
+		if !d.AllArgs(&h.RequestBody) || h.RequestBody == "" {
+			return true, d.Err("request_body takes one text; put it into quotes if it has spaces")
+		}
+		err = wrap(d, checkRequestBody(h.RequestBody))
+
+	case "scheme":
+		if !d.AllArgs(&h.Scheme) || h.Scheme == "" {
+			return true, d.Err("scheme takes http or https")
+		}
+		err = wrap(d, checkScheme(h.Scheme))
+
+	case "follow_redirects":
+		h.FollowRedirects = true
+		err = noArg(d)
+
+	case "fresh_connection":
+		h.FreshConnection = true
+		err = noArg(d)
+
+	default:
+		return false, nil
+	}
+	return true, err
+}
+
+// unmarshalAnswerOption reads the option that d is at, if it is of the answer.
+func (h *HTTP) unmarshalAnswerOption(d *caddyfile.Dispenser, option string) (known bool, err error) {
+	switch option {
+	case "status":
+		h.Status, err = statusArgs(d)
+
+	case "drain_status":
+		h.DrainStatus, err = statusArgs(d)
+
+	case "expect_header":
+		var name, value string
+		if !d.AllArgs(&name, &value) {
+			return true, d.Err("expect_header takes a name and a regular expression, like expect_header Content-Type ^application/json")
+		}
+		name = http.CanonicalHeaderKey(name)
+		if _, given := h.ExpectHeader[name]; given {
+			return true, d.Errf("expect_header %s is given twice", name)
+		}
+		if h.ExpectHeader == nil {
+			h.ExpectHeader = make(map[string]string)
+		}
+		h.ExpectHeader[name] = value
+		if err = wrap(d, checkHeader(name, "")); err == nil {
+			_, err = compile(option, value)
+			err = wrap(d, err)
+		}
+
+	case "expect_body":
+		if !d.AllArgs(&h.ExpectBody) {
+			return true, d.Err("expect_body takes one regular expression; put it into quotes if it has spaces")
+		}
+		_, err = compile(option, h.ExpectBody)
+		err = wrap(d, err)
+
+	case "expression":
+		if !d.AllArgs(&h.Expression) || h.Expression == "" {
+			return true, d.Err("expression takes one CEL expression, in quotes, like \"json.db == 'ok'\"")
+		}
+		if !hasPlaceholder(h.Expression) { // which can also be a map
+			h.expression, err = compileExpression(h.Expression)
+			err = wrap(d, err)
+		}
+
+	case "max_size":
+		var text string
+		if !d.AllArgs(&text) {
+			return true, d.Err("max_size takes one size from 1 byte to 64MiB, like 64KiB")
+		}
+		size, invalid := humanize.ParseBytes(text)
+		if invalid != nil || size > maxMaxSize {
+			size = 0 // what checkMaxSize reports as out of range
+		}
+		h.MaxSize = int64(size)
+		if invalid := checkMaxSize(h.MaxSize); invalid != nil {
+			err = d.Errf("%v; got '%s'", invalid, text)
+		}
+
+	default:
+		return false, nil
+	}
+	return true, err
+}
+
+// statusArgs reads the arguments of the option that d is at: codes.
+func statusArgs(d *caddyfile.Dispenser) ([]string, error) {
+	option := d.Val()
+	list := d.RemainingArgs()
+	if len(list) == 0 {
+		return nil, d.Errf("%s takes codes, classes and ranges, like 204 2xx 200-399", option)
+	}
+	for _, text := range list {
+		if _, err := parseStatus(option, text); err != nil && !hasPlaceholder(text) {
+			return nil, d.WrapErr(err)
+		}
+	}
+	return list, nil
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// certificateVerdict is how long a TLS check waits for an upstream that asked for
+// a client certificate to reject it.
+const certificateVerdict = 500 * time.Millisecond
+
+// TLS checks that an upstream completes a TLS handshake, with a certificate that
+// the proxy trusts. The handshake is that of proxied requests: same trust, server
+// name and client certificate.
+type TLS struct {
+	TLSOptions
+}
+
+// CaddyModule returns the Caddy module information.
+func (TLS) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "alive.probes.tls",
+		New: func() caddy.Module { return new(TLS) },
+	}
+}
+
+// UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
+//
+//	tls {
+//		tls_server_name <name>
+//		tls_insecure_skip_verify
+//	}
+func (t *TLS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the kind
+	if d.NextArg() {
+		return d.Errf("a tls check takes no argument; got '%s'", d.Val())
+	}
+	return options(d, func(option string) error {
+		known, err := t.TLSOptions.unmarshalOption(d)
+		if !known {
+			return d.Errf("unrecognized option '%s': besides the options of every check, a tls check has tls_server_name and tls_insecure_skip_verify", option)
+		}
+		return err
+	})
+}
+
+// Provision resolves placeholders.
+func (t *TLS) Provision(_ caddy.Context) error { return t.TLSOptions.provision() }
+
+// Overrides returns how probes differ from proxied requests.
+func (t *TLS) Overrides() Overrides {
+	o := t.TLSOptions.overrides()
+	o.Scheme = "https" // also where requests do without TLS
+	return o
+}
+
+// ValidateUpstream rejects proxies that do not connect by TCP.
+func (t *TLS) ValidateUpstream(up Upstream) error {
+	if up.DialTLS == nil {
+		return errConnect("tls", up)
+	}
+	return nil
+}
+
+// Probe connects, completes the handshake, and hangs up.
+func (t *TLS) Probe(ctx context.Context, up Upstream) error {
+	asked := false
+	conn, err := up.DialTLS(ctx, func(config *tls.Config) {
+		own, get := config.Certificates, config.GetClientCertificate
+		config.GetClientCertificate = func(request *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			asked = true
+			if get != nil {
+				return get(request)
+			}
+			for i := range own {
+				if request.SupportsCertificate(&own[i]) == nil {
+					return &own[i], nil
+				}
+			}
+			return new(tls.Certificate), nil // none, as crypto/tls says
+		}
+	})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if !asked || conn.ConnectionState().Version < tls.VersionTLS13 {
+		return nil
+	}
+
+	// With TLS 1.3 the client is done before the server has seen its certificate
+	// (RFC 8446, section 4.4.2.4). A server that rejects it says so; one that is
+	// content closes a connection that was half closed, or says nothing.
+	deadline := time.Now().Add(certificateVerdict)
+	if limit, ok := ctx.Deadline(); ok && limit.Before(deadline) {
+		deadline = limit
+	}
+	_ = conn.SetReadDeadline(deadline)
+	if err := conn.CloseWrite(); err != nil {
+		return err
+	}
+	_, err = conn.Read(make([]byte, 1))
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return fmt.Errorf("the upstream wants a client certificate: %w", err)
+}
+
+// String returns the check as it is shown.
+func (t *TLS) String() string { return "tls" }
+
+// Interface guards
+var (
+	_ Prober                = (*TLS)(nil)
+	_ UpstreamValidator     = (*TLS)(nil)
+	_ Overrider             = (*TLS)(nil)
+	_ caddy.Provisioner     = (*TLS)(nil)
+	_ caddyfile.Unmarshaler = (*TLS)(nil)
+)
