@@ -239,7 +239,7 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 		}
 		seen[option] = true
 	}
-	if _, err := check.resolve(); err != nil {
+	if err := check.validateOptions(); err != nil {
 		d.Reset()
 		d.Next() // what is wrong is the block, so point to its beginning
 		return nil, d.WrapErr(err)
@@ -252,6 +252,22 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 	var err error
 	check.ProbeRaw, err = parseProbe(caddyfile.NewDispenser(tokens))
 	return check, err
+}
+
+// validateOptions reports what is wrong with the options that all checks have in
+// common, as far as they are known before placeholders are replaced.
+func (c *HealthCheck) validateOptions() error {
+	if c.Address != "" && !strings.Contains(c.Address, "{") {
+		addr, err := parseProbeAddress(c.Address)
+		if err != nil {
+			return err
+		}
+		if err := c.checkPort(addr); err != nil {
+			return err
+		}
+	}
+	_, err := c.resolve()
+	return err
 }
 
 // unmarshalOption reads the option that d is at, if it is one that all checks

@@ -16,8 +16,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
-
-	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 // policies are ways to write the policy, and the JSON that each stands for.
@@ -126,6 +124,71 @@ var policies = []struct{ name, input, want string }{
 		// placeholders are for Provision to resolve
 		"placeholders", "alive {\ncheck http {env.URI}?{http.request.uri} {\nheader X-Token {env.TOKEN}\nheader Host {env.HOST}\nmethod {env.METHOD}\nstatus {env.STATUS}\nexpect_body ^a{2}{env.BODY}\n}\n}",
 		`{"checks":[{"probe":{"expect_body":"^a{2}{env.BODY}","header":{"Host":["{env.HOST}"],"X-Token":["{env.TOKEN}"]},"kind":"http","method":"{env.METHOD}","status":["{env.STATUS}"],"uri":"{env.URI}?{http.request.uri}"}}]}`,
+	},
+	{
+		// where to probe, and how to begin, is a matter of every kind
+		"where to probe", `alive {
+			check tcp {
+				port           1
+				proxy_protocol v1
+			}
+			check tls {
+				address        app1:65535
+				proxy_protocol v2
+			}
+			check grpc {
+				address unix//run/{env.NAME}.sock
+			}
+			check http / {
+				address        [::1]
+				port           65535
+				proxy_protocol off
+			}
+		}`,
+		`{"checks":[{"probe":{"kind":"tcp"},"port":1,"proxy_protocol":"v1"},` +
+			`{"probe":{"kind":"tls"},"address":"app1:65535","proxy_protocol":"v2"},` +
+			`{"probe":{"kind":"grpc"},"address":"unix//run/{env.NAME}.sock"},` +
+			`{"probe":{"kind":"http","uri":"/"},"port":65535,"address":"[::1]","proxy_protocol":"off"}]}`,
+	},
+	{
+		"where to probe, in between options of the kind", `alive {
+			check http / {
+				scheme       http
+				port         81
+				request_body "{ }"
+				address      app1
+				header       A b
+			}
+		}`,
+		`{"checks":[{"probe":{"header":{"A":["b"]},"kind":"http","request_body":"{ }","scheme":"http","uri":"/"},"port":81,"address":"app1"}]}`,
+	},
+	{
+		"more options of http", `alive {
+			check http /healthz {
+				request_body  ` + "`{\"a\":{\"b\":\"{env.TOKEN}\"}}`" + `
+				scheme        https
+				follow_redirects
+				drain_status  503 429-431
+				expect_header x-role ^primary$
+				expect_header Content-Type ^application/json
+				expression    "status == 200 && json.db == 'ok'"
+				tls_server_name app.internal
+				tls_insecure_skip_verify
+				fresh_connection
+				timeout       1s
+			}
+		}`,
+		`{"checks":[{"probe":{"drain_status":["503","429-431"],"expect_header":{"Content-Type":"^application/json","X-Role":"^primary$"},` +
+			`"expression":"status == 200 \u0026\u0026 json.db == 'ok'","follow_redirects":true,"fresh_connection":true,"kind":"http",` +
+			`"request_body":"{\"a\":{\"b\":\"{env.TOKEN}\"}}","scheme":"https","tls_insecure_skip_verify":true,"tls_server_name":"app.internal",` +
+			`"uri":"/healthz"},"timeout":1000000000}]}`,
+	},
+	{
+		"options of other kinds", "alive {\ncheck tcp {\nsend `PING\\r\\n`\nfails 1\nexpect ^\\+PONG\n}\ncheck tls {\ntls_server_name a\npasses 1\ntls_insecure_skip_verify\n}\n" +
+			"check grpc app.Service {\nauthority a\nscheme http\njitter 0%\n}\n}",
+		`{"checks":[{"probe":{"expect":"^\\+PONG","kind":"tcp","send":"PING\\r\\n"},"fails":1},` +
+			`{"probe":{"kind":"tls","tls_insecure_skip_verify":true,"tls_server_name":"a"},"passes":1},` +
+			`{"probe":{"authority":"a","kind":"grpc","scheme":"http","service":"app.Service"},"jitter":"0%"}]}`,
 	},
 }
 
@@ -266,6 +329,12 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"method", "GET", "one HTTP method, like HEAD"},
 		{"expect_body", "ok", "one regular expression; put it into quotes if it has spaces"},
 		{"max_size", "1KiB", "one size from 1 byte to 64MiB, like 64KiB"},
+		{"port", "81", "one port, like 8081"},
+		{"address", "app1:81", "one address, like 127.0.0.1:8081"},
+		{"proxy_protocol", "v2", "off, v1 or v2"},
+		{"request_body", "a", "one text; put it into quotes if it has spaces"},
+		{"expression", "json.ok", `one CEL expression, in quotes, like "json.db == 'ok'"`},
+		{"tls_server_name", "a", "one name, like app.internal"},
 	} {
 		line := option.name + " " + option.value
 		inCheck("http /a", option.name, args, option.name, option.takes, 3)
@@ -301,6 +370,44 @@ func TestCaddyfileErrors(t *testing.T) {
 	for _, bad := range []string{"0", "0.5", "-1", "67108865", "65MiB", "1EiB", "much", ""} {
 		inCheck("http /a", "max_size `"+bad+"`", maxSize, bad)
 	}
+	for _, kind := range []string{"tcp", "tls", "grpc", "http /a"} {
+		for _, bad := range []string{"0", "-1", "65536", "70000", "80-81", "8e1", "http", "{env.PORT}", "99999999999999999999", ""} {
+			inCheck(kind, "port `"+bad+"`", "port must be a whole number from 1 to 65535; got '%s', at Testfile:3", bad)
+		}
+		for _, bad := range []string{":81", "app1:80-81", "app1:x", "app1:65536", "http://app1:81", "udp/app1:81", "unixgram//run/app.sock", "unix/", "fd/3", ""} {
+			inCheck(kind, "address `"+bad+"`", "address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s', at Testfile:3", bad)
+		}
+		for _, bad := range []string{"v3", "V1", "1", "on", "{env.VERSION}", ""} {
+			inCheck(kind, "proxy_protocol `"+bad+"`", "proxy_protocol must be off, v1 or v2; got '%s', at Testfile:3", bad)
+		}
+		for _, line := range []string{"port 81", "address app1", "proxy_protocol off"} {
+			option, _, _ := strings.Cut(line, " ")
+			inCheck(kind, line+"\ntimeout 1s\n"+line, twice, option, 5)
+			inCheck(kind, option, args, option, map[string]string{
+				"port": "one port, like 8081", "address": "one address, like 127.0.0.1:8081", "proxy_protocol": "off, v1 or v2",
+			}[option], 3)
+		}
+	}
+	for _, kind := range []string{"grpc", "http /a"} {
+		inCheck(kind, "scheme ftp", "scheme must be http or https; got 'ftp', at Testfile:3")
+		inCheck(kind, "timeout 1s\nscheme", "scheme takes http or https, at Testfile:4")
+		inCheck(kind, "scheme http\nscheme https", twice, "scheme", 4)
+	}
+	for _, option := range []string{"follow_redirects", "fresh_connection", "tls_insecure_skip_verify"} {
+		inCheck("http /a", option+" on", "%s takes no argument; got 'on', at Testfile:3", option)
+		inCheck("http /a", option+"\n"+option, twice, option, 4)
+	}
+	for _, bad := range []string{"100", "600", "1xx", "503-500", "leaving", ""} {
+		inCheck("http /a", "status 200\ndrain_status 503 `"+bad+"`", "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s', at Testfile:4", bad)
+	}
+	inCheck("http /a", "drain_status", args, "drain_status", "codes, classes and ranges, like 204 2xx 200-399", 3)
+	inCheck("http /a", "timeout 1s\nexpect_header A (", "expect_header must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:4")
+	inCheck("http /a", "expect_header A b\nexpect_header a c", "expect_header A is given twice, at Testfile:4")
+	inCheck("http /a", "request_body "+strings.Repeat("x", 64<<10+1), "request_body must not be longer than 64 KiB, at Testfile:3")
+	inCheck("http /a", "timeout 1s\nexpression `status = 200`", "expression must be CEL over status, headers, body, json and duration: "+
+		"line 1, column 8: Syntax error: token recognition error at: '= '; line 1, column 10: Syntax error: extraneous input '200' expecting <EOF>; got 'status = 200', at Testfile:4")
+	inCheck("http /a", "expression `body.size()`", "expression must be true or false, and not a value of the type int; got 'body.size()', at Testfile:3")
+	inCheck("http /a", "method HEAD\ntimeout 1s\nexpression json.ok", "expression: an answer to HEAD has no body to look at, at Testfile:6")
 	inCheck("http /a", "method `G T`", "method must be an HTTP method, like GET or HEAD; got 'G T', at Testfile:3")
 	inCheck("http /a", "header `a b` c", "header takes a field name of letters, digits and hyphens; got 'a b', at Testfile:3")
 	inCheck("http /a", "header X: c", "header takes a field name of letters, digits and hyphens; got 'X:', at Testfile:3")
@@ -406,12 +513,21 @@ func FuzzCaddyfile(f *testing.F) {
 			if _, err := check.resolve(); err != nil {
 				t.Errorf("accepted by the parser, but not by Provision: %v", err)
 			}
-			var options struct {
-				Kind       string `json:"kind"`
-				probe.HTTP        // no other kind has options
+			var options map[string]any
+			if err := json.Unmarshal(check.ProbeRaw, &options); err != nil {
+				t.Fatalf("probe %s: %v", check.ProbeRaw, err)
 			}
-			if err := caddy.StrictUnmarshalJSON(check.ProbeRaw, &options); err != nil {
+			kind, _ := options["kind"].(string)
+			info, err := caddy.GetModule("alive.probes." + kind)
+			if err != nil {
+				t.Fatalf("probe %s: %v", check.ProbeRaw, err)
+			}
+			delete(options, "kind")
+			if err := caddy.StrictUnmarshalJSON([]byte(encode(t, options)), info.New()); err != nil {
 				t.Errorf("probe %s: %v", check.ProbeRaw, err)
+			}
+			if check.Port < 0 || check.Port > 65535 || checkProxyProtocol(check.ProxyProtocol) != nil {
+				t.Errorf("accepted by the parser, but not by Provision: port %d, proxy_protocol '%s'", check.Port, check.ProxyProtocol)
 			}
 		}
 	})
@@ -437,6 +553,16 @@ func TestProvision(t *testing.T) {
 		{"global placeholders", `"upstreams":[{"dial":"{env.ALIVE_TEST_HOST}:1"}],` + alive(`"checks":[{"probe":{"kind":"http","uri":"{env.ALIVE_TEST_URI}"}}]`), 1},
 		{"no upstreams", alive(``), 0},
 		{"tcp over fastcgi", one + `"transport":{"protocol":"fastcgi"},` + alive(``), 1},
+		{"another port, for every upstream", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:2"}],` + check("tcp", `"port":65535`), 2},
+		{"another address, for all upstreams", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:2"}],` + check("tcp", `"address":"{env.ALIVE_TEST_HOST}:3"`), 2},
+		{"another host and port", one + check("tcp", `"address":"{env.ALIVE_TEST_HOST}","port":3`), 1},
+		{"a unix socket in place of a port", one + check("tcp", `"address":"unix//run/app.sock"`), 1},
+		{"a port in place of a unix socket", `"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1","port":3`), 1},
+		{"the same but for where to probe", one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"port":2},{"probe":{"kind":"tcp"},"address":"127.0.0.2"}]`), 3},
+		{"the same said in three ways", one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"port":1},{"probe":{"kind":"tcp"},"address":"127.0.0.1:1"}]`), 1},
+		{"the same but for the PROXY protocol", one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"proxy_protocol":"v1"},{"probe":{"kind":"tcp"},"proxy_protocol":"v2"}]`), 3},
+		{"no PROXY protocol said in two ways", one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"proxy_protocol":"off"}]`), 1},
+		{"TLS for probes only", one + alive(`"checks":[{"probe":{"kind":"http","uri":"/","scheme":"https","tls_server_name":"a","tls_insecure_skip_verify":true}}]`), 1},
 		{"http over HTTP/3", one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/"}}]`), 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -461,7 +587,9 @@ func TestProvisionErrors(t *testing.T) {
 		inHTTP   = inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: "
 		global   = "; only global placeholders, such as {env.*}, can be used in a check"
 	)
-	options := func(options string) string { return one + alive(`"checks":[{"probe":{"kind":"tcp"},`+options+`}]`) }
+	t.Setenv("ALIVE_TEST_PORTS", "127.0.0.1:80-81")
+	const badAddress = "checks: position 0: address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got "
+	options := func(options string) string { return one + check("tcp", options) }
 	request := func(options string) string { return one + alive(`"checks":[{"probe":{"kind":"http",`+options+`}}]`) }
 	for _, test := range []struct{ proxy, want string }{
 		{one + alive(`"bogus":1`), `selection_policies.alive: json: unknown field "bogus"`},
@@ -497,6 +625,36 @@ func TestProvisionErrors(t *testing.T) {
 		{request(`"uri":"/","status":["ok"]`), inHTTP + "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got 'ok'"},
 		{request(`"uri":"/","max_size":-1`), inHTTP + "max_size must be a size from 1 byte to 64MiB, like 64KiB"},
 		{request(`"uri":"/","max_size":67108865`), inHTTP + "max_size must be a size from 1 byte to 64MiB, like 64KiB"},
+		{request(`"uri":"/","scheme":"ftp"`), inHTTP + "scheme must be http or https; got 'ftp'"},
+		{request(`"uri":"/","request_body":"` + strings.Repeat("x", 64<<10+1) + `"`), inHTTP + "request_body must not be longer than 64 KiB"},
+		{request(`"uri":"/","request_body":"{\"a\":\"{http.request.host}\"}"`), inHTTP + "request_body: unrecognized placeholder {http.request.host}" + global},
+		{request(`"uri":"/","drain_status":["600"]`), inHTTP + "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '600'"},
+		{request(`"uri":"/","drain_status":["503-500"]`), inHTTP + "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '503-500'"},
+		{request(`"uri":"/","expect_header":{"A":"("}`), inHTTP + "expect_header A must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`"},
+		{request(`"uri":"/","expect_header":{"a b":"c"}`), inHTTP + "expect_header: header takes a field name of letters, digits and hyphens; got 'a b'"},
+		{request(`"uri":"/","expression":"status == 200 && state"`), inHTTP + "expression must be CEL over status, headers, body, json and duration: line 1, column 18: undeclared reference to 'state' (in container ''); got 'status == 200 && state'"},
+		{request(`"uri":"/","expression":"status"`), inHTTP + "expression must be true or false, and not a value of the type int; got 'status'"},
+		{request(`"uri":"/","method":"HEAD","expression":"json.ok"`), inHTTP + "expression: an answer to HEAD has no body to look at"},
+		{request(`"uri":"/","tls_server_name":"{http.request.host}"`), inHTTP + "tls_server_name: unrecognized placeholder {http.request.host}" + global},
+		{request(`"uri":"/","tls_server_name":"a"`), inAlive + "upstream 127.0.0.1:1: check 'http /': tls_server_name and tls_insecure_skip_verify need TLS, which probes do not use there; set scheme https if they should"},
+		{request(`"uri":"/","authority":"a"`), `alive.probes.http: json: unknown field "authority"`},
+		{one + alive(`"checks":[{"probe":{"kind":"grpc","uri":"/"}}]`), `alive.probes.grpc: json: unknown field "uri"`},
+		{one + alive(`"checks":[{"probe":{"kind":"tls","send":"a"}}]`), `alive.probes.tls: json: unknown field "send"`},
+
+		{options(`"port":70000`), inAlive + "checks: position 0: port must be a whole number from 1 to 65535; got '70000'"},
+		{options(`"port":-1`), inAlive + "checks: position 0: port must be a whole number from 1 to 65535; got '-1'"},
+		{options(`"proxy_protocol":"v3"`), inAlive + "checks: position 0: proxy_protocol must be off, v1 or v2; got 'v3'"},
+		{options(`"address":"127.0.0.1:80-81"`), inAlive + badAddress + "'127.0.0.1:80-81'"},
+		{options(`"address":":80"`), inAlive + badAddress + "':80'"},
+		{options(`"address":"udp/127.0.0.1:80"`), inAlive + badAddress + "'udp/127.0.0.1:80'"},
+		{options(`"address":"{env.ALIVE_TEST_PORTS}"`), inAlive + badAddress + "'127.0.0.1:80-81'"},
+		{options(`"address":"{http.request.host}:80"`), inAlive + "checks: position 0: address: unrecognized placeholder {http.request.host}" + global},
+		{options(`"address":"{nosuch}"`), inAlive + "checks: position 0: address: unrecognized placeholder {nosuch}" + global},
+		{options(`"address":"{env.ALIVE_TEST_UNSET}:80"`), inAlive + "checks: position 0: address: evaluated placeholder {env.ALIVE_TEST_UNSET} is empty" + global},
+		{options(`"address":"127.0.0.1:81","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: 127.0.0.1:81"},
+		{options(`"address":"unix//run/app.sock","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: unix//run/app.sock"},
+		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"port":81`), inAlive + "upstream unix//run/app.sock: check 'tcp': the upstream has no host to probe a port of; name one by address"},
+		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1"`), inAlive + "upstream unix//run/app.sock: check 'tcp': the upstream has no port to probe at that address; add one to it"},
 
 		{one + alive(`"weights":{"127.0.0.1:1":257}`), inAlive + "weights: 127.0.0.1:1: a weight must be a whole number from 0 to 256; got 257"},
 		{one + alive(`"weights":{"127.0.0.1:2":1}`), inAlive + "weights: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1"},
@@ -581,6 +739,12 @@ func alive(options string) string {
 		options = "," + options
 	}
 	return `"load_balancing":{"selection_policy":{"policy":"alive"` + options + `}}`
+}
+
+// check returns the load balancing of a proxy with one check, given with the
+// options that all checks have in common.
+func check(kind, options string) string {
+	return alive(`"checks":[{"probe":{"kind":"` + kind + `"},` + options + `}]`)
 }
 
 // validate has Caddy validate a config with one proxy. While all of it is set

@@ -134,10 +134,15 @@ func (c *HealthCheck) provisionAddress() error {
 	if err != nil {
 		return err
 	}
-	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
-		return fmt.Errorf("port cannot be combined with an address that says it all: %s", text)
-	}
 	c.address = &addr
+	return c.checkPort(addr)
+}
+
+// checkPort rejects a port beside an address that has one, or needs none.
+func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
+	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
+		return fmt.Errorf("port cannot be combined with an address that says it all: %s", addr)
+	}
 	return nil
 }
 
@@ -156,7 +161,8 @@ func checkProxyProtocol(version string) error {
 func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
 	addr, err := caddy.ParseNetworkAddress(text)
 	tcp := addr.Network == "tcp" || addr.Network == "tcp4" || addr.Network == "tcp6"
-	if err != nil || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
+	_, _, port, _ := caddy.SplitNetworkAddress(text)
+	if err != nil || port == "0" || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
 		return addr, fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", text)
 	}
 	return addr, nil
@@ -347,7 +353,9 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error)
 	w.target = shared.(sharedTarget).Target
 
 	prober, up := check.prober, to.up
-	logger = logger.With(zap.String("upstream", up.Address), zap.String("check", check.label))
+	// one logger for all of them, for a logger with fields takes more memory than
+	// the rest of a target
+	fields := []zap.Field{zap.String("upstream", up.Address), zap.String("check", check.label)}
 	w.driver = health.Driver{
 		Probe: func(ctx context.Context, fresh bool) (draining bool, err error) {
 			if fresh {
@@ -361,11 +369,11 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error)
 		Bound: to.bound,
 		Probed: func(result health.Result) {
 			if c := logger.Check(zap.DebugLevel, "probed"); c != nil {
-				c.Write(zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
+				c.Write(fields[0], fields[1], zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
 			}
 		},
-		Late:   func(by time.Duration) { warnOfLateness(logger, by) },
-		Report: func(change health.Transition) { logTransition(logger, change) },
+		Late:   func(by time.Duration) { warnOfLateness(logger.With(fields...), by) },
+		Report: func(change health.Transition) { logTransition(logger.With(fields...), change) },
 	}
 	return w, nil
 }

@@ -11,8 +11,8 @@ import (
 // inherit gives targets that are new what is known of their upstream from checks
 // that leave with this config, so that a changed check does not begin as if
 // nothing were known. The worst status counts. Those that leave are the targets
-// that run although none of the policies watches them. It is called again when all
-// policies are known, for what another one watches does not leave.
+// that run although none of the policies watches them: those of a config that come
+// one after the other, so it is called again for each, with all there are by then.
 func inherit(policies []*Selection) {
 	stays := make(map[*health.Target]bool)
 	fresh := make(map[string][]*health.Target) // by upstream

@@ -15,6 +15,7 @@ package alive
 import (
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -40,8 +41,13 @@ func init() {
 type App struct {
 	mu       sync.Mutex
 	policies []*Selection
+	fresh    bool // some of them watch what nothing did before
 	started  bool
 }
+
+// startedApps is how many apps have started and not stopped: at a reload there are two
+// for a moment.
+var startedApps atomic.Int32
 
 // CaddyModule returns the Caddy module information.
 func (*App) CaddyModule() caddy.ModuleInfo {
@@ -57,7 +63,7 @@ func (a *App) Start() error {
 	a.started = true
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
-	inherit(policies) // now it is known what all of them watch
+	startedApps.Add(1)
 	drive(policies)
 	return nil
 }
@@ -65,6 +71,9 @@ func (a *App) Start() error {
 // Stop ends the probes that no other config relies on, and waits for them.
 func (a *App) Stop() error {
 	a.mu.Lock()
+	if a.started {
+		startedApps.Add(-1)
+	}
 	a.started = false
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
@@ -76,9 +85,12 @@ func (a *App) Stop() error {
 func (a *App) adopt(s *Selection) {
 	a.mu.Lock()
 	a.policies = append(a.policies, s)
-	started := a.started
+	a.fresh = a.fresh || slices.ContainsFunc(s.allWatches(), func(w *watch) bool { return w.target.New() })
+	policies, fresh, started := slices.Clone(a.policies), a.fresh, a.started
 	a.mu.Unlock()
-	inherit([]*Selection{s}) // for now: requests may come before the start of this app
+	if fresh && startedApps.Load() > 0 {
+		inherit(policies) // and not at the start: requests may come before that
+	}
 	if started {
 		drive([]*Selection{s})
 	}
@@ -111,8 +123,13 @@ func drive(policies []*Selection) {
 		}
 	}
 	for _, w := range watches {
-		spread := min(w.key.settings.Interval, time.Duration(len(fresh))*firstProbeSpacing)
-		w.attach(spread * time.Duration(fresh[w.target]) / time.Duration(max(len(fresh), 1)))
+		var delay time.Duration
+		if i, ok := fresh[w.target]; ok {
+			share := float64(i) / float64(len(fresh))
+			w.target.Drift(share)
+			delay = time.Duration(share * float64(min(w.key.settings.Interval, time.Duration(len(fresh))*firstProbeSpacing)))
+		}
+		w.attach(delay)
 	}
 	for _, s := range policies {
 		s.announceOwn() // what was known before, from an earlier config

@@ -122,7 +122,7 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 	if err := r.findForwardProxy(target); err != nil {
 		return nil, err
 	}
-	if target.Scheme == "https" && !r.bound {
+	if target.Scheme == "https" && t.speaks != thirdParty {
 		if err := r.configureTLS(differs); err != nil {
 			return nil, err
 		}
@@ -324,7 +324,7 @@ func (r *route) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := context.WithValue(req.Context(), caddy.ReplacerCtxKey, r.replacer())
 	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{"reverse_proxy.proxy_protocol_info": client})
 	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), r.at)
-	return r.shared.RoundTrip(req.WithContext(ctx))
+	return r.shared.RoundTrip(req.Clone(ctx)) // it may add to the header
 }
 
 // renew has the next probe connect anew, where connections are its own.

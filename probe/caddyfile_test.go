@@ -4,6 +4,8 @@ package probe
 
 import (
 	"encoding/json"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
@@ -20,6 +22,8 @@ func TestModules(t *testing.T) {
 	}{
 		{HTTP{}, "alive.probes.http"},
 		{TCP{}, "alive.probes.tcp"},
+		{TLS{}, "alive.probes.tls"},
+		{GRPC{}, "alive.probes.grpc"},
 	} {
 		info := test.module.CaddyModule()
 		if info.ID != test.id {
@@ -32,11 +36,17 @@ func TestModules(t *testing.T) {
 		if _, ok := first.(caddyfile.Unmarshaler); !ok {
 			t.Errorf("%s: %T is no caddyfile.Unmarshaler", test.id, first)
 		}
-		if first, ok := first.(*HTTP); ok {
-			first.URI = "/changed"
-			if second.(*HTTP).URI != "" {
-				t.Errorf("%s: two modules share their options", test.id)
-			}
+		if _, ok := first.(UpstreamValidator); !ok {
+			t.Errorf("%s: %T is no UpstreamValidator", test.id, first)
+		}
+		if _, ok := first.(fmt.Stringer); !ok {
+			t.Errorf("%s: %T is no fmt.Stringer", test.id, first)
+		}
+		if err := json.Unmarshal([]byte(`{"uri":"/changed","send":"changed","tls_server_name":"changed"}`), first); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := json.Marshal(second); err != nil || string(got) != "{}" {
+			t.Errorf("%s: two modules share their options: got %s, %v; want {}", test.id, got, err)
 		}
 	}
 }
@@ -87,6 +97,34 @@ func TestHTTPCaddyfile(t *testing.T) {
 			"http /x {\n\tmethod POST\n\theader A b\n\tstatus 2xx\n\texpect_body c\n\tmax_size 1KiB\n}",
 			`{"uri":"/x","method":"POST","header":{"A":["b"]},"status":["2xx"],"expect_body":"c","max_size":1024}`,
 		},
+
+		{"http /x {\n\trequest_body ping\n}", `{"uri":"/x","request_body":"ping"}`},
+		{"http /x {\n\trequest_body `{\"token\":\"{env.PROBE_TOKEN}\"}`\n}", `{"uri":"/x","request_body":"{\"token\":\"{env.PROBE_TOKEN}\"}"}`},
+		{"http /x {\n\trequest_body <<JSON\n\t{\n\t  \"a\": {}\n\t}\n\tJSON\n}", `{"uri":"/x","request_body":"{\n  \"a\": {}\n}"}`},
+		{"http /x {\n\trequest_body " + strings.Repeat("x", 64<<10) + "\n}", `{"uri":"/x","request_body":"` + strings.Repeat("x", 64<<10) + `"}`},
+
+		{"http /x {\n\tscheme http\n}", `{"uri":"/x","scheme":"http"}`},
+		{"http /x {\n\tscheme https\n}", `{"uri":"/x","scheme":"https"}`},
+		{"http /x {\n\tfollow_redirects\n}", `{"uri":"/x","follow_redirects":true}`},
+		{"http /x {\n\tfresh_connection\n}", `{"uri":"/x","fresh_connection":true}`},
+		{"http /x {\n\ttls_server_name {env.PROBE_WORD}.internal\n}", `{"uri":"/x","tls_server_name":"{env.PROBE_WORD}.internal"}`},
+		{"http /x {\n\ttls_insecure_skip_verify\n}", `{"uri":"/x","tls_insecure_skip_verify":true}`},
+
+		{"http /x {\n\tdrain_status 503\n}", `{"uri":"/x","drain_status":["503"]}`},
+		{"http /x {\n\tstatus 2xx 503\n\tdrain_status 429 500-503 2xx\n}", `{"uri":"/x","status":["2xx","503"],"drain_status":["429","500-503","2xx"]}`},
+
+		{"http /x {\n\texpect_header X-Role ^primary$\n}", `{"uri":"/x","expect_header":{"X-Role":"^primary$"}}`},
+		{
+			"http /x {\n\texpect_header x-role \"a{2} {env.PROBE_WORD}\"\n\texpect_header Content-Type ^application/json\n}",
+			`{"uri":"/x","expect_header":{"Content-Type":"^application/json","X-Role":"a{2} {env.PROBE_WORD}"}}`,
+		},
+
+		{"http /x {\n\texpression \"status == 200 && json.db == 'ok'\"\n}", `{"uri":"/x","expression":"status == 200 \u0026\u0026 json.db == 'ok'"}`},
+		{"http /x {\n\texpression `headers[\"X-Role\"][0] == \"{env.PROBE_WORD}\"`\n}", `{"uri":"/x","expression":"headers[\"X-Role\"][0] == \"{env.PROBE_WORD}\""}`},
+		{"http /x {\n\texpression \"{'a': status}.a == 200\"\n}", `{"uri":"/x","expression":"{'a': status}.a == 200"}`},
+		{"http /x {\n\texpression <<CEL\n\tstatus == 200 ||\n\t  json.ok\n\tCEL\n}", `{"uri":"/x","expression":"status == 200 ||\n  json.ok"}`},
+		// HEAD leaves all that is not the body
+		{"http /x {\n\tmethod HEAD\n\texpect_header A b\n\texpression \"headers['B'][0] == 'c'\"\n}", `{"uri":"/x","method":"HEAD","expect_header":{"A":"b"},"expression":"headers['B'][0] == 'c'"}`},
 	} {
 		h := new(HTTP)
 		if err := h.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input)); err != nil {
@@ -113,6 +151,9 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 		size   = "max_size must be a size from 1 byte to 64MiB, like 64KiB; got "
 		header = "header takes a name and a value, like header Host app.internal"
 		method = "method must be an HTTP method, like GET or HEAD; got "
+		cel    = "expression must be CEL over status, headers, body, json and duration: line "
+		drain  = "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
+		exp    = "expect_header takes a name and a regular expression, like expect_header Content-Type ^application/json"
 		known  = ": besides the options of every check, an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, tls_insecure_skip_verify and fresh_connection"
 	)
 	for _, test := range []struct{ input, want string }{
@@ -171,13 +212,61 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 		{"http /x {\n\tmax_size 16EiB\n}", size + "'16EiB', at Testfile:2"}, // more than an int64 holds
 		{"http /x {\n\tmax_size 1KiB\n\tmax_size 1KiB\n}", "option 'max_size' is given twice, at Testfile:3"},
 
+		{"http /x {\n\trequest_body\n}", "request_body takes one text; put it into quotes if it has spaces, at Testfile:2"},
+		{"http /x {\n\trequest_body two words\n}", "request_body takes one text; put it into quotes if it has spaces, at Testfile:2"},
+		{"http /x {\n\trequest_body \"\"\n}", "request_body takes one text; put it into quotes if it has spaces, at Testfile:2"},
+		{"http /x {\n\trequest_body " + strings.Repeat("x", 64<<10+1) + "\n}", "request_body must not be longer than 64 KiB, at Testfile:2"},
+		{"http /x {\n\trequest_body a\n\trequest_body b\n}", "option 'request_body' is given twice, at Testfile:3"},
+
+		{"http /x {\n\tscheme\n}", "scheme takes http or https, at Testfile:2"},
+		{"http /x {\n\tscheme http https\n}", "scheme takes http or https, at Testfile:2"},
+		{"http /x {\n\tscheme \"\"\n}", "scheme takes http or https, at Testfile:2"},
+		{"http /x {\n\tscheme ftp\n}", "scheme must be http or https; got 'ftp', at Testfile:2"},
+		{"http /x {\n\tscheme HTTPS\n}", "scheme must be http or https; got 'HTTPS', at Testfile:2"},
+		{"http /x {\n\tscheme http\n\tscheme http\n}", "option 'scheme' is given twice, at Testfile:3"},
+
+		{"http /x {\n\tfollow_redirects yes\n}", "follow_redirects takes no argument; got 'yes', at Testfile:2"},
+		{"http /x {\n\tfollow_redirects\n\tfollow_redirects\n}", "option 'follow_redirects' is given twice, at Testfile:3"},
+		{"http /x {\n\tfresh_connection off\n}", "fresh_connection takes no argument; got 'off', at Testfile:2"},
+		{"http /x {\n\tfresh_connection\n\tfresh_connection\n}", "option 'fresh_connection' is given twice, at Testfile:3"},
+		{"http /x {\n\ttls_insecure_skip_verify no\n}", "tls_insecure_skip_verify takes no argument; got 'no', at Testfile:2"},
+		{"http /x {\n\ttls_insecure_skip_verify\n\ttls_insecure_skip_verify\n}", "option 'tls_insecure_skip_verify' is given twice, at Testfile:3"},
+		{"http /x {\n\ttls_server_name\n}", "tls_server_name takes one name, like app.internal, at Testfile:2"},
+		{"http /x {\n\ttls_server_name a b\n}", "tls_server_name takes one name, like app.internal, at Testfile:2"},
+		{"http /x {\n\ttls_server_name \"\"\n}", "tls_server_name takes one name, like app.internal, at Testfile:2"},
+		{"http /x {\n\ttls_server_name a\n\ttls_server_name a\n}", "option 'tls_server_name' is given twice, at Testfile:3"},
+
+		{"http /x {\n\tdrain_status\n}", "drain_status takes codes, classes and ranges, like 204 2xx 200-399, at Testfile:2"},
+		{"http /x {\n\tdrain_status 503 teapot\n}", drain + "'teapot', at Testfile:2"},
+		{"http /x {\n\tdrain_status 600\n}", drain + "'600', at Testfile:2"},
+		{"http /x {\n\tdrain_status 503\n\tdrain_status 504\n}", "option 'drain_status' is given twice, at Testfile:3"},
+
+		{"http /x {\n\texpect_header\n}", exp + ", at Testfile:2"},
+		{"http /x {\n\texpect_header A\n}", exp + ", at Testfile:2"},
+		{"http /x {\n\texpect_header A b c\n}", exp + ", at Testfile:2"},
+		{"http /x {\n\texpect_header A:  b\n}", "header takes a field name of letters, digits and hyphens; got 'A:', at Testfile:2"},
+		{"http /x {\n\texpect_header A \"\"\n}", "expect_header must not be empty: it would match anything, at Testfile:2"},
+		{"http /x {\n\texpect_header A (\n}", "expect_header must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:2"},
+		{"http /x {\n\texpect_header A b\n\texpect_header B b\n\texpect_header a c\n}", "expect_header A is given twice, at Testfile:4"},
+
+		{"http /x {\n\texpression\n}", "expression takes one CEL expression, in quotes, like \"json.db == 'ok'\", at Testfile:2"},
+		{"http /x {\n\texpression status == 200\n}", "expression takes one CEL expression, in quotes, like \"json.db == 'ok'\", at Testfile:2"},
+		{"http /x {\n\texpression \"\"\n}", "expression takes one CEL expression, in quotes, like \"json.db == 'ok'\", at Testfile:2"},
+		{"http /x {\n\texpression `state == 'ok'`\n}", cel + "1, column 1: undeclared reference to 'state' (in container ''); got 'state == 'ok'', at Testfile:2"},
+		{"http /x {\n\texpression <<CEL\n\tstatus == 200 ||\n\t  state\n\tCEL\n}", cel + "2, column 3: undeclared reference to 'state' (in container ''); got 'status == 200 ||\n  state', at Testfile:2"},
+		{"http /x {\n\texpression status\n}", "expression must be true or false, and not a value of the type int; got 'status', at Testfile:2"},
+		{"http /x {\n\texpression json.a\n\texpression json.b\n}", "option 'expression' is given twice, at Testfile:3"},
+		{"http /x {\n\texpression json.a\n\tmethod HEAD\n}", "expression: an answer to HEAD has no body to look at, at Testfile:4"},
+		{"http /x {\n\tmethod HEAD\n\texpression \"status == 200 || body == ''\"\n}", "expression: an answer to HEAD has no body to look at, at Testfile:4"},
+
+		{"http /x {\n\tauthority a\n}", "unrecognized option 'authority'" + known + ", at Testfile:2"},
 		{"http /x {\n\tbody ok\n}", "unrecognized option 'body'" + known + ", at Testfile:2"},
 		{"http /x {\n\tMETHOD GET\n}", "unrecognized option 'METHOD'" + known + ", at Testfile:2"},
 		{"http /x {\n\n\n\tmethod GET {\n\t}\n}", "unrecognized option '{'" + known + ", at Testfile:4"},
 	} {
 		err := new(HTTP).UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input))
 		if got := text(err); got != test.want {
-			t.Errorf("%q:\n got %q\nwant %q", test.input, got, test.want)
+			t.Errorf("%.200q:\n got %q\nwant %q", test.input, got, test.want)
 		}
 	}
 }

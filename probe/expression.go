@@ -14,6 +14,7 @@ import (
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/ext"
 )
 
@@ -22,7 +23,6 @@ type expression struct {
 	text      string
 	program   cel.Program
 	readsBody bool // it looks at the body, as text or as JSON
-	readsJSON bool
 }
 
 // reply is what an expression is about.
@@ -56,7 +56,7 @@ func compileExpression(text string) (*expression, error) {
 	if issues.Err() != nil {
 		var places []string
 		for _, e := range issues.Errors() {
-			places = append(places, fmt.Sprintf("line %d, column %d: %s", e.Location.Line(), e.Location.Column()+1, e.Message))
+			places = append(places, fmt.Sprintf("line %d, column %d: %s", max(e.Location.Line(), 1), max(e.Location.Column()+1, 1), e.Message))
 		}
 		return nil, fmt.Errorf("expression must be CEL over status, headers, body, json and duration: %s; got '%s'", strings.Join(places, "; "), text)
 	}
@@ -65,38 +65,28 @@ func compileExpression(text string) (*expression, error) {
 	}
 	e := &expression{text: text}
 	for _, reference := range ast.NativeRep().ReferenceMap() {
-		e.readsJSON = e.readsJSON || reference.Name == "json"
-		e.readsBody = e.readsBody || reference.Name == "json" || reference.Name == "body"
+		name := strings.TrimPrefix(reference.Name, ".")
+		e.readsBody = e.readsBody || name == "json" || name == "body"
 	}
 	e.program, err = env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.InterruptCheckFrequency(100))
 	if err != nil {
-		return nil, fmt.Errorf("expression: %v", err)
+		return nil, fmt.Errorf("expression: %v; got '%s'", err, text)
 	}
 	return e, nil
 }
 
 // check evaluates the expression and returns why the answer does not hold.
 func (e *expression) check(ctx context.Context, a reply) error {
-	known := map[string]any{
+	result, _, err := e.program.ContextEval(ctx, map[string]any{
 		"status":   a.status,
 		"headers":  map[string][]string(a.header),
 		"body":     strings.ToValidUTF8(string(a.body), "\uFFFD"),
+		"json":     sync.OnceValue(a.json),
 		"duration": a.took,
-	}
-	var notJSON error
-	if e.readsJSON {
-		var parsed any
-		// what is no JSON fails an expression only if it comes to look at it
-		if notJSON = json.Unmarshal(a.body, &parsed); notJSON == nil {
-			known["json"] = parsed
-		}
-	}
-	result, _, err := e.program.ContextEval(ctx, known)
+	})
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return ctx.Err()
-	case err != nil && notJSON != nil:
-		return fmt.Errorf("expression: the first %d bytes of the body are not JSON: %w", len(a.body), notJSON)
 	case err != nil:
 		return fmt.Errorf("expression: %w", err)
 	case result == types.True:
@@ -106,4 +96,14 @@ func (e *expression) check(ctx context.Context, a reply) error {
 	default:
 		return fmt.Errorf("expression gives a value of the type %s, want true or false: %s", result.Type().TypeName(), e.text)
 	}
+}
+
+// json returns the body as what it is in JSON. What is none fails an expression
+// only if it comes to look at it.
+func (a *reply) json() ref.Val {
+	var parsed any
+	if err := json.Unmarshal(a.body, &parsed); err != nil {
+		return types.WrapErr(fmt.Errorf("the first %d bytes of the body are not JSON: %w", len(a.body), err))
+	}
+	return types.DefaultTypeAdapter.NativeToValue(parsed)
 }

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"maps"
 	"net"
 	"net/http"
 	"regexp"
@@ -117,6 +118,12 @@ func FuzzHTTPCaddyfile(f *testing.F) {
 		"\"\" {\n\tstatus\n",
 		"/x { method GET }",
 		"/0 { method 0{",
+		"/x {\n\trequest_body `{\"a\":{}}`\n\tscheme https\n\tfollow_redirects\n\tfresh_connection\n\ttls_server_name a\n\ttls_insecure_skip_verify\n}",
+		"/x {\n\tdrain_status 503 5xx\n\texpect_header A ^b$\n\texpect_header a c\n\texpect_header B d\n}",
+		"/x {\n\texpression \"status == 200 && json.db == 'ok'\"\n\tmethod HEAD\n}",
+		"/x {\n\texpression \"headers['A'].all(v, v.matches('b')) && duration < duration('1s')\"\n}",
+		"/x {\n\texpression `{'a': body}.a`\n\trequest_body {env.PROBE_UNSET}\n\ttls_server_name {http.request.host}\n}",
+		"/x {\n\trequest_body \"\"\n\tscheme {\n\texpect_header \"\" \"\"\n}",
 		"<<END\n/x\nEND\n{\n\texpect_body <<E\n\ta\n\tE\n}",
 	} {
 		f.Add(seed)
@@ -141,7 +148,8 @@ func FuzzHTTPCaddyfile(f *testing.F) {
 		err = loaded.Provision(caddy.Context{})
 
 		// placeholders and escaped braces can turn out to be anything
-		values := append([]string{h.URI, h.Method, h.ExpectBody}, h.Status...)
+		values := slices.Concat([]string{h.URI, h.Method, h.RequestBody, h.ExpectBody, h.Expression, h.TLSServerName}, h.Status, h.DrainStatus)
+		values = slices.AppendSeq(values, maps.Values(h.ExpectHeader))
 		for _, header := range h.Header {
 			values = append(values, header...)
 		}
@@ -151,6 +159,85 @@ func FuzzHTTPCaddyfile(f *testing.F) {
 		}
 		if loaded.URI == "" || loaded.URI[0] != '/' && !open {
 			t.Errorf("%q parses as %s: there is no path", input, config)
+		}
+		if scheme := loaded.Overrides().Scheme; scheme != "" && scheme != "http" && scheme != "https" {
+			t.Errorf("%q parses as %s: there is no such scheme", input, config)
+		}
+		if err != nil {
+			return
+		}
+		if (loaded.Expression != "") != (loaded.expression != nil) || len(loaded.header) != len(h.ExpectHeader) || len(loaded.draining) != len(h.DrainStatus) {
+			t.Errorf("%q parses as %s: not all that is expected is looked at", input, config)
+		}
+		if !open && loaded.RequestBody != h.RequestBody || len(loaded.RequestBody) > maxRequestBody {
+			t.Errorf("%q parses as %s: the request would have another body", input, config)
+		}
+	})
+}
+
+// Whatever an upstream answers, an expression about it is evaluated without a
+// panic. It passes only what it is true for, and each fail has a reason.
+func FuzzExpression(f *testing.F) {
+	for _, body := range []string{
+		"", "null", "true", `"\ud800"`, "[[[[]]]]", "\xff\x00", "1e999", "-0", "9007199254740993", "\ufeff{}",
+		`{"ok":true,"n":1,"items":[{"ok":true}]}`, `{"ok":"true","n":"1","items":{"a":{"ok":1}}}`,
+		`{"n":1,"n":2,"items":[{},null,1]}`, `{"re":"(","format":"%.99f%s%d","items":["a",1e308,{"ok":[]}]}`,
+	} {
+		f.Add(body, 200, "X-A", "b")
+		f.Add(body, -1, "json", "\xff")
+	}
+	type answer struct {
+		body   string
+		status int
+		header http.Header
+	}
+	parsed := func(body string) (value any, ok bool) {
+		ok = json.Unmarshal([]byte(body), &value) == nil
+		return value, ok
+	}
+	// what passes, where that is easy to say in another way
+	tests := map[*expression]func(a answer) bool{
+		compileCEL(f, "status >= 200 && status < 300"):                                func(a answer) bool { return a.status >= 200 && a.status < 300 },
+		compileCEL(f, "body == ''"):                                                   func(a answer) bool { return a.body == "" },
+		compileCEL(f, "body.size() >= 0 && body == body && body.matches('(?s)^.*$')"): func(answer) bool { return true },
+		compileCEL(f, "'X-A' in headers && headers['X-A'].exists(v, v == 'b')"): func(a answer) bool {
+			return slices.Contains(a.header["X-A"], "b")
+		},
+		compileCEL(f, "json"): func(a answer) bool { value, _ := parsed(a.body); return value == true },
+		compileCEL(f, "type(json) == map"): func(a answer) bool {
+			value, _ := parsed(a.body)
+			_, ok := value.(map[string]any)
+			return ok
+		},
+		compileCEL(f, "true || json"):         func(answer) bool { return true },
+		compileCEL(f, "has(json.ok) || true"): func(answer) bool { return true },
+	}
+	for _, source := range []string{
+		"json.ok", "json == json && json.n == json.n", "json.items.all(i, i.ok)", "json.items[json.n].ok", "json[body]",
+		"json.items.map(i, i.ok).exists_one(b, b)", "json.n + json.n > json.n", "int(json.n) / int(json.n) == 1",
+		"body.matches(json.re)", "body.split('').size() > body.lowerAscii().trim().size()", "json.format.format([json.n, body, headers])  != ''",
+		"timestamp(json.n) < timestamp(body)", "duration(json.n) < duration", "string(json.items) == body", "body.substring(int(json.n)) == ''",
+		"headers.all(k, headers[k].all(v, v.size() < 1000 && v.charAt(0) != body))", "double(body) > 0.0", "bytes(body).size() > 0", "json.items.join(',') == body",
+	} {
+		tests[compileCEL(f, source)] = nil
+	}
+	f.Fuzz(func(t *testing.T, body string, status int, name, value string) {
+		a := answer{body: body, status: status, header: http.Header{}}
+		a.header.Add(name, value)
+		a.header.Add(name, body)
+		ctx, cancel := context.WithTimeout(t.Context(), long)
+		defer cancel()
+		for e, passes := range tests {
+			err := e.check(ctx, reply{status: status, header: a.header, body: []byte(body)})
+			if passes != nil && passes(a) != (err == nil) {
+				t.Errorf("%s, %+v: got %v, want a pass: %t", e.text, a, err, passes(a))
+			}
+			if err != nil && strings.TrimSpace(err.Error()) == "" {
+				t.Errorf("%s, %+v: fails without a reason", e.text, a)
+			}
+			if ctx.Err() != nil {
+				t.Fatalf("%s, %+v: takes longer than %s", e.text, a, long)
+			}
 		}
 	})
 }

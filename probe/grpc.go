@@ -167,13 +167,17 @@ func (g *GRPC) Probe(ctx context.Context, up Upstream) error {
 	}).WithContext(ctx)
 	req.Body, _ = req.GetBody()
 	if limit, ok := ctx.Deadline(); ok {
-		req.Header.Set("Grpc-Timeout", strconv.FormatInt(max(time.Until(limit).Milliseconds(), 1), 10)+"m")
+		// more than there is, or the server might give up first, for another reason
+		req.Header.Set("Grpc-Timeout", strconv.FormatInt(max(2*time.Until(limit).Milliseconds(), 1), 10)+"m")
 	}
 	resp, err := up.Transport.RoundTrip(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
+	if resp.ProtoMajor != 2 { // net/http takes less from a server that negotiates nothing
+		return fmt.Errorf("the upstream speaks %s, not HTTP/2", resp.Proto)
+	}
 	if kind := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(kind, "application/grpc") {
 		return fmt.Errorf("not an answer of a gRPC server: status %d, content type '%s'", resp.StatusCode, kind)
 	}
@@ -196,9 +200,12 @@ func (g *GRPC) Probe(ctx context.Context, up Upstream) error {
 
 // checkStatus judges how the call itself ended.
 func (g *GRPC) checkStatus(status, message string) error {
+	if status == "" {
+		return errors.New("the answer has no gRPC status")
+	}
 	number, err := strconv.ParseUint(status, 10, 32)
 	if err != nil {
-		return fmt.Errorf("the answer has no gRPC status, but '%s'", status)
+		return fmt.Errorf("the answer has no number as its gRPC status, but '%s'", status)
 	}
 	code := codes.Code(number)
 	if code == codes.OK {

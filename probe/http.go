@@ -308,7 +308,6 @@ func (h *HTTP) Probe(ctx context.Context, up Upstream) error {
 // send sends the request and returns the answer.
 func (h *HTTP) send(ctx context.Context, up Upstream) (*http.Response, error) {
 	req := h.request.WithContext(ctx)
-	req.Header = h.request.Header.Clone() // a transport may add to it
 	target := *h.request.URL
 	target.Scheme, target.Host = up.Scheme, up.Host
 	req.URL = &target

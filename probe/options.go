@@ -72,6 +72,9 @@ func resolveText(option, value string) (string, error) {
 		name, _, _ := strings.Cut(placeholder, "}")
 		return "", fmt.Errorf("%s: unrecognized placeholder {http.%s}%s", option, name, onlyGlobal)
 	}
+	if resolved == "" && value != "" { // also of what has more open braces than the replacer takes
+		return "", fmt.Errorf("%s must not be empty, as it is with its placeholders replaced", option)
+	}
 	return resolved, nil
 }
 

@@ -101,19 +101,20 @@ func (t *TLS) Probe(ctx context.Context, up Upstream) error {
 	// With TLS 1.3 the client is done before the server has seen its certificate
 	// (RFC 8446, section 4.4.2.4). A server that rejects it says so; one that is
 	// content closes a connection that was half closed, or says nothing.
-	deadline := time.Now().Add(certificateVerdict)
-	if limit, ok := ctx.Deadline(); ok && limit.Before(deadline) {
-		deadline = limit
-	}
-	_ = conn.SetReadDeadline(deadline)
-	if err := conn.CloseWrite(); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(certificateVerdict)); err != nil {
 		return err
 	}
-	_, err = conn.Read(make([]byte, 1))
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })()
+	if err = conn.CloseWrite(); err == nil {
+		_, err = conn.Read(make([]byte, 1))
+	}
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err() // before there was a verdict
+	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, os.ErrDeadlineExceeded):
 		return nil
 	}
-	return fmt.Errorf("the upstream wants a client certificate: %w", err)
+	return fmt.Errorf("after the upstream asked for a client certificate: %w", err)
 }
 
 // String returns the check as it is shown.

@@ -101,10 +101,18 @@ func (s *state) count(passed bool, set *Settings) {
 // settled reports whether it is up and nothing speaks against that.
 func (s *state) settled() bool { return s.status == Up && s.fails == 0 }
 
-// delay is the time from the start of one probe to the start of the next. Half
-// of the jitter is the target's own: targets that started together drift apart
-// with every probe, and not only as far as chance takes them.
-func (s *state) delay(set *Settings) time.Duration {
+// Probes start at marks, where the jitter leaves room for it: to wake up once for
+// some of them takes a fraction of the CPU time of waking up for each. An interval
+// has 20 of them at least, and they are 100 ms apart at most.
+const (
+	marks   = 20
+	maxStep = 100 * time.Millisecond
+)
+
+// delay is the time from the start of one probe, at started, to the start of the
+// next. Half of the jitter is the target's own: targets that started together
+// drift apart with every probe, and not only as far as chance takes them.
+func (s *state) delay(set *Settings, started time.Time) time.Duration {
 	d := set.Interval
 	switch {
 	case !s.wasUp,
@@ -114,5 +122,18 @@ func (s *state) delay(set *Settings) time.Duration {
 	case s.status == Down:
 		d = set.DownInterval
 	}
-	return d + time.Duration((s.drift+rand.Float64())/2*set.Jitter*float64(d))
+	most := time.Duration(set.Jitter * float64(d))
+	extra := time.Duration((s.drift + rand.Float64()) / 2 * float64(most))
+	// two steps, for the part that is left to chance has to reach the next mark
+	if step := min(d/marks, maxStep); step > 0 && most >= 2*step {
+		past := time.Duration(started.Add(d+extra).UnixNano() % int64(step))
+		switch {
+		case past == 0:
+		case extra+step-past <= most:
+			extra += step - past
+		case extra >= past:
+			extra -= past
+		}
+	}
+	return d + extra
 }

@@ -83,7 +83,7 @@ func TestDelay(t *testing.T) {
 			for _, r := range tc.results {
 				s.record(r == 'P', false, &set)
 			}
-			if got := s.delay(&set); got != tc.want {
+			if got := s.delay(&set, time.Now()); got != tc.want {
 				t.Errorf("after %q: delay %v, want %v", tc.results, got, tc.want)
 			}
 		})
@@ -100,12 +100,13 @@ func TestJitterStaysInItsBounds(t *testing.T) {
 	var got []time.Duration
 	for range 1000 {
 		s.drift = rand.Float64()
-		got = append(got, s.delay(&set))
+		got = append(got, s.delay(&set, time.Now()))
 	}
-	if lowest := slices.Min(got); lowest < 5*time.Second || lowest > 5050*time.Millisecond {
+	// the lowest and highest marks can be up to a step away from the bounds
+	if lowest := slices.Min(got); lowest < 5*time.Second || lowest > 5*time.Second+maxStep {
 		t.Errorf("lowest of 1000 delays is %v, want about 5s and not less", lowest)
 	}
-	if highest := slices.Max(got); highest > 5500*time.Millisecond || highest < 5450*time.Millisecond {
+	if highest := slices.Max(got); highest > 5500*time.Millisecond || highest < 5500*time.Millisecond-maxStep {
 		t.Errorf("highest of 1000 delays is %v, want about 5.5s and not more", highest)
 	}
 }

@@ -79,15 +79,21 @@ type Target struct {
 	ran         bool  // something was attached once
 }
 
-// loop is one run of a target's goroutine. Its fields but the channels are
-// guarded by the target's mutex.
+// loop is the probes from the first driver's coming to the last one's leaving.
+// Between two of them there is but a timer, which begins the next one in a
+// goroutine of its own. All is guarded by the target's mutex.
 type loop struct {
+	ctx     context.Context // ends with the loop
 	stop    context.CancelFunc
-	done    chan struct{}
-	wake    chan struct{}      // has the next probe begin at once
+	timer   *time.Timer
+	armed   bool               // the timer has a probe to begin
+	again   bool               // after the probe in flight, the next follows at once
+	probing bool               // a probe is in flight, or what came of it being told
+	idle    chan struct{}      // closed when that is over, if somebody waits for it
 	driver  *Driver            // of the probe in flight, nil between probes
 	cut     context.CancelFunc // cancels the probe in flight
 	discard bool               // the probe in flight counts for nothing
+	clock   lateness
 }
 
 // NewTarget returns a target of unknown status with nothing attached.
@@ -138,6 +144,15 @@ func (t *Target) Running() bool {
 	return t.loop != nil
 }
 
+// Drift sets the part of the jitter that is the target's own, from 0 to 1; by
+// default it is random. Targets that start in a row drift apart soonest if they
+// have it in a row, too.
+func (t *Target) Drift(share float64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.state.drift = share
+}
+
 // New reports whether no probes ever ran.
 func (t *Target) New() bool {
 	t.mu.Lock()
@@ -149,7 +164,7 @@ func (t *Target) New() bool {
 // when it lasts. It has no effect once probes began.
 func (t *Target) Inherit(status Status, draining bool, since time.Time) {
 	t.mu.Lock()
-	if t.ran || status == t.state.status && draining == t.state.draining {
+	if t.ran || status == t.state.status && draining == t.state.draining && since.Equal(t.Since()) {
 		t.mu.Unlock()
 		return
 	}
@@ -191,9 +206,10 @@ func (t *Target) Suspect() {
 	if t.loop == nil || t.state.status != Up || !t.suspicion.raise(time.Now()) {
 		return
 	}
-	select {
-	case t.loop.wake <- struct{}{}:
-	default: // it is awake already
+	if t.loop.probing {
+		t.loop.again = true
+	} else {
+		t.loop.arm(0)
 	}
 }
 
@@ -211,10 +227,10 @@ func (t *Target) Attach(d Driver, delay time.Duration) (detach func()) {
 	defer t.mu.Unlock()
 	t.drivers = append(t.drivers, &d)
 	if t.loop == nil {
-		ctx, stop := context.WithCancel(context.Background())
-		t.loop = &loop{stop: stop, done: make(chan struct{}), wake: make(chan struct{}, 1)}
-		t.ran = true
-		go t.run(ctx, t.loop, delay)
+		l := &loop{armed: true}
+		l.ctx, l.stop = context.WithCancel(context.Background())
+		l.timer = time.AfterFunc(delay, func() { t.probe(l) })
+		t.loop, t.ran = l, true
 	}
 	return func() { t.detach(&d) }
 }
@@ -229,73 +245,87 @@ func (t *Target) detach(d *Driver) {
 		l.discard = true
 		l.cut()
 	}
-	last := len(t.drivers) == 0
-	if last {
-		t.loop = nil
+	if len(t.drivers) > 0 {
+		t.mu.Unlock()
+		return
+	}
+	t.loop = nil
+	l.stop()
+	l.timer.Stop()
+	var idle chan struct{}
+	if l.probing {
+		idle = make(chan struct{})
+		l.idle = idle
 	}
 	t.mu.Unlock()
-
-	if last {
-		l.stop()
-		<-l.done
+	if idle != nil {
+		<-idle
 	}
 }
 
-// run probes until l is stopped. Probes of one target never overlap: one that
-// takes longer than the interval delays the next.
-func (t *Target) run(ctx context.Context, l *loop, delay time.Duration) {
-	defer close(l.done)
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	clock := new(lateness)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-timer.C:
-		case <-l.wake:
-		}
-		started := time.Now()
-		next, ok := t.probeOnce(ctx, l, clock)
-		if !ok {
-			return
-		}
-		timer.Reset(time.Until(started.Add(next)))
-	}
+// arm has the next probe begin after the delay.
+func (l *loop) arm(delay time.Duration) {
+	l.armed = true
+	l.timer.Reset(delay)
 }
 
-// probeOnce runs one probe and counts its result. It returns the time from its
-// start to the start of the next, and false when there is none.
-func (t *Target) probeOnce(ctx context.Context, l *loop, clock *lateness) (next time.Duration, ok bool) {
+// probe runs one probe and has the next one follow. Probes of one target never
+// overlap: one that takes longer than the interval delays the next.
+func (t *Target) probe(l *loop) {
+	t.mu.Lock()
+	if t.loop != l || !l.armed { // the last driver left in this very moment
+		t.mu.Unlock()
+		return
+	}
+	l.armed, l.probing = false, true
+	t.mu.Unlock()
+
+	started := time.Now()
+	next := t.probeOnce(l)
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l.probing = false
+	if t.loop != l {
+		if l.idle != nil {
+			close(l.idle)
+		}
+		return
+	}
+	if l.again {
+		l.again, next = false, 0
+	}
+	l.arm(time.Until(started.Add(next)))
+}
+
+// probeOnce runs one probe, counts its result and tells of it. It returns the time
+// from its start to the start of the next.
+func (t *Target) probeOnce(l *loop) (next time.Duration) {
 	t.mu.Lock()
 	if t.loop != l { // the last driver left in this very moment
 		t.mu.Unlock()
-		return 0, false
+		return 0
 	}
 	driver := t.drivers[len(t.drivers)-1]
-	probeCtx, cancel := context.WithTimeout(ctx, t.settings.Timeout)
+	ctx, cancel := context.WithTimeout(l.ctx, t.settings.Timeout)
 	l.driver, l.cut, l.discard = driver, cancel, false
 	t.suspicion.probing()
 	fresh := !t.state.settled() || t.suspicion.burst
 	t.mu.Unlock()
 
 	started := time.Now()
-	clock.start(t.settings.Timeout)
-	draining, err := safely(probeCtx, driver.Probe, fresh)
-	late := clock.stop()
-	result := Result{Reason: t.reason(probeCtx, err), Took: time.Since(started)}
-	void := late > t.settings.Timeout/4 && timedOut(probeCtx, err)
+	l.clock.start(t.settings.Timeout)
+	draining, err := safely(ctx, driver.Probe, fresh)
+	late := l.clock.stop()
+	result := Result{Reason: t.reason(ctx, err), Took: time.Since(started)}
+	void := late > t.settings.Timeout/4 && timedOut(ctx, err)
 	cancel()
 
 	t.mu.Lock()
 	l.driver = nil
-	if t.loop != l { // the last driver left: this result counts for nothing
+	if t.loop != l || l.discard { // it counts for nothing, and a successor's is due at once
 		t.mu.Unlock()
-		return 0, false
-	}
-	if l.discard {
-		t.mu.Unlock()
-		return 0, true // the successor's own probe is due at once
+		return 0
 	}
 	var change *Transition
 	var subscribers []func()
@@ -307,7 +337,7 @@ func (t *Target) probeOnce(ctx context.Context, l *loop, clock *lateness) (next 
 		goesOn = t.suspicion.record(err == nil, t.state.status, time.Now())
 	}
 	newest := t.drivers[len(t.drivers)-1]
-	next = t.state.delay(&t.settings)
+	next = t.state.delay(&t.settings, started)
 	if goesOn {
 		next = t.settings.FastInterval / burstFactor
 	}
@@ -325,7 +355,7 @@ func (t *Target) probeOnce(ctx context.Context, l *loop, clock *lateness) (next 
 	if change != nil && newest.Report != nil {
 		newest.Report(*change)
 	}
-	return next, true
+	return next
 }
 
 // record counts a result and returns the change, if it made one. t.mu must be

@@ -54,13 +54,14 @@ var errLongHeader = errors.New("the header of the answer is too long")
 func (c *HTTP1) RoundTrip(req *http.Request) (*http.Response, error) {
 	c.over = true // unless all goes well
 	w := writers.Get().(*bufio.Writer)
-	w.Reset(c.Conn)
-	sendErr := req.Write(w)
-	if sendErr == nil {
-		sendErr = w.Flush()
-	}
+	w.Reset(struct{ io.Writer }{c.Conn}) // so that its errors are those of the connection only
+	writeErr := req.Write(w)
+	sendErr := w.Flush()
 	w.Reset(nil)
 	writers.Put(w)
+	if writeErr != nil && sendErr == nil {
+		return nil, writeErr // its body could not be read
+	}
 
 	// one that rejects a request need not read it all before it says so
 	if c.HeaderTimeout > 0 {
@@ -165,7 +166,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close leaves the connection ready for another request, or closes it.
+// Close leaves the connection ready for another request, or closes it. Nobody may
+// read meanwhile.
 func (b *body) Close() error {
 	if b.buffer == nil {
 		return nil

@@ -39,14 +39,21 @@ type Transport struct {
 
 	mu     sync.Mutex
 	kept   *keptLine // idle, nil if there is none
+	age    int       // counts renewals
 	closed bool
 }
 
-// keptLine is a line and its end.
+// keptLine is a line that may be kept.
 type keptLine struct {
 	Line
-	expire  *time.Timer
-	expired bool // guarded by Transport.mu
+	expire *time.Timer // ends it when it is idle then
+	age    int         // when it was opened; guarded by Transport.mu
+}
+
+// Close ends the line.
+func (l *keptLine) Close() error {
+	l.expire.Stop()
+	return l.Line.Close()
 }
 
 // RoundTrip sends the request and returns the answer once its header is there.
@@ -55,7 +62,7 @@ type keptLine struct {
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	if t.MaxAge <= 0 || !repeatable(req) {
-		line, err := t.Open(ctx)
+		line, err := t.open(req)
 		if err != nil {
 			return nil, err
 		}
@@ -63,7 +70,8 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		last.Close = true // so that the other side closes it, too
 		return roundTrip(line, &last, func() { _ = line.Close() })
 	}
-	if line := t.take(); line != nil {
+	line, age := t.take()
+	if line != nil {
 		resp, err := roundTrip(line, req, func() { t.put(line) })
 		if err == nil || ctx.Err() != nil {
 			return resp, err
@@ -79,17 +87,27 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			req = &again
 		}
 	}
-	opened, err := t.Open(ctx)
+	opened, err := t.open(req)
 	if err != nil {
 		return nil, err
 	}
-	line := &keptLine{Line: opened}
+	line = &keptLine{Line: opened, age: age}
 	line.expire = time.AfterFunc(t.MaxAge, func() { t.expire(line) })
 	return roundTrip(line, req, func() { t.put(line) })
 }
 
+// open connects for a request, and closes its body if that fails, as everybody
+// does who takes requests.
+func (t *Transport) open(req *http.Request) (Line, error) {
+	line, err := t.Open(req.Context())
+	if err != nil && req.Body != nil {
+		_ = req.Body.Close()
+	}
+	return line, err
+}
+
 // roundTrip sends the request over the line, which is closed if the context ends
-// before the body of the answer was closed; else it is done with then.
+// before the body of the answer was closed; else done is called then.
 func roundTrip(line Line, req *http.Request, done func()) (*http.Response, error) {
 	ctx := req.Context()
 	stop := context.AfterFunc(ctx, func() { _ = line.Close() })
@@ -102,7 +120,11 @@ func roundTrip(line Line, req *http.Request, done func()) (*http.Response, error
 		}
 		return nil, err
 	}
-	resp.Body = &answer{ReadCloser: resp.Body, ctx: ctx, done: done, stop: stop}
+	resp.Body = &answer{ReadCloser: resp.Body, ctx: ctx, done: func() {
+		if stop() {
+			done()
+		} // else the line is being closed
+	}}
 	return resp, nil
 }
 
@@ -127,7 +149,6 @@ func repeatable(req *http.Request) bool {
 type answer struct {
 	io.ReadCloser
 	ctx  context.Context
-	stop func() bool
 	done func()
 }
 
@@ -143,7 +164,6 @@ func (a *answer) Read(p []byte) (int, error) {
 // Close ends the request.
 func (a *answer) Close() error {
 	err := a.ReadCloser.Close()
-	a.stop() // a line that was closed meanwhile will not be usable
 	if a.done != nil {
 		a.done()
 		a.done = nil
@@ -151,60 +171,57 @@ func (a *answer) Close() error {
 	return err
 }
 
-// take returns the connection that is kept, for one request, or nil.
-func (t *Transport) take() *keptLine {
+// take returns the connection that is kept, for one request, or nil, and how old
+// one would be that is opened now.
+func (t *Transport) take() (line *keptLine, age int) {
 	t.mu.Lock()
-	line := t.kept
+	line, age = t.kept, t.age
 	t.kept = nil
 	t.mu.Unlock()
 	if line != nil && !line.Usable() {
-		line.end()
-		return nil
+		_ = line.Close()
+		line = nil
 	}
-	return line
+	return line, age
 }
 
-// put keeps a connection, unless there is one, or no other request may use it.
+// put keeps a connection, unless it has come of age or there is another.
 func (t *Transport) put(line *keptLine) {
 	t.mu.Lock()
-	keep := !t.closed && !line.expired && t.kept == nil
-	if keep {
-		t.kept = line
+	left := line
+	if !t.closed && line.age == t.age && (t.kept == nil || !t.kept.Usable()) {
+		left, t.kept = t.kept, line
 	}
 	t.mu.Unlock()
-	if !keep {
-		line.end()
+	if left != nil {
+		_ = left.Close()
 	}
 }
 
-// expire ends a connection that is too old, after the request that it is used
+// expire ends a connection that is too old, or after the request that it is used
 // for.
 func (t *Transport) expire(line *keptLine) {
 	t.mu.Lock()
-	line.expired = true
+	line.age = -1
 	idle := t.kept == line
 	if idle {
 		t.kept = nil
 	}
 	t.mu.Unlock()
 	if idle {
-		line.end()
+		_ = line.Close()
 	}
 }
 
-func (l *keptLine) end() {
-	l.expire.Stop()
-	_ = l.Close()
-}
-
-// Renew has the next request sent over a new connection.
+// Renew has further requests sent over a new connection.
 func (t *Transport) Renew() {
 	t.mu.Lock()
 	line := t.kept
 	t.kept = nil
+	t.age++
 	t.mu.Unlock()
 	if line != nil {
-		line.end()
+		_ = line.Close()
 	}
 }
 

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// probeInterval is how often each target is probed.
+	probeInterval = time.Second
+	// settling is how long a server runs before it is measured.
+	settling = 15 * time.Second
+	// few is the number of targets that memory is compared with.
+	few = 10
+)
+
+// backend answers the probes of all targets, which are addresses of the loopback
+// network, and writes down when they came.
+type backend struct {
+	server *http.Server
+	port   int
+
+	mu    sync.Mutex
+	count int
+	last  map[string]time.Time
+	worst time.Duration // above the interval, between two probes of a target
+	times []time.Duration
+	began time.Time
+}
+
+type targetKey struct{}
+
+func newBackend() (*backend, error) {
+	listener, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		return nil, err
+	}
+	b := &backend{port: listener.Addr().(*net.TCPAddr).Port}
+	b.reset()
+	b.server = &http.Server{
+		Handler: b,
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(ctx, targetKey{}, conn.LocalAddr().String())
+		},
+	}
+	go func() {
+		if err := b.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			panic(err)
+		}
+	}()
+	return b, nil
+}
+
+func (b *backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	now := time.Now()
+	target := r.Context().Value(targetKey{}).(string)
+	b.mu.Lock()
+	b.count++
+	if last, ok := b.last[target]; ok {
+		b.worst = max(b.worst, now.Sub(last)-probeInterval)
+	}
+	b.last[target] = now
+	b.times = append(b.times, now.Sub(b.began))
+	b.mu.Unlock()
+	_, _ = w.Write([]byte("ok"))
+}
+
+func (b *backend) reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.count, b.worst, b.times = 0, 0, nil
+	b.last = make(map[string]time.Time)
+	b.began = time.Now()
+}
+
+// densest is the largest share of the targets whose probes came within 50 ms.
+func densest(times []time.Duration, targets int) float64 {
+	slices.Sort(times)
+	most, first := 0, 0
+	for i, t := range times {
+		for t-times[first] > 50*time.Millisecond {
+			first++
+		}
+		most = max(most, i-first+1)
+	}
+	return float64(most) / float64(targets)
+}
+
+// checker is a server that probes.
+type checker struct {
+	name string
+	// start runs it with so many targets.
+	start func(ctx context.Context, folder string, addresses []string) (*process, error)
+}
+
+// checkers are those to compare, as far as they are installed.
+func checkers(caddy string) []checker {
+	run := func(policy, checks string) func(context.Context, string, []string) (*process, error) {
+		return func(ctx context.Context, folder string, addresses []string) (*process, error) {
+			config := fmt.Sprintf("{\n\tadmin off\n\tpersist_config off\n}\nhttp://127.0.0.1:0 {\n\treverse_proxy %s {\n\t\t%s\n\t\t%s\n\t}\n}\n",
+				strings.Join(addresses, " "), policy, checks)
+			if err := os.WriteFile(filepath.Join(folder, "Caddyfile"), []byte(config), 0o600); err != nil {
+				return nil, err
+			}
+			return start(ctx, folder, caddy, "run", "--config", "Caddyfile", "--adapter", "caddyfile")
+		}
+	}
+	all := []checker{
+		{"this build", run("lb_policy alive {\n\t\t\tcheck http / {\n\t\t\t\tinterval 1s\n\t\t\t}\n\t\t}", "")},
+		{"Caddy's own checks", run("lb_policy round_robin", "health_uri /\n\t\thealth_interval 1s\n\t\thealth_timeout 2s")},
+	}
+	haproxy, err := exec.LookPath("haproxy")
+	if err != nil {
+		fmt.Println("haproxy is not installed, so it is left out")
+		return all
+	}
+	return append(all, checker{"HAProxy", func(ctx context.Context, folder string, addresses []string) (*process, error) {
+		var config strings.Builder
+		config.WriteString("global\n\tspread-checks 10\n\tmaxconn 1000\ndefaults\n\tmode http\n\ttimeout connect 2s\n\ttimeout client 5s\n\ttimeout server 5s\n\ttimeout check 2s\n")
+		config.WriteString("frontend in\n\tbind unix@in.sock\n\tdefault_backend all\nbackend all\n\toption httpchk GET /\n\tdefault-server check inter 1s\n")
+		for i, address := range addresses {
+			fmt.Fprintf(&config, "\tserver s%d %s\n", i, address)
+		}
+		if err := os.WriteFile(filepath.Join(folder, "haproxy.cfg"), []byte(config.String()), 0o600); err != nil {
+			return nil, err
+		}
+		return start(ctx, folder, haproxy, "-f", "haproxy.cfg", "-db")
+	}})
+}
+
+// sample is what was measured of one checker once.
+type sample struct {
+	cpu    time.Duration // a probe
+	memory float64       // a target, in bytes
+	late   time.Duration
+	dense  float64
+	probes float64 // a second and target
+}
+
+// benchProbes measures what probes cost.
+func benchProbes(ctx context.Context, scratch string, duration time.Duration, rounds int) error {
+	caddy, err := buildCaddy(ctx, scratch)
+	if err != nil {
+		return err
+	}
+	b, err := newBackend()
+	if err != nil {
+		return err
+	}
+	defer b.server.Close()
+	all := checkers(caddy)
+	fmt.Printf("One HTTP probe of each target a second; medians of %d rounds of %s each.\n\n", rounds, duration)
+	fmt.Println("| targets | checker | CPU a probe | memory a target | worst lateness | densest 50 ms | probes a target and second |")
+	fmt.Println("|---:|---|---:|---:|---:|---:|---:|")
+	for _, targets := range []int{1000, 5000} {
+		samples := make([][]sample, len(all))
+		for range rounds {
+			for i, c := range all {
+				s, err := b.measure(ctx, scratch, c, targets, duration)
+				if err != nil {
+					return fmt.Errorf("%s: %w", c.name, err)
+				}
+				samples[i] = append(samples[i], s)
+			}
+		}
+		for i, c := range all {
+			fmt.Printf("| %d | %s | %.1f µs | %.1f KiB | %d ms | %.1f %% | %.3f |\n", targets, c.name,
+				float64(median(samples[i], func(s sample) time.Duration { return s.cpu }))/1e3,
+				median(samples[i], func(s sample) float64 { return s.memory })/1024,
+				median(samples[i], func(s sample) time.Duration { return s.late }).Milliseconds(),
+				100*median(samples[i], func(s sample) float64 { return s.dense }),
+				median(samples[i], func(s sample) float64 { return s.probes }))
+		}
+	}
+	return nil
+}
+
+// measure runs a checker with few targets and with many.
+func (b *backend) measure(ctx context.Context, scratch string, c checker, targets int, duration time.Duration) (sample, error) {
+	base, _, err := b.run(ctx, scratch, c, few, duration/4)
+	if err != nil {
+		return sample{}, err
+	}
+	memory, s, err := b.run(ctx, scratch, c, targets, duration)
+	s.memory = float64(memory-base) / float64(targets-few)
+	return s, err
+}
+
+// run runs a checker and returns its memory at the end.
+func (b *backend) run(ctx context.Context, scratch string, c checker, targets int, duration time.Duration) (memory int64, s sample, err error) {
+	folder, err := os.MkdirTemp(scratch, "run-")
+	if err != nil {
+		return 0, s, err
+	}
+	addresses := make([]string, 0, targets)
+	for i := range targets {
+		addresses = append(addresses, fmt.Sprintf("127.1.%d.%d:%d", i/250, i%250+1, b.port))
+	}
+	p, err := c.start(ctx, folder, addresses)
+	if err != nil {
+		return 0, s, err
+	}
+	defer func() { err = errors.Join(err, p.stop()) }()
+	if err := pause(ctx, settling); err != nil {
+		return 0, s, err
+	}
+	b.reset()
+	before, err := p.cpu()
+	if err != nil {
+		return 0, s, err
+	}
+	if err := pause(ctx, duration); err != nil {
+		return 0, s, err
+	}
+	after, err := p.cpu()
+	if err != nil {
+		return 0, s, err
+	}
+	if memory, err = p.memory(); err != nil {
+		return 0, s, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.count == 0 {
+		return 0, s, errors.New("no probe came")
+	}
+	if len(b.last) != targets {
+		return 0, s, fmt.Errorf("probes of %d targets came, not of %d", len(b.last), targets)
+	}
+	s.cpu = (after - before) / time.Duration(b.count)
+	s.late = b.worst
+	s.dense = densest(b.times, targets)
+	s.probes = float64(b.count) / duration.Seconds() / float64(targets)
+	return memory, s, nil
+}
+
+// pause waits.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// median returns the median of what f gives.
+func median[T int64 | float64 | time.Duration](samples []sample, f func(sample) T) T {
+	values := make([]T, 0, len(samples))
+	for _, s := range samples {
+		values = append(values, f(s))
+	}
+	slices.Sort(values)
+	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2
+}

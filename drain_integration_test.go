@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// drainable is an upstream that says by its own mouth whether it wants requests.
+type drainable struct {
+	*recorder
+	name   string
+	status atomic.Int32 // of the answers to checks
+	held   *gate        // for requests for /held
+}
+
+// startDrainables runs some that take requests.
+func startDrainables(tb testing.TB, names ...string) (all []*drainable) {
+	tb.Helper()
+	for _, name := range names {
+		d := &drainable{name: name, held: newGate(tb)}
+		d.status.Store(http.StatusOK)
+		d.recorder = startRecorder(tb, "tcp", "", nil, func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case strings.HasPrefix(r.URL.Path, "/healthz"):
+				w.WriteHeader(int(d.status.Load()))
+				return
+			case r.URL.Path == "/held":
+				d.held.pass(r)
+			}
+			fmt.Fprint(w, d.name)
+		})
+		all = append(all, d)
+	}
+	return all
+}
+
+// served returns how many requests it got.
+func (d *drainable) served() int {
+	n := 0
+	for _, v := range d.all(func(*visit) bool { return true }) {
+		for _, a := range v.requests {
+			if !strings.HasPrefix(a.path, "/healthz") {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// probes returns how many probes arrived.
+func (d *drainable) probes() int { return len(d.arrivals("/healthz")) }
+
+// isDraining reports whether the checks of the address know that it drains.
+func isDraining(address string) bool {
+	found := false
+	targets.Range(func(key, value any) bool {
+		if strings.HasSuffix(key.(targetKey).upstream, "/"+address) {
+			found = found || value.(sharedTarget).Draining()
+		}
+		return true
+	})
+	return found
+}
+
+const drainingCheck = `
+			check http /healthz {
+				interval 50ms
+				drain_status 429
+				passes 3
+			}`
+
+// An upstream that answers its check with drain_status gets no new request from
+// the next probe on, not one, while any other serves; what it is busy with ends in
+// peace. It is up all the time, so it serves when all others are gone; and with
+// the first answer that says so it takes requests again. Each change is one line.
+func TestCaddyDrainStatus(t *testing.T) {
+	all := startDrainables(t, "a", "leaving")
+	a, leaving := all[0], all[1]
+	c := startCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %s %s {
+		lb_policy alive {%s
+		}
+	}
+}`, a.addr, leaving.addr, drainingCheck))
+	eventually(t, patience, "both are up", func() bool { return statuses(a.addr, leaving.addr)[health.Up] == 2 })
+	client := c.plain()
+	clients := startTraffic(t, 2, func() answer { return ask(client, c.url()) })
+
+	// requests that are under way when it begins
+	answers := make(chan answer, 2)
+	for range 2 {
+		go func() { answers <- ask(client, c.url()+"/held") }()
+	}
+	a.held.open()
+	eventually(t, patience, "one is held", func() bool {
+		if len(leaving.arrivals("/held")) == 0 && len(answers) == cap(answers) {
+			<-answers
+			go func() { answers <- ask(client, c.url()+"/held") }()
+		}
+		return len(leaving.arrivals("/held")) > 0
+	})
+
+	before := leaving.probes()
+	leaving.status.Store(http.StatusTooManyRequests)
+	eventually(t, patience, "it drains", func() bool { return isDraining(leaving.addr) })
+	// one probe may have been under way
+	if n := leaving.probes() - before; n > 2 {
+		t.Errorf("probes until it drained: got %d, want one that says so", n)
+	}
+	served := func(n int) {
+		t.Helper()
+		from := clients.answered()
+		eventually(t, patience, "traffic goes on", func() bool { return clients.answered() > from+n })
+	}
+	served(10) // those that were on their way
+	n := leaving.served()
+	served(200)
+	if got := leaving.served() - n; got != 0 {
+		t.Errorf("requests while it drains: got %d, want 0", got)
+	}
+	if !is(health.Up, leaving.addr) {
+		t.Error("it is not up")
+	}
+	leaving.held.open()
+	for range cap(answers) {
+		if got := <-answers; got.err != nil || got.status != http.StatusOK {
+			t.Errorf("a request that it was busy with: got %v, want 200", got)
+		}
+	}
+
+	a.status.Store(http.StatusInternalServerError)
+	eventually(t, patience, "the other one is down", func() bool { return is(health.Down, a.addr) })
+	served(10)
+	shares(t, "alone, it serves", tally(client, c.url(), 10), map[string]int{"leaving": 10})
+	if got := c.logged("no upstream is alive"); got > 0 {
+		t.Errorf("lines about a last resort: got %d, want 0: it serves", got)
+	}
+	a.status.Store(http.StatusOK)
+	eventually(t, patience, "the other one is up", func() bool { return is(health.Up, a.addr) })
+	served(10)
+	shares(t, "and no longer", tally(client, c.url(), 10), map[string]int{"a": 10})
+
+	before, n = leaving.probes(), leaving.served()
+	leaving.status.Store(http.StatusOK)
+	eventually(t, patience, "it takes requests again", func() bool { return leaving.served() > n })
+	// with `passes` it would be three of them
+	t.Logf("probes until it took requests again: %d", leaving.probes()-before)
+	clients.stop()
+	if err := clients.err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.answered(), err)
+	}
+
+	for _, msg := range []string{"upstream is draining", "upstream is no longer draining"} {
+		lines := c.lines(msg)
+		if len(lines) != 1 || lines[0].Upstream != leaving.addr || lines[0].Check != "http /healthz" || lines[0].Level != "info" {
+			t.Errorf("lines that begin with %q: got %+v, want one, for the upstream and its check", msg, lines)
+		}
+	}
+}
+
+// One answer is enough, in both directions, whatever passes and fails say: the
+// interval here is so long that there is no other.
+func TestCaddyDrainStatusAtOnce(t *testing.T) {
+	all := startDrainables(t, "a", "leaving")
+	a, leaving := all[0], all[1]
+	leaving.status.Store(http.StatusTooManyRequests)
+	c := startCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %s %s {
+		lb_policy alive {
+			check http /healthz {
+				interval 10m
+				drain_status 429
+			}
+		}
+	}
+}`, a.addr, leaving.addr))
+	eventually(t, patience, "both are up", func() bool { return statuses(a.addr, leaving.addr)[health.Up] == 2 })
+	settles(t, "it drains from its first answer on", c.plain(), c.url(), map[string]int{"a": 10})
+	if lines := c.lines("upstream is up"); len(lines) != 2 || lines[0].Draining == lines[1].Draining {
+		t.Errorf("lines: got %+v, want two, one of which says that it drains", lines)
+	}
+	if n := leaving.probes(); n != 1 {
+		t.Errorf("probes: got %d, want 1", n)
+	}
+}
+
+// Backups serve before those who want no new requests, a draining primary before
+// a draining backup, and any of them before one that is down. With `select`, too.
+func TestCaddyDrainingAndBackups(t *testing.T) {
+	for _, policy := range []string{"round robin", "select"} {
+		t.Run(policy, func(t *testing.T) {
+			option := ""
+			if policy == "select" {
+				option = "select first"
+			}
+			all := startDrainables(t, "primary", "backup", "dead")
+			primary, backup, dead := all[0], all[1], all[2]
+			dead.status.Store(http.StatusInternalServerError)
+			c := startCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %[1]s %[2]s %[3]s {
+		lb_policy alive {%[4]s
+			backup %[3]s
+			%[5]s
+		}
+	}
+}`, dead.addr, primary.addr, backup.addr, drainingCheck, option))
+			eventually(t, patience, "all have a verdict", func() bool {
+				return is(health.Up, primary.addr) && is(health.Up, backup.addr) && is(health.Down, dead.addr)
+			})
+			client := c.plain()
+			for _, step := range []struct {
+				what            string
+				primary, backup int
+				serves          string
+			}{
+				{"the primary drains", 429, 200, "backup"},
+				{"both drain", 429, 429, "primary"},
+				{"the backup drains", 200, 429, "primary"},
+				{"the primary is down, the backup drains", 500, 429, "backup"},
+				{"all is well", 200, 200, "primary"},
+			} {
+				primary.status.Store(int32(step.primary))
+				backup.status.Store(int32(step.backup))
+				eventually(t, patience, step.what, func() bool {
+					return is(health.Down, primary.addr) == (step.primary == 500) && isDraining(primary.addr) == (step.primary == 429) &&
+						isDraining(backup.addr) == (step.backup == 429)
+				})
+				settles(t, step.what, client, c.url(), map[string]int{step.serves: 6})
+			}
+			if n := dead.served(); n != 0 {
+				t.Errorf("requests to the one that is down: got %d, want 0", n)
+			}
+		})
+	}
+}
+
+// A weight of 0 means no traffic, draining or not, and the weights hold among
+// those who drain. Of several checks one is enough to say so.
+func TestCaddyDrainingByWeight(t *testing.T) {
+	all := startDrainables(t, "never", "one", "three")
+	for _, d := range all {
+		d.status.Store(http.StatusTooManyRequests)
+	}
+	c := startCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %[1]s %[2]s %[3]s {
+		lb_policy alive {%[4]s
+			check tcp {
+				interval 50ms
+			}
+			weight %[1]s 0
+			weight %[3]s 3
+		}
+	}
+}`, all[0].addr, all[1].addr, all[2].addr, drainingCheck))
+	eventually(t, patience, "all are up", func() bool { return statuses(all[0].addr, all[1].addr, all[2].addr)[health.Up] == 6 })
+	settles(t, "while all drain", c.plain(), c.url(), map[string]int{"one": 3, "three": 9})
+}
+
+// A reload in the middle does not make a draining upstream one that takes
+// requests, be its check the same or another.
+func TestCaddyDrainingOutlivesReload(t *testing.T) {
+	all := startDrainables(t, "a", "leaving")
+	a, leaving := all[0], all[1]
+	leaving.status.Store(http.StatusTooManyRequests)
+	sites := func(version int, uri string) string {
+		return fmt.Sprintf(`
+http:// {
+	header Version %d
+	reverse_proxy %s %s {
+		lb_policy alive {
+			check http %s {
+				interval 50ms
+				drain_status 429
+			}
+		}
+	}
+}`, version, a.addr, leaving.addr, uri)
+	}
+	c := startCaddy(t, sites(0, "/healthz"))
+	eventually(t, patience, "it drains", func() bool { return isDraining(leaving.addr) && is(health.Up, a.addr) })
+	client := c.plain()
+	clients := startTraffic(t, 2, func() answer {
+		got := ask(client, c.url())
+		if got.status == 0 { // at a reload Caddy may drop a connection
+			got = ask(client, c.url())
+		}
+		return got
+	})
+	for version, uri := range []string{"/healthz", "/healthz/2", "/healthz/3"} {
+		c.reloadInTraffic(sites(version+1, uri), version+1, c.plain(), clients)
+	}
+	clients.stop()
+	if err := clients.err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.answered(), err)
+	}
+	if n := leaving.served(); n != 0 {
+		t.Errorf("requests while it drains: got %d, want 0", n)
+	}
+	if n := len(leaving.arrivals("/healthz/3")); n == 0 {
+		t.Error("the last check did not run: nothing was tested")
+	}
+}

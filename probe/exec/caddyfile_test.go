@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package exec
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// The kind is registered by importing the package: a build that names it has it.
+func TestModule(t *testing.T) {
+	t.Parallel()
+	info, err := caddy.GetModule("alive.probes.exec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := info.New().(*Exec); !ok {
+		t.Errorf("got %T, want *Exec", info.New())
+	}
+}
+
+// What is written is what the JSON has: nothing is expanded or split by parsing.
+// Errors say where they are.
+func TestCaddyfile(t *testing.T) {
+	t.Parallel()
+	const needs = "an exec check needs a command, like exec /usr/local/bin/check-app --quick, at Testfile:1"
+	for _, test := range []struct{ input, want, err string }{
+		{"exec /bin/check", `{"command":"/bin/check"}`, ""},
+		{"exec check {\n}", `{"command":"check"}`, ""},
+		{"exec check --quick -n 3", `{"command":"check","args":["--quick","-n","3"]}`, ""},
+		{"exec check \"a b\" `c \"d\"` \"\" $HOME *", `{"command":"check","args":["a b","c \"d\"","","$HOME","*"]}`, ""},
+		{"exec {env.EXEC_COMMAND} {env.EXEC_ARG}", `{"command":"{env.EXEC_COMMAND}","args":["{env.EXEC_ARG}"]}`, ""},
+		{"exec check a {\n}", `{"command":"check","args":["a"]}`, ""},
+
+		{"exec", "", needs},
+		{"exec \"\"", "", needs},
+		{"exec {\n\tcommand /bin/check\n}", "", needs},
+		{"exec check {\n\tenv A b\n}", "", "unrecognized option 'env': an exec check has the options of every check only, at Testfile:2"},
+		{"exec check a {\n\n\tcommand b\n}", "", "unrecognized option 'command': an exec check has the options of every check only, at Testfile:3"},
+	} {
+		p := new(Exec)
+		if got := text(p.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input))); got != test.err {
+			t.Errorf("%q:\n got the error %q\nwant the error %q", test.input, got, test.err)
+		}
+		if test.err != "" {
+			continue
+		}
+		if got, err := json.Marshal(p); err != nil || string(got) != test.want {
+			t.Errorf("%q: got %s, %v; want %s", test.input, got, err, test.want)
+		}
+	}
+}
+
+// The check is shown with its arguments, as they were written.
+func TestString(t *testing.T) {
+	t.Parallel()
+	for want, p := range map[string]Exec{
+		"exec check":                 {Command: "check"},
+		"exec check -a {env.SECRET}": {Command: "check", Args: []string{"-a", "{env.SECRET}"}},
+	} {
+		if got := p.String(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// text is what an error says; that of none is empty.
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}

@@ -1,0 +1,717 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+)
+
+// serveGRPC has a health service answer, or none if it is nil, with TLS if there
+// is a config for it.
+func serveGRPC(tb testing.TB, service grpc_health_v1.HealthServer, config *tls.Config) (addr string) {
+	tb.Helper()
+	var options []grpc.ServerOption
+	if config != nil {
+		options = append(options, grpc.Creds(credentials.NewTLS(config)))
+	}
+	server := grpc.NewServer(options...)
+	if service != nil {
+		grpc_health_v1.RegisterHealthServer(server, service)
+	}
+	listener := listen(tb)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(listener); err != nil {
+			tb.Errorf("serving: %v", err)
+		}
+	}()
+	tb.Cleanup(func() {
+		server.Stop()
+		<-done
+	})
+	return listener.Addr().String()
+}
+
+// grpcUpstream is an upstream of a check.
+func grpcUpstream(tb testing.TB, p *GRPC, addr string, trust *tls.Config) Upstream {
+	tb.Helper()
+	return way{addr: addr, tls: trust, differs: p.Overrides()}.upstream(tb)
+}
+
+// check is a health service that is one function.
+type check func(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error)
+
+type checkServer struct {
+	grpc_health_v1.UnimplementedHealthServer
+	check
+}
+
+func (s checkServer) Check(ctx context.Context, r *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+	return s.check(ctx, r)
+}
+
+// A service is up only while it says that it is serving, with TLS and without.
+// The reason tells a service that is not serving from one that nobody knows,
+// and from a server that cannot tell.
+func TestGRPCStatus(t *testing.T) {
+	t.Parallel()
+	service := health.NewServer()
+	service.SetServingStatus("up", grpc_health_v1.HealthCheckResponse_SERVING)
+	service.SetServingStatus("down", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	service.SetServingStatus("odd", grpc_health_v1.HealthCheckResponse_UNKNOWN)
+	service.SetServingStatus("new", grpc_health_v1.HealthCheckResponse_ServingStatus(7))
+	stopping := health.NewServer()
+	stopping.Shutdown()
+	ca := newAuthority(t, "test")
+	config := &tls.Config{Certificates: []tls.Certificate{ca.issue(t, -time.Hour, time.Hour)}}
+	trust := &tls.Config{RootCAs: ca.pool()}
+	for way, addr := range map[string]struct{ service, stopping, none string }{
+		"h2c": {serveGRPC(t, service, nil), serveGRPC(t, stopping, nil), serveGRPC(t, nil, nil)},
+		"TLS": {serveGRPC(t, service, config), serveGRPC(t, stopping, config), serveGRPC(t, nil, config)},
+	} {
+		for _, test := range []struct{ addr, config, want string }{
+			{addr.service, `{}`, ""},
+			{addr.service, `{"service":"up"}`, ""},
+			{addr.service, `{"service":"down"}`, "status NOT_SERVING, want SERVING"},
+			{addr.service, `{"service":"odd"}`, "status UNKNOWN, want SERVING"},
+			{addr.service, `{"service":"new"}`, "status 7, want SERVING"},
+			{addr.service, `{"service":"nobody"}`, "gRPC status NotFound: the health service does not know the service 'nobody': unknown service"},
+			{addr.stopping, `{}`, "status NOT_SERVING, want SERVING"},
+			{addr.none, `{}`, "gRPC status Unimplemented: the server has no health service (grpc.health.v1.Health): unknown service grpc.health.v1.Health"},
+		} {
+			p := loadKind(t, new(GRPC), test.config)
+			used := trust
+			if way == "h2c" {
+				used = nil
+			}
+			if got := text(run(t, p, grpcUpstream(t, p, test.addr, used), long)); got != test.want {
+				t.Errorf("%s, %s: got %q, want %q", way, test.config, got, test.want)
+			}
+		}
+	}
+}
+
+// Errors of a service are shown by name, with their text as it was before the
+// transport encoded it.
+func TestGRPCError(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{status.Error(codes.PermissionDenied, "nicht für „dich“: 100% sure\n"), "gRPC status PermissionDenied: nicht für „dich“: 100% sure\n"},
+		{status.Error(codes.Unavailable, ""), "gRPC status Unavailable"},
+		{status.Error(codes.Code(99), "a%20b"), "gRPC status Code(99): a%20b"},
+		{errors.New("plain"), "gRPC status Unknown: plain"},
+	} {
+		addr := serveGRPC(t, checkServer{check: func(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+			return nil, test.err
+		}}, nil)
+		p := loadKind(t, new(GRPC), `{}`)
+		if got := text(run(t, p, grpcUpstream(t, p, addr, nil), long)); got != test.want {
+			t.Errorf("%v: got %q, want %q", test.err, got, test.want)
+		}
+	}
+}
+
+// A server sees the service, the authority and how long it has, as of any gRPC
+// client.
+func TestGRPCRequest(t *testing.T) {
+	t.Setenv("PROBE_SERVICE", "pkg.Service")
+	type seen struct {
+		service   string
+		authority []string
+		agent     []string
+		left      time.Duration
+	}
+	requests := make(chan seen, 1)
+	addr := serveGRPC(t, checkServer{check: func(ctx context.Context, r *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		limit, ok := ctx.Deadline()
+		if !ok {
+			t.Error("the server was given no deadline")
+		}
+		requests <- seen{r.GetService(), md.Get(":authority"), md.Get("user-agent"), time.Until(limit)}
+		return &grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_SERVING}, nil
+	}}, nil)
+	for _, test := range []struct{ config, service, authority string }{
+		{`{}`, "", "app1:50051"},
+		{`{"service":"{env.PROBE_SERVICE}"}`, "pkg.Service", "app1:50051"},
+		{`{"service":"größe","authority":"app.internal"}`, "größe", "app.internal"},
+		{`{"authority":"{env.PROBE_SERVICE}:443"}`, "", "pkg.Service:443"},
+	} {
+		p := loadKind(t, new(GRPC), test.config)
+		up := way{addr: addr, host: "app1:50051", differs: p.Overrides()}.upstream(t)
+		if err := run(t, p, up, long); err != nil {
+			t.Errorf("%s: %v", test.config, err)
+			continue
+		}
+		got := wait(t, requests, grace)
+		if got.service != test.service || strings.Join(got.authority, " ") != test.authority {
+			t.Errorf("%s: got the service %q and the authority %q, want %q and %q", test.config, got.service, got.authority, test.service, test.authority)
+		}
+		if len(got.agent) != 1 || got.agent[0] != "caddy-alive" {
+			t.Errorf("%s: got the user agent %q, want caddy-alive", test.config, got.agent)
+		}
+		if got.left <= long || got.left > 2*long { // or it would give up before the probe does
+			t.Errorf("%s: the server has %s, want more than the %s of the probe, and twice as much at most", test.config, got.left, long)
+		}
+	}
+}
+
+// serveH2C answers requests of HTTP/2 without TLS.
+func serveH2C(tb testing.TB, handle http.HandlerFunc) (addr string) {
+	tb.Helper()
+	server := &http.Server{Handler: handle, Protocols: new(http.Protocols)}
+	server.Protocols.SetUnencryptedHTTP2(true)
+	listener := listen(tb)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			tb.Errorf("serving: %v", err)
+		}
+	}()
+	tb.Cleanup(func() {
+		server.Close()
+		<-done
+	})
+	return listener.Addr().String()
+}
+
+// What is on the wire is one call of the gRPC protocol over HTTP/2.
+func TestGRPCWire(t *testing.T) {
+	t.Parallel()
+	type seen struct {
+		line, message string
+		header        http.Header
+		length        int64
+	}
+	requests := make(chan seen, 1)
+	addr := serveH2C(t, func(w http.ResponseWriter, r *http.Request) {
+		message, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		requests <- seen{r.Method + " " + r.URL.String() + " " + r.Proto, string(message), r.Header, r.ContentLength}
+		grpcAnswer("0", "", message5+serving)(w, r)
+	})
+	p := loadKind(t, new(GRPC), `{"service":"abc"}`)
+	if err := run(t, p, grpcUpstream(t, p, addr, nil), long); err != nil {
+		t.Error(err)
+	}
+	got := wait(t, requests, grace)
+	if want := "POST /grpc.health.v1.Health/Check HTTP/2.0"; got.line != want {
+		t.Errorf("got %q, want %q", got.line, want)
+	}
+	// not compressed, of 5 bytes: field 1, a string of 3 bytes
+	if want := "\x00\x00\x00\x00\x05\x0a\x03abc"; got.message != want || got.length != int64(len(want)) {
+		t.Errorf("got the message %q of %d bytes, want %q", got.message, got.length, want)
+	}
+	limit := strings.TrimSuffix(got.header.Get("Grpc-Timeout"), "m")
+	if d, err := time.ParseDuration(limit + "ms"); err != nil || d <= long || d > 2*long {
+		t.Errorf("got the timeout %q, want up to twice %s in milliseconds, like 4000m", got.header.Get("Grpc-Timeout"), long)
+	}
+	got.header.Del("Grpc-Timeout")
+	got.header.Del("Content-Length")
+	for name, want := range map[string]string{"Content-Type": "application/grpc", "Te": "trailers", "User-Agent": "caddy-alive"} {
+		if value := got.header.Get(name); value != want {
+			t.Errorf("got %s: %s, want %s", name, value, want)
+		}
+		got.header.Del(name)
+	}
+	if len(got.header) > 0 {
+		t.Errorf("got also the fields %v", got.header)
+	}
+}
+
+const (
+	message5 = "\x00\x00\x00\x00\x02" // the prefix of a message of two bytes
+	serving  = "\x08\x01"             // field 1, SERVING
+)
+
+// grpcAnswer answers with a body, and with a status in the trailer.
+func grpcAnswer(status, message, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc")
+		w.WriteHeader(http.StatusOK)
+		io.WriteString(w, body)
+		w.(http.Flusher).Flush() // so that the header comes before the trailer
+		if status != "" {
+			w.Header().Set(http.TrailerPrefix+"Grpc-Status", status)
+		}
+		if message != "" {
+			w.Header().Set(http.TrailerPrefix+"Grpc-Message", message)
+		}
+	}
+}
+
+// plainAnswer answers as what is no gRPC server does.
+func plainAnswer(code int, kind string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", kind)
+		w.WriteHeader(code)
+		io.WriteString(w, "<html>")
+	}
+}
+
+// Only an answer that is whole and well-formed is a pass. Any other is a fail
+// that says what is wrong with it, and never more than that.
+func TestGRPCAnswer(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		answer http.HandlerFunc
+		want   string
+	}{
+		"serving": {grpcAnswer("0", "", message5+serving), ""},
+		"serving, of a subtype": {func(w http.ResponseWriter, r *http.Request) {
+			grpcAnswer("0", "", message5+serving)(as(w, "application/grpc+proto"), r)
+		}, ""},
+		"serving, and fields to be": {grpcAnswer("0", "", "\x00\x00\x00\x00\x04"+serving+"\x10\x05"), ""},
+		"a message with a success":  {grpcAnswer("0", "fine", message5+serving), ""},
+
+		"HTML":           {plainAnswer(200, "text/html"), "not an answer of a gRPC server: status 200, content type 'text/html'"},
+		"not found":      {plainAnswer(404, "text/html"), "not an answer of a gRPC server: status 404, content type 'text/html'"},
+		"no type":        {func(w http.ResponseWriter, _ *http.Request) { w.Header()["Content-Type"] = nil }, "not an answer of a gRPC server: status 200, content type ''"},
+		"gRPC, but 503":  {plainAnswer(503, "application/grpc"), "not an answer of a gRPC server: status 503, content type 'application/grpc'"},
+		"a redirect":     {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusFound) }, "not an answer of a gRPC server: status 302, content type ''"},
+		"an empty body":  {grpcAnswer("0", "", ""), "the answer is not one gRPC message"},
+		"a short prefix": {grpcAnswer("0", "", "\x00\x00\x00"), "the answer is not one gRPC message"},
+		"a prefix only":  {grpcAnswer("0", "", message5), "the answer is not one gRPC message"},
+		"too short":      {grpcAnswer("0", "", message5+serving[:1]), "the answer is not one gRPC message"},
+		"too long":       {grpcAnswer("0", "", message5+serving+"\x00"), "the answer is not one gRPC message"},
+		"two messages":   {grpcAnswer("0", "", message5+serving+message5+serving), "the answer is not one gRPC message"},
+		"a wild length":  {grpcAnswer("0", "", "\x00\xff\xff\xff\xff"+serving), "the answer is not one gRPC message"},
+		"compressed":     {grpcAnswer("0", "", "\x01"+message5[1:]+serving), "the answer is compressed, which it was not asked to be"},
+		"an odd flag":    {grpcAnswer("0", "", "\x80"+message5[1:]+serving), "the answer is compressed, which it was not asked to be"},
+		"no status at all": {
+			grpcAnswer("0", "", "\x00\x00\x00\x00\x00"), "status UNKNOWN, want SERVING",
+		},
+		"not serving": {grpcAnswer("0", "", message5+"\x08\x02"), "status NOT_SERVING, want SERVING"},
+		// the status of the call comes first
+		"serving, but failed": {grpcAnswer("14", "", message5+serving), "gRPC status Unavailable"},
+		"failed, and garbage": {grpcAnswer("14", "", "garbage"), "gRPC status Unavailable"},
+
+		"no gRPC status":       {grpcAnswer("", "", message5+serving), "the answer has no gRPC status"},
+		"a word for a status":  {grpcAnswer("OK", "", message5+serving), "the answer has no number as its gRPC status, but 'OK'"},
+		"a negative status":    {grpcAnswer("-1", "", message5+serving), "the answer has no number as its gRPC status, but '-1'"},
+		"an unknown status":    {grpcAnswer("17", "", ""), "gRPC status Code(17)"},
+		"a broken escape":      {grpcAnswer("2", "100%", ""), "gRPC status Unknown: 100%"},
+		"an escaped message":   {grpcAnswer("2", "a%20b+c%C3%A4", ""), "gRPC status Unknown: a b+cä"},
+		"all in the header":    {trailersOnly("5", "who%3F"), "gRPC status NotFound: the health service does not know the service '': who?"},
+		"a pass in the header": {trailersOnly("0", ""), "the answer is not one gRPC message"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := loadKind(t, new(GRPC), `{}`)
+			if got := text(run(t, p, grpcUpstream(t, p, serveH2C(t, test.answer), nil), long)); got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+	t.Run("garbage", func(t *testing.T) {
+		t.Parallel()
+		p := loadKind(t, new(GRPC), `{}`)
+		const want = "the answer is no message of the health service: "
+		addr := serveH2C(t, grpcAnswer("0", "", message5+"\xff\xff"))
+		if got := text(run(t, p, grpcUpstream(t, p, addr, nil), long)); !strings.HasPrefix(got, want) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+// trailersOnly answers with a header that ends the answer.
+func trailersOnly(status, message string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Grpc-Status", status)
+		w.Header().Set("Grpc-Message", message)
+	}
+}
+
+// as writes answers of another content type.
+func as(w http.ResponseWriter, kind string) http.ResponseWriter { return retyped{w, kind} }
+
+type retyped struct {
+	http.ResponseWriter
+	kind string
+}
+
+func (r retyped) WriteHeader(code int) {
+	r.Header().Set("Content-Type", r.kind)
+	r.ResponseWriter.WriteHeader(code)
+}
+
+func (r retyped) Flush() { r.ResponseWriter.(http.Flusher).Flush() }
+
+// An answer without end takes neither memory nor time: what is read past the
+// limit is what was under way.
+func TestGRPCEndless(t *testing.T) {
+	t.Parallel()
+	left := make(chan struct{})
+	addr := serveH2C(t, func(w http.ResponseWriter, _ *http.Request) {
+		defer close(left)
+		w.Header().Set("Content-Type", "application/grpc")
+		for part := make([]byte, 16<<10); ; {
+			if _, err := w.Write(part); err != nil {
+				return
+			}
+		}
+	})
+	p := loadKind(t, new(GRPC), `{}`)
+	var read atomic.Int64
+	up := way{addr: addr, differs: p.Overrides(), read: &read}.upstream(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*grace)
+	defer cancel()
+	if got, want := text(wait(t, start(ctx, p, up), long)), "the answer is longer than 64 KiB"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	wait(t, left, grace) // the probe does not leave it to its context to end the answer
+	if got, most := read.Load(), int64(1<<20); got > most {
+		t.Errorf("%d bytes were read, want %d at most", got, most)
+	}
+}
+
+// Answers up to the limit are read, whatever is in them.
+func TestGRPCLimit(t *testing.T) {
+	t.Parallel()
+	for size, want := range map[int]string{maxGRPC: "", maxGRPC + 1: "the answer is longer than 64 KiB"} {
+		// field 2 is unknown, and bytes of any length
+		filler := make([]byte, size-grpcPrefix-len(serving))
+		n := 1 + binary.PutUvarint(filler[1:], uint64(len(filler)-4))
+		if filler[0] = 2<<3 | 2; n != 4 {
+			t.Fatalf("the field begins with %d bytes", n)
+		}
+		prefix := binary.BigEndian.AppendUint32([]byte{0}, uint32(size-grpcPrefix))
+		addr := serveH2C(t, grpcAnswer("0", "", string(prefix)+serving+string(filler)))
+		p := loadKind(t, new(GRPC), `{}`)
+		if got := text(run(t, p, grpcUpstream(t, p, addr, nil), long)); got != want {
+			t.Errorf("%d bytes: got %q, want %q", size, got, want)
+		}
+	}
+}
+
+// An upstream that does not come to an end is given up at the deadline, or when
+// the probe is called off.
+func TestGRPCDeadline(t *testing.T) {
+	t.Parallel()
+	for name, before := range map[string]string{"no answer": "", "no end": message5 + serving} {
+		for _, want := range []error{context.DeadlineExceeded, context.Canceled} {
+			t.Run(name+"/"+want.Error(), func(t *testing.T) {
+				t.Parallel()
+				asked := make(chan struct{})
+				left := make(chan struct{})
+				addr := serveH2C(t, func(w http.ResponseWriter, r *http.Request) {
+					if before != "" {
+						w.Header().Set("Content-Type", "application/grpc")
+						io.WriteString(w, before)
+						w.(http.Flusher).Flush()
+					}
+					close(asked)
+					<-r.Context().Done() // the probe has gone
+					close(left)
+				})
+				limit := short
+				if want == context.Canceled {
+					limit = 10 * grace
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), limit)
+				defer cancel()
+				p := loadKind(t, new(GRPC), `{}`)
+				result := start(ctx, p, grpcUpstream(t, p, addr, nil))
+				if wait(t, asked, grace); want == context.Canceled {
+					cancel()
+				}
+				if err := wait(t, result, limit+grace); !errors.Is(err, want) {
+					t.Errorf("got %v, want %v", err, want)
+				}
+				wait(t, left, grace)
+			})
+		}
+	}
+}
+
+// A service that hangs fails the probe at its deadline. The server knows it, too,
+// and may be the first to give up: with a status, or by resetting the stream.
+func TestGRPCServerHangs(t *testing.T) {
+	t.Parallel()
+	addr := serveGRPC(t, checkServer{check: func(ctx context.Context, _ *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
+		<-ctx.Done()
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}}, nil)
+	p := loadKind(t, new(GRPC), `{}`)
+	began := time.Now()
+	err := run(t, p, grpcUpstream(t, p, addr, nil), short)
+	if took := time.Since(began); took < short/2 {
+		t.Errorf("given up after %s, want %s", took, short)
+	}
+	if got := text(err); !errors.Is(err, context.DeadlineExceeded) && !strings.HasPrefix(got, "gRPC status DeadlineExceeded") && !strings.Contains(got, "CANCEL") {
+		t.Errorf("got %v, want that the deadline is over", err)
+	}
+}
+
+// What does not speak HTTP/2, or refuses the request in its terms, fails with a
+// reason.
+func TestGRPCNotHTTP2(t *testing.T) {
+	t.Parallel()
+	// refusing reads up to the request and answers with frames; after an error it
+	// hangs up
+	refusing := func(refuse func(*http2.Framer) error) func(net.Conn) {
+		return func(conn net.Conn) {
+			if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
+				t.Errorf("no preface: %v", err)
+				return
+			}
+			framer := http2.NewFramer(conn, conn)
+			framer.WriteSettings()
+			for {
+				frame, err := framer.ReadFrame()
+				if err != nil {
+					return
+				}
+				if frame.Header().Type == http2.FrameHeaders {
+					if refuse(framer) != nil {
+						return
+					}
+				}
+			}
+		}
+	}
+	for name, test := range map[string]struct {
+		serve func(net.Conn)
+		want  string // part of the reason
+	}{
+		"HTTP/1.1": {func(conn net.Conn) {
+			answer("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")(conn, nil)
+			untilClosed(conn)
+		}, "http2: "},
+		"a banner":        {func(conn net.Conn) { answer("SSH-2.0-OpenSSH_9.9\r\n")(conn, nil); untilClosed(conn) }, "http2: "},
+		"closes at once":  {func(conn net.Conn) { conn.Read(make([]byte, 4<<10)) }, ""},
+		"endless nothing": {func(conn net.Conn) { endless("", strings.Repeat("\x00", 9<<10))(conn, nil) }, ""},
+		"RST_STREAM": {
+			refusing(func(f *http2.Framer) error { return f.WriteRSTStream(1, http2.ErrCodeInternal) }),
+			"stream error: stream ID 1; INTERNAL_ERROR; received from peer",
+		},
+		"GOAWAY": {
+			refusing(func(f *http2.Framer) error {
+				f.WriteGoAway(1, http2.ErrCodeEnhanceYourCalm, []byte("too many"))
+				return io.EOF
+			}),
+			"", // the frame or the end of the connection, whichever is noticed first
+		},
+		"a long header": {
+			refusing(func(f *http2.Framer) error {
+				var block strings.Builder
+				encoder := hpack.NewEncoder(&block)
+				encoder.WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+				encoder.WriteField(hpack.HeaderField{Name: "a", Value: strings.Repeat("\xff", 80<<10)})
+				rest := block.String()
+				part := func() (p []byte) {
+					n := min(len(rest), 16<<10)
+					p, rest = []byte(rest[:n]), rest[n:]
+					return p
+				}
+				err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: part()})
+				for err == nil && rest != "" {
+					fragment := part()
+					err = f.WriteContinuation(1, rest == "", fragment)
+				}
+				return err // the probe may have left by then
+			}),
+			"",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			addr := talk(t, test.serve)
+			p := loadKind(t, new(GRPC), `{}`)
+			err := run(t, p, grpcUpstream(t, p, addr, nil), long)
+			if err == nil || !strings.Contains(err.Error(), test.want) || errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+// With TLS, too, there are reasons: for a certificate that is not trusted, and
+// for a server that has HTTP/1.1 only.
+func TestGRPCTLS(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t, "test")
+	cert := ca.issue(t, -time.Hour, time.Hour)
+	service := serveGRPC(t, health.NewServer(), &tls.Config{Certificates: []tls.Certificate{cert}})
+	old, _ := serveTLS(t, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}})
+	plain := serveGRPC(t, health.NewServer(), nil)
+	for _, test := range []struct {
+		name, addr, config string
+		trust              *tls.Config
+		want               string // part of the reason
+	}{
+		{"trusted", service, `{}`, &tls.Config{RootCAs: ca.pool()}, ""},
+		{"not trusted", service, `{}`, new(tls.Config), "certificate signed by unknown authority"},
+		{"another name", service, `{"tls_server_name":"other.test"}`, &tls.Config{RootCAs: ca.pool()}, "not other.test"},
+		{"anything goes", service, `{"tls_server_name":"other.test","tls_insecure_skip_verify":true}`, new(tls.Config), ""},
+		{"HTTP/1.1 only", old, `{}`, &tls.Config{RootCAs: ca.pool()}, "no application protocol"},
+		{"a scheme of its own", service, `{"scheme":"https","tls_insecure_skip_verify":true}`, nil, ""},
+		{"a plain port beside TLS", plain, `{"scheme":"http"}`, new(tls.Config), ""},
+		{"no TLS there", plain, `{}`, new(tls.Config), "first record does not look like a TLS handshake"},
+	} {
+		p := loadKind(t, new(GRPC), test.config)
+		got := text(run(t, p, grpcUpstream(t, p, test.addr, test.trust), long))
+		if test.want == "" && got != "" || !strings.Contains(got, test.want) {
+			t.Errorf("%s: got %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+// One probe is used for many upstreams at once: the race detector watches that
+// they share nothing that is written to.
+func TestGRPCConcurrent(t *testing.T) {
+	t.Parallel()
+	service := health.NewServer()
+	service.SetServingStatus("up", grpc_health_v1.HealthCheckResponse_SERVING)
+	p := loadKind(t, new(GRPC), `{"service":"up"}`)
+	var results []<-chan error
+	for range 2 {
+		addr := serveGRPC(t, service, nil)
+		for range 4 {
+			results = append(results, start(t.Context(), p, grpcUpstream(t, p, addr, nil)))
+		}
+	}
+	for _, result := range results {
+		if err := wait(t, result, long); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// gRPC is HTTP/2, whatever the proxy speaks, with TLS as the proxy has it unless
+// the check says otherwise.
+func TestGRPCOverrides(t *testing.T) {
+	t.Parallel()
+	for config, want := range map[string]Overrides{
+		`{}`:                 {HTTP2: true},
+		`{"scheme":"http"}`:  {HTTP2: true, Scheme: "http"},
+		`{"scheme":"https"}`: {HTTP2: true, Scheme: "https"},
+		`{"tls_server_name":"app.internal","tls_insecure_skip_verify":true}`: {HTTP2: true, ServerName: "app.internal", InsecureSkipVerify: true},
+	} {
+		if got := loadKind(t, new(GRPC), config).Overrides(); got != want {
+			t.Errorf("%s: got %+v, want %+v", config, got, want)
+		}
+	}
+}
+
+// Where HTTP is not spoken, the config must not load.
+func TestGRPCValidateUpstream(t *testing.T) {
+	t.Parallel()
+	up := way{addr: "app1:9000"}.upstream(t)
+	if err := new(GRPC).ValidateUpstream(up); err != nil {
+		t.Errorf("got %v, want no error", err)
+	}
+	up.Transport = nil
+	want := "a grpc check needs an HTTP transport, which app1:9000 is not reached by; use a tcp check"
+	if got := text(new(GRPC).ValidateUpstream(up)); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// The check is shown with its service.
+func TestGRPCString(t *testing.T) {
+	t.Parallel()
+	for config, want := range map[string]string{`{}`: "grpc", `{"service":"pkg.Service","authority":"a"}`: "grpc pkg.Service"} {
+		if got := loadKind(t, new(GRPC), config).String(); got != want {
+			t.Errorf("%s: got %q, want %q", config, got, want)
+		}
+	}
+}
+
+// What Caddyfiles cannot have is wrong in JSON, too.
+func TestGRPCProvisionErrors(t *testing.T) {
+	t.Setenv("PROBE_NAME", "not a name")
+	for _, test := range []struct{ config, want string }{
+		{`{"service":"{http.request.host}"}`, "service: unrecognized placeholder {http.request.host}" + onlyGlobal},
+		{`{"service":"{env.PROBE_UNSET}"}`, "service: evaluated placeholder {env.PROBE_UNSET} is empty" + onlyGlobal},
+		{`{"authority":"{http.request.host}"}`, "authority: unrecognized placeholder {http.request.host}" + onlyGlobal},
+		{`{"authority":"{env.PROBE_NAME}"}`, "authority must be a host, with a port if need be; got 'not a name'"},
+		{`{"scheme":"h2c"}`, "scheme must be http or https; got 'h2c'"},
+		{`{"tls_server_name":"{http.request.host}"}`, "tls_server_name: unrecognized placeholder {http.request.host}" + onlyGlobal},
+		{`{"sevrice":""}`, `json: unknown field "sevrice"`},
+	} {
+		if got := text(provision(new(GRPC), test.config)); got != test.want {
+			t.Errorf("%s: got %q, want %q", test.config, got, test.want)
+		}
+	}
+	if got := text((&GRPC{Service: "\xff"}).Provision(caddy.Context{})); !strings.HasPrefix(got, "service: ") || !strings.Contains(got, "UTF-8") {
+		t.Errorf("got %q, want that the service is no UTF-8", got)
+	}
+}
+
+// Every option has its JSON field, errors say where they are, and what parses
+// also loads.
+func TestGRPCCaddyfile(t *testing.T) {
+	t.Setenv("PROBE_NAME", "app.internal")
+	const known = ": besides the options of every check, a grpc check has authority, scheme, tls_server_name and tls_insecure_skip_verify"
+	for _, test := range []struct{ input, want, err string }{
+		{"grpc", `{}`, ""},
+		{"grpc {\n}", `{}`, ""},
+		{"grpc pkg.Service", `{"service":"pkg.Service"}`, ""},
+		{"grpc {env.PROBE_NAME} {\n\tauthority {env.PROBE_NAME}:443\n}", `{"service":"{env.PROBE_NAME}","authority":"{env.PROBE_NAME}:443"}`, ""},
+		{"grpc {\n\tauthority [::1]:443\n\tscheme http\n}", `{"authority":"[::1]:443","scheme":"http"}`, ""},
+		{
+			"grpc a {\n\tscheme https\n\ttls_server_name b\n\ttls_insecure_skip_verify\n}",
+			`{"service":"a","scheme":"https","tls_server_name":"b","tls_insecure_skip_verify":true}`, "",
+		},
+
+		{"grpc a b", "", "a grpc check takes one service at most; got 'b' too, at Testfile:1"},
+		{"grpc {\n\tservice a\n}", "", "unrecognized option 'service'" + known + ", at Testfile:2"},
+		{"grpc {\n\tauthority\n}", "", "authority takes one name, like app.internal, at Testfile:2"},
+		{"grpc {\n\tauthority \"\"\n}", "", "authority takes one name, like app.internal, at Testfile:2"},
+		{"grpc {\n\tauthority a b\n}", "", "authority takes one name, like app.internal, at Testfile:2"},
+		{"grpc {\n\tauthority \"a b\"\n}", "", "authority must be a host, with a port if need be; got 'a b', at Testfile:2"},
+		{"grpc {\n\tauthority a\n\tauthority a\n}", "", "option 'authority' is given twice, at Testfile:3"},
+		{"grpc {\n\tscheme\n}", "", "scheme takes http or https, at Testfile:2"},
+		{"grpc {\n\tscheme h2c\n}", "", "scheme must be http or https; got 'h2c', at Testfile:2"},
+		{"grpc {\n\ttls_server_name\n}", "", "tls_server_name takes one name, like app.internal, at Testfile:2"},
+		{"grpc a {\n\ttls_insecure_skip_verify on\n}", "", "tls_insecure_skip_verify takes no argument; got 'on', at Testfile:2"},
+	} {
+		p := new(GRPC)
+		if got := text(p.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input))); got != test.err {
+			t.Errorf("%q:\n got the error %q\nwant the error %q", test.input, got, test.err)
+		}
+		if test.err != "" {
+			continue
+		}
+		got, err := json.Marshal(p)
+		if err != nil || string(got) != test.want {
+			t.Errorf("%q: got %s, %v; want %s", test.input, got, err, test.want)
+		}
+		if err := provision(new(GRPC), string(got)); err != nil {
+			t.Errorf("%q parses as %s, but does not load: %v", test.input, got, err)
+		}
+	}
+}

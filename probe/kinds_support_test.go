@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package probe
+
+import (
+	"cmp"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// kind is a Prober that has to be provisioned.
+type kind interface {
+	Prober
+	caddy.Provisioner
+}
+
+// provision reads a kind from JSON as Caddy does, where unknown fields are
+// errors, and provisions it.
+func provision[K kind](p K, config string) error {
+	decoder := json.NewDecoder(strings.NewReader(config))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(p); err != nil {
+		return err
+	}
+	return p.Provision(caddy.Context{})
+}
+
+// loadKind is provision for a config that has to load.
+func loadKind[K kind](tb testing.TB, p K, config string) K {
+	tb.Helper()
+	if err := provision(p, config); err != nil {
+		tb.Fatalf("provisioning %s: %v", config, err)
+	}
+	return p
+}
+
+// way is an upstream as the proxy makes it for one check.
+type way struct {
+	network, addr string
+	tls           *tls.Config // that of the proxy; nil if it does without
+	differs       Overrides
+	host          string // default: addr
+	// read counts the bytes that were read from upstreams
+	read *atomic.Int64
+}
+
+// upstream is reached over a connection of its own for every probe. Its scheme,
+// its TLS settings and its HTTP versions are those of the proxy, but for what the
+// check says otherwise.
+func (w way) upstream(tb testing.TB) Upstream {
+	tb.Helper()
+	up := Upstream{Address: w.addr, Scheme: "http", Host: cmp.Or(w.host, w.addr)}
+	if w.tls != nil {
+		up.Scheme = "https"
+	}
+	up.Scheme = cmp.Or(w.differs.Scheme, up.Scheme)
+	up.Dial = func(ctx context.Context) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, cmp.Or(w.network, "tcp"), w.addr)
+		if err != nil || w.read == nil {
+			return conn, err
+		}
+		return countingConn{conn, w.read}, nil
+	}
+
+	config := w.tls
+	if config == nil {
+		config = new(tls.Config)
+	}
+	config = config.Clone()
+	if config.ServerName = cmp.Or(w.differs.ServerName, config.ServerName); config.ServerName == "" {
+		config.ServerName, _, _ = net.SplitHostPort(up.Host)
+	}
+	config.InsecureSkipVerify = config.InsecureSkipVerify || w.differs.InsecureSkipVerify
+	up.DialTLS = func(ctx context.Context, configure func(*tls.Config)) (*tls.Conn, error) {
+		conn, err := up.Dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		own := config.Clone()
+		if configure != nil {
+			configure(own)
+		}
+		secure := tls.Client(conn, own)
+		if err := secure.HandshakeContext(ctx); err != nil {
+			conn.Close()
+			return nil, err
+		}
+		return secure, nil
+	}
+
+	transport := &http.Transport{
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return up.Dial(ctx) },
+		TLSClientConfig:        config,
+		Protocols:              new(http.Protocols),
+		DisableKeepAlives:      true,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 64 << 10,
+		HTTP2:                  &http.HTTP2Config{MaxReceiveBufferPerConnection: 256 << 10, MaxReceiveBufferPerStream: 256 << 10},
+	}
+	transport.Protocols.SetHTTP1(!w.differs.HTTP2)
+	transport.Protocols.SetHTTP2(w.differs.HTTP2 && up.Scheme == "https")
+	transport.Protocols.SetUnencryptedHTTP2(w.differs.HTTP2 && up.Scheme == "http")
+	tb.Cleanup(transport.CloseIdleConnections)
+	up.Transport = transport
+	return up
+}
+
+// countingConn counts what is read.
+type countingConn struct {
+	net.Conn
+	read *atomic.Int64
+}
+
+func (c countingConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.read.Add(int64(n))
+	return n, err
+}
+
+// talk has every connection handled from its beginning, and returns where. The
+// test waits for all handlers at its end, so that one of them has to be left by
+// its probe. They get ten times the grace, for probes that time out.
+func talk(tb testing.TB, handle func(conn net.Conn)) (addr string) {
+	tb.Helper()
+	listener := listen(tb)
+	var handlers sync.WaitGroup
+	handlers.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			handlers.Go(func() {
+				defer conn.Close()
+				_ = conn.SetDeadline(time.Now().Add(10 * grace)) // none lasts forever
+				handle(conn)
+			})
+		}
+	})
+	tb.Cleanup(func() {
+		listener.Close()
+		done := make(chan struct{})
+		go func() {
+			handlers.Wait()
+			close(done)
+		}()
+		wait(tb, done, 11*grace)
+	})
+	return listener.Addr().String()
+}
+
+// untilClosed reads until the other side hangs up.
+func untilClosed(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
+
+// authority issues certificates.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+// newAuthority makes one that no system trusts.
+func newAuthority(tb testing.TB, name string) *authority {
+	tb.Helper()
+	template := &x509.Certificate{
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: name},
+		NotBefore:             time.Now().Add(-24 * time.Hour),
+		NotAfter:              time.Now().Add(24 * time.Hour),
+		KeyUsage:              x509.KeyUsageCertSign,
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+	}
+	key := newKey(tb)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return &authority{cert, key}
+}
+
+func newKey(tb testing.TB) *ecdsa.PrivateKey {
+	tb.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return key
+}
+
+// issue makes a certificate for app.test and 127.0.0.1, valid from and to so
+// much from now, that a server and a client can show.
+func (a *authority) issue(tb testing.TB, from, to time.Duration) tls.Certificate {
+	tb.Helper()
+	key := newKey(tb)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2),
+		Subject:      pkix.Name{CommonName: "app"},
+		DNSNames:     []string{"app.test"},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:    time.Now().Add(from),
+		NotAfter:     time.Now().Add(to),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// pool is what trusts this authority and nobody else.
+func (a *authority) pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
