@@ -19,10 +19,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -282,4 +285,63 @@ func TestConnectionsEndWithTheirProbe(t *testing.T) {
 			_ = conn.Close()
 		}
 	}
+}
+
+// rewriting is a transport of somebody else's that adds to the header of requests.
+type rewriting struct{ unknownTransport }
+
+func (*rewriting) RoundTrip(r *http.Request) (*http.Response, error) {
+	if len(r.Header) != 1 || r.Header.Get("User-Agent") != "caddy-alive" {
+		return nil, fmt.Errorf("got the header %v", r.Header)
+	}
+	r.Header.Set("X-Signature", "a")
+	r.Header["User-Agent"][0] = "changed"
+	return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
+}
+
+// What the handler's own transport adds to a request stays in that request, and
+// the race detector watches that it does.
+func TestSharedTransportsGetACopy(t *testing.T) {
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+	defer cancel()
+	way, err := newTransport(ctx, &reverseproxy.Handler{Transport: new(rewriting)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	to, err := routeTo(way, "app:80", new(HealthCheck))
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := &probe.HTTP{URI: "/"}
+	if err := check.Provision(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var probes sync.WaitGroup
+	for range 8 {
+		probes.Go(func() {
+			if err := check.Probe(t.Context(), to.up); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	probes.Wait()
+}
+
+// That this process is late is said once a minute, whichever of many probes finds
+// out.
+func TestLatenessIsSaidOnceAMinute(t *testing.T) {
+	before := latenessWarned.Swap(0)
+	defer latenessWarned.Store(before)
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		for range 3 {
+			for range 5 {
+				warnOfLateness(zap.New(core), time.Second)
+			}
+			if got := logs.TakeAll(); len(got) != 1 {
+				t.Errorf("got %d lines, want 1", len(got))
+			}
+			time.Sleep(time.Minute)
+		}
+	})
 }

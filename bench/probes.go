@@ -20,10 +20,10 @@ import (
 const (
 	// probeInterval is how often each target is probed.
 	probeInterval = time.Second
-	// settling is how long a server runs before it is measured.
-	settling = 15 * time.Second
 	// few is the number of targets that memory is compared with.
 	few = 10
+	// maxTargets is how many addresses targets are given.
+	maxTargets = 50_000
 )
 
 // backend answers the probes of all targets, which are addresses of the loopback
@@ -149,26 +149,26 @@ type sample struct {
 	probes float64 // a second and target
 }
 
-// benchProbes measures what probes cost.
-func benchProbes(ctx context.Context, scratch string, duration time.Duration, rounds int) error {
-	caddy, err := buildCaddy(ctx, scratch)
+// probes measures what probes of so many targets cost.
+func (b *bench) probes(ctx context.Context, sizes []int) error {
+	caddy, err := buildCaddy(ctx, b.scratch)
 	if err != nil {
 		return err
 	}
-	b, err := newBackend()
+	to, err := newBackend()
 	if err != nil {
 		return err
 	}
-	defer b.server.Close()
+	defer to.server.Close()
 	all := checkers(caddy)
-	fmt.Printf("One HTTP probe of each target a second; medians of %d rounds of %s each.\n\n", rounds, duration)
+	fmt.Printf("One HTTP probe of each target a second; medians of %d rounds of %s each.\n\n", b.rounds, b.duration)
 	fmt.Println("| targets | checker | CPU a probe | memory a target | worst lateness | densest 50 ms | probes a target and second |")
 	fmt.Println("|---:|---|---:|---:|---:|---:|---:|")
-	for _, targets := range []int{1000, 5000} {
+	for _, targets := range sizes {
 		samples := make([][]sample, len(all))
-		for range rounds {
+		for range b.rounds {
 			for i, c := range all {
-				s, err := b.measure(ctx, scratch, c, targets, duration)
+				s, err := b.measure(ctx, to, c, targets)
 				if err != nil {
 					return fmt.Errorf("%s: %w", c.name, err)
 				}
@@ -188,40 +188,40 @@ func benchProbes(ctx context.Context, scratch string, duration time.Duration, ro
 }
 
 // measure runs a checker with few targets and with many.
-func (b *backend) measure(ctx context.Context, scratch string, c checker, targets int, duration time.Duration) (sample, error) {
-	base, _, err := b.run(ctx, scratch, c, few, duration/4)
+func (b *bench) measure(ctx context.Context, to *backend, c checker, targets int) (sample, error) {
+	base, _, err := b.run(ctx, to, c, few)
 	if err != nil {
 		return sample{}, err
 	}
-	memory, s, err := b.run(ctx, scratch, c, targets, duration)
+	memory, s, err := b.run(ctx, to, c, targets)
 	s.memory = float64(memory-base) / float64(targets-few)
 	return s, err
 }
 
 // run runs a checker and returns its memory at the end.
-func (b *backend) run(ctx context.Context, scratch string, c checker, targets int, duration time.Duration) (memory int64, s sample, err error) {
-	folder, err := os.MkdirTemp(scratch, "run-")
+func (b *bench) run(ctx context.Context, to *backend, c checker, targets int) (memory int64, s sample, err error) {
+	folder, err := os.MkdirTemp(b.scratch, "run-")
 	if err != nil {
 		return 0, s, err
 	}
 	addresses := make([]string, 0, targets)
 	for i := range targets {
-		addresses = append(addresses, fmt.Sprintf("127.1.%d.%d:%d", i/250, i%250+1, b.port))
+		addresses = append(addresses, fmt.Sprintf("127.1.%d.%d:%d", i/250, i%250+1, to.port))
 	}
 	p, err := c.start(ctx, folder, addresses)
 	if err != nil {
 		return 0, s, err
 	}
 	defer func() { err = errors.Join(err, p.stop()) }()
-	if err := pause(ctx, settling); err != nil {
+	if err := pause(ctx, b.settle); err != nil {
 		return 0, s, err
 	}
-	b.reset()
+	to.reset()
 	before, err := p.cpu()
 	if err != nil {
 		return 0, s, err
 	}
-	if err := pause(ctx, duration); err != nil {
+	if err := pause(ctx, b.duration); err != nil {
 		return 0, s, err
 	}
 	after, err := p.cpu()
@@ -231,18 +231,18 @@ func (b *backend) run(ctx context.Context, scratch string, c checker, targets in
 	if memory, err = p.memory(); err != nil {
 		return 0, s, err
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.count == 0 {
+	to.mu.Lock()
+	defer to.mu.Unlock()
+	if to.count == 0 {
 		return 0, s, errors.New("no probe came")
 	}
-	if len(b.last) != targets {
-		return 0, s, fmt.Errorf("probes of %d targets came, not of %d", len(b.last), targets)
+	if len(to.last) != targets {
+		return 0, s, fmt.Errorf("probes of %d targets came, not of %d", len(to.last), targets)
 	}
-	s.cpu = (after - before) / time.Duration(b.count)
-	s.late = b.worst
-	s.dense = densest(b.times, targets)
-	s.probes = float64(b.count) / duration.Seconds() / float64(targets)
+	s.cpu = (after - before) / time.Duration(to.count)
+	s.late = to.worst
+	s.dense = densest(to.times, targets)
+	s.probes = float64(to.count) / b.duration.Seconds() / float64(targets)
 	return memory, s, nil
 }
 

@@ -3,11 +3,13 @@
 package probe
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -713,5 +715,26 @@ func TestGRPCCaddyfile(t *testing.T) {
 		if err := provision(new(GRPC), string(got)); err != nil {
 			t.Errorf("%q parses as %s, but does not load: %v", test.input, got, err)
 		}
+	}
+}
+
+// A server that negotiates nothing gets HTTP/1.1 from net/http. Whatever it makes
+// of that, it is no gRPC server.
+func TestGRPCOverHTTP1(t *testing.T) {
+	t.Parallel()
+	ca := newAuthority(t, "test")
+	config := &tls.Config{Certificates: []tls.Certificate{ca.issue(t, -time.Hour, time.Hour)}}
+	addr := talk(t, func(conn net.Conn) {
+		secure := tls.Server(conn, config)
+		defer secure.Close()
+		if _, err := http.ReadRequest(bufio.NewReader(secure)); err != nil {
+			return
+		}
+		fmt.Fprintf(secure, "HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\nTransfer-Encoding: chunked\r\nTrailer: Grpc-Status\r\n\r\n"+
+			"7\r\n\x00\x00\x00\x00\x02\x08\x01\r\n0\r\nGrpc-Status: 0\r\n\r\n")
+	})
+	p := loadKind(t, new(GRPC), `{}`)
+	if got, want := text(run(t, p, grpcUpstream(t, p, addr, &tls.Config{RootCAs: ca.pool()}), long)), "the upstream speaks HTTP/1.1, not HTTP/2"; got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -428,3 +428,41 @@ func TestTLSCaddyfile(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
+
+// silentConn reads once and then nothing until its test ends.
+type silentConn struct {
+	net.Conn
+	reads int
+	end   <-chan struct{}
+}
+
+func (c *silentConn) Read(p []byte) (int, error) {
+	if c.reads++; c.reads > 2 { // a record has a header and a body
+		<-c.end
+	}
+	return c.Conn.Read(p)
+}
+
+// With TLS 1.3, a server that asked for a certificate may not have looked at it
+// yet. It is waited for: half a second, if the probe has so long. Without a verdict
+// that is a pass, but when the time of the probe is over before, it is none.
+func TestTLSVerdictAwaited(t *testing.T) {
+	t.Parallel()
+	cert := newAuthority(t, "test").issue(t, -time.Hour, time.Hour)
+	end := make(chan struct{})
+	addr := talk(t, func(conn net.Conn) {
+		secure := tls.Server(&silentConn{Conn: conn, end: end}, &tls.Config{
+			Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, ClientAuth: tls.RequireAnyClientCert,
+		})
+		_ = secure.Handshake()
+		secure.Close()
+	})
+	up := way{addr: addr, tls: &tls.Config{InsecureSkipVerify: true}}.upstream(t)
+	if err := run(t, new(TLS), up, short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("within %s: got %v, want %v", short, err, context.DeadlineExceeded)
+	}
+	if err := run(t, new(TLS), up, long); err != nil {
+		t.Errorf("within %s: %v", long, err)
+	}
+	close(end)
+}

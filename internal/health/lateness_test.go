@@ -4,6 +4,7 @@ package health
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -18,131 +19,107 @@ func TestLatenessAddsUp(t *testing.T) {
 	const ms = time.Millisecond
 	for _, tc := range []struct {
 		rule  string
-		looks []time.Duration // since the start, with a beat every 250 ms
+		beats []time.Duration // since the start, one is due every 250 ms
+		end   time.Duration
 		want  time.Duration
 	}{
-		{"on time", []time.Duration{250 * ms, 500 * ms, 750 * ms}, 0},
-		{"before the first is due", []time.Duration{100 * ms}, 0},
-		{"a little, all the time", []time.Duration{251 * ms, 502 * ms, 754 * ms}, 4 * ms},
-		{"stopped once", []time.Duration{250 * ms, 2500 * ms, 2750 * ms}, 2000 * ms},
-		{"stopped twice", []time.Duration{750 * ms, 1000 * ms, 1500 * ms}, 750 * ms},
-		{"an early look takes nothing back", []time.Duration{350 * ms, 400 * ms, 600 * ms}, 100 * ms},
-		{"two looks at once", []time.Duration{350 * ms, 350 * ms}, 100 * ms},
+		{"on time", []time.Duration{250 * ms, 500 * ms, 750 * ms}, 900 * ms, 0},
+		{"before the first is due", nil, 100 * ms, 0},
+		{"a little, all the time", []time.Duration{251 * ms, 502 * ms, 754 * ms}, 800 * ms, 4 * ms},
+		{"stopped once", []time.Duration{250 * ms, 2500 * ms, 2750 * ms}, 2760 * ms, 2000 * ms},
+		{"stopped twice", []time.Duration{750 * ms, 1000 * ms, 1500 * ms}, 1510 * ms, 750 * ms},
+		{"an early look takes nothing back", []time.Duration{350 * ms}, 400 * ms, 100 * ms},
+		{"the last beat is overdue, and never came", []time.Duration{250 * ms}, 1500 * ms, 1000 * ms},
+		{"stopped from the first", nil, 2000 * ms, 1750 * ms},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			start := time.Now()
-			l := &lateness{step: 250 * ms, due: start.Add(250 * ms), on: true}
-			for _, look := range tc.looks {
-				l.add(start.Add(look))
+			a := newAttempt(t.Context(), nil, start, 2*time.Second)
+			defer a.cut(nil)
+			for _, beat := range tc.beats {
+				a.beat(start.Add(beat))
 			}
-			if l.late != tc.want {
-				t.Errorf("looks at %v: late by %v, want %v", tc.looks, l.late, tc.want)
+			if got := a.lateness(start.Add(tc.end)); got != tc.want {
+				t.Errorf("beats at %v: late by %v, want %v", tc.beats, got, tc.want)
 			}
 		})
 	}
 }
 
-// dueAt returns when the next beat is due, since a moment.
-func (l *lateness) dueAt(since time.Time) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.due.Sub(since)
+// overdue makes it late, as being stopped does. The target's mutex must not be
+// held.
+func (t *Target) overdue(by time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a := t.loop.attempt
+	a.due = a.due.Add(-by)
 }
 
-// overdue makes it late, as being stopped does.
-func (l *lateness) overdue(by time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.due = l.due.Add(-by)
-}
-
-// It beats as long as it is on, 8 times in a timeout, but not more often than
-// every 10 ms, and virtual time is never late.
+// It beats 8 times in a timeout, but not more often than every 10 ms, and when the
+// timeout is over; then the context ends, and it beats on, for a probe may take
+// longer to notice.
 func TestBeats(t *testing.T) {
-	for _, tc := range []struct{ timeout, step time.Duration }{
-		{24 * time.Hour, 3 * time.Hour},
-		{2 * time.Second, 250 * time.Millisecond},
-		{80 * time.Millisecond, 10 * time.Millisecond},
-		{79 * time.Millisecond, 10 * time.Millisecond},
-		{time.Millisecond, 10 * time.Millisecond},
+	const ms = time.Millisecond
+	for _, tc := range []struct {
+		timeout time.Duration
+		want    []time.Duration // from one to the next
+	}{
+		{24 * time.Hour, []time.Duration{3 * time.Hour, 3 * time.Hour}},
+		{80 * ms, []time.Duration{10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms}},
+		{25 * ms, []time.Duration{10 * ms, 10 * ms, 5 * ms, 10 * ms, 10 * ms}},
+		{ms, []time.Duration{ms, 10 * ms, 10 * ms}},
 	} {
-		synctest.Test(t, func(t *testing.T) {
-			start := time.Now()
-			l := new(lateness)
-			l.start(tc.timeout)
-			for i := range time.Duration(20) {
-				if got, want := l.dueAt(start), (i+1)*tc.step; got != want {
-					t.Fatalf("timeout %v: after %d beats the next is due at %v, want %v", tc.timeout, i, got, want)
-				}
-				advance(tc.step)
+		now := time.Now()
+		end := now.Add(tc.timeout)
+		a := newAttempt(t.Context(), nil, now, tc.timeout)
+		if got := a.due.Sub(now); got != tc.want[0] {
+			t.Errorf("timeout %v: the first beat is due after %v, want %v", tc.timeout, got, tc.want[0])
+		}
+		for i, want := range tc.want[1:] {
+			now = a.due
+			if got := a.beat(now); got != want {
+				t.Errorf("timeout %v: beat %d is due after %v, want %v", tc.timeout, i+2, got, want)
 			}
-			if got := l.stop(); got != 0 {
-				t.Errorf("timeout %v: late by %v on time", tc.timeout, got)
+			var ended error
+			if !now.Before(end) {
+				ended = context.DeadlineExceeded
 			}
-		})
+			if got := a.Err(); !errors.Is(got, ended) || !errors.Is(context.Cause(a), ended) {
+				t.Errorf("timeout %v, at %v: got %v, want %v", tc.timeout, now.Sub(end), got, ended)
+			}
+		}
+		if got := a.lateness(now); got != 0 {
+			t.Errorf("timeout %v: late by %v on time", tc.timeout, got)
+		}
+		a.cut(nil)
 	}
 }
 
-// A beat that is overdue when the probe ends counts, though it never came: what
-// stopped the process stopped the beat, too.
-func TestTheLastBeatCanBeOverdue(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := new(lateness)
-		l.start(2 * time.Second)
-		advance(1100 * time.Millisecond) // the next beat is due in 150 ms
-		l.overdue(time.Second)
-		if got, want := l.stop(), 850*time.Millisecond; got != want {
-			t.Errorf("late by %v, want %v", got, want)
+// Whoever waits for the context of a probe is woken by its deadline, and so is who
+// waits for one that is derived from it; a probe that is cut off was not too slow.
+func TestAttemptContext(t *testing.T) {
+	now := time.Now()
+	for _, want := range []error{context.DeadlineExceeded, context.Canceled} {
+		a := newAttempt(t.Context(), nil, now, time.Second)
+		derived, cancel := context.WithCancel(a)
+		if deadline, ok := derived.Deadline(); !ok || !deadline.Equal(now.Add(time.Second)) {
+			t.Errorf("deadline %v, %v, want %v", deadline, ok, now.Add(time.Second))
 		}
-	})
-}
-
-// What beats find late is kept until the end.
-func TestLatenessIsKeptUntilTheEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := new(lateness)
-		l.start(2 * time.Second)
-		l.overdue(time.Second)
-		advance(time.Second)
-		if got, want := l.stop(), time.Second; got != want {
-			t.Errorf("late by %v, want %v", got, want)
+		if errors.Is(want, context.DeadlineExceeded) {
+			a.beat(now.Add(time.Second))
+		} else {
+			a.cut(want)
+			a.beat(now.Add(time.Second))
 		}
-	})
-}
-
-// Once it is stopped nothing is left to fire, and the next start begins at zero.
-func TestLatenessIsUsedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := new(lateness)
-		for i, tc := range []struct{ during, overdue, want time.Duration }{
-			{time.Millisecond, 0, 0}, // a fast probe: no beat at all
-			{time.Second, 3 * time.Second, 3 * time.Second},
-			{0, 0, 0},
-			{time.Second, 0, 0},
-			{0, 750 * time.Millisecond, 500 * time.Millisecond}, // a beat's 250 ms early at first
-			{2 * time.Second, time.Second, time.Second},
-		} {
-			start := time.Now()
-			l.start(2 * time.Second)
-			if got, want := l.dueAt(start), 250*time.Millisecond; got != want {
-				t.Errorf("use %d: the first beat is due after %v, want %v", i, got, want)
-			}
-			l.overdue(tc.overdue)
-			advance(tc.during)
-			if got := l.stop(); got != tc.want {
-				t.Errorf("use %d: late by %v, want %v", i, got, tc.want)
-			}
-			if l.timer.Stop() {
-				t.Errorf("use %d: the timer was still to fire", i)
-			}
-			due := l.dueAt(start)
-			l.beat() // one that was under way when it was stopped
-			if got := l.dueAt(start); got != due || l.timer.Stop() {
-				t.Errorf("use %d: a beat after the end goes on", i)
-			}
-			advance(10 * time.Second)
+		<-derived.Done()
+		if got := a.Err(); !errors.Is(got, want) {
+			t.Errorf("got %v, want %v", got, want)
 		}
-	})
+		if got := context.Cause(derived); !errors.Is(got, want) {
+			t.Errorf("derived: got %v, want %v", got, want)
+		}
+		cancel()
+	}
 }
 
 // A timeout while this process is late by more than a quarter of it counts for
@@ -199,15 +176,14 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 				target.state.fails, target.suspicion.burst = tc.fails, tc.burst
 				state, suspicion := target.state, target.suspicion
 
-				var clock *lateness
 				var told []Result
 				var warned []time.Duration
 				var reported []Transition
 				detach := attachByHand(target, Driver{
 					Probe: func(ctx context.Context, _ bool) (bool, error) {
-						clock.mu.Lock()
-						clock.late += tc.by // the beats, as they would have found it
-						clock.mu.Unlock()
+						target.mu.Lock()
+						target.loop.attempt.late += tc.by // the beats, as they would have found it
+						target.mu.Unlock()
 						return tc.answer(ctx)
 					},
 					Probed: func(r Result) { told = append(told, r) },
@@ -215,7 +191,6 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 					Report: func(change Transition) { reported = append(reported, change) },
 				})
 				defer detach()
-				clock = &target.loop.clock
 				next := target.probeOnce(target.loop)
 
 				if got := target.Status(); got != tc.want {
@@ -249,7 +224,7 @@ func TestALateTimeoutIsNotAResult(t *testing.T) {
 		target := NewTarget(settings())
 		defer attachByHand(target, Driver{
 			Probe: func(ctx context.Context, _ bool) (bool, error) {
-				target.loop.clock.overdue(time.Second)
+				target.overdue(time.Second)
 				return false, hang(ctx)
 			},
 			Probed: func(r Result) { t.Errorf("told of %+v", r) },
@@ -264,10 +239,14 @@ func TestALateTimeoutIsNotAResult(t *testing.T) {
 // attachByHand makes d the driver of a target, whose probes the test begins.
 func attachByHand(target *Target, d Driver) (detach func()) {
 	target.drivers = append(target.drivers, &d)
-	l := &loop{timer: time.NewTimer(time.Hour)}
+	l := &loop{probing: true}
 	l.ctx, l.stop = context.WithCancel(context.Background())
+	l.timer = time.AfterFunc(time.Hour, func() { target.tick(l) })
 	target.loop, target.ran = l, true
-	return func() { target.detach(&d) }
+	return func() {
+		l.probing = false
+		target.detach(&d)
+	}
 }
 
 // Timeouts on time are no lateness, one after the other: the clock of a target is

@@ -85,15 +85,12 @@ type Target struct {
 type loop struct {
 	ctx     context.Context // ends with the loop
 	stop    context.CancelFunc
-	timer   *time.Timer
-	armed   bool               // the timer has a probe to begin
-	again   bool               // after the probe in flight, the next follows at once
-	probing bool               // a probe is in flight, or what came of it being told
-	idle    chan struct{}      // closed when that is over, if somebody waits for it
-	driver  *Driver            // of the probe in flight, nil between probes
-	cut     context.CancelFunc // cancels the probe in flight
-	discard bool               // the probe in flight counts for nothing
-	clock   lateness
+	timer   *time.Timer   // of the next probe, or of the one in flight
+	due     time.Time     // the next probe is
+	again   bool          // after the probe in flight, the next follows at once
+	probing bool          // a probe is in flight, or what came of it is being told
+	idle    chan struct{} // closed when that is over, if somebody waits for it
+	attempt *attempt      // the probe in flight, nil if there is none
 }
 
 // NewTarget returns a target of unknown status with nothing attached.
@@ -227,9 +224,9 @@ func (t *Target) Attach(d Driver, delay time.Duration) (detach func()) {
 	defer t.mu.Unlock()
 	t.drivers = append(t.drivers, &d)
 	if t.loop == nil {
-		l := &loop{armed: true}
+		l := &loop{due: time.Now().Add(delay)}
 		l.ctx, l.stop = context.WithCancel(context.Background())
-		l.timer = time.AfterFunc(delay, func() { t.probe(l) })
+		l.timer = time.AfterFunc(delay, func() { t.tick(l) })
 		t.loop, t.ran = l, true
 	}
 	return func() { t.detach(&d) }
@@ -241,9 +238,9 @@ func (t *Target) detach(d *Driver) {
 	newest := i == len(t.drivers)-1
 	t.drivers = slices.Delete(t.drivers, i, i+1)
 	l := t.loop
-	if l.driver == d && (newest || d.Bound) {
-		l.discard = true
-		l.cut()
+	if a := l.attempt; a != nil && a.driver == d && (newest || d.Bound) {
+		a.discard = true
+		a.cut(context.Canceled)
 	}
 	if len(t.drivers) > 0 {
 		t.mu.Unlock()
@@ -265,21 +262,32 @@ func (t *Target) detach(d *Driver) {
 
 // arm has the next probe begin after the delay.
 func (l *loop) arm(delay time.Duration) {
-	l.armed = true
+	l.due = time.Now().Add(delay)
 	l.timer.Reset(delay)
+}
+
+// tick is called when the timer fires: for the probe in flight, or to begin the
+// next one.
+func (t *Target) tick(l *loop) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	switch {
+	case t.loop != l: // the last driver left in this very moment
+	case l.attempt != nil:
+		l.timer.Reset(l.attempt.beat(now))
+	case l.probing || now.Before(l.due): // it fired for a probe that was over by then
+	default:
+		l.probing = true
+		t.mu.Unlock()
+		t.probe(l)
+		t.mu.Lock()
+	}
 }
 
 // probe runs one probe and has the next one follow. Probes of one target never
 // overlap: one that takes longer than the interval delays the next.
 func (t *Target) probe(l *loop) {
-	t.mu.Lock()
-	if t.loop != l || !l.armed { // the last driver left in this very moment
-		t.mu.Unlock()
-		return
-	}
-	l.armed, l.probing = false, true
-	t.mu.Unlock()
-
 	started := time.Now()
 	next := t.probeOnce(l)
 
@@ -306,27 +314,28 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 		t.mu.Unlock()
 		return 0
 	}
-	driver := t.drivers[len(t.drivers)-1]
-	ctx, cancel := context.WithTimeout(l.ctx, t.settings.Timeout)
-	l.driver, l.cut, l.discard = driver, cancel, false
 	t.suspicion.probing()
 	fresh := !t.state.settled() || t.suspicion.burst
+	started := time.Now()
+	a := newAttempt(l.ctx, t.drivers[len(t.drivers)-1], started, t.settings.Timeout)
+	l.attempt = a
+	l.timer.Reset(a.due.Sub(started))
 	t.mu.Unlock()
 
-	started := time.Now()
-	l.clock.start(t.settings.Timeout)
-	draining, err := safely(ctx, driver.Probe, fresh)
-	late := l.clock.stop()
-	result := Result{Reason: t.reason(ctx, err), Took: time.Since(started)}
-	void := late > t.settings.Timeout/4 && timedOut(ctx, err)
-	cancel()
+	draining, err := safely(a, a.driver.Probe, fresh)
+	ended := time.Now()
+	result := Result{Reason: t.reason(a, err), Took: ended.Sub(started)}
+	slow := timedOut(a, err)
+	a.cut(context.Canceled)
 
 	t.mu.Lock()
-	l.driver = nil
-	if t.loop != l || l.discard { // it counts for nothing, and a successor's is due at once
+	l.attempt = nil
+	if t.loop != l || a.discard { // it counts for nothing, and a successor's is due at once
 		t.mu.Unlock()
 		return 0
 	}
+	late := a.lateness(ended)
+	void := slow && late > t.settings.Timeout/4
 	var change *Transition
 	var subscribers []func()
 	goesOn := t.suspicion.burst
