@@ -401,7 +401,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		inCheck("http /a", "status 200\ndrain_status 503 `"+bad+"`", "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s', at Testfile:4", bad)
 	}
 	inCheck("http /a", "drain_status", args, "drain_status", "codes, classes and ranges, like 204 2xx 200-399", 3)
-	inCheck("http /a", "timeout 1s\nexpect_header A (", "expect_header must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:4")
+	inCheck("http /a", "timeout 1s\nexpect_header A (", "expect_header A must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:4")
 	inCheck("http /a", "expect_header A b\nexpect_header a c", "expect_header A is given twice, at Testfile:4")
 	inCheck("http /a", "request_body "+strings.Repeat("x", 64<<10+1), "request_body must not be longer than 64 KiB, at Testfile:3")
 	inCheck("http /a", "timeout 1s\nexpression `status = 200`", "expression must be CEL over status, headers, body, json and duration: "+
@@ -409,8 +409,8 @@ func TestCaddyfileErrors(t *testing.T) {
 	inCheck("http /a", "expression `body.size()`", "expression must be true or false, and not a value of the type int; got 'body.size()', at Testfile:3")
 	inCheck("http /a", "method HEAD\ntimeout 1s\nexpression json.ok", "expression: an answer to HEAD has no body to look at, at Testfile:6")
 	inCheck("http /a", "method `G T`", "method must be an HTTP method, like GET or HEAD; got 'G T', at Testfile:3")
-	inCheck("http /a", "header `a b` c", "header takes a field name of letters, digits and hyphens; got 'a b', at Testfile:3")
-	inCheck("http /a", "header X: c", "header takes a field name of letters, digits and hyphens; got 'X:', at Testfile:3")
+	inCheck("http /a", "header `a b` c", "header: a field name has letters, digits and hyphens; got 'a b', at Testfile:3")
+	inCheck("http /a", "header X: c", "header: a field name has letters, digits and hyphens; got 'X:', at Testfile:3")
 	inCheck("http /a", "header X \"a\x01\"", "header X must not have line breaks or other control characters in its value, at Testfile:3")
 	inCheck("http /a", "header Host a/b", "header Host must be a host, with a port if need be; got 'a/b', at Testfile:3")
 	inCheck("http /a", "header Host ``\nheader Host b", "header Host can be given once only, at Testfile:4")
@@ -611,13 +611,16 @@ func TestProvisionErrors(t *testing.T) {
 		{one + alive(`"checks":[null]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
 		{one + alive(`"checks":[{}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
 		{one + alive(`"checks":[{"probe":{"uri":"/"}}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
+		{one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tls"}},{"probe":{"kind":"tcp"},"interval":"5s"}]`), inAlive + "checks: position 2 is the same as position 0"},
+		{one + alive(`"checks":[{"probe":{"kind":"http","uri":"/","header":{"Content-Length":["3"]}}}]`), inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: header Content-Length cannot be set: it follows from request_body"},
+		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, tls_server_name, tls_insecure_skip_verify, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc"},
 		{one + alive(`"checks":[{"probe":{"kind":"exec"}}]`), inAlive + "checks: position 0: unknown kind of check 'exec'; this build has " + knownKinds()},
 		{request(`"method":"GET"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got ''"},
 		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got 'healthz'"},
 		{request(`"uri":"/{http.request.uri}"`), inHTTP + "uri: unrecognized placeholder {http.request.uri}" + global},
 		{request(`"uri":"/","header":{"X":["{http.request.host}"]}`), inHTTP + "header X: unrecognized placeholder {http.request.host}" + global},
 		{request(`"uri":"/","header":{"Host":["a","b"]}`), inHTTP + "header Host can be given once only"},
-		{request(`"uri":"/","header":{"a b":["c"]}`), inHTTP + "header takes a field name of letters, digits and hyphens; got 'a b'"},
+		{request(`"uri":"/","header":{"a b":["c"]}`), inHTTP + "header: a field name has letters, digits and hyphens; got 'a b'"},
 		{request(`"uri":"/","header":{"X":["a\nb"]}`), inHTTP + "header X must not have line breaks or other control characters in its value"},
 		{request(`"uri":"/","method":"G T"`), inHTTP + "method must be an HTTP method, like GET or HEAD; got 'G T'"},
 		{request(`"uri":"/","method":"HEAD","expect_body":"ok"`), inHTTP + "expect_body: an answer to HEAD has no body to look at"},
@@ -631,7 +634,7 @@ func TestProvisionErrors(t *testing.T) {
 		{request(`"uri":"/","drain_status":["600"]`), inHTTP + "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '600'"},
 		{request(`"uri":"/","drain_status":["503-500"]`), inHTTP + "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '503-500'"},
 		{request(`"uri":"/","expect_header":{"A":"("}`), inHTTP + "expect_header A must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`"},
-		{request(`"uri":"/","expect_header":{"a b":"c"}`), inHTTP + "expect_header: header takes a field name of letters, digits and hyphens; got 'a b'"},
+		{request(`"uri":"/","expect_header":{"a b":"c"}`), inHTTP + "expect_header: a field name has letters, digits and hyphens; got 'a b'"},
 		{request(`"uri":"/","expression":"status == 200 && state"`), inHTTP + "expression must be CEL over status, headers, body, json and duration: line 1, column 18: undeclared reference to 'state' (in container ''); got 'status == 200 && state'"},
 		{request(`"uri":"/","expression":"status"`), inHTTP + "expression must be true or false, and not a value of the type int; got 'status'"},
 		{request(`"uri":"/","method":"HEAD","expression":"json.ok"`), inHTTP + "expression: an answer to HEAD has no body to look at"},
@@ -670,7 +673,7 @@ func TestProvisionErrors(t *testing.T) {
 		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + errCannotSelect("weighted_round_robin").Error()},
 		{one + alive(`"weights":{"":1}`), inAlive + "weights: : not an address as reverse_proxy names upstreams"},
 		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: only upstreams in the proxy's own list can be named, and it has none"},
-		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs an HTTP transport, which localhost:80 is not reached by; use a tcp check"},
+		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs an HTTP transport, which localhost:80 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"alive"}}`), inAlive + "alive cannot be used by a policy that alive itself selects with"},
 		{one + alive(`"select":{"policy":"nosuch"}`), inAlive + errCannotSelect("nosuch").Error()},
 		{one + alive(`"select":{"policy":"random_choose","choose":1}`), inAlive + "select: loading module 'random_choose': http.reverse_proxy.selection_policies.random_choose: invalid configuration: choose must be at least 2"},
@@ -682,7 +685,7 @@ func TestProvisionErrors(t *testing.T) {
 		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:x"}],` + alive(``), inAlive + `upstream 127.0.0.1:x: invalid start port: strconv.ParseUint: parsing "x": invalid syntax`},
 		{`"upstreams":[{"dial":"{env.ALIVE_TEST_UNSET}"}],` + alive(``), inAlive + "upstream {env.ALIVE_TEST_UNSET}: its placeholders are empty"},
 		// A check that cannot work over the transport of the proxy.
-		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "upstream 127.0.0.1:1: check 'http /': an http check needs an HTTP transport, which 127.0.0.1:1 is not reached by; use a tcp check"},
+		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "upstream 127.0.0.1:1: check 'http /': an http check needs an HTTP transport, which 127.0.0.1:1 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"},
 		{one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(``), inAlive + "upstream 127.0.0.1:1: check 'tcp': a tcp check cannot tell whether 127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
 		{`"upstreams":[{"dial":"udp/127.0.0.1:1"}],` + alive(``), inAlive + "upstream udp/127.0.0.1:1: check 'tcp': a tcp check cannot tell whether udp/127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
 		{one + `"load_balancing":{"selection_policy":{"policy":"cookie","fallback":{"policy":"alive","hold":-1}}}`, inAlive + "hold must not be negative; 0 holds no request"},

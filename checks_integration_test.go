@@ -372,7 +372,7 @@ http:// {
 		}
 		%s
 		transport http {
-			keepalive off
+			keepalive 1ms
 		}
 	}
 }`, s.addr, other.addr, test.check, test.proxy))

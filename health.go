@@ -108,6 +108,9 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 	if o, ok := prober.(probe.Overrider); ok {
 		c.overrides = o.Overrides()
 	}
+	if c.overrides.NoConnection && c.ProxyProtocol != "" {
+		return fmt.Errorf("proxy_protocol has no meaning for %s, which makes no connection of its own", kind)
+	}
 	if err := c.provisionAddress(); err != nil {
 		return err
 	}
@@ -138,6 +141,12 @@ func (c *HealthCheck) provisionAddress() error {
 	return c.checkPort(addr)
 }
 
+// equal reports whether another check, provisioned like this one, is the same.
+func (c *HealthCheck) equal(other *HealthCheck) bool {
+	return c.identity == other.identity && c.settings == other.settings &&
+		c.Port == other.Port && c.Address == other.Address && c.ProxyProtocol == other.ProxyProtocol
+}
+
 // checkPort rejects a port beside an address that has one, or needs none.
 func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
 	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
@@ -161,8 +170,7 @@ func checkProxyProtocol(version string) error {
 func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
 	addr, err := caddy.ParseNetworkAddress(text)
 	tcp := addr.Network == "tcp" || addr.Network == "tcp4" || addr.Network == "tcp6"
-	_, _, port, _ := caddy.SplitNetworkAddress(text)
-	if err != nil || port == "0" || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
+	if err != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
 		return addr, fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", text)
 	}
 	return addr, nil

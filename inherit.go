@@ -8,38 +8,57 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
-// inherit gives targets that are new what is known of their upstream from checks
-// that leave with this config, so that a changed check does not begin as if
-// nothing were known. The worst status counts. Those that leave are the targets
-// that run although none of the policies watches them: those of a config that come
-// one after the other, so it is called again for each, with all there are by then.
-func inherit(policies []*Selection) {
-	stays := make(map[*health.Target]bool)
-	fresh := make(map[string][]*health.Target) // by upstream
-	for _, s := range policies {
-		for _, w := range s.allWatches() {
-			if !stays[w.target] && w.target.New() {
-				fresh[w.key.upstream] = append(fresh[w.key.upstream], w.target)
+// inheritance gives targets that are new what is known of their upstream from checks
+// that leave with this config, so that a changed check does not begin as if nothing
+// were known. The worst status counts. Those that leave are the targets that run
+// although nothing in the config watches them. Its policies come one after the
+// other, and each can turn out to watch what seemed to leave.
+type inheritance struct {
+	stays   map[*health.Target]bool
+	heirs   map[string][]*health.Target // those that are new, by upstream
+	running map[string][]*health.Target // by upstream, before this config starts
+}
+
+// add takes the watches of one more policy into account.
+func (h *inheritance) add(watches []*watch) {
+	if h.stays == nil {
+		h.stays = make(map[*health.Target]bool)
+		h.heirs = make(map[string][]*health.Target)
+		h.running = make(map[string][]*health.Target)
+		targets.Range(func(key, value any) bool {
+			if target := value.(sharedTarget).Target; target.Running() {
+				upstream := key.(targetKey).upstream
+				h.running[upstream] = append(h.running[upstream], target)
 			}
-			stays[w.target] = true
+			return true
+		})
+	}
+	upstreams := make(map[string]bool)
+	for _, w := range watches {
+		upstream := w.key.upstream
+		if !h.stays[w.target] && w.target.New() {
+			h.heirs[upstream] = append(h.heirs[upstream], w.target)
+		}
+		h.stays[w.target] = true
+		upstreams[upstream] = true
+	}
+	for upstream := range upstreams {
+		if len(h.heirs[upstream]) > 0 && len(h.running[upstream]) > 0 {
+			h.pass(upstream)
 		}
 	}
-	if len(fresh) == 0 {
-		return
+}
+
+// pass has the heirs of an upstream inherit from what leaves.
+func (h *inheritance) pass(upstream string) {
+	var left legacy
+	for _, target := range h.running[upstream] {
+		if !h.stays[target] {
+			left = left.worse(target)
+		}
 	}
-	left := make(map[string]legacy)
-	targets.Range(func(key, value any) bool {
-		upstream, target := key.(targetKey).upstream, value.(sharedTarget).Target
-		if fresh[upstream] != nil && !stays[target] && target.Running() {
-			left[upstream] = left[upstream].worse(target)
-		}
-		return true
-	})
-	for upstream, news := range fresh {
-		for _, target := range news {
-			l := left[upstream]
-			target.Inherit(l.status, l.draining, l.since)
-		}
+	for _, target := range h.heirs[upstream] {
+		target.Inherit(left.status, left.draining, left.since)
 	}
 }
 

@@ -425,3 +425,11 @@ func TestFirstProbesAreSpread(t *testing.T) {
 		})
 	}
 }
+
+// inherit is what happens while the policies of a config are provisioned.
+func inherit(policies []*Selection) {
+	var h inheritance
+	for _, s := range policies {
+		h.add(s.allWatches())
+	}
+}

@@ -7,9 +7,14 @@
 // The way of a request is [Selection.Select], which draws a ticket for the order
 // at hand (internal/rotation), and, where that does not settle it, the decision
 // in pick.go. What both see is a snapshot, made anew in pool.go whenever a verdict
-// changes. Verdicts come from targets (internal/health), which a [HealthCheck]
-// sets up for the upstreams of upstreams.go and dynamic.go, and which all configs
-// and handlers of the process share. The [App] starts and stops their probes.
+// changes.
+//
+// The way of a verdict begins at a target (internal/health), which a [HealthCheck]
+// sets up for each of the upstreams of upstreams.go and dynamic.go, and which all
+// configs and handlers of the process share. Its probes are made by a module of the
+// package probe, over the route of route.go: as the requests of the handler travel
+// (transport.go), over a connection of its own (internal/wire). The [App] starts and
+// stops them, and hands on what is known when a check changes (inherit.go).
 package alive
 
 import (
@@ -39,9 +44,12 @@ func init() {
 // Probes start when the config starts, and not when it is merely validated or
 // adapted. What is known of an upstream outlives a reload that keeps its check.
 type App struct {
+	// inheritance is used while the config is provisioned, one policy after the
+	// other, and has no effect after that.
+	inheritance inheritance
+
 	mu       sync.Mutex
 	policies []*Selection
-	fresh    bool // some of them watch what nothing did before
 	started  bool
 }
 
@@ -63,6 +71,7 @@ func (a *App) Start() error {
 	a.started = true
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
+	a.inheritance = inheritance{}
 	startedApps.Add(1)
 	drive(policies)
 	return nil
@@ -85,11 +94,11 @@ func (a *App) Stop() error {
 func (a *App) adopt(s *Selection) {
 	a.mu.Lock()
 	a.policies = append(a.policies, s)
-	a.fresh = a.fresh || slices.ContainsFunc(s.allWatches(), func(w *watch) bool { return w.target.New() })
-	policies, fresh, started := slices.Clone(a.policies), a.fresh, a.started
+	started := a.started
 	a.mu.Unlock()
-	if fresh && startedApps.Load() > 0 {
-		inherit(policies) // and not at the start: requests may come before that
+	if startedApps.Load() > 0 && !started {
+		// and not at the start of this app: requests may come before that
+		a.inheritance.add(s.allWatches())
 	}
 	if started {
 		drive([]*Selection{s})

@@ -147,7 +147,7 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	for i, m := range members {
 		statuses[i] = m.status()
 		up := statuses[i] == health.Up
-		ready[i] = m.weight > 0 && !(up && m.draining())
+		ready[i] = m.weight > 0 && (!up || !m.draining())
 		switch {
 		case m.weight == 0:
 		case !ready[i]:

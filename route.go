@@ -86,7 +86,10 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 		return nil, err
 	}
 	r := &route{transport: t, upstream: dialInfo(upstream), at: dialInfo(at)}
-	r.up = probe.Upstream{Address: address, Host: r.at.Address}
+	r.up = probe.Upstream{Address: address, At: address, Host: r.at.Address}
+	if r.at != r.upstream {
+		r.up.At = strings.TrimPrefix(r.at.String(), "tcp/")
+	}
 	if at.IsUnixNetwork() {
 		r.up.Host = "localhost" // a path is no host
 	}
@@ -114,8 +117,9 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 	own := t.speaks == overTCP || t.speaks == overQUIC && (target.Scheme == "http" || differs.HTTP2) ||
 		t.speaks == fastCGI && differs.Scheme != ""
 	if t.speaks == thirdParty || t.speaks == overQUIC && !own {
-		if differs != (probe.Overrides{FreshConnection: differs.FreshConnection}) || version != t.proxyProtocol {
-			return nil, errors.New("probes use the transport of the handler, whose scheme, TLS settings and PROXY protocol they cannot change")
+		if differs != (probe.Overrides{NoConnection: differs.NoConnection}) || version != t.proxyProtocol {
+			return nil, errors.New("over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: " +
+				"scheme, tls_server_name, tls_insecure_skip_verify, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc")
 		}
 		r.bound = true
 	}
@@ -143,7 +147,7 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 	case own:
 		r.http2 = differs.HTTP2
 		r.connection = &wire.Transport{Open: r.opener(), MaxAge: maxProbeConnection}
-		if differs.FreshConnection {
+		if differs.FreshConnection || r.base.DisableKeepAlives {
 			r.connection.MaxAge = 0
 		}
 		r.up.Transport = r.connection

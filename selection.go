@@ -160,6 +160,9 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		if err := check.provision(ctx); err != nil {
 			return fmt.Errorf("checks: position %d: %v", i, err)
 		}
+		if same := slices.IndexFunc(s.Checks[:i], check.equal); same >= 0 {
+			return fmt.Errorf("checks: position %d is the same as position %d", i, same)
+		}
 		s.hold = min(max(s.hold, check.settings.Timeout), maxHold)
 	}
 	if s.Hold != nil {

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -135,8 +136,23 @@ func plainDialer(ctx caddy.Context, h *reverseproxy.HTTPTransport) (dialer, erro
 	if err != nil {
 		return nil, err
 	}
-	return t.DialContext, nil
+	limit := time.Duration(plain.DialTimeout) // by now it has its default
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		began := time.Now()
+		conn, err := t.DialContext(ctx, network, address)
+		if err != nil && time.Since(began) >= limit {
+			err = dialTimeoutError{err}
+		}
+		return conn, err
+	}, nil
 }
+
+// dialTimeoutError is an error of a dial that took too long. Caddy's own type for it does
+// not tell.
+type dialTimeoutError struct{ error }
+
+// Timeout reports that it is one.
+func (dialTimeoutError) Timeout() bool { return true }
 
 // canonicalRoots returns the one pool that stands for all that are equal to
 // roots among the targets there are. Pools can be compared but not put into

@@ -288,9 +288,9 @@ func TestConnectionsEndWithTheirProbe(t *testing.T) {
 }
 
 // rewriting is a transport of somebody else's that adds to the header of requests.
-type rewriting struct{ unknownTransport }
+type rewriting struct{}
 
-func (*rewriting) RoundTrip(r *http.Request) (*http.Response, error) {
+func (rewriting) RoundTrip(r *http.Request) (*http.Response, error) {
 	if len(r.Header) != 1 || r.Header.Get("User-Agent") != "caddy-alive" {
 		return nil, fmt.Errorf("got the header %v", r.Header)
 	}
@@ -304,7 +304,7 @@ func (*rewriting) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestSharedTransportsGetACopy(t *testing.T) {
 	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
 	defer cancel()
-	way, err := newTransport(ctx, &reverseproxy.Handler{Transport: new(rewriting)})
+	way, err := newTransport(ctx, &reverseproxy.Handler{Transport: rewriting{}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,4 +344,47 @@ func TestLatenessIsSaidOnceAMinute(t *testing.T) {
 			time.Sleep(time.Minute)
 		}
 	})
+}
+
+// Where requests do not keep connections, probes do not, either.
+func TestProbesKeepNoMoreThanRequests(t *testing.T) {
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+	defer cancel()
+	for _, keep := range []bool{true, false} {
+		h := &reverseproxy.HTTPTransport{KeepAlive: &reverseproxy.KeepAlive{Enabled: &keep}}
+		if err := h.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+		way, err := newTransport(ctx, &reverseproxy.Handler{Transport: h})
+		if err != nil {
+			t.Fatal(err)
+		}
+		to, err := routeTo(way, "app:80", new(HealthCheck))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := to.connection.MaxAge > 0; got != keep {
+			t.Errorf("kept: %v, want %v", got, keep)
+		}
+	}
+}
+
+// A dial that took as long as it may is a timeout, whatever Caddy's own type of
+// error says: while this process is late, it counts for nothing.
+func TestDialTimeoutsAreTimeouts(t *testing.T) {
+	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+	defer cancel()
+	h := &reverseproxy.HTTPTransport{DialTimeout: 1}
+	if err := h.Provision(ctx); err != nil {
+		t.Fatal(err)
+	}
+	dial, err := plainDialer(ctx, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = dial(t.Context(), "tcp", "127.0.0.1:1")
+	var timeout interface{ Timeout() bool }
+	if !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("got %v, want a timeout", err)
+	}
 }

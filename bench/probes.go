@@ -23,14 +23,14 @@ const (
 	// few is the number of targets that memory is compared with.
 	few = 10
 	// maxTargets is how many addresses targets are given.
-	maxTargets = 50_000
+	maxTargets = 8000
 )
 
 // backend answers the probes of all targets, which are addresses of the loopback
 // network, and writes down when they came.
 type backend struct {
-	server *http.Server
-	port   int
+	server    *http.Server
+	addresses []string // of the targets
 
 	mu    sync.Mutex
 	count int
@@ -42,24 +42,30 @@ type backend struct {
 
 type targetKey struct{}
 
-func newBackend() (*backend, error) {
-	listener, err := net.Listen("tcp", "0.0.0.0:0")
-	if err != nil {
-		return nil, err
-	}
-	b := &backend{port: listener.Addr().(*net.TCPAddr).Port}
-	b.reset()
-	b.server = &http.Server{
-		Handler: b,
+// newBackend listens on so many addresses.
+func newBackend(ctx context.Context, targets int) (*backend, error) {
+	b := &backend{server: &http.Server{
+		ReadHeaderTimeout: time.Minute,
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, targetKey{}, conn.LocalAddr().String())
 		},
-	}
-	go func() {
-		if err := b.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			panic(err)
+	}}
+	b.server.Handler = b
+	b.reset()
+	port := 0 // the first is given one, and the others have the same
+	for i := range targets {
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf("127.1.%d.%d:%d", i/250, i%250+1, port))
+		if err != nil {
+			return nil, errors.Join(err, b.server.Close())
 		}
-	}()
+		port = listener.Addr().(*net.TCPAddr).Port
+		b.addresses = append(b.addresses, listener.Addr().String())
+		go func() {
+			if err := b.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+				panic(err)
+			}
+		}()
+	}
 	return b, nil
 }
 
@@ -117,16 +123,16 @@ func checkers(caddy string) []checker {
 			return start(ctx, folder, caddy, "run", "--config", "Caddyfile", "--adapter", "caddyfile")
 		}
 	}
-	all := []checker{
+	all := [3]checker{
 		{"this build", run("lb_policy alive {\n\t\t\tcheck http / {\n\t\t\t\tinterval 1s\n\t\t\t}\n\t\t}", "")},
 		{"Caddy's own checks", run("lb_policy round_robin", "health_uri /\n\t\thealth_interval 1s\n\t\thealth_timeout 2s")},
 	}
 	haproxy, err := exec.LookPath("haproxy")
 	if err != nil {
 		fmt.Println("haproxy is not installed, so it is left out")
-		return all
+		return all[:2]
 	}
-	return append(all, checker{"HAProxy", func(ctx context.Context, folder string, addresses []string) (*process, error) {
+	all[2] = checker{"HAProxy", func(ctx context.Context, folder string, addresses []string) (*process, error) {
 		var config strings.Builder
 		config.WriteString("global\n\tspread-checks 10\n\tmaxconn 1000\ndefaults\n\tmode http\n\ttimeout connect 2s\n\ttimeout client 5s\n\ttimeout server 5s\n\ttimeout check 2s\n")
 		config.WriteString("frontend in\n\tbind unix@in.sock\n\tdefault_backend all\nbackend all\n\toption httpchk GET /\n\tdefault-server check inter 1s\n")
@@ -137,7 +143,8 @@ func checkers(caddy string) []checker {
 			return nil, err
 		}
 		return start(ctx, folder, haproxy, "-f", "haproxy.cfg", "-db")
-	}})
+	}}
+	return all[:]
 }
 
 // sample is what was measured of one checker once.
@@ -155,7 +162,7 @@ func (b *bench) probes(ctx context.Context, sizes []int) error {
 	if err != nil {
 		return err
 	}
-	to, err := newBackend()
+	to, err := newBackend(ctx, slices.Max(sizes))
 	if err != nil {
 		return err
 	}
@@ -204,11 +211,7 @@ func (b *bench) run(ctx context.Context, to *backend, c checker, targets int) (m
 	if err != nil {
 		return 0, s, err
 	}
-	addresses := make([]string, 0, targets)
-	for i := range targets {
-		addresses = append(addresses, fmt.Sprintf("127.1.%d.%d:%d", i/250, i%250+1, to.port))
-	}
-	p, err := c.start(ctx, folder, addresses)
+	p, err := c.start(ctx, folder, to.addresses[:targets])
 	if err != nil {
 		return 0, s, err
 	}

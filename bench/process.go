@@ -72,16 +72,16 @@ func (p *process) cpu() (time.Duration, error) {
 	}
 	// the name, in brackets, can have anything in it
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	const ticksPerSecond = 100 // what Linux shows, whatever its own clock does
-	var ticks time.Duration
+	const tick = 10 * time.Millisecond // as Linux shows it, whatever its own clock does
+	var total time.Duration
 	for _, field := range fields[11:13] {
 		n, err := strconv.ParseInt(field, 10, 64)
 		if err != nil {
 			return 0, err
 		}
-		ticks += time.Duration(n)
+		total += time.Duration(n * int64(tick))
 	}
-	return ticks * time.Second / ticksPerSecond, nil
+	return total, nil
 }
 
 // memory is how much memory of its own the server has at present, in bytes.

@@ -178,8 +178,8 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 		{"http /x {\n\theader\n}", header + ", at Testfile:2"},
 		{"http /x {\n\theader Host\n}", header + ", at Testfile:2"},
 		{"http /x {\n\theader Host a b\n}", header + ", at Testfile:2"},
-		{"http /x {\n\theader Host: a\n}", "header takes a field name of letters, digits and hyphens; got 'Host:', at Testfile:2"},
-		{"http /x {\n\theader \"\" a\n}", "header takes a field name of letters, digits and hyphens; got '', at Testfile:2"},
+		{"http /x {\n\theader Host: a\n}", "header: a field name has letters, digits and hyphens; got 'Host:', at Testfile:2"},
+		{"http /x {\n\theader \"\" a\n}", "header: a field name has letters, digits and hyphens; got '', at Testfile:2"},
 		{"http /x {\n\theader A \"b\nC: d\"\n}", "header A must not have line breaks or other control characters in its value, at Testfile:2"},
 
 		{"http /x {\n\theader Host \"a b\"\n}", "header Host must be a host, with a port if need be; got 'a b', at Testfile:2"},
@@ -244,9 +244,9 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 		{"http /x {\n\texpect_header\n}", exp + ", at Testfile:2"},
 		{"http /x {\n\texpect_header A\n}", exp + ", at Testfile:2"},
 		{"http /x {\n\texpect_header A b c\n}", exp + ", at Testfile:2"},
-		{"http /x {\n\texpect_header A:  b\n}", "header takes a field name of letters, digits and hyphens; got 'A:', at Testfile:2"},
-		{"http /x {\n\texpect_header A \"\"\n}", "expect_header must not be empty: it would match anything, at Testfile:2"},
-		{"http /x {\n\texpect_header A (\n}", "expect_header must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:2"},
+		{"http /x {\n\texpect_header A:  b\n}", "expect_header: a field name has letters, digits and hyphens; got 'A:', at Testfile:2"},
+		{"http /x {\n\texpect_header A \"\"\n}", "expect_header A must not be empty: it would match anything, at Testfile:2"},
+		{"http /x {\n\texpect_header A (\n}", "expect_header A must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:2"},
 		{"http /x {\n\texpect_header A b\n\texpect_header B b\n\texpect_header a c\n}", "expect_header A is given twice, at Testfile:4"},
 
 		{"http /x {\n\texpression\n}", "expression takes one CEL expression, in quotes, like \"json.db == 'ok'\", at Testfile:2"},

@@ -31,6 +31,8 @@ const (
 	grpcPrefix = 5
 	// maxGRPC bounds the answer, in bytes. It holds a number.
 	maxGRPC = 64 << 10
+	// maxTimeout is the largest number that a timeout can have.
+	maxTimeout = 99_999_999
 )
 
 // GRPC checks that an upstream calls a service of its own serving, by the gRPC
@@ -168,7 +170,7 @@ func (g *GRPC) Probe(ctx context.Context, up Upstream) error {
 	req.Body, _ = req.GetBody()
 	if limit, ok := ctx.Deadline(); ok {
 		// more than there is, or the server might give up first, for another reason
-		req.Header.Set("Grpc-Timeout", strconv.FormatInt(max(2*time.Until(limit).Milliseconds(), 1), 10)+"m")
+		req.Header.Set("Grpc-Timeout", strconv.FormatInt(min(max(2*time.Until(limit).Milliseconds(), 1), maxTimeout), 10)+"m")
 	}
 	resp, err := up.Transport.RoundTrip(req)
 	if err != nil {
@@ -212,10 +214,10 @@ func (g *GRPC) checkStatus(status, message string) error {
 		return nil
 	}
 	text := "gRPC status " + code.String()
-	switch code {
-	case codes.Unimplemented:
+	if code == codes.Unimplemented {
 		text += ": the server has no health service (" + grpc_health_v1.Health_ServiceDesc.ServiceName + ")"
-	case codes.NotFound:
+	}
+	if code == codes.NotFound {
 		text += ": the health service does not know the service '" + g.Service + "'"
 	}
 	if message != "" {

@@ -636,7 +636,7 @@ func TestGRPCValidateUpstream(t *testing.T) {
 		t.Errorf("got %v, want no error", err)
 	}
 	up.Transport = nil
-	want := "a grpc check needs an HTTP transport, which app1:9000 is not reached by; use a tcp check"
+	want := "a grpc check needs an HTTP transport, which app1:9000 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"
 	if got := text(new(GRPC).ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

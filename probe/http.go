@@ -86,7 +86,8 @@ type HTTP struct {
 	MaxSize int64 `json:"max_size,omitempty"`
 
 	// Whether every probe has a connection of its own. Default: one is kept for
-	// further probes, for a minute at most and while they pass.
+	// further probes, for a minute at most and while they pass, unless the method is
+	// one that changes something, such as `POST`.
 	FreshConnection bool `json:"fresh_connection,omitempty"`
 
 	TLSOptions
@@ -197,7 +198,7 @@ func (h *HTTP) provisionAnswer() (err error) {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(h.ExpectHeader)) {
-		if err := checkHeader(name, ""); err != nil {
+		if err := checkFieldName(name); err != nil {
 			return fmt.Errorf("expect_header: %v", err)
 		}
 		value, err := resolvePattern("expect_header "+name, h.ExpectHeader[name])
@@ -322,8 +323,7 @@ func (h *HTTP) send(ctx context.Context, up Upstream) (*http.Response, error) {
 	}
 	client := http.Client{Transport: up.Transport, CheckRedirect: checkRedirect}
 	resp, err := client.Do(req)
-	var failed *url.Error
-	if errors.As(err, &failed) {
+	if failed, ok := errors.AsType[*url.Error](err); ok {
 		err = failed.Err // the rest is known
 	}
 	return resp, err
@@ -398,12 +398,23 @@ func checkMethod(method string) error {
 	return nil
 }
 
-func checkHeader(name, value string) error {
+func checkFieldName(name string) error {
 	if !httpguts.ValidHeaderFieldName(name) {
-		return fmt.Errorf("header takes a field name of letters, digits and hyphens; got '%s'", name)
+		return fmt.Errorf("a field name has letters, digits and hyphens; got '%s'", name)
+	}
+	return nil
+}
+
+func checkHeader(name, value string) error {
+	if err := checkFieldName(name); err != nil {
+		return fmt.Errorf("header: %v", err)
 	}
 	if !httpguts.ValidHeaderFieldValue(value) {
 		return fmt.Errorf("header %s must not have line breaks or other control characters in its value", name)
+	}
+	switch http.CanonicalHeaderKey(name) {
+	case "Content-Length", "Transfer-Encoding", "Trailer":
+		return fmt.Errorf("header %s cannot be set: it follows from request_body", name)
 	}
 	if strings.EqualFold(name, "Host") && !httpguts.ValidHostHeader(value) {
 		return fmt.Errorf("header Host must be a host, with a port if need be; got '%s'", value)

@@ -141,10 +141,11 @@ func (h *HTTP) unmarshalAnswerOption(d *caddyfile.Dispenser, option string) (kno
 			h.ExpectHeader = make(map[string]string)
 		}
 		h.ExpectHeader[name] = value
-		if err = wrap(d, checkHeader(name, "")); err == nil {
-			_, err = compile(option, value)
-			err = wrap(d, err)
+		if err := checkFieldName(name); err != nil {
+			return true, d.Errf("expect_header: %v", err)
 		}
+		_, err = compile(option+" "+name, value)
+		err = wrap(d, err)
 
 	case "expect_body":
 		if !d.AllArgs(&h.ExpectBody) {

@@ -469,8 +469,8 @@ func TestHTTPOptionsProvisionErrors(t *testing.T) {
 		{`"drain_status":["{env.PROBE_EMPTY}"]`, "drain_status: evaluated placeholder {env.PROBE_EMPTY} is empty" + global},
 		{`"drain_status":["{http.request.host}"]`, "drain_status: unrecognized placeholder {http.request.host}" + global},
 
-		{`"expect_header":{"A b":"c"}`, "expect_header: header takes a field name of letters, digits and hyphens; got 'A b'"},
-		{`"expect_header":{"":"c"}`, "expect_header: header takes a field name of letters, digits and hyphens; got ''"},
+		{`"expect_header":{"A b":"c"}`, "expect_header: a field name has letters, digits and hyphens; got 'A b'"},
+		{`"expect_header":{"":"c"}`, "expect_header: a field name has letters, digits and hyphens; got ''"},
 		{`"expect_header":{"X":"("}`, regex + "missing closing ): `(`"},
 		{`"expect_header":{"A":"a","X":"{env.PROBE_OPEN}"}`, regex + "missing closing ): `(`"},
 		{`"expect_header":{"X":""}`, "expect_header X must not be empty: it would match anything"},

@@ -565,7 +565,7 @@ func TestHTTPValidateUpstream(t *testing.T) {
 		t.Errorf("got %v, want no error: an http check does not dial", err)
 	}
 	up.Address, up.Transport = "php:9000", nil
-	want := "an http check needs an HTTP transport, which php:9000 is not reached by; use a tcp check"
+	want := "an http check needs an HTTP transport, which php:9000 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"
 	if got := text(h.ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -608,9 +608,9 @@ func TestHTTPProvisionErrors(t *testing.T) {
 		{`{"uri":"/","method":"GET /"}`, "method must be an HTTP method, like GET or HEAD; got 'GET /'"},
 		{`{"uri":"/","method":"GET\r\n"}`, "method must be an HTTP method, like GET or HEAD; got 'GET\r\n'"},
 
-		{`{"uri":"/","header":{"":["a"]}}`, "header takes a field name of letters, digits and hyphens; got ''"},
-		{`{"uri":"/","header":{"A b":["a"]}}`, "header takes a field name of letters, digits and hyphens; got 'A b'"},
-		{`{"uri":"/","header":{"A:":["a"]}}`, "header takes a field name of letters, digits and hyphens; got 'A:'"},
+		{`{"uri":"/","header":{"":["a"]}}`, "header: a field name has letters, digits and hyphens; got ''"},
+		{`{"uri":"/","header":{"A b":["a"]}}`, "header: a field name has letters, digits and hyphens; got 'A b'"},
+		{`{"uri":"/","header":{"A:":["a"]}}`, "header: a field name has letters, digits and hyphens; got 'A:'"},
 		{`{"uri":"/","header":{"A":["b","c\r\nD: e"]}}`, "header A must not have line breaks or other control characters in its value"},
 		{`{"uri":"/","header":{"A":["{env.PROBE_LINES}"]}}`, "header A must not have line breaks or other control characters in its value"},
 		{`{"uri":"/","header":{"Host":["{http.request.host}"]}}`, "header Host: unrecognized placeholder {http.request.host}" + global},

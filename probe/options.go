@@ -154,7 +154,7 @@ func wrap(d *caddyfile.Dispenser, err error) error {
 
 // errHTTP is why a kind that speaks HTTP cannot probe an upstream.
 func errHTTP(kind string, up Upstream) error {
-	return fmt.Errorf("%s check needs an HTTP transport, which %s is not reached by; use a tcp check", kind, up.Address)
+	return fmt.Errorf("%s check needs an HTTP transport, which %s is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside", kind, up.Address)
 }
 
 // errConnect is why a kind that connects cannot probe an upstream.

@@ -69,15 +69,22 @@ type Overrides struct {
 
 	// FreshConnection has every probe connect anew.
 	FreshConnection bool
+
+	// NoConnection says that probes use neither Transport nor Dial, nor DialTLS, so
+	// that it is an error to ask for a PROXY protocol header.
+	NoConnection bool
 }
 
 // Upstream is one backend, and how probes of one check reach it: as the proxy
 // that it belongs to does, but for what the check says otherwise.
 type Upstream struct {
 	// Address is where it is, as in the proxy's list: "app1:8080",
-	// "unix//run/app.sock". With the options port and address, probes go
-	// elsewhere.
+	// "unix//run/app.sock".
 	Address string
+
+	// At is where it is probed, in the same form: its address, unless the options
+	// port or address say otherwise.
+	At string
 
 	// Scheme is "http" or "https", as requests would be sent.
 	Scheme string

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,8 +20,14 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
-// maxExpected is how many bytes a TCP check reads in search of what it expects.
-const maxExpected = 64 << 10
+const (
+	// maxExpected is how many bytes a TCP check reads in search of what it expects.
+	maxExpected = 64 << 10
+	// After muchExpected bytes it waits a moment before it reads on and searches all
+	// of them again: they may come one by one.
+	muchExpected = 4 << 10
+	collecting   = 10 * time.Millisecond
+)
 
 // TCP checks that an upstream accepts connections, and, if told so, that it says
 // what it should. It is what the policy does when no check is configured. There
@@ -151,35 +158,59 @@ func (t *TCP) Probe(ctx context.Context, up Upstream) error {
 	if len(t.send) == 0 && t.expect == nil {
 		return nil
 	}
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
+	// a deadline could be set anew by the timeouts of the transport
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if len(t.send) > 0 {
 		if _, err := conn.Write(t.send); err != nil {
-			return fmt.Errorf("sending: %w", err)
+			return fmt.Errorf("sending: %w", cause(ctx, err))
 		}
 	}
 	if t.expect == nil {
 		return nil
 	}
-	return t.await(conn)
+	return t.await(ctx, conn)
+}
+
+// cause returns the error of a connection, or why it was closed.
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
 }
 
 // await reads until what is expected was there.
-func (t *TCP) await(conn net.Conn) error {
-	var got []byte
-	part := make([]byte, 4<<10)
+func (t *TCP) await(ctx context.Context, conn net.Conn) error {
+	got := make([]byte, 0, 4<<10)
 	for len(got) < maxExpected {
-		n, err := conn.Read(part[:min(len(part), maxExpected-len(got))])
-		got = append(got, part[:n]...)
+		if len(got) == cap(got) {
+			got = slices.Grow(got, min(len(got), maxExpected-len(got)))
+		}
+		n, err := conn.Read(got[len(got):min(cap(got), maxExpected)])
+		got = got[:len(got)+n]
 		switch {
 		case n > 0 && t.expect.Match(got):
 			return nil
 		case errors.Is(err, io.EOF):
 			return fmt.Errorf("the connection was closed after %s, want '%s'", shown(got), t.expect)
 		case err != nil:
-			return fmt.Errorf("got %s, want '%s': %w", shown(got), t.expect, err)
+			return fmt.Errorf("got %s, want '%s': %w", shown(got), t.expect, cause(ctx, err))
+		}
+		if len(got) > muchExpected {
+			pause(ctx, collecting)
 		}
 	}
 	return fmt.Errorf("got %s, which does not match '%s' in its first %s", shown(got), t.expect, humanize.IBytes(maxExpected))
+}
+
+// pause waits, until the context ends at most.
+func pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
 }
 
 // shown returns the beginning of what came back, for a reason.

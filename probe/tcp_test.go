@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -206,7 +207,7 @@ func TestTCPExpectDeadline(t *testing.T) {
 		if took := time.Since(began); took < short {
 			t.Errorf("answer %q: given up after %s, want %s", answer, took, short)
 		}
-		if got := text(err); !strings.HasPrefix(got, want+": ") || !strings.HasSuffix(got, "i/o timeout") {
+		if got := text(err); !strings.HasPrefix(got, want+": ") || !strings.HasSuffix(got, "context deadline exceeded") {
 			t.Errorf("answer %q: got %q, want %q and that the time was up", answer, got, want)
 		}
 	}
@@ -224,7 +225,7 @@ func TestTCPSendDeadline(t *testing.T) {
 	defer close(release)
 	p := &TCP{send: make([]byte, 32<<20)}
 	err := run(t, p, way{addr: addr}.upstream(t), short)
-	if got := text(err); !strings.HasPrefix(got, "sending: ") || !strings.HasSuffix(got, "i/o timeout") {
+	if got := text(err); !strings.HasPrefix(got, "sending: ") || !strings.HasSuffix(got, "context deadline exceeded") {
 		t.Errorf("got %q, want that the time for sending was up", got)
 	}
 }
@@ -529,5 +530,36 @@ func TestTCPRedis(t *testing.T) {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// The timeout holds whatever timeouts the connection has of its own, and bytes that
+// come one by one do not cost a search each.
+func TestTCPTrickleEnds(t *testing.T) {
+	t.Parallel()
+	addr := talk(t, func(conn net.Conn) {
+		if _, err := conn.Write(bytes.Repeat([]byte("x"), 60_000)); err != nil {
+			return
+		}
+		for {
+			if _, err := conn.Write([]byte("x")); err != nil {
+				return
+			}
+			runtime.Gosched()
+		}
+	})
+	up := Upstream{Dial: func(ctx context.Context) (net.Conn, error) {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		return &patientConn{conn}, err
+	}}
+	p := loadKind(t, new(TCP), `{"expect":"never"}`)
+	if err := run(t, p, up, long); err == nil || !strings.Contains(err.Error(), "in its first 64 KiB") {
+		t.Errorf("got %v, want that nothing matches", err)
+	}
+
+	hung := talk(t, func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) })
+	addr = hung
+	if err := run(t, p, up, short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want %v", err, context.DeadlineExceeded)
 	}
 }

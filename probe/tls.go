@@ -8,7 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -16,7 +16,7 @@ import (
 )
 
 // certificateVerdict is how long a TLS check waits for an upstream that asked for
-// a client certificate to reject it.
+// a client certificate to reject it, if it has twice as long.
 const certificateVerdict = 500 * time.Millisecond
 
 // TLS checks that an upstream completes a TLS handshake, with a certificate that
@@ -101,18 +101,25 @@ func (t *TLS) Probe(ctx context.Context, up Upstream) error {
 	// With TLS 1.3 the client is done before the server has seen its certificate
 	// (RFC 8446, section 4.4.2.4). A server that rejects it says so; one that is
 	// content closes a connection that was half closed, or says nothing.
-	if err := conn.SetReadDeadline(time.Now().Add(certificateVerdict)); err != nil {
-		return err
+	wait := certificateVerdict
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = min(wait, time.Until(deadline)/2)
 	}
-	defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })()
+	// a deadline could be set anew by the timeouts of the transport
+	var content atomic.Bool
+	defer time.AfterFunc(wait, func() {
+		content.Store(true)
+		_ = conn.NetConn().Close()
+	}).Stop()
+	defer context.AfterFunc(ctx, func() { _ = conn.NetConn().Close() })()
 	if err = conn.CloseWrite(); err == nil {
 		_, err = conn.Read(make([]byte, 1))
 	}
 	switch {
-	case ctx.Err() != nil:
-		return ctx.Err() // before there was a verdict
-	case err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, os.ErrDeadlineExceeded):
+	case content.Load(), err == nil, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
 	}
 	return fmt.Errorf("after the upstream asked for a client certificate: %w", err)
 }

@@ -74,27 +74,37 @@ func TestWhatIsInheritedIsSettled(t *testing.T) {
 		want    []Transition
 	}{
 		{
-			"up: not the first fail, but three in a row", []inherited{{Up, false}}, "FFF", seconds(0, 1, 2, 12), "ftt",
+			"up: not the first fail, but three in a row",
+			[]inherited{{Up, false}},
+			"FFF", seconds(0, 1, 2, 12), "ftt",
 			[]Transition{{From: Up, To: Down, Reason: "sick", Lasted: time.Hour + 2*time.Second}},
 		},
 		{"up: single fails", []inherited{{Up, false}}, "FFPF", seconds(0, 1, 2, 7, 8), "fttf", nil},
 		{"up: passes are no news", []inherited{{Up, false}}, "PPP", seconds(0, 5, 10, 15), "fff", nil},
 		{
-			"down: not the first pass, but two in a row", []inherited{{Down, false}}, "PP", seconds(0, 1, 6), "tt",
+			"down: not the first pass, but two in a row",
+			[]inherited{{Down, false}},
+			"PP", seconds(0, 1, 6), "tt",
 			[]Transition{{From: Down, To: Up, Lasted: time.Hour + time.Second}},
 		},
 		{"down: single passes", []inherited{{Down, false}}, "PFPF", seconds(0, 1, 11, 12, 22), "tttt", nil},
 		{"down: fails are no news", []inherited{{Down, false}}, "FF", seconds(0, 10, 20), "tt", nil},
 		{
-			"draining: until the first plain pass", []inherited{{Up, true}}, "DFP", seconds(0, 5, 6, 11), "fft",
+			"draining: until the first plain pass",
+			[]inherited{{Up, true}},
+			"DFP", seconds(0, 5, 6, 11), "fft",
 			[]Transition{{From: Up, To: Up, WasDraining: true}},
 		},
 		{
-			"taken back: the first result decides", []inherited{{Up, true}, {Unknown, false}}, "FF", seconds(0, 1, 2), "tt",
+			"taken back: the first result decides",
+			[]inherited{{Up, true}, {Unknown, false}},
+			"FF", seconds(0, 1, 2), "tt",
 			[]Transition{{From: Unknown, To: Down, Reason: "sick"}},
 		},
 		{
-			"taken back: one pass is enough", []inherited{{Down, false}, {Unknown, false}}, "FP", seconds(0, 1, 6), "tt",
+			"taken back: one pass is enough",
+			[]inherited{{Down, false}, {Unknown, false}},
+			"FP", seconds(0, 1, 6), "tt",
 			[]Transition{{From: Unknown, To: Down, Reason: "sick"}, {From: Down, To: Up, Lasted: time.Second}},
 		},
 	} {

@@ -325,7 +325,7 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 	draining, err := safely(a, a.driver.Probe, fresh)
 	ended := time.Now()
 	result := Result{Reason: t.reason(a, err), Took: ended.Sub(started)}
-	slow := timedOut(a, err)
+	slow := timedOut(a, err) || err != nil && !ended.Before(a.deadline)
 	a.cut(context.Canceled)
 
 	t.mu.Lock()
@@ -335,7 +335,7 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 		return 0
 	}
 	late := a.lateness(ended)
-	void := slow && late > t.settings.Timeout/4
+	void := slow && late > max(t.settings.Timeout/4, minBeat)
 	var change *Transition
 	var subscribers []func()
 	goesOn := t.suspicion.burst
@@ -405,6 +405,9 @@ func (t *Target) reason(ctx context.Context, err error) string {
 	}
 	text := err.Error()
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		if errors.Is(err, context.Canceled) { // as contexts made from this one see it
+			text = context.DeadlineExceeded.Error()
+		}
 		text = fmt.Sprintf("no verdict within %s: %s", t.settings.Timeout, text)
 	}
 	if len(text) > maxReason {

@@ -172,7 +172,7 @@ func (b *body) Close() error {
 	if b.buffer == nil {
 		return nil
 	}
-	again := b.read && !b.over && b.buffer.Buffered() == 0
+	again := canPeek && b.read && !b.over && b.buffer.Buffered() == 0
 	release(b.buffer)
 	b.buffer = nil
 	if !again {

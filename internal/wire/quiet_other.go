@@ -6,7 +6,9 @@ package wire
 
 import "net"
 
-// quiet reports whether an idle connection is open and has nothing to be read.
-// Where that cannot be found out without waiting, connections are not used
-// twice.
+// canPeek: without waiting, it cannot be found out whether an idle connection is open
+// and has nothing to be read. So none is used twice.
+const canPeek = false
+
+// quiet is not asked.
 func quiet(net.Conn) bool { return false }

@@ -34,8 +34,9 @@ const (
 )
 
 // Exec checks that a command succeeds: that its exit status is 0. What it writes
-// is part of the reason if it does not. The address of the upstream is in the
-// variable `ALIVE_UPSTREAM` of its environment, which is otherwise that of Caddy.
+// is part of the reason if it does not. The address of the upstream, or the one that
+// the check has instead, is in the variable `ALIVE_UPSTREAM` of its environment, which
+// is otherwise that of Caddy.
 //
 // The command runs without a shell, in the working directory of Caddy, as the
 // same user. When the timeout is over it is killed, on Unix together with the
@@ -105,11 +106,14 @@ func (e *Exec) Provision(_ caddy.Context) error {
 	return nil
 }
 
+// Overrides returns how probes differ from proxied requests.
+func (*Exec) Overrides() probe.Overrides { return probe.Overrides{NoConnection: true} }
+
 // Probe runs the command.
 func (e *Exec) Probe(ctx context.Context, up probe.Upstream) error {
 	output := new(head)
-	cmd := exec.CommandContext(ctx, e.path, e.args...)
-	cmd.Env = append(os.Environ(), "ALIVE_UPSTREAM="+up.Address)
+	cmd := exec.CommandContext(ctx, e.path, e.args...) //nolint:gosec // that is what it is for
+	cmd.Env = append(os.Environ(), "ALIVE_UPSTREAM="+up.At)
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.WaitDelay = lingering
 	killWhole(cmd)
@@ -146,6 +150,7 @@ func (h *head) line() string { return strings.Join(strings.Fields(string(h.kept)
 // Interface guards
 var (
 	_ probe.Prober          = (*Exec)(nil)
+	_ probe.Overrider       = (*Exec)(nil)
 	_ caddy.Provisioner     = (*Exec)(nil)
 	_ caddyfile.Unmarshaler = (*Exec)(nil)
 )

@@ -30,7 +30,7 @@ const (
 	grace = 10 * time.Second
 )
 
-var app = probe.Upstream{Address: "app1:8080"}
+var app = probe.Upstream{At: "app1:8080"}
 
 // load provisions a command.
 func load(t *testing.T, command string, args ...string) *Exec {
@@ -120,7 +120,7 @@ func TestEnvironmentAndArguments(t *testing.T) {
 	p := load(t, "{env.EXEC_SHELL}", "-c", `echo "$ALIVE_UPSTREAM|$EXEC_VALUE|$0|$1|$2|$#"; exit 1`, "zero", "<{env.EXEC_VALUE}>", `*;\{x\}`, "")
 	for _, address := range []string{"app1:8080", "unix//run/app.sock"} {
 		want := "exit status 1: " + address + "|a b $HOME {env.EXEC_SHELL}|zero|<a b $HOME {env.EXEC_SHELL}>|*;{x}|3"
-		if got := text(run(t, p, probe.Upstream{Address: address}, long)); got != want {
+		if got := text(run(t, p, probe.Upstream{At: address}, long)); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
@@ -260,7 +260,7 @@ func TestKilledWithItsChildren(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				for _, pid := range strings.Fields(string(data)) {
+				for pid := range strings.FieldsSeq(string(data)) {
 					eventually(t, "the end of process "+pid, func() bool { return !runs(t, pid) })
 				}
 				if left := withArgument(t, file); len(left) > 0 {
@@ -361,7 +361,7 @@ func TestConcurrent(t *testing.T) {
 	results := make(map[string]<-chan error)
 	for i := range 8 {
 		address := fmt.Sprintf("app%d:80", i)
-		results[address] = start(t.Context(), p, probe.Upstream{Address: address})
+		results[address] = start(t.Context(), p, probe.Upstream{At: address})
 	}
 	for address, result := range results {
 		if got, want := text(wait(t, result, long)), "exit status 1: "+address; got != want {
