@@ -15,50 +15,79 @@ import (
 // other, and each can turn out to watch what seemed to leave.
 type inheritance struct {
 	stays   map[*health.Target]bool
-	heirs   map[string][]*health.Target // those that are new, by upstream
-	running map[string][]*health.Target // by upstream, before this config starts
+	estates map[string]*estate // by upstream
+}
+
+// estate is what there is to inherit at one upstream, and who does.
+type estate struct {
+	leaving map[*health.Target]bool // as far as is known
+	legacy  legacy
+	settled bool // legacy is that of leaving
+	heirs   []*health.Target
+	added   []*health.Target // further heirs
 }
 
 // add takes the watches of one more policy into account.
 func (h *inheritance) add(watches []*watch) {
 	if h.stays == nil {
-		h.stays = make(map[*health.Target]bool)
-		h.heirs = make(map[string][]*health.Target)
-		h.running = make(map[string][]*health.Target)
-		targets.Range(func(key, value any) bool {
-			if target := value.(sharedTarget).Target; target.Running() {
-				upstream := key.(targetKey).upstream
-				h.running[upstream] = append(h.running[upstream], target)
-			}
-			return true
-		})
+		h.begin()
 	}
-	upstreams := make(map[string]bool)
+	touched := make(map[*estate]bool)
 	for _, w := range watches {
-		upstream := w.key.upstream
-		if !h.stays[w.target] && w.target.New() {
-			h.heirs[upstream] = append(h.heirs[upstream], w.target)
+		e := h.estates[w.key.upstream]
+		if e == nil || h.stays[w.target] {
+			continue // nothing to inherit, or known
 		}
 		h.stays[w.target] = true
-		upstreams[upstream] = true
-	}
-	for upstream := range upstreams {
-		if len(h.heirs[upstream]) > 0 && len(h.running[upstream]) > 0 {
-			h.pass(upstream)
+		touched[e] = true
+		if e.leaving[w.target] {
+			delete(e.leaving, w.target)
+			e.settled = false
+		} else if w.target.New() {
+			e.added = append(e.added, w.target)
 		}
+	}
+	for e := range touched {
+		e.pass()
 	}
 }
 
-// pass has the heirs of an upstream inherit from what leaves.
-func (h *inheritance) pass(upstream string) {
-	var left legacy
-	for _, target := range h.running[upstream] {
-		if !h.stays[target] {
-			left = left.worse(target)
+// begin takes stock of what runs before this config starts.
+func (h *inheritance) begin() {
+	h.stays = make(map[*health.Target]bool)
+	h.estates = make(map[string]*estate)
+	targets.Range(func(key, value any) bool {
+		target := value.(sharedTarget).Target
+		if !target.Running() {
+			return true
 		}
+		upstream := key.(targetKey).upstream
+		if h.estates[upstream] == nil {
+			h.estates[upstream] = &estate{leaving: make(map[*health.Target]bool)}
+		}
+		h.estates[upstream].leaving[target] = true
+		return true
+	})
+}
+
+// pass has further heirs inherit, and those before them again if something that
+// seemed to leave does not.
+func (e *estate) pass() {
+	heirs := e.added
+	e.heirs = append(e.heirs, heirs...)
+	e.added = nil
+	if len(e.heirs) == 0 {
+		return
 	}
-	for _, target := range h.heirs[upstream] {
-		target.Inherit(left.status, left.draining, left.since)
+	if !e.settled {
+		e.legacy, e.settled = legacy{}, true
+		for target := range e.leaving {
+			e.legacy = e.legacy.worse(target)
+		}
+		heirs = e.heirs
+	}
+	for _, target := range heirs {
+		target.Inherit(e.legacy.status, e.legacy.draining, e.legacy.since)
 	}
 }
 

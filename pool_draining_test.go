@@ -100,36 +100,7 @@ func TestDrainingTiers(t *testing.T) {
 		t.Run(tc.rule, func(t *testing.T) {
 			members := handMadeDraining(tc.members)
 			s := newSnapshot(members, rules{failOpen: tc.failOpen}, time.Now())
-			var tiers [][]int
-			for i := range s.tiers {
-				tiers = append(tiers, s.tiers[i].share(len(members)))
-			}
-			if !slices.EqualFunc(tiers, tc.tiers, slices.Equal) {
-				t.Errorf("tiers %v, want %v", tiers, tc.tiers)
-			}
-			for name, side := range map[string]struct {
-				got  *tier
-				want []int
-			}{"unknown": {s.unknown(), tc.unknown}, "last resort": {s.resort(), tc.resort}} {
-				want := side.want
-				if want == nil {
-					want = make([]int, len(members))
-				}
-				if got := side.got.share(len(members)); !slices.Equal(got, want) {
-					t.Errorf("%s %v, want %v", name, got, want)
-				}
-			}
-			if s.mood != tc.mood {
-				t.Errorf("mood %d, want %d", s.mood, tc.mood)
-			}
-			for i, tier := range s.tiers {
-				if ignores := s.mood == failedOpen && i == 0; tier.anyHealth != ignores {
-					t.Errorf("tier %d: any health %v, want %v", i, tier.anyHealth, ignores)
-				}
-			}
-			if quick := len(s.tiers) > 0 && !s.tiers[0].anyHealth; quick != (s.best.Len() > 0) {
-				t.Errorf("best has %d entries with tiers %v", s.best.Len(), tiers)
-			}
+			wantSnapshot(t, s, len(members), tc.tiers, tc.unknown, tc.resort, tc.mood)
 		})
 	}
 }

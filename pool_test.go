@@ -126,36 +126,7 @@ func TestTiers(t *testing.T) {
 		t.Run(tc.rule, func(t *testing.T) {
 			members := handMade(tc.members)
 			s := newSnapshot(members, rules{failOpen: tc.failOpen}, time.Now())
-			var tiers [][]int
-			for i := range s.tiers {
-				tiers = append(tiers, s.tiers[i].share(len(members)))
-			}
-			if !slices.EqualFunc(tiers, tc.tiers, slices.Equal) {
-				t.Errorf("tiers %v, want %v", tiers, tc.tiers)
-			}
-			for name, side := range map[string]struct {
-				got  *tier
-				want []int
-			}{"unknown": {s.unknown(), tc.unknown}, "last resort": {s.resort(), tc.resort}} {
-				want := side.want
-				if want == nil {
-					want = make([]int, len(members))
-				}
-				if got := side.got.share(len(members)); !slices.Equal(got, want) {
-					t.Errorf("%s %v, want %v", name, got, want)
-				}
-			}
-			if s.mood != tc.mood {
-				t.Errorf("mood %d, want %d", s.mood, tc.mood)
-			}
-			if resort := s.resort(); !resort.empty() && !resort.anyHealth {
-				t.Error("the last resort respects health")
-			}
-			// the quick way must not go past what ignores health: a circuit
-			// breaker is looked at there only
-			if quick := len(s.tiers) > 0 && !s.tiers[0].anyHealth; quick != (s.best.Len() > 0) {
-				t.Errorf("best has %d entries with tiers %v", s.best.Len(), tiers)
-			}
+			wantSnapshot(t, s, len(members), tc.tiers, tc.unknown, tc.resort, tc.mood)
 		})
 	}
 }
@@ -834,5 +805,44 @@ func TestFlipsWhilePickingWithBackups(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// wantSnapshot compares who may get requests, and in which order, with what is
+// wanted: the shares of n members in each tier. A nil list has nobody.
+func wantSnapshot(t *testing.T, s *snapshot, n int, wantTiers [][]int, unknown, resort []int, wantMood mood) {
+	t.Helper()
+	var tiers [][]int
+	for i, tier := range s.tiers {
+		tiers = append(tiers, tier.share(n))
+		if ignores := s.mood == failedOpen && i == 0; tier.anyHealth != ignores {
+			t.Errorf("tier %d: any health %v, want %v", i, tier.anyHealth, ignores)
+		}
+	}
+	if !slices.EqualFunc(tiers, wantTiers, slices.Equal) {
+		t.Errorf("tiers %v, want %v", tiers, wantTiers)
+	}
+	for name, side := range map[string]struct {
+		got  *tier
+		want []int
+	}{"unknown": {s.unknown(), unknown}, "last resort": {s.resort(), resort}} {
+		want := side.want
+		if want == nil {
+			want = make([]int, n)
+		}
+		if got := side.got.share(n); !slices.Equal(got, want) {
+			t.Errorf("%s %v, want %v", name, got, want)
+		}
+	}
+	if s.mood != wantMood {
+		t.Errorf("mood %d, want %d", s.mood, wantMood)
+	}
+	if resort := s.resort(); !resort.empty() && !resort.anyHealth {
+		t.Error("the last resort respects health")
+	}
+	// the quick way must not go past what ignores health: a circuit breaker is
+	// looked at there only
+	if quick := len(s.tiers) > 0 && !s.tiers[0].anyHealth; quick != (s.best.Len() > 0) {
+		t.Errorf("best has %d entries with tiers %v", s.best.Len(), tiers)
 	}
 }

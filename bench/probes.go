@@ -69,6 +69,7 @@ func newBackend(ctx context.Context, targets int) (*backend, error) {
 	return b, nil
 }
 
+// ServeHTTP answers a probe, and writes down when it came.
 func (b *backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	now := time.Now()
 	target := r.Context().Value(targetKey{}).(string)

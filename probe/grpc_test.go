@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -29,7 +28,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
 // serveGRPC has a health service answer, or none if it is nil, with TLS if there
@@ -701,20 +699,7 @@ func TestGRPCCaddyfile(t *testing.T) {
 		{"grpc {\n\ttls_server_name\n}", "", "tls_server_name takes one name, like app.internal, at Testfile:2"},
 		{"grpc a {\n\ttls_insecure_skip_verify on\n}", "", "tls_insecure_skip_verify takes no argument; got 'on', at Testfile:2"},
 	} {
-		p := new(GRPC)
-		if got := text(p.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input))); got != test.err {
-			t.Errorf("%q:\n got the error %q\nwant the error %q", test.input, got, test.err)
-		}
-		if test.err != "" {
-			continue
-		}
-		got, err := json.Marshal(p)
-		if err != nil || string(got) != test.want {
-			t.Errorf("%q: got %s, %v; want %s", test.input, got, err, test.want)
-		}
-		if err := provision(new(GRPC), string(got)); err != nil {
-			t.Errorf("%q parses as %s, but does not load: %v", test.input, got, err)
-		}
+		wantParsed(t, new(GRPC), new(GRPC), test.input, test.want, test.err)
 	}
 }
 

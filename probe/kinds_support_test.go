@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
 // kind is a Prober that has to be provisioned.
@@ -235,4 +236,27 @@ func (a *authority) pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)
 	return pool
+}
+
+// wantParsed has a kind read its lines of a Caddyfile: it must end in this JSON,
+// which another one of the kind loads, or in this error.
+func wantParsed[K interface {
+	kind
+	caddyfile.Unmarshaler
+}](tb testing.TB, parsed, loaded K, input, wantJSON, wantErr string,
+) {
+	tb.Helper()
+	if got := text(parsed.UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))); got != wantErr {
+		tb.Errorf("%q:\n got the error %q\nwant the error %q", input, got, wantErr)
+	}
+	if wantErr != "" {
+		return
+	}
+	got, err := json.Marshal(parsed)
+	if err != nil || string(got) != wantJSON {
+		tb.Errorf("%q: got %s, %v; want %s", input, got, err, wantJSON)
+	}
+	if err := provision(loaded, string(got)); err != nil {
+		tb.Errorf("%q parses as %s, but does not load: %v", input, got, err)
+	}
 }

@@ -5,15 +5,12 @@ package probe
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"io"
 	"net"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
 // serveTLS answers handshakes, then reads until the probe hangs up, and hangs up
@@ -409,23 +406,7 @@ func TestTLSCaddyfile(t *testing.T) {
 		{"tls {\n\ttls_insecure_skip_verify true\n}", "", "tls_insecure_skip_verify takes no argument; got 'true', at Testfile:2"},
 		{"tls {\n\ttls_insecure_skip_verify\n\ttls_insecure_skip_verify\n}", "", "option 'tls_insecure_skip_verify' is given twice, at Testfile:3"},
 	} {
-		p := new(TLS)
-		if got := text(p.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input))); got != test.err {
-			t.Errorf("%q:\n got the error %q\nwant the error %q", test.input, got, test.err)
-		}
-		if test.err != "" {
-			continue
-		}
-		got, err := json.Marshal(p)
-		if err != nil || string(got) != test.want {
-			t.Errorf("%q: got %s, %v; want %s", test.input, got, err, test.want)
-		}
-		if err := provision(new(TLS), string(got)); err != nil {
-			t.Errorf("%q parses as %s, but does not load: %v", test.input, got, err)
-		}
-	}
-	if got, want := text(provision(new(TLS), `{"tls_server_name":"{http.request.host}"}`)), "tls_server_name: unrecognized placeholder {http.request.host}"+onlyGlobal; got != want {
-		t.Errorf("got %q, want %q", got, want)
+		wantParsed(t, new(TLS), new(TLS), test.input, test.want, test.err)
 	}
 }
 

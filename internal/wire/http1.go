@@ -133,6 +133,7 @@ type limited struct {
 	left int64
 }
 
+// Read reads what the limit has left.
 func (l *limited) Read(p []byte) (int, error) {
 	if l.left <= 0 {
 		return 0, io.EOF
