@@ -3,6 +3,7 @@
 package health
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,11 +44,16 @@ type Driver struct {
 
 // Result is what came of one probe.
 type Result struct {
+	// At is when it began.
+	At time.Time
 	// Reason is why it failed, in one bounded line; empty when it passed.
 	Reason string
 	// Took is how long it took.
 	Took time.Duration
 }
+
+// Passed reports whether the probe passed.
+func (r Result) Passed() bool { return r.Reason == "" }
 
 // Transition is one change of status, or of whether an up target is draining.
 type Transition struct {
@@ -73,6 +79,9 @@ type Target struct {
 	mu          sync.Mutex
 	state       state
 	suspicion   suspicion
+	history     history
+	paused      bool            // nothing is probed but what is asked for
+	asked       []chan<- Result // who wants to know what the next probe to begin finds
 	drivers     []*Driver // attached, oldest first; the newest is in use
 	subscribers map[*func()]struct{}
 	loop        *loop // nil while nothing is attached
@@ -161,7 +170,7 @@ func (t *Target) New() bool {
 // when it lasts. It has no effect once probes began.
 func (t *Target) Inherit(status Status, draining bool, since time.Time) {
 	t.mu.Lock()
-	if t.ran || status == t.state.status && draining == t.state.draining && since.Equal(t.Since()) {
+	if t.ran || t.paused || status == t.state.status && draining == t.state.draining && since.Equal(t.Since()) {
 		t.mu.Unlock()
 		return
 	}
@@ -203,11 +212,7 @@ func (t *Target) Suspect() {
 	if t.loop == nil || t.state.status != Up || !t.suspicion.raise(time.Now()) {
 		return
 	}
-	if t.loop.probing {
-		t.loop.again = true
-	} else {
-		t.loop.arm(0)
-	}
+	t.loop.hurry()
 }
 
 // Attach puts d in use: from the next probe on, d probes and is told of
@@ -249,6 +254,7 @@ func (t *Target) detach(d *Driver) {
 	t.loop = nil
 	l.stop()
 	l.timer.Stop()
+	t.askAgain(nil)
 	var idle chan struct{}
 	if l.probing {
 		idle = make(chan struct{})
@@ -264,6 +270,15 @@ func (t *Target) detach(d *Driver) {
 func (l *loop) arm(delay time.Duration) {
 	l.due = time.Now().Add(delay)
 	l.timer.Reset(delay)
+}
+
+// hurry has the next probe begin at once, or right after the one in flight.
+func (l *loop) hurry() {
+	if l.probing {
+		l.again = true
+	} else {
+		l.arm(0)
+	}
 }
 
 // tick is called when the timer fires: for the probe in flight, or to begin the
@@ -300,8 +315,10 @@ func (t *Target) probe(l *loop) {
 		}
 		return
 	}
-	if l.again {
+	if l.again || len(t.asked) > 0 {
 		l.again, next = false, 0
+	} else if t.paused {
+		return
 	}
 	l.arm(time.Until(started.Add(next)))
 }
@@ -314,8 +331,14 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 		t.mu.Unlock()
 		return 0
 	}
+	if t.paused && len(t.asked) == 0 { // paused in this very moment
+		t.mu.Unlock()
+		return 0
+	}
 	t.suspicion.probing()
-	fresh := !t.state.settled() || t.suspicion.burst
+	asked := t.asked
+	t.asked = nil
+	fresh := !t.state.settled() || t.suspicion.burst || len(asked) > 0
 	started := time.Now()
 	a := newAttempt(l.ctx, t.drivers[len(t.drivers)-1], started, t.settings.Timeout)
 	l.attempt = a
@@ -324,13 +347,14 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 
 	draining, err := safely(a, a.driver.Probe, fresh)
 	ended := time.Now()
-	result := Result{Reason: t.reason(a, err), Took: ended.Sub(started)}
+	result := Result{At: started, Reason: t.reason(a, err), Took: ended.Sub(started)}
 	slow := timedOut(a, err) || err != nil && !ended.Before(a.deadline)
 	a.cut(context.Canceled)
 
 	t.mu.Lock()
 	l.attempt = nil
 	if t.loop != l || a.discard { // it counts for nothing, and a successor's is due at once
+		t.askAgain(asked)
 		t.mu.Unlock()
 		return 0
 	}
@@ -340,6 +364,9 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 	var subscribers []func()
 	goesOn := t.suspicion.burst
 	if !void {
+		t.history.add(result)
+	}
+	if !void && !t.paused {
 		if change = t.record(err == nil, draining, result.Reason); change != nil {
 			subscribers = t.listeners()
 		}
@@ -363,6 +390,9 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 	}
 	if change != nil && newest.Report != nil {
 		newest.Report(*change)
+	}
+	for _, answer := range asked {
+		answer <- result
 	}
 	return next
 }
@@ -403,7 +433,7 @@ func (t *Target) reason(ctx context.Context, err error) string {
 	if err == nil {
 		return ""
 	}
-	text := err.Error()
+	text := cmp.Or(err.Error(), "an error without a text")
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		if errors.Is(err, context.Canceled) { // as contexts made from this one see it
 			text = context.DeadlineExceeded.Error()
