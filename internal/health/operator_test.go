@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -80,12 +81,15 @@ func TestCheck(t *testing.T) {
 		if _, err := target.Check(t.Context()); !errors.Is(err, ErrEnded) {
 			t.Errorf("before anything is attached: %v", err)
 		}
-		var failure error
+		var failing atomic.Bool
 		var fresh []bool
 		detach := target.Attach(Driver{Probe: func(_ context.Context, f bool) (bool, error) {
 			fresh = append(fresh, f)
 			time.Sleep(time.Second)
-			return false, failure
+			if failing.Load() {
+				return false, errSick
+			}
+			return false, nil
 		}}, 0)
 		advance(12 * time.Second)
 
@@ -103,7 +107,7 @@ func TestCheck(t *testing.T) {
 		}
 
 		target.Pause(true)
-		failure = errSick
+		failing.Store(true)
 		result, err := target.Check(t.Context())
 		if err != nil || result.Reason != errSick.Error() {
 			t.Errorf("in a pause: %+v, %v", result, err)

@@ -259,10 +259,10 @@ func TestABoundProbeEndsWithItsDriver(t *testing.T) {
 	})
 }
 
-// Every result that counts is told, with why and how long it took.
+// Every result that counts is told, with when it began, why and how long it took.
 func TestResultsAreTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		target := NewTarget(settings())
+		target, began := NewTarget(settings()), time.Now()
 		s := newScript(hang)
 		d := s.driver()
 		var got []Result
@@ -272,9 +272,9 @@ func TestResultsAreTold(t *testing.T) {
 		s.set(pass)
 		advance(2500 * time.Millisecond)
 		detach()
-		want := []Result{{Reason: "no verdict within 2s: context deadline exceeded", Took: 2 * time.Second}, {}, {}}
-		if !slices.Equal(got[:2], want[:2]) {
-			t.Errorf("told %+v, want %+v first", got, want[:2])
+		want := []Result{{At: began, Reason: "no verdict within 2s: context deadline exceeded", Took: 2 * time.Second}, {At: began.Add(2 * time.Second)}}
+		if !slices.Equal(got[:2], want) {
+			t.Errorf("told %+v, want %+v first", got, want)
 		}
 	})
 }
