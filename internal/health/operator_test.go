@@ -81,10 +81,11 @@ func TestCheck(t *testing.T) {
 		if _, err := target.Check(t.Context()); !errors.Is(err, ErrEnded) {
 			t.Errorf("before anything is attached: %v", err)
 		}
-		var failing atomic.Bool
-		var fresh []bool
+		var failing, fresh atomic.Bool
+		var probes atomic.Int32
 		detach := target.Attach(Driver{Probe: func(_ context.Context, f bool) (bool, error) {
-			fresh = append(fresh, f)
+			probes.Add(1)
+			fresh.Store(f)
 			time.Sleep(time.Second)
 			if failing.Load() {
 				return false, errSick
@@ -94,13 +95,13 @@ func TestCheck(t *testing.T) {
 		advance(12 * time.Second)
 
 		for range 3 { // between two probes, in the middle of one, and after it
-			began := len(fresh)
+			began := probes.Load()
 			asked := time.Now()
 			result, err := target.Check(t.Context())
 			if err != nil || !result.Passed() || result.At.Before(asked) || result.Took != time.Second {
 				t.Errorf("got %+v, %v", result, err)
 			}
-			if len(fresh) == began || !fresh[len(fresh)-1] {
+			if probes.Load() == began || !fresh.Load() {
 				t.Errorf("the probe was not on a fresh connection")
 			}
 			advance(4500 * time.Millisecond)
@@ -115,9 +116,9 @@ func TestCheck(t *testing.T) {
 		if v := target.View(); v.Status != Unknown || v.Fails != 0 || v.Last.Reason != errSick.Error() {
 			t.Errorf("in a pause it counted: %+v", v)
 		}
-		began := len(fresh)
+		began := probes.Load()
 		advance(time.Minute)
-		if len(fresh) != began {
+		if probes.Load() != began {
 			t.Errorf("a check ended the pause")
 		}
 
