@@ -12,11 +12,13 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 )
 
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
 //
 //	lb_policy alive [<uri>] {
+//		name <label>
 //		check <kind> [<args...>] {
 //			interval      <duration>
 //			fast_interval <duration>
@@ -88,6 +90,19 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser) error {
 		s.Checks = append(s.Checks, check)
 		return nil
 
+	case "name":
+		if err := once(s.Name != ""); err != nil {
+			return err
+		}
+		var err error
+		if s.Name, err = parseArg(d, "a label, like shop"); err != nil {
+			return err
+		}
+		if s.Name == "" {
+			return d.Err("name must not be empty")
+		}
+		return nil
+
 	case "weight":
 		return s.parseWeight(d)
 
@@ -150,7 +165,7 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser) error {
 		return nil
 
 	default:
-		return d.Errf("unrecognized option '%s': lb_policy alive has check, weight, backup, slow_start, fail_open, hold and select", option)
+		return d.Errf("unrecognized option '%s': lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select", option)
 	}
 }
 
@@ -378,3 +393,57 @@ func parseProbe(d *caddyfile.Dispenser) (json.RawMessage, error) {
 
 // Interface guard
 var _ caddyfile.Unmarshaler = (*Selection)(nil)
+
+// parseGlobalOption reads the global option of the app. Syntax:
+//
+//	alive {
+//		fleet         <name>
+//		sync_interval <duration>
+//	}
+func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
+	d.Next() // consume the option's name
+	if existing != nil {
+		return nil, d.Err("option 'alive' is given twice")
+	}
+	if d.NextArg() {
+		return nil, d.Err("alive takes a block with fleet and sync_interval")
+	}
+	app := new(App)
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		switch option := d.Val(); option {
+		case "fleet":
+			if app.Fleet != "" {
+				return nil, d.Errf("option '%s' is given twice", option)
+			}
+			name, err := parseArg(d, "the name of a fleet, like shops")
+			if err != nil {
+				return nil, err
+			}
+			if app.Fleet = name; !fleetName.MatchString(name) {
+				return nil, d.WrapErr(errFleet(name))
+			}
+		case "sync_interval":
+			if app.SyncInterval != 0 {
+				return nil, d.Errf("option '%s' is given twice", option)
+			}
+			text, err := parseArg(d, "a duration, like 2s")
+			if err != nil {
+				return nil, err
+			}
+			interval, err := caddy.ParseDuration(text)
+			if err != nil {
+				return nil, d.Errf("sync_interval must be a duration, like 2s; got '%s'", text)
+			}
+			app.SyncInterval = caddy.Duration(interval)
+			if err := checkSyncInterval(interval); err != nil {
+				return nil, d.WrapErr(err)
+			}
+		default:
+			return nil, d.Errf("unrecognized option '%s': alive has fleet and sync_interval", option)
+		}
+	}
+	if app.SyncInterval != 0 && app.Fleet == "" {
+		return nil, d.WrapErr(errNoFleet)
+	}
+	return httpcaddyfile.App{Name: "alive", Value: caddyconfig.JSON(app, nil)}, nil
+}

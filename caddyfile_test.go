@@ -249,7 +249,7 @@ func TestCaddyfileAdapted(t *testing.T) {
 // it is: `Testfile:2` is the first line of the block.
 func TestCaddyfileErrors(t *testing.T) {
 	const (
-		ofAlive  = "lb_policy alive has check, weight, backup, slow_start, fail_open, hold and select"
+		ofAlive  = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
 		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
 		ofHTTP   = "besides the options of every check, an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, tls_insecure_skip_verify and fresh_connection"
@@ -291,7 +291,7 @@ func TestCaddyfileErrors(t *testing.T) {
 	inPolicy("check http /%zz", `uri must be a path that begins with one '/', with a query if need be: parse "/%%zz": invalid URL escape "%%zz", at Testfile:2`)
 
 	// Options that nobody knows, here or there.
-	for _, option := range []string{"name", "interval", "uri"} {
+	for _, option := range []string{"colour", "interval", "uri"} {
 		inPolicy("hold 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:3", option, ofAlive)
 	}
 	for _, option := range []string{"authority", "hold", "check", "uri"} {

@@ -73,10 +73,12 @@ type dynamicPool struct {
 	hash    uint64
 	dials   []string
 	members []*member
-	seen    atomic.Int64 // when a request last brought it, in Unix nanoseconds
-	making  sync.Mutex   // held by whoever makes a snapshot
-	current atomic.Pointer[datedSnapshot]
-	said    *atomic.Int32 // the mood last logged, shared by all orders of the addresses
+	// upstreams are those of the request that brought it first
+	upstreams reverseproxy.UpstreamPool
+	seen      atomic.Int64 // when a request last brought it, in Unix nanoseconds
+	making    sync.Mutex   // held by whoever makes a snapshot
+	current   atomic.Pointer[datedSnapshot]
+	said      *atomic.Int32 // the mood last logged, shared by all orders of the addresses
 }
 
 // datedSnapshot is a snapshot with what tells whether it still holds.
@@ -110,10 +112,19 @@ func (d *dynamic) resume() {
 
 // snapshotOf returns who of a pool may get requests at this moment.
 func (d *dynamic) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
-	now := time.Now()
 	p := d.find(pool)
-	p.seen.Store(now.UnixNano())
+	p.seen.Store(time.Now().UnixNano())
+	return d.snapshotNow(p)
+}
 
+// lately returns the pools that requests brought, the last one first.
+func (d *dynamic) lately() []*dynamicPool {
+	return slices.SortedFunc(maps.Values(*d.pools.Load()), func(a, b *dynamicPool) int { return cmp.Compare(b.seen.Load(), a.seen.Load()) })
+}
+
+// snapshotNow returns who of a known pool may get requests at this moment.
+func (d *dynamic) snapshotNow(p *dynamicPool) *snapshot {
+	now := time.Now()
 	known := p.current.Load()
 	if d.holds(known, now) {
 		return known.snapshot
@@ -162,7 +173,7 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 	}
 	now := time.Now()
 	d.batch = len(d.sightings)
-	p := &dynamicPool{hash: hash}
+	p := &dynamicPool{hash: hash, upstreams: slices.Clone(pool)}
 	var unordered uint64
 	for _, u := range pool {
 		p.dials = append(p.dials, u.Dial)
@@ -196,7 +207,7 @@ func (d *dynamic) keep(p *dynamicPool) {
 	}
 	if len(pools) >= maxPools || size > maxPooled {
 		// some more than needed, so as not to do this for every new one
-		lately := slices.SortedFunc(maps.Values(pools), func(a, b *dynamicPool) int { return cmp.Compare(b.seen.Load(), a.seen.Load()) })
+		lately := d.lately()
 		clear(pools)
 		size = len(p.dials)
 		for _, other := range lately {
@@ -256,7 +267,7 @@ func (d *dynamic) sight(dial string, now time.Time) *member {
 		// Caddy itself will say so when a request gets it
 		d.policy.logger.Debug("upstream from a dynamic source cannot be checked", zap.String("upstream", dial), zap.Error(err))
 	}
-	m := &member{watches: watches, weight: 1}
+	m := &member{address: shownAddress(dial), watches: watches, weight: 1}
 	d.sightings[dial] = &sighting{member: m, last: now}
 	d.list.add(dial)
 	return m
@@ -270,6 +281,17 @@ func (d *dynamic) memberAt(dial string) *member {
 		return s.member
 	}
 	return nil
+}
+
+// all returns the members that are watched.
+func (d *dynamic) all() []*member {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	members := make([]*member, 0, len(d.sightings))
+	for _, dial := range slices.Sorted(maps.Keys(d.sightings)) {
+		members = append(members, d.sightings[dial].member)
+	}
+	return members
 }
 
 // note remembers when the addresses of a pool were seen. d.mu must be held.

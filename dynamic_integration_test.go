@@ -167,7 +167,7 @@ func (n *nameServer) a(name string, port int) string {
 
 // startLoopbacks runs backends on 127.0.0.1, 127.0.0.2 and so on, all on one
 // port, until the test ends.
-func startLoopbacks(tb testing.TB, modes ...mode) (port int, backends []*backend) {
+func startLoopbacks(tb testing.TB, modes ...conduct) (port int, backends []*backend) {
 	tb.Helper()
 	if runtime.GOOS != "linux" {
 		tb.Skip("127.0.0.2 and so on belong to the loopback interface on Linux only")

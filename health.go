@@ -335,6 +335,7 @@ func (sharedTarget) Destruct() error { return nil }
 
 // watch is one upstream under one check, as one policy sees it.
 type watch struct {
+	check       *HealthCheck
 	target      *health.Target
 	key         targetKey
 	to          *route
@@ -351,7 +352,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error)
 	if err := check.validate(to); err != nil {
 		return nil, err
 	}
-	w := &watch{to: to, key: targetKey{routeKey: to.key, probe: check.identity, settings: check.settings}}
+	w := &watch{check: check, to: to, key: targetKey{routeKey: to.key, probe: check.identity, settings: check.settings}}
 	shared, _, err := targets.LoadOrNew(w.key, func() (caddy.Destructor, error) {
 		return sharedTarget{health.NewTarget(check.settings)}, nil
 	})

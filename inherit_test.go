@@ -306,7 +306,7 @@ func TestAChangedCheckTakesOverOnReload(t *testing.T) {
 					}
 					p.watches = watches
 					p.run(false)
-					app := new(App)
+					app := newTestApp(t)
 					app.adopt(p.Selection)
 					return app, p
 				}

@@ -414,12 +414,12 @@ func tally(client *http.Client, url string, n int) map[string]int {
 	return count
 }
 
-// mode is how a backend behaves.
-type mode int
+// conduct is how a backend behaves.
+type conduct int
 
 const (
 	// well answers everything.
-	well mode = iota
+	well conduct = iota
 	// sick answers requests, but its check with 503.
 	sick
 	// broken passes its check, but answers requests with 500.
@@ -444,7 +444,7 @@ type backend struct {
 	hook func(*http.Request) // nil, or called before an answer
 
 	mu       sync.Mutex
-	mode     mode
+	mode     conduct
 	changed  chan struct{}  // closed when the mode does
 	requests int            // all but probes
 	flying   int            // requests under way
@@ -508,7 +508,7 @@ func (b *backend) open() {
 }
 
 // set changes the mode. What hangs is cut off.
-func (b *backend) set(m mode) {
+func (b *backend) set(m conduct) {
 	b.t.Helper()
 	b.mu.Lock()
 	b.mode, b.since = m, history{}
@@ -526,7 +526,7 @@ func (b *backend) set(m mode) {
 }
 
 // is reports the mode and a channel that is closed when it changes.
-func (b *backend) is() (mode, <-chan struct{}) {
+func (b *backend) is() (conduct, <-chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.mode, b.changed

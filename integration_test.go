@@ -80,7 +80,7 @@ func TestCaddyFaultyUpstreamLeavesAndReturns(t *testing.T) {
 	)
 	for _, test := range []struct {
 		name   string
-		fault  mode
+		fault  conduct
 		counts bool // the backend sees the probes that fail
 	}{
 		{"its check answers 503", sick, true},
@@ -173,7 +173,7 @@ http:// {
 	clients := startTraffic(t, 4, func() answer { return ask(client, c.url()) })
 	for _, fault := range []struct {
 		name   string
-		mode   mode
+		mode   conduct
 		counts bool // the backend sees the requests that fail
 	}{
 		{"refuses", refusing, false},

@@ -18,12 +18,17 @@
 package alive
 
 import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/probe"
@@ -32,6 +37,8 @@ import (
 func init() {
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(new(Selection))
+	caddy.RegisterModule(Admin{})
+	httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption)
 	caddy.RegisterModule(probe.HTTP{})
 	caddy.RegisterModule(probe.TCP{})
 	caddy.RegisterModule(probe.TLS{})
@@ -43,7 +50,24 @@ func init() {
 //
 // Probes start when the config starts, and not when it is merely validated or
 // adapted. What is known of an upstream outlives a reload that keeps its check.
+//
+// Modes and weights that are set at run time are kept in Caddy's storage, and
+// outlive restarts.
 type App struct {
+	// The name of a group of Caddy instances that share their storage. Modes and
+	// weights that are set at one of them hold at all. Default: none, they hold at
+	// this instance only.
+	Fleet string `json:"fleet,omitempty"`
+
+	// How often to look what others of the fleet have set. Default: `2s`.
+	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
+
+	operations *operations
+	keeper     *keeper
+	scope      string // of the operations
+	stop       context.CancelFunc
+	keeping    sync.WaitGroup
+
 	// inheritance is used while the config is provisioned, one policy after the
 	// other, and has no effect after that.
 	inheritance inheritance
@@ -53,9 +77,22 @@ type App struct {
 	started  bool
 }
 
-// startedApps is how many apps have started and not stopped: at a reload there are two
-// for a moment.
-var startedApps atomic.Int32
+// running are the apps that have started and not stopped, the newest at the end: at a
+// reload there are two for a moment.
+var running struct {
+	sync.Mutex
+	apps []*App
+}
+
+// newestApp returns the app that answers operators, nil if none is running.
+func newestApp() *App {
+	running.Lock()
+	defer running.Unlock()
+	if len(running.apps) == 0 {
+		return nil
+	}
+	return running.apps[len(running.apps)-1]
+}
 
 // CaddyModule returns the Caddy module information.
 func (*App) CaddyModule() caddy.ModuleInfo {
@@ -65,6 +102,75 @@ func (*App) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
+// Provision loads what operators have set at run time.
+func (a *App) Provision(ctx caddy.Context) error {
+	prefix, err := a.validate()
+	if err != nil {
+		return err
+	}
+	a.scope = prefix
+	shared, _, err := allOperations.LoadOrNew(prefix, func() (caddy.Destructor, error) { return newOperations(), nil })
+	if err != nil {
+		return err
+	}
+	a.operations = shared.(*operations)
+	var every time.Duration
+	if a.Fleet != "" {
+		every = cmp.Or(time.Duration(a.SyncInterval), defaultSyncInterval)
+	}
+	a.keeper = newKeeper(a.operations, ctx.Storage(), prefix, every, ctx.Logger())
+	a.keeper.sync(ctx, true)
+	a.operations.join(a)
+	return nil
+}
+
+const (
+	// defaultSyncInterval is how often the members of a fleet look at the storage.
+	defaultSyncInterval = 2 * time.Second
+	// minSyncInterval is the shortest that can be set.
+	minSyncInterval = 100 * time.Millisecond
+)
+
+// validate checks the options, and returns where settings are stored.
+func (a *App) validate() (prefix string, err error) {
+	if a.SyncInterval != 0 {
+		if err := checkSyncInterval(time.Duration(a.SyncInterval)); err != nil {
+			return "", err
+		}
+	}
+	if a.Fleet == "" {
+		if a.SyncInterval != 0 {
+			return "", errNoFleet
+		}
+		id, err := caddy.InstanceID()
+		if err != nil {
+			return "", fmt.Errorf("finding out the ID of this instance, by which modes are stored: %v", err)
+		}
+		return "alive/instances/" + id.String(), nil
+	}
+	if !fleetName.MatchString(a.Fleet) {
+		return "", errFleet(a.Fleet)
+	}
+	return "alive/fleets/" + a.Fleet, nil
+}
+
+// fleetName is what can be part of a key of any storage.
+var fleetName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+func errFleet(got string) error {
+	return fmt.Errorf("fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got '%s'", got)
+}
+
+var errNoFleet = errors.New("sync_interval has no meaning without fleet")
+
+// checkSyncInterval keeps a fleet from asking its storage without a pause.
+func checkSyncInterval(interval time.Duration) error {
+	if interval < minSyncInterval || interval > maxDuration {
+		return fmt.Errorf("sync_interval must be from %s to %s", minSyncInterval, maxDuration)
+	}
+	return nil
+}
+
 // Start starts the probes.
 func (a *App) Start() error {
 	a.mu.Lock()
@@ -72,22 +178,50 @@ func (a *App) Start() error {
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
 	a.inheritance = inheritance{}
-	startedApps.Add(1)
 	drive(policies)
+	running.Lock()
+	running.apps = append(running.apps, a)
+	running.Unlock()
+	ctx, stop := context.WithCancel(context.Background())
+	a.stop = stop
+	a.keeping.Go(func() { a.keeper.run(ctx) })
 	return nil
 }
 
 // Stop ends the probes that no other config relies on, and waits for them.
 func (a *App) Stop() error {
 	a.mu.Lock()
-	if a.started {
-		startedApps.Add(-1)
-	}
 	a.started = false
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
+	running.Lock()
+	running.apps = slices.DeleteFunc(running.apps, func(other *App) bool { return other == a })
+	running.Unlock()
 	release(policies)
+	if a.stop != nil {
+		a.stop()
+		a.keeping.Wait()
+		a.keeper.wait()
+	}
 	return nil
+}
+
+// Cleanup ends what Provision began.
+func (a *App) Cleanup() error {
+	if a.operations == nil {
+		return nil
+	}
+	a.operations.leave(a)
+	a.operations = nil
+	_, err := allOperations.Delete(a.scope)
+	return err
+}
+
+// all returns the policies that there are now.
+func (a *App) all() []*Selection {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.policies)
 }
 
 // adopt has the probes of a policy run whenever the app does.
@@ -96,9 +230,12 @@ func (a *App) adopt(s *Selection) {
 	a.policies = append(a.policies, s)
 	started := a.started
 	a.mu.Unlock()
-	if startedApps.Load() > 0 && !started {
+	if newestApp() != nil && !started {
 		// and not at the start of this app: requests may come before that
 		a.inheritance.add(s.allWatches())
+	}
+	if len(a.operations.settings()) > 0 {
+		s.refresh() // one may have changed while nobody told this policy of it
 	}
 	if started {
 		drive([]*Selection{s})
@@ -124,6 +261,7 @@ func drive(policies []*Selection) {
 	var watches []*watch
 	fresh := make(map[*health.Target]int)
 	for _, s := range policies {
+		s.applyModes()
 		for _, w := range s.run(true) {
 			watches = append(watches, w)
 			if _, seen := fresh[w.target]; !seen && !w.target.Running() {
@@ -160,6 +298,8 @@ func release(policies []*Selection) {
 // Interface guards
 var (
 	_ caddy.App          = (*App)(nil)
+	_ caddy.Provisioner  = (*App)(nil)
+	_ caddy.CleanerUpper = (*App)(nil)
 	_ caddy.Provisioner  = (*Selection)(nil)
 	_ caddy.CleanerUpper = (*Selection)(nil)
 )

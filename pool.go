@@ -25,6 +25,7 @@ const (
 
 // member is what is configured and known of one upstream of a pool.
 type member struct {
+	address string   // as operators name it, empty if it stands for several
 	watches []*watch // none: not checked, counts as alive
 	weight  int      // 0: no traffic at all
 	backup  bool
@@ -64,6 +65,9 @@ type rules struct {
 	failOpen  failOpen
 	slowStart time.Duration // window of the slow start, 0 for none
 	floor     float64       // where it begins, as a share of the weight
+
+	operations *operations // what is set at run time; nil for nothing
+	pool       string      // whose weights of these count
 }
 
 // failOpen says when health is ignored.
@@ -85,6 +89,8 @@ type tier struct {
 	weights []int // by position, 0 for those who are not in it
 	// anyHealth: they get requests whatever their health.
 	anyHealth bool
+	// scale is what a weight of 1 is in it, 1 if it is 0
+	scale int
 }
 
 func (t *tier) empty() bool { return t.order.Len() == 0 }
@@ -141,15 +147,20 @@ const (
 func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	s := &snapshot{superseded: make(chan struct{})}
 	statuses := make([]health.Status, len(members))
-	ready := make([]bool, len(members))       // they have a weight, and are not up and draining
+	weights := make([]int, len(members))
+	ready := make([]bool, len(members))       // they have a weight, and are neither draining nor in maintenance
 	var primaries, serving, down, backups int // of those who are ready
 	var draining [2]int                       // primaries and backups that would serve
 	for i, m := range members {
 		statuses[i] = m.status()
 		up := statuses[i] == health.Up
-		ready[i] = m.weight > 0 && (!up || !m.draining())
+		set := r.operations.of(m.address)
+		weights[i] = set.weight(r.pool, m.weight)
+		ready[i] = weights[i] > 0 && set.mode() == modeReady && (!up || !m.draining())
 		switch {
-		case m.weight == 0:
+		case weights[i] == 0:
+		case set.mode() == modeMaintenance, set.mode() == modeDrain && !up:
+			weights[i] = 0
 		case !ready[i]:
 			draining[index(m.backup)]++
 		case m.backup && up:
@@ -167,14 +178,21 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 			}
 		}
 	}
+	// weightIf is the weight, or 0 if one does not take part
+	weightIf := func(i int, takesPart bool) int {
+		if takesPart {
+			return weights[i]
+		}
+		return 0
+	}
 	everybody := func(backup bool) *tier {
-		t := newTier(members, func(i int, m *member) int { return m.weightIf(ready[i] && m.backup == backup) })
+		t := newTier(members, func(i int, m *member) int { return weightIf(i, ready[i] && m.backup == backup) })
 		t.anyHealth = true
 		return t
 	}
 	alive := func(backup bool) *tier {
-		return s.rampedTier(members, func(i int, m *member) bool {
-			return m.backup == backup && ready[i] && statuses[i] == health.Up
+		return s.rampedTier(members, func(i int, m *member) int {
+			return weightIf(i, m.backup == backup && ready[i] && statuses[i] == health.Up)
 		}, r, now)
 	}
 
@@ -195,7 +213,7 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	for backup, n := range draining {
 		if n > 0 { // better than an error
 			s.tiers = append(s.tiers, newTier(members, func(i int, m *member) int {
-				return m.weightIf(!ready[i] && index(m.backup) == backup)
+				return weightIf(i, !ready[i] && index(m.backup) == backup)
 			}))
 		}
 	}
@@ -207,7 +225,7 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	s.unknown = sync.OnceValue(func() *tier {
 		backup := !s.undecided // only if no primary is left to hope for
 		return newTier(members, func(i int, m *member) int {
-			return m.weightIf(m.backup == backup && statuses[i] == health.Unknown)
+			return weightIf(i, ready[i] && m.backup == backup && statuses[i] == health.Unknown)
 		})
 	})
 	s.resort = sync.OnceValue(func() *tier {
@@ -233,22 +251,14 @@ func index(backup bool) int {
 	return 0
 }
 
-// weightIf is the weight, or 0 if the member does not take part.
-func (m *member) weightIf(takesPart bool) int {
-	if takesPart {
-		return m.weight
-	}
-	return 0
-}
-
 // rampedTier is some members, with those that came up a short while ago at a part
 // of their weight. They do ramp only while at least half of them are past it:
 // when a whole pool starts, there is nobody to take the load off the new ones.
-func (s *snapshot) rampedTier(members []*member, among func(i int, m *member) bool, r rules, now time.Time) *tier {
+func (s *snapshot) rampedTier(members []*member, weight func(i int, m *member) int, r rules, now time.Time) *tier {
 	all, past := 0, 0
 	if r.slowStart > 0 {
 		for i, m := range members {
-			if among(i, m) {
+			if weight(i, m) > 0 {
 				all++
 				if m.upFor(now) >= r.slowStart {
 					past++
@@ -257,14 +267,14 @@ func (s *snapshot) rampedTier(members []*member, among func(i int, m *member) bo
 		}
 	}
 	if past == all || 2*past < all {
-		return newTier(members, func(i int, m *member) int { return m.weightIf(among(i, m)) })
+		return newTier(members, weight)
 	}
 
 	step := max(r.slowStart/rampSteps, 1)
 	floor := max(1, int(math.Ceil(r.floor*rampSteps-1e-9)))
-	t := &tier{weights: make([]int, len(members))}
+	t := &tier{weights: make([]int, len(members)), scale: rampSteps}
 	for i, m := range members {
-		if !among(i, m) {
+		if weight(i, m) == 0 {
 			continue
 		}
 		steps := rampSteps
@@ -272,7 +282,7 @@ func (s *snapshot) rampedTier(members []*member, among func(i int, m *member) bo
 			steps = min(max(floor, int(up/step)), rampSteps)
 			s.next = step // one for all, however many there are
 		}
-		t.weights[i] = m.weight * steps
+		t.weights[i] = weight(i, m) * steps
 	}
 	t.order = rotation.NewBounded(t.weights, max(rampedLen, 4*len(members)))
 	return t

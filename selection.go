@@ -36,6 +36,11 @@ import (
 // them along, until requests no longer do. Those with a placeholder of the
 // request in their address are not checked: they count as alive.
 type Selection struct {
+	// The name of the pool of upstreams, as operators see it. Handlers whose pools
+	// have the same name are one pool there. Default: the upstreams as they are
+	// configured.
+	Name string `json:"name,omitempty"`
+
 	// How to find out who is alive. With several checks, an upstream is alive
 	// while it passes all of them. Default: one check of the kind `tcp`.
 	Checks []*HealthCheck `json:"checks,omitempty"`
@@ -74,6 +79,7 @@ type Selection struct {
 
 	logger    *zap.Logger
 	app       *App
+	adopted   bool
 	proxy     *reverseproxy.Handler
 	upstreams reverseproxy.UpstreamPool // those in the proxy's own list
 	members   []*member                 // the same, by position
@@ -88,6 +94,7 @@ type Selection struct {
 	// own, so that every pick has to count who is healthy
 	countHealthy bool
 	warned       atomic.Bool     // that some upstream of a dynamic source cannot be checked
+	pool         string          // its name
 	variable     string          // where a request keeps its attempts
 	unloaded     <-chan struct{} // closed when the config ends
 
@@ -153,6 +160,15 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		s.retries = lb.Retries != 0 || lb.TryDuration != 0
 	}
 
+	app, err := ctx.App("alive")
+	if err != nil {
+		return err
+	}
+	s.app = app.(*App)
+	if err := s.provisionName(); err != nil {
+		return err
+	}
+
 	if len(s.Checks) == 0 {
 		s.Checks = []*HealthCheck{{ProbeRaw: json.RawMessage(`{"kind":"tcp"}`)}}
 	}
@@ -175,7 +191,6 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		return err
 	}
 
-	var err error
 	if s.transport, err = newTransport(ctx, s.proxy); err != nil {
 		return err
 	}
@@ -190,12 +205,8 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		return err
 	}
 
-	app, err := ctx.App("alive")
-	if err != nil {
-		return err
-	}
-	s.app = app.(*App)
 	s.app.adopt(s)
+	s.adopted = true
 	return nil
 }
 
@@ -310,7 +321,7 @@ func (s *Selection) Cleanup() error {
 		_, err := watchLists.Delete(s.dynamic.key)
 		errs = append(errs, err)
 	}
-	if s.app != nil {
+	if s.adopted {
 		s.app.disown(s)
 	}
 	for _, w := range s.run(false) {

@@ -3,12 +3,15 @@
 package alive
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.uber.org/zap"
 
@@ -30,7 +33,7 @@ func (s *Selection) gather() error {
 			if err != nil {
 				return fmt.Errorf("upstream %s: %v", u.Dial, err)
 			}
-			s.byDial[u.Dial] = &member{watches: watches, weight: 1}
+			s.byDial[u.Dial] = &member{address: shownAddress(u.Dial), watches: watches, weight: 1}
 		}
 		s.members = append(s.members, s.byDial[u.Dial])
 	}
@@ -65,6 +68,45 @@ func (s *Selection) gather() error {
 		return errors.New("backups: every upstream is a backup; leave out at least one, to be backed up")
 	}
 	return nil
+}
+
+// shownAddress returns a dial address as operators see it and name it.
+func shownAddress(dial string) string { return caddy.NewReplacer().ReplaceKnown(dial, "") }
+
+// provisionName checks the name of the pool, or finds one.
+func (s *Selection) provisionName() error {
+	if len(s.Name) > maxName || strings.ContainsFunc(s.Name, unicode.IsControl) || !utf8.ValidString(s.Name) {
+		return fmt.Errorf("name must be one line of %d bytes at most", maxName)
+	}
+	s.pool = s.Name
+	if s.pool == "" {
+		names := make([]string, 0, len(s.upstreams))
+		for _, u := range s.upstreams {
+			names = append(names, shownAddress(u.Dial))
+		}
+		if source := s.proxy.DynamicUpstreamsRaw; source != nil {
+			names = append(names, sourceName(source))
+		}
+		s.pool = strings.Join(names, " ")
+	}
+	s.rules.operations, s.rules.pool = s.app.operations, s.pool
+	return nil
+}
+
+// maxName bounds the name of a pool, in bytes.
+const maxName = 200
+
+// sourceName names a dynamic source by its kind and what it asks for.
+func sourceName(source json.RawMessage) string {
+	var options map[string]any
+	_ = json.Unmarshal(source, &options) // what is no JSON never loads
+	name := "dynamic"
+	for _, key := range []string{"source", "service", "proto", "name", "port"} {
+		if text, ok := options[key].(string); ok && text != "" {
+			name += " " + shownAddress(text)
+		}
+	}
+	return name
 }
 
 // watch sets up the watches of the upstream at a dial address, none if what it
@@ -120,7 +162,9 @@ func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
 		}
 	}
 	if s.running.Load() {
+		paused := s.rules.operations.of(shownAddress(dial)).mode() == modeMaintenance
 		for _, w := range watches {
+			w.target.Pause(paused)
 			w.attach(delay % w.key.settings.Interval)
 		}
 	}

@@ -82,7 +82,7 @@ type Target struct {
 	history     history
 	paused      bool            // nothing is probed but what is asked for
 	asked       []chan<- Result // who wants to know what the next probe to begin finds
-	drivers     []*Driver // attached, oldest first; the newest is in use
+	drivers     []*Driver       // attached, oldest first; the newest is in use
 	subscribers map[*func()]struct{}
 	loop        *loop // nil while nothing is attached
 	ran         bool  // something was attached once

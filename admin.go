@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// maxBody bounds what an operator can send, in bytes.
+const maxBody = 64 << 10
+
+// Admin is the part of Caddy's admin API that shows upstreams and changes them. It
+// keeps nothing: it answers for the newest started config.
+//
+//   - `GET /alive/upstreams[?pool=…][&upstream=…]` lists upstreams by pool.
+//   - `PATCH /alive/upstreams?upstream=…[&pool=…]` with `{"mode": "ready"}`, `drain`
+//     or `maintenance`, and/or `{"weight": 3}`, sets what holds from now on; null
+//     takes it back.
+//   - `POST /alive/check?upstream=…` probes at once.
+type Admin struct{}
+
+// CaddyModule returns the Caddy module information.
+func (Admin) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{
+		ID:  "admin.api.alive",
+		New: func() caddy.Module { return new(Admin) },
+	}
+}
+
+// Routes returns the routes of the API.
+func (a Admin) Routes() []caddy.AdminRoute {
+	return []caddy.AdminRoute{
+		{Pattern: "/alive/upstreams", Handler: caddy.AdminHandlerFunc(a.upstreams)},
+		{Pattern: "/alive/check", Handler: caddy.AdminHandlerFunc(a.check)},
+	}
+}
+
+// apiError is an answer that says what is wrong, and what is allowed.
+func apiError(status int, format string, args ...any) error {
+	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
+}
+
+func errMethod(w http.ResponseWriter, allowed string) error {
+	w.Header().Set("Allow", allowed)
+	return apiError(http.StatusMethodNotAllowed, "method not allowed; allowed: %s", allowed)
+}
+
+// upstreams lists upstreams, or changes one.
+func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
+	only, err := parseFilter(r, "pool", "upstream")
+	if err != nil {
+		return err
+	}
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+	case http.MethodPatch:
+		if err := patch(w, r, only); err != nil {
+			return err
+		}
+	default:
+		return errMethod(w, "GET, HEAD, PATCH")
+	}
+	return writeEntries(w, overview(only))
+}
+
+func writeEntries(w http.ResponseWriter, entries []entry) error {
+	w.Header().Set("Content-Type", "application/json")
+	return json.NewEncoder(w).Encode(entries)
+}
+
+// parseFilter reads the query, in which only these can stand.
+func parseFilter(r *http.Request, allowed ...string) (filter, error) {
+	known := strings.Join(allowed, ", ")
+	query := r.URL.Query()
+	for name, values := range query {
+		if !strings.Contains(", "+known+", ", ", "+name+", ") {
+			return filter{}, apiError(http.StatusBadRequest, "unknown parameter '%s'; allowed: %s", name, known)
+		}
+		if len(values) > 1 {
+			return filter{}, apiError(http.StatusBadRequest, "parameter '%s' is given twice", name)
+		}
+	}
+	return filter{pool: query.Get("pool"), upstream: query.Get("upstream")}, nil
+}
+
+// request is what PATCH can be told. A part that is left out stays as it is, and one
+// that is null is taken back.
+type request struct {
+	Mode   json.RawMessage `json:"mode"`
+	Weight json.RawMessage `json:"weight"`
+}
+
+// patch changes the mode or the weight of one upstream, or nothing if anything is
+// wrong.
+func patch(w http.ResponseWriter, r *http.Request, only filter) error {
+	var asked request
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
+		return apiError(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", maxBody)
+	} else if err != nil {
+		return apiError(http.StatusBadRequest, "reading the body: %v", err)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&asked); err != nil || decoder.More() {
+		if err == nil {
+			err = errors.New("more than one value")
+		}
+		return apiError(http.StatusBadRequest, `decoding the body: %v; it must be like {"mode": "drain"} or {"weight": 3}`, err)
+	}
+	c, err := asked.change()
+	if err != nil {
+		return err
+	}
+	app, err := appWith(only)
+	if err != nil {
+		return err
+	}
+	if c, err = app.checkChange(only, c); err != nil {
+		return err
+	}
+	app.operations.set(only.upstream, c)
+	app.keeper.sync(r.Context(), false)
+	return nil
+}
+
+// change reads what is wanted.
+func (asked request) change() (c change, err error) {
+	if asked.Mode == nil && asked.Weight == nil {
+		return c, apiError(http.StatusBadRequest, `nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to take it back`)
+	}
+	if asked.Mode != nil {
+		m := modeReady
+		if !isNull(asked.Mode) {
+			if err := json.Unmarshal(asked.Mode, &m); err != nil || !m.valid() {
+				return c, apiError(http.StatusBadRequest, "mode must be ready, drain, maintenance or null; got %s", asked.Mode)
+			}
+		}
+		c.mode = &m
+	}
+	if asked.Weight != nil {
+		var weight *int
+		if err := json.Unmarshal(asked.Weight, &weight); err != nil || weight != nil && (*weight < 0 || *weight > maxWeight) {
+			return c, apiError(http.StatusBadRequest, "weight must be a whole number from 0 to %d, or null; got %s", maxWeight, asked.Weight)
+		}
+		c.weight = &weight
+	}
+	return c, nil
+}
+
+func isNull(raw json.RawMessage) bool { return string(raw) == "null" }
+
+// appWith returns the app that answers, if it knows the upstream that is asked for.
+func appWith(only filter) (*App, error) {
+	app := newestApp()
+	switch {
+	case only.upstream == "":
+		return nil, apiError(http.StatusBadRequest, "name one upstream by the parameter upstream, as the list of upstreams has it")
+	case app == nil || len(overview(only)) == 0:
+		return nil, apiError(http.StatusNotFound, "unknown upstream '%s'%s; GET /alive/upstreams lists those there are", only.upstream, inPool(only.pool))
+	}
+	return app, nil
+}
+
+func inPool(pool string) string {
+	if pool == "" {
+		return ""
+	}
+	return fmt.Sprintf(" in the pool '%s'", pool)
+}
+
+// checkChange reports whether a change can be made, and completes it.
+func (a *App) checkChange(only filter, c change) (change, error) {
+	pools := make(map[string]*Selection)
+	for _, s := range a.all() {
+		if s.byAddress(only.upstream) != nil && (only.pool == "" || only.pool == s.pool) {
+			pools[s.pool] = s
+		}
+	}
+	if len(pools) == 0 {
+		if c.mode != nil && *c.mode != modeReady || c.weight != nil && *c.weight != nil {
+			return c, apiError(http.StatusNotFound, "no pool has the upstream '%s'; what is stored of it can only be taken back, by ready or null", only.upstream)
+		}
+		return change{clear: true}, nil
+	}
+	if c.weight == nil {
+		return c, nil
+	}
+	if len(pools) > 1 {
+		return c, apiError(http.StatusConflict, "several pools have the upstream '%s'; name the one whose weight is meant by the parameter pool", only.upstream)
+	}
+	for name, s := range pools {
+		if c.pool = name; s.inner != nil && *c.weight != nil && **c.weight != 0 {
+			return c, apiError(http.StatusBadRequest, "the pool '%s' picks by the policy of select, which decides by itself: only a weight of 0 or null can be set", name)
+		}
+	}
+	return c, nil
+}
+
+// check probes an upstream at once, and lists it with what came of that.
+func (Admin) check(w http.ResponseWriter, r *http.Request) error {
+	if r.Method != http.MethodPost {
+		return errMethod(w, "POST")
+	}
+	only, err := parseFilter(r, "pool", "upstream")
+	if err != nil {
+		return err
+	}
+	app, err := appWith(only)
+	if err != nil {
+		return err
+	}
+	targets := make(map[*health.Target]time.Duration)
+	for _, s := range app.all() {
+		if m := s.byAddress(only.upstream); m != nil && (only.pool == "" || only.pool == s.pool) {
+			for _, w := range m.watches {
+				targets[w.target] = w.key.settings.Timeout
+			}
+		}
+	}
+	if len(targets) == 0 {
+		return apiError(http.StatusBadRequest, "the upstream '%s' is not checked", only.upstream)
+	}
+	if err := checkAll(r.Context(), targets); err != nil {
+		return apiError(http.StatusServiceUnavailable, "checking '%s': %v", only.upstream, err)
+	}
+	return writeEntries(w, overview(only))
+}
+
+// checkAll has all targets, which are given with their timeouts, probed at once.
+func checkAll(ctx context.Context, targets map[*health.Target]time.Duration) error {
+	// a probe in flight may have to end first
+	const patience = time.Second
+	errs := make(chan error, len(targets))
+	var wg sync.WaitGroup
+	for target, timeout := range targets {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, 2*timeout+patience)
+			defer cancel()
+			_, err := target.Check(ctx)
+			errs <- err
+		})
+	}
+	wg.Wait()
+	close(errs)
+	var all []error
+	for err := range errs {
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}
+
+// Interface guard
+var _ caddy.AdminRouter = Admin{}

@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+// mode says what operators want of the upstream at an address.
+type mode string
+
+const (
+	modeReady       mode = "ready"       // requests while it is alive
+	modeDrain       mode = "drain"       // no new requests while anybody else serves
+	modeMaintenance mode = "maintenance" // no requests and no probes
+)
+
+func (m mode) valid() bool { return m == modeReady || m == modeDrain || m == modeMaintenance }
+
+// setting is what was set at run time for one address. Each part has the time of its
+// last change, and the newer part wins wherever two meet: so those who follow each
+// other through a storage come to agree, whatever order they write in.
+type setting struct {
+	Address string               `json:"address"`
+	Mode    mode                 `json:"mode"`
+	Changed time.Time            `json:"changed"` // of the mode
+	Weights map[string]weightSet `json:"weights,omitempty"`
+}
+
+// weightSet is a weight that was set in place of that of the config.
+type weightSet struct {
+	Weight  *int      `json:"weight"` // nil: that of the config again
+	Changed time.Time `json:"changed"`
+}
+
+// mode returns the mode, ready if none was set.
+func (s *setting) mode() mode {
+	if s == nil || s.Mode == "" {
+		return modeReady
+	}
+	return s.Mode
+}
+
+// weight returns the weight in a pool, otherwise if none was set.
+func (s *setting) weight(pool string, otherwise int) int {
+	if s == nil || s.Weights[pool].Weight == nil {
+		return otherwise
+	}
+	return *s.Weights[pool].Weight
+}
+
+// newest returns when anything was last changed.
+func (s *setting) newest() time.Time {
+	newest := s.Changed
+	for _, w := range s.Weights {
+		if w.Changed.After(newest) {
+			newest = w.Changed
+		}
+	}
+	return newest
+}
+
+// idle reports whether all is as without it.
+func (s *setting) idle() bool {
+	for _, w := range s.Weights {
+		if w.Weight != nil {
+			return false
+		}
+	}
+	return s.mode() == modeReady
+}
+
+// merged returns the newer parts of both; either can be nil.
+func merged(a, b *setting) *setting {
+	if a == nil || b == nil {
+		return cmp.Or(a, b)
+	}
+	m := *a
+	if b.Changed.After(a.Changed) {
+		m.Mode, m.Changed = b.Mode, b.Changed
+	}
+	m.Weights = maps.Clone(a.Weights)
+	for pool, w := range b.Weights {
+		if m.Weights == nil {
+			m.Weights = make(map[string]weightSet)
+		}
+		if known, ok := m.Weights[pool]; !ok || w.Changed.After(known.Changed) {
+			m.Weights[pool] = w
+		}
+	}
+	return &m
+}
+
+// equal reports whether both say the same.
+func (s *setting) equal(other *setting) bool {
+	return s.Address == other.Address && s.Mode == other.Mode && s.Changed.Equal(other.Changed) &&
+		maps.EqualFunc(s.Weights, other.Weights, func(a, b weightSet) bool {
+			return a.Changed.Equal(b.Changed) && (a.Weight == nil) == (b.Weight == nil) && (a.Weight == nil || *a.Weight == *b.Weight)
+		})
+}
+
+// parseSetting reads what a storage holds, which may be anything.
+func parseSetting(text []byte) (*setting, error) {
+	s := new(setting)
+	if err := json.Unmarshal(text, s); err != nil {
+		return nil, err
+	}
+	if s.Address == "" {
+		return nil, errors.New("it names no address")
+	}
+	if s.Mode != "" && !s.Mode.valid() {
+		return nil, fmt.Errorf("it has the unknown mode %q", s.Mode)
+	}
+	for pool, w := range s.Weights {
+		if w.Weight != nil && (*w.Weight < 0 || *w.Weight > maxWeight) {
+			return nil, fmt.Errorf("it has the weight %d for %s", *w.Weight, pool)
+		}
+	}
+	return s, nil
+}
+
+// operations are the settings that the configs of one scope share: one fleet, or
+// this instance. They outlive reloads.
+type operations struct {
+	// current is never changed, but replaced.
+	current atomic.Pointer[map[string]*setting]
+
+	mu       sync.Mutex // guards what follows, and who replaces current
+	unstored map[string]bool
+	apps     map[*App]struct{} // that apply changes
+	loaded   bool              // what the storage held at the start is in it
+}
+
+// allOperations has the operations in use, by scope.
+var allOperations = caddy.NewUsagePool()
+
+func newOperations() *operations {
+	o := &operations{unstored: make(map[string]bool), apps: make(map[*App]struct{})}
+	o.current.Store(new(map[string]*setting))
+	return o
+}
+
+// Destruct has nothing to do.
+func (*operations) Destruct() error { return nil }
+
+// of returns the setting of an address, nil if there is none. It never waits.
+func (o *operations) of(address string) *setting {
+	if o == nil {
+		return nil
+	}
+	return (*o.current.Load())[address]
+}
+
+// settings returns all settings.
+func (o *operations) settings() map[string]*setting { return *o.current.Load() }
+
+// change is what an operator wants of an address. A part that is nil stays as it is.
+type change struct {
+	mode   *mode
+	pool   string // of the weight
+	weight **int  // a pointer to nil: as in the config again
+	clear  bool   // all of it, instead
+}
+
+// set changes a setting, and returns once all that it concerns here follow. It is
+// yet to be stored then.
+func (o *operations) set(address string, c change) {
+	o.mu.Lock()
+	known := o.of(address)
+	now := time.Now().UTC()
+	if known != nil && !now.After(known.newest()) {
+		now = known.newest().Add(1) // the clock of another instance is ahead of this one
+	}
+	s := &setting{Address: address}
+	if c.clear && known != nil {
+		s.Mode, s.Changed, s.Weights = modeReady, now, make(map[string]weightSet)
+		for pool := range known.Weights {
+			s.Weights[pool] = weightSet{Changed: now}
+		}
+	}
+	if c.mode != nil {
+		s.Mode, s.Changed = *c.mode, now
+	}
+	if c.weight != nil {
+		s.Weights = map[string]weightSet{c.pool: {Weight: *c.weight, Changed: now}}
+	}
+	o.replace(merged(known, s))
+	o.unstored[address] = true
+	o.mu.Unlock()
+	o.apply(address)
+}
+
+// learn takes over what is newer in a stored setting than here, and has what is
+// older there stored again.
+func (o *operations) learn(stored *setting) {
+	o.mu.Lock()
+	known := o.of(stored.Address)
+	all := merged(known, stored)
+	changed := known == nil || !all.equal(known)
+	if changed {
+		o.replace(all)
+	}
+	if !all.equal(stored) {
+		o.unstored[stored.Address] = true
+	}
+	o.mu.Unlock()
+	if changed {
+		o.apply(stored.Address)
+	}
+}
+
+// replace puts a setting in place of that of the same address. o.mu must be held.
+func (o *operations) replace(s *setting) {
+	all := maps.Clone(*o.current.Load())
+	if all == nil {
+		all = make(map[string]*setting)
+	}
+	all[s.Address] = s
+	o.current.Store(&all)
+}
+
+// forget drops the setting of an address, if it is still this one.
+func (o *operations) forget(s *setting) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.of(s.Address) != s {
+		return
+	}
+	all := maps.Clone(*o.current.Load())
+	delete(all, s.Address)
+	o.current.Store(&all)
+	delete(o.unstored, s.Address)
+}
+
+// apply has everybody whom a setting concerns look at it.
+func (o *operations) apply(address string) {
+	o.mu.Lock()
+	apps := slices.Collect(maps.Keys(o.apps))
+	o.mu.Unlock()
+	for _, a := range apps {
+		for _, s := range a.all() {
+			s.applyMode(address)
+		}
+	}
+}
+
+// isLoaded reports whether what the storage held at the start is known.
+func (o *operations) isLoaded() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.loaded
+}
+
+// finishLoading has what was not listed in the storage stored again: it may be
+// another storage than before, or it lost it.
+func (o *operations) finishLoading(listed map[string]bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.loaded = true
+	for address := range o.settings() {
+		if !listed[address] {
+			o.unstored[address] = true
+		}
+	}
+}
+
+// toStore returns the addresses whose settings are yet to be stored.
+func (o *operations) toStore() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Sorted(maps.Keys(o.unstored))
+}
+
+// stored notes that a setting was, unless it has changed meanwhile.
+func (o *operations) stored(s *setting) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.of(s.Address) == s {
+		delete(o.unstored, s.Address)
+	}
+}
+
+// persisted reports whether the setting of an address is stored.
+func (o *operations) persisted(address string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return !o.unstored[address]
+}
+
+// join has an app apply changes until it leaves.
+func (o *operations) join(a *App) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.apps[a] = struct{}{}
+}
+
+func (o *operations) leave(a *App) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.apps, a)
+}
+
+// applyMode has the policy follow a change of the setting of an address: targets
+// pause in maintenance, and requests go by a new snapshot.
+func (s *Selection) applyMode(address string) {
+	m := s.byAddress(address)
+	if m == nil {
+		return
+	}
+	m.pause(s.rules.operations)
+	s.refresh()
+}
+
+// applyModes pauses the targets of all that are in maintenance, and resumes the
+// others.
+func (s *Selection) applyModes() {
+	for _, m := range s.byDial {
+		m.pause(s.rules.operations)
+	}
+	if s.dynamic != nil {
+		for _, m := range s.dynamic.all() {
+			m.pause(s.rules.operations)
+		}
+	}
+}
+
+// byAddress returns the member at an address as operators name it, nil if there is
+// none.
+func (s *Selection) byAddress(address string) *member {
+	for _, m := range s.byDial {
+		if m.address == address {
+			return m
+		}
+	}
+	if s.dynamic != nil {
+		return s.dynamic.memberAt(address)
+	}
+	return nil
+}
+
+// pause has probes go on or not, as the mode says.
+func (m *member) pause(o *operations) {
+	paused := o.of(m.address).mode() == modeMaintenance
+	for _, w := range m.watches {
+		w.target.Pause(paused)
+	}
+}
