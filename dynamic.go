@@ -143,7 +143,11 @@ func (d *dynamic) snapshotNow(p *dynamicPool) *snapshot {
 	if made.next > 0 {
 		made.until = now.Add(made.next)
 	}
-	p.current.Store(made)
+	var before *snapshot
+	if known != nil {
+		before = known.snapshot
+	}
+	d.policy.succeed(made.snapshot, before, func() { p.current.Store(made) })
 	d.policy.announce(p.said, func() mood { return p.current.Load().mood }, func() []string { return aFew(p.dials) })
 	return made.snapshot
 }
@@ -219,6 +223,18 @@ func (d *dynamic) keep(p *dynamicPool) {
 		}
 	}
 	pools[p.hash] = p
+	d.replace(pools)
+}
+
+// replace puts other pools in place of those there are. d.mu must be held.
+func (d *dynamic) replace(pools map[uint64]*dynamicPool) {
+	d.policy.counting.Lock()
+	defer d.policy.counting.Unlock()
+	for hash, p := range *d.pools.Load() {
+		if now := p.current.Load(); now != nil && pools[hash] != p {
+			d.policy.retire(now.snapshot)
+		}
+	}
 	d.pools.Store(&pools)
 }
 
@@ -352,7 +368,7 @@ func (d *dynamic) sweep(now time.Time) {
 		maps.DeleteFunc(pools, func(_ uint64, p *dynamicPool) bool {
 			return slices.ContainsFunc(p.members, func(m *member) bool { return gone[m] })
 		})
-		d.pools.Store(&pools)
+		d.replace(pools)
 	}
 	d.mu.Unlock()
 	for m := range gone {

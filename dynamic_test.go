@@ -197,10 +197,10 @@ func TestDynamicPoolsAlternate(t *testing.T) {
 		p.served(1, "a:80", "b:80")
 		p.served(1, "c:80")
 		time.Sleep(time.Second)
-		first, second := p.now(brought("a:80", "b:80")), p.now(brought("c:80"))
+		first, second := p.snapshotOf(brought("a:80", "b:80")), p.snapshotOf(brought("c:80"))
 		for range 10 * 60 {
 			time.Sleep(time.Second)
-			if p.now(brought("a:80", "b:80")) != first || p.now(brought("c:80")) != second {
+			if p.snapshotOf(brought("a:80", "b:80")) != first || p.snapshotOf(brought("c:80")) != second {
 				t.Fatal("a pool was made anew although nothing changed")
 			}
 		}

@@ -80,7 +80,8 @@ type HealthCheck struct {
 	overrides probe.Overrides
 	address   *caddy.NetworkAddress // Address, nil if it is that of the upstream
 	identity  string                // its kind and options, in a form that can be compared
-	label     string                // its kind and arguments, as people see it
+	kind      string
+	label     string // its kind and arguments, as people see it
 	settings  health.Settings
 }
 
@@ -101,7 +102,7 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 	if !ok {
 		return fmt.Errorf("loading probe: module alive.probes.%s (%T) cannot probe", kind, mod)
 	}
-	c.prober, c.identity, c.label = prober, identity, kind
+	c.prober, c.identity, c.kind, c.label = prober, identity, kind, kind
 	if s, ok := prober.(fmt.Stringer); ok {
 		c.label = s.String()
 	}
@@ -348,7 +349,7 @@ type watch struct {
 
 // newWatch finds or makes the target for an upstream. Nothing is probed before
 // attach.
-func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error) {
+func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announcer) (*watch, error) {
 	if err := check.validate(to); err != nil {
 		return nil, err
 	}
@@ -360,6 +361,11 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error)
 		return nil, err
 	}
 	w.target = shared.(sharedTarget).Target
+	tally, err := newCheckTally(seriesKey{to.up.Address, check.label})
+	if err != nil {
+		_, forgetting := targets.Delete(w.key)
+		return nil, errors.Join(err, forgetting)
+	}
 
 	prober, up := check.prober, to.up
 	// one logger for all of them, for a logger with fields takes more memory than
@@ -377,12 +383,17 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger) (*watch, error)
 		},
 		Bound: to.bound,
 		Probed: func(result health.Result) {
+			tally.probed(check.kind, result)
 			if c := logger.Check(zap.DebugLevel, "probed"); c != nil {
 				c.Write(fields[0], fields[1], zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
 			}
 		},
-		Late:   func(by time.Duration) { warnOfLateness(logger.With(fields...), by) },
-		Report: func(change health.Transition) { logTransition(logger.With(fields...), change) },
+		Late: func(by time.Duration) { warnOfLateness(logger.With(fields...), by) },
+		Report: func(change health.Transition) {
+			tally.flipped(change)
+			logTransition(logger.With(fields...), change)
+			events.flipped(up.Address, check.label, change)
+		},
 	}
 	return w, nil
 }
@@ -449,8 +460,9 @@ func (w *watch) forget() error {
 	if w.unsubscribe != nil {
 		w.unsubscribe()
 	}
+	_, errTally := checkTallies.Delete(seriesKey{w.to.up.Address, w.check.label})
 	_, err := targets.Delete(w.key)
-	return err
+	return errors.Join(err, errTally)
 }
 
 var errNoProxy = errors.New("the selection policy alive works in a reverse_proxy handler only")

@@ -66,7 +66,7 @@ func watchOf(tb testing.TB, upstream string, check *HealthCheck) *watch {
 	tb.Helper()
 	to := &route{key: routeKey{upstream: upstream}}
 	to.up.Address = upstream
-	w, err := newWatch(check, to, zap.NewNop())
+	w, err := newWatch(check, to, zap.NewNop(), nil)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -38,6 +38,7 @@ func init() {
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(new(Selection))
 	caddy.RegisterModule(Admin{})
+	caddy.RegisterModule(originModule{})
 	httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption)
 	caddy.RegisterModule(probe.HTTP{})
 	caddy.RegisterModule(probe.TCP{})
@@ -64,6 +65,7 @@ type App struct {
 
 	operations *operations
 	keeper     *keeper
+	events     *announcer
 	scope      string // of the operations
 	stop       context.CancelFunc
 	keeping    sync.WaitGroup
@@ -120,6 +122,12 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	a.keeper = newKeeper(a.operations, ctx.Storage(), prefix, every, ctx.Logger())
 	a.keeper.sync(ctx, true)
+	if a.events, err = newAnnouncer(ctx); err != nil {
+		return err
+	}
+	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+		return err
+	}
 	a.operations.join(a)
 	return nil
 }
@@ -215,6 +223,14 @@ func (a *App) Cleanup() error {
 	a.operations = nil
 	_, err := allOperations.Delete(a.scope)
 	return err
+}
+
+// announcer returns where to tell of events, nil for nowhere.
+func (a *App) announcer() *announcer {
+	if a == nil {
+		return nil
+	}
+	return a.events
 }
 
 // all returns the policies that there are now.

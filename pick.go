@@ -29,11 +29,13 @@ type decision struct {
 	request *http.Request
 	writer  http.ResponseWriter
 	tried   *attempts
+	now     *snapshot // by which it was decided
+	drawn   bool      // a ticket of the snapshot's best order decided
 }
 
 // choose goes through the tiers, from the best on.
 func (d *decision) choose() *reverseproxy.Upstream {
-	now := d.now(d.pool)
+	now := d.look()
 	u, served := d.serving(now)
 	if u != nil || served {
 		return u // one that is full serves, and so the rest must not be bothered
@@ -45,7 +47,7 @@ func (d *decision) choose() *reverseproxy.Upstream {
 		if !d.wait() {
 			return nil
 		}
-		now = d.now(d.pool)
+		now = d.look()
 		if u, served = d.serving(now); u != nil || served || d.circuitOpen() {
 			return u
 		}
@@ -55,6 +57,12 @@ func (d *decision) choose() *reverseproxy.Upstream {
 		u = d.startOver(again)
 	}
 	return u
+}
+
+// look returns the snapshot by which to decide.
+func (d *decision) look() *snapshot {
+	d.now = d.snapshotOf(d.pool)
+	return d.now
 }
 
 // serving returns an upstream of those who serve. When the request has tried
@@ -137,9 +145,13 @@ func (d *decision) pick(t *tier) (u, tried *reverseproxy.Upstream, serves bool) 
 		}
 	}
 	for range min(maxDraws, t.order.Len()) {
-		u := d.pool[t.order.At(d.ticket.Add(1))]
-		if d.takes(t, u) {
+		i := t.order.At(t.tickets.Add(1))
+		if u := d.pool[i]; d.takes(t, u) {
+			d.drawn = t.counted
 			return u, nil, true
+		}
+		if t.counted {
+			d.now.members[i].picked.Add(-1)
 		}
 	}
 	// Hardly any can, so all are looked at. One of them is drawn by lot, each
@@ -217,12 +229,15 @@ func (d *decision) wait() bool {
 	if d.hold == 0 {
 		return true
 	}
+	if d.tally != nil {
+		d.tally.held.Add(1)
+	}
 	limit := time.NewTimer(d.hold)
 	defer limit.Stop()
 	var grace <-chan time.Time
 	for {
 		superseded := d.current.Load().superseded
-		now := d.now(d.pool)
+		now := d.snapshotOf(d.pool)
 		if !now.undecided {
 			return true
 		}

@@ -4,8 +4,10 @@ package alive
 
 import (
 	"math"
+	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
@@ -29,6 +31,9 @@ type member struct {
 	watches []*watch // none: not checked, counts as alive
 	weight  int      // 0: no traffic at all
 	backup  bool
+	// picked is how often it was picked, but for the tickets of snapshots that are
+	// not counted yet: below 0 where one was drawn and not followed
+	picked atomic.Int64
 }
 
 // status is down if any check is, up if all are.
@@ -91,13 +96,18 @@ type tier struct {
 	anyHealth bool
 	// scale is what a weight of 1 is in it, 1 if it is 0
 	scale int
+	// tickets are drawn for the order: those of the snapshot if it is its best, and
+	// counted is true, else those of the tier
+	tickets *atomic.Uint64
+	counted bool
 }
 
 func (t *tier) empty() bool { return t.order.Len() == 0 }
 
 // newTier makes a tier of the members of a pool by their weights in it.
 func newTier(members []*member, weight func(i int, m *member) int) *tier {
-	t := &tier{weights: make([]int, len(members))}
+	t := &tier{weights: make([]int, len(members)), tickets: new(atomic.Uint64)}
+	t.tickets.Store(uint64(rand.Uint32())) // not at the first, each time anew
 	for i, m := range members {
 		t.weights[i] = weight(i, m)
 	}
@@ -131,6 +141,15 @@ type snapshot struct {
 	next time.Duration
 	// superseded is closed when a newer snapshot replaced this one.
 	superseded chan struct{}
+	// members are whom it was made for.
+	members []*member
+	// tickets are drawn for the order of best, from first on: so they also tell who
+	// was picked how often. They change all the time, and must not share a cache line
+	// with what does not.
+	first   uint64
+	_       [64]byte
+	tickets atomic.Uint64
+	_       [64]byte
 }
 
 // mood is a state of a whole pool that is worth a line in the log.
@@ -145,7 +164,7 @@ const (
 
 // newSnapshot decides who may get requests, and in which order.
 func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
-	s := &snapshot{superseded: make(chan struct{})}
+	s := &snapshot{members: members, superseded: make(chan struct{})}
 	statuses := make([]health.Status, len(members))
 	weights := make([]int, len(members))
 	ready := make([]bool, len(members))       // they have a weight, and are neither draining nor in maintenance
@@ -219,6 +238,7 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	}
 	if len(s.tiers) > 0 && !s.tiers[0].anyHealth {
 		s.best = s.tiers[0].order
+		s.tiers[0].tickets, s.tiers[0].counted = &s.tickets, true
 	}
 
 	// what follows is hardly ever needed, so it is made when it is asked for
@@ -272,7 +292,7 @@ func (s *snapshot) rampedTier(members []*member, weight func(i int, m *member) i
 
 	step := max(r.slowStart/rampSteps, 1)
 	floor := max(1, int(math.Ceil(r.floor*rampSteps-1e-9)))
-	t := &tier{weights: make([]int, len(members)), scale: rampSteps}
+	t := &tier{weights: make([]int, len(members)), scale: rampSteps, tickets: new(atomic.Uint64)}
 	for i, m := range members {
 		if weight(i, m) == 0 {
 			continue

@@ -98,12 +98,17 @@ type Selection struct {
 	variable     string          // where a request keeps its attempts
 	unloaded     <-chan struct{} // closed when the config ends
 
+	tally      *poolTally
+	failedOpen atomic.Int32 // how many pools of it ignore health, as was told
+	counting   sync.Mutex   // held while a snapshot succeeds another
+	retired    []retired    // guarded by counting
+
 	watchesMu sync.Mutex
 	watches   []*watch     // all there are; guarded by watchesMu
 	running   atomic.Bool  // probes run, so that changes are news; changed under watchesMu
 	said      atomic.Int32 // the mood that was last logged
 
-	ticket  atomic.Uint64 // counts picks; a change of the set does not restart it
+	first   uint64 // the ticket with which the first snapshot begins
 	current atomic.Pointer[snapshot]
 	// generation counts refreshes, for snapshots that are made elsewhere
 	generation atomic.Uint64
@@ -139,7 +144,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	s.logger = ctx.Logger()
 	s.unloaded = ctx.Done()
 	s.variable = fmt.Sprintf("alive.attempts.%p", s)
-	s.ticket.Store(uint64(rand.Uint32()))
+	s.first = uint64(rand.Uint32())
 
 	modules := ctx.Modules()
 	for i := len(modules) - 1; i >= 0 && s.proxy == nil; i-- {
@@ -316,6 +321,7 @@ func (s *Selection) Cleanup() error {
 	}
 
 	var errs []error
+	errs = append(errs, s.leavePool())
 	if s.dynamic != nil {
 		s.dynamic.close()
 		_, err := watchLists.Delete(s.dynamic.key)
@@ -357,7 +363,8 @@ func (s *Selection) refresh() {
 	s.stale.Store(false)
 	s.generation.Add(1)
 	now := newSnapshot(s.members, s.rules, time.Now())
-	before := s.current.Swap(now)
+	before := s.current.Load()
+	s.succeed(now, before, func() { s.current.Store(now) })
 	if s.ramp != nil {
 		s.ramp.Stop()
 	}
@@ -382,9 +389,11 @@ func (s *Selection) announceOwn() {
 func (s *Selection) announce(said *atomic.Int32, current func() mood, names func() []string) {
 	for s.running.Load() {
 		now := current()
-		if mood(said.Swap(int32(now))) == now {
+		before := mood(said.Swap(int32(now)))
+		if before == now {
 			return
 		}
+		s.tellFailOpen(before, now)
 		pool := zap.Strings("pool", names())
 		switch now {
 		case failedOpen:
@@ -405,10 +414,12 @@ func (s *Selection) announce(said *atomic.Int32, current func() mood, names func
 // upstream at all.
 func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if !s.retries && !s.countHealthy && s.inner == nil && s.owns(pool) {
-		if best := s.current.Load().best; best.Len() > 0 {
-			if u := pool[best.At(s.ticket.Add(1))]; u.Available() {
+		if now := s.current.Load(); now.best.Len() > 0 {
+			i := now.best.At(now.tickets.Add(1))
+			if u := pool[i]; u.Available() {
 				return u
 			}
+			now.members[i].picked.Add(-1)
 		}
 	}
 	if len(pool) == 0 {
@@ -419,6 +430,7 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 	switch {
 	case u != nil:
 		d.tried.add(u)
+		d.count(u)
 	case r.Context().Err() != nil:
 		// The client has left. To answer that there is nobody would be logged
 		// as an error and retried; any upstream ends the request at once.
@@ -433,8 +445,8 @@ func (s *Selection) owns(pool reverseproxy.UpstreamPool) bool {
 	return len(pool) == len(s.upstreams) && (len(pool) == 0 || pool[0] == s.upstreams[0])
 }
 
-// now returns the snapshot of a pool at this moment.
-func (s *Selection) now(pool reverseproxy.UpstreamPool) *snapshot {
+// snapshotOf returns the snapshot of a pool at this moment.
+func (s *Selection) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
 	if s.owns(pool) {
 		return s.current.Load()
 	}

@@ -369,7 +369,7 @@ func TestStartingOverSpreads(t *testing.T) {
 	p := newPolicy(t, "uuuuu", func(s *Selection) { s.retries = true })
 	sixth := make([]int, 5)
 	for range 500 {
-		p.ticket.Add(1) // another request in between, so that not all begin alike
+		p.current.Load().tickets.Add(1) // another request in between, so that not all begin alike
 		r := get()
 		sixth[p.picks(func() *http.Request { return r }, 6)[5]]++
 	}

@@ -147,7 +147,7 @@ func TestWhichTargetsAreShared(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				w, err := newWatch(r.check, to, zap.NewNop())
+				w, err := newWatch(r.check, to, zap.NewNop(), nil)
 				if err != nil {
 					t.Fatal(err)
 				}

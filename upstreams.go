@@ -90,7 +90,7 @@ func (s *Selection) provisionName() error {
 		s.pool = strings.Join(names, " ")
 	}
 	s.rules.operations, s.rules.pool = s.app.operations, s.pool
-	return nil
+	return s.joinPool()
 }
 
 // maxName bounds the name of a pool, in bytes.
@@ -145,7 +145,7 @@ func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
 		}
 		var w *watch
 		if err == nil {
-			w, err = newWatch(check, to, s.logger)
+			w, err = newWatch(check, to, s.logger, s.app.announcer())
 		}
 		if err != nil {
 			for _, w := range watches {

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// seriesKey is what metrics of checks are told apart by.
+type seriesKey struct{ upstream, check string }
+
+// checkTally counts what comes of a check of an upstream, for all configs and
+// handlers of the process.
+type checkTally struct{ passed, failed, up, down atomic.Uint64 }
+
+// checkTallies has them by seriesKey, as long as anybody watches: so they go on
+// across reloads, and go away with the last one who does.
+var checkTallies = caddy.NewUsagePool()
+
+// Destruct has nothing to do.
+func (*checkTally) Destruct() error { return nil }
+
+// newCheckTally finds or makes the tally of a check.
+func newCheckTally(key seriesKey) (*checkTally, error) {
+	tally, _, err := checkTallies.LoadOrNew(key, func() (caddy.Destructor, error) { return new(checkTally), nil })
+	if err != nil {
+		return nil, err
+	}
+	return tally.(*checkTally), nil
+}
+
+// probed counts a result.
+func (t *checkTally) probed(kind string, r health.Result) {
+	if r.Passed() {
+		t.passed.Add(1)
+	} else {
+		t.failed.Add(1)
+	}
+	checkDuration.WithLabelValues(kind).Observe(r.Took.Seconds())
+}
+
+// flipped counts a change of status.
+func (t *checkTally) flipped(change health.Transition) {
+	switch {
+	case change.From == change.To:
+	case change.To == health.Up:
+		t.up.Add(1)
+	default:
+		t.down.Add(1)
+	}
+}
+
+// poolTally counts what comes of a pool, for all configs and handlers of the process
+// that have one of that name.
+type poolTally struct {
+	held     atomic.Uint64
+	failOpen atomic.Int32 // how many of its handlers ignore health
+
+	mu       sync.Mutex // guards what follows
+	policies map[*Selection]bool
+	ended    map[string]uint64 // selections of policies that ended, by upstream
+}
+
+// poolTallies has them by name.
+var poolTallies = caddy.NewUsagePool()
+
+// Destruct has nothing to do.
+func (*poolTally) Destruct() error { return nil }
+
+// joinPool has s count for the pool of its name.
+func (s *Selection) joinPool() error {
+	shared, _, err := poolTallies.LoadOrNew(s.pool, func() (caddy.Destructor, error) {
+		return &poolTally{policies: make(map[*Selection]bool), ended: make(map[string]uint64)}, nil
+	})
+	if err != nil {
+		return err
+	}
+	s.tally = shared.(*poolTally)
+	s.tally.mu.Lock()
+	defer s.tally.mu.Unlock()
+	s.tally.policies[s] = true
+	return nil
+}
+
+// leavePool undoes joinPool. What s counted stays, while others count.
+func (s *Selection) leavePool() error {
+	if s.tally == nil {
+		return nil
+	}
+	s.tally.failOpen.Add(-s.failedOpen.Swap(0))
+	s.tally.mu.Lock()
+	delete(s.tally.policies, s)
+	for upstream, n := range s.selections() {
+		s.tally.ended[upstream] += n
+	}
+	s.tally.mu.Unlock()
+	_, err := poolTallies.Delete(s.pool)
+	return err
+}
+
+// selections returns how often the upstreams were picked that are in the pool now.
+func (t *poolTally) selections() map[string]uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make(map[string]uint64)
+	for s := range t.policies {
+		for upstream, n := range s.selections() {
+			all[upstream] += n
+		}
+	}
+	for upstream, n := range t.ended {
+		if _, there := all[upstream]; there {
+			all[upstream] += n
+		} else {
+			delete(t.ended, upstream)
+		}
+	}
+	return all
+}
+
+// What Prometheus is shown. Everything is one collector, registered with every
+// config anew: labels of two could be the same, and that would be an error for all.
+var (
+	upDesc          = desc("upstream_up", "Whether an upstream passes a check, the worst if several have its label.", "upstream", "check")
+	checksDesc      = desc("checks_total", "Results of checks.", "upstream", "check", "result")
+	transitionsDesc = desc("transitions_total", "Changes of status by a check.", "upstream", "check", "to")
+	poolDesc        = desc("pool_upstreams", "Upstreams of a pool by state: up, down, unknown, draining or maintenance.", "pool", "state")
+	failOpenDesc    = desc("pool_fail_open", "Whether a pool ignores health, for too few or none of its upstreams serve.", "pool")
+	selectionsDesc  = desc("selections_total", "How often an upstream was picked, retries included.", "pool", "upstream")
+	heldDesc        = desc("held_requests_total", "Requests that waited for verdicts at a cold start.", "pool")
+
+	checkDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "alive", Name: "check_duration_seconds",
+		Help:    "How long checks took.",
+		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+	}, []string{"kind"})
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(prometheus.BuildFQName("caddy", "alive", name), help, labels, nil)
+}
+
+// collector shows what the newest started config does.
+type collector struct{}
+
+// Describe sends what there can be.
+func (collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{upDesc, checksDesc, transitionsDesc, poolDesc, failOpenDesc, selectionsDesc, heldDesc} {
+		ch <- d
+	}
+	checkDuration.Describe(ch)
+}
+
+// Collect sends what there is.
+func (collector) Collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, n uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+	}
+	gauge := func(d *prometheus.Desc, n int, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), labels...)
+	}
+	checkTallies.Range(func(key, value any) bool {
+		k, t := key.(seriesKey), value.(*checkTally)
+		counter(checksDesc, t.passed.Load(), k.upstream, k.check, "pass")
+		counter(checksDesc, t.failed.Load(), k.upstream, k.check, "fail")
+		counter(transitionsDesc, t.up.Load(), k.upstream, k.check, "up")
+		counter(transitionsDesc, t.down.Load(), k.upstream, k.check, "down")
+		return true
+	})
+	poolTallies.Range(func(key, value any) bool {
+		pool, t := key.(string), value.(*poolTally)
+		counter(heldDesc, t.held.Load(), pool)
+		for upstream, n := range t.selections() {
+			counter(selectionsDesc, n, pool, upstream)
+		}
+		return true
+	})
+
+	up := make(map[seriesKey]int)
+	states := make(map[string]map[string]int)
+	failOpen := make(map[string]int)
+	for _, e := range overview(filter{}) {
+		if e.Pool == "" {
+			continue // no pool has it
+		}
+		if states[e.Pool] == nil {
+			states[e.Pool] = map[string]int{"up": 0, "down": 0, "unknown": 0, "draining": 0, "maintenance": 0}
+			failOpen[e.Pool] = 0
+		}
+		states[e.Pool][e.state()]++
+		if e.FailOpen {
+			failOpen[e.Pool] = 1
+		}
+		for _, c := range e.Checks {
+			key, value := seriesKey{e.Upstream, c.Check}, 0
+			if c.Status == "up" {
+				value = 1
+			}
+			if known, seen := up[key]; seen {
+				value = min(value, known)
+			}
+			up[key] = value
+		}
+	}
+	for key, value := range up {
+		gauge(upDesc, value, key.upstream, key.check)
+	}
+	for pool, counts := range states {
+		for state, n := range counts {
+			gauge(poolDesc, n, pool, state)
+		}
+		gauge(failOpenDesc, failOpen[pool], pool)
+	}
+	checkDuration.Collect(ch)
+}
+
+// state is the one word for an upstream.
+func (e *entry) state() string {
+	switch {
+	case e.Mode == modeMaintenance:
+		return "maintenance"
+	case e.Mode == modeDrain || e.draining():
+		return "draining"
+	default:
+		return e.Status
+	}
+}
+
+// draining reports whether any check was told that no new requests are wanted.
+func (e *entry) draining() bool {
+	for _, c := range e.Checks {
+		if c.Draining {
+			return true
+		}
+	}
+	return false
+}
+
+// registerMetrics shows the metrics in the registry of a config.
+func registerMetrics(registry *prometheus.Registry) error {
+	err := registry.Register(collector{})
+	if known := new(prometheus.AlreadyRegisteredError); errors.As(err, known) {
+		return nil
+	}
+	return err
+}
+
+// Interface guard
+var _ prometheus.Collector = collector{}
