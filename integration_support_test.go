@@ -143,6 +143,8 @@ type instance struct {
 	t                   testing.TB
 	dir                 string
 	httpPort, httpsPort int
+	admin               string // the address of the admin API, "off" for none
+	global              string // further global options
 	loaded              bool
 }
 
@@ -151,10 +153,22 @@ type instance struct {
 // clients.
 func startCaddy(tb testing.TB, sites string) *instance {
 	tb.Helper()
+	return startInstance(tb, instance{admin: "off"}, sites)
+}
+
+// startOperated is startCaddy with an admin API and further global options.
+func startOperated(tb testing.TB, global, sites string) *instance {
+	tb.Helper()
+	return startInstance(tb, instance{admin: loopback(freePort(tb)), global: global}, sites)
+}
+
+func startInstance(tb testing.TB, with instance, sites string) *instance {
+	tb.Helper()
 	if found := leftovers(); len(found) > 0 {
 		tb.Fatalf("there before Caddy started: %s", strings.Join(found, "\n"))
 	}
-	c := &instance{t: tb, dir: tb.TempDir(), httpPort: freePort(tb), httpsPort: freePort(tb)}
+	c := &with
+	c.t, c.dir, c.httpPort, c.httpsPort = tb, tb.TempDir(), freePort(tb), freePort(tb)
 	tb.Cleanup(func() {
 		c.stop()
 		if tb.Failed() {
@@ -187,7 +201,8 @@ func (c *instance) reloadInTraffic(sites string, version int, probing *http.Clie
 
 func (c *instance) tryLoad(sites string) error {
 	text := fmt.Sprintf(`{
-	admin off
+	admin %s
+	%s
 	persist_config off
 	storage file_system {
 		root %s
@@ -207,7 +222,7 @@ func (c *instance) tryLoad(sites string) error {
 	}
 }
 %s
-`, "`"+c.dir+"`", c.httpPort, c.httpsPort, "`"+c.logFile()+"`", sites)
+`, c.admin, c.global, "`"+c.dir+"`", c.httpPort, c.httpsPort, "`"+c.logFile()+"`", sites)
 	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
 	if err != nil {
 		return fmt.Errorf("adapting:\n%s\n%v", text, err)
@@ -253,7 +268,16 @@ func (c *instance) showLog() {
 }
 
 // leftovers returns what must not be there while no Caddy runs.
-func leftovers() []string { return append(goroutines(), watched()...) }
+func leftovers() []string {
+	left := append(goroutines(), watched()...)
+	for what, pool := range map[string]*caddy.UsagePool{"settings": allOperations, "counts of checks": checkTallies, "counts of pools": poolTallies} {
+		pool.Range(func(key, _ any) bool {
+			left = append(left, fmt.Sprintf("%s of %v", what, key))
+			return true
+		})
+	}
+	return left
+}
 
 // goroutines returns the stacks of goroutines that run code of this project
 // other than its tests.

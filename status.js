@@ -28,7 +28,7 @@
     const slowest = Math.max(0, ...c.recent_ms.map(Math.abs));
     let text = `${c.recent_ms.length} results, ${failed} failed`;
     if (c.last) text += `, the last took ${c.last.duration_ms} ms, the slowest ${slowest} ms`;
-    const svg = draw("svg", { viewBox: "0 0 240 24", role: "img", "aria-label": text });
+    const svg = draw("svg", { viewBox: "0 0 240 24", preserveAspectRatio: "none", role: "img", "aria-label": text });
     const title = draw("title", {});
     title.textContent = text;
     svg.append(title);

@@ -1,0 +1,364 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// call asks the admin API, and returns the status and the body of the answer.
+func (c *instance) call(method, path string, query url.Values, body string) (status int, text string) {
+	c.t.Helper()
+	request, err := http.NewRequestWithContext(c.t.Context(), method, "http://"+c.admin+path+"?"+query.Encode(), strings.NewReader(body))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	read, err := io.ReadAll(response.Body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return response.StatusCode, string(read)
+}
+
+// entries asks for the list of upstreams.
+func (c *instance) entries(query url.Values) []entry {
+	c.t.Helper()
+	status, text := c.call(http.MethodGet, "/alive/upstreams", query, "")
+	if status != http.StatusOK {
+		c.t.Fatalf("status %d: %s", status, text)
+	}
+	entries, err := parseEntries([]byte(text))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return entries
+}
+
+// patch changes an upstream.
+func (c *instance) patch(upstream, body string) []entry {
+	c.t.Helper()
+	status, text := c.call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {upstream}}, body)
+	if status != http.StatusOK {
+		c.t.Fatalf("PATCH %s %s: status %d: %s", upstream, body, status, text)
+	}
+	entries, err := parseEntries([]byte(text))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return entries
+}
+
+// one returns the entry of an upstream.
+func (c *instance) one(upstream string) entry {
+	c.t.Helper()
+	entries := c.entries(url.Values{"upstream": {upstream}})
+	if len(entries) != 1 {
+		c.t.Fatalf("%s: %d entries, want 1: %+v", upstream, len(entries), entries)
+	}
+	return entries[0]
+}
+
+const operated = `
+http:// {
+	reverse_proxy %s {
+		lb_policy alive {
+			name shop
+			check http /healthz {
+				interval 50ms
+			}
+		}
+	}
+}`
+
+// The list has everything that the documentation says, under those names.
+func TestCaddyAdminList(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	c := startOperated(t, "", fmt.Sprintf(operated, addresses(all...)))
+	all[1].set(sick)
+	eventually(t, patience, "one is down", func() bool {
+		return is(health.Up, all[0].addr) && is(health.Down, all[1].addr)
+	})
+	_, text := c.call(http.MethodGet, "/alive/upstreams", nil, "")
+	var list []map[string]any
+	if err := json.Unmarshal([]byte(text), &list); err != nil || len(list) != 2 {
+		t.Fatalf("%v: %s", err, text)
+	}
+	has := func(object map[string]any, keys ...string) {
+		t.Helper()
+		for _, key := range keys {
+			if _, there := object[key]; !there {
+				t.Errorf("%q is missing in %v", key, object)
+			}
+		}
+	}
+	for _, e := range list {
+		has(e, "pool", "upstream", "status", "mode", "weight", "effective_weight", "backup", "serving", "why", "requests", "fails", "since", "checks")
+		check := e["checks"].([]any)[0].(map[string]any)
+		has(check, "check", "status", "consecutive_passes", "consecutive_fails", "last", "next")
+		has(check["last"].(map[string]any), "at", "duration_ms", "passed", "reason")
+	}
+
+	up, down := c.one(all[0].addr), c.one(all[1].addr)
+	if up.Status != "up" || !up.Serving || up.EffectiveWeight != 1 || up.Why != "up: gets requests in turn" || up.Since == nil {
+		t.Errorf("the one that is up: %+v", up)
+	}
+	if down.Status != "down" || down.Serving || down.EffectiveWeight != 0 || down.Why != "check 'http /healthz' failed: status 503, want 2xx" {
+		t.Errorf("the one that is down: %+v", down)
+	}
+	if last := down.Checks[0].Last; last == nil || last.Passed || last.Reason != "status 503, want 2xx" {
+		t.Errorf("its last result: %+v", last)
+	}
+	for query, want := range map[string]int{"pool=shop": 2, "pool=other": 0, "upstream=nobody": 0, "pool=shop&upstream=" + url.QueryEscape(all[0].addr): 1} {
+		values, _ := url.ParseQuery(query)
+		if got := len(c.entries(values)); got != want {
+			t.Errorf("%s: %d entries, want %d", query, got, want)
+		}
+	}
+}
+
+// What is wrong with a change is said, with what is allowed; and then nothing is
+// changed.
+func TestCaddyAdminErrors(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	site := func(port int, more string) string {
+		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\t%s\n\t\t}\n\t}\n}\n", port, addresses(all...), more)
+	}
+	c := startOperated(t, "", site(freePort(t), "name first")+site(freePort(t), "name second")+
+		strings.Replace(site(freePort(t), "name third\n\t\t\tselect least_conn"), addresses(all...), "127.0.0.1:1", 1))
+	a := url.Values{"upstream": {all[0].addr}}
+	for _, tc := range []struct {
+		method, path string
+		query        url.Values
+		body         string
+		status       int
+		says         string
+	}{
+		{"PATCH", "upstreams", nil, `{"mode":"drain"}`, 400, "name one upstream"},
+		{"PATCH", "upstreams", url.Values{"upstream": {"nobody:1"}}, `{"mode":"drain"}`, 404, "unknown upstream 'nobody:1'"},
+		{"PATCH", "upstreams", a, `{"mode":"off"}`, 400, "mode must be ready, drain, maintenance or null"},
+		{"PATCH", "upstreams", a, `{"mode":3}`, 400, "mode must be ready, drain, maintenance or null"},
+		{"PATCH", "upstreams", a, `{"weight":-1}`, 400, "weight must be a whole number from 0 to 256, or null"},
+		{"PATCH", "upstreams", a, `{"weight":257}`, 400, "weight must be a whole number from 0 to 256, or null"},
+		{"PATCH", "upstreams", a, `{"weight":1.5}`, 400, "weight must be a whole number from 0 to 256, or null"},
+		{"PATCH", "upstreams", a, `{"mode":"drain","weight":"x"}`, 400, "weight must be a whole number from 0 to 256, or null"},
+		{"PATCH", "upstreams", a, `{"mode":"drain","weight":3}`, 409, "several pools have the upstream"},
+		{"PATCH", "upstreams", url.Values{"upstream": {"127.0.0.1:1"}}, `{"mode":"drain","weight":3}`, 400, "only a weight of 0 or null"},
+		{"PATCH", "upstreams", a, `{}`, 400, "nothing to change"},
+		{"PATCH", "upstreams", a, `{"mode":"drain"`, 400, "decoding the body"},
+		{"PATCH", "upstreams", a, `{"mode":"drain"}{}`, 400, "more than one value"},
+		{"PATCH", "upstreams", a, `{"colour":"red"}`, 400, `unknown field \"colour\"`},
+		{"PATCH", "upstreams", a, `{"mode":"` + strings.Repeat("x", maxBody) + `"}`, 413, "larger than 65536 bytes"},
+		{"PATCH", "upstreams", url.Values{"upstream": {all[0].addr}, "up": {"1"}}, `{"mode":"drain"}`, 400, "unknown parameter 'up'"},
+		{"PATCH", "upstreams", url.Values{"upstream": {all[0].addr, all[1].addr}}, `{"mode":"drain"}`, 400, "given twice"},
+		{"POST", "upstreams", a, `{"mode":"drain"}`, 405, "allowed: GET, HEAD, PATCH"},
+		{"GET", "check", a, "", 405, "allowed: POST"},
+		{"POST", "check", nil, "", 400, "name one upstream"},
+		{"POST", "check", url.Values{"upstream": {"nobody:1"}}, "", 404, "unknown upstream"},
+	} {
+		status, text := c.call(tc.method, "/alive/"+tc.path, tc.query, tc.body)
+		if status != tc.status || !strings.Contains(text, tc.says) {
+			t.Errorf("%s %s %v %.60s: got %d %s, want %d and %q", tc.method, tc.path, tc.query, tc.body, status, text, tc.status, tc.says)
+		}
+	}
+	for _, e := range c.entries(nil) {
+		if e.Mode != modeReady || e.Weight != 1 {
+			t.Errorf("it was changed: %+v", e)
+		}
+	}
+	entries := c.entries(nil)
+	if len(entries) != 5 {
+		t.Errorf("%d entries, want 5", len(entries))
+	}
+	status, text := c.call("PATCH", "/alive/upstreams", url.Values{"upstream": {all[0].addr}, "pool": {"second"}}, `{"weight":3}`)
+	if changed, _ := parseEntries([]byte(text)); status != 200 || len(changed) != 1 || changed[0].Pool != "second" || changed[0].Weight != 3 {
+		t.Errorf("with a pool: %d %s", status, text)
+	}
+}
+
+// drain: no new request while anybody else serves, and checks go on; when all others
+// die, it serves. ready ends it.
+func TestCaddyDrainMode(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	a, b := all[0], all[1]
+	c := startOperated(t, "", fmt.Sprintf(operated, addresses(all...)))
+	eventually(t, patience, "both are up", func() bool { return statuses(a.addr, b.addr)[health.Up] == 2 })
+	client := c.plain()
+
+	changed := c.patch(b.addr, `{"mode":"drain"}`)
+	if len(changed) != 1 || changed[0].Mode != modeDrain || changed[0].Serving || changed[0].Persisted != nil ||
+		!strings.HasPrefix(changed[0].Why, "draining since ") {
+		t.Errorf("the answer: %+v", changed)
+	}
+	shares(t, "while it drains", tally(client, c.url(), 20), map[string]int{"a": 20})
+	_, probes := b.seen()
+	eventually(t, patience, "checks go on", func() bool { _, now := b.seen(); return now > probes+2 })
+
+	a.set(sick)
+	eventually(t, patience, "the other one is down", func() bool { return is(health.Down, a.addr) })
+	shares(t, "alone", tally(client, c.url(), 20), map[string]int{"b": 20})
+	if got := c.one(b.addr); got.EffectiveWeight != 1 || !strings.Contains(got.Why, "nobody else serves") {
+		t.Errorf("alone: %+v", got)
+	}
+
+	a.set(well)
+	eventually(t, patience, "the other one is up", func() bool { return is(health.Up, a.addr) })
+	c.patch(b.addr, `{"mode":null}`)
+	shares(t, "ready again", tally(client, c.url(), 20), map[string]int{"a": 10, "b": 10})
+}
+
+// maintenance: not a request and not a probe arrives, not even as the last resort,
+// but for those asked for; ready again means unknown until probed.
+func TestCaddyMaintenance(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	a, b := all[0], all[1]
+	c := startOperated(t, "", fmt.Sprintf(operated, addresses(all...)))
+	eventually(t, patience, "both are up", func() bool { return statuses(a.addr, b.addr)[health.Up] == 2 })
+	client := c.plain()
+	c.patch(b.addr, `{"mode":"maintenance"}`)
+	b.set(sick) // counts anew
+	_, probes := a.seen()
+	eventually(t, patience, "the other one is probed", func() bool { _, now := a.seen(); return now > probes+5 })
+	shares(t, "in maintenance", tally(client, c.url(), 20), map[string]int{"a": 20})
+	a.set(sick)
+	eventually(t, patience, "nobody is up", func() bool { return is(health.Down, a.addr) })
+	shares(t, "as the last resort", tally(client, c.url(), 20), map[string]int{"a": 20})
+	if got := b.history(); got.probes > 0 || got.requests > 0 {
+		t.Errorf("in maintenance it got %d probes and %d requests, want none", got.probes, got.requests)
+	}
+	if got := c.one(b.addr); got.Status != "unknown" || got.Checks[0].Next != nil {
+		t.Errorf("in maintenance: %+v", got)
+	}
+
+	status, text := c.call(http.MethodPost, "/alive/check", url.Values{"upstream": {b.addr}}, "")
+	checked, err := parseEntries([]byte(text))
+	if status != http.StatusOK || err != nil || len(checked) != 1 || checked[0].Status != "unknown" ||
+		checked[0].Checks[0].Last.Reason != "status 503, want 2xx" {
+		t.Errorf("a check: %d %s", status, text)
+	}
+	if got := b.history(); got.probes != 1 {
+		t.Errorf("a check made %d probes, want 1", got.probes)
+	}
+
+	b.set(well)
+	c.patch(b.addr, `{"mode":"ready"}`)
+	eventually(t, patience, "it is up", func() bool { return is(health.Up, b.addr) })
+	shares(t, "ready again", tally(client, c.url(), 20), map[string]int{"b": 20})
+}
+
+// A weight and a mode that were set hold over reloads and restarts, until they are
+// taken back; those of addresses that are gone are listed, and can be cleared.
+func TestCaddySettingsLast(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	a, b := all[0], all[1]
+	sites := fmt.Sprintf(operated, addresses(all...))
+	c := startOperated(t, "alive {\n fleet shops\n}", sites)
+	up := func() {
+		t.Helper()
+		eventually(t, patience, "both are up", func() bool { return statuses(a.addr, b.addr)[health.Up] == 2 })
+	}
+	up()
+	client := c.plain()
+	c.patch(a.addr, `{"weight":3}`)
+	shares(t, "with a weight", tally(client, c.url(), 40), map[string]int{"a": 30, "b": 10})
+	c.load(sites + "\n# reloaded")
+	up()
+	shares(t, "after a reload", tally(c.plain(), c.url(), 40), map[string]int{"a": 30, "b": 10})
+
+	c.patch(b.addr, `{"mode":"drain"}`)
+	c.stop()
+	c.load(sites)
+	up()
+	if got, want := c.one(b.addr).Mode, modeDrain; got != want {
+		t.Errorf("after a restart: mode %s, want %s", got, want)
+	}
+	shares(t, "after a restart", tally(c.plain(), c.url(), 20), map[string]int{"a": 20})
+
+	c.load(fmt.Sprintf(operated, a.addr))
+	if got := c.one(b.addr); got.Pool != "" || got.Mode != modeDrain || !strings.HasPrefix(got.Why, "no pool has it") {
+		t.Errorf("when it is gone: %+v", got)
+	}
+	if status, text := c.call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {b.addr}}, `{"mode":"maintenance"}`); status != http.StatusNotFound {
+		t.Errorf("another mode when it is gone: %d %s", status, text)
+	}
+	if got := c.patch(b.addr, `{"mode":null}`); len(got) != 0 {
+		t.Errorf("after it was cleared: %+v", got)
+	}
+	c.load(sites)
+	up()
+	c.patch(a.addr, `{"weight":null}`)
+	shares(t, "taken back", tally(c.plain(), c.url(), 20), map[string]int{"a": 10, "b": 10})
+}
+
+// While the storage fails, a change holds here and says that it is not persisted; it
+// is stored when the storage returns.
+func TestCaddyStorageFails(t *testing.T) {
+	b := startBackend(t, "b", nil)
+	c := startOperated(t, "alive {\n fleet shops\n sync_interval 100ms\n}", fmt.Sprintf(operated, b.addr))
+	eventually(t, patience, "it is up", func() bool { return is(health.Up, b.addr) })
+	// nobody, not even root, can write below a file
+	folder := filepath.Join(c.dir, "alive")
+	if err := os.RemoveAll(folder); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(folder, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	changed := c.patch(b.addr, `{"mode":"drain"}`)
+	if changed[0].Mode != modeDrain || changed[0].Persisted == nil || *changed[0].Persisted {
+		t.Errorf("while the storage fails: %+v", changed)
+	}
+	if err := os.Remove(folder); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, patience, "it is stored", func() bool { return c.one(b.addr).Persisted == nil })
+	stored, _ := filepath.Glob(filepath.Join(folder, "fleets", "shops", "*.json"))
+	if len(stored) != 1 {
+		t.Fatalf("stored: %v", stored)
+	}
+	if text, _ := os.ReadFile(stored[0]); !strings.Contains(string(text), `"mode":"drain"`) {
+		t.Errorf("stored: %s", text)
+	}
+	if warned, back := c.logged("the storage fails"), c.logged("the storage works again"); warned != 1 || back != 1 {
+		t.Errorf("logged: %d failures and %d returns, want one of each", warned, back)
+	}
+}
+
+// Handlers whose pools have one name are one pool: each upstream is listed once, with
+// the checks of all.
+func TestCaddyPoolsOfOneName(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	site := func(check string) string {
+		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname shop\n\t\t\tcheck %s\n\t\t}\n\t}\n}\n", freePort(t), addresses(all...), check)
+	}
+	c := startOperated(t, "", site("tcp")+site("http /healthz"))
+	eventually(t, patience, "all are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 4 })
+	entries := c.entries(nil)
+	if len(entries) != 2 {
+		t.Fatalf("%d entries, want 2: %+v", len(entries), entries)
+	}
+	for _, e := range entries {
+		var checks []string
+		for _, check := range e.Checks {
+			checks = append(checks, check.Check)
+		}
+		if slices.Sort(checks); !slices.Equal(checks, []string{"http /healthz", "tcp"}) || e.Pool != "shop" || e.EffectiveWeight != 1 {
+			t.Errorf("%+v", e)
+		}
+	}
+}
