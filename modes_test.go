@@ -3,9 +3,20 @@
 package alive
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/certmagic"
 )
@@ -15,4 +26,323 @@ func newTestApp(t *testing.T) *App {
 	t.Helper()
 	o := newOperations()
 	return &App{operations: o, keeper: newKeeper(o, &certmagic.FileStorage{Path: t.TempDir()}, "alive/test", 0, zap.NewNop())}
+}
+
+func to[T any](v T) *T { return &v }
+
+func drained(at int) *setting {
+	return &setting{Address: "a:80", Mode: modeDrain, Changed: time.Unix(int64(at), 0)}
+}
+
+func weighed(weight *int, at int) *setting {
+	return &setting{Address: "a:80", Weights: map[string]weightSet{"shop": {Weight: weight, Changed: time.Unix(int64(at), 0)}}}
+}
+
+// Of each part, the last change wins, whatever order they meet in.
+func TestSettingsMerge(t *testing.T) {
+	ready := &setting{Address: "a:80", Mode: modeReady, Changed: time.Unix(5, 0)}
+	for _, tc := range []struct {
+		a, b   *setting
+		mode   mode
+		weight int
+	}{
+		{drained(3), ready, modeReady, 1},
+		{drained(7), ready, modeDrain, 1},
+		{drained(3), weighed(to(4), 2), modeDrain, 4},
+		{weighed(to(4), 2), weighed(to(6), 3), modeReady, 6},
+		{weighed(to(4), 2), weighed(nil, 3), modeReady, 1},
+		{weighed(nil, 2), weighed(to(4), 3), modeReady, 4},
+		{nil, drained(3), modeDrain, 1},
+	} {
+		one, other := merged(tc.a, tc.b), merged(tc.b, tc.a)
+		if !one.equal(other) || !one.equal(merged(one, tc.b)) || !one.equal(merged(tc.b, other)) {
+			t.Errorf("%+v and %+v: %+v one way, %+v the other", tc.a, tc.b, one, other)
+		}
+		if one.mode() != tc.mode || one.weight("shop", 1) != tc.weight || one.weight("other", 1) != 1 {
+			t.Errorf("%+v and %+v: mode %s, weight %d, want %s and %d", tc.a, tc.b, one.mode(), one.weight("shop", 1), tc.mode, tc.weight)
+		}
+	}
+}
+
+// A change here wins over what is known, though the clock of another be ahead.
+func TestAChangeHereWins(t *testing.T) {
+	o := newOperations()
+	ahead := drained(0)
+	ahead.Changed = time.Now().Add(time.Hour)
+	o.learn(ahead)
+	o.set("a:80", change{mode: to(modeReady)})
+	o.learn(ahead)
+	if got := o.of("a:80").mode(); got != modeReady {
+		t.Errorf("mode %s, want ready", got)
+	}
+}
+
+// faulty is a storage that can fail and hang, in memory.
+type faulty struct {
+	certmagic.Locker
+	mu     sync.Mutex
+	values map[string]string
+	err    error
+	hang   chan struct{} // until it is closed
+}
+
+func newFaulty() *faulty { return &faulty{values: make(map[string]string)} }
+
+// use is how every use begins.
+func (f *faulty) use() error {
+	f.mu.Lock()
+	hang := f.hang
+	f.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+func (f *faulty) set(err error, hang chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err, f.hang = err, hang
+}
+
+func (f *faulty) Store(_ context.Context, key string, value []byte) error {
+	if err := f.use(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.values[key] = string(value)
+	return nil
+}
+
+func (f *faulty) Load(_ context.Context, key string) ([]byte, error) {
+	if err := f.use(); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	value, there := f.values[key]
+	if !there {
+		return nil, fs.ErrNotExist
+	}
+	return []byte(value), nil
+}
+
+func (f *faulty) Delete(_ context.Context, key string) error {
+	if err := f.use(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.values, key)
+	return nil
+}
+
+func (f *faulty) Exists(_ context.Context, key string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_, there := f.values[key]
+	return there
+}
+
+func (f *faulty) List(_ context.Context, prefix string, _ bool) (keys []string, err error) {
+	if err := f.use(); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for key := range f.values {
+		if strings.HasPrefix(key, prefix+"/") {
+			keys = append(keys, key)
+		}
+	}
+	return keys, nil
+}
+
+func (f *faulty) Stat(context.Context, string) (certmagic.KeyInfo, error) {
+	return certmagic.KeyInfo{}, errors.ErrUnsupported
+}
+
+// keep returns a running keeper, and what it logs.
+func keep(t *testing.T, storage certmagic.Storage, prefix string, every time.Duration) (*keeper, *observer.ObservedLogs) {
+	t.Helper()
+	core, logs := observer.New(zapcore.InfoLevel)
+	k := newKeeper(newOperations(), storage, prefix, every, zap.New(core))
+	k.sync(t.Context(), true)
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { k.run(ctx) })
+	t.Cleanup(func() {
+		stop()
+		running.Wait()
+		k.wait()
+	})
+	return k, logs
+}
+
+// Those of one fleet follow each other within the interval, mode and weights alike;
+// those of another, and those of none, do not.
+func TestAFleetFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := newFaulty()
+		one, _ := keep(t, storage, "alive/fleets/a", 2*time.Second)
+		two, _ := keep(t, storage, "alive/fleets/a", 2*time.Second)
+		other, _ := keep(t, storage, "alive/fleets/b", 2*time.Second)
+		none, _ := keep(t, storage, "alive/instances/x", 0)
+		one.set("a:80", change{mode: to(modeDrain)})
+		one.sync(t.Context(), false)
+		two.set("a:80", change{pool: "shop", weight: to(to(4))})
+		two.sync(t.Context(), false)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		for name, k := range map[string]*keeper{"one": one, "two": two} {
+			if s := k.of("a:80"); s.mode() != modeDrain || s.weight("shop", 1) != 4 || !k.persisted("a:80") {
+				t.Errorf("%s: %+v", name, s)
+			}
+		}
+		for name, k := range map[string]*keeper{"another fleet": other, "no fleet": none} {
+			if s := k.of("a:80"); s != nil {
+				t.Errorf("%s: %+v", name, s)
+			}
+		}
+
+		two.set("a:80", change{mode: to(modeReady)})
+		two.sync(t.Context(), false)
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if got := one.of("a:80").mode(); got != modeReady {
+			t.Errorf("taken back: mode %s", got)
+		}
+		two.set("a:80", change{pool: "shop", weight: to[*int](nil)})
+		time.Sleep(25 * time.Hour)
+		synctest.Wait()
+		if len(storage.values) > 0 {
+			t.Errorf("a day after all was taken back, there is %v", storage.values)
+		}
+	})
+}
+
+// A storage that fails or hangs keeps nobody waiting for longer than its timeout,
+// nor does it lose anything: what was set holds, and is stored when it returns. Each
+// outage is one line.
+func TestAStorageThatFails(t *testing.T) {
+	for name, fail := range map[string]func(f *faulty) (mend func()){
+		"errors": func(f *faulty) func() {
+			f.set(errors.New("disk on fire"), nil)
+			return func() { f.set(nil, nil) }
+		},
+		"hangs": func(f *faulty) func() {
+			hang := make(chan struct{})
+			f.set(nil, hang)
+			return func() { f.set(nil, nil); close(hang) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				storage := newFaulty()
+				k, logs := keep(t, storage, "alive/fleets/a", 2*time.Second)
+				mend := fail(storage)
+				for i := range 5 {
+					began := time.Now()
+					address := fmt.Sprintf("a:%d", i)
+					k.set(address, change{mode: to(modeDrain)})
+					k.sync(t.Context(), false)
+					if waited := time.Since(began); waited > storageTimeout {
+						t.Errorf("it took %v", waited)
+					}
+					if k.of(address).mode() != modeDrain || k.persisted(address) {
+						t.Errorf("%s: %+v, persisted %v", address, k.of(address), k.persisted(address))
+					}
+				}
+				time.Sleep(time.Minute)
+				if got := logs.Len(); got != 1 || logs.All()[0].Level != zapcore.WarnLevel {
+					t.Errorf("logged: %v", logs.All())
+				}
+				mend()
+				time.Sleep(5 * time.Second)
+				synctest.Wait()
+				if len(k.toStore()) > 0 || len(storage.values) != 5 {
+					t.Errorf("when it returned: %v to store, stored %v", k.toStore(), storage.values)
+				}
+				if got := logs.Len(); got != 2 {
+					t.Errorf("logged: %v", logs.All())
+				}
+
+				// one that lost everything is given it again
+				storage.mu.Lock()
+				clear(storage.values)
+				storage.mu.Unlock()
+				time.Sleep(5 * time.Second)
+				synctest.Wait()
+				storage.mu.Lock()
+				defer storage.mu.Unlock()
+				if len(storage.values) != 5 {
+					t.Errorf("after it was wiped: %v", storage.values)
+				}
+			})
+		})
+	}
+}
+
+// What a storage holds that is no setting is ignored, with one warning each, and
+// what is beside it counts.
+func TestGarbageInTheStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := newFaulty()
+		good, _ := keep(t, storage, "alive/fleets/a", time.Second)
+		good.set("a:80", change{mode: to(modeDrain)})
+		good.sync(t.Context(), false)
+		of := func(address string) string { return good.key(address) }
+		storage.mu.Lock()
+		maps.Copy(storage.values, map[string]string{
+			of("b:80"):                "{",
+			of("c:80"):                `{"address":"c:80","mode":"sleep"}`,
+			of("d:80"):                `{"address":"elsewhere:80","mode":"drain"}`,
+			of("e:80"):                `{"address":"e:80","weights":{"shop":{"weight":1000}}}`,
+			of("f:80"):                `{"mode":"drain"}`,
+			of("g:80"):                strings.Repeat(" ", maxStored) + `{"address":"g:80","mode":"drain"}`,
+			"alive/fleets/a/else.txt": "x",
+		})
+		storage.mu.Unlock()
+		k, logs := keep(t, storage, "alive/fleets/a", time.Second)
+		time.Sleep(10 * time.Second)
+		if len(k.settings()) != 1 || k.of("a:80").mode() != modeDrain {
+			t.Errorf("settings: %v", k.settings())
+		}
+		if got := logs.Len(); got != 6 {
+			t.Errorf("%d warnings, want one each: %v", got, logs.All())
+		}
+	})
+}
+
+// What was set for one address and said to be stored is not lost to what was set for
+// others at the same time, by two members of a fleet.
+func TestConcurrentChangesAreAllStored(t *testing.T) {
+	storage := &certmagic.FileStorage{Path: t.TempDir()}
+	one, _ := keep(t, storage, "alive/fleets/a", 10*time.Millisecond)
+	two, _ := keep(t, storage, "alive/fleets/a", 10*time.Millisecond)
+	var writers sync.WaitGroup
+	for i := range 200 {
+		k := one
+		if i%2 == 1 {
+			k = two
+		}
+		writers.Go(func() {
+			address := fmt.Sprintf("10.0.0.%d:80", i)
+			k.set(address, change{mode: to(modeDrain)})
+			k.sync(t.Context(), false)
+			if !k.persisted(address) {
+				t.Errorf("%s is not stored", address)
+			}
+		})
+	}
+	writers.Wait()
+	later, _ := keep(t, storage, "alive/fleets/a", 0)
+	for i := range 200 {
+		if got := later.of(fmt.Sprintf("10.0.0.%d:80", i)).mode(); got != modeDrain {
+			t.Errorf("%d: mode %s", i, got)
+		}
+	}
 }
