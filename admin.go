@@ -133,6 +133,7 @@ func patch(w http.ResponseWriter, r *http.Request, only filter) error {
 		return err
 	}
 	app.operations.set(only.upstream, c)
+	app.keeper.logger.Info("set by an operator", app.operations.of(only.upstream).fields()...)
 	app.keeper.sync(r.Context(), false)
 	return nil
 }

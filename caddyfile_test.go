@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 )
@@ -224,6 +225,7 @@ func TestCaddyfileAdapted(t *testing.T) {
 			`{"probe":{"kind":"http","method":"HEAD","uri":"/b"},"timeout":2000000000}],"policy":"alive"}`},
 		{"imported options", "lb_policy alive {\ncheck http /a {\nimport header one\ntimeout 1s\nimport header two\n}\n}", `{"checks":[` +
 			`{"probe":{"header":{"X-Token":["one","two"]},"kind":"http","uri":"/a"},"timeout":1000000000}],"policy":"alive"}`},
+		{"name", "lb_policy alive {\nname shop\n}", `{"name":"shop","policy":"alive"}`},
 		{"environment", "lb_policy alive {$ALIVE_TEST_URI} {\nhold {$ALIVE_TEST_UNSET:3s}\n}", `{"checks":[{"probe":{"kind":"http","uri":"/from-env"}}],"hold":3000000000,"policy":"alive"}`},
 		{"placeholder", "lb_policy alive /{env.ALIVE_TEST_URI}", `{"checks":[{"probe":{"kind":"http","uri":"/{env.ALIVE_TEST_URI}"}}],"policy":"alive"}`},
 		{"fallback of another policy", "lb_policy cookie {\nfallback alive /healthz\n}", `{"fallback":{"checks":[{"probe":{"kind":"http","uri":"/healthz"}}],"policy":"alive"},"policy":"cookie"}`},
@@ -289,6 +291,12 @@ func TestCaddyfileErrors(t *testing.T) {
 	}
 	inPolicy("check http \"/a\x01\"", `uri must be a path that begins with one '/', with a query if need be: parse "/a\x01": net/url: invalid control character in URL, at Testfile:2`)
 	inPolicy("check http /%zz", `uri must be a path that begins with one '/', with a query if need be: parse "/%%zz": invalid URL escape "%%zz", at Testfile:2`)
+
+	// The name.
+	inPolicy("name", args, "name", "a label, like shop", 2)
+	inPolicy("name a b", args, "name", "a label, like shop", 2)
+	inPolicy("name \"\"", "name must not be empty, at Testfile:2")
+	inPolicy("name a\nname b", twice, "name", 3)
 
 	// Options that nobody knows, here or there.
 	for _, option := range []string{"colour", "interval", "uri"} {
@@ -821,4 +829,45 @@ func encode(t *testing.T, value any) string {
 		t.Fatal(err)
 	}
 	return string(encoded)
+}
+
+// The global option is the app, and what is wrong with it is rejected with its place.
+func TestGlobalOption(t *testing.T) {
+	for _, tc := range []struct{ option, want, err string }{
+		{"alive", "{}", ""},
+		{"alive {\n}", "{}", ""},
+		{"alive {\nfleet shops\n}", `{"fleet":"shops"}`, ""},
+		{"alive {\nsync_interval 5s\nfleet shops\n}", `{"fleet":"shops","sync_interval":5000000000}`, ""},
+		{"alive shops", "", "alive takes a block with fleet and sync_interval, at Testfile:1"},
+		{"alive {\nfleet\n}", "", "fleet takes the name of a fleet, like shops, at Testfile:2"},
+		{"alive {\nfleet a/b\n}", "", "fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got 'a/b', at Testfile:2"},
+		{"alive {\nfleet a\nfleet b\n}", "", "option 'fleet' is given twice, at Testfile:3"},
+		{"alive {\nfleet a\nsync_interval soon\n}", "", "sync_interval must be a duration, like 2s; got 'soon', at Testfile:3"},
+		{"alive {\nfleet a\nsync_interval 1ms\n}", "", "sync_interval must be from 100ms to 24h0m0s, at Testfile:3"},
+		{"alive {\nfleet a\nsync_interval 1s\nsync_interval 1s\n}", "", "option 'sync_interval' is given twice, at Testfile:4"},
+		{"alive {\nsync_interval 1s\n}", "", "sync_interval has no meaning without fleet, at Testfile:3"},
+		{"alive {\nsize 3\n}", "", "unrecognized option 'size': alive has fleet and sync_interval, at Testfile:2"},
+	} {
+		got, err := parseGlobalOption(caddyfile.NewTestDispenser(tc.option), nil)
+		if tc.err != "" {
+			if err == nil || err.Error() != tc.err {
+				t.Errorf("%q: error %v, want %s", tc.option, err, tc.err)
+			}
+			continue
+		}
+		if app, _ := got.(httpcaddyfile.App); err != nil || app.Name != "alive" || string(app.Value) != tc.want {
+			t.Errorf("%q: got %+v, %v, want %s", tc.option, got, err, tc.want)
+		}
+	}
+	if _, err := parseGlobalOption(caddyfile.NewTestDispenser("alive"), httpcaddyfile.App{}); err == nil {
+		t.Error("given twice, it is no error")
+	}
+	for directive, want := range map[string]string{
+		"alive_status now":     "wrong argument count",
+		"alive_status {\nx\n}": "alive_status has no options",
+	} {
+		if _, err := adapt("http:// {\n" + directive + "\n}"); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: error %v, want %s", directive, err, want)
+		}
+	}
 }

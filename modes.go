@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 )
 
@@ -57,6 +59,17 @@ func (s *setting) weight(pool string, otherwise int) int {
 		return otherwise
 	}
 	return *s.Weights[pool].Weight
+}
+
+// fields are for the log.
+func (s *setting) fields() []zap.Field {
+	fields := []zap.Field{zap.String("upstream", s.Address), zap.String("mode", string(s.mode()))}
+	for _, pool := range slices.Sorted(maps.Keys(s.Weights)) {
+		if weight := s.Weights[pool].Weight; weight != nil {
+			fields = append(fields, zap.String("pool", pool), zap.Int("weight", *weight))
+		}
+	}
+	return fields
 }
 
 // newest returns when anything was last changed.
@@ -201,12 +214,12 @@ func (o *operations) set(address string, c change) {
 }
 
 // learn takes over what is newer in a stored setting than here, and has what is
-// older there stored again.
-func (o *operations) learn(stored *setting) {
+// older there stored again. It reports whether anything was newer.
+func (o *operations) learn(stored *setting) (changed bool) {
 	o.mu.Lock()
 	known := o.of(stored.Address)
 	all := merged(known, stored)
-	changed := known == nil || !all.equal(known)
+	changed = known == nil || !all.equal(known)
 	if changed {
 		o.replace(all)
 	}
@@ -217,6 +230,7 @@ func (o *operations) learn(stored *setting) {
 	if changed {
 		o.apply(stored.Address)
 	}
+	return changed
 }
 
 // replace puts a setting in place of that of the same address. o.mu must be held.

@@ -178,7 +178,9 @@ func (k *keeper) load(ctx context.Context) error {
 			continue
 		}
 		listed[s.Address] = true
-		k.learn(s)
+		if k.learn(s) {
+			k.logger.Info("as it was set before, or at another instance of the fleet", s.fields()...)
+		}
 	}
 	k.finishLoading(listed)
 	return nil
