@@ -14,11 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
-
-	"github.com/caddyserver/certmagic"
 )
 
 // newTestApp returns an app as it is after Provision, with a storage of its own.
@@ -27,8 +26,6 @@ func newTestApp(t *testing.T) *App {
 	o := newOperations()
 	return &App{operations: o, keeper: newKeeper(o, &certmagic.FileStorage{Path: t.TempDir()}, "alive/test", 0, zap.NewNop())}
 }
-
-func to[T any](v T) *T { return &v }
 
 func drained(at int) *setting {
 	return &setting{Address: "a:80", Mode: modeDrain, Changed: time.Unix(int64(at), 0)}
@@ -48,10 +45,10 @@ func TestSettingsMerge(t *testing.T) {
 	}{
 		{drained(3), ready, modeReady, 1},
 		{drained(7), ready, modeDrain, 1},
-		{drained(3), weighed(to(4), 2), modeDrain, 4},
-		{weighed(to(4), 2), weighed(to(6), 3), modeReady, 6},
-		{weighed(to(4), 2), weighed(nil, 3), modeReady, 1},
-		{weighed(nil, 2), weighed(to(4), 3), modeReady, 4},
+		{drained(3), weighed(new(4), 2), modeDrain, 4},
+		{weighed(new(4), 2), weighed(new(6), 3), modeReady, 6},
+		{weighed(new(4), 2), weighed(nil, 3), modeReady, 1},
+		{weighed(nil, 2), weighed(new(4), 3), modeReady, 4},
 		{nil, drained(3), modeDrain, 1},
 	} {
 		one, other := merged(tc.a, tc.b), merged(tc.b, tc.a)
@@ -70,7 +67,7 @@ func TestAChangeHereWins(t *testing.T) {
 	ahead := drained(0)
 	ahead.Changed = time.Now().Add(time.Hour)
 	o.learn(ahead)
-	o.set("a:80", change{mode: to(modeReady)})
+	o.set("a:80", change{mode: new(modeReady)})
 	o.learn(ahead)
 	if got := o.of("a:80").mode(); got != modeReady {
 		t.Errorf("mode %s, want ready", got)
@@ -191,9 +188,9 @@ func TestAFleetFollows(t *testing.T) {
 		two, _ := keep(t, storage, "alive/fleets/a", 2*time.Second)
 		other, _ := keep(t, storage, "alive/fleets/b", 2*time.Second)
 		none, _ := keep(t, storage, "alive/instances/x", 0)
-		one.set("a:80", change{mode: to(modeDrain)})
+		one.set("a:80", change{mode: new(modeDrain)})
 		one.sync(t.Context(), false)
-		two.set("a:80", change{pool: "shop", weight: to(to(4))})
+		two.set("a:80", change{pool: "shop", weight: new(new(4))})
 		two.sync(t.Context(), false)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
@@ -208,14 +205,14 @@ func TestAFleetFollows(t *testing.T) {
 			}
 		}
 
-		two.set("a:80", change{mode: to(modeReady)})
+		two.set("a:80", change{mode: new(modeReady)})
 		two.sync(t.Context(), false)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if got := one.of("a:80").mode(); got != modeReady {
 			t.Errorf("taken back: mode %s", got)
 		}
-		two.set("a:80", change{pool: "shop", weight: to[*int](nil)})
+		two.set("a:80", change{pool: "shop", weight: new((*int)(nil))})
 		time.Sleep(25 * time.Hour)
 		synctest.Wait()
 		if len(storage.values) > 0 {
@@ -247,7 +244,7 @@ func TestAStorageThatFails(t *testing.T) {
 				for i := range 5 {
 					began := time.Now()
 					address := fmt.Sprintf("a:%d", i)
-					k.set(address, change{mode: to(modeDrain)})
+					k.set(address, change{mode: new(modeDrain)})
 					k.sync(t.Context(), false)
 					if waited := time.Since(began); waited > storageTimeout {
 						t.Errorf("it took %v", waited)
@@ -292,7 +289,7 @@ func TestGarbageInTheStorage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
 		good, _ := keep(t, storage, "alive/fleets/a", time.Second)
-		good.set("a:80", change{mode: to(modeDrain)})
+		good.set("a:80", change{mode: new(modeDrain)})
 		good.sync(t.Context(), false)
 		of := func(address string) string { return good.key(address) }
 		storage.mu.Lock()
@@ -331,7 +328,7 @@ func TestConcurrentChangesAreAllStored(t *testing.T) {
 		}
 		writers.Go(func() {
 			address := fmt.Sprintf("10.0.0.%d:80", i)
-			k.set(address, change{mode: to(modeDrain)})
+			k.set(address, change{mode: new(modeDrain)})
 			k.sync(t.Context(), false)
 			if !k.persisted(address) {
 				t.Errorf("%s is not stored", address)

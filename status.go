@@ -97,7 +97,7 @@ func (Status) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 // wantsHTML reports whether a client accepts HTML by name: what accepts anything may
 // be a script.
 func wantsHTML(header http.Header) bool {
-	for _, accepted := range strings.Split(strings.Join(header.Values("Accept"), ","), ",") {
+	for accepted := range strings.SplitSeq(strings.Join(header.Values("Accept"), ","), ",") {
 		kind, params, err := mime.ParseMediaType(accepted)
 		if err != nil || kind != "text/html" && kind != "application/xhtml+xml" {
 			continue

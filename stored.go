@@ -15,9 +15,8 @@ import (
 	"sync"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/caddyserver/certmagic"
+	"go.uber.org/zap"
 )
 
 const (

@@ -65,9 +65,10 @@ func writeTable(to *bytes.Buffer, entries []entry, width int, colours bool, now 
 		to.WriteString(strings.TrimRight(line.String(), " "))
 		to.WriteByte('\n')
 	}
+	pool := ""
 	for i, e := range entries {
-		if i == 0 || entries[i-1].Pool != e.Pool {
-			if i > 0 {
+		if i == 0 || e.Pool != pool {
+			if pool = e.Pool; i > 0 {
 				to.WriteByte('\n')
 			}
 			title := "pool " + printable(e.Pool)

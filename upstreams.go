@@ -100,13 +100,13 @@ const maxName = 200
 func sourceName(source json.RawMessage) string {
 	var options map[string]any
 	_ = json.Unmarshal(source, &options) // what is no JSON never loads
-	name := "dynamic"
+	name := []string{"dynamic"}
 	for _, key := range []string{"source", "service", "proto", "name", "port"} {
 		if text, ok := options[key].(string); ok && text != "" {
-			name += " " + shownAddress(text)
+			name = append(name, shownAddress(text))
 		}
 	}
-	return name
+	return strings.Join(name, " ")
 }
 
 // watch sets up the watches of the upstream at a dial address, none if what it

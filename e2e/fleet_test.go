@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// What is drained at one Caddy of a fleet is drained at the other, until both have
+// started anew, and then, too. One of another fleet on the same storage is left alone.
+func TestFleet(t *testing.T) {
+	storage := t.TempDir()
+	a, b := startBackend(t), startBackend(t)
+	site := fmt.Sprintf("reverse_proxy %s %s {\n\t\tlb_policy alive {\n\t\t\tcheck http / {\n\t\t\t\tinterval 100ms\n\t\t\t}\n\t\t}\n\t}", a.addr, b.addr)
+	fleet := func(name string) string {
+		return "alive {\n\t\tfleet " + name + "\n\t\tsync_interval 200ms\n\t}"
+	}
+	one := startCaddy(t, storage, fleet("shops"), site)
+	two := startCaddy(t, storage, fleet("shops"), site)
+	other := startCaddy(t, storage, fleet("blogs"), site)
+	all := []*instance{one, two, other}
+	for _, c := range all {
+		eventually(t, "all is up", func() bool { return c.modes()[a.addr] == "ready up" && c.modes()[b.addr] == "ready up" })
+	}
+
+	out, errs, status := one.run("drain", b.addr, "--wait", "10s", "--config", one.config)
+	if status != 0 || !strings.HasSuffix(out, b.addr+": nothing is in flight\n") {
+		t.Errorf("drain: status %d, %s%s", status, out, errs)
+	}
+	eventually(t, "the other one follows", func() bool { return two.modes()[b.addr] == "drain up" })
+	for i, c := range all {
+		want := map[string]int{a.addr: 10}
+		if c == other {
+			want = map[string]int{a.addr: 5, b.addr: 5}
+		}
+		if got := c.answers(10); fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("instance %d: answers %v, want %v", i, got, want)
+		}
+	}
+
+	one.stop()
+	two.stop()
+	one.start()
+	two.start()
+	for _, c := range []*instance{one, two} {
+		eventually(t, "it still drains", func() bool { return c.modes()[b.addr] == "drain up" })
+	}
+	if _, errs, status := two.run("ready", b.addr, "--address", two.admin); status != 0 {
+		t.Errorf("ready: status %d, %s", status, errs)
+	}
+	eventually(t, "both are ready", func() bool { return one.modes()[b.addr] == "ready up" && two.modes()[b.addr] == "ready up" })
+	if got := other.modes()[b.addr]; got != "ready up" {
+		t.Errorf("another fleet: %s", got)
+	}
+}
+
+// What goes wrong is one line on standard error, and the exit status 1.
+func TestCommandsThatFail(t *testing.T) {
+	a := startBackend(t)
+	c := startCaddy(t, t.TempDir(), "", fmt.Sprintf("reverse_proxy %s {\n\t\tlb_policy alive /\n\t}", a.addr))
+	eventually(t, "it is up", func() bool { return c.modes()[a.addr] == "ready up" })
+	for _, tc := range []struct{ args, says string }{
+		{"status --address 127.0.0.1:1", "cannot reach Caddy at 127.0.0.1:1"},
+		{"status --address " + a.addr, "this is no answer of Caddy's admin API"},
+		{"drain nobody:80 --address " + c.admin, "unknown upstream 'nobody:80'"},
+		{"weight " + a.addr + " 1000 --address " + c.admin, "weight must be a whole number from 0 to 256"},
+		{"sleep", "there are status, ready, drain, maintenance, weight and check"},
+	} {
+		out, errs, status := c.run(strings.Fields(tc.args)...)
+		if status != 1 || out != "" || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, tc.says) {
+			t.Errorf("%s: status %d, %q, %q, want %q", tc.args, status, out, errs, tc.says)
+		}
+	}
+	a.sick.Store(true)
+	if out, _, status := c.run("check", a.addr, "--address", c.admin); status != 1 || !strings.Contains(out, "failed: status 503") {
+		t.Errorf("check: status %d, %s", status, out)
+	}
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+)
+
+// browse opens a browser of its own at the page of an instance, after it did what
+// comes before. The function that is returned tells what it asked for, and what went
+// wrong in it.
+func browse(t *testing.T, c *instance, before ...chromedp.Action[chromedp.Void]) (tab context.Context, told func() (urls, problems []string)) {
+	t.Helper()
+	path, err := exec.LookPath("chromium")
+	if err != nil {
+		t.Skip("chromium is not installed")
+	}
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox,
+		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	ctx, cancelBrowser := chromedp.NewExecAllocator(ctx, options...)
+	t.Cleanup(cancelBrowser)
+	tab, cancelTab := chromedp.NewContext(ctx)
+	t.Cleanup(cancelTab)
+	if err := chromedp.Do(tab, before...); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var urls, problems []string
+	err = chromedp.Listen(tab, func(event any) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch event := event.(type) {
+		case *network.EventRequestWillBeSent:
+			urls = append(urls, event.Request.URL)
+		case *runtime.EventExceptionThrown:
+			problems = append(problems, event.ExceptionDetails.Text)
+		case *runtime.EventConsoleAPICalled:
+			problems = append(problems, string(event.Type))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := chromedp.Do(tab, chromedp.Navigate("http://"+c.site+"/")); err != nil {
+		t.Fatal(err)
+	}
+	return tab, func() ([]string, []string) {
+		mu.Lock()
+		defer mu.Unlock()
+		return urls, problems
+	}
+}
+
+// text returns the text of the page that people see.
+func text(t *testing.T, tab context.Context) string {
+	t.Helper()
+	return evaluate[string](t, tab, "document.body.innerText")
+}
+
+// evaluate runs a script in the page.
+func evaluate[T any](t *testing.T, tab context.Context, script string) T {
+	t.Helper()
+	result, err := chromedp.Run(tab, chromedp.Evaluate[T](script))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return result
+}
+
+// calling is a command of the browser's protocol as an action.
+func calling[P, R any](command cdp.Command[P, R], params P) chromedp.Action[chromedp.Void] {
+	return chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, command, params)
+		return err
+	})
+}
+
+// paged is a site that balances over upstreams, and whose own page is the status.
+func paged(name string, addresses ...string) string {
+	return fmt.Sprintf("alive_status /\n\treverse_proxy /app %s {\n\t\tlb_policy alive {\n\t\t\tname `%s`\n\t\t\tcheck http / {\n\t\t\t\tinterval 200ms\n\t\t\t}\n\t\t}\n\t}", strings.Join(addresses, " "), name)
+}
+
+// A backend goes down, and the page shows it and why, without being loaded again. It
+// asks nobody but its own server, and nothing goes wrong in it. Names are text.
+func TestPageFollows(t *testing.T) {
+	a, b := startBackend(t), startBackend(t)
+	const hostile = "<img src=x onerror=alert(1)>"
+	c := startCaddy(t, t.TempDir(), "", paged(hostile, a.addr, b.addr))
+	eventually(t, "both are up", func() bool { return c.modes()[a.addr] == "ready up" && c.modes()[b.addr] == "ready up" })
+	tab, told := browse(t, c)
+	for _, want := range []string{"2 of 2 upstreams serve", hostile, a.addr, "share 50 %"} {
+		if got := text(t, tab); !strings.Contains(got, want) {
+			t.Errorf("the page lacks %q:\n%s", want, got)
+		}
+	}
+	evaluate[bool](t, tab, "document.getElementById('search').focus(), window.mark = true")
+	b.sick.Store(true)
+	eventually(t, "the page shows that one is down", func() bool {
+		got := text(t, tab)
+		return strings.Contains(got, "1 of 2 upstreams serve") && strings.Contains(got, "last failure: status 503, want 2xx")
+	})
+	if !evaluate[bool](t, tab, "window.mark === true && document.activeElement.id === 'search'") {
+		t.Error("the page was loaded again, or lost the focus")
+	}
+	a.sick.Store(true)
+	eventually(t, "the page says that health is ignored", func() bool { return strings.Contains(text(t, tab), "Fail-open") })
+	evaluate[bool](t, tab, "document.getElementById('troubled').click(), true")
+	a.sick.Store(false)
+	eventually(t, "only the one that does not serve is shown", func() bool {
+		got := text(t, tab)
+		return !strings.Contains(got, a.addr) && strings.Contains(got, b.addr)
+	})
+	if n := evaluate[int](t, tab, "document.images.length"); n != 0 {
+		t.Error("a name became an image")
+	}
+	c.stop()
+	eventually(t, "the page says that it is out of date", func() bool { return strings.Contains(text(t, tab), "connection lost") })
+	urls, problems := told()
+	for _, url := range urls {
+		if !strings.HasPrefix(url, "http://"+c.site+"/") {
+			t.Errorf("the browser asked for %s", url)
+		}
+	}
+	if len(problems) > 0 {
+		t.Errorf("problems in the page: %v", problems)
+	}
+}
+
+// Without JavaScript the page shows all the same.
+func TestPageWithoutScript(t *testing.T) {
+	a := startBackend(t)
+	a.sick.Store(true)
+	c := startCaddy(t, t.TempDir(), "", paged("shop", a.addr))
+	eventually(t, "it is down", func() bool { return c.modes()[a.addr] == "ready down" })
+	tab, _ := browse(t, c, calling(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true}))
+	got := text(t, tab)
+	for _, want := range []string{"0 of 1 upstreams serve", "shop", a.addr, "Fail-open", "check 'http /' failed: status 503, want 2xx", "last failure: status 503"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the page lacks %q:\n%s", want, got)
+		}
+	}
+}
+
+// Two hundred upstreams stay usable: on a phone nothing has to be moved sideways, the
+// search finds one, and what changes shows soon.
+func TestPageOfManyUpstreams(t *testing.T) {
+	one := startBackend(t)
+	addresses := []string{one.addr}
+	for i := range 199 {
+		addresses = append(addresses, fmt.Sprintf("127.1.%d.%d:%s", i/250, i%250+1, one.addr[strings.LastIndex(one.addr, ":")+1:]))
+	}
+	c := startCaddy(t, t.TempDir(), "", paged("shop", addresses...))
+	eventually(t, "all are known", func() bool { return len(c.modes()) == 200 && c.modes()[one.addr] == "ready up" })
+	tab, told := browse(t, c, chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile))
+	if n := evaluate[int](t, tab, "document.querySelectorAll('li.upstream').length"); n != 200 {
+		t.Errorf("%d upstreams are shown, want 200", n)
+	}
+	if wide := evaluate[int](t, tab, "document.documentElement.scrollWidth"); wide > 360 {
+		t.Errorf("on a screen of 360 the page is %d wide", wide)
+	}
+	evaluate[bool](t, tab, "(() => { const s = document.getElementById('search'); s.value = '127.1.0.77'; s.dispatchEvent(new Event('input')); return true })()")
+	if n := evaluate[int](t, tab, "document.querySelectorAll('li.upstream').length"); n != 1 {
+		t.Errorf("the search shows %d, want 1", n)
+	}
+	evaluate[bool](t, tab, "(() => { const s = document.getElementById('search'); s.value = ''; s.dispatchEvent(new Event('input')); return true })()")
+	one.sick.Store(true)
+	eventually(t, "the page follows", func() bool {
+		return evaluate[bool](t, tab, fmt.Sprintf("[...document.querySelectorAll('li.upstream.down h3')].some((h) => h.textContent === %q)", one.addr))
+	})
+	if _, problems := told(); len(problems) > 0 {
+		t.Errorf("problems in the page: %v", problems)
+	}
+}

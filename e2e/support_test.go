@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package e2e tests what takes several processes, or a browser: Caddy as it is built,
+// its commands, and its page.
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// patience is how long anything may take that has to happen.
+const patience = 20 * time.Second
+
+// build builds Caddy with this plugin, once for all tests.
+var build = sync.OnceValues(func() (string, error) {
+	folder, err := os.MkdirTemp("", "e2e")
+	if err != nil {
+		return "", err
+	}
+	caddy := filepath.Join(folder, "caddy")
+	command := exec.Command("go", "build", "-o", caddy, "./cmd/caddy")
+	command.Dir = ".."
+	if out, err := command.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%v: %s", err, out)
+	}
+	return caddy, nil
+})
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if caddy, err := build(); err == nil {
+		_ = os.RemoveAll(filepath.Dir(caddy))
+	}
+	os.Exit(status)
+}
+
+// eventually fails the test unless cond comes true in time.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for began := time.Now(); !cond(); time.Sleep(20 * time.Millisecond) {
+		if time.Since(began) > patience {
+			t.Fatalf("not in %v: %s", patience, what)
+		}
+	}
+}
+
+// backend is an upstream that can be made sick, with a reason that it says itself.
+type backend struct {
+	addr string
+	sick atomic.Bool
+}
+
+func startBackend(t *testing.T) *backend {
+	b := new(backend)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if b.sick.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		fmt.Fprint(w, b.addr)
+	}))
+	t.Cleanup(server.Close)
+	b.addr = server.Listener.Addr().String()
+	return b
+}
+
+// freePort returns a port that nobody listens on.
+func freePort(t *testing.T) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port
+}
+
+// instance is a Caddy process.
+type instance struct {
+	t           *testing.T
+	caddy       string
+	config      string
+	folder      string
+	admin, site string
+	stop        func()
+}
+
+// startCaddy runs Caddy with an admin API, further global options, and a site.
+func startCaddy(t *testing.T, storage, global, site string) *instance {
+	t.Helper()
+	caddy, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &instance{t: t, caddy: caddy, folder: t.TempDir(), admin: fmt.Sprintf("127.0.0.1:%d", freePort(t)), site: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	c.config = filepath.Join(c.folder, "Caddyfile")
+	text := fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tstorage file_system %q\n\t%s\n}\nhttp://%s {\n\t%s\n}\n", c.admin, storage, global, c.site, site)
+	if err := os.WriteFile(c.config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start()
+	t.Cleanup(func() { c.stop() })
+	return c
+}
+
+// start starts the process, and returns when it answers.
+func (c *instance) start() {
+	c.t.Helper()
+	log, err := os.OpenFile(filepath.Join(c.folder, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	command := exec.Command(c.caddy, "run", "--config", c.config)
+	command.Env = append(os.Environ(), "XDG_DATA_HOME="+c.folder, "XDG_CONFIG_HOME="+c.folder)
+	command.Stdout, command.Stderr = log, log
+	if err := command.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.stop = sync.OnceFunc(func() {
+		_ = command.Process.Signal(os.Interrupt)
+		_ = command.Wait()
+		log.Close()
+		if c.t.Failed() {
+			text, _ := os.ReadFile(log.Name())
+			c.t.Logf("the log of Caddy:\n%s", text[max(0, len(text)-4000):])
+		}
+	})
+	eventually(c.t, "Caddy answers", func() bool {
+		response, err := http.Get("http://" + c.admin + "/alive/upstreams")
+		if err != nil {
+			return false
+		}
+		response.Body.Close()
+		return response.StatusCode == http.StatusOK
+	})
+}
+
+// run runs a command of Caddy, and returns what it prints and its exit status.
+func (c *instance) run(args ...string) (stdout, stderr string, status int) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	command := exec.CommandContext(ctx, c.caddy, append([]string{"alive"}, args...)...)
+	command.Env = append(os.Environ(), "XDG_DATA_HOME="+c.folder, "XDG_CONFIG_HOME="+c.folder)
+	var out, errs strings.Builder
+	command.Stdout, command.Stderr = &out, &errs
+	if err := command.Run(); err != nil && command.ProcessState == nil {
+		c.t.Fatal(err)
+	}
+	return out.String(), errs.String(), command.ProcessState.ExitCode()
+}
+
+// modes returns the mode of each upstream.
+func (c *instance) modes() map[string]string {
+	c.t.Helper()
+	out, errs, status := c.run("status", "--json", "--address", c.admin)
+	if status != 0 {
+		c.t.Fatalf("status %d: %s", status, errs)
+	}
+	var entries []struct{ Upstream, Mode, Status string }
+	if err := json.Unmarshal([]byte(out), &entries); err != nil {
+		c.t.Fatalf("%v: %s", err, out)
+	}
+	modes := make(map[string]string)
+	for _, e := range entries {
+		modes[e.Upstream] = e.Mode + " " + e.Status
+	}
+	return modes
+}
+
+// answers asks n times, and counts who answers.
+func (c *instance) answers(n int) map[string]int {
+	c.t.Helper()
+	counts := make(map[string]int)
+	for range n {
+		response, err := http.Get("http://" + c.site)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		body, _ := io.ReadAll(response.Body)
+		response.Body.Close()
+		counts[string(body)]++
+	}
+	return counts
+}
