@@ -373,6 +373,7 @@ func (d *dynamic) sweep(now time.Time) {
 	d.mu.Unlock()
 	for m := range gone {
 		d.policy.unwatch(m.watches)
+		d.policy.app.forget(m.address)
 	}
 }
 

@@ -919,7 +919,8 @@ func TestCaddyDynamicLogsOnce(t *testing.T) {
 	}
 }
 
-// An address that requests no longer bring is forgotten: its probes end.
+// An address that requests no longer bring is forgotten, with its mode: its probes
+// end.
 func TestCaddyDynamicForgets(t *testing.T) {
 	backends := startBackends(t, "stays", "leaves")
 	s := newSource(t, backends[0].addr, backends[1].addr)
@@ -931,6 +932,11 @@ func TestCaddyDynamicForgets(t *testing.T) {
 	s.set(backends[0].addr)
 	ask(client, c.url())
 	d := s.selection.Load().dynamic
+	operations := s.selection.Load().app.operations
+	drain := modeDrain
+	for _, b := range backends {
+		operations.set(b.addr, change{mode: &drain})
+	}
 	ago := func(by time.Duration) { // as if all were that much longer ago
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -958,6 +964,9 @@ func TestCaddyDynamicForgets(t *testing.T) {
 	}
 	if got := len(watched()); got != 1 {
 		t.Errorf("targets after 7 minutes: got %d, want 1", got)
+	}
+	if stays, leaves := operations.of(backends[0].addr).mode(), operations.of(backends[1].addr).mode(); stays != modeDrain || leaves != modeReady {
+		t.Errorf("modes after 7 minutes: %s and %s, want drain and ready", stays, leaves)
 	}
 	_, ended := backends[1].seen()
 	_, probed := backends[0].seen()

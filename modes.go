@@ -324,6 +324,18 @@ func (o *operations) leave(a *App) {
 	delete(o.apps, a)
 }
 
+// forget takes back what was set for an address that no policy has any more. An app
+// that is nil has nothing to forget.
+func (a *App) forget(address string) {
+	if a == nil || a.operations.of(address) == nil {
+		return
+	}
+	if slices.ContainsFunc(a.all(), func(s *Selection) bool { return s.byAddress(address) != nil }) {
+		return
+	}
+	a.operations.set(address, change{clear: true})
+}
+
 // applyMode has the policy follow a change of the setting of an address: targets
 // pause in maintenance, and requests go by a new snapshot.
 func (s *Selection) applyMode(address string) {

@@ -70,6 +70,7 @@ type App struct {
 	keeper     *keeper
 	events     *announcer
 	scope      string // of the operations
+	cleaned    bool
 	stop       context.CancelFunc
 	keeping    sync.WaitGroup
 
@@ -219,11 +220,11 @@ func (a *App) Stop() error {
 
 // Cleanup ends what Provision began.
 func (a *App) Cleanup() error {
-	if a.operations == nil {
+	if a.operations == nil || a.cleaned {
 		return nil
 	}
+	a.cleaned = true
 	a.operations.leave(a)
-	a.operations = nil
 	_, err := allOperations.Delete(a.scope)
 	return err
 }
