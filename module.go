@@ -15,6 +15,12 @@
 // package probe, over the route of route.go: as the requests of the handler travel
 // (transport.go), over a connection of its own (internal/wire). The [App] starts and
 // stops them, and hands on what is known when a check changes (inherit.go).
+//
+// The way of an operator is the admin API (admin.go), which the commands ask
+// (command.go, table.go). What is set there (modes.go) is kept in Caddy's storage
+// (stored.go), and followed by new snapshots. The API, the commands, the page
+// (status.go) and the metrics (metrics.go, counting.go) show one model (overview.go).
+// Changes that others want to hear of are events (events.go).
 package alive
 
 import (
