@@ -24,6 +24,9 @@ const (
 	// and maxPooled how many addresses they may have in all if they are several.
 	maxPools  = 256
 	maxPooled = 1 << 16
+	// pastAfter is how long requests have to bring other pools until one is past: a
+	// deployment that replaces every upstream leaves such behind, all of them dead.
+	pastAfter = time.Minute
 	// missingFor is how long requests have to see pools without an address until
 	// it is forgotten.
 	missingFor = 5 * time.Minute
@@ -117,9 +120,19 @@ func (d *dynamic) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
 	return d.snapshotNow(p)
 }
 
-// lately returns the pools that requests brought, the last one first.
-func (d *dynamic) lately() []*dynamicPool {
-	return slices.SortedFunc(maps.Values(*d.pools.Load()), func(a, b *dynamicPool) int { return cmp.Compare(b.seen.Load(), a.seen.Load()) })
+// lately returns the pools that requests brought, the last one first, and how many of
+// them are not past.
+func (d *dynamic) lately() (pools []*dynamicPool, present int) {
+	seen := make(map[*dynamicPool]int64) // requests may bring one meanwhile
+	for _, p := range *d.pools.Load() {
+		pools = append(pools, p)
+		seen[p] = p.seen.Load()
+	}
+	slices.SortFunc(pools, func(a, b *dynamicPool) int { return cmp.Compare(seen[b], seen[a]) })
+	for present < len(pools) && seen[pools[0]]-seen[pools[present]] < int64(pastAfter) {
+		present++
+	}
+	return pools, present
 }
 
 // snapshotNow returns who of a known pool may get requests at this moment.
@@ -186,6 +199,9 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 	}
 	if p.said = d.said[unordered]; p.said == nil {
 		if len(d.said) >= maxDynamic {
+			for _, said := range d.said {
+				d.policy.unsay(said)
+			}
 			clear(d.said) // rather say something twice than remember without end
 		}
 		p.said = new(atomic.Int32)
@@ -211,7 +227,7 @@ func (d *dynamic) keep(p *dynamicPool) {
 	}
 	if len(pools) >= maxPools || size > maxPooled {
 		// some more than needed, so as not to do this for every new one
-		lately := d.lately()
+		lately, _ := d.lately()
 		clear(pools)
 		size = len(p.dials)
 		for _, other := range lately {
@@ -286,6 +302,7 @@ func (d *dynamic) sight(dial string, now time.Time) *member {
 	m := &member{address: shownAddress(dial), watches: watches, weight: 1}
 	d.sightings[dial] = &sighting{member: m, last: now}
 	d.list.add(dial)
+	m.pause(d.policy.rules.operations) // it may have changed since it is watched
 	return m
 }
 
@@ -370,7 +387,17 @@ func (d *dynamic) sweep(now time.Time) {
 		})
 		d.replace(pools)
 	}
+	moods := maps.Clone(d.said)
+	pools, present := d.lately()
+	for _, p := range pools[:present] {
+		maps.DeleteFunc(moods, func(_ uint64, said *atomic.Int32) bool { return said == p.said })
+	}
 	d.mu.Unlock()
+	for _, said := range moods {
+		if d.policy.unsay(said) {
+			d.policy.logger.Info("requests bring other upstreams now than those of which too few were alive")
+		}
+	}
 	for m := range gone {
 		d.policy.unwatch(m.watches)
 		d.policy.app.forget(m.address)

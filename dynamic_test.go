@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
@@ -57,14 +59,14 @@ func (n *network) probed() []string {
 
 // newDynamicPolicy makes a policy that has no upstreams but those that requests
 // bring along.
-func newDynamicPolicy(t *testing.T, n *network, source string) *policy {
+func newDynamicPolicy(t *testing.T, n *network, source string, configure ...func(*Selection)) *policy {
 	t.Helper()
-	p := newPolicy(t, "", func(s *Selection) {
+	p := newPolicy(t, "", append(configure, func(s *Selection) {
 		s.Checks = []*HealthCheck{{prober: n, identity: fmt.Sprintf("%p", n), label: "network", settings: health.Settings{
 			Interval: 10 * time.Second, FastInterval: time.Second, DownInterval: 10 * time.Second,
 			Timeout: time.Second, Passes: 2, Fails: 3,
 		}}}
-	})
+	})...)
 	p.proxy.DynamicUpstreamsRaw = []byte(source)
 	if err := p.resumeDynamic(); err != nil {
 		t.Fatal(err)
@@ -337,4 +339,125 @@ func TestDynamicSuspects(t *testing.T) {
 			t.Errorf("probed %v after a retry, want %v", got, want)
 		}
 	})
+}
+
+// An upstream in maintenance is not probed: neither when a source brings it for the
+// first time, nor by the next config. Its mode is forgotten with it, unless another
+// policy has it.
+func TestDynamicUpstreamsHaveModes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNetwork("a:80", "b:80", "c:80")
+		p := newDynamicPolicy(t, n, "x", following(t))
+		app, o := p.app, p.app.operations
+		for _, address := range []string{"b:80", "c:80"} {
+			o.set(address, change{mode: new(modeMaintenance)})
+		}
+		if got, want := p.served(60, "a:80", "b:80", "c:80"), map[string]int{"a:80": 60}; !maps.Equal(got, want) {
+			t.Errorf("served by %v, want %v", got, want)
+		}
+		time.Sleep(time.Minute)
+		if got, want := n.probed(), []string{"a:80"}; !slices.Equal(got, want) {
+			t.Errorf("probed %v, want %v", got, want)
+		}
+
+		same := func(s *Selection) {
+			s.app, s.rules.operations = app, o
+			app.policies = append(app.policies, s)
+		}
+		next := newDynamicPolicy(t, n, "x", same)
+		defer next.end(t)
+		app.policies = []*Selection{next.Selection}
+		drive(app.policies)
+		p.end(t)
+		n.probed()
+		time.Sleep(time.Minute)
+		if got, want := n.probed(), []string{"a:80"}; !slices.Equal(got, want) {
+			t.Errorf("the next config probed %v, want %v", got, want)
+		}
+
+		other := newDynamicPolicy(t, n, "y", same)
+		defer other.end(t)
+		other.served(1, "a:80", "c:80")
+		for range 60 { // b and c are gone from one, and c is not from the other
+			time.Sleep(10 * time.Second)
+			next.served(1, "a:80")
+			other.served(1, "a:80", "c:80")
+		}
+		if got := o.of("b:80").mode(); got != modeReady {
+			t.Errorf("the mode of one that was forgotten: %s", got)
+		}
+		if got := o.of("c:80").mode(); got != modeMaintenance {
+			t.Errorf("the mode of one that another policy has: %s", got)
+		}
+	})
+}
+
+// A deployment that replaces all upstreams leaves dead ones behind: they are watched
+// for a while, but nobody is told that a pool has no upstream alive, and what was told
+// is taken back.
+func TestDynamicPoolsThatArePast(t *testing.T) {
+	for _, tc := range []struct {
+		rule   string
+		dies   int // after so many requests with the next upstreams
+		events []string
+	}{
+		{"they die while requests bring them", 0, []string{"true", "false"}},
+		{"they die when requests bring others", 100, nil},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				n := newNetwork("a:80", "b:80", "c:80", "d:80")
+				p := newDynamicPolicy(t, n, "x", following(t), func(s *Selection) {
+					if err := s.joinPool(); err != nil {
+						t.Fatal(err)
+					}
+				})
+				defer p.end(t)
+				die := func() {
+					n.mu.Lock()
+					delete(n.alive, "a:80")
+					delete(n.alive, "b:80")
+					n.mu.Unlock()
+				}
+				p.served(2, "a:80", "b:80")
+				time.Sleep(time.Minute)
+				if tc.dies == 0 {
+					die()
+					time.Sleep(time.Minute)
+					p.served(2, "a:80", "b:80")
+				}
+				for i := range 24 { // 4 minutes
+					if i == tc.dies/10 {
+						die()
+					}
+					time.Sleep(10 * time.Second)
+					p.served(2, "c:80", "d:80")
+					p.served(2, "d:80", "c:80")
+					_ = p.entries(filter{})
+				}
+				var told []string
+				for _, e := range p.app.events.queue {
+					if e.name == "fail_open" {
+						told = append(told, fmt.Sprint(e.data["active"]))
+					}
+				}
+				if !slices.Equal(told, tc.events) || p.tally.failOpen.Load() != 0 {
+					t.Errorf("told of fail-open: %v, want %v; %d pools are", told, tc.events, p.tally.failOpen.Load())
+				}
+				got := make(map[string]string)
+				for _, e := range p.entries(filter{}) {
+					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.past)
+				}
+				if want := map[string]string{
+					"a:80": "down false 0 true ", "b:80": "down false 0 true ",
+					"c:80": "up false 1 false up false 1 false ", "d:80": "up false 1 false up false 1 false ",
+				}; !maps.Equal(got, want) {
+					t.Errorf("entries %v, want %v", got, want)
+				}
+				if n := p.logs.FilterLevelExact(zap.WarnLevel).FilterMessageSnippet("last resort").Len(); n != len(tc.events)/2 {
+					t.Errorf("%d warnings: %v", n, p.logs.All())
+				}
+			})
+		})
+	}
 }

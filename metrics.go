@@ -95,7 +95,9 @@ func (s *Selection) leavePool() error {
 	if s.tally == nil {
 		return nil
 	}
-	s.tally.failOpen.Add(-s.failedOpen.Swap(0))
+	if left := s.failedOpen.Swap(0); left != 0 && s.tally.failOpen.Add(-left) == 0 {
+		newestApp().announcer().failedOpen(s.pool, false)
+	}
 	s.tally.mu.Lock()
 	delete(s.tally.policies, s)
 	for upstream, n := range s.selections() {
@@ -195,7 +197,9 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 			states[e.Pool] = map[string]int{"up": 0, "down": 0, "unknown": 0, "draining": 0, "maintenance": 0}
 			failOpen[e.Pool] = 0
 		}
-		states[e.Pool][e.state()]++
+		if !e.past {
+			states[e.Pool][e.state()]++
+		}
 		if e.FailOpen {
 			failOpen[e.Pool] = 1
 		}

@@ -374,10 +374,16 @@ func (s *Selection) byAddress(address string) *member {
 	return nil
 }
 
-// pause has probes go on or not, as the mode says.
+// pause has probes go on or not, as the mode says. Several may do so at once, and
+// whoever is the last follows the last change.
 func (m *member) pause(o *operations) {
-	paused := o.of(m.address).mode() == modeMaintenance
-	for _, w := range m.watches {
-		w.target.Pause(paused)
+	for {
+		set := o.of(m.address)
+		for _, w := range m.watches {
+			w.target.Pause(set.mode() == modeMaintenance)
+		}
+		if o.of(m.address) == set {
+			return
+		}
 	}
 }

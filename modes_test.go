@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -61,17 +62,64 @@ func TestSettingsMerge(t *testing.T) {
 	}
 }
 
+// Others may be reading what is merged.
+func TestSettingsAreNotChanged(t *testing.T) {
+	known := weighed(new(4), 2)
+	more := merged(known, &setting{Address: "a:80", Weights: map[string]weightSet{"market": {Weight: new(2), Changed: time.Unix(3, 0)}}})
+	if len(known.Weights) != 1 || len(more.Weights) != 2 {
+		t.Errorf("%+v became %+v", known, more)
+	}
+}
+
 // A change here wins over what is known, though the clock of another be ahead.
 func TestAChangeHereWins(t *testing.T) {
 	o := newOperations()
-	ahead := drained(0)
-	ahead.Changed = time.Now().Add(time.Hour)
+	ahead := weighed(new(4), 0)
+	ahead.Mode, ahead.Changed = modeDrain, time.Now().Add(time.Hour)
+	ahead.Weights["shop"] = weightSet{Weight: new(4), Changed: time.Now().Add(2 * time.Hour)}
 	o.learn(ahead)
 	o.set("a:80", change{mode: new(modeReady)})
+	o.set("a:80", change{pool: "shop", weight: new(new(6))})
 	o.learn(ahead)
-	if got := o.of("a:80").mode(); got != modeReady {
-		t.Errorf("mode %s, want ready", got)
+	if got := o.of("a:80"); got.mode() != modeReady || got.weight("shop", 1) != 6 {
+		t.Errorf("mode %s and weight %d, want ready and 6", got.mode(), got.weight("shop", 1))
 	}
+	o.set("a:80", change{clear: true})
+	o.learn(ahead)
+	if got := o.of("a:80"); !got.idle() {
+		t.Errorf("cleared, but it is %+v", got)
+	}
+}
+
+// Requests go by what a storage tells, as by what is set here.
+func TestPicksFollowTheStorage(t *testing.T) {
+	p := newPolicy(t, "uu", following(t))
+	p.app.operations.learn(&setting{Address: p.members[0].address, Mode: modeDrain, Changed: time.Now()})
+	if got := counts(p.picks(get, 10), 2); !slices.Equal(got, []int{0, 10}) {
+		t.Errorf("picks %v, want all of them for who does not drain", got)
+	}
+}
+
+// What could not be read at the start is, once the storage works; also without a
+// fleet, whose settings are looked at again.
+func TestAStorageThatFailsAtTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := newFaulty()
+		before, _ := keep(t, storage, "alive/instances/x", 0)
+		before.set("a:80", change{mode: new(modeDrain)})
+		before.sync(t.Context(), false)
+		storage.set(errors.New("disk on fire"), nil)
+		k, _ := keep(t, storage, "alive/instances/x", 0)
+		if k.isLoaded() || k.of("a:80") != nil {
+			t.Fatalf("loaded from a storage that fails: %v", k.settings())
+		}
+		storage.set(nil, nil)
+		time.Sleep(retryInterval)
+		synctest.Wait()
+		if k.of("a:80").mode() != modeDrain {
+			t.Errorf("settings when the storage works: %v", k.settings())
+		}
+	})
 }
 
 // faulty is a storage that can fail and hang, in memory.
@@ -81,6 +129,7 @@ type faulty struct {
 	values map[string]string
 	err    error
 	hang   chan struct{} // until it is closed
+	gaps   int           // so many lists break off, for a file in a folder vanishes
 }
 
 func newFaulty() *faulty { return &faulty{values: make(map[string]string)} }
@@ -140,8 +189,12 @@ func (f *faulty) Delete(_ context.Context, key string) error {
 func (f *faulty) Exists(_ context.Context, key string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	_, there := f.values[key]
-	return there
+	for there := range f.values {
+		if there == key || strings.HasPrefix(there, key+"/") {
+			return true // folders exist, too
+		}
+	}
+	return false
 }
 
 func (f *faulty) List(_ context.Context, prefix string, _ bool) (keys []string, err error) {
@@ -151,6 +204,10 @@ func (f *faulty) List(_ context.Context, prefix string, _ bool) (keys []string, 
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for key := range f.values {
+		if f.gaps > 0 {
+			f.gaps--
+			return keys, fs.ErrNotExist
+		}
 		if strings.HasPrefix(key, prefix+"/") {
 			keys = append(keys, key)
 		}
@@ -283,6 +340,32 @@ func TestAStorageThatFails(t *testing.T) {
 	}
 }
 
+// A folder in which another instance replaces a file while it is listed is listed
+// again; if it never comes to an end, the storage fails.
+func TestAListThatBreaksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := newFaulty()
+		before, _ := keep(t, storage, "alive/instances/x", 0)
+		before.set("a:80", change{mode: new(modeDrain)})
+		before.sync(t.Context(), false)
+		for gaps, loaded := range map[int]bool{listTries - 1: true, listTries: false} {
+			storage.mu.Lock()
+			storage.gaps = gaps
+			storage.mu.Unlock()
+			k, logs := keep(t, storage, "alive/instances/x", 0)
+			warned := logs.FilterLevelExact(zapcore.WarnLevel).Len() > 0
+			if k.isLoaded() != loaded || (k.of("a:80") != nil) != loaded || warned == loaded {
+				t.Errorf("%d lists break off: loaded %v, settings %v, warned %v", gaps, k.isLoaded(), k.settings(), warned)
+			}
+			time.Sleep(retryInterval)
+			synctest.Wait()
+			if k.of("a:80").mode() != modeDrain {
+				t.Errorf("%d lists break off: settings at the next try: %v", gaps, k.settings())
+			}
+		}
+	})
+}
+
 // What a storage holds that is no setting is ignored, with one warning each, and
 // what is beside it counts.
 func TestGarbageInTheStorage(t *testing.T) {
@@ -330,16 +413,19 @@ func TestConcurrentChangesAreAllStored(t *testing.T) {
 			address := fmt.Sprintf("10.0.0.%d:80", i)
 			k.set(address, change{mode: new(modeDrain)})
 			k.sync(t.Context(), false)
-			if !k.persisted(address) {
-				t.Errorf("%s is not stored", address)
+			if !k.persisted(address) { // on a busy machine it can take longer than anybody waits for it
+				eventually(t, patience, address+" is stored", func() bool { return k.persisted(address) })
 			}
 		})
 	}
 	writers.Wait()
-	later, _ := keep(t, storage, "alive/fleets/a", 0)
+	later, logs := keep(t, storage, "alive/fleets/a", 0)
 	for i := range 200 {
 		if got := later.of(fmt.Sprintf("10.0.0.%d:80", i)).mode(); got != modeDrain {
 			t.Errorf("%d: mode %s", i, got)
 		}
+	}
+	for _, line := range logs.FilterLevelExact(zapcore.WarnLevel).All() {
+		t.Errorf("logged: %s %v", line.Message, line.ContextMap())
 	}
 }

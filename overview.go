@@ -45,6 +45,8 @@ type entry struct {
 	// Persisted is false while a mode or weight set at run time could not be stored;
 	// else it is left out.
 	Persisted *bool `json:"persisted,omitempty"`
+
+	past bool // requests bring other upstreams now
 }
 
 // checkEntry is what one check knows of an upstream.
@@ -144,6 +146,7 @@ func (e *entry) merge(other entry) {
 	e.Fails = max(e.Fails, other.Fails)
 	e.Backup = e.Backup && other.Backup
 	e.FailOpen = e.FailOpen || other.FailOpen
+	e.past = e.past && other.past
 	if worse(other.Status, e.Status) {
 		e.Status, e.Since = other.Status, other.Since
 	}
@@ -175,15 +178,30 @@ func worse(status, than string) bool {
 func (s *Selection) entries(only filter) []entry {
 	pool, members, now := s.upstreams, s.members, s.current.Load()
 	entries := s.entriesOf(pool, members, now, only)
-	if s.dynamic != nil {
-		for _, p := range s.dynamic.lately() {
-			entries = append(entries, s.entriesOf(p.upstreams, p.members, s.dynamic.snapshotNow(p), only)...)
+	if s.dynamic == nil {
+		return entries
+	}
+	pools, present := s.dynamic.lately()
+	for _, p := range pools[:present] {
+		entries = append(entries, s.entriesOf(p.upstreams, p.members, s.dynamic.snapshotNow(p), only)...)
+	}
+	shown := make(map[string]bool)
+	for _, e := range entries {
+		shown[e.Upstream] = true
+	}
+	for _, p := range pools[present:] {
+		for _, e := range s.entriesOf(p.upstreams, p.members, nil, only) {
+			if !shown[e.Upstream] {
+				shown[e.Upstream] = true
+				entries = append(entries, e)
+			}
 		}
 	}
 	return entries
 }
 
-// entriesOf returns the entries of one pool by its snapshot.
+// entriesOf returns the entries of one pool by its snapshot, nil if requests do not
+// bring it any more.
 func (s *Selection) entriesOf(pool reverseproxy.UpstreamPool, members []*member, now *snapshot, only filter) []entry {
 	var entries []entry
 	at := make(map[*member]int)
@@ -209,6 +227,9 @@ func (s *Selection) entriesOf(pool reverseproxy.UpstreamPool, members []*member,
 // gets returns the tier that gets requests as long as none of it is full, nil if
 // there is none.
 func (s *snapshot) gets() *tier {
+	if s == nil {
+		return nil
+	}
 	if len(s.tiers) > 0 {
 		return s.tiers[0]
 	}
@@ -230,7 +251,7 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, ef
 	e := entry{
 		Pool: s.pool, Upstream: m.address, Status: status.String(), Mode: set.mode(),
 		Weight: set.weight(s.pool, m.weight), EffectiveWeight: math.Round(effective*1000) / 1000, Backup: m.backup,
-		FailOpen: now.mood.ignoresHealth(), Persisted: s.app.notPersisted(m.address),
+		FailOpen: now != nil && now.mood.ignoresHealth(), Persisted: s.app.notPersisted(m.address),
 		Checks: []checkEntry{},
 	}
 	healthy := true
@@ -248,6 +269,10 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, ef
 	}
 	if !since.IsZero() {
 		e.Since = &since
+	}
+	if now == nil {
+		e.past, e.Why = true, "requests bring other upstreams now, so it gets none: forgotten in a while"
+		return e
 	}
 	e.Serving = e.Mode == modeReady && e.Weight > 0 && status == health.Up && !m.draining() && healthy
 	e.Why = s.why(e, u, m, set, healthy)

@@ -7,9 +7,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
@@ -21,6 +24,7 @@ func (p *policy) set(i int, c change) { p.app.operations.set(p.members[i].addres
 func following(t *testing.T) func(*Selection) {
 	return func(s *Selection) {
 		s.app = newTestApp(t)
+		s.app.events = &announcer{logger: zap.NewNop(), wake: make(chan struct{}, 1)}
 		s.pool = "shop"
 		s.rules.operations, s.rules.pool = s.app.operations, s.pool
 		s.app.policies = append(s.app.policies, s)
@@ -188,4 +192,20 @@ func TestModesAndSlowStart(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 	})
+}
+
+// Whoever changes a mode at the same time: probes go by the last change.
+func TestModesSetAtOnce(t *testing.T) {
+	p := newPolicy(t, "uu", following(t))
+	for i := range 2000 {
+		var writers sync.WaitGroup
+		for _, m := range []mode{modeMaintenance, modeReady, modeDrain} {
+			writers.Go(func() { p.set(0, change{mode: new(m)}) })
+		}
+		writers.Wait()
+		now := p.app.operations.of(p.members[0].address).mode()
+		if paused := p.targets[0].View().Paused; paused != (now == modeMaintenance) {
+			t.Fatalf("round %d: the mode is %s, paused %v", i, now, paused)
+		}
+	}
 }

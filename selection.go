@@ -408,6 +408,14 @@ func (s *Selection) announce(said *atomic.Int32, current func() mood, names func
 	}
 }
 
+// unsay forgets the mood of a pool that requests do not bring any more. It reports
+// whether there was anything to be said about that.
+func (s *Selection) unsay(said *atomic.Int32) bool {
+	before := mood(said.Swap(int32(fine)))
+	s.tellFailOpen(before, fine)
+	return before != fine
+}
+
 // Select returns the upstream whose turn it is among those alive. It is nil
 // only if none can take the request: all that serve are full, the circuit
 // breaker is open, nobody is alive and that must not be ignored, or there is no

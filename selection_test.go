@@ -72,7 +72,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 		})
 		p.upstreams = append(p.upstreams, u)
 		p.targets = append(p.targets, target)
-		p.byDial[u.Dial] = &member{address: u.Dial, watches: []*watch{{target: target}}, weight: 1}
+		p.byDial[u.Dial] = &member{address: u.Dial, watches: []*watch{{target: target, check: &HealthCheck{label: "test"}}}, weight: 1}
 		p.members = append(p.members, p.byDial[u.Dial])
 		target.Subscribe(p.refresh)
 	}

@@ -26,6 +26,8 @@ const (
 	retryInterval = 2 * time.Second
 	// maxStored bounds what is read of one setting, in bytes.
 	maxStored = 64 << 10
+	// listTries is how often a list is asked for while it changes.
+	listTries = 20
 	// keepIdle is how long a setting that changes nothing any more is kept, so that
 	// everybody in the fleet learns that it does not.
 	keepIdle = 24 * time.Hour
@@ -154,8 +156,8 @@ func (k *keeper) exchange(ctx context.Context, follow bool) error {
 
 // load reads all that is stored.
 func (k *keeper) load(ctx context.Context) error {
-	keys, err := k.storage.List(ctx, k.prefix, false)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	keys, err := k.list(ctx)
+	if err != nil {
 		return err
 	}
 	listed := make(map[string]bool)
@@ -183,6 +185,22 @@ func (k *keeper) load(ctx context.Context) error {
 	}
 	k.finishLoading(listed)
 	return nil
+}
+
+// list returns the keys of all that is stored.
+func (k *keeper) list(ctx context.Context) (keys []string, err error) {
+	for range listTries {
+		keys, err = k.storage.List(ctx, k.prefix, false)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return keys, err
+		}
+		if !k.storage.Exists(ctx, k.prefix) {
+			return nil, nil // nothing was stored yet
+		}
+		// A folder is walked file by file: one that another instance was about to
+		// replace is gone, and the rest of the folder is missing.
+	}
+	return nil, err
 }
 
 // outlived reports whether a setting changes nothing and everybody knows.

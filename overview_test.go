@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// Handlers of one pool are one: what counts twice is counted once, and the worst of
+// what differs is shown.
+func TestEntriesMerge(t *testing.T) {
+	early, late := new(time.Unix(1, 0)), new(time.Unix(2, 0))
+	e := entry{
+		Status: "up", Serving: true, Why: "up", Weight: 2, EffectiveWeight: 1, Requests: 3, Fails: 1, Backup: true, Since: early,
+		Checks: []checkEntry{{Check: "tcp", Status: "up"}, {Check: "http /", Status: "up"}},
+	}
+	e.merge(entry{
+		Status: "down", Why: "refused", Weight: 3, EffectiveWeight: 0, Requests: 3, Fails: 2, Since: late, FailOpen: true,
+		Checks: []checkEntry{{Check: "http /", Status: "down"}, {Check: "tls", Status: "unknown"}},
+	})
+	if e.Status != "down" || e.Since != late || e.Serving || e.Why != "refused" || !e.FailOpen || e.Backup ||
+		e.Weight != 3 || e.EffectiveWeight != 1 || e.Requests != 3 || e.Fails != 2 {
+		t.Errorf("merged: %+v", e)
+	}
+	var checks []string
+	for _, c := range e.Checks {
+		checks = append(checks, c.Check+" "+c.Status)
+	}
+	if want := "tcp up, http / down, tls unknown"; strings.Join(checks, ", ") != want {
+		t.Errorf("checks %v, want %s", checks, want)
+	}
+	e.merge(entry{Status: "up", Serving: true, Why: "up", Since: early, Checks: []checkEntry{{Check: "http /", Status: "up"}}})
+	if e.Status != "down" || e.Since != late || e.Serving || e.Checks[1].Status != "down" {
+		t.Errorf("merged with a better one: %+v", e)
+	}
+}
+
+// A failure is told from a result by its sign, however quick it was.
+func TestRecentResultsHaveASign(t *testing.T) {
+	c := newCheckEntry("tcp", health.View{Recent: []health.PastResult{{Took: 1, Passed: true}, {Took: 1}, {Took: 12 * time.Millisecond, Passed: true}, {Took: 3456 * time.Microsecond}}})
+	if want := []float64{0.01, -0.01, 12, -3.46}; !slices.Equal(c.Recent, want) {
+		t.Errorf("recent %v, want %v", c.Recent, want)
+	}
+}
+
+// An upstream that is listed twice is one, with the weight of both.
+func TestAnUpstreamListedTwice(t *testing.T) {
+	p := newPolicy(t, "uu", following(t))
+	p.upstreams = append(p.upstreams, &reverseproxy.Upstream{Host: p.upstreams[0].Host, Dial: p.upstreams[0].Dial})
+	p.members = append(p.members, p.members[0])
+	p.refresh()
+	all := p.entries(filter{})
+	if len(all) != 2 || all[0].EffectiveWeight != 2 || all[1].EffectiveWeight != 1 {
+		t.Errorf("entries %+v", all)
+	}
+}
+
+// A check at once has the time that the check has, and that of the probe that may be
+// in flight.
+func TestChecksAtOnceHaveTheirTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		target := health.NewTarget(health.Settings{
+			Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,
+			Timeout: 3 * time.Second, Passes: 1, Fails: 1,
+		})
+		defer target.Attach(health.Driver{Probe: func(context.Context, bool) (bool, error) {
+			time.Sleep(2900 * time.Millisecond)
+			return false, errors.New("refused")
+		}}, 0)()
+		synctest.Wait() // the first is in flight
+		if err := checkAll(t.Context(), map[*health.Target]time.Duration{target: 3 * time.Second}); err != nil {
+			t.Error(err)
+		}
+		if v := target.View(); v.Fails != 2 {
+			t.Errorf("%d probes failed, want the one in flight, and the one that was asked for", v.Fails)
+		}
+	})
+}
