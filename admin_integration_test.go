@@ -344,16 +344,17 @@ func TestCaddyStorageFails(t *testing.T) {
 // the checks of all.
 func TestCaddyPoolsOfOneName(t *testing.T) {
 	all := startBackends(t, "a", "b")
-	site := func(check string) string {
-		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname shop\n\t\t\tcheck %s\n\t\t}\n\t}\n}\n", freePort(t), addresses(all...), check)
+	site := func(pool, check string) string {
+		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname %s\n\t\t\tcheck %s\n\t\t}\n\t}\n}\n", freePort(t), addresses(all...), pool, check)
 	}
-	c := startOperated(t, "", site("tcp")+site("http /healthz"))
+	// another pool stands between the handlers, and is shown after them
+	c := startOperated(t, "", site("shop", "tcp")+site("market", "tcp")+site("shop", "http /healthz"))
 	eventually(t, patience, "all are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 4 })
 	entries := c.entries(nil)
-	if len(entries) != 2 {
-		t.Fatalf("%d entries, want 2: %+v", len(entries), entries)
+	if len(entries) != 4 || entries[2].Pool != "market" || entries[3].Pool != "market" {
+		t.Fatalf("entries of the pools shop and market: %+v", entries)
 	}
-	for _, e := range entries {
+	for _, e := range entries[:2] {
 		var checks []string
 		for _, check := range e.Checks {
 			checks = append(checks, check.Check)

@@ -143,10 +143,11 @@ func TestCaddyMetricsOfEqualLabels(t *testing.T) {
 	all := startBackends(t, "a", "sick")
 	all[1].set(sick)
 	_, port, _ := strings.Cut(all[1].addr, ":")
-	site := func(name string) string {
-		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname `%s`\n\t\t\tcheck http /healthz\n\t\t\tcheck http /healthz {\n\t\t\t\tport %s\n\t\t\t}\n\t\t}\n\t}\n}\n", freePort(t), all[0].addr, name, port)
+	site := func(name, checks string) string {
+		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname `%s`\n\t\t\t%s\n\t\t}\n\t}\n}\n", freePort(t), all[0].addr, name, checks)
 	}
-	c := startOperated(t, "", site("one")+site(`tw"o\`))
+	passes, fails := "check http /healthz\n", "check http /healthz {\n\t\t\t\tport "+port+"\n\t\t\t}\n"
+	c := startOperated(t, "", site("one", passes+fails)+site(`tw"o\`, fails+passes)+site("three", passes))
 	eventually(t, patience, "all have a verdict", func() bool {
 		n := statuses(all[0].addr)
 		return n[health.Up] == 1 && n[health.Down] == 1
@@ -155,6 +156,7 @@ func TestCaddyMetricsOfEqualLabels(t *testing.T) {
 		fmt.Sprintf(`upstream_up{check="http /healthz",upstream="%s"}`, all[0].addr): 0,
 		`pool_upstreams{pool="one",state="down"}`:                                    1,
 		`pool_upstreams{pool="tw\"o\\",state="down"}`:                                1,
+		`pool_upstreams{pool="three",state="down"}`:                                  0,
 	})
 }
 
