@@ -46,7 +46,8 @@ type entry struct {
 	// else it is left out.
 	Persisted *bool `json:"persisted,omitempty"`
 
-	past bool // requests bring other upstreams now
+	position int  // below 0 if the config lists it, 0 if requests bring it
+	past     bool // requests bring other upstreams now
 }
 
 // checkEntry is what one check knows of an upstream.
@@ -81,9 +82,9 @@ func (f filter) wants(pool, upstream string) bool {
 	return (f.pool == "" || f.pool == pool) && (f.upstream == "" || f.upstream == upstream)
 }
 
-// overview returns what the newest started config balances over, by pool and
-// upstream in the order of the config, and after them the settings of addresses
-// that no pool has.
+// overview returns what the newest started config balances over: pools by name, for
+// Caddy provisions servers in any order, their upstreams as the config lists them, and
+// after all the settings of addresses that no pool has.
 func overview(only filter) []entry {
 	entries := []entry{}
 	app := newestApp()
@@ -91,11 +92,7 @@ func overview(only filter) []entry {
 		return entries
 	}
 	at := make(map[filter]int) // by pool and upstream
-	pools := make(map[string]int)
 	for _, s := range app.all() {
-		if _, seen := pools[s.pool]; !seen {
-			pools[s.pool] = len(pools)
-		}
 		for _, e := range s.entries(only) {
 			key := filter{e.Pool, e.Upstream}
 			if i, seen := at[key]; seen {
@@ -106,8 +103,9 @@ func overview(only filter) []entry {
 			entries = append(entries, e)
 		}
 	}
-	// handlers of one pool need not stand together in the config
-	slices.SortStableFunc(entries, func(a, b entry) int { return cmp.Compare(pools[a.Pool], pools[b.Pool]) })
+	slices.SortFunc(entries, func(a, b entry) int {
+		return cmp.Or(strings.Compare(a.Pool, b.Pool), cmp.Compare(a.position, b.position), strings.Compare(a.Upstream, b.Upstream))
+	})
 	return append(entries, app.leftOver(only)...)
 }
 
@@ -146,6 +144,7 @@ func (e *entry) merge(other entry) {
 	e.Fails = max(e.Fails, other.Fails)
 	e.Backup = e.Backup && other.Backup
 	e.FailOpen = e.FailOpen || other.FailOpen
+	e.position = min(e.position, other.position)
 	e.past = e.past && other.past
 	if worse(other.Status, e.Status) {
 		e.Status, e.Since = other.Status, other.Since
@@ -156,6 +155,7 @@ func (e *entry) merge(other entry) {
 	for _, c := range other.Checks {
 		e.addCheck(c)
 	}
+	slices.SortFunc(e.Checks, func(a, b checkEntry) int { return strings.Compare(a.Check, b.Check) })
 }
 
 // addCheck adds a check, or has the worst of those with one label stand for them.
@@ -178,6 +178,9 @@ func worse(status, than string) bool {
 func (s *Selection) entries(only filter) []entry {
 	pool, members, now := s.upstreams, s.members, s.current.Load()
 	entries := s.entriesOf(pool, members, now, only)
+	for i := range entries {
+		entries[i].position = i - len(entries)
+	}
 	if s.dynamic == nil {
 		return entries
 	}

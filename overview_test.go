@@ -36,11 +36,11 @@ func TestEntriesMerge(t *testing.T) {
 	for _, c := range e.Checks {
 		checks = append(checks, c.Check+" "+c.Status)
 	}
-	if want := "tcp up, http / down, tls unknown"; strings.Join(checks, ", ") != want {
+	if want := "http / down, tcp up, tls unknown"; strings.Join(checks, ", ") != want {
 		t.Errorf("checks %v, want %s", checks, want)
 	}
 	e.merge(entry{Status: "up", Serving: true, Why: "up", Since: early, Checks: []checkEntry{{Check: "http /", Status: "up"}}})
-	if e.Status != "down" || e.Since != late || e.Serving || e.Checks[1].Status != "down" {
+	if e.Status != "down" || e.Since != late || e.Serving || e.Checks[0].Status != "down" {
 		t.Errorf("merged with a better one: %+v", e)
 	}
 }
