@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -361,6 +363,40 @@ func TestCaddyPoolsOfOneName(t *testing.T) {
 		}
 		if !slices.Equal(checks, []string{"http /healthz", "tcp"}) || e.Pool != "shop" || e.EffectiveWeight != 1 {
 			t.Errorf("%+v", e)
+		}
+	}
+}
+
+// A unix socket has slashes, and an address of IPv6 has colons and brackets: they are
+// shown as the config names them, and taken by that name.
+func TestCaddyAdminAddresses(t *testing.T) {
+	serve := func(network, address string) string {
+		stream, err := net.Listen(network, address)
+		if err != nil {
+			t.Skipf("skipped, for there is no %s here: %v", network, err)
+		}
+		server := &httptest.Server{Listener: stream, Config: &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}}
+		server.Start()
+		t.Cleanup(server.Close)
+		return stream.Addr().String()
+	}
+	socket := "unix/" + serve("unix", filepath.Join(t.TempDir(), "a b.sock"))
+	six := serve("tcp6", "[::1]:0")
+	c := startOperated(t, "", fmt.Sprintf(operated, "`"+socket+"` "+six))
+	for _, e := range c.entries(nil) {
+		if e.Upstream != socket && e.Upstream != six {
+			t.Fatalf("the list has %q", e.Upstream)
+		}
+		for _, m := range []mode{modeDrain, modeMaintenance, modeReady} {
+			if _, _, err := command(t.Context(), c.admin, string(m), e.Upstream); err != nil {
+				t.Error(err)
+			}
+			if got := c.one(e.Upstream).Mode; got != m {
+				t.Errorf("%s: mode %s, want %s", e.Upstream, got, m)
+			}
+		}
+		if _, _, err := command(t.Context(), c.admin, "check", e.Upstream); err != nil {
+			t.Error(err)
 		}
 	}
 }

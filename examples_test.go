@@ -4,15 +4,20 @@ package alive
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	grpchealth "google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -78,6 +83,21 @@ func TestExampleAlerts(t *testing.T) {
 	}
 }
 
+// Prometheus itself has nothing to say against its config and the rules.
+func TestExamplePrometheusConfig(t *testing.T) {
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("skipped, for promtool (Debian package prometheus) is not installed")
+	}
+	for _, args := range [][]string{{"check", "config", "prometheus.yml"}, {"check", "rules", "alerts.yml"}} {
+		command := exec.CommandContext(t.Context(), promtool, args...)
+		command.Dir = filepath.Join("examples", "prometheus")
+		if out, err := command.CombinedOutput(); err != nil {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
+	}
+}
+
 // exampleOf returns an example as it can be run here: with these upstreams in place
 // of those in it, and at a site of a test.
 func exampleOf(t *testing.T, name string, replace ...string) string {
@@ -86,7 +106,7 @@ func exampleOf(t *testing.T, name string, replace ...string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.NewReplacer(append(replace, "example.com {", "http:// {")...).Replace(string(text))
+	return strings.NewReplacer(append(replace, "\nexample.com {", "\nhttp:// {")...).Replace(string(text))
 }
 
 // The canary gets one request of twenty, and what it is given at run time.
@@ -150,4 +170,82 @@ func TestCaddyExampleBlueGreen(t *testing.T) {
 	if err := clients.err(); err != nil {
 		t.Error(err)
 	}
+}
+
+// Of two gRPC upstreams, the one whose service does not serve gets no requests.
+func TestCaddyExampleGRPC(t *testing.T) {
+	service := grpchealth.NewServer()
+	service.SetServingStatus("shop.v1.Orders", grpc_health_v1.HealthCheckResponse_SERVING)
+	serving, without := startGRPC(t, service), startGRPC(t, grpchealth.NewServer())
+	c := startOperated(t, "", exampleOf(t, "grpc", "app1:50051", serving, "app2:50051", without, "grpc.example.com {", "http:// {"))
+	eventually(t, patience, "a verdict on both", func() bool { return is(health.Up, serving) && is(health.Down, without) })
+	if e := c.one(without); e.Serving || !strings.Contains(e.Why, "does not know the service 'shop.v1.Orders'") {
+		t.Errorf("%+v", e)
+	}
+	for range 4 {
+		ask(c.plain(), c.url())
+	}
+	c.wantMetrics("picks", map[string]float64{
+		`selections_total{pool="` + serving + " " + without + `",upstream="` + serving + `"}`: 4,
+		`selections_total{pool="` + serving + " " + without + `",upstream="` + without + `"}`: 0,
+	})
+}
+
+// The page asks for a password, and then shows the upstreams of the other site.
+func TestCaddyExampleStatusPage(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	c := startOperated(t, "", exampleOf(t, "status-page", "app1:8080", all[0].addr, "app2:8080", all[1].addr, "status.example.com {", "http://localhost {"))
+	eventually(t, patience, "both are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 })
+	for _, tc := range []struct {
+		password string
+		status   int
+	}{{"", http.StatusUnauthorized}, {"guess", http.StatusUnauthorized}, {"change me", http.StatusOK}} {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, c.url(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Host = "localhost"
+		request.Header.Set("Accept", "text/html")
+		if tc.password != "" {
+			request.SetBasicAuth("operator", tc.password)
+		}
+		response, err := c.plain().Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		page, err := io.ReadAll(response.Body)
+		response.Body.Close()
+		if shown := strings.Contains(string(page), all[1].addr); err != nil || response.StatusCode != tc.status || shown != (tc.status == http.StatusOK) {
+			t.Errorf("password %q: status %d, want %d, upstreams shown: %v, %v", tc.password, response.StatusCode, tc.status, shown, err)
+		}
+	}
+}
+
+// Metrics are at a port of their own, where the admin API is not.
+func TestCaddyExamplePrometheus(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	scraped := loopback(freePort(t))
+	c := startOperated(t, "", exampleOf(t, "prometheus", "app1:8080", all[0].addr, "app2:8080", all[1].addr, ":2020 {", "http://"+scraped+" {"))
+	eventually(t, patience, "both are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 })
+	if got := ask(c.plain(), "http://"+scraped+"/metrics"); got.status != http.StatusOK || !strings.Contains(got.body, `caddy_alive_pool_upstreams{pool="app",state="up"} 2`) {
+		t.Errorf("scraped: status %d: %s", got.status, got.body)
+	}
+	if got := ask(c.plain(), "http://"+scraped+"/alive/upstreams"); strings.Contains(got.body, all[0].addr) {
+		t.Errorf("the admin API answers there: %s", got.body)
+	}
+}
+
+// Who is dead of the addresses of a name gets no requests, and an address that the
+// name has from now on gets some.
+func TestCaddyExampleDynamicDNS(t *testing.T) {
+	port, all := startLoopbacks(t, well, refusing, well)
+	n, name := startNameServer(t), newName()
+	n.set(name, nameAnswer{a: []string{"127.0.0.1", "127.0.0.2"}})
+	c := startOperated(t, "", exampleOf(t, "dynamic-dns", "name app.internal", "name "+name, "port 8080", "port "+strconv.Itoa(port),
+		"refresh 10s", "refresh 100ms\nversions ipv4\nresolvers "+n.conn.LocalAddr().String()))
+	ask(c.plain(), c.url())
+	eventually(t, patience, "a verdict on both", func() bool { return is(health.Up, all[0].addr) && is(health.Down, all[1].addr) })
+	shares(t, "one is dead", tally(c.plain(), c.url(), 10), map[string]int{"a": 10})
+	n.set(name, nameAnswer{a: []string{"127.0.0.1", "127.0.0.3"}})
+	eventually(t, patience, "the new one serves", func() bool { return ask(c.plain(), c.url()).body == "c" })
 }

@@ -86,3 +86,34 @@ func TestChecksAtOnceHaveTheirTime(t *testing.T) {
 		}
 	})
 }
+
+// Whoever reads the list learns why an upstream gets requests, or none.
+func TestWhy(t *testing.T) {
+	p := newPolicy(t, "uuuduu", following(t), withWeights(1, 1, 1, 1, -1, 0))
+	setHealthy(p.upstreams[1], false)
+	p.upstreams[2].MaxRequests = 2
+	setRequests(p.upstreams[2], 2)
+	want := []string{
+		"up: gets requests in turn",
+		"up, but Caddy's own health checks or circuit breaker hold it unhealthy: no requests",
+		"up, but has as many requests as it may have at once: 2",
+		"check 'test' failed: ",
+		"up, and a backup: gets requests when no primary can serve",
+		"its weight is 0: no requests",
+	}
+	serving := []bool{true, false, true, false, true, false}
+	for i, e := range p.entries(filter{}) {
+		if !strings.HasPrefix(e.Why, want[i]) || e.Serving != serving[i] {
+			t.Errorf("%d: %q, serving %v, want %q, %v", i, e.Why, e.Serving, want[i], serving[i])
+		}
+	}
+	p.set(0, change{mode: new(modeMaintenance)})
+	p.set(2, change{mode: new(modeDrain)})
+	p.set(5, change{pool: "shop", weight: new(new(3))})
+	p.decide("????d?")
+	for i, want := range []string{"in maintenance since ", "", "draining since ", "", "check 'test' failed: ", "up: gets requests in turn"} {
+		if e := p.entries(filter{})[i]; !strings.HasPrefix(e.Why, want) && want != "" {
+			t.Errorf("%d: %q, want %q", i, e.Why, want)
+		}
+	}
+}

@@ -95,6 +95,7 @@ type instance struct {
 	config      string
 	folder      string
 	admin, site string
+	client      *http.Client // for the admin API
 	stop        func()
 }
 
@@ -105,7 +106,7 @@ func startCaddy(t *testing.T, storage, global, site string) *instance {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &instance{t: t, caddy: caddy, folder: t.TempDir(), admin: fmt.Sprintf("127.0.0.1:%d", freePort(t)), site: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	c := &instance{t: t, caddy: caddy, client: http.DefaultClient, folder: t.TempDir(), admin: fmt.Sprintf("127.0.0.1:%d", freePort(t)), site: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
 	c.config = filepath.Join(c.folder, "Caddyfile")
 	text := fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tstorage file_system %q\n\t%s\n}\nhttp://%s {\n\t%s\n}\n", c.admin, storage, global, c.site, site)
 	if err := os.WriteFile(c.config, []byte(text), 0o600); err != nil {
@@ -139,7 +140,7 @@ func (c *instance) start() {
 		}
 	})
 	eventually(c.t, "Caddy answers", func() bool {
-		response, err := http.Get("http://" + c.admin + "/alive/upstreams")
+		response, err := c.client.Get("http://" + c.admin + "/alive/upstreams")
 		if err != nil {
 			return false
 		}
