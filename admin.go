@@ -67,9 +67,11 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
 	case http.MethodPatch:
-		if err := patch(w, r, only); err != nil {
+		changed, err := patch(w, r, only)
+		if err != nil {
 			return err
 		}
+		only = changed
 	default:
 		return errMethod(w, "GET, HEAD, PATCH")
 	}
@@ -103,39 +105,52 @@ type request struct {
 	Weight json.RawMessage `json:"weight"`
 }
 
-// patch changes the mode or the weight of one upstream, or nothing if anything is
-// wrong.
-func patch(w http.ResponseWriter, r *http.Request, only filter) error {
-	var asked request
+// readBody reads what an operator sends, if it is not too much.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
-		return apiError(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", maxBody)
+		return nil, apiError(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", maxBody)
 	} else if err != nil {
-		return apiError(http.StatusBadRequest, "reading the body: %v", err)
+		return nil, apiError(http.StatusBadRequest, "reading the body: %v", err)
+	}
+	return body, nil
+}
+
+// patch changes the mode or the weight of one upstream, or nothing if anything is
+// wrong. It returns whom that concerned.
+func patch(w http.ResponseWriter, r *http.Request, only filter) (filter, error) {
+	var asked request
+	body, err := readBody(w, r)
+	if err != nil {
+		return only, err
 	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&asked); err != nil || decoder.More() {
-		if err == nil {
-			err = errors.New("more than one value")
-		}
-		return apiError(http.StatusBadRequest, `decoding the body: %v; it must be like {"mode": "drain"} or {"weight": 3}`, err)
+	err = decoder.Decode(&asked)
+	if err == nil && !errors.Is(decoder.Decode(new(json.RawMessage)), io.EOF) {
+		err = errors.New("more than one value")
+	}
+	if err != nil {
+		return only, apiError(http.StatusBadRequest, `decoding the body: %v; it must be like {"mode": "drain"} or {"weight": 3}`, err)
 	}
 	c, err := asked.change()
 	if err != nil {
-		return err
+		return only, err
 	}
 	app, err := appWith(only)
 	if err != nil {
-		return err
+		return only, err
 	}
 	if c, err = app.checkChange(only, c); err != nil {
-		return err
+		return only, err
 	}
-	app.operations.set(only.upstream, c)
-	app.keeper.logger.Info("set by an operator", app.operations.of(only.upstream).fields()...)
+	set := app.operations.set(only.upstream, c)
+	app.keeper.logger.Info("set by an operator", set.fields()...)
 	app.keeper.sync(r.Context(), false)
-	return nil
+	if c.mode != nil {
+		only.pool = "" // a mode is that of all pools
+	}
+	return only, nil
 }
 
 // change reads what is wanted.
@@ -195,7 +210,14 @@ func (a *App) checkChange(only filter, c change) (change, error) {
 		if c.mode != nil && *c.mode != modeReady || c.weight != nil && *c.weight != nil {
 			return c, apiError(http.StatusNotFound, "no pool has the upstream '%s'; what is stored of it can only be taken back, by ready or null", only.upstream)
 		}
-		return change{clear: true}, nil
+		if only.pool == "" {
+			return change{clear: true}, nil
+		}
+		if c.weight == nil {
+			return c, apiError(http.StatusBadRequest, "the pool '%s' is gone; only the weight that was set for it can be taken back, by null", only.pool)
+		}
+		c.pool = only.pool
+		return c, nil
 	}
 	if c.weight == nil {
 		return c, nil
@@ -218,6 +240,9 @@ func (Admin) check(w http.ResponseWriter, r *http.Request) error {
 	}
 	only, err := parseFilter(r, "pool", "upstream")
 	if err != nil {
+		return err
+	}
+	if _, err := readBody(w, r); err != nil { // there is nothing to say in it
 		return err
 	}
 	app, err := appWith(only)

@@ -14,7 +14,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
@@ -164,6 +166,8 @@ func TestCaddyAdminErrors(t *testing.T) {
 		{"PATCH", "upstreams", a, `{}`, 400, "nothing to change"},
 		{"PATCH", "upstreams", a, `{"mode":"drain"`, 400, "decoding the body"},
 		{"PATCH", "upstreams", a, `{"mode":"drain"}{}`, 400, "more than one value"},
+		{"PATCH", "upstreams", a, `{"mode":"drain"}}`, 400, "more than one value"},
+		{"PATCH", "upstreams", a, `{"mode":"drain"}]x`, 400, "more than one value"},
 		{"PATCH", "upstreams", a, `{"colour":"red"}`, 400, `unknown field \"colour\"`},
 		{"PATCH", "upstreams", a, `{"mode":"` + strings.Repeat("x", maxBody) + `"}`, 413, "larger than 65536 bytes"},
 		{"PATCH", "upstreams", url.Values{"upstream": {all[0].addr}, "up": {"1"}}, `{"mode":"drain"}`, 400, "unknown parameter 'up'"},
@@ -398,5 +402,138 @@ func TestCaddyAdminAddresses(t *testing.T) {
 		if _, _, err := command(t.Context(), c.admin, "check", e.Upstream); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A config that does not load changes nothing for upstreams that it shares with the
+// running one, though it be of another fleet, which has other modes.
+func TestCaddyAConfigThatFailsLeavesModesAlone(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	site := fmt.Sprintf(operated, addresses(all...))
+	c := startOperated(t, "alive {\n fleet one\n}\n", site)
+	eventually(t, patience, "both are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 })
+	c.patch(all[0].addr, `{"mode":"maintenance"}`)
+	c.global = "alive {\n fleet two\n}\n"
+	for i := range 6 { // Caddy starts apps in any order
+		taken := fmt.Sprintf("\nhttp://%s {\n respond hi\n}\n%s", all[1].addr, strings.Repeat("\n", i))
+		if err := c.tryLoad(site + taken); err == nil {
+			t.Fatal("it loads")
+		}
+	}
+	_, before := all[0].seen()
+	stays(t, 300*time.Millisecond, "no probe", func() bool {
+		_, now := all[0].seen()
+		return now == before
+	})
+	if e := c.one(all[0].addr); e.Mode != modeMaintenance || e.Status != "unknown" {
+		t.Errorf("%+v", e)
+	}
+	if e := c.one(all[1].addr); e.Mode != modeReady || e.Status != "up" {
+		t.Errorf("%+v", e)
+	}
+}
+
+// What requests of the last config brought is listed, and can be changed, before one
+// of this config does.
+func TestCaddyDynamicUpstreamsAreListedAfterAReload(t *testing.T) {
+	port, all := startLoopbacks(t, well)
+	n, name := startNameServer(t), newName()
+	n.set(name, nameAnswer{a: []string{"127.0.0.1"}})
+	site := fmt.Sprintf("http:// {\n\treverse_proxy {\n\t\tdynamic %s\n\t\tlb_policy alive {\n\t\t\tname shop\n\t\t\tcheck http /healthz\n\t\t}\n\t}\n}\n", n.a(name, port))
+	c := startOperated(t, "", site)
+	ask(c.plain(), c.url())
+	eventually(t, patience, "it is up", func() bool { return is(health.Up, all[0].addr) })
+	c.patch(all[0].addr, `{"mode":"drain"}`)
+	c.load(site + "\n# reloaded")
+	if e := c.one(all[0].addr); e.Mode != modeDrain || e.Status != "up" || e.Serving || !strings.HasPrefix(e.Why, "no request has brought it") {
+		t.Errorf("%+v", e)
+	}
+	if e := c.patch(all[0].addr, `{"mode":"ready"}`); len(e) != 1 || e[0].Mode != modeReady {
+		t.Errorf("%+v", e)
+	}
+	ask(c.plain(), c.url())
+	if e := c.one(all[0].addr); !e.Serving || e.EffectiveWeight != 1 {
+		t.Errorf("%+v", e)
+	}
+}
+
+// A weight of a pool whose name has changed is listed, and can be taken back.
+func TestCaddyWeightsOfPoolsThatAreGone(t *testing.T) {
+	all := startBackends(t, "a", "b", "c")
+	site := func(n int) string {
+		return fmt.Sprintf("http:// {\n\treverse_proxy %s {\n\t\tlb_policy alive\n\t}\n}\n", addresses(all[:n]...))
+	}
+	c := startOperated(t, "", site(2))
+	c.patch(all[0].addr, `{"weight":0}`)
+	c.patch(all[0].addr, `{"mode":"drain"}`)
+	c.load(site(3))
+	entries := c.entries(url.Values{"upstream": {all[0].addr}})
+	if len(entries) != 2 || entries[0].Weight != 1 || entries[1].Weight != 0 || !strings.HasPrefix(entries[1].Why, "no pool of that name has it") {
+		t.Fatalf("%+v", entries)
+	}
+	query := url.Values{"upstream": {all[0].addr}, "pool": {entries[1].Pool}}
+	if status, text := c.call(http.MethodPatch, "/alive/upstreams", query, `{"weight":3}`); status != http.StatusNotFound {
+		t.Errorf("a weight for a pool that is gone: status %d: %s", status, text)
+	}
+	if status, text := c.call(http.MethodPatch, "/alive/upstreams", query, `{"weight":null}`); status != http.StatusOK {
+		t.Errorf("taking it back: status %d: %s", status, text)
+	}
+	if e := c.one(all[0].addr); e.Mode != modeDrain {
+		t.Errorf("the mode is gone, too: %+v", e)
+	}
+	c.load(site(2))
+	if e := c.one(all[0].addr); e.Weight != 1 {
+		t.Errorf("it is back: %+v", e)
+	}
+}
+
+// Many at once that take back the same are all answered.
+func TestCaddyManyAtOnce(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	c := startOperated(t, "", fmt.Sprintf(operated, addresses(all...)))
+	var clients sync.WaitGroup
+	for i := range 32 {
+		clients.Go(func() {
+			for range 20 {
+				body := []string{`{"mode":"ready"}`, `{"weight":null}`, `{"mode":"drain"}`}[i%3]
+				if status, text := c.call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {all[0].addr}}, body); status != http.StatusOK {
+					t.Errorf("%s: status %d: %s", body, status, text)
+				}
+			}
+		})
+	}
+	clients.Wait()
+}
+
+// Without a folder to write to, requests are balanced all the same, and what is set
+// holds until Caddy ends.
+func TestCaddyWithoutADataFolder(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("skipped, for it takes a folder that not even root can write to")
+	}
+	t.Setenv("XDG_DATA_HOME", "/proc/nowhere")
+	all := startBackends(t, "a", "b")
+	c := startOperated(t, "", fmt.Sprintf(operated, addresses(all...)))
+	eventually(t, patience, "both are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 })
+	e := c.patch(all[0].addr, `{"mode":"drain"}`)[0]
+	if e.Mode != modeDrain || e.Persisted == nil || *e.Persisted {
+		t.Errorf("%+v", e)
+	}
+	shares(t, "one drains", tally(c.plain(), c.url(), 4), map[string]int{"b": 4})
+}
+
+// A name that a pool is given has a bound, so that metrics of large pools have, too.
+func TestCaddyLargePools(t *testing.T) {
+	var upstreams []string
+	for i := range 1000 {
+		upstreams = append(upstreams, fmt.Sprintf("10.1.%d.%d:8080", i/250, i%250))
+	}
+	c := startOperated(t, "", fmt.Sprintf("http:// {\n\treverse_proxy %s {\n\t\tlb_policy alive\n\t}\n}\n", strings.Join(upstreams, " ")))
+	_, text := c.call(http.MethodGet, "/metrics", nil, "")
+	if name := c.entries(nil)[0].Pool; len(name) > maxName || len(text) > 2<<20 {
+		t.Errorf("the pool is called %q; metrics have %d bytes", name, len(text))
+	}
+	if a, b := bounded(strings.Repeat("a", 300)), bounded(strings.Repeat("a", 301)); a == b || bounded("a b") != "a b" {
+		t.Errorf("%s and %s", a, b)
 	}
 }

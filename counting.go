@@ -119,7 +119,7 @@ func (s *Selection) selections() map[string]uint64 {
 	counts := make(map[*member]int64)
 	for _, m := range members {
 		if m.address != "" {
-			counts[m] = m.picked.Load()
+			counts[m] = 0
 		}
 	}
 	for _, now := range snapshots {
@@ -128,6 +128,9 @@ func (s *Selection) selections() map[string]uint64 {
 				counts[m] += int64(n)
 			}
 		})
+	}
+	for m := range counts { // after the tickets, of which some were not followed
+		counts[m] += m.picked.Load()
 	}
 	all := make(map[string]uint64)
 	for m, n := range counts {

@@ -99,3 +99,41 @@ func TestSelectionsOfManySnapshots(t *testing.T) {
 		t.Errorf("%d snapshots wait to be counted", n)
 	}
 }
+
+// A counter never goes back, though tickets count before it is known whether they are
+// followed.
+func TestSelectionsNeverGoBack(t *testing.T) {
+	p := newPolicy(t, "uuuuuuuuuu", func(s *Selection) {
+		s.pool = t.Name()
+		if err := s.joinPool(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer func() {
+		if err := p.leavePool(); err != nil {
+			t.Error(err)
+		}
+	}()
+	setHealthy(p.upstreams[1], false)
+	var over atomic.Bool
+	var picking sync.WaitGroup
+	for range 2 {
+		picking.Go(func() {
+			for !over.Load() {
+				p.Select(p.upstreams, get(), nil)
+			}
+		})
+	}
+	before := make(map[string]uint64)
+	for range 300 {
+		now := p.tally.selections()
+		for upstream, n := range now {
+			if n < before[upstream] {
+				t.Fatalf("%s went from %d to %d", upstream, before[upstream], n)
+			}
+		}
+		before = now
+	}
+	over.Store(true)
+	picking.Wait()
+}

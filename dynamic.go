@@ -203,6 +203,7 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 				d.policy.unsay(said)
 			}
 			clear(d.said) // rather say something twice than remember without end
+			d.replace(make(map[uint64]*dynamicPool))
 		}
 		p.said = new(atomic.Int32)
 		d.said[unordered] = p.said
@@ -302,7 +303,9 @@ func (d *dynamic) sight(dial string, now time.Time) *member {
 	m := &member{address: shownAddress(dial), watches: watches, weight: 1}
 	d.sightings[dial] = &sighting{member: m, last: now}
 	d.list.add(dial)
-	m.pause(d.policy.rules.operations) // it may have changed since it is watched
+	if d.policy.running.Load() { // else another config's modes hold
+		m.pause(d.policy.rules.operations) // it may have changed since it is watched
+	}
 	return m
 }
 

@@ -28,6 +28,7 @@ type announcer struct {
 	mu    sync.Mutex // guards what follows
 	queue []event
 	lost  bool // an event was dropped, and that was logged
+	ended bool // the config has, and others tell
 }
 
 type event struct {
@@ -80,6 +81,13 @@ func (a *announcer) push(name string, data map[string]any) {
 		return
 	}
 	a.mu.Lock()
+	if a.ended {
+		a.mu.Unlock()
+		if next := newestApp().announcer(); next != a {
+			next.push(name, data)
+		}
+		return
+	}
 	full := len(a.queue) >= maxEvents
 	tell := full && !a.lost
 	a.lost = full
@@ -98,27 +106,38 @@ func (a *announcer) push(name string, data map[string]any) {
 
 // run emits events until the context ends.
 func (a *announcer) run(ctx context.Context) {
+	defer context.AfterFunc(ctx, a.end)()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.wake:
 		}
-		for {
-			a.mu.Lock()
-			queue := a.queue
-			a.queue = nil
-			a.mu.Unlock()
-			if len(queue) == 0 {
-				break
-			}
-			for _, e := range queue {
-				if ctx.Err() != nil {
-					return
-				}
-				a.emit(e.name, e.data)
-			}
+		for e, ok := a.next(); ok; e, ok = a.next() {
+			a.emit(e.name, e.data)
 		}
+	}
+}
+
+// next takes the first event that waits.
+func (a *announcer) next() (e event, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.queue) == 0 {
+		return e, false
+	}
+	e, a.queue = a.queue[0], a.queue[1:]
+	return e, true
+}
+
+// end leaves what still waits to the newest config, if there is another.
+func (a *announcer) end() {
+	a.mu.Lock()
+	left := a.queue
+	a.queue, a.ended = nil, true
+	a.mu.Unlock()
+	for _, e := range left {
+		a.push(e.name, e.data)
 	}
 }
 

@@ -125,3 +125,41 @@ func TestFailOpenOfSeveralHandlers(t *testing.T) {
 		}
 	}
 }
+
+// What a config could not tell before it ended, the next one does, in order.
+func TestEventsAreHandedOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []string
+		next := &App{events: &announcer{logger: zap.NewNop(), wake: make(chan struct{}, 1), emit: func(name string, _ map[string]any) { got = append(got, name) }}}
+		gate := make(chan struct{})
+		a := &announcer{logger: zap.NewNop(), wake: make(chan struct{}, 1), emit: func(name string, _ map[string]any) {
+			<-gate
+			got = append(got, name)
+		}}
+		ctx, stop := context.WithCancel(t.Context())
+		var runs sync.WaitGroup
+		runs.Go(func() { a.run(ctx) })
+		later, end := context.WithCancel(t.Context())
+		runs.Go(func() { next.events.run(later) })
+		for i := range 3 {
+			a.push(fmt.Sprint(i), nil)
+		}
+		synctest.Wait()
+		running.Lock()
+		running.apps = append(running.apps, next)
+		running.Unlock()
+		stop()
+		synctest.Wait()
+		a.push("3", nil) // of a probe that was in flight
+		synctest.Wait()
+		running.Lock()
+		running.apps = slices.DeleteFunc(running.apps, func(a *App) bool { return a == next })
+		running.Unlock()
+		if want := []string{"1", "2", "3"}; !slices.Equal(got, want) {
+			t.Errorf("told %v while a handler blocks, want %v", got, want)
+		}
+		close(gate)
+		end()
+		runs.Wait()
+	})
+}

@@ -67,6 +67,7 @@ type poolTally struct {
 	mu       sync.Mutex // guards what follows
 	policies map[*Selection]bool
 	ended    map[string]uint64 // selections of policies that ended, by upstream
+	told     map[string]uint64 // what was told last
 }
 
 // poolTallies has them by name.
@@ -113,6 +114,7 @@ func (t *poolTally) selections() map[string]uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	all := make(map[string]uint64)
+	defer func() { t.told = all }()
 	for s := range t.policies {
 		for upstream, n := range s.selections() {
 			all[upstream] += n
@@ -124,6 +126,11 @@ func (t *poolTally) selections() map[string]uint64 {
 		} else {
 			delete(t.ended, upstream)
 		}
+	}
+	// a ticket counts before it is known whether it is followed, and a counter must not
+	// go back
+	for upstream, n := range all {
+		all[upstream] = max(n, t.told[upstream])
 	}
 	return all
 }
@@ -190,7 +197,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	states := make(map[string]map[string]int)
 	failOpen := make(map[string]int)
 	for _, e := range overview(filter{}) {
-		if e.Pool == "" {
+		if e.left {
 			continue // no pool has it
 		}
 		if states[e.Pool] == nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -93,13 +94,22 @@ func (s *setting) idle() bool {
 	return s.mode() == modeReady
 }
 
-// merged returns the newer parts of both; either can be nil.
+// rank tells apart what was set at the very same time.
+func (w weightSet) rank() int {
+	if w.Weight == nil {
+		return -1
+	}
+	return *w.Weight
+}
+
+// merged returns the newer parts of both; either can be nil. Of two parts that are as
+// new, everybody takes the same.
 func merged(a, b *setting) *setting {
 	if a == nil || b == nil {
 		return cmp.Or(a, b)
 	}
 	m := *a
-	if b.Changed.After(a.Changed) {
+	if cmp.Or(b.Changed.Compare(a.Changed), strings.Compare(string(b.Mode), string(a.Mode))) > 0 {
 		m.Mode, m.Changed = b.Mode, b.Changed
 	}
 	m.Weights = maps.Clone(a.Weights)
@@ -107,7 +117,8 @@ func merged(a, b *setting) *setting {
 		if m.Weights == nil {
 			m.Weights = make(map[string]weightSet)
 		}
-		if known, ok := m.Weights[pool]; !ok || w.Changed.After(known.Changed) {
+		known, ok := m.Weights[pool]
+		if !ok || cmp.Or(w.Changed.Compare(known.Changed), cmp.Compare(w.rank(), known.rank())) > 0 {
 			m.Weights[pool] = w
 		}
 	}
@@ -151,7 +162,6 @@ type operations struct {
 	mu       sync.Mutex // guards what follows, and who replaces current
 	unstored map[string]bool
 	apps     map[*App]struct{} // that apply changes
-	loaded   bool              // what the storage held at the start is in it
 }
 
 // allOperations has the operations in use, by scope.
@@ -185,9 +195,9 @@ type change struct {
 	clear  bool   // all of it, instead
 }
 
-// set changes a setting, and returns once all that it concerns here follow. It is
-// yet to be stored then.
-func (o *operations) set(address string, c change) {
+// set changes a setting, and returns what it is then, once all that it concerns here
+// follow. It is yet to be stored then.
+func (o *operations) set(address string, c change) *setting {
 	o.mu.Lock()
 	known := o.of(address)
 	now := time.Now().UTC()
@@ -207,10 +217,12 @@ func (o *operations) set(address string, c change) {
 	if c.weight != nil {
 		s.Weights = map[string]weightSet{c.pool: {Weight: *c.weight, Changed: now}}
 	}
-	o.replace(merged(known, s))
+	s = merged(known, s)
+	o.replace(s)
 	o.unstored[address] = true
 	o.mu.Unlock()
 	o.apply(address)
+	return s
 }
 
 // learn takes over what is newer in a stored setting than here, and has what is
@@ -268,19 +280,11 @@ func (o *operations) apply(address string) {
 	}
 }
 
-// isLoaded reports whether what the storage held at the start is known.
-func (o *operations) isLoaded() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.loaded
-}
-
-// finishLoading has what was not listed in the storage stored again: it may be
+// storeAllBut has all stored again that is not listed in the storage: it may be
 // another storage than before, or it lost it.
-func (o *operations) finishLoading(listed map[string]bool) {
+func (o *operations) storeAllBut(listed map[string]bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.loaded = true
 	for address := range o.settings() {
 		if !listed[address] {
 			o.unstored[address] = true
@@ -295,12 +299,15 @@ func (o *operations) toStore() []string {
 	return slices.Sorted(maps.Keys(o.unstored))
 }
 
-// stored notes that a setting was, unless it has changed meanwhile.
+// stored notes that a setting was. If it has changed meanwhile, it is to be stored
+// again: whoever stored the newer one may have been overtaken.
 func (o *operations) stored(s *setting) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.of(s.Address) == s {
 		delete(o.unstored, s.Address)
+	} else if o.of(s.Address) != nil {
+		o.unstored[s.Address] = true
 	}
 }
 
@@ -324,10 +331,11 @@ func (o *operations) leave(a *App) {
 	delete(o.apps, a)
 }
 
-// forget takes back what was set for an address that no policy has any more. An app
-// that is nil has nothing to forget.
+// forget takes back what was set for an address that no policy has any more. In a
+// fleet it stays: another instance may have the address. An app that is nil has nothing
+// to forget.
 func (a *App) forget(address string) {
-	if a == nil || a.operations.of(address) == nil {
+	if a == nil || a.keeper.every > 0 || a.operations.of(address) == nil {
 		return
 	}
 	if slices.ContainsFunc(a.all(), func(s *Selection) bool { return s.byAddress(address) != nil }) {
@@ -344,7 +352,7 @@ func (s *Selection) applyMode(address string) {
 		return
 	}
 	m.pause(s.rules.operations)
-	s.refresh()
+	s.renew()
 }
 
 // applyModes pauses the targets of all that are in maintenance, and resumes the

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,6 +52,9 @@ func TestSettingsMerge(t *testing.T) {
 		{weighed(new(4), 2), weighed(nil, 3), modeReady, 1},
 		{weighed(nil, 2), weighed(new(4), 3), modeReady, 4},
 		{nil, drained(3), modeDrain, 1},
+		{drained(5), ready, modeReady, 1}, // at the same time: all take the same
+		{weighed(new(4), 2), weighed(new(6), 2), modeReady, 6},
+		{weighed(nil, 2), weighed(new(0), 2), modeReady, 0},
 	} {
 		one, other := merged(tc.a, tc.b), merged(tc.b, tc.a)
 		if !one.equal(other) || !one.equal(merged(one, tc.b)) || !one.equal(merged(tc.b, other)) {
@@ -428,4 +432,158 @@ func TestConcurrentChangesAreAllStored(t *testing.T) {
 	for _, line := range logs.FilterLevelExact(zapcore.WarnLevel).All() {
 		t.Errorf("logged: %s %v", line.Message, line.ContextMap())
 	}
+}
+
+// Whoever waits for the storage at the end of a config does so beside others that
+// begin to use it.
+func TestAKeeperEndsBesideWriters(t *testing.T) {
+	for range 50 {
+		k := newKeeper(newOperations(), newFaulty(), "x", 0, zap.NewNop())
+		var writers sync.WaitGroup
+		for i := range 30 {
+			writers.Go(func() {
+				k.set(fmt.Sprint("a", i), change{mode: new(modeDrain)})
+				k.sync(t.Context(), false)
+			})
+		}
+		k.wait()
+		writers.Wait()
+	}
+}
+
+// slow is a storage that takes its time to read, and cannot read one key.
+type slow struct {
+	*faulty
+	takes time.Duration
+	bad   string
+}
+
+func (s *slow) Load(ctx context.Context, key string) ([]byte, error) {
+	select {
+	case <-time.After(s.takes):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if key == s.bad {
+		return nil, errors.New("is a directory")
+	}
+	return s.faulty.Load(ctx, key)
+}
+
+// A slow storage with many settings is read in the end, though nobody waits that long.
+func TestASlowStorageWithManySettings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := newFaulty()
+		one, _ := keep(t, storage, "f", time.Hour)
+		for i := range 1000 {
+			one.set(fmt.Sprintf("x%d:80", i), change{mode: new(modeDrain)})
+		}
+		one.sync(t.Context(), false)
+		began := time.Now()
+		two, logs := keep(t, &slow{storage, 50 * time.Millisecond, ""}, "f", time.Hour)
+		if took := time.Since(began); took > storageTimeout {
+			t.Errorf("it kept the start waiting for %v", took)
+		}
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if got := len(two.settings()); got != 1000 || !two.isLoaded() || len(two.toStore()) > 0 {
+			t.Errorf("%d settings, loaded %v, %d to store; %v", got, two.isLoaded(), len(two.toStore()), logs.All())
+		}
+	})
+}
+
+// One key that cannot be read, or one setting that cannot be stored, is no reason to
+// leave out the others.
+func TestOneBadKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		storage := &slow{newFaulty(), 0, "f/a.json"}
+		storage.values["f/a.json"] = "{}"
+		before, _ := keep(t, storage.faulty, "f", 0)
+		before.set("x:80", change{mode: new(modeDrain)})
+		before.sync(t.Context(), false)
+		k, _ := keep(t, storage, "f", time.Second)
+		if k.of("x:80").mode() != modeDrain {
+			t.Errorf("settings %v", k.settings())
+		}
+		storage.bad = k.key("a:80")
+		k.set("a:80", change{mode: new(modeDrain)})
+		k.set("z:80", change{mode: new(modeDrain)})
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if got := k.toStore(); !slices.Equal(got, []string{"a:80"}) {
+			t.Errorf("to store: %v", got)
+		}
+	})
+}
+
+// A config with another storage has all settings stored there, also if it does not
+// answer at first.
+func TestAnotherStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one, _ := keep(t, newFaulty(), "i", 0)
+		one.set("x:80", change{mode: new(modeMaintenance)})
+		one.sync(t.Context(), false)
+		other := newFaulty()
+		other.set(errors.New("down"), nil)
+		two := newKeeper(one.operations, other, "i", 0, zap.NewNop())
+		two.sync(t.Context(), true)
+		if two.persisted("x:80") {
+			t.Error("persisted, but the other storage is down")
+		}
+		other.set(nil, nil)
+		two.sync(t.Context(), !two.isLoaded())
+		if len(other.values) != 1 || !two.persisted("x:80") || !two.isLoaded() {
+			t.Errorf("there: %v", other.values)
+		}
+	})
+}
+
+// A client that does not wait for the storage is no failure of it.
+func TestAClientThatLeaves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, logs := keep(t, &slow{newFaulty(), 300 * time.Millisecond, ""}, "i", 0)
+		k.set("x:80", change{mode: new(modeDrain)})
+		ctx, leave := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer leave()
+		k.sync(ctx, false)
+		time.Sleep(time.Second)
+		if logs.Len() > 0 || !k.persisted("x:80") {
+			t.Errorf("logged %v, persisted %v", logs.All(), k.persisted("x:80"))
+		}
+	})
+}
+
+// What one instance of a fleet has not seen for long, another may have.
+func TestAFleetDoesNotForget(t *testing.T) {
+	for every, want := range map[time.Duration]mode{0: modeReady, time.Second: modeMaintenance} {
+		o := newOperations()
+		a := &App{operations: o, keeper: newKeeper(o, newFaulty(), "f", every, zap.NewNop())}
+		o.set("x:80", change{mode: new(modeMaintenance)})
+		a.forget("x:80")
+		if got := o.of("x:80").mode(); got != want {
+			t.Errorf("sync_interval %v: mode %s, want %s", every, got, want)
+		}
+	}
+}
+
+// When a change returns, picks follow it, however many verdicts change meanwhile.
+func TestAChangeIsFollowedWhenItReturns(t *testing.T) {
+	p := newPolicy(t, strings.Repeat("u", 200), following(t))
+	var over atomic.Bool
+	var verdicts sync.WaitGroup
+	for range 3 {
+		verdicts.Go(func() {
+			for !over.Load() {
+				p.refresh()
+			}
+		})
+	}
+	for i := range 199 {
+		p.set(i, change{mode: new(modeDrain)})
+		if p.current.Load().tiers[0].weights[i] > 0 {
+			t.Errorf("upstream %d still gets requests", i)
+		}
+	}
+	over.Store(true)
+	verdicts.Wait()
 }

@@ -130,7 +130,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.Fleet != "" {
 		every = cmp.Or(time.Duration(a.SyncInterval), defaultSyncInterval)
 	}
-	a.keeper = newKeeper(a.operations, ctx.Storage(), prefix, every, ctx.Logger())
+	storage := ctx.Storage()
+	if prefix == noScope {
+		storage = noStorage{errNoID}
+	}
+	a.keeper = newKeeper(a.operations, storage, prefix, every, ctx.Logger())
 	a.keeper.sync(ctx, true)
 	if a.events, err = newAnnouncer(ctx); err != nil {
 		return err
@@ -161,8 +165,8 @@ func (a *App) validate() (prefix string, err error) {
 			return "", errNoFleet
 		}
 		id, err := caddy.InstanceID()
-		if err != nil {
-			return "", fmt.Errorf("finding out the ID of this instance, by which modes are stored: %v", err)
+		if err != nil { // nowhere to write to: no reason not to balance
+			return noScope, nil
 		}
 		return "alive/instances/" + id.String(), nil
 	}
@@ -216,6 +220,13 @@ func (a *App) Stop() error {
 	running.apps = slices.DeleteFunc(running.apps, func(other *App) bool { return other == a })
 	running.Unlock()
 	release(policies)
+	if other := newestApp(); other != nil {
+		// they share targets, and this one may have paused what others do not, or the
+		// reverse: another fleet has other modes
+		for _, s := range other.all() {
+			s.applyModes()
+		}
+	}
 	if a.stop != nil {
 		a.stop()
 		a.keeping.Wait()

@@ -48,6 +48,7 @@ type entry struct {
 
 	position int  // below 0 if the config lists it, 0 if requests bring it
 	past     bool // requests bring other upstreams now
+	left     bool // no pool has it, but a setting
 }
 
 // checkEntry is what one check knows of an upstream.
@@ -109,20 +110,44 @@ func overview(only filter) []entry {
 	return append(entries, app.leftOver(only)...)
 }
 
-// leftOver returns entries for the settings of addresses that no pool has.
+// leftOver returns entries for the settings of addresses that no pool has, and for the
+// weights of pools that do not have the address any more.
 func (a *App) leftOver(only filter) []entry {
 	var entries []entry
 	for address, set := range a.operations.settings() {
-		if set.idle() || !only.wants("", address) || slices.ContainsFunc(a.all(), func(s *Selection) bool { return s.byAddress(address) != nil }) {
+		if set.idle() || only.upstream != "" && only.upstream != address {
 			continue
 		}
-		entries = append(entries, entry{
-			Upstream: address, Status: health.Unknown.String(), Mode: set.mode(), Checks: []checkEntry{},
-			Why:       fmt.Sprintf("no pool has it; what was set at %s is kept for when one does", set.newest().Format(time.RFC3339)),
-			Persisted: a.notPersisted(address),
-		})
+		left := func(pool string, weight int) entry {
+			who := "no pool"
+			if pool != "" {
+				who = "no pool of that name"
+			}
+			return entry{
+				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: set.mode(), Weight: weight, Checks: []checkEntry{},
+				Why:       fmt.Sprintf("%s has it; what was set at %s is kept for when one does", who, set.newest().Format(time.RFC3339)),
+				Persisted: a.notPersisted(address), left: true,
+			}
+		}
+		pools := make(map[string]bool)
+		for _, s := range a.all() {
+			if s.byAddress(address) != nil {
+				pools[s.pool] = true
+			}
+		}
+		for pool, w := range set.Weights {
+			if w.Weight != nil && !pools[pool] && only.wants(pool, address) {
+				pools[pool] = true
+				entries = append(entries, left(pool, *w.Weight))
+			}
+		}
+		if len(pools) == 0 && only.wants("", address) {
+			entries = append(entries, left("", 0))
+		}
 	}
-	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.Upstream, b.Upstream) })
+	slices.SortFunc(entries, func(a, b entry) int {
+		return cmp.Or(strings.Compare(a.Upstream, b.Upstream), strings.Compare(a.Pool, b.Pool))
+	})
 	return entries
 }
 
@@ -145,7 +170,7 @@ func (e *entry) merge(other entry) {
 	e.Backup = e.Backup && other.Backup
 	e.FailOpen = e.FailOpen || other.FailOpen
 	e.position = min(e.position, other.position)
-	e.past = e.past && other.past
+	e.past, e.left = e.past && other.past, e.left && other.left
 	if worse(other.Status, e.Status) {
 		e.Status, e.Since = other.Status, other.Since
 	}
@@ -192,19 +217,25 @@ func (s *Selection) entries(only filter) []entry {
 	for _, e := range entries {
 		shown[e.Upstream] = true
 	}
-	for _, p := range pools[present:] {
-		for _, e := range s.entriesOf(p.upstreams, p.members, nil, only) {
-			if !shown[e.Upstream] {
+	also := func(pool reverseproxy.UpstreamPool, members []*member, past bool, why string) {
+		for _, e := range s.entriesOf(pool, members, nil, only) {
+			if e.past, e.Why = past, why; !shown[e.Upstream] {
 				shown[e.Upstream] = true
 				entries = append(entries, e)
 			}
 		}
 	}
+	for _, p := range pools[present:] {
+		also(p.upstreams, p.members, true, "requests bring other upstreams now, so it gets none: forgotten in a while")
+	}
+	// what the config before was brought
+	watched := s.dynamic.all()
+	also(make(reverseproxy.UpstreamPool, len(watched)), watched, false, "no request has brought it since the config was loaded")
 	return entries
 }
 
 // entriesOf returns the entries of one pool by its snapshot, nil if requests do not
-// bring it any more.
+// bring it at present. Then upstreams can be nil, too.
 func (s *Selection) entriesOf(pool reverseproxy.UpstreamPool, members []*member, now *snapshot, only filter) []entry {
 	var entries []entry
 	at := make(map[*member]int)
@@ -258,7 +289,7 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, ef
 		Checks: []checkEntry{},
 	}
 	healthy := true
-	if u.Host != nil { // else the handler is yet to be provisioned
+	if u != nil && u.Host != nil { // else the handler is yet to be provisioned
 		e.Requests, e.Fails = u.Host.NumRequests(), u.Host.Fails()
 		healthy = u.Healthy()
 	}
@@ -274,8 +305,7 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, ef
 		e.Since = &since
 	}
 	if now == nil {
-		e.past, e.Why = true, "requests bring other upstreams now, so it gets none: forgotten in a while"
-		return e
+		return e // whoever asks knows why
 	}
 	e.Serving = e.Mode == modeReady && e.Weight > 0 && status == health.Up && !m.draining() && healthy
 	e.Why = s.why(e, u, m, set, healthy)

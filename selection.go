@@ -209,6 +209,9 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if err := s.resumeDynamic(); err != nil {
 		return err
 	}
+	if err := s.joinPool(); err != nil { // not before: from now on scrapes read s
+		return err
+	}
 
 	s.app.adopt(s)
 	s.adopted = true
@@ -356,9 +359,13 @@ func (s *Selection) allWatches() []*watch {
 // on with the old one meanwhile. Of those who call it while one is under way,
 // one waits and looks for all.
 func (s *Selection) refresh() {
-	if s.stale.Swap(true) {
-		return
+	if !s.stale.Swap(true) {
+		s.renew()
 	}
+}
+
+// renew is refresh, but returns when there is a snapshot that was begun later.
+func (s *Selection) renew() {
 	s.mu.Lock()
 	s.stale.Store(false)
 	s.generation.Add(1)

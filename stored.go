@@ -22,10 +22,14 @@ import (
 const (
 	// storageTimeout bounds how long anybody waits for the storage.
 	storageTimeout = 2 * time.Second
+	// exchangeTimeout bounds how long it may take in the background.
+	exchangeTimeout = time.Minute
+	// readers is how many settings are read at once.
+	readers = 16
 	// retryInterval is how often a storage that failed is tried again.
 	retryInterval = 2 * time.Second
 	// maxStored bounds what is read of one setting, in bytes.
-	maxStored = 64 << 10
+	maxStored = 1 << 20
 	// listTries is how often a list is asked for while it changes.
 	listTries = 20
 	// keepIdle is how long a setting that changes nothing any more is kept, so that
@@ -43,10 +47,11 @@ type keeper struct {
 	every   time.Duration // between two looks at what others did, 0 if there are none
 	logger  *zap.Logger
 
-	busy  chan struct{} // has an element while the storage is used
-	using sync.WaitGroup
+	busy chan struct{} // has an element while the storage is used
 
 	mu      sync.Mutex // guards what follows
+	listed  bool       // the storage has told what is in it
+	loaded  bool       // and all of that is known
 	failing bool       // the last use of the storage failed, and that was logged
 	strange map[string]bool
 }
@@ -63,6 +68,13 @@ func newKeeper(o *operations, storage certmagic.Storage, prefix string, every ti
 func (k *keeper) key(address string) string {
 	sum := sha256.Sum256([]byte(address))
 	return path.Join(k.prefix, hex.EncodeToString(sum[:])+".json")
+}
+
+// isLoaded reports whether what the storage held at the start is known.
+func (k *keeper) isLoaded() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.loaded
 }
 
 // run follows others, and stores what could not be stored, until the context ends.
@@ -85,27 +97,33 @@ func (k *keeper) run(ctx context.Context) {
 	}
 }
 
-// sync stores what is yet to be stored, after it has read what others changed, if it
-// is to follow them.
+// sync stores what is yet to be stored, and reads what others changed, if it is to
+// follow them. It returns when that is done, after a while, or when the context ends:
+// it then goes on by itself.
 func (k *keeper) sync(ctx context.Context, follow bool) {
-	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
-	defer cancel()
+	patience := time.NewTimer(storageTimeout)
+	defer patience.Stop()
 	select {
 	case k.busy <- struct{}{}:
-	case <-ctx.Done():
+	case <-patience.C:
 		k.note(errNoAnswer)
 		return
-	}
-	done := make(chan error, 1)
-	k.using.Go(func() {
-		defer func() { <-k.busy }()
-		done <- k.exchange(ctx, follow)
-	})
-	select {
-	case err := <-done:
-		k.note(err)
 	case <-ctx.Done():
+		return
+	}
+	done := make(chan struct{})
+	go func() { // wait waits for it
+		defer func() { <-k.busy }()
+		defer close(done)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), exchangeTimeout)
+		defer cancel()
+		k.note(k.exchange(ctx, follow))
+	}()
+	select {
+	case <-done:
+	case <-patience.C:
 		k.note(errNoAnswer)
+	case <-ctx.Done():
 	}
 }
 
@@ -113,13 +131,9 @@ var errNoAnswer = fmt.Errorf("it does not answer within %s", storageTimeout)
 
 // wait waits until the storage is not used any more, but not for one that hangs.
 func (k *keeper) wait() {
-	idle := make(chan struct{})
-	go func() {
-		k.using.Wait()
-		close(idle)
-	}()
 	select {
-	case <-idle:
+	case k.busy <- struct{}{}:
+		<-k.busy
 	case <-time.After(storageTimeout):
 		k.logger.Warn("the storage still does not answer; not waiting for it any longer")
 	}
@@ -128,9 +142,12 @@ func (k *keeper) wait() {
 // note logs when the storage begins to fail, and when it works again.
 func (k *keeper) note(err error) {
 	k.mu.Lock()
-	before := k.failing
+	before, listed := k.failing, k.listed
 	k.failing = err != nil
 	k.mu.Unlock()
+	if err != nil && !listed {
+		k.storeAllBut(nil) // who knows what is in it
+	}
 	switch {
 	case err != nil && !before:
 		k.logger.Warn("the storage fails: modes and weights that are set hold here, and are stored when it returns", zap.Error(err))
@@ -139,19 +156,25 @@ func (k *keeper) note(err error) {
 	}
 }
 
-// exchange is sync without bounds.
+// exchange is sync without bounds. What fails for one address is no reason to leave
+// out the others.
 func (k *keeper) exchange(ctx context.Context, follow bool) error {
+	var errs []error
+	store := func() {
+		for _, address := range k.toStore() {
+			if err := k.store(ctx, address); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	store()
 	if follow {
 		if err := k.load(ctx); err != nil {
-			return err
+			errs = append(errs, err)
 		}
+		store() // what load found to be missing there
 	}
-	for _, address := range k.toStore() {
-		if err := k.store(ctx, address); err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // load reads all that is stored.
@@ -160,31 +183,57 @@ func (k *keeper) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	k.mu.Lock()
+	k.listed = true
+	k.mu.Unlock()
+	var mu sync.Mutex // guards what follows
 	listed := make(map[string]bool)
-	for _, key := range keys {
-		if !strings.HasSuffix(key, ".json") {
-			continue
-		}
-		s, err := k.read(ctx, key)
-		if err != nil {
-			return err
-		}
-		if s == nil {
-			continue
-		}
-		if k.outlived(s) {
-			if err := k.storage.Delete(ctx, key); err != nil {
-				return err
+	var errs []error
+
+	var reading sync.WaitGroup
+	next := make(chan string)
+	for range min(readers, len(keys)) {
+		reading.Go(func() {
+			for key := range next {
+				address, err := k.follow(ctx, key)
+				mu.Lock()
+				if listed[address] = true; err != nil {
+					errs = append(errs, err)
+				}
+				mu.Unlock()
 			}
-			continue
-		}
-		listed[s.Address] = true
-		if k.learn(s) {
-			k.logger.Info("as it was set before, or at another instance of the fleet", s.fields()...)
+		})
+	}
+	for _, key := range keys {
+		if strings.HasSuffix(key, ".json") {
+			next <- key
 		}
 	}
-	k.finishLoading(listed)
-	return nil
+	close(next)
+	reading.Wait()
+	if len(errs) == 0 {
+		k.mu.Lock()
+		k.loaded = true
+		k.mu.Unlock()
+	}
+	k.storeAllBut(listed)
+	return errors.Join(errs...)
+}
+
+// follow takes over what is stored at a key, and returns whose setting it is: nobody's
+// if it makes no sense or changes nothing any more.
+func (k *keeper) follow(ctx context.Context, key string) (address string, err error) {
+	s, err := k.read(ctx, key)
+	if err != nil || s == nil {
+		return "", err
+	}
+	if k.outlived(s) {
+		return "", k.storage.Delete(ctx, key)
+	}
+	if k.learn(s) {
+		k.logger.Info("as it was set before, or at another instance of the fleet", s.fields()...)
+	}
+	return s.Address, nil
 }
 
 // list returns the keys of all that is stored.
@@ -270,4 +319,23 @@ func (k *keeper) store(ctx context.Context, address string) error {
 	}
 	k.stored(s)
 	return nil
+}
+
+// noScope is where settings would be stored of an instance that has no ID.
+const noScope = "alive/instances/none"
+
+var errNoID = errors.New("this instance has no ID, for Caddy's data folder cannot be written")
+
+// noStorage stands for a storage that cannot be used.
+type noStorage struct{ err error }
+
+func (n noStorage) Lock(context.Context, string) error                   { return n.err }
+func (n noStorage) Unlock(context.Context, string) error                 { return n.err }
+func (n noStorage) Store(context.Context, string, []byte) error          { return n.err }
+func (n noStorage) Load(context.Context, string) ([]byte, error)         { return nil, n.err }
+func (n noStorage) Delete(context.Context, string) error                 { return n.err }
+func (n noStorage) Exists(context.Context, string) bool                  { return false }
+func (n noStorage) List(context.Context, string, bool) ([]string, error) { return nil, n.err }
+func (n noStorage) Stat(context.Context, string) (certmagic.KeyInfo, error) {
+	return certmagic.KeyInfo{}, n.err
 }

@@ -3,6 +3,7 @@
 package alive
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,16 +82,29 @@ func (s *Selection) provisionName() error {
 	s.pool = s.Name
 	if s.pool == "" {
 		names := make([]string, 0, len(s.upstreams))
-		for _, u := range s.upstreams {
+		for i, u := range s.upstreams {
 			names = append(names, shownAddress(u.Dial))
+			if !utf8.ValidString(names[i]) {
+				return fmt.Errorf("the address of upstream %d is not valid UTF-8: %q", i, names[i])
+			}
 		}
 		if source := s.proxy.DynamicUpstreamsRaw; source != nil {
 			names = append(names, sourceName(source))
 		}
-		s.pool = strings.Join(names, " ")
+		s.pool = bounded(strings.Join(names, " "))
 	}
 	s.rules.operations, s.rules.pool = s.app.operations, s.pool
-	return s.joinPool()
+	return nil
+}
+
+// bounded shortens what is too long for a name, so that what differs still does.
+func bounded(name string) string {
+	if len(name) <= maxName {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	end := fmt.Sprintf("… #%x", sum[:4])
+	return strings.ToValidUTF8(name[:maxName-len(end)], "") + end
 }
 
 // maxName bounds the name of a pool, in bytes.
