@@ -5,6 +5,9 @@
 // has to be installed; what is not is named and left out.
 //
 //	go -C bench run .
+//
+// It prints tables, and writes them to bench/results: as Markdown, as JSON, and as
+// charts. At the end it says which budgets of this project are held and which missed.
 package main
 
 import (
@@ -12,8 +15,10 @@ import (
 	"flag"
 	"fmt"
 	"log"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,40 +27,89 @@ import (
 // bench is what all measurements have in common.
 type bench struct {
 	scratch  string
+	caddy    string // the program
+	peers    []peer
 	settle   time.Duration
 	duration time.Duration
 	rounds   int
+	rate     int
+	targets  []int
+	report
+}
+
+// parts are what can be measured.
+var parts = map[string]func(*bench, context.Context) error{
+	"1-requests": (*bench).requests,
+	"2-faults":   (*bench).faults,
+	"3-spurious": (*bench).spurious,
+	"4-weights":  (*bench).weights,
+	"5-reloads":  (*bench).reloads,
+	"6-probes":   (*bench).probes,
+	"7-picks":    (*bench).picks,
 }
 
 func main() {
 	log.SetFlags(0)
+	if addresses := os.Getenv(upstreamVariable); addresses != "" {
+		log.Fatal(serveUpstream(strings.Split(addresses, ","), os.Getenv("ALIVE_BENCH_CONTROL")))
+	}
+	names := slices.Sorted(maps.Keys(parts))
+	quick := flag.Bool("quick", false, "measure shorter, in less than 10 minutes on two cores")
+	only := flag.String("only", strings.Join(names, ","), "which parts to measure")
 	duration := flag.Duration("duration", 20*time.Second, "how long each measurement lasts")
-	settle := flag.Duration("settle", 15*time.Second, "how long a server runs before it is measured")
-	rounds := flag.Int("rounds", 2, "how often each is repeated; medians are shown")
-	targets := flag.String("targets", "1000,5000", "how many targets are probed, one table after the other")
+	settle := flag.Duration("settle", 15*time.Second, "how long a checker runs before it is measured")
+	rounds := flag.Int("rounds", 3, "how often each is repeated, by turns; medians are shown")
+	rate := flag.Int("rate", 1000, "requests a second")
+	targets := flag.String("targets", "1000,5000", "how many targets are probed, one after the other")
+	results := flag.String("results", "results", "the folder to write to")
 	flag.Parse()
-	var sizes []int
+	if *quick {
+		*duration, *settle, *rounds, *targets = 5*time.Second, 5*time.Second, 2, "1000"
+	}
+	b := bench{settle: *settle, duration: *duration, rounds: *rounds, rate: *rate}
 	for text := range strings.SplitSeq(*targets, ",") {
 		size, err := strconv.Atoi(text)
 		if err != nil || size <= few || size > maxTargets {
 			log.Fatalf("-targets takes numbers from %d to %d, like 1000,5000; got '%s'", few+1, maxTargets, text)
 		}
-		sizes = append(sizes, size)
+		b.targets = append(b.targets, size)
 	}
-
+	chosen := strings.Split(*only, ",")
+	for _, name := range chosen {
+		if parts[name] == nil {
+			log.Fatalf("-only takes %s; got '%s'", strings.Join(names, ","), name)
+		}
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	scratch, err := os.MkdirTemp("", "alive-bench-")
-	if err != nil {
-		log.Fatal(err)
-	}
-	b := bench{scratch: scratch, settle: *settle, duration: *duration, rounds: *rounds}
-	err = b.probes(ctx, sizes)
-	if removeErr := os.RemoveAll(scratch); err == nil {
-		err = removeErr
-	}
-	if err != nil {
+	if err := b.measureAll(ctx, chosen, *results); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
+		os.Exit(1) //nolint:gocritic // there is nothing left to do
 	}
+}
+
+// measureAll measures the parts, one after the other, and writes what came of them.
+func (b *bench) measureAll(ctx context.Context, names []string, results string) (err error) {
+	if b.scratch, err = os.MkdirTemp("", "alive-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.scratch)
+	if b.caddy, err = buildCaddy(ctx, b.scratch); err != nil {
+		return err
+	}
+	var missing []string
+	b.peers, missing = findPeers(b.caddy)
+	for _, name := range missing {
+		b.note("%s is not installed, so it is left out.", name)
+	}
+	b.note("Requests are sent in an open loop by vegeta, %d a second; latencies count from when a request was due.", b.rate)
+	for _, name := range names {
+		began := time.Now()
+		if err := parts[name](b, ctx); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		b.show()
+		fmt.Fprintf(os.Stderr, "(%s took %s)\n", name, time.Since(began).Round(time.Second))
+	}
+	return b.write(results)
 }

@@ -130,7 +130,6 @@ func checkers(caddy string) []checker {
 	}
 	haproxy, err := exec.LookPath("haproxy")
 	if err != nil {
-		fmt.Println("haproxy is not installed, so it is left out")
 		return all[:2]
 	}
 	all[2] = checker{"HAProxy", func(ctx context.Context, folder string, addresses []string) (*process, error) {
@@ -158,21 +157,16 @@ type sample struct {
 }
 
 // probes measures what probes of so many targets cost.
-func (b *bench) probes(ctx context.Context, sizes []int) error {
-	caddy, err := buildCaddy(ctx, b.scratch)
-	if err != nil {
-		return err
-	}
-	to, err := newBackend(ctx, slices.Max(sizes))
+func (b *bench) probes(ctx context.Context) error {
+	to, err := newBackend(ctx, slices.Max(b.targets))
 	if err != nil {
 		return err
 	}
 	defer to.server.Close()
-	all := checkers(caddy)
-	fmt.Printf("One HTTP probe of each target a second; medians of %d rounds of %s each.\n\n", b.rounds, b.duration)
-	fmt.Println("| targets | checker | CPU a probe | memory a target | worst lateness | densest 50 ms | probes a target and second |")
-	fmt.Println("|---:|---|---:|---:|---:|---:|---:|")
-	for _, targets := range sizes {
+	all := checkers(b.caddy)
+	t := b.table("Probes", fmt.Sprintf("One HTTP probe of each target a second; medians of %d rounds of %s each.", b.rounds, b.duration),
+		"targets", "checker", "CPU a probe (µs)", "memory a target (KiB)", "worst lateness (ms)", "densest 50 ms (%)", "probes a target and second")
+	for _, targets := range b.targets {
 		samples := make([][]sample, len(all))
 		for range b.rounds {
 			for i, c := range all {
@@ -184,14 +178,20 @@ func (b *bench) probes(ctx context.Context, sizes []int) error {
 			}
 		}
 		for i, c := range all {
-			fmt.Printf("| %d | %s | %.1f µs | %.1f KiB | %d ms | %.1f %% | %.3f |\n", targets, c.name,
-				float64(median(samples[i], func(s sample) time.Duration { return s.cpu }))/1e3,
-				median(samples[i], func(s sample) float64 { return s.memory })/1024,
-				median(samples[i], func(s sample) time.Duration { return s.late }).Milliseconds(),
-				100*median(samples[i], func(s sample) float64 { return s.dense }),
-				median(samples[i], func(s sample) float64 { return s.probes }))
+			m := samples[i]
+			t.add(targets, c.name,
+				float64(median(m, func(s sample) time.Duration { return s.cpu }))/1e3,
+				median(m, func(s sample) float64 { return s.memory })/1024,
+				median(m, func(s sample) time.Duration { return s.late }).Milliseconds(),
+				100*median(m, func(s sample) float64 { return s.dense }),
+				median(m, func(s sample) float64 { return s.probes }))
+		}
+		if targets == 1000 {
+			b.budget("CPU of a probe at 1,000 targets, beside Caddy's own checker", ratio(t.value(0, 2), t.value(1, 2)), 0.5)
+			b.budget("memory of a target at 1,000 targets, in KiB", t.value(0, 3), 25)
 		}
 	}
+	t.chart(1, 2)
 	return nil
 }
 
@@ -261,7 +261,7 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // median returns the median of what f gives.
-func median[T int64 | float64 | time.Duration](samples []sample, f func(sample) T) T {
+func median[S any, T int64 | float64 | time.Duration](samples []S, f func(S) T) T {
 	values := make([]T, 0, len(samples))
 	for _, s := range samples {
 		values = append(values, f(s))

@@ -34,9 +34,14 @@ func buildCaddy(ctx context.Context, scratch string) (string, error) {
 
 // start runs a server in a folder of its own.
 func start(ctx context.Context, folder, path string, args ...string) (*process, error) {
-	p := &process{cmd: exec.CommandContext(ctx, path, args...), output: new(bytes.Buffer)}
+	return launch(folder, exec.CommandContext(ctx, path, args...))
+}
+
+// launch runs a command in a folder.
+func launch(folder string, command *exec.Cmd, environment ...string) (*process, error) {
+	p := &process{cmd: command, output: new(bytes.Buffer)}
 	p.cmd.Dir = folder
-	p.cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+folder, "XDG_CONFIG_HOME="+folder)
+	p.cmd.Env = append(append(os.Environ(), "XDG_DATA_HOME="+folder, "XDG_CONFIG_HOME="+folder), environment...)
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
 	p.cmd.Cancel = func() error { return p.cmd.Process.Signal(os.Interrupt) }
 	p.cmd.WaitDelay = 5 * time.Second
@@ -63,38 +68,78 @@ func (p *process) stop() error {
 	return err
 }
 
-// cpu is the CPU time that the server used, with that of the kernel on its
-// behalf.
+// cpu is the CPU time that the server used, with its children and with that of the
+// kernel on their behalf.
 func (p *process) cpu() (time.Duration, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	// the name, in brackets, can have anything in it
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	const tick = 10 * time.Millisecond // as Linux shows it, whatever its own clock does
 	var total time.Duration
-	for _, field := range fields[11:13] {
-		n, err := strconv.ParseInt(field, 10, 64)
+	err := p.family(func(folder string, root bool) error {
+		fields, err := statFields(folder)
 		if err != nil {
-			return 0, err
+			return err
 		}
-		total += time.Duration(n * int64(tick))
+		used := fields[11:13]
+		if root {
+			used = fields[11:15] // children that ended, too
+		}
+		for _, field := range used {
+			n, err := strconv.ParseInt(field, 10, 64)
+			if err != nil {
+				return err
+			}
+			total += time.Duration(n * int64(tick))
+		}
+		return nil
+	})
+	return total, err
+}
+
+// statFields are those after the name of a process, of the file stat in its folder.
+func statFields(folder string) ([]string, error) {
+	stat, err := os.ReadFile(filepath.Join(folder, "stat"))
+	if err != nil {
+		return nil, err
 	}
-	return total, nil
+	// the name, in brackets, can have anything in it
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])), nil
+}
+
+// family looks at a process and its children, by their folders below /proc.
+func (p *process) family(look func(folder string, root bool) error) error {
+	self := strconv.Itoa(p.cmd.Process.Pid)
+	if err := look(filepath.Join("/proc", self), true); err != nil {
+		return err
+	}
+	folders, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return err
+	}
+	for _, folder := range folders {
+		if fields, err := statFields(folder); err != nil || fields[1] != self {
+			continue // it ended meanwhile, or is none of its children
+		}
+		if err := look(folder, false); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // memory is how much memory of its own the server has at present, in bytes.
-func (p *process) memory() (int64, error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
-			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-			return kib << 10, err
+func (p *process) memory() (total int64, err error) {
+	err = p.family(func(folder string, _ bool) error {
+		status, err := os.ReadFile(filepath.Join(folder, "status"))
+		if err != nil {
+			return err
 		}
-	}
-	return 0, fmt.Errorf("no RssAnon in the status of %s", p.cmd.Path)
+		for line := range strings.Lines(string(status)) {
+			if rest, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+				kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+				total += kib << 10
+				return err
+			}
+		}
+		return fmt.Errorf("no RssAnon in the status of %s", p.cmd.Path)
+	})
+	return total, err
 }

@@ -32,7 +32,11 @@ var build = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	caddy := filepath.Join(folder, "caddy")
-	command := exec.Command("go", "build", "-o", caddy, "./cmd/caddy")
+	args := []string{"build", "-o", caddy}
+	if *race {
+		args = append(args, "-race")
+	}
+	command := exec.Command("go", append(args, "./cmd/caddy")...)
 	command.Dir = ".."
 	if out, err := command.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%v: %s", err, out)
@@ -96,6 +100,7 @@ type instance struct {
 	folder      string
 	admin, site string
 	client      *http.Client // for the admin API
+	pid         int
 	stop        func()
 }
 
@@ -130,6 +135,7 @@ func (c *instance) start() {
 	if err := command.Start(); err != nil {
 		c.t.Fatal(err)
 	}
+	c.pid = command.Process.Pid
 	c.stop = sync.OnceFunc(func() {
 		_ = command.Process.Signal(os.Interrupt)
 		_ = command.Wait()

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"time"
+
+	vegeta "github.com/tsenart/vegeta/v12/lib"
+)
+
+// result is one request of the load.
+type result struct {
+	due     time.Time     // when it was to be sent
+	latency time.Duration // from then on, so that a stall of the sender hides nothing
+	status  int           // 0 if there was no answer
+	from    string        // the upstream that answered
+}
+
+func (r result) ok() bool { return r.status == http.StatusOK }
+
+// attack sends so many requests a second for a while, whatever becomes of them: an open
+// loop. It returns them in the order in which they were due.
+func attack(ctx context.Context, url string, rate int, during time.Duration) []result {
+	attacker := vegeta.NewAttacker(vegeta.Timeout(30*time.Second), vegeta.KeepAlive(true), vegeta.Connections(10000), vegeta.MaxConnections(0), vegeta.Workers(64), vegeta.MaxWorkers(8000))
+	stopped := context.AfterFunc(ctx, func() { attacker.Stop() })
+	defer stopped()
+	every := time.Second / time.Duration(rate)
+	began := time.Now()
+	results := make([]result, 0, int(during/every)+1)
+	for r := range attacker.Attack(vegeta.NewStaticTargeter(vegeta.Target{Method: http.MethodGet, URL: url}), vegeta.Rate{Freq: rate, Per: time.Second}, during, "") {
+		due := began.Add(time.Duration(r.Seq) * every)
+		if r.Timestamp.Before(due) {
+			due = r.Timestamp
+		}
+		results = append(results, result{due, r.Timestamp.Add(r.Latency).Sub(due), int(r.Code), string(r.Body)})
+	}
+	slices.SortFunc(results, func(a, b result) int { return a.due.Compare(b.due) })
+	return results
+}
+
+// failures counts those that got no answer, or an error.
+func failures(results []result) (n int) {
+	for _, r := range results {
+		if !r.ok() {
+			n++
+		}
+	}
+	return n
+}
+
+// percentile returns the latency that so many percent did not exceed.
+func percentile(results []result, percent float64) time.Duration {
+	latencies := make([]time.Duration, 0, len(results))
+	for _, r := range results {
+		latencies = append(latencies, r.latency)
+	}
+	if len(latencies) == 0 {
+		return 0
+	}
+	slices.Sort(latencies)
+	return latencies[min(len(latencies)-1, int(percent/100*float64(len(latencies))))]
+}
