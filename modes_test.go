@@ -314,7 +314,7 @@ func TestAStorageThatFails(t *testing.T) {
 						t.Errorf("%s: %+v, persisted %v", address, k.of(address), k.persisted(address))
 					}
 				}
-				time.Sleep(time.Minute)
+				time.Sleep(time.Minute + retryInterval/4) // not just when somebody ceases to wait
 				if got := logs.Len(); got != 1 || logs.All()[0].Level != zapcore.WarnLevel {
 					t.Errorf("logged: %v", logs.All())
 				}
