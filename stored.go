@@ -326,7 +326,7 @@ const noScope = "alive/instances/none"
 
 var errNoID = errors.New("this instance has no ID, for Caddy's data folder cannot be written")
 
-// noStorage stands for a storage that cannot be used.
+// noStorage stands for a storage that cannot be used: all that it is asked for fails.
 type noStorage struct{ err error }
 
 func (n noStorage) Lock(context.Context, string) error                   { return n.err }

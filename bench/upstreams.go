@@ -92,6 +92,7 @@ type resetting struct {
 	*upstreamState
 }
 
+// Accept returns the next connection that is not reset.
 func (l resetting) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()

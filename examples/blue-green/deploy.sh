@@ -1,6 +1,8 @@
 #!/bin/sh
-# Deploys one upstream after the other, without a failed request. Give it the command
-# that replaces what runs at an address, which is its last argument:
+# Deploys one upstream after the other. Give it the command that replaces what runs at
+# an address, which is its last argument. One check that passes is not yet "up" if the
+# replacement took long enough to be noticed, so see that caddy alive status says up
+# before the next one is stopped, or requests fail:
 #
 #	./deploy.sh ./replace
 set -eu
