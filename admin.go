@@ -48,6 +48,9 @@ func (a Admin) Routes() []caddy.AdminRoute {
 	}
 }
 
+// listedBy is where one learns which upstreams there are.
+const listedBy = "GET /alive/upstreams"
+
 // apiError is an answer that says what is wrong, and what is allowed.
 func apiError(status int, format string, args ...any) error {
 	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
@@ -186,7 +189,7 @@ func appWith(only filter) (*App, error) {
 	case only.upstream == "":
 		return nil, apiError(http.StatusBadRequest, "name one upstream by the parameter upstream, as the list of upstreams has it")
 	case app == nil || len(overview(only)) == 0:
-		return nil, apiError(http.StatusNotFound, "unknown upstream '%s'%s; GET /alive/upstreams lists those there are", only.upstream, inPool(only.pool))
+		return nil, apiError(http.StatusNotFound, "unknown upstream '%s'%s; "+listedBy+" lists those there are", only.upstream, inPool(only.pool))
 	}
 	return app, nil
 }

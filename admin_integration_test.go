@@ -468,7 +468,7 @@ func TestCaddyWeightsOfPoolsThatAreGone(t *testing.T) {
 	c.patch(all[0].addr, `{"mode":"drain"}`)
 	c.load(site(3))
 	entries := c.entries(url.Values{"upstream": {all[0].addr}})
-	if len(entries) != 2 || entries[0].Weight != 1 || entries[1].Weight != 0 || !strings.HasPrefix(entries[1].Why, "no pool of that name has it") {
+	if len(entries) != 2 || entries[0].Weight != 1 || entries[1].Weight != 0 || !strings.HasPrefix(entries[1].Why, "no pool '"+entries[1].Pool+"' has it") || !entries[1].Gone || entries[0].Gone {
 		t.Fatalf("%+v", entries)
 	}
 	query := url.Values{"upstream": {all[0].addr}, "pool": {entries[1].Pool}}

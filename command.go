@@ -4,23 +4,17 @@ package alive
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
-	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
-
-	"github.com/caddyserver/caddy/v2"
 )
 
 func init() {
@@ -37,8 +31,9 @@ weights; checks them at once. It asks the admin API, whose address can be given 
 }
 
 const (
-	watchInterval = time.Second
-	waitInterval  = 200 * time.Millisecond
+	watchInterval = time.Second            // between two looks of status --watch
+	waitInterval  = 200 * time.Millisecond // between two looks of --wait
+	checkInterval = time.Second            // between two checks of check --wait
 )
 
 // addCommands adds the commands of `caddy alive`.
@@ -74,7 +69,7 @@ func addCommands(root *cobra.Command) {
 			Use: string(m.mode) + " <upstream> [--wait <duration>]", Short: m.short, Args: exactly(1, "one upstream, as caddy alive status shows it"),
 			RunE: func(cmd *cobra.Command, args []string) error { return cmdMode(cmd, args[0], m.mode) },
 		}
-		cmd.Flags().Duration("wait", 0, "How long to wait until its requests in flight have ended; exit status 1 if they have not")
+		cmd.Flags().Duration("wait", 0, "How long to wait until its requests in flight have ended, and it gets no new ones unless it is ready; exit status 1 if that takes longer")
 		root.AddCommand(cmd)
 	}
 
@@ -84,13 +79,37 @@ func addCommands(root *cobra.Command) {
 		RunE: func(cmd *cobra.Command, args []string) error { return cmdWeight(cmd, args[0], args[1]) },
 	}
 	weight.Flags().String("pool", "", "The pool whose weight is meant, if several have the upstream")
+	weight.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		if number := negative.FindString(err.Error()); number != "" {
+			return errWeight(number) // it was taken for a flag
+		}
+		return err
+	})
 	root.AddCommand(weight)
 
-	root.AddCommand(&cobra.Command{
-		Use: "check <upstream>", Short: "Checks an upstream at once; exit status 1 if a check fails",
+	check := &cobra.Command{
+		Use: "check <upstream> [--wait <duration>]", Short: "Checks an upstream at once; exit status 1 unless it passes and is up",
 		Args: exactly(1, "one upstream, as caddy alive status shows it"),
 		RunE: func(cmd *cobra.Command, args []string) error { return cmdCheck(cmd, args[0]) },
-	})
+	}
+	check.Flags().Duration("wait", 0, "How long to go on checking it each second until it is up")
+	root.AddCommand(check)
+}
+
+// negative is a number that flags are not made for.
+var negative = regexp.MustCompile(`-\d+$`)
+
+func errWeight(got string) error {
+	return fmt.Errorf("the weight must be a whole number from 0 to %d, or reset; got %q", maxWeight, got)
+}
+
+// waitOf returns the flag of that name.
+func waitOf(cmd *cobra.Command) (time.Duration, error) {
+	wait, _ := cmd.Flags().GetDuration("wait")
+	if wait < 0 {
+		return 0, errors.New("--wait must not be below 0")
+	}
+	return wait, nil
 }
 
 // exactly wants so many arguments.
@@ -107,88 +126,117 @@ func exactly(n int, what string) cobra.PositionalArgs {
 func cmdStatus(cmd *cobra.Command) error {
 	watch, _ := cmd.Flags().GetBool("watch")
 	asJSON, _ := cmd.Flags().GetBool("json")
+	c, err := newClient(cmd)
+	if err != nil {
+		return err
+	}
 	out := cmd.OutOrStdout()
+	var last []byte // what the last answer showed
 	for {
-		text, err := askAdmin(cmd, http.MethodGet, "/alive/upstreams", nil, nil)
-		if err != nil {
+		screen := screenOf(out)
+		inPlace := watch && !asJSON && screen.columns > 0
+		entries, text, err := c.list(askTimeout, "")
+		var show bytes.Buffer
+		switch {
+		case err != nil && (!watch || last == nil):
+			return err
+		case err != nil && inPlace: // it may return
+			screen.alarm(&show, fmt.Sprintf("this is how it was; at %s: %v", time.Now().Format(time.TimeOnly), err))
+			show.Write(last)
+		case err != nil:
+			c.warn(err.Error())
+		case asJSON:
+			last = printableJSON(text)
+			show.Write(last)
+		default:
+			screen.writeTable(&show, entries, time.Now())
+			last = bytes.Clone(show.Bytes())
+		}
+		drawn := show.Bytes()
+		if inPlace {
+			drawn = append([]byte(clearScreen), screen.fit(drawn)...)
+		}
+		if _, err := out.Write(drawn); err != nil || !watch {
 			return err
 		}
-		var shown bytes.Buffer
-		if asJSON {
-			shown.Write(text)
-		} else {
-			entries, err := parseEntries(text)
-			if err != nil {
-				return err
-			}
-			width, colours := terminal(out)
-			if watch && width > 0 {
-				shown.WriteString("\x1b[H\x1b[2J") // home, and clear
-			}
-			writeTable(&shown, entries, width, colours, time.Now())
-		}
-		if _, err := out.Write(shown.Bytes()); err != nil || !watch {
-			return err
-		}
-		select {
-		case <-cmd.Context().Done():
+		if c.pause(watchInterval) != nil {
 			return nil
-		case <-time.After(watchInterval):
 		}
 	}
 }
 
-// terminal returns the width of the terminal that out is, 0 if it is none, and
-// whether to use colours on it.
-func terminal(out io.Writer) (width int, colours bool) {
-	file, ok := out.(*os.File)
-	if !ok || !term.IsTerminal(int(file.Fd())) {
-		return 0, false
-	}
-	width, _, err := term.GetSize(int(file.Fd()))
-	if err != nil || width <= 0 {
-		width = 80
-	}
-	return width, os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
-}
-
-// cmdMode sets the mode of an upstream, and waits until it has no requests in flight
+// cmdMode sets the mode of an upstream, and waits until it is done with its requests
 // if that is wanted.
 func cmdMode(cmd *cobra.Command, upstream string, m mode) error {
-	wait, _ := cmd.Flags().GetDuration("wait")
-	if wait < 0 {
-		return errors.New("--wait must not be below 0")
+	wait, err := waitOf(cmd)
+	if err != nil {
+		return err
 	}
-	entries, err := patchUpstream(cmd, upstream, "", map[string]any{"mode": m})
+	c, err := newClient(cmd)
+	if err != nil {
+		return err
+	}
+	limit := askTimeout
+	if wait > 0 {
+		limit = within(time.Now().Add(wait))
+	}
+	entries, err := c.patch(limit, upstream, "", map[string]any{"mode": m})
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(upstream), m)
-	if wait == 0 {
-		return nil
+	if wait > 0 {
+		return c.waitUntilIdle(upstream, m, wait)
 	}
-	began := time.Now()
+	if m == modeDrain && getsRequests(entries) {
+		c.warn("it " + stillGets)
+	}
+	return nil
+}
+
+const stillGets = "still gets new requests, for nobody else serves"
+
+// waitUntilIdle waits until an upstream has no requests in flight, and gets no new ones
+// unless it is ready.
+func (c *client) waitUntilIdle(upstream string, m mode, wait time.Duration) error {
+	name := printable(upstream)
+	deadline := time.Now().Add(wait)
+	fleet, every, err := c.fleet(within(deadline))
+	if err != nil {
+		return err
+	}
+	// A request may have been about to go there just when that changed; and others of
+	// a fleet are yet to learn of it.
+	quiet := time.Now().Add(every)
 	for {
-		left := inFlight(entries)
-		if left == 0 {
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: nothing is in flight\n", printable(upstream))
-			return nil
+		if err := c.pause(max(0, min(waitInterval, time.Until(deadline)))); err != nil {
+			return err
 		}
-		remaining := wait - time.Since(began)
-		if remaining <= 0 {
-			return fmt.Errorf("%s: after %s, requests in flight: %d", printable(upstream), wait, left)
-		}
-		select {
-		case <-cmd.Context().Done():
-			return cmd.Context().Err()
-		case <-time.After(min(waitInterval, remaining)):
-		}
-		text, err := askAdmin(cmd, http.MethodGet, "/alive/upstreams", url.Values{"upstream": {upstream}}, nil)
+		entries, _, err := c.list(within(deadline), upstream)
 		if err != nil {
 			return err
 		}
-		if entries, err = parseEntries(text); err != nil {
-			return err
+		entries = slices.DeleteFunc(entries, func(e entry) bool { return e.Gone })
+		if len(entries) == 0 {
+			return fmt.Errorf("%s: no pool has it any more, so nobody knows what is in flight", name)
+		}
+		var left string
+		switch n := inFlight(entries); {
+		case n > 0:
+			left = fmt.Sprintf("requests in flight: %d", n)
+		case m != modeReady && getsRequests(entries):
+			left = "it " + stillGets
+		case time.Now().Before(quiet):
+			left = fmt.Sprintf("the others of the fleet %s may not know yet: they look every %s", fleet, every)
+		case fleet != "":
+			fmt.Fprintf(c.cmd.OutOrStdout(), "%s: nothing is in flight at this Caddy; ask each of the fleet %s, by --address\n", name, fleet)
+			return nil
+		default:
+			fmt.Fprintf(c.cmd.OutOrStdout(), "%s: nothing is in flight\n", name)
+			return nil
+		}
+		if !time.Now().Before(deadline) {
+			return fmt.Errorf("%s: after %s, %s", name, wait, left)
 		}
 	}
 }
@@ -202,35 +250,74 @@ func inFlight(entries []entry) (most int) {
 	return most
 }
 
+// getsRequests reports whether any pool sends new requests to an upstream.
+func getsRequests(entries []entry) bool {
+	return slices.ContainsFunc(entries, func(e entry) bool { return e.EffectiveWeight > 0 })
+}
+
 // cmdWeight sets a weight, or resets it.
 func cmdWeight(cmd *cobra.Command, upstream, text string) error {
 	var weight any
 	if text != "reset" {
 		n, err := strconv.Atoi(text)
 		if err != nil {
-			return fmt.Errorf("the weight must be a whole number from 0 to %d, or reset; got %q", maxWeight, text)
+			return errWeight(text)
 		}
 		weight = n
 	}
+	c, err := newClient(cmd)
+	if err != nil {
+		return err
+	}
 	pool, _ := cmd.Flags().GetString("pool")
-	entries, err := patchUpstream(cmd, upstream, pool, map[string]any{"weight": weight})
+	entries, err := c.patch(askTimeout, upstream, pool, map[string]any{"weight": weight})
 	for _, e := range entries {
 		fmt.Fprintf(cmd.OutOrStdout(), "%s: weight %d in the pool %s\n", printable(e.Upstream), e.Weight, printable(e.Pool))
 	}
 	return err
 }
 
-// cmdCheck has an upstream checked, and says what came of it.
+// cmdCheck has an upstream checked, once or until it is up, and says what came of it.
 func cmdCheck(cmd *cobra.Command, upstream string) error {
-	text, err := askAdmin(cmd, http.MethodPost, "/alive/check", url.Values{"upstream": {upstream}}, nil)
+	wait, err := waitOf(cmd)
 	if err != nil {
 		return err
 	}
-	entries, err := parseEntries(text)
+	c, err := newClient(cmd)
 	if err != nil {
 		return err
 	}
-	failed := false
+	deadline := time.Now().Add(wait)
+	for {
+		limit := checkTimeout
+		if wait > 0 {
+			limit = min(limit, max(askTimeout, time.Until(deadline)))
+		}
+		entries, err := c.check(limit, upstream)
+		if err != nil {
+			return err
+		}
+		failed := writeResults(cmd.OutOrStdout(), entries)
+		switch {
+		case failed:
+			err = fmt.Errorf("%s does not pass", printable(upstream))
+		case slices.ContainsFunc(entries, func(e entry) bool { return e.Mode != modeMaintenance && e.Status != "up" }):
+			err = fmt.Errorf("%s passes, but is %s until it did so more often in a row", printable(upstream), printable(entries[0].Status))
+		default:
+			return nil
+		}
+		remaining := time.Until(deadline)
+		if remaining <= 0 {
+			return err
+		}
+		if err := c.pause(min(checkInterval, remaining)); err != nil {
+			return err
+		}
+	}
+}
+
+// writeResults writes what came of each check, and reports whether any failed.
+func writeResults(out io.Writer, entries []entry) (failed bool) {
 	told := make(map[string]bool)
 	for _, e := range entries {
 		for _, c := range e.Checks {
@@ -242,99 +329,8 @@ func cmdCheck(cmd *cobra.Command, upstream string) error {
 			if !c.Last.Passed {
 				failed, verdict = true, "failed: "+c.Last.Reason
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s  %s  %g ms  %s\n", printable(e.Upstream), printable(c.Check), c.Last.DurationMS, printable(verdict))
+			fmt.Fprintf(out, "%s  %s  %g ms  %s\n", printable(e.Upstream), printable(c.Check), c.Last.DurationMS, printable(verdict))
 		}
 	}
-	if failed {
-		return fmt.Errorf("%s does not pass", printable(upstream))
-	}
-	return nil
+	return failed
 }
-
-// patchUpstream changes an upstream, and warns if that could not be stored.
-func patchUpstream(cmd *cobra.Command, upstream, pool string, change map[string]any) ([]entry, error) {
-	query := url.Values{"upstream": {upstream}}
-	if pool != "" {
-		query.Set("pool", pool)
-	}
-	body, err := json.Marshal(change)
-	if err != nil {
-		return nil, err
-	}
-	text, err := askAdmin(cmd, http.MethodPatch, "/alive/upstreams", query, body)
-	if err != nil {
-		return nil, err
-	}
-	entries, err := parseEntries(text)
-	for _, e := range entries {
-		if e.Persisted != nil && !*e.Persisted {
-			fmt.Fprintln(cmd.ErrOrStderr(), "warning: it holds at this instance, but could not be stored; it will be when the storage works again")
-			break
-		}
-	}
-	return entries, err
-}
-
-func parseEntries(text []byte) ([]entry, error) {
-	var entries []entry
-	if err := json.Unmarshal(text, &entries); err != nil {
-		return nil, fmt.Errorf("this is no answer of Caddy's admin API: %v", err)
-	}
-	return entries, nil
-}
-
-// maxAnswer bounds what is read of an answer, in bytes.
-const maxAnswer = 256 << 20
-
-// askAdmin asks the admin API of the Caddy that the flags name.
-func askAdmin(cmd *cobra.Command, method, path string, query url.Values, body []byte) ([]byte, error) {
-	address, _ := cmd.Flags().GetString("address")
-	config, _ := cmd.Flags().GetString("config")
-	adapter, _ := cmd.Flags().GetString("adapter")
-	admin, err := caddycmd.DetermineAdminAPIAddress(address, nil, config, adapter)
-	if err != nil {
-		return nil, fmt.Errorf("finding out the address of the admin API: %v", err)
-	}
-	if len(query) > 0 {
-		path += "?" + query.Encode()
-	}
-	var reader io.Reader
-	if body != nil {
-		reader = bytes.NewReader(body)
-	}
-	response, err := caddycmd.AdminAPIRequest(admin, method, path, nil, reader)
-	if err != nil {
-		return nil, explain(admin, err)
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
-	if err != nil {
-		return nil, fmt.Errorf("reading the answer of Caddy at %s: %v", admin, err)
-	}
-	return text, nil
-}
-
-// errorAnswer is how AdminAPIRequest words an answer that is an error.
-var errorAnswer = regexp.MustCompile(`(?s)HTTP (\d+): (.*)$`)
-
-// explain says in one line what is wrong.
-func explain(admin string, err error) error {
-	match := errorAnswer.FindStringSubmatch(err.Error())
-	if match == nil {
-		return fmt.Errorf("cannot reach Caddy at %s: is it running, and is its admin API there? %s", admin, printable(err.Error()))
-	}
-	var answer struct {
-		Error string `json:"error"`
-	}
-	_ = json.Unmarshal([]byte(match[2]), &answer) // else it is empty
-	switch {
-	case match[1] == strconv.Itoa(http.StatusNotFound) && !ours.MatchString(answer.Error):
-		return fmt.Errorf("the Caddy at %s has no %s: it is a build without this plugin, or no Caddy", admin, caddy.ModuleID("admin.api.alive"))
-	case answer.Error == "":
-		return fmt.Errorf("the server at %s answers with the status %s", admin, match[1])
-	}
-	return errors.New(printable(answer.Error))
-}
-
-// ours is what the admin API says itself where it answers 404.
-var ours = regexp.MustCompile(`^(unknown upstream|no pool has)`)

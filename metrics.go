@@ -138,7 +138,7 @@ func (t *poolTally) selections() map[string]uint64 {
 // What Prometheus is shown. Everything is one collector, registered with every
 // config anew: labels of two could be the same, and that would be an error for all.
 var (
-	upDesc          = desc("upstream_up", "Whether an upstream passes a check, the worst if several have its label.", "upstream", "check")
+	upDesc          = desc("upstream_up", "Whether an upstream passes a check, the worst if several have its label. None in maintenance, for nothing is checked.", "upstream", "check")
 	checksDesc      = desc("checks_total", "Results of checks.", "upstream", "check", "result")
 	transitionsDesc = desc("transitions_total", "Changes of status by a check.", "upstream", "check", "to")
 	poolDesc        = desc("pool_upstreams", "Upstreams of a pool by state: up, down, unknown, draining or maintenance.", "pool", "state")
@@ -197,8 +197,8 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	states := make(map[string]map[string]int)
 	failOpen := make(map[string]int)
 	for _, e := range overview(filter{}) {
-		if e.left {
-			continue // no pool has it
+		if e.Gone {
+			continue
 		}
 		if states[e.Pool] == nil {
 			states[e.Pool] = map[string]int{"up": 0, "down": 0, "unknown": 0, "draining": 0, "maintenance": 0}
@@ -209,6 +209,9 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		if e.FailOpen {
 			failOpen[e.Pool] = 1
+		}
+		if e.Mode == modeMaintenance {
+			continue // nobody checks it
 		}
 		for _, c := range e.Checks {
 			key, value := seriesKey{e.Upstream, c.Check}, 0

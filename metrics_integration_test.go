@@ -105,10 +105,13 @@ func TestCaddyMetrics(t *testing.T) {
 	b.set(sick)
 	eventually(t, patience, "one is down", func() bool { return is(health.Down, b.addr) })
 	shares(t, "one", tally(client, c.url(), 10), map[string]int{"a": 10})
-	c.patch(b.addr, `{"mode":"maintenance"}`)
 	c.wantMetrics("one is down", map[string]float64{
 		of("upstream_up", a.addr, ""): 1, of("upstream_up", b.addr, ""): 0,
 		of("transitions_total", b.addr, `to="down",`): 1,
+	})
+	c.patch(b.addr, `{"mode":"maintenance"}`)
+	c.wantMetrics("it is in maintenance", map[string]float64{
+		of("upstream_up", a.addr, ""): 1, of("upstream_up", b.addr, ""): -1, // none
 		picks(a.addr): 20, picks(b.addr): 10, state("up"): 1, state("maintenance"): 1,
 	})
 	a.set(sick)

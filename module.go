@@ -128,7 +128,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.operations = shared.(*operations)
 	var every time.Duration
 	if a.Fleet != "" {
-		every = cmp.Or(time.Duration(a.SyncInterval), defaultSyncInterval)
+		every = a.syncInterval()
 	}
 	storage := ctx.Storage()
 	if prefix == noScope {
@@ -147,7 +147,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 }
 
 const (
-	// defaultSyncInterval is how often the members of a fleet look at the storage.
+	// defaultSyncInterval is that of a fleet that sets none.
 	defaultSyncInterval = 2 * time.Second
 	// minSyncInterval is the shortest that can be set.
 	minSyncInterval = 100 * time.Millisecond
@@ -184,6 +184,11 @@ func errFleet(got string) error {
 }
 
 var errNoFleet = errors.New("sync_interval has no meaning without fleet")
+
+// syncInterval is how often the members of a fleet look at the storage.
+func (a *App) syncInterval() time.Duration {
+	return cmp.Or(time.Duration(a.SyncInterval), defaultSyncInterval)
+}
 
 // checkSyncInterval keeps a fleet from asking its storage without a pause.
 func checkSyncInterval(interval time.Duration) error {

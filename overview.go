@@ -45,10 +45,20 @@ type entry struct {
 	// Persisted is false while a mode or weight set at run time could not be stored;
 	// else it is left out.
 	Persisted *bool `json:"persisted,omitempty"`
+	// Gone says that the pool, or every pool if that is empty, has it no more: what is
+	// shown was set at run time.
+	Gone bool `json:"gone,omitempty"`
 
 	position int  // below 0 if the config lists it, 0 if requests bring it
 	past     bool // requests bring other upstreams now
-	left     bool // no pool has it, but a setting
+}
+
+// title is what stands above the entry and those that belong to it.
+func (e *entry) title() string {
+	if e.Gone {
+		return "Set at run time, but in no pool"
+	}
+	return e.Pool
 }
 
 // checkEntry is what one check knows of an upstream.
@@ -121,12 +131,12 @@ func (a *App) leftOver(only filter) []entry {
 		left := func(pool string, weight int) entry {
 			who := "no pool"
 			if pool != "" {
-				who = "no pool of that name"
+				who += fmt.Sprintf(" '%s'", pool)
 			}
 			return entry{
 				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: set.mode(), Weight: weight, Checks: []checkEntry{},
 				Why:       fmt.Sprintf("%s has it; what was set at %s is kept for when one does", who, set.newest().Format(time.RFC3339)),
-				Persisted: a.notPersisted(address), left: true,
+				Persisted: a.notPersisted(address), Gone: true,
 			}
 		}
 		pools := make(map[string]bool)
@@ -170,7 +180,7 @@ func (e *entry) merge(other entry) {
 	e.Backup = e.Backup && other.Backup
 	e.FailOpen = e.FailOpen || other.FailOpen
 	e.position = min(e.position, other.position)
-	e.past, e.left = e.past && other.past, e.left && other.left
+	e.past = e.past && other.past
 	if worse(other.Status, e.Status) {
 		e.Status, e.Since = other.Status, other.Since
 	}

@@ -94,22 +94,29 @@ func (Status) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 	return writeStatus(w, overview(filter{}), time.Now())
 }
 
-// wantsHTML reports whether a client accepts HTML by name: what accepts anything may
-// be a script.
+// wantsHTML reports whether a client accepts HTML by name, and no less than JSON: what
+// accepts anything may be a script.
 func wantsHTML(header http.Header) bool {
+	var html, asJSON float64
 	for accepted := range strings.SplitSeq(strings.Join(header.Values("Accept"), ","), ",") {
 		kind, params, err := mime.ParseMediaType(accepted)
-		if err != nil || kind != "text/html" && kind != "application/xhtml+xml" {
+		if err != nil {
 			continue
 		}
+		quality := 1.0
 		if q, given := params["q"]; given {
-			if quality, err := strconv.ParseFloat(q, 64); err != nil || quality <= 0 {
+			if quality, err = strconv.ParseFloat(q, 64); err != nil || !(quality >= 0 && quality <= 1) {
 				continue
 			}
 		}
-		return true
+		switch kind {
+		case "text/html", "application/xhtml+xml":
+			html = max(html, quality)
+		case "application/json":
+			asJSON = max(asJSON, quality)
+		}
 	}
-	return false
+	return html > 0 && html >= asJSON
 }
 
 // writeStatus writes the page.
@@ -133,7 +140,7 @@ func writeStatus(w http.ResponseWriter, entries []entry, now time.Time) error {
 
 // poolPage is a pool as the page shows it.
 type poolPage struct {
-	Name     string
+	Title    string
 	FailOpen bool
 	Rows     []upstreamPage
 }
@@ -153,19 +160,11 @@ type checkPage struct {
 	Chart chart
 }
 
-// chart is the last results as bars in a drawing of 240 by 24.
-type chart struct {
-	Text string
-	Bars []bar
-}
-
-type bar struct {
-	X, Y, Height int
-	Passed       bool
-}
+// chart is the last results as bars in a drawing of 240 by 24, by two paths of SVG.
+type chart struct{ Text, Passed, Failed string }
 
 const (
-	barWidth    = 4
+	barWidth    = 4 // with the gap
 	chartHeight = 24
 )
 
@@ -173,12 +172,13 @@ const (
 func pages(entries []entry) []poolPage {
 	totals := make(map[string]float64)
 	for _, e := range entries {
-		totals[e.Pool] += e.EffectiveWeight
+		totals[e.title()] += e.EffectiveWeight
 	}
 	var pools []poolPage
-	for _, e := range entries {
-		if len(pools) == 0 || pools[len(pools)-1].Name != e.Pool {
-			pools = append(pools, poolPage{Name: e.Pool})
+	for i, e := range entries {
+		title := e.title()
+		if i == 0 || title != entries[i-1].title() {
+			pools = append(pools, poolPage{Title: title})
 		}
 		pool := &pools[len(pools)-1]
 		pool.FailOpen = pool.FailOpen || e.FailOpen
@@ -187,7 +187,7 @@ func pages(entries []entry) []poolPage {
 			row.Since = e.Since.UTC().Format("2006-01-02 15:04:05 UTC")
 		}
 		if e.EffectiveWeight > 0 {
-			row.Share = strconv.FormatFloat(math.Round(1000*e.EffectiveWeight/totals[e.Pool])/10, 'f', -1, 64) + " %"
+			row.Share = strconv.FormatFloat(math.Round(1000*e.EffectiveWeight/totals[title])/10, 'f', -1, 64) + " %"
 		}
 		for _, c := range e.Checks {
 			row.Checks = append(row.Checks, checkPage{checkEntry: c, Chart: newChart(c)})
@@ -198,7 +198,8 @@ func pages(entries []entry) []poolPage {
 }
 
 // newChart draws the last results, the newest at the right, as high as they took in
-// proportion to the slowest.
+// proportion to the slowest. Those that failed have a mark at the top as well, for who
+// cannot tell the colours.
 func newChart(c checkEntry) chart {
 	slowest, failed := 0.0, 0
 	for _, ms := range c.Recent {
@@ -209,10 +210,14 @@ func newChart(c checkEntry) chart {
 	}
 	var drawn chart
 	for i, ms := range c.Recent {
+		x := (health.Remembered - len(c.Recent) + i) * barWidth
 		height := max(2, int(math.Round(chartHeight*math.Abs(ms)/slowest)))
-		drawn.Bars = append(drawn.Bars, bar{
-			X: (health.Remembered - len(c.Recent) + i) * barWidth, Y: chartHeight - height, Height: height, Passed: ms > 0,
-		})
+		bar := fmt.Sprintf("M%d %dv-%dh3v%dz", x, chartHeight, height, height)
+		if ms > 0 {
+			drawn.Passed += bar
+		} else {
+			drawn.Failed += bar + fmt.Sprintf("M%d 2v-2h3v2z", x)
+		}
 	}
 	drawn.Text = fmt.Sprintf("%d results, %d failed", len(c.Recent), failed)
 	if c.Last != nil {
@@ -224,16 +229,25 @@ func newChart(c checkEntry) chart {
 // summary is the page in a sentence.
 func summary(entries []entry) string {
 	serving, all := 0, 0
+	pools, open := make(map[string]bool), make(map[string]bool)
 	for _, e := range entries {
-		if e.Pool == "" {
+		if e.Gone {
 			continue
 		}
 		all++
+		pools[e.Pool] = true
 		if e.Serving {
 			serving++
 		}
+		if e.FailOpen {
+			open[e.Pool] = true
+		}
 	}
-	return fmt.Sprintf("%d of %d upstreams serve", serving, all)
+	text := fmt.Sprintf("%d of %d upstreams serve", serving, all)
+	if len(open) > 0 {
+		text = fmt.Sprintf("Fail-open in %d of %d pools: %s", len(open), len(pools), text)
+	}
+	return text
 }
 
 // Interface guard

@@ -2,7 +2,8 @@
 // The page is there without this: it only follows what changes, and narrows down
 // what is shown. All text goes in as text.
 (() => {
-  const every = 2000;
+  const every = 2000; // milliseconds
+  const patience = 5000;
   const byId = (id) => document.getElementById(id);
   const make = (name, className, text) => {
     const node = document.createElement(name);
@@ -23,31 +24,35 @@
     return e.status;
   };
 
+  const titleOf = (e) => (e.gone ? "Set at run time, but in no pool" : e.pool);
+
   const chartOf = (c) => {
     const failed = c.recent_ms.filter((ms) => ms < 0).length;
     const slowest = Math.max(0, ...c.recent_ms.map(Math.abs));
     let text = `${c.recent_ms.length} results, ${failed} failed`;
     if (c.last) text += `, the last took ${c.last.duration_ms} ms, the slowest ${slowest} ms`;
+    const paths = { pass: "", fail: "" };
+    c.recent_ms.forEach((ms, i) => {
+      const x = (60 - c.recent_ms.length + i) * 4;
+      const height = Math.max(2, Math.round((24 * Math.abs(ms)) / slowest));
+      paths[ms > 0 ? "pass" : "fail"] += `M${x} 24v-${height}h3v${height}z${ms > 0 ? "" : `M${x} 2v-2h3v2z`}`;
+    });
     const svg = draw("svg", { viewBox: "0 0 240 24", preserveAspectRatio: "none", role: "img", "aria-label": text });
     const title = draw("title", {});
     title.textContent = text;
     svg.append(title);
-    c.recent_ms.forEach((ms, i) => {
-      const x = (60 - c.recent_ms.length + i) * 4;
-      const height = Math.max(2, Math.round((24 * Math.abs(ms)) / slowest));
-      svg.append(draw("rect", { class: ms > 0 ? "pass" : "fail", x, y: 24 - height, width: 3, height }));
-      if (ms < 0) svg.append(draw("rect", { class: "fail", x, y: 0, width: 3, height: 2 }));
-    });
+    for (const key in paths) svg.append(draw("path", { class: key, d: paths[key] }));
     return svg;
   };
 
-  const rowOf = (e, total) => {
+  const shareOf = (e, total) => (e.effective_weight > 0 ? Math.round((1000 * e.effective_weight) / total) / 10 : 0);
+
+  const rowOf = (e, share) => {
     const state = stateOf(e);
     const row = make("li", `upstream ${state}${e.serving ? " serving" : ""}`);
     row.append(make("h3", "", e.upstream));
     const facts = make("p", "facts");
     facts.append(make("b", "state", state));
-    const share = e.effective_weight > 0 ? Math.round((1000 * e.effective_weight) / total) / 10 : 0;
     const said = [e.mode, `share ${share} %`, `weight ${e.weight}`];
     if (e.backup) said.push("backup");
     said.push(`${e.requests} in flight`, `since ${e.since ? time(e.since) : "—"}`);
@@ -64,71 +69,92 @@
     return row;
   };
 
-  // What is shown of each pool and upstream, to change only what is new: so the
-  // reader's place, and a selection, stay.
+  // become has a node look like another one, and touches nothing in it that does so
+  // already: the reader's place, and a selection, stay.
+  const become = (node, other) => {
+    if (node.nodeName !== other.nodeName) {
+      node.replaceWith(other);
+      return;
+    }
+    if (node.nodeType === Node.TEXT_NODE) {
+      if (node.data !== other.data) node.data = other.data;
+      return;
+    }
+    for (const { name, value } of other.attributes) {
+      if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+    }
+    const [has, wants] = [[...node.childNodes], [...other.childNodes]];
+    wants.forEach((child, i) => (has[i] ? become(has[i], child) : node.append(child)));
+    for (const child of has.slice(wants.length)) child.remove();
+  };
+
+  // What is shown, by key, with what it was made of.
   const shown = new Map();
   const pools = byId("pools");
   const show = (entries) => {
     const word = byId("search").value.toLowerCase();
     const troubled = byId("troubled").checked;
-    const totals = {};
-    const failOpen = {};
-    for (const e of entries) {
-      totals[e.pool] = (totals[e.pool] || 0) + e.effective_weight;
-      failOpen[e.pool] = failOpen[e.pool] || Boolean(e.fail_open);
-    }
+    const there = entries.filter((e) => !e.gone);
+    const totals = new Map(); // by title, which can be any text
+    for (const e of entries) totals.set(titleOf(e), (totals.get(titleOf(e)) || 0) + e.effective_weight);
+    const open = new Set(there.filter((e) => e.fail_open).map((e) => e.pool));
     const seen = new Set();
-    let after = null;
-    const keep = (key, text, build, parent, before) => {
+    // keep puts what has a key behind another node, and makes it if it is not there.
+    const keep = (key, from, build, parent, before) => {
       let known = shown.get(key);
-      if (!known || known.text !== text) {
-        const node = build();
-        if (known) known.node.replaceWith(node);
-        known = { text, node };
+      if (!known) {
+        known = { from, node: build() };
         shown.set(key, known);
+      } else if (known.from !== from) {
+        become(known.node, build());
+        known.from = from;
       }
       seen.add(key);
       const place = before ? before.nextSibling : parent.firstChild;
       if (known.node !== place) parent.insertBefore(known.node, place);
       return known.node;
     };
-    for (const pool of Object.keys(totals)) {
-      const section = keep(`p${pool}`, String(failOpen[pool]), () => {
-        const made = make("section");
-        made.append(make("h2", "", pool || "Set at run time, but in no pool"));
-        if (failOpen[pool]) {
+    let after = null;
+    for (const [title, total] of totals) {
+      after = keep(`pool ${title}`, "", () => make("section"), pools, after);
+      let part = keep(`title ${title}`, "", () => make("h2", "", title), after, null);
+      if (open.has(title)) {
+        part = keep(`alarm ${title}`, "", () => {
           const alarm = make("p", "alarm", "Fail-open: too few upstreams serve, so requests go to upstreams whatever their health.");
           alarm.setAttribute("role", "alert");
-          made.append(alarm);
-        }
-        made.append(make("ul"));
-        return made;
-      }, pools, after);
-      after = section;
+          return alarm;
+        }, after, part);
+      }
+      const list = keep(`list ${title}`, "", () => make("ul"), after, part);
       let last = null;
       for (const e of entries) {
-        if (e.pool !== pool) continue;
+        if (titleOf(e) !== title) continue;
         if (troubled && e.serving) continue;
         if (word && !`${e.upstream} ${e.why} ${stateOf(e)}`.toLowerCase().includes(word)) continue;
-        last = keep(`u${pool}\n${e.upstream}`, JSON.stringify(e), () => rowOf(e, totals[pool]), section.querySelector("ul"), last);
+        const share = shareOf(e, total);
+        last = keep(`upstream ${title}\n${e.pool}\n${e.upstream}`, `${share} ${JSON.stringify(e)}`, () => rowOf(e, share), list, last);
       }
     }
+    if (!entries.length) keep("none", "", () => make("p", "", "No reverse_proxy uses lb_policy alive."), pools, null);
     for (const [key, known] of shown) {
       if (seen.has(key)) continue;
       known.node.remove();
       shown.delete(key);
     }
-    const there = entries.filter((e) => e.pool !== "");
-    const summary = `${there.filter((e) => e.serving).length} of ${there.length} upstreams serve`;
+    let summary = `${there.filter((e) => e.serving).length} of ${there.length} upstreams serve`;
+    if (open.size) summary = `Fail-open in ${open.size} of ${new Set(there.map((e) => e.pool)).size} pools: ${summary}`;
     if (byId("summary").textContent !== summary) byId("summary").textContent = document.title = summary;
-    if (!entries.length) pools.replaceChildren(make("p", "", "No reverse_proxy uses lb_policy alive."));
   };
 
   let entries = JSON.parse(byId("data").textContent);
   let asOf = new Date();
   const update = async () => {
     try {
-      const response = await fetch(location.href, { headers: { Accept: "application/json" }, cache: "no-store" });
+      const response = await fetch(location.href, {
+        headers: { Accept: "application/json" },
+        cache: "no-store",
+        signal: AbortSignal.timeout(patience),
+      });
       if (!response.ok) throw new Error(response.statusText);
       entries = await response.json();
       asOf = new Date();

@@ -17,14 +17,21 @@ import (
 // The page is for those who accept HTML by name; all others get the list.
 func TestWantsHTML(t *testing.T) {
 	for accept, want := range map[string]bool{
-		"":                  false,
-		"*/*":               false,
-		"text/*":            false,
-		"application/json":  false,
-		"text/html":         true,
-		"text/html;q=0":     false,
-		"text/html;q=0.5":   true,
-		"text/html;q=x":     false,
+		"":                                  false,
+		"*/*":                               false,
+		"text/*":                            false,
+		"application/json":                  false,
+		"text/html":                         true,
+		"text/html;q=0":                     false,
+		"text/html;q=0.5":                   true,
+		"text/html;q=x":                     false,
+		"text/html;q=NaN":                   false,
+		"text/html;q=Inf":                   false,
+		"text/html;q=-1":                    false,
+		"text/html;q=0.5, application/json": false,
+		"application/json;q=0.5, text/html": true,
+		"application/json, text/html":       true,
+		"application/json;q=NaN, text/html;q=0.1": true,
 		"TEXT/HTML":         true,
 		"a, text/html":      true,
 		"text/htmlx, */*":   false,
@@ -116,6 +123,9 @@ func TestStatusPageEscapes(t *testing.T) {
 		if !strings.Contains(page, source) {
 			t.Errorf("the page has not: %.60s", source)
 		}
+	}
+	if !strings.Contains(page, "<title>Fail-open in 1 of 1 pools: 0 of 1 upstreams serve</title>") {
+		t.Error("the title does not tell of fail-open")
 	}
 	w = httptest.NewRecorder()
 	if err := writeStatus(w, []entry{}, time.Now()); err != nil || !strings.Contains(w.Body.String(), "No reverse_proxy uses lb_policy alive.") {

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -12,6 +13,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -21,8 +25,8 @@ func operated(upstreams ...string) string {
 	return fmt.Sprintf("reverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname shop\n\t\t\tcheck http / {\n\t\t\t\tinterval 100ms\n\t\t\t\tfast_interval 50ms\n\t\t\t}\n\t\t}\n\t}", strings.Join(upstreams, " "))
 }
 
-// inTerminal runs a command of Caddy in a terminal of that width for at most a while,
-// and returns what the terminal gets.
+// inTerminal runs a command of Caddy in a terminal of that width and four lines for at
+// most a while, and returns what the terminal gets.
 func (c *instance) inTerminal(columns int, during time.Duration, args ...string) string {
 	c.t.Helper()
 	script, err := exec.LookPath("script")
@@ -31,7 +35,7 @@ func (c *instance) inTerminal(columns int, during time.Duration, args ...string)
 	}
 	ctx, cancel := context.WithTimeout(c.t.Context(), during)
 	defer cancel()
-	inner := fmt.Sprintf("stty cols %d; exec %s alive %s --address %s", columns, c.caddy, strings.Join(args, " "), c.admin)
+	inner := fmt.Sprintf("stty cols %d rows 4; exec %s alive %s --address %s", columns, c.caddy, strings.Join(args, " "), c.admin)
 	command := exec.CommandContext(ctx, script, "-qec", inner, filepath.Join(c.t.TempDir(), "typescript"))
 	command.Env = append(os.Environ(), "TERM=xterm", "NO_COLOR=", "XDG_DATA_HOME="+c.folder, "XDG_CONFIG_HOME="+c.folder)
 	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) }
@@ -65,9 +69,22 @@ func TestStatusInATerminal(t *testing.T) {
 			}
 		}
 	}
-	if n := strings.Count(c.inTerminal(100, 3500*time.Millisecond, "status", "--watch"), home); n < 3 || n > 4 {
+	time.AfterFunc(1500*time.Millisecond, sync.OnceFunc(func() { _ = syscall.Kill(c.pid, syscall.SIGKILL) }))
+	watched := c.inTerminal(100, 3500*time.Millisecond, "status", "--watch")
+	if n := strings.Count(watched, home); n < 3 || n > 4 {
 		t.Errorf("--watch drew %d times in 3.5 s, want once a second", n)
 	}
+	if !strings.Contains(watched, "!! this is how it was; at ") || !strings.Contains(watched, ": cannot reach Caddy") {
+		t.Errorf("--watch does not go on when Caddy is gone: %q", watched)
+	}
+	for drawn := range strings.SplitSeq(watched, home) {
+		drawn, _, _ = strings.Cut(drawn, "\nSession terminated") // says script
+		if strings.Count(drawn, "\n") > 3 {                      // the last line is that of the cursor
+			t.Errorf("--watch scrolls: %q", drawn)
+		}
+	}
+	c.stop()
+	c.start()
 	if out, _, _ := c.run("status", "--address", c.admin); strings.Contains(out, "\x1b") || !strings.Contains(out, down.addr) {
 		t.Errorf("not in a terminal: %q", out)
 	}
@@ -101,61 +118,117 @@ func TestCommandOverAUnixSocket(t *testing.T) {
 	}
 }
 
-// The script of the example, as it is but for the addresses: it replaces one upstream
-// after the other, and stops where one does not come back.
+// A deployed upstream is a process that answers with its version.
+func respond(t *testing.T, folder, addr string) {
+	t.Helper()
+	command := exec.CommandContext(t.Context(), filepath.Join(folder, "start"), addr, "old")
+	command.Dir = folder
+	if out, err := command.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// The script of the example, as it is but for the addresses: it replaces one process
+// after the other, each of which is gone for long enough to be noticed, while clients
+// ask all the time, and nothing fails. It stops where one does not come back.
 func TestDeployScript(t *testing.T) {
-	blue, green := startBackend(t), startBackend(t)
-	c := startCaddy(t, t.TempDir(), "", operated(blue.addr, green.addr))
-	eventually(t, "all are up", func() bool { return c.modes()[blue.addr] == "ready up" && c.modes()[green.addr] == "ready up" })
+	blue, green := fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	c := startCaddy(t, t.TempDir(), "", operated(blue, green))
 	text, err := os.ReadFile("../examples/blue-green/deploy.sh")
 	if err != nil {
 		t.Fatal(err)
 	}
 	folder := t.TempDir()
 	for name, script := range map[string]string{
-		"deploy.sh": strings.NewReplacer("blue:8080", blue.addr, "green:8080", green.addr).Replace(string(text)),
+		"deploy.sh": strings.NewReplacer("blue:8080", blue, "green:8080", green).Replace(string(text)),
 		"caddy":     fmt.Sprintf("#!/bin/sh\nexec %s \"$@\" --address %s\n", c.caddy, c.admin), // not at the usual port
-		"replace":   "#!/bin/sh\ncaddy alive status | grep \"$1\" >> replaced\n",
+		// it ends by itself, whatever becomes of the test
+		"start":   fmt.Sprintf("#!/bin/sh\nXDG_DATA_HOME=. XDG_CONFIG_HOME=. timeout 120 %s respond --listen \"$1\" \"$2\" >\"log-$1\" 2>&1 &\necho $! >\"pid-$1\"\n", c.caddy),
+		"stop":    "#!/bin/sh\nkill \"$(cat \"pid-$1\")\"\n",
+		"replace": "#!/bin/sh\nset -e\n./stop \"$1\"\nsleep 2\n./start \"$1\" new\n",
+		"break":   "#!/bin/sh\nexit 1\n",
 	} {
 		if err := os.WriteFile(filepath.Join(folder, name), []byte(script), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	deploy := func() error {
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+	for _, addr := range []string{blue, green} {
+		respond(t, folder, addr)
+		t.Cleanup(func() {
+			command := exec.Command(filepath.Join(folder, "stop"), addr)
+			command.Dir = folder
+			if out, err := command.CombinedOutput(); err != nil {
+				t.Errorf("stopping %s: %v: %s", addr, err, out)
+			}
+		})
+	}
+	eventually(t, "all are up", func() bool { return c.modes()[blue] == "ready up" && c.modes()[green] == "ready up" })
+
+	deploy := func(args ...string) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 		defer cancel()
-		command := exec.CommandContext(ctx, "./deploy.sh", "./replace")
+		command := exec.CommandContext(ctx, "./deploy.sh", args...)
 		command.Dir = folder
 		command.Env = append(os.Environ(), "PATH="+folder+":"+os.Getenv("PATH"), "XDG_DATA_HOME="+c.folder, "XDG_CONFIG_HOME="+c.folder)
 		out, err := command.CombinedOutput()
 		t.Logf("%s", out)
-		return err
+		return string(out), err
 	}
-	if err := deploy(); err != nil {
-		t.Fatal(err)
+	if out, err := deploy(); err == nil || !strings.HasPrefix(out, "usage: ") {
+		t.Errorf("without a command: %s", out)
 	}
-	replaced, err := os.ReadFile(filepath.Join(folder, "replaced"))
+	var failed failures
+	var asked atomic.Int64
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var clients sync.WaitGroup
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}, Timeout: patience}
+	for range 16 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				_, err := get(client, "http://"+c.site+"/")
+				failed.add("request", err)
+				asked.Add(1)
+			}
+		})
+	}
+	_, err = deploy("./replace")
+	stop()
+	clients.Wait()
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines := strings.Split(strings.TrimSpace(string(replaced)), "\n")
-	for i, addr := range []string{blue.addr, green.addr} {
-		if len(lines) != 2 || !strings.HasPrefix(lines[i], addr) || !strings.Contains(lines[i], "drain") {
-			t.Fatalf("while they were replaced: %q", lines)
-		}
+	if len(failed.all) > 0 || asked.Load() < 1000 {
+		t.Errorf("of %d requests, %d failed: %v", asked.Load(), len(failed.all), errors.Join(failed.all[:min(5, len(failed.all))]...))
 	}
-	if modes := c.modes(); modes[blue.addr] != "ready up" || modes[green.addr] != "ready up" {
+	t.Logf("%d requests", asked.Load())
+	if modes := c.modes(); modes[blue] != "ready up" || modes[green] != "ready up" {
 		t.Errorf("afterwards: %v", modes)
 	}
+	if who := c.answers(10); who["new"] != 10 {
+		t.Errorf("afterwards: %v", who)
+	}
 
-	// one that stays sick is not put back, and the next one is not touched
-	if err := os.WriteFile(filepath.Join(folder, "replace"), []byte("#!/bin/sh\nexit 1\n"), 0o700); err != nil {
+	// one that could not be replaced is not put back, and the next one is not touched
+	if out, err := deploy("./break"); err == nil || !strings.Contains(out, blue+" stays in drain") {
+		t.Errorf("the script goes on when the upstream could not be replaced: %s", out)
+	}
+	if modes := c.modes(); modes[blue] != "drain up" || modes[green] != "ready up" {
+		t.Errorf("after one could not be replaced: %v", modes)
+	}
+}
+
+// A Caddy that is stopped has the command give up, and not hang.
+func TestCommandsGiveUp(t *testing.T) {
+	up := startBackend(t)
+	c := startCaddy(t, t.TempDir(), "", operated(up.addr))
+	if err := syscall.Kill(c.pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	if err := deploy(); err == nil {
-		t.Error("the script goes on when the upstream could not be replaced")
-	}
-	if modes := c.modes(); modes[blue.addr] != "drain up" || modes[green.addr] != "ready up" {
-		t.Errorf("after one could not be replaced: %v", modes)
+	defer func() { _ = syscall.Kill(c.pid, syscall.SIGCONT) }()
+	began := time.Now()
+	_, errs, status := c.run("drain", up.addr, "--wait", "1s", "--address", c.admin)
+	if took := time.Since(began); status != 1 || !strings.Contains(errs, "no answer from Caddy at "+c.admin+" within 3s") || took > 10*time.Second {
+		t.Errorf("after %s: status %d, %s", took, status, errs)
 	}
 }

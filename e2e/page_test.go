@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -116,8 +117,25 @@ func TestPageFollows(t *testing.T) {
 	if !evaluate[bool](t, tab, "window.mark === true && document.activeElement.id === 'search'") {
 		t.Error("the page was loaded again, or lost the focus")
 	}
+	// what is selected stays, though results come in all the time
+	evaluate[bool](t, tab, fmt.Sprintf("(() => { const h = [...document.querySelectorAll('h3')].find((h) => h.textContent === %q); getSelection().selectAllChildren(h); window.row = h.closest('li'); return true })()", a.addr))
+	path := evaluate[string](t, tab, "window.row.querySelector('path.pass').getAttribute('d')")
+	eventually(t, "the chart goes on", func() bool {
+		return evaluate[string](t, tab, "document.contains(window.row) ? window.row.querySelector('path.pass').getAttribute('d') : 'gone'") != path
+	})
+	if selected := evaluate[string](t, tab, "getSelection().toString()"); selected != a.addr {
+		t.Errorf("%q is still selected, want %q", selected, a.addr)
+	}
+	for _, e := range []string{a.addr, b.addr} {
+		want := map[string]string{a.addr: "share 100 %", b.addr: "share 0 %"}[e]
+		if got := evaluate[string](t, tab, fmt.Sprintf("[...document.querySelectorAll('li')].find((l) => l.querySelector('h3').textContent === %q).innerText", e)); !strings.Contains(got, want) {
+			t.Errorf("%s: want %q:\n%s", e, want, got)
+		}
+	}
 	a.sick.Store(true)
-	eventually(t, "the page says that health is ignored", func() bool { return strings.Contains(text(t, tab), "Fail-open") })
+	eventually(t, "the page says that health is ignored", func() bool {
+		return strings.Contains(text(t, tab), "Fail-open: too few") && strings.HasPrefix(evaluate[string](t, tab, "document.title"), "Fail-open in 1 of 1 pools")
+	})
 	evaluate[bool](t, tab, "document.getElementById('troubled').click(), true")
 	a.sick.Store(false)
 	eventually(t, "only the one that does not serve is shown", func() bool {
@@ -127,8 +145,24 @@ func TestPageFollows(t *testing.T) {
 	if n := evaluate[int](t, tab, "document.images.length"); n != 0 {
 		t.Error("a name became an image")
 	}
+	lost := func() bool { return strings.Contains(text(t, tab), "connection lost") }
+	if err := syscall.Kill(c.pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the page says that it is out of date, for Caddy hangs", lost)
+	if err := syscall.Kill(c.pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the page follows again", func() bool { return !lost() })
+	c.load("alive_status /")
+	eventually(t, "it shows that there are none", func() bool { return strings.Contains(text(t, tab), "No reverse_proxy uses") })
+	c.load(paged(hostile, a.addr, b.addr))
+	eventually(t, "and that there are some again", func() bool {
+		got := text(t, tab)
+		return strings.Contains(got, b.addr) && !strings.Contains(got, "No reverse_proxy uses")
+	})
 	c.stop()
-	eventually(t, "the page says that it is out of date", func() bool { return strings.Contains(text(t, tab), "connection lost") })
+	eventually(t, "the page says that it is out of date", lost)
 	urls, problems := told()
 	for _, url := range urls {
 		if !strings.HasPrefix(url, "http://"+c.site+"/") {

@@ -97,6 +97,7 @@ type instance struct {
 	t           *testing.T
 	caddy       string
 	config      string
+	text        string // of the config, with %s for the site
 	folder      string
 	admin, site string
 	client      *http.Client // for the admin API
@@ -113,8 +114,8 @@ func startCaddy(t *testing.T, storage, global, site string) *instance {
 	}
 	c := &instance{t: t, caddy: caddy, client: http.DefaultClient, folder: t.TempDir(), admin: fmt.Sprintf("127.0.0.1:%d", freePort(t)), site: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
 	c.config = filepath.Join(c.folder, "Caddyfile")
-	text := fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tstorage file_system %q\n\t%s\n}\nhttp://%s {\n\t%s\n}\n", c.admin, storage, global, c.site, site)
-	if err := os.WriteFile(c.config, []byte(text), 0o600); err != nil {
+	c.text = fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tstorage file_system %q\n\t%s\n}\nhttp://%s {\n\t%%s\n}\n", c.admin, storage, global, c.site)
+	if err := os.WriteFile(c.config, fmt.Appendf(nil, c.text, site), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c.start()
@@ -153,6 +154,19 @@ func (c *instance) start() {
 		response.Body.Close()
 		return response.StatusCode == http.StatusOK
 	})
+}
+
+// load has another site in place of that before.
+func (c *instance) load(site string) {
+	c.t.Helper()
+	response, err := c.client.Post("http://"+c.admin+"/load", "text/caddyfile", strings.NewReader(fmt.Sprintf(c.text, site)))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if body, err := io.ReadAll(response.Body); err != nil || response.StatusCode != http.StatusOK {
+		c.t.Fatalf("status %d: %s, %v", response.StatusCode, body, err)
+	}
 }
 
 // run runs a command of Caddy, and returns what it prints and its exit status.

@@ -1,11 +1,18 @@
 #!/bin/sh
 # Deploys one upstream after the other. Give it the command that replaces what runs at
-# an address, which is its last argument. One check that passes is not yet "up" if the
-# replacement took long enough to be noticed, so see that caddy alive status says up
-# before the next one is stopped, or requests fail:
+# an address, which is its last argument, and that returns when the new one was started:
 #
 #	./deploy.sh ./replace
 set -eu
+
+if [ $# -eq 0 ]; then
+	echo "usage: $0 <command> [<arguments>]" >&2
+	exit 2
+fi
+
+deploying=
+trap '[ -z "$deploying" ] || echo "$deploying stays in drain; once it is well: caddy alive ready $deploying" >&2' EXIT
+trap 'exit 1' HUP INT TERM
 
 for upstream in blue:8080 green:8080; do
 	# if its requests do not end in time, nothing has been replaced yet
@@ -13,10 +20,10 @@ for upstream in blue:8080 green:8080; do
 		caddy alive ready "$upstream"
 		exit 1
 	}
+	deploying=$upstream
 	"$@" "$upstream"
-	# not ready before it passes its check
-	until caddy alive check "$upstream"; do
-		sleep 1
-	done
+	# one that was down is up again after some checks in a row
+	caddy alive check "$upstream" --wait 60s
 	caddy alive ready "$upstream"
+	deploying=
 done

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"github.com/caddyserver/caddy/v2"
+)
+
+const (
+	// askTimeout is how long Caddy may take to answer.
+	askTimeout = 10 * time.Second
+	// checkTimeout is the same for a check, which takes as long as its own timeout.
+	checkTimeout = 2 * time.Minute
+	// maxAnswer bounds what is read of an answer, in bytes.
+	maxAnswer = 256 << 20
+)
+
+// client asks the admin API of the Caddy that the flags of a command name.
+type client struct {
+	cmd   *cobra.Command
+	admin string
+}
+
+func newClient(cmd *cobra.Command) (*client, error) {
+	address, _ := cmd.Flags().GetString("address")
+	config, _ := cmd.Flags().GetString("config")
+	adapter, _ := cmd.Flags().GetString("adapter")
+	admin, err := caddycmd.DetermineAdminAPIAddress(address, nil, config, adapter)
+	if err != nil {
+		return nil, fmt.Errorf("finding out the address of the admin API: %v", err)
+	}
+	parsed, err := caddy.ParseNetworkAddress(admin)
+	if err != nil || !parsed.IsUnixNetwork() && !parsed.IsFdNetwork() && (parsed.StartPort == 0 || parsed.PortRangeSize() > 1 || strings.Contains(parsed.Host, "/")) {
+		return nil, fmt.Errorf("the address of the admin API must be like localhost:2019 or unix//run/caddy-admin.sock; got %q", admin)
+	}
+	return &client{cmd: cmd, admin: admin}, nil
+}
+
+// list returns the upstreams at an address, or all if that is empty.
+func (c *client) list(limit time.Duration, upstream string) ([]entry, []byte, error) {
+	query := make(url.Values)
+	if upstream != "" {
+		query.Set("upstream", upstream)
+	}
+	text, err := c.ask(limit, http.MethodGet, "/alive/upstreams", query, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	entries, err := parseEntries(text)
+	return entries, text, err
+}
+
+// patch changes an upstream, and warns if that could not be stored.
+func (c *client) patch(limit time.Duration, upstream, pool string, change map[string]any) ([]entry, error) {
+	query := url.Values{"upstream": {upstream}}
+	if pool != "" {
+		query.Set("pool", pool)
+	}
+	body, err := json.Marshal(change)
+	if err != nil {
+		return nil, err
+	}
+	text, err := c.ask(limit, http.MethodPatch, "/alive/upstreams", query, body)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := parseEntries(text)
+	for _, e := range entries {
+		if e.Persisted != nil && !*e.Persisted {
+			c.warn("it holds at this instance, but could not be stored; it will be when the storage works again")
+			break
+		}
+	}
+	return entries, err
+}
+
+// check has an upstream checked at once.
+func (c *client) check(limit time.Duration, upstream string) ([]entry, error) {
+	text, err := c.ask(limit, http.MethodPost, "/alive/check", url.Values{"upstream": {upstream}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return parseEntries(text)
+}
+
+// fleet returns the name of the fleet of that Caddy, and how often its members look
+// what others have set, or nothing if it is in none.
+func (c *client) fleet(limit time.Duration) (name string, every time.Duration, err error) {
+	text, err := c.ask(limit, http.MethodGet, "/config/apps/alive", nil, nil)
+	if err != nil {
+		return "", 0, err
+	}
+	var app App // null changes nothing
+	if err := json.Unmarshal(text, &app); err != nil {
+		return "", 0, fmt.Errorf("reading the config of Caddy at %s: %v", c.admin, err)
+	}
+	if app.Fleet == "" {
+		return "", 0, nil
+	}
+	return app.Fleet, app.syncInterval(), nil
+}
+
+// within is how long Caddy may take to answer if the command is to wait until a
+// deadline, with what the storage may take.
+func within(deadline time.Time) time.Duration {
+	return min(askTimeout, max(storageTimeout+time.Second, time.Until(deadline)))
+}
+
+func (c *client) warn(text string) { fmt.Fprintln(c.cmd.ErrOrStderr(), "warning: "+text) }
+
+// pause waits, unless the command is given up.
+func (c *client) pause(wait time.Duration) error {
+	select {
+	case <-c.cmd.Context().Done():
+		return context.Cause(c.cmd.Context())
+	case <-time.After(wait):
+		return nil
+	}
+}
+
+func parseEntries(text []byte) ([]entry, error) {
+	var entries []entry
+	if err := json.Unmarshal(text, &entries); err != nil {
+		return nil, fmt.Errorf("this is no answer of Caddy's admin API: %v", err)
+	}
+	return entries, nil
+}
+
+// ask asks once.
+func (c *client) ask(limit time.Duration, method, path string, query url.Values, body []byte) ([]byte, error) {
+	if len(query) > 0 {
+		path += "?" + query.Encode()
+	}
+	type answer struct {
+		text []byte
+		err  error
+	}
+	// AdminAPIRequest has no end of its own, and takes no context. If it does not
+	// return, it ends with the command.
+	answered := make(chan answer, 1)
+	go func() {
+		text, err := c.request(method, path, body)
+		answered <- answer{text, err}
+	}()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case a := <-answered:
+		return a.text, a.err
+	case <-timer.C:
+		return nil, fmt.Errorf("no answer from Caddy at %s within %s", c.admin, limit.Round(time.Millisecond))
+	case <-c.cmd.Context().Done():
+		return nil, context.Cause(c.cmd.Context())
+	}
+}
+
+func (c *client) request(method, path string, body []byte) ([]byte, error) {
+	var reader io.Reader
+	if body != nil {
+		reader = bytes.NewReader(body)
+	}
+	response, err := caddycmd.AdminAPIRequest(c.admin, method, path, nil, reader)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("reading the answer of Caddy at %s: %v", c.admin, err)
+	}
+	return text, nil
+}
+
+// errorAnswer is how AdminAPIRequest words an answer that is an error.
+var errorAnswer = regexp.MustCompile(`(?s)HTTP (\d+): (.*)$`)
+
+// explain says in one line what is wrong.
+func (c *client) explain(err error) error {
+	match := errorAnswer.FindStringSubmatch(err.Error())
+	if match == nil {
+		return fmt.Errorf("cannot reach Caddy at %s: is it running, and is its admin API there? %s", c.admin, printable(err.Error()))
+	}
+	var answer struct {
+		Error string `json:"error"`
+	}
+	_ = json.Unmarshal([]byte(match[2]), &answer) // else it is empty
+	switch {
+	case match[1] == strconv.Itoa(http.StatusNotFound) && !ours.MatchString(answer.Error):
+		return fmt.Errorf("the Caddy at %s has no %s: it is a build without this plugin, or no Caddy", c.admin, caddy.ModuleID("admin.api.alive"))
+	case answer.Error == "":
+		return fmt.Errorf("the server at %s answers with the status %s", c.admin, match[1])
+	}
+	return errors.New(printable(strings.Replace(answer.Error, listedBy, "caddy alive status", 1)))
+}
+
+// ours is what the admin API says itself where it answers 404.
+var ours = regexp.MustCompile(`^(unknown upstream|no pool has)`)
