@@ -98,9 +98,10 @@ func (s screen) writeTable(to *bytes.Buffer, entries []entry, now time.Time) {
 		return
 	}
 	t := newTable(s, entries, now)
+	above := ""
 	for i, e := range entries {
-		if title := e.title(); i == 0 || title != entries[i-1].title() {
-			if i > 0 {
+		if title := e.title(); i == 0 || title != above {
+			if above = title; i > 0 {
 				to.WriteByte('\n')
 			}
 			if !e.Gone {
