@@ -172,10 +172,10 @@ func TestCaddyChaos(t *testing.T) {
 		what := ""
 		switch chance.IntN(8) {
 		case 0, 1, 2:
-			u.conduct = []conduct{well, well, sick, refusing, resetting, hanging}[chance.IntN(6)]
+			u.conduct = []conduct{well, well, well, sick, sick, sick, sick, refusing, refusing, resetting, resetting, hanging}[chance.IntN(12)]
 			what = fmt.Sprintf("%s behaves like %d", u.name, u.conduct)
 		case 3, 4:
-			u.mode = []mode{modeReady, modeDrain, modeMaintenance}[chance.IntN(3)]
+			u.mode = []mode{modeReady, modeReady, modeDrain, modeMaintenance}[chance.IntN(4)]
 			what = fmt.Sprintf("%s: %s", u.name, u.mode)
 		case 5:
 			u.set = chance.IntN(4) - 1
@@ -283,10 +283,11 @@ func (p *chaosPool) check(t *testing.T, c *instance) {
 	for _, u := range p.those(func(u *chaotic) bool { return u.mode == modeMaintenance }) {
 		_, quiet[u] = u.seen()
 	}
+	if len(quiet) > 0 {
+		time.Sleep(250 * time.Millisecond) // for two probes, at least
+	}
 	if !slow { // each would take until the timeout
 		shares(t, "after that", tally(c.plain(), c.url(), cycles*all), want)
-	} else {
-		time.Sleep(150 * time.Millisecond)
 	}
 	for u, before := range quiet {
 		// one may have been under way
