@@ -120,6 +120,8 @@ func newTier(members []*member, weight func(i int, m *member) int) *tier {
 type snapshot struct {
 	// best is the order of the first tier, empty if that ignores health.
 	best rotation.Order
+	// direct: a ticket of best decides, unless whose turn it is cannot take the request.
+	direct bool
 	// tiers are those who serve, the best first, and then those who are draining and
 	// would. None is empty.
 	tiers []*tier

@@ -370,6 +370,7 @@ func (s *Selection) renew() {
 	s.stale.Store(false)
 	s.generation.Add(1)
 	now := newSnapshot(s.members, s.rules, time.Now())
+	now.direct = now.best.Len() > 0 && !s.retries && !s.countHealthy && s.inner == nil
 	before := s.current.Load()
 	s.succeed(now, before, func() { s.current.Store(now) })
 	if s.ramp != nil {
@@ -428,8 +429,8 @@ func (s *Selection) unsay(said *atomic.Int32) bool {
 // breaker is open, nobody is alive and that must not be ignored, or there is no
 // upstream at all.
 func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	if !s.retries && !s.countHealthy && s.inner == nil && s.owns(pool) {
-		if now := s.current.Load(); now.best.Len() > 0 {
+	if s.owns(pool) {
+		if now := s.current.Load(); now.direct {
 			i := now.best.At(now.tickets.Add(1))
 			if u := pool[i]; u.Available() {
 				return u
@@ -437,6 +438,12 @@ func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 			now.members[i].picked.Add(-1)
 		}
 	}
+	return s.decide(pool, r, w)
+}
+
+// decide is Select where the first ticket does not settle it. It stands apart because
+// what it needs on the stack would cost those whom it does.
+func (s *Selection) decide(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if len(pool) == 0 {
 		return nil
 	}
