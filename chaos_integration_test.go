@@ -265,10 +265,10 @@ func (p *chaosPool) check(t *testing.T, c *instance) {
 		if (e.EffectiveWeight > 0) != gets[u] || gets[u] && e.EffectiveWeight != float64(u.weight()) {
 			t.Errorf("%s has the weight %g at this moment, and gets requests: %v", u, e.EffectiveWeight, gets[u])
 		}
-		switch {
-		case u.mode == modeMaintenance:
+		switch u.mode {
+		case modeMaintenance:
 			states["maintenance"]++
-		case u.mode == modeDrain:
+		case modeDrain:
 			states["draining"]++
 		default:
 			states[u.state()]++
