@@ -15,12 +15,12 @@ trap '[ -z "$deploying" ] || echo "$deploying stays in drain; once it is well: c
 trap 'exit 1' HUP INT TERM
 
 for upstream in blue:8080 green:8080; do
+	deploying=$upstream
 	# if its requests do not end in time, nothing has been replaced yet
 	caddy alive drain "$upstream" --wait 60s || {
-		caddy alive ready "$upstream"
+		caddy alive ready "$upstream" && deploying=
 		exit 1
 	}
-	deploying=$upstream
 	"$@" "$upstream"
 	# one that was down is up again after some checks in a row
 	caddy alive check "$upstream" --wait 60s
