@@ -121,6 +121,29 @@ func talk(site string) error {
 	return nil
 }
 
+// startClients has 16 clients ask the site without a pause, until they are stopped.
+func (c *instance) startClients(failed *failures) (asked *atomic.Int64, stop func()) {
+	asked = new(atomic.Int64)
+	ctx, cancel := context.WithCancel(c.t.Context())
+	var clients sync.WaitGroup
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}, Timeout: patience}
+	for range 16 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				_, err := get(client, "http://"+c.site+"/")
+				failed.add("request", err)
+				asked.Add(1)
+			}
+		})
+	}
+	stop = func() {
+		cancel()
+		clients.Wait()
+	}
+	c.t.Cleanup(stop)
+	return asked, stop
+}
+
 // A deploy under load: each of three upstreams is drained, replaced once nothing is in
 // flight, and made ready again, while 16 clients ask without a pause, and downloads
 // and websockets are under way. Nothing fails, without any retry.
@@ -149,19 +172,9 @@ func TestDeployUnderLoad(t *testing.T) {
 	})
 
 	var failed failures
-	var asked atomic.Int64
-	ctx, stop := context.WithCancel(t.Context())
-	var clients, streams sync.WaitGroup
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}, Timeout: patience}
-	for range 16 {
-		clients.Go(func() {
-			for ctx.Err() == nil {
-				_, err := get(client, "http://"+c.site+"/")
-				failed.add("request", err)
-				asked.Add(1)
-			}
-		})
-	}
+	asked, stop := c.startClients(&failed)
+	var streams sync.WaitGroup
+	client := &http.Client{Timeout: patience}
 	for _, a := range apps {
 		// which upstream a stream goes to is up to Caddy, so until this one has both
 		eventually(t, "it is busy with streams", func() bool {
@@ -203,7 +216,6 @@ func TestDeployUnderLoad(t *testing.T) {
 	}
 	streams.Wait()
 	stop()
-	clients.Wait()
 	if len(failed.all) > 0 {
 		t.Errorf("of %d requests and the streams, %d failed: %v", asked.Load(), len(failed.all), errors.Join(failed.all[:min(5, len(failed.all))]...))
 	}

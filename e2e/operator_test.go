@@ -14,7 +14,6 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -178,23 +177,9 @@ func TestDeployScript(t *testing.T) {
 		t.Errorf("without a command: %s", out)
 	}
 	var failed failures
-	var asked atomic.Int64
-	ctx, stop := context.WithCancel(t.Context())
-	defer stop()
-	var clients sync.WaitGroup
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}, Timeout: patience}
-	for range 16 {
-		clients.Go(func() {
-			for ctx.Err() == nil {
-				_, err := get(client, "http://"+c.site+"/")
-				failed.add("request", err)
-				asked.Add(1)
-			}
-		})
-	}
+	asked, stop := c.startClients(&failed)
 	_, err = deploy("./replace")
 	stop()
-	clients.Wait()
 	if err != nil {
 		t.Fatal(err)
 	}
