@@ -5,4 +5,7 @@
 package alive
 
 // manyRequests is how many requests a test of many sends.
-const manyRequests = 100_000
+const (
+	manyRequests = 100_000
+	raceDetector = false
+)

@@ -6,4 +6,7 @@ package alive
 
 // manyRequests is how many requests a test of many sends: under the race
 // detector everything takes several times as long.
-const manyRequests = 20_000
+const (
+	manyRequests = 20_000
+	raceDetector = true
+)
