@@ -4,7 +4,8 @@ package health
 
 import (
 	"context"
-	"sync/atomic"
+	"slices"
+	"sync"
 	"time"
 )
 
@@ -25,10 +26,8 @@ const (
 //
 // But for the context, all is guarded by the target's mutex.
 type attempt struct {
-	context.Context
-	cut      context.CancelCauseFunc // ends the context
+	ending
 	deadline time.Time
-	over     atomic.Bool // the deadline is
 	driver   *Driver
 	discard  bool // it counts for nothing
 	step     time.Duration
@@ -37,9 +36,8 @@ type attempt struct {
 }
 
 // newAttempt begins to measure.
-func newAttempt(parent context.Context, driver *Driver, now time.Time, timeout time.Duration) *attempt {
+func newAttempt(driver *Driver, now time.Time, timeout time.Duration) *attempt {
 	a := &attempt{driver: driver, deadline: now.Add(timeout), step: max(timeout/beats, minBeat)}
-	a.Context, a.cut = context.WithCancelCause(parent)
 	a.next(now)
 	return a
 }
@@ -47,21 +45,11 @@ func newAttempt(parent context.Context, driver *Driver, now time.Time, timeout t
 // Deadline returns when the timeout is over.
 func (a *attempt) Deadline() (time.Time, bool) { return a.deadline, true }
 
-// Err returns why the context ended, if it did.
-func (a *attempt) Err() error {
-	err := a.Context.Err()
-	if err != nil && a.over.Load() {
-		return context.DeadlineExceeded
-	}
-	return err
-}
-
 // beat looks how late it is, ends the context if it is time, and returns after
 // which time to look again.
 func (a *attempt) beat(now time.Time) time.Duration {
 	a.look(now)
-	if !now.Before(a.deadline) && a.Context.Err() == nil {
-		a.over.Store(true)
+	if !now.Before(a.deadline) {
 		a.cut(context.DeadlineExceeded)
 	}
 	a.next(now)
@@ -88,4 +76,75 @@ func (a *attempt) next(now time.Time) {
 func (a *attempt) lateness(now time.Time) time.Duration {
 	a.look(now)
 	return a.late
+}
+
+// ending is the part of a context that ends. Those of the standard library take
+// several allocations and a map to be waited for; a probe waits in one place, with
+// [context.AfterFunc], which is what this makes cheap.
+type ending struct {
+	mu    sync.Mutex
+	err   error
+	done  chan struct{} // nil until somebody asks for it
+	after []*func()     // called when it ends
+}
+
+// Done returns a channel that is closed when it ends.
+func (e *ending) Done() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.done == nil {
+		e.done = make(chan struct{})
+		if e.err != nil {
+			close(e.done)
+		}
+	}
+	return e.done
+}
+
+// Err returns why it ended, if it did.
+func (e *ending) Err() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.err
+}
+
+// Value returns nil: it has none.
+func (*ending) Value(any) any { return nil }
+
+// AfterFunc is what the context package calls to wait without a goroutine.
+func (e *ending) AfterFunc(f func()) (stop func() bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.err != nil {
+		go f()
+		return func() bool { return false }
+	}
+	key := &f
+	e.after = append(e.after, key)
+	return func() bool {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		i := slices.Index(e.after, key)
+		if i >= 0 {
+			e.after = slices.Delete(e.after, i, i+1)
+		}
+		return i >= 0
+	}
+}
+
+// cut ends it, if it has not ended yet.
+func (e *ending) cut(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.err != nil {
+		return
+	}
+	e.err = err
+	if e.done != nil {
+		close(e.done)
+	}
+	for _, f := range e.after {
+		go (*f)()
+	}
+	e.after = nil
 }

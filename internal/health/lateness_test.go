@@ -34,8 +34,8 @@ func TestLatenessAddsUp(t *testing.T) {
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			start := time.Now()
-			a := newAttempt(t.Context(), nil, start, 2*time.Second)
-			defer a.cut(nil)
+			a := newAttempt(nil, start, 2*time.Second)
+			defer a.cut(context.Canceled)
 			for _, beat := range tc.beats {
 				a.beat(start.Add(beat))
 			}
@@ -71,7 +71,7 @@ func TestBeats(t *testing.T) {
 	} {
 		now := time.Now()
 		end := now.Add(tc.timeout)
-		a := newAttempt(t.Context(), nil, now, tc.timeout)
+		a := newAttempt(nil, now, tc.timeout)
 		if got := a.due.Sub(now); got != tc.want[0] {
 			t.Errorf("timeout %v: the first beat is due after %v, want %v", tc.timeout, got, tc.want[0])
 		}
@@ -91,7 +91,7 @@ func TestBeats(t *testing.T) {
 		if got := a.lateness(now); got != 0 {
 			t.Errorf("timeout %v: late by %v on time", tc.timeout, got)
 		}
-		a.cut(nil)
+		a.cut(context.Canceled)
 	}
 }
 
@@ -100,7 +100,7 @@ func TestBeats(t *testing.T) {
 func TestAttemptContext(t *testing.T) {
 	now := time.Now()
 	for _, want := range []error{context.DeadlineExceeded, context.Canceled} {
-		a := newAttempt(t.Context(), nil, now, time.Second)
+		a := newAttempt(nil, now, time.Second)
 		derived, cancel := context.WithCancel(a)
 		if deadline, ok := derived.Deadline(); !ok || !deadline.Equal(now.Add(time.Second)) {
 			t.Errorf("deadline %v, %v, want %v", deadline, ok, now.Add(time.Second))
@@ -240,7 +240,6 @@ func TestALateTimeoutIsNotAResult(t *testing.T) {
 func attachByHand(target *Target, d Driver) (detach func()) {
 	target.drivers = append(target.drivers, &d)
 	l := &loop{probing: true}
-	l.ctx, l.stop = context.WithCancel(context.Background())
 	l.timer = time.AfterFunc(time.Hour, func() { target.tick(l) })
 	target.loop, target.ran = l, true
 	return func() {

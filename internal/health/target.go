@@ -92,8 +92,6 @@ type Target struct {
 // Between two of them there is but a timer, which begins the next one in a
 // goroutine of its own. All is guarded by the target's mutex.
 type loop struct {
-	ctx     context.Context // ends with the loop
-	stop    context.CancelFunc
 	timer   *time.Timer   // of the next probe, or of the one in flight
 	due     time.Time     // the next probe is
 	again   bool          // after the probe in flight, the next follows at once
@@ -230,7 +228,6 @@ func (t *Target) Attach(d Driver, delay time.Duration) (detach func()) {
 	t.drivers = append(t.drivers, &d)
 	if t.loop == nil {
 		l := &loop{due: time.Now().Add(delay)}
-		l.ctx, l.stop = context.WithCancel(context.Background())
 		l.timer = time.AfterFunc(delay, func() { t.tick(l) })
 		t.loop, t.ran = l, true
 	}
@@ -252,7 +249,6 @@ func (t *Target) detach(d *Driver) {
 		return
 	}
 	t.loop = nil
-	l.stop()
 	l.timer.Stop()
 	t.askAgain(nil)
 	var idle chan struct{}
@@ -295,6 +291,7 @@ func (t *Target) tick(l *loop) {
 	default:
 		l.probing = true
 		t.mu.Unlock()
+		growStack()
 		t.probe(l)
 		t.mu.Lock()
 	}
@@ -340,7 +337,7 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 	t.asked = nil
 	fresh := !t.state.settled() || t.suspicion.burst || len(asked) > 0
 	started := time.Now()
-	a := newAttempt(l.ctx, t.drivers[len(t.drivers)-1], started, t.settings.Timeout)
+	a := newAttempt(t.drivers[len(t.drivers)-1], started, t.settings.Timeout)
 	l.attempt = a
 	l.timer.Reset(a.due.Sub(started))
 	t.mu.Unlock()
@@ -435,9 +432,6 @@ func (t *Target) reason(ctx context.Context, err error) string {
 	}
 	text := cmp.Or(err.Error(), "an error without a text")
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		if errors.Is(err, context.Canceled) { // as contexts made from this one see it
-			text = context.DeadlineExceeded.Error()
-		}
 		text = fmt.Sprintf("no verdict within %s: %s", t.settings.Timeout, text)
 	}
 	if len(text) > maxReason {
