@@ -4,12 +4,16 @@ package wire
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net"
 	"net/http"
+	"net/url"
+	"slices"
 	"sync"
 	"time"
 )
@@ -38,13 +42,28 @@ type HTTP1 struct {
 	// request was sent. 0: as long as the context lasts.
 	HeaderTimeout time.Duration
 
-	over bool // no further request can be sent
+	over   bool     // no further request can be sent
+	last   rendered // the one before
+	from   limited  // what answers are read from
+	socket *socket  // of Conn; nil before the first request, and where it has none
 }
 
-var (
-	readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, bufferSize) }}
-	writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, bufferSize) }}
-)
+// rendered is a request without a body, as it is sent: the next one is mostly the same.
+type rendered struct {
+	method, host string
+	url          url.URL
+	header       http.Header
+	text         []byte
+}
+
+// is reports whether req, which has no body, is the same.
+func (r *rendered) is(req *http.Request) bool {
+	return r.text != nil && req.Method == r.method && req.Host == r.host && *req.URL == r.url &&
+		!req.Close && req.ContentLength == 0 && req.TransferEncoding == nil && req.Trailer == nil &&
+		maps.EqualFunc(req.Header, r.header, slices.Equal)
+}
+
+var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, bufferSize) }}
 
 var errLongHeader = errors.New("the header of the answer is too long")
 
@@ -53,28 +72,20 @@ var errLongHeader = errors.New("the header of the answer is too long")
 // before its end.
 func (c *HTTP1) RoundTrip(req *http.Request) (*http.Response, error) {
 	c.over = true // unless all goes well
-	w := writers.Get().(*bufio.Writer)
-	w.Reset(struct{ io.Writer }{c.Conn}) // so that its errors are those of the connection only
-	writeErr := req.Write(w)
-	sendErr := w.Flush()
-	w.Reset(nil)
-	writers.Put(w)
-	if writeErr != nil && sendErr == nil {
-		return nil, writeErr // its body could not be read
+	refused, sendErr := c.send(req)
+	if refused != nil {
+		return nil, refused
 	}
 
 	// one that rejects a request need not read it all before it says so
-	if c.HeaderTimeout > 0 {
-		_ = c.Conn.SetReadDeadline(time.Now().Add(c.HeaderTimeout))
-	}
-	from := &limited{conn: c.Conn, left: c.MaxHeader}
+	c.from = limited{conn: c.Conn, left: c.MaxHeader}
 	r := readers.Get().(*bufio.Reader)
-	r.Reset(from)
+	r.Reset(&c.from)
 	resp, err := readAnswer(r, req)
 	if err != nil {
 		release(r)
 		switch {
-		case from.left <= 0:
+		case c.from.left <= 0:
 			err = errLongHeader
 		case sendErr != nil:
 			err = sendErr
@@ -86,10 +97,51 @@ func (c *HTTP1) RoundTrip(req *http.Request) (*http.Response, error) {
 	if c.HeaderTimeout > 0 {
 		_ = c.Conn.SetReadDeadline(time.Time{})
 	}
-	from.left = math.MaxInt64
+	c.from.left = math.MaxInt64
 	over := sendErr != nil || req.Close || resp.Close || resp.StatusCode == http.StatusSwitchingProtocols
 	resp.Body = &body{conn: c, from: resp.Body, buffer: r, over: over, read: resp.Body == http.NoBody}
 	return resp, nil
+}
+
+// send sends the request. It is refused if it cannot be put into bytes, such as when
+// its body cannot be read.
+func (c *HTTP1) send(req *http.Request) (refused, err error) {
+	if req.Body != nil && req.Body != http.NoBody {
+		w := bufio.NewWriterSize(struct{ io.Writer }{c.Conn}, bufferSize) // so that its errors are those of the connection only
+		refused = req.Write(w)
+		if err = w.Flush(); err != nil {
+			refused = nil
+		}
+		c.awaitHeader()
+		return refused, err
+	}
+	if !c.last.is(req) {
+		var text bytes.Buffer
+		if err := req.Write(&text); err != nil {
+			return err, nil
+		}
+		c.last = rendered{method: req.Method, host: req.Host, url: *req.URL, header: req.Header.Clone(), text: text.Bytes()}
+	}
+	if c.socket == nil {
+		c.socket = newSocket(c.Conn)
+	}
+	rest := c.last.text
+	if c.socket != nil && c.socket.plain {
+		c.awaitHeader()
+		rest = rest[c.socket.exchange(rest):]
+	}
+	if len(rest) > 0 {
+		_, err = c.Conn.Write(rest)
+		c.awaitHeader()
+	}
+	return nil, err
+}
+
+// awaitHeader begins the time that an answer may take.
+func (c *HTTP1) awaitHeader() {
+	if c.HeaderTimeout > 0 {
+		_ = c.Conn.SetReadDeadline(time.Now().Add(c.HeaderTimeout))
+	}
 }
 
 // readAnswer reads the header of the answer, past those of interim ones.
@@ -114,14 +166,7 @@ func release(r *bufio.Reader) {
 // Usable reports whether another request can be sent: the last answer was read
 // to its end, and the other side has neither closed the connection nor sent
 // what nobody asked for.
-func (c *HTTP1) Usable() bool {
-	if c.over {
-		return false
-	}
-	// one of its own timeouts may have passed since
-	_ = c.Conn.SetReadDeadline(time.Time{})
-	return quiet(c.Conn)
-}
+func (c *HTTP1) Usable() bool { return !c.over && c.socket != nil && c.socket.quiet() }
 
 // Close closes the connection.
 func (c *HTTP1) Close() error { return c.Conn.Close() }

@@ -43,16 +43,28 @@ type Transport struct {
 	closed bool
 }
 
+// spent is the age of a line that is not kept.
+const spent = -1
+
 // keptLine is a line that may be kept.
 type keptLine struct {
 	Line
-	expire *time.Timer // ends it when it is idle then
+	expire *time.Timer // ends it when it is idle then; nil if it is not kept
+	end    func()      // closes it
 	age    int         // when it was opened; guarded by Transport.mu
+}
+
+func newLine(line Line, age int) *keptLine {
+	l := &keptLine{Line: line, age: age}
+	l.end = func() { _ = l.Close() }
+	return l
 }
 
 // Close ends the line.
 func (l *keptLine) Close() error {
-	l.expire.Stop()
+	if l.expire != nil {
+		l.expire.Stop()
+	}
 	return l.Line.Close()
 }
 
@@ -68,11 +80,11 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		last := *req
 		last.Close = true // so that the other side closes it, too
-		return roundTrip(line, &last, func() { _ = line.Close() })
+		return t.roundTrip(newLine(line, spent), &last)
 	}
 	line, age := t.take()
 	if line != nil {
-		resp, err := roundTrip(line, req, func() { t.put(line) })
+		resp, err := t.roundTrip(line, req)
 		if err == nil || ctx.Err() != nil {
 			return resp, err
 		}
@@ -91,9 +103,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	line = &keptLine{Line: opened, age: age}
+	line = newLine(opened, age)
 	line.expire = time.AfterFunc(t.MaxAge, func() { t.expire(line) })
-	return roundTrip(line, req, func() { t.put(line) })
+	return t.roundTrip(line, req)
 }
 
 // open connects for a request, and closes its body if that fails, as everybody
@@ -107,24 +119,20 @@ func (t *Transport) open(req *http.Request) (Line, error) {
 }
 
 // roundTrip sends the request over the line, which is closed if the context ends
-// before the body of the answer was closed; else done is called then.
-func roundTrip(line Line, req *http.Request, done func()) (*http.Response, error) {
+// before the body of the answer was closed; else it is put back then.
+func (t *Transport) roundTrip(line *keptLine, req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
-	stop := context.AfterFunc(ctx, func() { _ = line.Close() })
+	stop := context.AfterFunc(ctx, line.end)
 	resp, err := line.RoundTrip(req)
 	if err != nil {
 		stop()
-		_ = line.Close()
+		line.end()
 		if ctx.Err() != nil {
 			err = ctx.Err() // and not that the connection is closed
 		}
 		return nil, err
 	}
-	resp.Body = &answer{ReadCloser: resp.Body, ctx: ctx, done: func() {
-		if stop() {
-			done()
-		} // else the line is being closed
-	}}
+	resp.Body = &answer{ReadCloser: resp.Body, ctx: ctx, stop: stop, to: t, line: line}
 	return resp, nil
 }
 
@@ -149,7 +157,9 @@ func repeatable(req *http.Request) bool {
 type answer struct {
 	io.ReadCloser
 	ctx  context.Context
-	done func()
+	stop func() bool // has the end of ctx not close the line
+	to   *Transport
+	line *keptLine // nil when it was given back
 }
 
 // Read reads from the body.
@@ -164,9 +174,11 @@ func (a *answer) Read(p []byte) (int, error) {
 // Close ends the request.
 func (a *answer) Close() error {
 	err := a.ReadCloser.Close()
-	if a.done != nil {
-		a.done()
-		a.done = nil
+	if a.line != nil {
+		if a.stop() { // else it is being closed
+			a.to.put(a.line)
+		}
+		a.line = nil
 	}
 	return err
 }
@@ -202,7 +214,7 @@ func (t *Transport) put(line *keptLine) {
 // for.
 func (t *Transport) expire(line *keptLine) {
 	t.mu.Lock()
-	line.age = -1
+	line.age = spent
 	idle := t.kept == line
 	if idle {
 		t.kept = nil

@@ -10,5 +10,11 @@ import "net"
 // and has nothing to be read. So none is used twice.
 const canPeek = false
 
-// quiet is not asked.
-func quiet(net.Conn) bool { return false }
+// socket is there on Unix only.
+type socket struct{ plain bool }
+
+func newSocket(net.Conn) *socket { return nil }
+
+func (*socket) quiet() bool { return false }
+
+func (*socket) exchange([]byte) int { return 0 }
