@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build linux
+
 // Bench measures this plugin beside its peers, in one run on one machine, for
 // only ratios mean something elsewhere. It needs Linux, and what it compares with
 // has to be installed; what is not is named and left out.

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build linux
+
 package main
 
 import (
@@ -56,16 +58,30 @@ func launch(folder string, command *exec.Cmd, environment ...string) (*process, 
 	return p, nil
 }
 
-// stop ends the server, and reports if it had ended before.
+// stop ends the server, and reports if it had ended before, or has to be killed.
 func (p *process) stop() error {
+	const limit = 15 * time.Second
 	select {
 	case <-p.ended:
 		return fmt.Errorf("%s ended early: %s", p.cmd.Path, p.output)
 	default:
 	}
-	err := p.cmd.Process.Signal(os.Interrupt)
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		return err
+	}
+	select {
+	case <-p.ended:
+		return nil
+	case <-time.After(limit):
+		p.kill()
+		return fmt.Errorf("%s does not end in %s: %s", p.cmd.Path, limit, p.output)
+	}
+}
+
+// kill ends the server as kill -9 does.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill()
 	<-p.ended
-	return err
 }
 
 // cpu is the CPU time that the server used, with its children and with that of the

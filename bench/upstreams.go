@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build linux
+
 package main
 
 import (
@@ -174,12 +176,6 @@ func (u *upstream) count(ctx context.Context) (c upstreamCount, err error) {
 	}
 	defer response.Body.Close()
 	return c, json.NewDecoder(response.Body).Decode(&c)
-}
-
-// kill ends its process as kill -9 does.
-func (u *upstream) kill() {
-	_ = u.cmd.Process.Kill()
-	<-u.ended
 }
 
 // swallow makes a black hole of its address: connections are neither accepted nor
