@@ -59,7 +59,7 @@ func runBeside(t *testing.T, folder string, environment []string, name string, a
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Skipf("skipped, for %s (Debian package pebble) is not installed", name)
+		skip(t, "%s (Debian package pebble) is not installed", name)
 	}
 	log, err := os.Create(filepath.Join(folder, filepath.Base(name)+".log"))
 	if err != nil {

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -28,11 +29,11 @@ func newHosts(t *testing.T, others ...string) *hosts {
 	n := &hosts{t: t, prefix: fmt.Sprintf("alive%d", os.Getpid())}
 	for _, tool := range []string{"ip", "tc", "curl"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("skipped, for %s is not installed", tool)
+			skip(t, "%s is not installed", tool)
 		}
 	}
 	if out, err := n.command(t.Context(), "", "ip", "netns", "add", n.name("caddy")).CombinedOutput(); err != nil {
-		t.Skipf("skipped, for network namespaces are not permitted here: %s", out)
+		skip(t, "network namespaces are not permitted here: %s", bytes.TrimSpace(out))
 	}
 	n.names = []string{"caddy"}
 	t.Cleanup(func() {
@@ -180,7 +181,7 @@ http://10.77.0.1:8080 {
 
 	t.Run("loss and delay", func(t *testing.T) {
 		if out, err := n.command(t.Context(), "one", "tc", "qdisc", "add", "dev", "eth", "root", "netem", "loss", "5%", "delay", "20ms", "5ms").CombinedOutput(); err != nil {
-			t.Skipf("skipped, for this kernel cannot make them: %s", out)
+			skip(t, "this kernel cannot make them: %s", bytes.TrimSpace(out))
 		}
 		if got := n.ask(200); got["200"] != 200 || got["one"] == 0 {
 			t.Errorf("answers %v", got)

@@ -30,7 +30,7 @@ func (c *instance) inTerminal(columns int, during time.Duration, args ...string)
 	c.t.Helper()
 	script, err := exec.LookPath("script")
 	if err != nil {
-		c.t.Skip("skipped, for script (Debian package bsdutils) is not installed")
+		skip(c.t, "script (Debian package bsdutils) is not installed")
 	}
 	ctx, cancel := context.WithTimeout(c.t.Context(), during)
 	defer cancel()

@@ -26,7 +26,7 @@ func browse(t *testing.T, c *instance, before ...chromedp.Action[chromedp.Void])
 	t.Helper()
 	path, err := exec.LookPath("chromium")
 	if err != nil {
-		t.Skip("chromium is not installed")
+		skip(t, "chromium (Debian package chromium) is not installed")
 	}
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox,
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true))

@@ -44,7 +44,7 @@ func (c *instance) usage() (u usage) {
 	u.goroutines = number(c.t, `total (\d+)`, string(text))
 	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.pid))
 	if err != nil {
-		c.t.Skipf("skipped, for there is no /proc here: %v", err)
+		skip(c.t, "there is no /proc here: %v", err)
 	}
 	u.files = len(files)
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.pid))

@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 	if caddy, err := build(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(caddy))
 	}
+	tellSkipped(os.Stderr)
 	os.Exit(status)
 }
 
