@@ -50,10 +50,10 @@ const (
 
 // outcome is what a fault did to the requests of one proxy.
 type outcome struct {
-	failed, requests int
-	reached          any // requests that the upstream saw meanwhile, nil if it cannot tell
-	eject, readmit   any // in seconds; nil if it never was
-	slowest          time.Duration
+	failed         int
+	reached        float64 // requests that the upstream saw meanwhile, if it can tell
+	eject, readmit float64 // in seconds
+	slowest        time.Duration
 }
 
 // faults looks at what becomes of requests when one of three upstreams fails. All
@@ -62,7 +62,7 @@ type outcome struct {
 func (b *bench) faults(ctx context.Context) error {
 	during := max(6*time.Second, b.duration*3/5)
 	t := b.table("Faults", fmt.Sprintf("%d requests a second over three upstreams, of which one fails for %s. Ejected is when the last request failed, was held up for longer than %s, or reached it; readmitted is when it answered the first one afterwards. With retries there are up to two, after 502, 503 and 504 too.",
-		faultRate, during, notable), "fault", "retries", "proxy", "failed of all", "reached it", "ejected after (s)", "readmitted after (s)", "slowest (s)")
+		faultRate, during, notable), label("fault"), label("retries"), label("proxy"), total("failed"), total("reached it"), worst("ejected after (s)"), worst("readmitted after (s)"), worst("slowest (s)"))
 	// the longest of an interval, and three probes
 	const bound = 1.1 + 3*1.1
 	for _, f := range faults {
@@ -79,14 +79,14 @@ func (b *bench) faults(ctx context.Context) error {
 					return fmt.Errorf("%s, %s: %w", f.name, p.name, errs[i])
 				}
 				o := outcomes[i]
-				t.add(f.name, map[bool]string{true: "yes", false: "no"}[retries], p.name, fmt.Sprintf("%d of %d", o.failed, o.requests), o.reached, o.eject, o.readmit, o.slowest.Seconds())
+				t.sample(0, f.name, map[bool]string{true: "yes", false: "no"}[retries], p.name, o.failed, o.reached, o.eject, o.readmit, o.slowest.Seconds())
 				if p.name != thisBuild {
 					continue
 				}
 				if retries {
 					b.budget("failed requests with retries, "+f.name, float64(o.failed), 0)
-				} else if seconds, ok := o.eject.(float64); ok {
-					b.budget("seconds to eject, "+f.name, seconds, bound)
+				} else {
+					b.budget("seconds to eject, "+f.name, o.eject, bound)
 				}
 			}
 		}
@@ -149,7 +149,7 @@ func (b *bench) fail(ctx context.Context, f fault, p peer, network int, retries 
 		return o, failed
 	}
 
-	o.requests, o.failed = len(results), failures(results)
+	o = outcome{failed: failures(results), reached: unknown, eject: never, readmit: never}
 	for _, r := range results {
 		o.slowest = max(o.slowest, r.latency)
 	}
@@ -161,7 +161,7 @@ func (b *bench) fail(ctx context.Context, f fault, p peer, network int, retries 
 		ejected = last.due
 	}
 	if f.counts {
-		o.reached = after.Requests - before.Requests
+		o.reached = float64(after.Requests - before.Requests)
 		if reached := time.Unix(0, after.Last); reached.After(ejected) {
 			ejected = reached
 		}

@@ -14,6 +14,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
@@ -39,6 +40,9 @@ type bench struct {
 	report
 }
 
+// defaultResults is where reports go.
+const defaultResults = "results"
+
 // parts are what can be measured.
 var parts = map[string]func(*bench, context.Context) error{
 	"1-requests": (*bench).requests,
@@ -63,7 +67,7 @@ func main() {
 	rounds := flag.Int("rounds", 3, "how often each is repeated, by turns; medians are shown")
 	rate := flag.Int("rate", 1000, "requests a second")
 	targets := flag.String("targets", "1000,5000", "how many targets are probed, one after the other")
-	results := flag.String("results", "results", "the folder to write to")
+	results := flag.String("results", defaultResults, "the folder to write to")
 	flag.Parse()
 	if *quick {
 		*duration, *settle, *rounds, *targets = 5*time.Second, 5*time.Second, 2, "1000"
@@ -82,6 +86,9 @@ func main() {
 			log.Fatalf("-only takes %s; got '%s'", strings.Join(names, ","), name)
 		}
 	}
+	if *results == defaultResults && len(chosen) < len(parts) {
+		log.Fatalf("-only needs -results <folder>: %s is for reports that have all parts", defaultResults)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := b.measureAll(ctx, chosen, *results); err != nil {
@@ -90,13 +97,18 @@ func main() {
 	}
 }
 
-// measureAll measures the parts, one after the other, and writes what came of them.
+// measureAll measures the parts, one after the other, and writes what came of them. One
+// that fails costs the others nothing.
 func (b *bench) measureAll(ctx context.Context, names []string, results string) (err error) {
+	began := time.Now()
 	if b.scratch, err = os.MkdirTemp("", "alive-bench-"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(b.scratch)
 	if b.caddy, err = buildCaddy(ctx, b.scratch); err != nil {
+		return err
+	}
+	if b.Environment, err = look(ctx, b.caddy, began); err != nil {
 		return err
 	}
 	var missing []string
@@ -105,13 +117,18 @@ func (b *bench) measureAll(ctx context.Context, names []string, results string) 
 		b.note("%s is not installed, so it is left out.", name)
 	}
 	b.note("Requests are sent in an open loop by vegeta, %d a second; latencies count from when a request was due.", b.rate)
+	var failed error
 	for _, name := range names {
 		began := time.Now()
-		if err := parts[name](b, ctx); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+		if err := parts[name](b, ctx); ctx.Err() != nil {
+			return ctx.Err() // what is there is no report
+		} else if err != nil {
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", name, err))
+			b.note("**The part %s failed**, and what is here of it is not all.", name)
 		}
 		b.show()
 		fmt.Fprintf(os.Stderr, "(%s took %s)\n", name, time.Since(began).Round(time.Second))
 	}
-	return b.write(results)
+	b.Environment.Took = time.Since(began).Round(time.Second).String()
+	return errors.Join(failed, b.write(results))
 }

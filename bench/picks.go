@@ -44,3 +44,17 @@ func runPicks(ctx context.Context) (ratios []pickRatio, err error) {
 	}
 	return ratios, nil
 }
+
+// picks runs the benchmarks of the pick, which compare it with Caddy's own policies.
+func (b *bench) picks(ctx context.Context) error {
+	t := b.table("Picks", "The time of a pick over that of Caddy's own policy in the same run, by turns.", label("pool"), typical("ratio"), typical("at most"))
+	ratios, err := runPicks(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range ratios {
+		t.sample(0, r.what, r.ratio, r.atMost)
+		b.budget("pick: "+r.what, r.ratio, r.atMost)
+	}
+	return nil
+}

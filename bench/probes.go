@@ -26,6 +26,8 @@ const (
 	few = 10
 	// maxTargets is how many addresses targets are given.
 	maxTargets = 8000
+
+	coreChecks = "Caddy's own checks"
 )
 
 // backend answers the probes of all targets, which are addresses of the loopback
@@ -127,8 +129,8 @@ func checkers(caddy string) []checker {
 		}
 	}
 	all := [3]checker{
-		{"this build", run("lb_policy alive {\n\t\t\tcheck http / {\n\t\t\t\tinterval 1s\n\t\t\t}\n\t\t}", "")},
-		{"Caddy's own checks", run("lb_policy round_robin", "health_uri /\n\t\thealth_interval 1s\n\t\thealth_timeout 2s")},
+		{thisBuild, run("lb_policy alive {\n\t\t\tcheck http / {\n\t\t\t\tinterval 1s\n\t\t\t}\n\t\t}", "")},
+		{coreChecks, run("lb_policy round_robin", "health_uri /\n\t\thealth_interval 1s\n\t\thealth_timeout 2s")},
 	}
 	haproxy, err := exec.LookPath("haproxy")
 	if err != nil {
@@ -166,34 +168,25 @@ func (b *bench) probes(ctx context.Context) error {
 	}
 	defer to.server.Close()
 	all := checkers(b.caddy)
+	const cpu, memory = "CPU a probe (µs)", "memory a target (KiB)"
 	t := b.table("Probes", fmt.Sprintf("One HTTP probe of each target a second; medians of %d rounds of %s each.", b.rounds, b.duration),
-		"targets", "checker", "CPU a probe (µs)", "memory a target (KiB)", "worst lateness (ms)", "densest 50 ms (%)", "probes a target and second")
+		label("targets"), label("checker"), typical(cpu), typical(memory), typical("worst lateness (ms)"), typical("densest 50 ms (%)"), typical("probes a target and second"))
 	for _, targets := range b.targets {
-		samples := make([][]sample, len(all))
-		for range b.rounds {
-			for i, c := range all {
+		for round := range b.rounds {
+			for _, c := range all {
 				s, err := b.measure(ctx, to, c, targets)
 				if err != nil {
 					return fmt.Errorf("%s: %w", c.name, err)
 				}
-				samples[i] = append(samples[i], s)
+				t.sample(round, targets, c.name, float64(s.cpu)/1e3, s.memory/1024, milliseconds(s.late), 100*s.dense, s.probes)
 			}
 		}
-		for i, c := range all {
-			m := samples[i]
-			t.add(targets, c.name,
-				float64(median(m, func(s sample) time.Duration { return s.cpu }))/1e3,
-				median(m, func(s sample) float64 { return s.memory })/1024,
-				median(m, func(s sample) time.Duration { return s.late }).Milliseconds(),
-				100*median(m, func(s sample) float64 { return s.dense }),
-				median(m, func(s sample) float64 { return s.probes }))
-		}
 		if targets == 1000 {
-			b.budget("CPU of a probe at 1,000 targets, beside Caddy's own checker", ratio(t.value(0, 2), t.value(1, 2)), 0.5)
-			b.budget("memory of a target at 1,000 targets, in KiB", t.value(0, 3), 25)
+			b.budget("CPU of a probe at 1,000 targets, beside Caddy's own checker", t.value(cpu, targets, thisBuild)/t.value(cpu, targets, coreChecks), 0.5)
+			b.budget("memory of a target at 1,000 targets, in KiB", t.value(memory, targets, thisBuild), 25)
 		}
 	}
-	t.chart(1, 2)
+	t.chart(2)
 	return nil
 }
 
@@ -260,14 +253,4 @@ func pause(ctx context.Context, d time.Duration) error {
 	case <-time.After(d):
 		return nil
 	}
-}
-
-// median returns the median of what f gives.
-func median[S any, T int64 | float64 | time.Duration](samples []S, f func(S) T) T {
-	values := make([]T, 0, len(samples))
-	for _, s := range samples {
-		values = append(values, f(s))
-	}
-	slices.Sort(values)
-	return (values[(len(values)-1)/2] + values[len(values)/2]) / 2
 }
