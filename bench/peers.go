@@ -6,12 +6,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -63,16 +65,13 @@ func findPeers(caddy string) (peers []peer, missing []string) {
 		}
 		return nil
 	}
-	signal := func(s os.Signal) func(context.Context, *proxy) error {
-		return func(_ context.Context, p *proxy) error { return p.cmd.Process.Signal(s) }
-	}
 	peers = []peer{
 		{thisBuild, caddyConfig(caddyAlive), caddyArgs, caddy, reloadCaddy},
 		{stockCaddy, caddyConfig(caddyStock), caddyArgs, caddy, reloadCaddy},
 	}
 	for _, other := range []peer{
-		{"nginx", nginxConfig, []string{"-p", ".", "-c", "nginx.conf", "-e", "error.log"}, "nginx", signal(syscall.SIGHUP)},
-		{"HAProxy", haproxyConfig, []string{"-W", "-db", "-f", "haproxy.cfg"}, "haproxy", signal(syscall.SIGUSR2)},
+		{"nginx", nginxConfig, []string{"-p", ".", "-c", "nginx.conf", "-e", "error.log"}, "nginx", reloadBy(syscall.SIGHUP)},
+		{"HAProxy", haproxyConfig, []string{"-W", "-db", "-f", "haproxy.cfg"}, "haproxy", reloadBy(syscall.SIGUSR2)},
 	} {
 		path, err := exec.LookPath(other.path)
 		if err != nil {
@@ -83,6 +82,24 @@ func findPeers(caddy string) (peers []peer, missing []string) {
 		peers = append(peers, other)
 	}
 	return peers, missing
+}
+
+// reloadBy has a server reload its config by a signal, and returns when other workers do
+// all of its work: a signal alone proves nothing.
+func reloadBy(s os.Signal) func(context.Context, *proxy) error {
+	return func(ctx context.Context, p *proxy) error {
+		old, err := p.children()
+		if err != nil {
+			return err
+		}
+		if err := p.cmd.Process.Signal(s); err != nil {
+			return err
+		}
+		return within(ctx, 5*time.Second, p.name+" has new workers, and none of the old ones", func() bool {
+			workers, err := p.children()
+			return err == nil && len(workers) > 0 && !slices.ContainsFunc(workers, func(w int) bool { return slices.Contains(old, w) })
+		})
+	}
 }
 
 // caddyConfig writes a Caddyfile; the transport's timeouts are those of the example of
@@ -214,6 +231,34 @@ func (p peer) run(ctx context.Context, scratch string, b balance) (*proxy, error
 		return nil, fmt.Errorf("%w: %s %w", err, running.output, running.stop())
 	}
 	return up, nil
+}
+
+// runAll starts all peers, and returns what stops them.
+func (b *bench) runAll(ctx context.Context, peers []peer, to balance) (running []*proxy, stop func() error, err error) {
+	stop = func() (err error) {
+		for _, p := range running {
+			err = errors.Join(err, p.stop())
+		}
+		return err
+	}
+	for _, p := range peers {
+		up, err := p.run(ctx, b.scratch, to)
+		if err != nil {
+			return nil, nil, errors.Join(err, stop())
+		}
+		running = append(running, up)
+	}
+	return running, stop, nil
+}
+
+// turns returns the numbers below n, beginning with another one each round: nobody is
+// always the first, or always comes after the same one's load.
+func turns(n, round int) []int {
+	order := make([]int, n)
+	for i := range order {
+		order[i] = (i + round) % n
+	}
+	return order
 }
 
 // freeAddresses returns so many addresses in a loopback network of their own.

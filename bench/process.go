@@ -120,21 +120,34 @@ func statFields(folder string) ([]string, error) {
 	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])), nil
 }
 
+// children returns the processes that the server started, as nginx and HAProxy do.
+func (p *process) children() (children []int, err error) {
+	folders, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	for _, folder := range folders {
+		fields, err := statFields(folder)
+		if err != nil || fields[1] != strconv.Itoa(p.cmd.Process.Pid) {
+			continue // it ended meanwhile, or is another's
+		}
+		child, err := strconv.Atoi(filepath.Base(folder))
+		if err != nil {
+			return nil, err
+		}
+		children = append(children, child)
+	}
+	return children, nil
+}
+
 // family looks at a process and its children, by their folders below /proc.
 func (p *process) family(look func(folder string, root bool) error) error {
-	self := strconv.Itoa(p.cmd.Process.Pid)
-	if err := look(filepath.Join("/proc", self), true); err != nil {
-		return err
-	}
-	folders, err := filepath.Glob("/proc/[0-9]*")
+	children, err := p.children()
 	if err != nil {
 		return err
 	}
-	for _, folder := range folders {
-		if fields, err := statFields(folder); err != nil || fields[1] != self {
-			continue // it ended meanwhile, or is none of its children
-		}
-		if err := look(folder, false); err != nil {
+	for i, pid := range append([]int{p.cmd.Process.Pid}, children...) {
+		if err := look(filepath.Join("/proc", strconv.Itoa(pid)), i == 0); err != nil {
 			return err
 		}
 	}

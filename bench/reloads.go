@@ -12,64 +12,66 @@ import (
 	"time"
 )
 
+// toNotice is longer than any peer takes to find out that an upstream is dead.
+const toNotice = 6 * time.Second
+
 // reloads counts what fails while the config is loaded anew each second, and how often
-// an upstream gets requests that is known to be dead.
+// an upstream gets requests that is known to be dead. That one is listed last: HAProxy
+// checks the first at once when it starts, and the others one after the other within the
+// interval.
 func (b *bench) reloads(ctx context.Context) error {
-	t := b.table("Reload every second", fmt.Sprintf("%d requests a second for %s over three upstreams, one of which answers everything 503 and fails its checks; no retries.", b.rate/2, b.duration),
+	t := b.table("Reload every second", fmt.Sprintf("%d requests a second for %s, in %d rounds, over three upstreams, the last of which answers everything 503 and fails its checks; no retries. nginx as Debian has it makes no checks of its own, so nothing is known to it, with a reload or without: it asks the dead one for its share. A reload of nginx or HAProxy counts when all its workers are new ones.",
+		b.rate/2, b.duration, b.rounds),
 		label("proxy"), total("reloads"), total("failed requests"), total("requests to the dead one"), typical("p99 (ms)"))
 	addresses, err := freeAddresses(ctx, 5, 3)
 	if err != nil {
 		return err
 	}
-	var all []*upstream
-	for _, address := range addresses {
-		u, err := startUpstream(ctx, b.scratch, address)
-		if err != nil {
-			return err
-		}
-		defer u.close()
-		all = append(all, u)
+	all, end, err := startEach(ctx, b.scratch, addresses)
+	if err != nil {
+		return err
 	}
-	for _, p := range b.peers {
-		if p.name == "nginx" {
-			continue // it has no checks that could know
-		}
-		if err := all[0].set(ctx, ""); err != nil {
-			return err
-		}
-		running, err := p.run(ctx, b.scratch, balance{upstreams: addresses})
-		if err != nil {
-			return err
-		}
-		if err := all[0].set(ctx, "503"); err != nil {
-			return err
-		}
-		if err := pause(ctx, 6*time.Second); err != nil {
-			return err
-		}
-		before, err := all[0].count(ctx)
-		if err != nil {
-			return err
-		}
-		loading, over := context.WithCancel(ctx)
-		var reloading sync.WaitGroup
-		reloads, failed := 0, error(nil)
-		reloading.Go(func() {
-			for pause(loading, time.Second) == nil && failed == nil {
-				failed = running.reload(ctx, running)
-				reloads++
+	defer end()
+	running, stop, err := b.runAll(ctx, b.peers, balance{upstreams: addresses})
+	if err != nil {
+		return err
+	}
+	dead := all[len(all)-1]
+	err = errors.Join(dead.set(ctx, "503"), pause(ctx, toNotice))
+	for round := range b.rounds {
+		for _, i := range turns(len(running), round) {
+			if err == nil {
+				err = b.reloadUnderLoad(ctx, t, round, running[i], dead)
 			}
-		})
-		results := attack(ctx, running.url(), b.rate/2, b.duration)
-		over()
-		reloading.Wait()
-		after, err := all[0].count(ctx)
-		if err := errors.Join(err, failed, running.stop()); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
 		}
-		t.sample(0, p.name, reloads, failures(results), int(after.Requests-before.Requests), milliseconds(percentile(results, 99)))
 	}
-	b.note("nginx as Debian has it makes no checks, so nothing is known when it is loaded anew: it is left out there.")
+	b.budget("failed requests with a reload every second", t.value("failed requests", thisBuild), 0)
 	t.chart(2)
+	return errors.Join(err, stop())
+}
+
+// reloadUnderLoad looks at one proxy for one round.
+func (b *bench) reloadUnderLoad(ctx context.Context, t *table, round int, p *proxy, dead *upstream) error {
+	before, err := dead.count(ctx)
+	if err != nil {
+		return err
+	}
+	loading, over := context.WithCancel(ctx)
+	var reloading sync.WaitGroup
+	reloads, failed := 0, error(nil)
+	reloading.Go(func() {
+		for pause(loading, time.Second) == nil && failed == nil {
+			failed = p.reload(ctx, p)
+			reloads++
+		}
+	})
+	results := attack(ctx, p.url(), b.rate/2, b.duration)
+	over()
+	reloading.Wait()
+	after, err := dead.count(ctx)
+	if err := errors.Join(err, failed); err != nil {
+		return fmt.Errorf("%s: %w", p.name, err)
+	}
+	t.sample(round, p.name, reloads, failures(results), int(after.Requests-before.Requests), milliseconds(percentile(results, 99)))
 	return nil
 }

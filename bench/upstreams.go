@@ -127,6 +127,24 @@ func startUpstream(ctx context.Context, folder string, addresses ...string) (*up
 	return u, u.begin(ctx)
 }
 
+// startEach runs one for each address, and returns what ends them all.
+func startEach(ctx context.Context, folder string, addresses []string) (all []*upstream, end func(), err error) {
+	end = func() {
+		for _, u := range all {
+			u.close()
+		}
+	}
+	for _, address := range addresses {
+		u, err := startUpstream(ctx, folder, address)
+		if err != nil {
+			end()
+			return nil, nil, err
+		}
+		all = append(all, u)
+	}
+	return all, end, nil
+}
+
 // begin starts its process.
 func (u *upstream) begin(ctx context.Context) error {
 	self, err := os.Executable()
