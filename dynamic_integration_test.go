@@ -561,7 +561,9 @@ func (s *testSource) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, er
 		return nil, fmt.Errorf("no source %s", s.ID)
 	}
 	of := v.(*source)
-	of.selection.Store(s.handler.LoadBalancing.SelectionPolicy.(*Selection))
+	if selection, ok := s.handler.LoadBalancing.SelectionPolicy.(*Selection); ok {
+		of.selection.Store(selection)
+	}
 	dials, err := (*of.answer.Load())(r)
 	return pool(dials...), err
 }
