@@ -3,218 +3,445 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
 
 var (
-	soak = flag.Duration("soak", 20*time.Second, "how long to soak")
-	seed = flag.Uint64("seed", 0, "of the faults while soaking; 0 for another one each time")
-	race = flag.Bool("race-caddy", false, "build Caddy with the race detector")
+	soakFor = flag.Duration("soak", 10*time.Minute, "how long to soak")
+	seed    = flag.Uint64("seed", 0, "of what happens while soaking; 0 for another one each time")
+	race    = flag.Bool("race-caddy", false, "build Caddy with the race detector")
 )
 
-// settling is longer than the connections that a config leaves to its upstreams stay:
-// Caddy lets them idle to their end, which is two minutes by default.
-const settling = 2500 * time.Millisecond
+const (
+	// soaked is the site.
+	soaked = `reverse_proxy %s {
+		lb_policy alive {
+			name shop
+			check http /healthz {
+				interval %dms
+				fast_interval 50ms
+				timeout 1s
+			}
+		}
+		lb_retries 3
+		lb_retry_match {
+			method GET
+		}
+		lb_retry_match {
+			method GET
+			expression ` + "`{rp.status_code} == 503`" + `
+		}
+		stream_close_delay 1m
+		transport http {
+			dial_timeout 1s
+			response_header_timeout 1s
+			keepalive 1s
+		}
+	}`
+	// toNotice is how long it may take until an upstream that hangs is known to be
+	// down: an interval with its jitter, and three timeouts. Those of one that is back
+	// are less.
+	toNotice = 111*time.Millisecond + 3*time.Second
+	// busy is what a busy machine may add to it.
+	busy = 3 * time.Second
+	// afterReload is how long after a reload connections may still be reset.
+	afterReload = 500 * time.Millisecond
+	// sameCheck is how many reloads there are before one changes the check.
+	sameCheck = 5
+	// few is how many goroutines and files may be there at the end that were not
+	// there before: less than one for each fourth reload in between.
+	few = 8
+)
 
-// usage is what a process has at a time.
-type usage struct{ goroutines, files, memory int }
-
-// usage asks for what Caddy has at present.
-func (c *instance) usage() (u usage) {
-	c.t.Helper()
-	response, err := http.Get("http://" + c.admin + "/debug/pprof/goroutine?debug=1")
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	defer response.Body.Close()
-	text, _ := io.ReadAll(response.Body)
-	u.goroutines = number(c.t, `total (\d+)`, string(text))
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", c.pid))
-	if err != nil {
-		skip(c.t, "there is no /proc here: %v", err)
-	}
-	u.files = len(files)
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.pid))
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	u.memory = number(c.t, `RssAnon:\s+(\d+)`, string(status))
-	return u
+// soak is Caddy over some upstreams, to which things happen.
+type soak struct {
+	*testing.T
+	caddy   *instance
+	load    *load
+	workers []*worker // the first one is always well and ready
+	began   time.Time
+	rest    sync.RWMutex // held for reading while anything happens
+	mu      sync.Mutex
+	done    map[string]int // what happened, how often
+	checked time.Time      // when the check last was another, which begins to count then
+	slowest time.Duration  // to notice a fault
 }
 
-// number returns what a pattern finds.
-func number(t *testing.T, pattern, text string) int {
-	t.Helper()
-	m := regexp.MustCompile(pattern).FindStringSubmatch(text)
-	if m == nil {
-		t.Fatalf("no %s in %.200s", pattern, text)
-	}
-	n, err := strconv.Atoi(m[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+// askedFor reports whether the soak is meant: by its flag, or by its name.
+func askedFor() (asked bool) {
+	flag.Visit(func(f *flag.Flag) {
+		asked = asked || f.Name == "soak" || f.Name == "test.run" && strings.Contains(f.Value.String(), "Soak")
+	})
+	return asked
 }
 
-// While upstreams fail and return, operators change modes and weights, and configs are
-// loaded anew, all by chance, one upstream is well and ready all the time: so not one
-// request may fail. At the end, Caddy has no more goroutines, files and memory than
-// after the first quarter.
+// While upstreams are killed, stopped, sick and reset connections, are drained and
+// replaced, change their weight, and configs are loaded anew, all by chance, one
+// upstream is well and ready all the time. So not one request may fail that can be
+// tried elsewhere; nor any other, but those that were under way to an upstream when
+// something happened to it that Caddy cannot know yet. A fault is noticed in time. At
+// the end, Caddy has as many goroutines and files, and as much memory, as after the
+// first quarter.
 func TestSoak(t *testing.T) {
+	if !askedFor() {
+		skip(t, "it was not asked for: -run TestSoak, for 10 minutes, or -soak 1h")
+	}
+	if deadline, ok := t.Deadline(); ok && time.Until(deadline) < *soakFor+2*time.Minute {
+		t.Fatalf("to soak for %s takes -timeout %s or more; a shorter time is -soak 40s", *soakFor, *soakFor+5*time.Minute)
+	}
 	if *seed == 0 {
 		*seed = rand.Uint64()
 	}
-	t.Logf("go test -run TestSoak -soak %s -seed %d", *soak, *seed)
-	chance := rand.New(rand.NewPCG(*seed, 0))
-	all := []*backend{startBackend(t), startBackend(t), startBackend(t), startBackend(t)}
-	var addresses []string
-	for _, b := range all {
-		addresses = append(addresses, b.addr)
+	t.Logf("go test -run TestSoak -soak %s -seed %d", *soakFor, *seed)
+	s := &soak{T: t, done: make(map[string]int)}
+	for range 4 {
+		s.workers = append(s.workers, startWorker(t))
 	}
-	const retries = "\n\t\tlb_retries 3\n\t\tlb_retry_match {\n\t\t\tmethod GET\n\t\t}\n\t\tlb_retry_match {\n\t\t\tmethod GET\n\t\t\texpression `{rp.status_code} == 503`\n\t\t}\n\t\ttransport http {\n\t\t\tkeepalive 1s\n\t\t}\n\t}"
-	site := strings.TrimSuffix(operated(addresses...), "\n\t}") + retries
-	c := startCaddy(t, t.TempDir(), "grace_period 5s", site)
-	eventually(t, "all are up", func() bool {
-		modes := c.modes()
-		for _, a := range addresses {
-			if modes[a] != "ready up" {
-				return false
-			}
-		}
-		return true
-	})
+	s.caddy = startCaddy(t, t.TempDir(), "metrics\n\tgrace_period 5s", s.site(0))
+	for _, w := range s.workers {
+		s.mustBe(w, "ready up")
+	}
+	s.load = startLoad(t.Context(), "http://"+s.caddy.site)
+	t.Cleanup(s.load.end)
 
-	var over atomic.Bool
-	var asked, failed, reset atomic.Int64
-	var clients sync.WaitGroup
-	client := &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 8}}
-	for range 8 {
-		clients.Go(func() {
-			for !over.Load() {
-				asked.Add(1)
-				response, err := client.Get("http://" + c.site)
-				if err != nil {
-					// On Linux, a reload of Caddy has a new socket listen and closes the old one,
-					// which resets the connections that it has not accepted yet, whatever the
-					// policy: 40 of 209,088 requests in 1,492 reloads with round_robin.
-					reset.Add(1)
-					response, err = client.Get("http://" + c.site)
-				}
-				if err == nil {
-					_, err = io.Copy(io.Discard, response.Body)
-					response.Body.Close()
-				}
-				if err != nil || response.StatusCode != http.StatusOK {
-					if failed.Add(1) <= 5 {
-						t.Errorf("a request failed: %v %v", response, err)
-					}
-				}
-				time.Sleep(2 * time.Millisecond)
-			}
-		})
+	s.began = time.Now()
+	var lives sync.WaitGroup
+	for i, w := range s.workers[1:] {
+		lives.Go(func() { s.live(w, rand.New(rand.NewPCG(*seed, uint64(i)))) })
 	}
+	lives.Go(func() { s.reloads(rand.New(rand.NewPCG(*seed, 100))) })
+	for time.Since(s.began) < *soakFor/4 && !t.Failed() {
+		time.Sleep(50 * time.Millisecond)
+	}
+	early, before := s.usage()
+	lives.Wait()
+	late, after := s.usage()
 
-	patch := func(upstream, body string) {
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodPatch, "http://"+c.admin+"/alive/upstreams?upstream="+upstream, strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		response, err := http.DefaultClient.Do(request)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		response.Body.Close()
-		if response.StatusCode != http.StatusOK {
-			t.Errorf("%s: status %d", body, response.StatusCode)
-		}
+	// what nobody may have changed
+	for _, w := range s.workers {
+		s.mustBe(w, "ready up")
 	}
-	text, err := os.ReadFile(c.config)
+	s.load.end()
+	if n := s.flips(s.workers[0]); n != 0 {
+		t.Errorf("the one that was always well went down %d times", n)
+	}
+	if got := s.caddy.answers(20); len(got) != len(s.workers) {
+		t.Errorf("at the end, these answer: %v", got)
+	}
+	l := s.load
+	t.Logf("%s: %v asked, %v excused, %d reset by reloads; happened: %v; noticed in %s at most; %+v after %d reloads, %+v after %d",
+		time.Since(s.began).Round(time.Second), l.asked, l.excused, l.resets, s.done, s.slowest.Round(time.Millisecond), early, before, late, after)
+	if n := len(l.failed.all); n > 0 {
+		t.Errorf("%d requests failed: %v", n, errors.Join(l.failed.all[:min(5, n)]...))
+	}
+	if limit := 3 + after/4; l.resets > limit {
+		t.Errorf("%d requests were reset in %d reloads, want at most %d", l.resets, after, limit)
+	}
+	s.compare(early, late, min(few, max(1, (after-before)/4-1)))
+	s.caddy.stop()
+	log, err := os.ReadFile(filepath.Join(s.caddy.folder, "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	reloads := 0
-	reload := func() {
-		reloads++
-		request, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+c.admin+"/load", strings.NewReader(fmt.Sprintf("%s\n# %d\n", strings.ReplaceAll(string(text), "fast_interval 50ms", fmt.Sprintf("fast_interval %dms", 50+reloads%2)), reloads)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		request.Header.Set("Content-Type", "text/caddyfile")
-		response, err := http.DefaultClient.Do(request)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer response.Body.Close()
-		if why, _ := io.ReadAll(response.Body); response.StatusCode != http.StatusOK {
-			t.Errorf("reload: status %d: %s", response.StatusCode, why)
+	for _, bad := range []string{"DATA RACE", "panic"} {
+		if i := strings.Index(string(log), bad); i >= 0 {
+			t.Errorf("Caddy's log: %.3000s", log[i:])
 		}
 	}
+}
 
+// compare fails the test if Caddy has more at the end than it had.
+func (s *soak) compare(early, late usage, more int) {
+	if late.goroutines > early.goroutines+more {
+		s.Errorf("goroutines grow: %d, later %d, want at most %d more: %s", early.goroutines, late.goroutines, more, s.caddy.profile("goroutine?debug=1"))
+	}
+	if late.files > early.files+more {
+		s.Errorf("files grow: %d, later %d, want at most %d more", early.files, late.files, more)
+	}
+	if late.heap > early.heap*11/10+2<<10 {
+		s.Errorf("the heap grows: %d KiB, later %d", early.heap, late.heap)
+	}
+	// the shadow of the race detector grows with what was ever in use
+	if !*race && late.resident > early.resident*5/4+8<<10 {
+		s.Errorf("memory grows: %d KiB, later %d", early.resident, late.resident)
+	}
+}
+
+// over reports whether nothing more shall happen.
+func (s *soak) over() bool { return time.Since(s.began) > *soakFor || s.Failed() }
+
+// usage has everything rest, and returns what Caddy has then, and after how many
+// reloads.
+func (s *soak) usage() (u usage, reloads int) {
+	s.rest.Lock()
+	defer s.rest.Unlock()
+	s.load.rest.Lock()
+	defer s.load.rest.Unlock()
+	s.load.client.CloseIdleConnections()
+	return s.caddy.usage(), s.done["reload"]
+}
+
+// happens counts what happened.
+func (s *soak) happens(what string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.done[what]++
+}
+
+// live has one thing after the other happen to an upstream, and each be undone.
+func (s *soak) live(w *worker, chance *rand.Rand) {
+	for !s.over() {
+		time.Sleep(time.Duration(chance.IntN(500)) * time.Millisecond)
+		s.rest.RLock()
+		var err error
+		switch what := []string{"kill", "stop", "sick", "reset", "deploy", "weight", "maintenance"}[chance.IntN(7)]; what {
+		case "deploy":
+			err = s.deploy(w)
+		case "weight":
+			err = s.patch(w, fmt.Sprintf(`{"weight": %d}`, chance.IntN(5)))
+			time.Sleep(time.Duration(chance.IntN(500)) * time.Millisecond)
+			err = errors.Join(err, s.patch(w, `{"weight": null}`))
+			s.happens(what)
+		case "maintenance":
+			err = s.patch(w, `{"mode": "maintenance"}`)
+			time.Sleep(time.Duration(chance.IntN(500)) * time.Millisecond)
+			err = errors.Join(err, s.patch(w, `{"mode": "ready"}`), s.becomes(w, "ready up"))
+			s.happens(what)
+		default:
+			mode := []string{"ready", "ready", "drain"}[chance.IntN(3)]
+			err = errors.Join(s.patch(w, fmt.Sprintf(`{"mode": %q}`, mode)), s.fault(w, what, mode, chance), s.patch(w, `{"mode": "ready"}`))
+			s.happens(what)
+		}
+		s.rest.RUnlock()
+		if err != nil {
+			s.Error(err)
+			return
+		}
+	}
+}
+
+// fault has an upstream fail for a while. Requests that cannot be tried elsewhere are
+// excused until Caddy knows.
+func (s *soak) fault(w *worker, what, mode string, chance *rand.Rand) error {
+	known := s.load.faults.begin(w.addr)
+	defer known(0)
 	began := time.Now()
-	var early usage
-	steps := 0
-	for time.Since(began) < *soak && !t.Failed() {
-		if early == (usage{}) && time.Since(began) > *soak/4 {
-			time.Sleep(settling)
-			early = c.usage()
-		}
-		steps++
-		b := all[1+chance.IntN(len(all)-1)] // the first one stays as it is
-		switch chance.IntN(8) {
-		case 0, 1:
-			b.sick.Store(true)
-		case 2, 3:
-			b.sick.Store(false)
-		case 4:
-			patch(b.addr, fmt.Sprintf(`{"mode": %q}`, []string{"ready", "drain", "maintenance"}[chance.IntN(3)]))
-		case 5:
-			patch(b.addr, fmt.Sprintf(`{"weight": %d}`, chance.IntN(5)))
-		case 6:
-			patch(b.addr, `{"mode": null, "weight": null}`)
-		case 7:
-			reload()
-		}
-		time.Sleep(time.Duration(chance.IntN(100)) * time.Millisecond)
+	if err := w.suffer(what); err != nil {
+		return err
 	}
-	time.Sleep(settling)
-	late := c.usage()
-	over.Store(true)
-	clients.Wait()
-	client.CloseIdleConnections()
-	t.Logf("%d steps, %d reloads, %d requests, %d reset by reloads, %d failed; %+v early, %+v at the end", steps, reloads, asked.Load(), reset.Load(), failed.Load(), early, late)
-	if int(reset.Load()) > reloads {
-		t.Error("more requests are reset than there were reloads")
+	if err := s.becomes(w, mode+" down"); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
-	if late.goroutines > early.goroutines+60 || late.files > early.files+60 || late.memory > early.memory*3/2+30<<10 {
-		t.Error("it grows")
+	s.mu.Lock()
+	s.slowest = max(s.slowest, time.Since(later(began, s.checked)))
+	s.mu.Unlock()
+	known(100 * time.Millisecond) // for whoever had chosen it before
+	time.Sleep(time.Duration(chance.IntN(1000)) * time.Millisecond)
+	if err := w.recover(what); err != nil {
+		return err
 	}
+	return s.becomes(w, mode+" up")
+}
 
-	// and everybody serves again
-	for _, b := range all {
-		b.sick.Store(false)
-		patch(b.addr, `{"mode": null, "weight": null}`)
+func (w *worker) suffer(what string) error {
+	switch what {
+	case "kill":
+		w.kill()
+		return nil
+	case "stop":
+		return w.signal(syscall.SIGSTOP)
+	case "sick":
+		return w.behave(sick)
+	default:
+		return w.behave(resetting)
 	}
-	eventually(t, "all serve again", func() bool { return len(c.answers(20)) == len(all) })
-	log, err := os.ReadFile(filepath.Join(c.folder, "log"))
+}
+
+func (w *worker) recover(what string) error {
+	switch what {
+	case "kill":
+		return w.start()
+	case "stop":
+		return w.signal(syscall.SIGCONT)
+	default:
+		return w.behave(well)
+	}
+}
+
+// deploy replaces an upstream as operators do: drained first, it has nothing in flight
+// when it ends, so there is nothing to excuse.
+func (s *soak) deploy(w *worker) error {
+	if err := s.patch(w, `{"mode": "drain"}`); err != nil {
+		return err
+	}
+	if !poll(func() bool { return s.entry(w).Requests == 0 }) {
+		return fmt.Errorf("%s: drained, it has requests in flight for %s", w.addr, patience)
+	}
+	w.kill()
+	if err := s.becomes(w, "drain down"); err != nil {
+		return err
+	}
+	if err := w.start(); err != nil {
+		return err
+	}
+	if err := s.becomes(w, "drain up"); err != nil {
+		return err
+	}
+	s.happens("deploy")
+	return s.patch(w, `{"mode": "ready"}`)
+}
+
+// site is a config. Every so many reloads, it has another check than before.
+func (s *soak) site(reloads int) string {
+	var addresses []string
+	for _, w := range s.workers {
+		addresses = append(addresses, w.addr)
+	}
+	return fmt.Sprintf(soaked, strings.Join(addresses, " "), 100+reloads/sameCheck%2)
+}
+
+// reloads loads one config after the other.
+func (s *soak) reloads(chance *rand.Rand) {
+	for n := 1; !s.over(); n++ {
+		time.Sleep(time.Duration(500+chance.IntN(1000)) * time.Millisecond)
+		s.rest.RLock()
+		over := s.load.reloads.begin("caddy")
+		err := s.reload(fmt.Sprintf("%s\n# %d\n", fmt.Sprintf(s.caddy.text, s.site(n)), n))
+		over(afterReload)
+		s.happens("reload")
+		if n%sameCheck == 0 {
+			s.mu.Lock()
+			s.checked = time.Now()
+			s.mu.Unlock()
+		}
+		s.rest.RUnlock()
+		if err != nil {
+			s.Error(err)
+			return
+		}
+	}
+}
+
+func (s *soak) reload(text string) error {
+	_, err := s.ask(http.MethodPost, "/load", "text/caddyfile", text)
+	return err
+}
+
+// patch changes what operators set of an upstream.
+func (s *soak) patch(w *worker, change string) error {
+	_, err := s.ask(http.MethodPatch, "/alive/upstreams?upstream="+url.QueryEscape(w.addr), "application/json", change)
+	return err
+}
+
+// ask asks the admin API, over a connection that does not stay. A reload replaces that
+// one, too, and resets connections then.
+func (s *soak) ask(method, path, contentType, body string) (string, error) {
+	for {
+		began := time.Now()
+		text, err := s.askOnce(method, path, contentType, body)
+		if !isReset(err) || !s.load.reloads.excuse("", began) {
+			return text, err
+		}
+	}
+}
+
+func (s *soak) askOnce(method, path, contentType, body string) (string, error) {
+	request, err := http.NewRequestWithContext(s.Context(), method, "http://"+s.caddy.admin+path, strings.NewReader(body))
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
-	if strings.Contains(string(log), "DATA RACE") || strings.Contains(string(log), "panic") {
-		t.Error("Caddy's log has a race or a panic")
+	request.Header.Set("Content-Type", contentType)
+	request.Close = true
+	response, err := s.caddy.client.Do(request)
+	if err != nil {
+		return "", unanswered{err}
 	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err == nil && response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s %s: status %d: %s", method, path, response.StatusCode, text)
+	}
+	return string(text), err
+}
+
+// listed is an upstream as the list shows it.
+type listed struct {
+	Upstream, Mode, Status string
+	Requests               int
+}
+
+// entry returns what the list shows of an upstream.
+func (s *soak) entry(w *worker) (e listed) {
+	text, err := s.ask(http.MethodGet, "/alive/upstreams?upstream="+url.QueryEscape(w.addr), "", "")
+	var entries []listed
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &entries)
+	}
+	if err != nil || len(entries) != 1 {
+		s.Errorf("%s is listed as %+v: %v", w.addr, entries, err)
+		return e
+	}
+	return entries[0]
+}
+
+// becomes waits until an upstream is listed as that, which it must be in time.
+func (s *soak) becomes(w *worker, want string) error {
+	began := time.Now()
+	for {
+		e := s.entry(w)
+		is := e.Mode + " " + e.Status
+		if is == want {
+			return nil
+		}
+		s.mu.Lock()
+		checked := s.checked
+		s.mu.Unlock()
+		if took := time.Since(later(began, checked)); took > toNotice+busy || s.Failed() {
+			return fmt.Errorf("%s is %s after %s, want %s", w.addr, is, took.Round(time.Millisecond), want)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+func (s *soak) mustBe(w *worker, want string) {
+	s.Helper()
+	if err := s.becomes(w, want); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// flips returns how often an upstream went down, as the metrics have it.
+func (s *soak) flips(w *worker) (n int) {
+	s.Helper()
+	text, err := s.ask(http.MethodGet, "/metrics", "", "")
+	if err != nil {
+		s.Fatal(err)
+	}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "caddy_alive_transitions_total{") && strings.Contains(line, fmt.Sprintf("upstream=%q", w.addr)) && strings.Contains(line, `to="down"`) {
+			n += number(s.T, `} (\d+)`, line)
+		}
+	}
+	return n
 }

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -45,6 +46,10 @@ var build = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if address := os.Getenv(workerAddress); address != "" {
+		fmt.Fprintln(os.Stderr, work(address))
+		os.Exit(1)
+	}
 	status := m.Run()
 	if caddy, err := build(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(caddy))
@@ -56,11 +61,19 @@ func TestMain(m *testing.M) {
 // eventually fails the test unless cond comes true in time.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
+	if !poll(cond) {
+		t.Fatalf("not in %v: %s", patience, what)
+	}
+}
+
+// poll reports whether cond comes true in time.
+func poll(cond func() bool) bool {
 	for began := time.Now(); !cond(); time.Sleep(20 * time.Millisecond) {
 		if time.Since(began) > patience {
-			t.Fatalf("not in %v: %s", patience, what)
+			return false
 		}
 	}
+	return true
 }
 
 // backend is an upstream that can be made sick, with a reason that it says itself.
@@ -82,15 +95,28 @@ func startBackend(t *testing.T) *backend {
 	return b
 }
 
-// freePort returns a port that nobody listens on.
+// taken are the ports that were free.
+var taken sync.Map
+
+// freePort returns a port that nobody listens on, and that no other call returned. It
+// is below those that systems hand out by themselves, so that it stays free while
+// whoever listens on it is gone.
 func freePort(t *testing.T) int {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 20000 + rand.IntN(12000)
+		if _, again := taken.LoadOrStore(port, true); again {
+			continue
+		}
+		listener, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		listener.Close()
+		return port
 	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port")
+	return 0
 }
 
 // instance is a Caddy process.
