@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -107,6 +108,72 @@ func exampleOf(t *testing.T, name string, replace ...string) string {
 		t.Fatal(err)
 	}
 	return strings.NewReplacer(append(replace, "\nexample.com {", "\nhttp:// {")...).Replace(string(text))
+}
+
+// With one of two upstreams that is broken in any way, and passes its check, no GET
+// request fails. Others are only sent again if no connection was made, as Caddy does by
+// itself.
+func TestCaddyExamplePublicHTTPS(t *testing.T) {
+	var mu sync.Mutex
+	fault := ""
+	broken := startRecorder(t, "tcp", "", nil, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case r.URL.Path == "/healthz":
+		case fault == "no answer":
+			panic(http.ErrAbortHandler)
+		default:
+			status, _ := strconv.Atoi(fault)
+			w.WriteHeader(status)
+		}
+	})
+	all := startBackends(t, "a", "refuses")
+	for _, test := range []struct {
+		fault      string
+		get, other int // how many of 20 fail
+	}{{"502", 0, 10}, {"503", 0, 10}, {"504", 0, 10}, {"500", 10, 10}, {"no answer", 0, 10}, {"no connection", 0, 0}} {
+		t.Run(test.fault, func(t *testing.T) {
+			mu.Lock()
+			fault = test.fault
+			mu.Unlock()
+			address := broken.addr
+			if test.fault == "no connection" {
+				address = all[1].addr
+			}
+			c := startCaddy(t, exampleOf(t, "public-https", "app1:8080", all[0].addr, "app2:8080", address))
+			eventually(t, patience, "both pass", func() bool { return statuses(all[0].addr, address)[health.Up] == 2 })
+			if address == all[1].addr {
+				all[1].set(refusing)
+			}
+			for method, want := range map[string]int{http.MethodGet: test.get, http.MethodPost: test.other} {
+				client, failed := c.plain(), 0
+				for range 20 {
+					request, err := http.NewRequestWithContext(t.Context(), method, c.url(), nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					response, err := client.Do(request)
+					if err != nil {
+						t.Fatal(err)
+					}
+					response.Body.Close()
+					if response.StatusCode != http.StatusOK {
+						failed++
+					}
+				}
+				if failed != want {
+					t.Errorf("%s: got %d failed of 20, want %d", method, failed, want)
+				}
+			}
+			if got := c.lines("error matching"); len(got) > 0 {
+				t.Errorf("what is to be retried cannot be told: %+v", got[0])
+			}
+			if n := c.logged("no such overload"); n > 0 {
+				t.Errorf("an expression fails %d times", n)
+			}
+		})
+	}
 }
 
 // The canary gets one request of twenty, and what it is given at run time.
