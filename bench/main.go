@@ -21,6 +21,7 @@ import (
 	"maps"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,7 +31,8 @@ import (
 // bench is what all measurements have in common.
 type bench struct {
 	scratch  string
-	caddy    string // the program
+	caddy    string // the program with this plugin
+	stock    string // and the one without
 	peers    []peer
 	settle   time.Duration
 	duration time.Duration
@@ -105,18 +107,19 @@ func (b *bench) measureAll(ctx context.Context, names []string, results string) 
 		return err
 	}
 	defer os.RemoveAll(b.scratch)
-	if b.caddy, err = buildCaddy(ctx, b.scratch); err != nil {
+	b.caddy, b.stock = filepath.Join(b.scratch, "caddy-alive"), filepath.Join(b.scratch, "caddy")
+	if err := errors.Join(buildCaddy(ctx, b.caddy, "./cmd/caddy"), buildCaddy(ctx, b.stock, "github.com/caddyserver/caddy/v2/cmd/caddy")); err != nil {
 		return err
 	}
 	if b.Environment, err = look(ctx, b.caddy, began); err != nil {
 		return err
 	}
 	var missing []string
-	b.peers, missing = findPeers(b.caddy)
+	b.peers, missing = findPeers(b.caddy, b.stock)
+	b.describe()
 	for _, name := range missing {
 		b.note("%s is not installed, so it is left out.", name)
 	}
-	b.note("Requests are sent in an open loop by vegeta, %d a second; latencies count from when a request was due.", b.rate)
 	var failed error
 	for _, name := range names {
 		began := time.Now()

@@ -19,14 +19,6 @@ import (
 	"time"
 )
 
-// balance is what a peer is to do. All peers are given the same, as far as they can:
-// probes of /healthz each second, that have one second, and three that fail in a row.
-type balance struct {
-	upstreams []string
-	weights   []int // nil: all the same
-	retries   bool  // up to two, for what is idempotent
-}
-
 // peer is a proxy to measure.
 type peer struct {
 	name string
@@ -49,16 +41,15 @@ func (p *proxy) url() string { return "http://" + p.listen + "/" }
 
 const (
 	thisBuild  = "caddy-alive"
-	stockCaddy = "stock Caddy"
+	stockCaddy = "stock Caddy" // the program of its own module, in the version that this plugin is built with
 )
 
+var caddyArgs = []string{"run", "--config", "Caddyfile", "--adapter", "caddyfile"}
+
 // findPeers returns the peers that are installed, and the names of those that are not.
-// Stock Caddy is the same build with none of this plugin in its config: what both have
-// in common is the same by that.
-func findPeers(caddy string) (peers []peer, missing []string) {
-	caddyArgs := []string{"run", "--config", "Caddyfile", "--adapter", "caddyfile"}
+func findPeers(caddy, stock string) (peers []peer, missing []string) {
 	reloadCaddy := func(ctx context.Context, p *proxy) error {
-		command := exec.CommandContext(ctx, caddy, "reload", "--force", "--config", "Caddyfile", "--adapter", "caddyfile")
+		command := exec.CommandContext(ctx, p.path, "reload", "--force", "--config", "Caddyfile", "--adapter", "caddyfile")
 		command.Dir = p.folder
 		if out, err := command.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -67,7 +58,7 @@ func findPeers(caddy string) (peers []peer, missing []string) {
 	}
 	peers = []peer{
 		{thisBuild, caddyConfig(caddyAlive), caddyArgs, caddy, reloadCaddy},
-		{stockCaddy, caddyConfig(caddyStock), caddyArgs, caddy, reloadCaddy},
+		{stockCaddy, caddyConfig(caddyStock), caddyArgs, stock, reloadCaddy},
 	}
 	for _, other := range []peer{
 		{"nginx", nginxConfig, []string{"-p", ".", "-c", "nginx.conf", "-e", "error.log"}, "nginx", reloadBy(syscall.SIGHUP)},
@@ -102,98 +93,6 @@ func reloadBy(s os.Signal) func(context.Context, *proxy) error {
 	}
 }
 
-// caddyConfig writes a Caddyfile; the transport's timeouts are those of the example of
-// a public site.
-func caddyConfig(policy func(balance) string) func(string, balance) (string, string) {
-	return func(listen string, b balance) (string, string) {
-		retries := ""
-		if b.retries {
-			retries = "lb_retries 2\n\t\tlb_retry_match {\n\t\t\tmethod GET\n\t\t}\n\t\tlb_retry_match {\n\t\t\tmethod GET\n\t\t\texpression `{rp.status_code} in [502, 503, 504]`\n\t\t}\n"
-		}
-		return "Caddyfile", fmt.Sprintf("{\n\tadmin unix//%s\n\tpersist_config off\n\tauto_https off\n\tgrace_period 5s\n\tlog {\n\t\tlevel ERROR\n\t\toutput discard\n\t}\n}\nhttp://%s {\n\treverse_proxy %s {\n\t\t%s\n\t\t%s\t\ttransport http {\n\t\t\tdial_timeout 2s\n\t\t\tresponse_header_timeout 10s\n\t\t}\n\t}\n}\n",
-			"{$BENCH_FOLDER}/admin.sock", listen, strings.Join(b.upstreams, " "), policy(b), retries)
-	}
-}
-
-func caddyAlive(b balance) string {
-	var policy strings.Builder
-	policy.WriteString("lb_policy alive {\n\t\t\tcheck http /healthz {\n\t\t\t\tinterval 1s\n\t\t\t\ttimeout 1s\n\t\t\t}\n")
-	for i, weight := range b.weights {
-		fmt.Fprintf(&policy, "\t\t\tweight %s %d\n", b.upstreams[i], weight)
-	}
-	policy.WriteString("\t\t}")
-	return policy.String()
-}
-
-func caddyStock(b balance) string {
-	policy := "lb_policy round_robin"
-	if b.weights != nil {
-		policy = "lb_policy weighted_round_robin " + strings.Trim(fmt.Sprint(b.weights), "[]")
-	}
-	return policy + "\n\t\thealth_uri /healthz\n\t\thealth_interval 1s\n\t\thealth_timeout 1s\n\t\thealth_fails 3"
-}
-
-// weightsOf returns the weights, 1 for each if there are none.
-func (b balance) weightsOf() []int {
-	weights := make([]int, len(b.upstreams))
-	for i := range weights {
-		if weights[i] = 1; b.weights != nil {
-			weights[i] = b.weights[i]
-		}
-	}
-	return weights
-}
-
-// nginxConfig writes one of nginx as Debian has it, which has no probes: what fails is
-// left alone for a while.
-func nginxConfig(listen string, b balance) (string, string) {
-	var servers strings.Builder
-	for i, weight := range b.weightsOf() {
-		fmt.Fprintf(&servers, "\t\tserver %s weight=%d max_fails=3 fail_timeout=1s;\n", b.upstreams[i], weight)
-	}
-	next := "off"
-	if b.retries {
-		next = "error timeout http_502 http_503 http_504;\n\t\t\tproxy_next_upstream_tries 3"
-	}
-	return "nginx.conf", fmt.Sprintf(`daemon off;
-pid nginx.pid;
-worker_processes auto;
-worker_rlimit_nofile 16384;
-events { worker_connections 8192; }
-http {
-	access_log off;
-	client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-	upstream all {
-%s		keepalive 256;
-	}
-	server {
-		listen %s backlog=4096;
-		location / {
-			proxy_pass http://all;
-			proxy_http_version 1.1;
-			proxy_set_header Connection "";
-			proxy_connect_timeout 2s;
-			proxy_read_timeout 10s;
-			proxy_next_upstream %s;
-		}
-	}
-}
-`, servers.String(), listen, next)
-}
-
-func haproxyConfig(listen string, b balance) (string, string) {
-	var servers strings.Builder
-	for i, weight := range b.weightsOf() {
-		fmt.Fprintf(&servers, "\tserver s%d %s weight %d\n", i, b.upstreams[i], weight)
-	}
-	retries := "retries 0"
-	if b.retries {
-		retries = "retries 2\n\tretry-on all-retryable-errors\n\toption redispatch 1"
-	}
-	return "haproxy.cfg", fmt.Sprintf("global\n\tmaxconn 8000\ndefaults\n\tmode http\n\ttimeout connect 2s\n\ttimeout client 60s\n\ttimeout server 10s\n\ttimeout check 1s\n\t%s\nfrontend in\n\tbind %s\n\tdefault_backend all\nbackend all\n\tbalance roundrobin\n\toption httpchk GET /healthz\n\tdefault-server check inter 1s fall 3 rise 2\n%s",
-		retries, listen, servers.String())
-}
-
 // run starts a peer, and returns when it serves.
 func (p peer) run(ctx context.Context, scratch string, b balance) (*proxy, error) {
 	folder, err := os.MkdirTemp(scratch, "run-")
@@ -205,11 +104,7 @@ func (p peer) run(ctx context.Context, scratch string, b balance) (*proxy, error
 		return nil, err
 	}
 	listen := free[0]
-	file, text := p.config(listen, b)
-	if err := os.WriteFile(filepath.Join(folder, file), []byte(strings.ReplaceAll(text, "{$BENCH_FOLDER}", folder)), 0o600); err != nil {
-		return nil, err
-	}
-	running, err := start(ctx, folder, p.path, p.args...)
+	running, err := p.start(ctx, folder, listen, b)
 	if err != nil {
 		return nil, err
 	}
@@ -231,6 +126,16 @@ func (p peer) run(ctx context.Context, scratch string, b balance) (*proxy, error
 		return nil, fmt.Errorf("%w: %s %w", err, running.output, running.stop())
 	}
 	return up, nil
+}
+
+// start starts a peer in a folder of its own.
+func (p peer) start(ctx context.Context, folder, listen string, b balance) (*process, error) {
+	file, text := p.config(listen, b)
+	text = strings.ReplaceAll(text, "{$BENCH_FOLDER}", folder)
+	if err := os.WriteFile(filepath.Join(folder, file), []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	return launch(folder, exec.CommandContext(ctx, p.path, p.args...))
 }
 
 // runAll starts all peers, and returns what stops them.

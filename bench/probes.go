@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -109,46 +108,53 @@ func densest(times []time.Duration, targets int) float64 {
 	return float64(most) / float64(targets)
 }
 
-// checker is a server that probes.
-type checker struct {
-	name string
-	// start runs it with so many targets.
-	start func(ctx context.Context, folder string, addresses []string) (*process, error)
+// checkers are those to compare, as far as they are installed.
+func (b *bench) checkers() []peer {
+	caddyProbes := func(policy string) func(string, balance) (string, string) {
+		return func(_ string, to balance) (string, string) {
+			return "Caddyfile", fmt.Sprintf(`{
+	admin off
+	persist_config off
+}
+http://127.0.0.1:0 {
+	reverse_proxy %s {
+		%s
+	}
+}
+`, strings.Join(to.upstreams, " "), policy)
+		}
+	}
+	all := []peer{
+		{name: thisBuild, path: b.caddy, args: caddyArgs, config: caddyProbes("lb_policy alive {\n\t\t\tcheck http / {\n\t\t\t\tinterval 1s\n\t\t\t\ttimeout 2s\n\t\t\t}\n\t\t}")},
+		{name: coreChecks, path: b.stock, args: caddyArgs, config: caddyProbes("lb_policy round_robin\n\t\thealth_uri /\n\t\thealth_interval 1s\n\t\thealth_timeout 2s")},
+	}
+	if haproxy, err := exec.LookPath("haproxy"); err == nil {
+		all = append(all, peer{name: "HAProxy", path: haproxy, args: []string{"-db", "-f", "haproxy.cfg"}, config: haproxyProbes})
+	}
+	return all
 }
 
-// checkers are those to compare, as far as they are installed.
-func checkers(caddy string) []checker {
-	run := func(policy, checks string) func(context.Context, string, []string) (*process, error) {
-		return func(ctx context.Context, folder string, addresses []string) (*process, error) {
-			config := fmt.Sprintf("{\n\tadmin off\n\tpersist_config off\n}\nhttp://127.0.0.1:0 {\n\treverse_proxy %s {\n\t\t%s\n\t\t%s\n\t}\n}\n",
-				strings.Join(addresses, " "), policy, checks)
-			if err := os.WriteFile(filepath.Join(folder, "Caddyfile"), []byte(config), 0o600); err != nil {
-				return nil, err
-			}
-			return start(ctx, folder, caddy, "run", "--config", "Caddyfile", "--adapter", "caddyfile")
-		}
+func haproxyProbes(_ string, to balance) (string, string) {
+	var servers strings.Builder
+	for i, address := range to.upstreams {
+		fmt.Fprintf(&servers, "\tserver s%d %s\n", i, address)
 	}
-	all := [3]checker{
-		{thisBuild, run("lb_policy alive {\n\t\t\tcheck http / {\n\t\t\t\tinterval 1s\n\t\t\t}\n\t\t}", "")},
-		{coreChecks, run("lb_policy round_robin", "health_uri /\n\t\thealth_interval 1s\n\t\thealth_timeout 2s")},
-	}
-	haproxy, err := exec.LookPath("haproxy")
-	if err != nil {
-		return all[:2]
-	}
-	all[2] = checker{"HAProxy", func(ctx context.Context, folder string, addresses []string) (*process, error) {
-		var config strings.Builder
-		config.WriteString("global\n\tspread-checks 10\n\tmaxconn 1000\ndefaults\n\tmode http\n\ttimeout connect 2s\n\ttimeout client 5s\n\ttimeout server 5s\n\ttimeout check 2s\n")
-		config.WriteString("frontend in\n\tbind unix@in.sock\n\tdefault_backend all\nbackend all\n\toption httpchk GET /\n\tdefault-server check inter 1s\n")
-		for i, address := range addresses {
-			fmt.Fprintf(&config, "\tserver s%d %s\n", i, address)
-		}
-		if err := os.WriteFile(filepath.Join(folder, "haproxy.cfg"), []byte(config.String()), 0o600); err != nil {
-			return nil, err
-		}
-		return start(ctx, folder, haproxy, "-f", "haproxy.cfg", "-db")
-	}}
-	return all[:]
+	return "haproxy.cfg", `global
+	spread-checks 10
+	maxconn 1000
+defaults
+	mode http
+	timeout connect 2s
+	timeout client 5s
+	timeout server 5s
+	timeout check 2s
+frontend in
+	bind unix@in.sock
+	default_backend all
+backend all
+	option httpchk GET /
+	default-server check inter 1s
+` + servers.String()
 }
 
 // sample is what was measured of one checker once.
@@ -167,7 +173,7 @@ func (b *bench) probes(ctx context.Context) error {
 		return err
 	}
 	defer to.server.Close()
-	all := checkers(b.caddy)
+	all := b.checkers()
 	const cpu, memory = "CPU a probe (µs)", "memory a target (KiB)"
 	t := b.table("Probes", fmt.Sprintf("One HTTP probe of each target a second; medians of %d rounds of %s each.", b.rounds, b.duration),
 		label("targets"), label("checker"), typical(cpu), typical(memory), typical("worst lateness (ms)"), typical("densest 50 ms (%)"), typical("probes a target and second"))
@@ -191,7 +197,7 @@ func (b *bench) probes(ctx context.Context) error {
 }
 
 // measure runs a checker with few targets and with many.
-func (b *bench) measure(ctx context.Context, to *backend, c checker, targets int) (sample, error) {
+func (b *bench) measure(ctx context.Context, to *backend, c peer, targets int) (sample, error) {
 	base, _, err := b.run(ctx, to, c, few)
 	if err != nil {
 		return sample{}, err
@@ -202,12 +208,12 @@ func (b *bench) measure(ctx context.Context, to *backend, c checker, targets int
 }
 
 // run runs a checker and returns its memory at the end.
-func (b *bench) run(ctx context.Context, to *backend, c checker, targets int) (memory int64, s sample, err error) {
+func (b *bench) run(ctx context.Context, to *backend, c peer, targets int) (memory int64, s sample, err error) {
 	folder, err := os.MkdirTemp(b.scratch, "run-")
 	if err != nil {
 		return 0, s, err
 	}
-	p, err := c.start(ctx, folder, to.addresses[:targets])
+	p, err := c.start(ctx, folder, "", balance{upstreams: to.addresses[:targets]})
 	if err != nil {
 		return 0, s, err
 	}

@@ -23,20 +23,14 @@ type process struct {
 	ended  chan struct{}
 }
 
-// buildCaddy builds Caddy with this plugin.
-func buildCaddy(ctx context.Context, scratch string) (string, error) {
-	path := filepath.Join(scratch, "caddy")
-	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", path, "./cmd/caddy")
+// buildCaddy builds a program of Caddy, in the versions that this plugin is built with.
+func buildCaddy(ctx context.Context, path, program string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", path, program)
 	build.Dir = ".."
 	if output, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building Caddy: %w: %s", err, output)
+		return fmt.Errorf("building %s: %w: %s", program, err, output)
 	}
-	return path, nil
-}
-
-// start runs a server in a folder of its own.
-func start(ctx context.Context, folder, path string, args ...string) (*process, error) {
-	return launch(folder, exec.CommandContext(ctx, path, args...))
+	return nil
 }
 
 // launch runs a command in a folder.

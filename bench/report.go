@@ -18,7 +18,8 @@ type report struct {
 	Notes       []string    `json:"notes"`
 	Tables      []*table    `json:"tables"`
 	Budgets     []verdict   `json:"budgets"`
-	shown       int         // so many tables were printed
+	configs     map[string]string
+	shown       int // so many tables were printed
 }
 
 func (r *report) note(format string, args ...any) {
@@ -42,7 +43,7 @@ func (r *report) show() {
 // write writes everything to a folder, and prints the budgets.
 func (r *report) write(folder string) error {
 	fmt.Println(r.budgets())
-	if err := os.MkdirAll(folder, 0o750); err != nil {
+	if err := os.MkdirAll(filepath.Join(folder, "configs"), 0o750); err != nil {
 		return err
 	}
 	var text strings.Builder
@@ -58,6 +59,9 @@ func (r *report) write(folder string) error {
 			files[name] = t.svg(c)
 			fmt.Fprintf(&text, "\n![%s](%s)\n", c.what, name)
 		}
+	}
+	for name, config := range r.configs {
+		files[filepath.Join("configs", name)] = config
 	}
 	files["README.md"] = text.String() + "\n" + r.budgets()
 	raw, err := json.MarshalIndent(r, "", "\t")
