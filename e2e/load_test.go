@@ -206,22 +206,21 @@ type load struct {
 	resets         int
 }
 
-// startLoad has clients ask a site, of which a few ask for what takes a while.
-func startLoad(ctx context.Context, site string) *load {
-	const clients = 24
+// dialer makes connections.
+type dialer func(ctx context.Context, network, address string) (net.Conn, error)
+
+// startLoad has clients ask a site, each for kinds of its own. They connect by a dialer,
+// but for websockets; nil is the usual one.
+func startLoad(ctx context.Context, site string, dial dialer, clients [][]kind) *load {
 	l := &load{
 		site:   site,
-		client: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: clients}},
+		client: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: len(clients), DialContext: dial}},
 		asked:  make(map[string]int), excused: make(map[string]int),
 	}
 	ctx, l.stop = context.WithCancel(ctx)
-	for i := range clients {
-		kinds := quick
-		if i%3 == 0 {
-			kinds = slow
-		}
+	for i, kinds := range clients {
 		l.clients.Go(func() {
-			for n := i / 2; ctx.Err() == nil; n++ {
+			for n := i; ctx.Err() == nil; n++ {
 				l.rest.RLock()
 				l.ask(kinds[n%len(kinds)])
 				l.rest.RUnlock()
@@ -230,6 +229,13 @@ func startLoad(ctx context.Context, site string) *load {
 		})
 	}
 	return l
+}
+
+// count returns how many of a kind were asked for.
+func (l *load) count(kind string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.asked[kind]
 }
 
 // end has all clients leave, once what they asked for is answered.

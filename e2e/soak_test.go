@@ -115,7 +115,11 @@ func TestSoak(t *testing.T) {
 	for _, w := range s.workers {
 		s.mustBe(w, "ready up")
 	}
-	s.load = startLoad(t.Context(), "http://"+s.caddy.site)
+	var clients [][]kind
+	for range 8 {
+		clients = append(clients, quick, quick, slow)
+	}
+	s.load = startLoad(t.Context(), "http://"+s.caddy.site, nil, clients)
 	t.Cleanup(s.load.end)
 
 	s.began = time.Now()
@@ -432,15 +436,21 @@ func (s *soak) mustBe(w *worker, want string) {
 }
 
 // flips returns how often an upstream went down, as the metrics have it.
-func (s *soak) flips(w *worker) (n int) {
+func (s *soak) flips(w *worker) int {
 	s.Helper()
 	text, err := s.ask(http.MethodGet, "/metrics", "", "")
 	if err != nil {
 		s.Fatal(err)
 	}
-	for line := range strings.Lines(text) {
-		if strings.HasPrefix(line, "caddy_alive_transitions_total{") && strings.Contains(line, fmt.Sprintf("upstream=%q", w.addr)) && strings.Contains(line, `to="down"`) {
-			n += number(s.T, `} (\d+)`, line)
+	return downs(s.T, text, w.addr)
+}
+
+// downs returns how often an upstream went down, by the text of the metrics.
+func downs(t *testing.T, metrics, upstream string) (n int) {
+	t.Helper()
+	for line := range strings.Lines(metrics) {
+		if strings.HasPrefix(line, "caddy_alive_transitions_total{") && strings.Contains(line, fmt.Sprintf("upstream=%q", upstream)) && strings.Contains(line, `to="down"`) {
+			n += number(t, `} (\d+)`, line)
 		}
 	}
 	return n

@@ -127,7 +127,8 @@ type instance struct {
 	text        string // of the config, with %s for the site
 	folder      string
 	admin, site string
-	client      *http.Client // for the admin API
+	client      *http.Client              // for the admin API
+	inside      func(*exec.Cmd) *exec.Cmd // nil, or has the process run somewhere else
 	pid         int
 	stop        func()
 }
@@ -158,6 +159,9 @@ func (c *instance) start() {
 		c.t.Fatal(err)
 	}
 	command := exec.Command(c.caddy, "run", "--config", c.config)
+	if c.inside != nil {
+		command = c.inside(command)
+	}
 	command.Env = append(os.Environ(), "XDG_DATA_HOME="+c.folder, "XDG_CONFIG_HOME="+c.folder)
 	command.Stdout, command.Stderr = log, log
 	if err := command.Start(); err != nil {

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// cable carries packets between two hosts through this process, so that it can lose
+// and delay them, and be cut, whatever the kernel can do of that.
+type cable struct {
+	ends          [2]*os.File // what is written to one, its host gets
+	state         atomic.Pointer[condition]
+	carried, lost atomic.Int64
+}
+
+// condition is how a cable is.
+type condition struct {
+	cut           [2]bool // nothing is carried from this end on
+	loss          float64 // the share of packets that get lost
+	delay, jitter time.Duration
+}
+
+// newCable makes one whose ends are network devices of these names, each a host's.
+func newCable(t *testing.T, names [2]string) *cable {
+	t.Helper()
+	c := new(cable)
+	c.is(condition{})
+	for i, name := range names {
+		end, err := openTUN(name)
+		if err != nil {
+			skip(t, "devices that this process can carry packets for are not permitted here: %v", err)
+		}
+		t.Cleanup(func() { end.Close() })
+		c.ends[i] = end
+	}
+	for i := range c.ends {
+		go c.carry(i)
+	}
+	return c
+}
+
+// is changes the condition, from now on.
+func (c *cable) is(now condition) { c.state.Store(&now) }
+
+// carry carries packets from one end to the other, until it is closed.
+func (c *cable) carry(from int) {
+	packet := make([]byte, 1<<16)
+	for {
+		n, err := c.ends[from].Read(packet)
+		if err != nil {
+			return
+		}
+		now := c.state.Load()
+		if now.cut[from] || rand.Float64() < now.loss {
+			c.lost.Add(1)
+			continue
+		}
+		c.carried.Add(1)
+		if now.delay == 0 {
+			_, _ = c.ends[1-from].Write(packet[:n])
+			continue
+		}
+		late := append([]byte(nil), packet[:n]...)
+		time.AfterFunc(now.delay+time.Duration((2*rand.Float64()-1)*float64(now.jitter)), func() { _, _ = c.ends[1-from].Write(late) })
+	}
+}
+
+// openTUN makes a device whose packets this process gets.
+func openTUN(name string) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("/dev/net/tun: %w", err)
+	}
+	request, err := unix.NewIfreq(name)
+	if err == nil {
+		request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
