@@ -19,10 +19,11 @@ type balance struct {
 	retries   bool  // up to two, for what is idempotent
 }
 
-// How long all peers wait for an upstream.
+// How long all peers wait for an upstream. Faults last longer, so that retries after
+// timeouts are seen; a slow upstream is faster.
 const (
-	connectTimeout = 2 * time.Second
-	answerTimeout  = 10 * time.Second // until the header has come
+	connectTimeout = time.Second
+	answerTimeout  = 3 * time.Second // until the header has come
 )
 
 // weightsOf returns the weights, 1 for each if there are none.

@@ -67,15 +67,3 @@ func percentile(results []result, percent float64) time.Duration {
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
-// lastBefore returns the last of results that is true of f, nil if none is.
-func lastBefore(results []result, f func(result) bool) *result {
-	i := len(results) - 1
-	for i >= 0 && !f(results[i]) {
-		i--
-	}
-	if i < 0 {
-		return nil
-	}
-	return &results[i]
-}

@@ -25,13 +25,16 @@ import (
 // process of its own: so it can be killed and stopped like a real one.
 const upstreamVariable = "ALIVE_BENCH_UPSTREAM"
 
+// probePath is what probes ask for.
+const probePath = "/healthz"
+
 // answerLatency is how long an upstream takes that is slow.
 const answerLatency = 2 * time.Second
 
 // upstreamState is how an upstream answers, and how often it did.
 type upstreamState struct {
 	mode     atomic.Value // string: "", "503", "reset" or "slow"
-	requests atomic.Int64 // but for probes
+	requests atomic.Int64 // but for probes; those that were reset, too
 	last     atomic.Int64 // when the last of them came, in Unix nanoseconds
 }
 
@@ -69,9 +72,8 @@ type upstreamCount struct{ Requests, Last int64 }
 
 // ServeHTTP answers with the address that was asked.
 func (s *upstreamState) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path != "/healthz" {
-		s.requests.Add(1)
-		s.last.Store(time.Now().UnixNano())
+	if r.URL.Path != probePath {
+		s.seen()
 	}
 	switch s.mode.Load() {
 	case "503":
@@ -88,7 +90,13 @@ func (s *upstreamState) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()) //nolint:gosec // an address of its own
 }
 
-// resetting resets connections right after it accepted them, while it is told so.
+// seen notes a request.
+func (s *upstreamState) seen() {
+	s.requests.Add(1)
+	s.last.Store(time.Now().UnixNano())
+}
+
+// resetting resets connections after it accepted them, while it is told so.
 type resetting struct {
 	net.Listener
 	*upstreamState
@@ -101,7 +109,18 @@ func (l resetting) Accept() (net.Conn, error) {
 		if err != nil || l.mode.Load() != "reset" {
 			return conn, err
 		}
-		reset(conn)
+		go l.refuse(conn)
+	}
+}
+
+// refuse resets a connection when its first bytes came, by which it can tell a probe.
+func (l resetting) refuse(conn net.Conn) {
+	first := make([]byte, len("GET "+probePath))
+	_ = conn.SetReadDeadline(time.Now().Add(answerTimeout))
+	_, _ = io.ReadFull(conn, first)
+	reset(conn)
+	if string(first) != "GET "+probePath {
+		l.seen()
 	}
 }
 
