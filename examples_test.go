@@ -40,24 +40,37 @@ func TestExamples(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			adapted, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt(text, map[string]any{"filename": file})
+			warnings, err := validateCaddyfile(t, file, string(text))
 			if err != nil {
-				t.Fatal(err)
+				t.Error(err)
 			}
 			for _, w := range warnings {
 				t.Errorf("%s:%d: %s", w.File, w.Line, w.Message)
 			}
-			var cfg *caddy.Config
-			if err := json.Unmarshal(adapted, &cfg); err != nil {
-				t.Fatal(err)
-			}
-			// keep what a config loads by itself away from the user's own files
-			cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": t.TempDir()}, "module", "file_system", nil)
-			if err := caddy.Validate(cfg); err != nil {
-				t.Error(err)
-			}
 		})
 	}
+}
+
+// validateCaddyfile adapts a Caddyfile and loads what comes of it, without running it.
+func validateCaddyfile(t *testing.T, name, text string) ([]caddyconfig.Warning, error) {
+	t.Helper()
+	adapted, warnings, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": name})
+	if err != nil {
+		return nil, err
+	}
+	var config *caddy.Config
+	if err := json.Unmarshal(adapted, &config); err != nil {
+		return nil, err
+	}
+	return warnings, validateConfig(t, config)
+}
+
+// validateConfig loads a config without running it.
+func validateConfig(t *testing.T, config *caddy.Config) error {
+	t.Helper()
+	// keep what a config loads by itself away from the user's own files
+	config.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": t.TempDir()}, "module", "file_system", nil)
+	return caddy.Validate(config)
 }
 
 // What the alerts ask for is what there is.

@@ -1,0 +1,554 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// What the README says is so, as far as a program can tell.
+
+// block is a piece of the README between fences.
+type block struct {
+	line     int
+	language string
+	text     string
+}
+
+func (b block) String() string { return fmt.Sprintf("README.md:%d", b.line) }
+
+// table is one of the README, without its first line.
+type readmeTable struct {
+	line  int
+	about string // the line of text before it
+	head  []string
+	rows  [][]string
+}
+
+// readme returns the text, the blocks and the tables of the README.
+func readme(t *testing.T) (text string, blocks []block, tables []readmeTable) {
+	t.Helper()
+	read, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = strings.ReplaceAll(string(read), "\r\n", "\n")
+	var open *block
+	var table *readmeTable
+	about := ""
+	for i, line := range strings.Split(text, "\n") {
+		language, fence := strings.CutPrefix(line, "```")
+		switch {
+		case fence && open == nil:
+			open = &block{line: i + 1, language: language}
+		case fence:
+			blocks = append(blocks, *open)
+			open = nil
+		case open != nil:
+			open.text += line + "\n"
+		case strings.HasPrefix(line, "|"):
+			cells := tableCells(line)
+			switch {
+			case table == nil:
+				table = &readmeTable{line: i + 1, about: about, head: cells}
+			case !strings.HasPrefix(line, "|---"):
+				table.rows = append(table.rows, cells)
+			}
+			continue
+		case line != "":
+			about = line
+		}
+		if table != nil {
+			tables = append(tables, *table)
+			table = nil
+		}
+	}
+	if open != nil {
+		t.Fatalf("%s is never closed", open)
+	}
+	return text, blocks, tables
+}
+
+// tableCells returns what is between the bars of a line.
+func tableCells(line string) []string {
+	const bar = "\x00"
+	line = strings.ReplaceAll(strings.Trim(line, "|"), `\|`, bar)
+	cells := strings.Split(line, "|")
+	for i, cell := range cells {
+		cells[i] = strings.TrimSpace(strings.ReplaceAll(cell, bar, "|"))
+	}
+	return cells
+}
+
+// in returns the blocks of a language.
+func in(language string, blocks []block) (found []block) {
+	for _, b := range blocks {
+		if b.language == language {
+			found = append(found, b)
+		}
+	}
+	return found
+}
+
+// headed returns the tables whose first column has that title.
+func headed(t *testing.T, title string, tables []readmeTable) (found []readmeTable) {
+	t.Helper()
+	for _, table := range tables {
+		if table.head[0] == title {
+			found = append(found, table)
+		}
+	}
+	if len(found) == 0 {
+		t.Fatalf("the README has no table of each %s", title)
+	}
+	return found
+}
+
+var inCode = regexp.MustCompile("`([^`]*)`")
+
+// coded returns what stands in backticks in a text.
+func coded(text string) (found []string) {
+	for _, m := range inCode.FindAllStringSubmatch(text, -1) {
+		found = append(found, m[1])
+	}
+	return found
+}
+
+// Every Caddyfile, and every piece of one, is a config that Caddy loads. The one that
+// shows the grammar is looked at below.
+func TestReadmeCaddyfiles(t *testing.T) {
+	_, blocks, _ := readme(t)
+	for _, b := range in("caddyfile", blocks) {
+		if strings.HasPrefix(b.text, "lb_policy") {
+			continue
+		}
+		text := strings.ReplaceAll(b.text, "<hash>", "$2a$14$iRgAspVBf.1L1155YkKnOOM26uDHGXID5i5C9jYyy3LPzqkAcY33e")
+		if strings.HasPrefix(text, "reverse_proxy ") {
+			text = "example.com {\n" + text + "}\n"
+		}
+		if _, err := validateCaddyfile(t, b.String(), text); err != nil {
+			t.Errorf("%s: %v", b, err)
+		}
+	}
+}
+
+// The config in JSON is loaded, and every other piece of JSON has the keys that it says.
+func TestReadmeJSON(t *testing.T) {
+	_, blocks, _ := readme(t)
+	for _, b := range in("json", blocks) {
+		var value map[string]any
+		if err := json.Unmarshal([]byte(b.text), &value); err != nil {
+			t.Errorf("%s: %v", b, err)
+			continue
+		}
+		if value["handler"] == nil {
+			continue // compared with the real one by TestCaddyReadme
+		}
+		var config *caddy.Config
+		err := json.Unmarshal([]byte(`{"apps": {"http": {"servers": {"site": {"routes": [{"handle": [`+b.text+`]}]}}}}}`), &config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := validateConfig(t, config); err != nil {
+			t.Errorf("%s: %v", b, err)
+		}
+	}
+}
+
+var (
+	firstWord = regexp.MustCompile(`(?m)^\t([a-z_]+)`)
+	allowed   = regexp.MustCompile(`unrecognized option 'nonsense': .*?(?: has |exec check has )(.*?)(?:, at |$)`)
+)
+
+// optionsOf returns the options that a parser says that there are.
+func optionsOf(t *testing.T, err error) []string {
+	t.Helper()
+	m := allowed.FindStringSubmatch(fmt.Sprint(err))
+	if m == nil {
+		t.Fatalf("which options there are is not said: %v", err)
+	}
+	return slices.Sorted(slices.Values(strings.Split(strings.ReplaceAll(m[1], " and ", ", "), ", ")))
+}
+
+// Every option of the tables exists, with its default, and no other one does. The same
+// goes for the grammar.
+func TestReadmeOptions(t *testing.T) {
+	_, blocks, tables := readme(t)
+	parse := func(text string) error {
+		return new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\n" + text + "\n}"))
+	}
+	of := map[string][]string{ // by the line before the table
+		"":                 optionsOf(t, parse("nonsense")),
+		"Of `check http`:": optionsOf(t, parse("check http / {\nnonsense\n}")),
+	}
+	var common []string
+	fields := reflect.TypeFor[HealthCheck]()
+	for i := range fields.NumField() {
+		if name, _, _ := strings.Cut(fields.Field(i).Tag.Get("json"), ","); name != "" && name != "probe" {
+			common = append(common, name)
+		}
+	}
+	of["Of every `check`:"] = slices.Sorted(slices.Values(common))
+
+	for _, table := range headed(t, "option", tables) {
+		want, special := of[table.about]
+		if !special {
+			want = of[""]
+		}
+		var got []string
+		for _, row := range table.rows {
+			for _, option := range coded(row[0]) {
+				if option, _, _ = strings.Cut(option, " "); option != "<uri>" {
+					got = append(got, option)
+				}
+			}
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("README.md:%d: options: got %v, want %v", table.line, got, want)
+		}
+	}
+	for _, b := range in("caddyfile", blocks) {
+		if !strings.HasPrefix(b.text, "lb_policy") {
+			continue
+		}
+		var got []string
+		for _, m := range firstWord.FindAllStringSubmatch(b.text, -1) {
+			got = append(got, m[1])
+		}
+		if slices.Sort(got); !slices.Equal(got, of[""]) {
+			t.Errorf("%s: options: got %v, want %v", b, got, of[""])
+		}
+	}
+
+	defaults, err := new(HealthCheck).resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"interval": defaults.Interval.String(), "timeout": defaults.Timeout.String(),
+		"passes": fmt.Sprint(defaults.Passes), "fails": fmt.Sprint(defaults.Fails), "jitter": fmt.Sprintf("%.0f%%", 100*defaults.Jitter),
+	}
+	for _, table := range headed(t, "option", tables) {
+		for _, row := range table.rows {
+			if name := strings.Trim(row[0], "`"); want[name] != "" && table.about == "Of every `check`:" && row[1] != want[name] {
+				t.Errorf("default of %s: got %s, want %s", name, row[1], want[name])
+			}
+		}
+	}
+}
+
+// Every kind of check is a module.
+func TestReadmeKinds(t *testing.T) {
+	_, _, tables := readme(t)
+	for _, table := range headed(t, "kind", tables) {
+		for _, row := range table.rows {
+			kind, _, _ := strings.Cut(coded(row[0])[0], " ")
+			if _, err := caddy.GetModule("alive.probes." + kind); err != nil && kind != "exec" { // which is not compiled in
+				t.Error(err)
+			}
+		}
+	}
+}
+
+var metricDesc = regexp.MustCompile(`^Desc\{fqName: "([^"]*)".* variableLabels: \{(.*)\}\}$`)
+
+// Every metric exists, with its labels, and no other one does.
+func TestReadmeMetrics(t *testing.T) {
+	_, _, tables := readme(t)
+	descs := make(chan *prometheus.Desc, 100)
+	collector{}.Describe(descs)
+	checkDuration.Describe(descs)
+	close(descs)
+	var want, got []string
+	for d := range descs {
+		m := metricDesc.FindStringSubmatch(d.String())
+		if m == nil {
+			t.Fatalf("not understood: %s", d)
+		}
+		want = append(want, m[1]+"{"+m[2]+"}")
+	}
+	for _, table := range headed(t, "metric", tables) {
+		for _, row := range table.rows {
+			got = append(got, coded(row[0])...)
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if want = slices.Compact(want); !slices.Equal(got, want) {
+		t.Errorf("metrics: got %q, want %q", got, want)
+	}
+}
+
+// Every command and every flag exists, and so does every part of the admin API; no
+// other command does.
+func TestReadmeCommands(t *testing.T) {
+	_, _, tables := readme(t)
+	root := &cobra.Command{Use: "alive"}
+	addCommands(root)
+	named := make(map[string]bool)
+	for _, table := range headed(t, "command", tables) {
+		for _, row := range table.rows {
+			text := strings.TrimPrefix(coded(row[0])[0], "caddy alive ")
+			name, _, _ := strings.Cut(text, " ")
+			cmd, _, err := root.Find([]string{name})
+			if err != nil || cmd == root {
+				t.Errorf("there is no command %s: %v", name, err)
+				continue
+			}
+			named[name] = true
+			for _, flag := range regexp.MustCompile(`--([a-z]+)`).FindAllStringSubmatch(text, -1) {
+				if cmd.Flag(flag[1]) == nil {
+					t.Errorf("%s has no --%s", name, flag[1])
+				}
+			}
+		}
+	}
+	for _, cmd := range root.Commands() {
+		if !named[cmd.Name()] {
+			t.Errorf("the command %s is not named", cmd.Name())
+		}
+	}
+	var paths []string
+	for _, route := range (Admin{}).Routes() {
+		paths = append(paths, route.Pattern)
+	}
+	for _, table := range headed(t, "request", tables) {
+		for _, row := range table.rows {
+			_, path, _ := strings.Cut(coded(row[0])[0], " ")
+			if path, _, _ = strings.Cut(path, "?"); !slices.Contains(paths, strings.TrimSuffix(path, "[")) {
+				t.Errorf("the admin API has no %s, but %v", path, paths)
+			}
+		}
+	}
+}
+
+// Every link within the repository leads somewhere, and every test that is named is there.
+func TestReadmeReferences(t *testing.T) {
+	text, _, tables := readme(t)
+	for _, m := range regexp.MustCompile(`\]\(([^)]*)\)`).FindAllStringSubmatch(text, -1) {
+		file, anchor, _ := strings.Cut(m[1], "#")
+		switch {
+		case strings.HasPrefix(file, "https://"):
+		case file != "":
+			if _, err := os.Stat(filepath.FromSlash(file)); err != nil {
+				t.Error(err)
+			}
+		case !slices.ContainsFunc(regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1), func(heading []string) bool {
+			return strings.ReplaceAll(strings.ToLower(heading[1]), " ", "-") == anchor
+		}):
+			t.Errorf("there is no heading for #%s", anchor)
+		}
+	}
+
+	var code strings.Builder
+	for _, pattern := range []string{"*_test.go", "probe/exec/*_test.go", "e2e/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			read, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			code.Write(read)
+		}
+	}
+	for _, name := range regexp.MustCompile(`\b(?:Test|Benchmark)[A-Z]\w*`).FindAllString(text, -1) {
+		if !strings.Contains(code.String(), "func "+name) {
+			t.Errorf("there is no %s", name)
+		}
+	}
+	for _, table := range headed(t, "problem", tables) {
+		for _, row := range table.rows {
+			part := strings.ReplaceAll(coded(row[len(row)-1])[0], "_", " ")
+			if !strings.Contains(code.String(), fmt.Sprintf("t.Run(%q, beside", part)) {
+				t.Errorf("TestCaddyBesideCore has no part %q", part)
+			}
+		}
+	}
+}
+
+// The quickstart and the commands, the log, the list and the metrics that the README
+// shows of it are what one gets, but for times and for who is first.
+func TestCaddyReadme(t *testing.T) {
+	_, blocks, _ := readme(t)
+	ports := make(map[string]string)
+	var there, here []string // addresses as in the README, and those of this test
+	for _, port := range []string{"9001", "9002", "9003"} {
+		ports[port] = fmt.Sprint(freePort(t))
+		there, here = append(there, port, ports[port]), append(here, ports[port], port)
+	}
+	dir := t.TempDir()
+	site := exampleOf(t, "quickstart", append(there, "root .", "root `"+dir+"`", "interval 2s", "interval 200ms")...)
+	_, site, _ = strings.Cut(site, "\n}\n") // its global options
+	c := startOperated(t, "", site)
+	asShown := strings.NewReplacer(here...)
+	client := c.speaking(2)
+	eventually(t, patience, "the site has its certificate", func() bool { return ask(client, c.secure()).err == nil })
+	address := loopback(0)
+	second := strings.TrimSuffix(address, "0") + ports["9002"]
+	allUp := func() bool {
+		return is(health.Up, second) && statuses(strings.TrimSuffix(address, "0")+ports["9001"], strings.TrimSuffix(address, "0")+ports["9003"])[health.Up] == 2
+	}
+	eventually(t, patience, "all are up", allUp)
+
+	logged := func(msg string) string {
+		t.Helper()
+		var line string
+		eventually(t, patience, "the log says "+msg, func() bool {
+			text, err := os.ReadFile(c.logFile())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for of := range strings.Lines(string(text)) {
+				if strings.Contains(of, fmt.Sprintf("%q", msg)) && strings.Contains(of, second) && !strings.Contains(of, `"unknown"`) {
+					line = of
+					return true
+				}
+			}
+			return false
+		})
+		return asShown.Replace(line)
+	}
+	sick := filepath.Join(dir, "app2.sick")
+	var metrics []string
+	for _, b := range blocks {
+		switch {
+		case strings.HasPrefix(b.text, "$ for i in 1 2 3 4 5 6; do curl -sk https://localhost:8443/; done\n"):
+			want := strings.Split(strings.TrimSpace(b.text), "\n")[1:]
+			var got []string
+			// who is first is left to chance, and a verdict takes effect a moment later
+			if !poll(patience, func() bool {
+				for range want {
+					if ask(client, c.secure()).body == want[len(want)-1]+"\n" {
+						break
+					}
+				}
+				got = nil
+				for range want {
+					got = append(got, strings.TrimSpace(ask(client, c.secure()).body))
+				}
+				return slices.Equal(got, want)
+			}) {
+				t.Errorf("%s: got %q, want %q", b, got, want)
+			}
+		case b.text == "$ touch app2.sick\n":
+			if err := os.WriteFile(sick, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, patience, "it is down", func() bool { return is(health.Down, second) })
+		case b.text == "$ rm app2.sick\n":
+			if err := os.Remove(sick); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, patience, "it is up", func() bool { return is(health.Up, second) })
+		case strings.HasPrefix(b.text, `{"level"`):
+			var want map[string]any
+			if err := json.Unmarshal([]byte(b.text), &want); err != nil {
+				t.Fatal(err)
+			}
+			sameKeys(t, b.String(), logged(want["msg"].(string)), b.text, "ts", "previous_duration")
+		case strings.HasPrefix(b.text, "$ caddy alive "):
+			if err := os.WriteFile(sick, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, patience, "it is down, and nothing is in flight", func() bool {
+				return is(health.Down, second) && !slices.ContainsFunc(c.entries(nil), func(e entry) bool { return e.Requests != 0 })
+			})
+			var got strings.Builder
+			for line := range strings.Lines(b.text) {
+				args, isCommand := strings.CutPrefix(line, "$ caddy alive ")
+				if !isCommand {
+					continue
+				}
+				got.WriteString(line)
+				stdout, stderr, _ := command(t.Context(), c.admin, strings.Fields(strings.NewReplacer(there...).Replace(args))...)
+				got.WriteString(asShown.Replace(stdout + stderr))
+			}
+			if got, want := withoutTimes(got.String()), withoutTimes(b.text); got != want {
+				t.Errorf("%s: got\n%s\nwant\n%s", b, got, want)
+			}
+		case strings.HasPrefix(b.text, "{\n  \"pool\""):
+			_, text := c.call(http.MethodGet, "/alive/upstreams", url.Values{"upstream": {second}}, "")
+			sameKeys(t, b.String(), asShown.Replace(strings.Trim(strings.TrimSpace(text), "[]")), b.text,
+				"since", "checks")
+			var got, want struct{ Checks []json.RawMessage }
+			if err := json.Unmarshal([]byte(strings.Trim(strings.TrimSpace(text), "[]")), &got); err != nil {
+				t.Fatal(err)
+			}
+			if err := json.Unmarshal([]byte(b.text), &want); err != nil {
+				t.Fatal(err)
+			}
+			sameKeys(t, b.String(), string(got.Checks[0]), string(want.Checks[0]),
+				"consecutive_fails", "last", "last_failed", "recent_ms", "next")
+		case strings.HasPrefix(b.text, "$ curl -s localhost:2019/metrics"):
+			_, text := c.call(http.MethodGet, "/metrics", nil, "")
+			for line := range strings.Lines(asShown.Replace(text)) {
+				metrics = append(metrics, line[:strings.LastIndex(line, " ")])
+			}
+			for _, line := range strings.Split(strings.TrimSpace(b.text), "\n")[1:] {
+				if line == "…" {
+					continue
+				}
+				if series := line[:strings.LastIndex(line, " ")]; !slices.Contains(metrics, series) {
+					t.Errorf("%s: there is no %s", b, series)
+				}
+			}
+		}
+	}
+	if metrics == nil {
+		t.Error("the README shows no metrics")
+	}
+}
+
+var aTime = regexp.MustCompile(`\b[0-9.]+( ms|s)\b`)
+
+// withoutTimes returns a text whose times are all the same, and with one space for many.
+func withoutTimes(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	for i, line := range lines {
+		lines[i] = strings.Join(strings.Fields(aTime.ReplaceAllString(line, "N$1")), " ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// sameKeys fails the test unless two objects in JSON have the same keys, with the same
+// values unless they are named.
+func sameKeys(t *testing.T, what, got, want string, but ...string) {
+	t.Helper()
+	var g, w map[string]any
+	if err := json.Unmarshal([]byte(got), &g); err != nil {
+		t.Fatalf("%s: %v: %s", what, err, got)
+	}
+	if err := json.Unmarshal([]byte(want), &w); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	for _, key := range but {
+		if g[key] != nil && w[key] != nil {
+			g[key], w[key] = "", ""
+		}
+	}
+	if !maps.EqualFunc(g, w, func(a, b any) bool { return reflect.DeepEqual(a, b) }) {
+		t.Errorf("%s: got %v, want %v", what, g, w)
+	}
+}
