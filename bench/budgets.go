@@ -4,39 +4,70 @@
 
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+	"slices"
+)
 
 // verdict is whether a budget is held.
 type verdict struct {
-	Budget   string  `json:"budget"`
-	Measured any     `json:"measured"` // a number as tables have them
-	AtMost   float64 `json:"at_most"`
-	Verdict  string  `json:"verdict"`
+	Budget   string    `json:"budget"`
+	Measured any       `json:"measured"` // a number as tables have them
+	Rounds   []float64 `json:"rounds,omitempty"`
+	AtMost   float64   `json:"at_most"`
+	Verdict  string    `json:"verdict"`
 }
 
 // Verdicts. What was not measured, and what never happened, is missed.
 const (
-	held   = "held"
-	missed = "missed"
+	held      = "held"
+	missed    = "missed"
+	undecided = "undecided" // the noise is larger than the distance to the limit
 )
 
 func (r *report) budget(what string, measured, atMost float64) {
-	v := verdict{what, column{}.plain(measured), atMost, missed}
+	v := verdict{Budget: what, Measured: column{}.plain(measured), AtMost: atMost, Verdict: missed}
 	if measured <= atMost {
 		v.Verdict = held
 	}
 	r.Budgets = append(r.Budgets, v)
 }
 
+// ratio judges the median of the ratios of rounds. It cannot where the limit lies among
+// them, and as near to the median as half of them are.
+func (r *report) ratio(what string, ratios []float64, atMost float64) {
+	ratios = slices.DeleteFunc(ratios, func(v float64) bool { return math.IsNaN(v) || math.IsInf(v, 0) })
+	if len(ratios) == 0 {
+		r.budget(what, unknown, atMost)
+		return
+	}
+	middle := median(ratios)
+	r.budget(what, middle, atMost)
+	v := &r.Budgets[len(r.Budgets)-1]
+	v.Rounds = ratios
+	distances := make([]float64, 0, len(ratios))
+	for _, ratio := range ratios {
+		distances = append(distances, math.Abs(ratio-middle))
+	}
+	if slices.Min(ratios) <= atMost && atMost <= slices.Max(ratios) && math.Abs(middle-atMost) <= median(distances) && len(ratios) > 1 {
+		v.Verdict = undecided
+	}
+}
+
 // budgets writes the verdicts as a table.
 func (r *report) budgets() string {
-	t := table{Title: "Budgets", Text: "What this project promises itself.", Columns: []column{label("budget"), label("measured"), label("at most"), label("")}}
+	t := table{Title: "Budgets", Text: "What this project promises itself. Where it is the median of rounds, the lowest and the highest of them stand beside it, and it is undecided if the limit lies among them and as near to the median as half of them are.", Columns: []column{label("budget"), label("measured"), label("rounds"), label("at most"), label("")}}
 	for _, v := range r.Budgets {
 		text := v.Verdict
 		if text != held {
 			text = fmt.Sprintf("**%s**", text)
 		}
-		t.Rows = append(t.Rows, []any{v.Budget, v.Measured, v.AtMost, text})
+		rounds := ""
+		if len(v.Rounds) > 0 {
+			rounds = cell(slices.Min(v.Rounds)) + " to " + cell(slices.Max(v.Rounds))
+		}
+		t.Rows = append(t.Rows, []any{v.Budget, v.Measured, rounds, v.AtMost, text})
 	}
 	return t.markdown()
 }
