@@ -40,17 +40,18 @@ type HealthCheck struct {
 	ProbeRaw json.RawMessage `json:"probe,omitempty" caddy:"namespace=alive.probes inline_key=kind"`
 
 	// The time from the start of one probe to the start of the next while the
-	// status is settled. Default: `5s`.
+	// status is settled, `24h` at most. Default: `5s`.
 	Interval caddy.Duration `json:"interval,omitempty"`
 
 	// The interval while results in a row speak against the status, and until
-	// the upstream was up once. Default: `1s`, or `interval` if that is less.
+	// the upstream was up once; not longer than `interval`. Default: `1s`, or
+	// `interval` if that is less.
 	FastInterval caddy.Duration `json:"fast_interval,omitempty"`
 
-	// The interval while the upstream is down. Default: `interval`.
+	// The interval while the upstream is down, `24h` at most. Default: `interval`.
 	DownInterval caddy.Duration `json:"down_interval,omitempty"`
 
-	// How long one probe may take. Default: `2s`.
+	// How long one probe may take, `24h` at most. Default: `2s`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
 	// How many passes in a row bring an upstream back that is down. Default: 2.
@@ -368,6 +369,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 	}
 
 	prober, up := check.prober, to.up
+	duration := checkDuration.WithLabelValues(check.kind)
 	// one logger for all of them, for a logger with fields takes more memory than
 	// the rest of a target
 	fields := []zap.Field{zap.String("upstream", up.Address), zap.String("check", check.label)}
@@ -383,7 +385,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 		},
 		Bound: to.bound,
 		Probed: func(result health.Result) {
-			tally.probed(check.kind, result)
+			tally.probed(duration, result)
 			if c := logger.Check(zap.DebugLevel, "probed"); c != nil {
 				c.Write(fields[0], fields[1], zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
 			}

@@ -1,8 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package alive is a Caddy module: the selection policy alive of
-// reverse_proxy, round robin over the upstreams that are alive, with an active
-// health checker of its own.
+// Package alive is a Caddy module that balances load over the upstreams that are
+// alive: the selection policy alive of reverse_proxy. It is round robin over those that
+// pass their health checks, which it makes itself, and which a reload does not forget.
+// While one upstream can serve, no request gets an error for want of one. This is the
+// smallest Caddyfile:
+//
+//	example.com {
+//		reverse_proxy app1:8080 app2:8080 {
+//			lb_policy alive /healthz
+//		}
+//	}
+//
+// An upstream is up while it answers GET requests of /healthz with a 2xx status; without
+// the URI, while it accepts connections. The options are those of [Selection], which the
+// README shows as a Caddyfile has them, and [HealthCheck]; kinds of checks are modules of
+// the package probe. Further modules are [Status], a page, [Admin], a part of Caddy's
+// admin API, and the [App], with the global option alive. The command caddy alive, metrics
+// and events come along.
+//
+// # The house
 //
 // The way of a request is [Selection.Select], which draws a ticket for the order
 // at hand (internal/rotation), and, where that does not settle it, the decision
@@ -64,12 +81,14 @@ func init() {
 // Modes and weights that are set at run time are kept in Caddy's storage, and
 // outlive restarts.
 type App struct {
-	// The name of a group of Caddy instances that share their storage. Modes and
-	// weights that are set at one of them hold at all. Default: none, they hold at
-	// this instance only.
+	// The name of a group of Caddy instances that share their storage: up to 64
+	// letters, digits, dots, dashes and underscores, the first a letter or digit.
+	// Modes and weights that are set at one of them hold at all. Default: none, they
+	// hold at this instance only.
 	Fleet string `json:"fleet,omitempty"`
 
-	// How often to look what others of the fleet have set. Default: `2s`.
+	// How often to look what others of the fleet have set, from `100ms` to `24h`. It
+	// has no meaning without `fleet`, and is rejected there. Default: `2s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
 
 	operations *operations

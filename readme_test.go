@@ -5,6 +5,9 @@ package alive
 import (
 	"encoding/json"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"maps"
 	"net/http"
 	"net/url"
@@ -385,6 +388,50 @@ func TestReadmeReferences(t *testing.T) {
 				t.Errorf("TestCaddyBesideCore has no part %q", part)
 			}
 		}
+	}
+}
+
+// Every option says what it is, in words that do not begin with a name of the code: they
+// become a part of Caddy's own documentation.
+func TestFieldDocs(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pattern := range []string{"probe/*.go", "probe/exec/*.go"} {
+		more, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, more...)
+	}
+	set, options := token.NewFileSet(), 0
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		code, err := parser.ParseFile(set, file, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(code, func(node ast.Node) bool {
+			if spec, ok := node.(*ast.TypeSpec); ok && !spec.Name.IsExported() {
+				return false
+			}
+			field, ok := node.(*ast.Field)
+			if !ok || field.Tag == nil || len(field.Names) != 1 || !strings.Contains(field.Tag.Value, ",omitempty") {
+				return true
+			}
+			options++
+			doc, name := field.Doc.Text(), field.Names[0].Name
+			if doc == "" || strings.HasPrefix(doc, name+" ") || !strings.HasSuffix(doc, ".\n") {
+				t.Errorf("%s: %s is documented as %q, want sentences that do not begin with its name", set.Position(field.Pos()), name, doc)
+			}
+			return true
+		})
+	}
+	if options < 30 {
+		t.Errorf("found only %d options: nothing was tested", options)
 	}
 }
 

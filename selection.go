@@ -72,9 +72,9 @@ type Selection struct {
 	// requests little by little. Default: at once.
 	SlowStart *SlowStart `json:"slow_start,omitempty"`
 
-	// Another selection policy to pick among the upstreams that are alive,
-	// instead of round robin. Not `alive` or `weighted_round_robin`, and not
-	// together with `slow_start` or weights other than 0.
+	// Another selection policy to pick among the upstreams that are alive. Not
+	// `alive` or `weighted_round_robin`, and not together with `slow_start` or
+	// weights other than 0. Default: none, they take turns by their weights.
 	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
 	logger    *zap.Logger
@@ -122,7 +122,7 @@ type Selection struct {
 // weight grows evenly from the floor to its full size. It does so only while at
 // least half of those that serve are past it, so not when a whole pool starts.
 type SlowStart struct {
-	// How long it takes to the full weight. Required.
+	// How long it takes to the full weight, `24h` at most. Required.
 	Window caddy.Duration `json:"window,omitempty"`
 
 	// The share of the weight that it begins with, rounded up to a multiple of

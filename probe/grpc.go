@@ -42,8 +42,7 @@ type GRPC struct {
 	// The service to ask for. Default: none, which stands for the whole server.
 	Service string `json:"service,omitempty"`
 
-	// The name by which to ask for the server, in place of the address that is
-	// probed.
+	// The name by which to ask for the server. Default: the address that is probed.
 	Authority string `json:"authority,omitempty"`
 
 	// `http` for HTTP/2 without TLS, or `https`. Default: as the proxy has it.
