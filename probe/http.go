@@ -42,8 +42,8 @@ type HTTP struct {
 	// The request method. Default: `GET`.
 	Method string `json:"method,omitempty"`
 
-	// Header fields to send. `Host` replaces the host, which by default is the
-	// address that is probed.
+	// What to send in the header, by field. `Host` replaces the host, which by
+	// default is the address that is probed.
 	Header http.Header `json:"header,omitempty"`
 
 	// The body of the request, 65536 bytes (64 KiB) at most. Default: none.
