@@ -72,7 +72,7 @@ func main() {
 	results := flag.String("results", defaultResults, "the folder to write to")
 	flag.Parse()
 	if *quick {
-		*duration, *settle, *rounds, *targets = 5*time.Second, 5*time.Second, 2, "1000"
+		*duration, *settle, *rounds, *targets = 4*time.Second, 5*time.Second, 2, "1000"
 	}
 	b := bench{settle: *settle, duration: *duration, rounds: *rounds, rate: *rate}
 	for text := range strings.SplitSeq(*targets, ",") {

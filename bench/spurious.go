@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,11 +15,15 @@ import (
 	"time"
 )
 
-// spurious counts 503s while one of ten upstreams is up, asked by 64 clients.
+// clients is how many ask at once where requests are sent without a pause.
+const clients = 64
+
+// spurious counts 503s while one of ten upstreams is up, asked by many clients. All proxies
+// run, and know what is down, but one at a time is asked.
 func (b *bench) spurious(ctx context.Context) error {
-	const upstreams, clients = 10, 64
-	n := int(b.duration/time.Second) * 1500
-	t := b.table("Spurious 503s", fmt.Sprintf("%d clients, %d requests without a pause; %d upstreams, one of which is up, and the others are known to be down.", clients, n, upstreams),
+	const upstreams = 10
+	requests := int(b.duration.Seconds() * 1500)
+	t := b.table("Spurious 503s", fmt.Sprintf("%d clients, %d requests without a pause in each of %d rounds; %d upstreams, one of which is up, and the others are known to be down, but not to nginx.", clients, requests, b.rounds, upstreams),
 		label("proxy"), total("answers 503"), total("other failures"))
 	addresses, err := freeAddresses(ctx, 3, upstreams)
 	if err != nil {
@@ -29,43 +34,44 @@ func (b *bench) spurious(ctx context.Context) error {
 		return err
 	}
 	defer u.close()
-	for _, p := range b.peers {
-		running, err := p.run(ctx, b.scratch, balance{upstreams: addresses})
-		if err != nil {
-			return err
-		}
-		if err := pause(ctx, 6*time.Second); err != nil { // longer than any takes to notice
-			return err
-		}
-		client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
-		var left, unavailable, other atomic.Int64
-		left.Store(int64(n))
-		var asking sync.WaitGroup
-		for range clients {
-			asking.Go(func() {
-				for left.Add(-1) >= 0 {
-					switch status, _ := get(ctx, client, running.url()); status {
-					case http.StatusOK:
-					case http.StatusServiceUnavailable:
-						unavailable.Add(1)
-					default:
-						other.Add(1)
-					}
-				}
-			})
-		}
-		asking.Wait()
-		client.CloseIdleConnections()
-		t.sample(0, p.name, int(unavailable.Load()), int(other.Load()))
-		if p.name == thisBuild {
-			b.budget("spurious 503s with one of ten upstreams up", float64(unavailable.Load()+other.Load()), 0)
-		}
-		if err := running.stop(); err != nil {
-			return err
+	running, stop, err := b.runAll(ctx, b.peers, balance{upstreams: addresses})
+	if err != nil {
+		return err
+	}
+	err = pause(ctx, toNotice)
+	for round := range b.rounds {
+		for _, i := range turns(len(running), round) {
+			unavailable, other := rush(ctx, running[i].url(), requests)
+			t.sample(round, running[i].name, unavailable, other)
 		}
 	}
+	b.budget("spurious 503s with one of ten upstreams up", t.value("answers 503", thisBuild)+t.value("other failures", thisBuild), 0)
 	t.chart(1)
-	return nil
+	return errors.Join(err, stop())
+}
+
+// rush sends so many requests without a pause, and counts what fails.
+func rush(ctx context.Context, url string, requests int) (unavailable, other int) {
+	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
+	defer client.CloseIdleConnections()
+	var left, unavailables, others atomic.Int64
+	left.Store(int64(requests))
+	var asking sync.WaitGroup
+	for range clients {
+		asking.Go(func() {
+			for left.Add(-1) >= 0 {
+				switch status, _ := get(ctx, client, url); status {
+				case http.StatusOK:
+				case http.StatusServiceUnavailable:
+					unavailables.Add(1)
+				default:
+					others.Add(1)
+				}
+			}
+		})
+	}
+	asking.Wait()
+	return int(unavailables.Load()), int(others.Load())
 }
 
 // get asks once.

@@ -6,17 +6,19 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
 	"time"
 )
 
-// weights looks at who gets requests when the first of three with weights is dead.
+// weights looks at who gets requests when the first of three with weights is dead. All
+// proxies run, and know what is down, but one at a time is asked.
 func (b *bench) weights(ctx context.Context) error {
 	weights := []int{1, 2, 5}
 	const requests = 700
-	t := b.table("Weights with a dead upstream", fmt.Sprintf("%d requests, one after the other, over upstreams with the weights 1, 2 and 5, of which the first is dead: 2 to 5 would be right.", requests),
+	t := b.table("Weights with a dead upstream", fmt.Sprintf("%d requests in each of %d rounds, one after the other, over upstreams with the weights 1, 2 and 5, of which the first is dead: 2 to 5 would be right. Off is the worst round.", requests, b.rounds),
 		label("proxy"), total("of weight 2"), worst("off by (%)"), most("longest run"), total("of weight 5"), total("failed"))
 	addresses, err := freeAddresses(ctx, 4, len(weights))
 	if err != nil {
@@ -27,37 +29,41 @@ func (b *bench) weights(ctx context.Context) error {
 		return err
 	}
 	defer u.close()
-	for _, p := range b.peers {
-		running, err := p.run(ctx, b.scratch, balance{upstreams: addresses, weights: weights, retries: true})
-		if err != nil {
-			return err
-		}
-		if err := pause(ctx, 6*time.Second); err != nil {
-			return err
-		}
-		client := &http.Client{Timeout: 30 * time.Second}
-		served := make(map[string]int)
-		failed, run, longest, before := 0, 0, 0, ""
-		for range requests {
-			status, from := get(ctx, client, running.url())
-			if status != http.StatusOK {
-				failed++
-				continue
-			}
-			if served[from]++; from != before {
-				run, before = 0, from
-			}
-			run++
-			longest = max(longest, run)
-		}
-		client.CloseIdleConnections()
-		two, five := served[addresses[1]], served[addresses[2]]
-		off := math.Abs(float64(two)/float64(two+five)-2.0/7) / (2.0 / 7) * 100
-		t.sample(0, p.name, two, off, longest, five, failed)
-		if err := running.stop(); err != nil {
-			return err
+	running, stop, err := b.runAll(ctx, b.peers, balance{upstreams: addresses, weights: weights, retries: true})
+	if err != nil {
+		return err
+	}
+	err = pause(ctx, toNotice)
+	for round := range b.rounds {
+		for _, i := range turns(len(running), round) {
+			served, longest := queue(ctx, running[i].url(), requests)
+			two, five := served[addresses[1]], served[addresses[2]]
+			off := math.Abs(float64(two)/float64(two+five)-2.0/7) / (2.0 / 7) * 100
+			t.sample(round, running[i].name, two, off, longest, five, requests-two-five)
 		}
 	}
+	b.budget("percent off the weights with a dead upstream", t.value("off by (%)", thisBuild), 0)
 	t.chart(2)
-	return nil
+	return errors.Join(err, stop())
+}
+
+// queue sends requests one after the other. It returns how many each upstream answered,
+// and how many in a row one did at most.
+func queue(ctx context.Context, url string, requests int) (served map[string]int, longest int) {
+	client := &http.Client{Timeout: 30 * time.Second}
+	defer client.CloseIdleConnections()
+	served = make(map[string]int)
+	run, before := 0, ""
+	for range requests {
+		status, from := get(ctx, client, url)
+		if status != http.StatusOK {
+			continue
+		}
+		if served[from]++; from != before {
+			run, before = 0, from
+		}
+		run++
+		longest = max(longest, run)
+	}
+	return served, longest
 }
