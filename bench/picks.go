@@ -12,49 +12,64 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 )
 
-// pickRatio is a line of the test that holds the pick to its budgets.
-type pickRatio struct {
-	what          string
-	ratio, atMost float64
-}
+// contests is how many lines of ratios TestBudgets prints: ten pools, asked by one and by
+// two at once.
+const contests = 20
 
-var pickLine = regexp.MustCompile(`: +(\d+ upstreams, +\d+% down, \d+ at once): .* ns a pick, (\w+) .*: ratio ([\d.]+) of ([\d.]+)`)
+// What TestBudgets prints: a line for each contest; for each pool that needs memory to
+// pick; and for the order that is made anew.
+var (
+	ratioLine      = regexp.MustCompile(`: +(\d+ upstreams, +\d+% down, \d+ at once): .* ns a pick, (\w+) .*: ratio ([\d.]+) of ([\d.]+)`)
+	allocationLine = regexp.MustCompile(`: ([\d.]+) allocations a pick`)
+	rebuildLine    = regexp.MustCompile(`takes ([\w.µ]+) to show`)
+)
 
-// runPicks runs that test.
-func runPicks(ctx context.Context) (ratios []pickRatio, err error) {
-	test := exec.CommandContext(ctx, "go", "test", "-count", "1", "-run", "TestBudgets", "-budgets", "-v", ".")
-	test.Dir = ".."
-	out, err := test.CombinedOutput() // it fails where a budget is missed by far, which its lines say
-	for line := range strings.Lines(string(out)) {
-		m := pickLine.FindStringSubmatch(line)
-		if m == nil {
-			continue
-		}
-		ratio, ratioErr := strconv.ParseFloat(m[3], 64)
-		atMost, atMostErr := strconv.ParseFloat(m[4], 64)
-		if err := errors.Join(ratioErr, atMostErr); err != nil {
-			return nil, err
-		}
-		ratios = append(ratios, pickRatio{strings.Join(strings.Fields(m[1]), " ") + ", beside " + m[2], ratio, atMost})
-	}
-	if len(ratios) == 0 {
-		return nil, fmt.Errorf("the test of the budgets says nothing: %w: %s", err, out)
-	}
-	return ratios, nil
-}
-
-// picks runs the benchmarks of the pick, which compare it with Caddy's own policies.
+// picks runs the test that holds the pick to its budgets, beside Caddy's own policies.
+// What it does not say is a miss.
 func (b *bench) picks(ctx context.Context) error {
-	t := b.table("Picks", "The time of a pick over that of Caddy's own policy in the same run, by turns.", label("pool"), typical("ratio"), typical("at most"))
-	ratios, err := runPicks(ctx)
-	if err != nil {
-		return err
+	t := b.table("Picks", "The time of a pick over that of Caddy's own policy in the same run, by turns: what `go test -run TestBudgets -budgets -v .` says.", label("pool"), typical("ratio"), typical("at most"))
+	test := exec.CommandContext(ctx, "go", "test", "-count", "1", "-run", "^TestBudgets$", "-budgets", "-v", ".")
+	test.Dir = ".."
+	out, failed := test.CombinedOutput()
+
+	ended, allocations, rebuild, missedAny := 0, 0.0, unknown, false
+	for line := range strings.Lines(string(out)) {
+		if m := ratioLine.FindStringSubmatch(line); m != nil {
+			pool := strings.Join(strings.Fields(m[1]), " ") + ", beside " + m[2]
+			ratio, ratioErr := strconv.ParseFloat(m[3], 64)
+			atMost, atMostErr := strconv.ParseFloat(m[4], 64)
+			if err := errors.Join(ratioErr, atMostErr); err != nil {
+				return err
+			}
+			ended++
+			missedAny = missedAny || ratio > atMost
+			t.sample(0, pool, ratio, atMost)
+			b.budget("pick: "+pool, ratio, atMost)
+		} else if m := allocationLine.FindStringSubmatch(line); m != nil {
+			n, err := strconv.ParseFloat(m[1], 64)
+			if err != nil {
+				return err
+			}
+			allocations = max(allocations, n)
+		} else if m := rebuildLine.FindStringSubmatch(line); m != nil {
+			took, err := time.ParseDuration(m[1])
+			if err != nil {
+				return err
+			}
+			rebuild = milliseconds(took)
+		}
 	}
-	for _, r := range ratios {
-		t.sample(0, r.what, r.ratio, r.atMost)
-		b.budget("pick: "+r.what, r.ratio, r.atMost)
+	if ended < contests && allocations == 0 {
+		allocations = unknown // of those that did not end
+	}
+	b.budget("pick: contests that did not end", float64(contests-ended), 0)
+	b.budget("allocations of a pick", allocations, 0)
+	b.budget("ms until a flip among 1,000 upstreams with weights 1 to 10 shows", rebuild, 5)
+	if explained := missedAny || allocations > 0 || rebuild > 5; failed != nil && (ended < contests || !explained) {
+		return fmt.Errorf("TestBudgets: %w: %s", failed, out)
 	}
 	return nil
 }
