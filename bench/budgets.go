@@ -5,6 +5,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -17,6 +18,7 @@ type verdict struct {
 	Rounds   []float64 `json:"rounds,omitempty"`
 	AtMost   float64   `json:"at_most"`
 	Verdict  string    `json:"verdict"`
+	speed    bool      // it is a matter of the machine, and of what else that does
 }
 
 // Verdicts. What was not measured, and what never happened, is missed.
@@ -26,6 +28,7 @@ const (
 	undecided = "undecided" // the noise is larger than the distance to the limit
 )
 
+// budget judges what is the same on every machine.
 func (r *report) budget(what string, measured, atMost float64) {
 	v := verdict{Budget: what, Measured: column{}.plain(measured), AtMost: atMost, Verdict: missed}
 	if measured <= atMost {
@@ -34,16 +37,22 @@ func (r *report) budget(what string, measured, atMost float64) {
 	r.Budgets = append(r.Budgets, v)
 }
 
+// speed judges what depends on the machine.
+func (r *report) speed(what string, measured, atMost float64) {
+	r.budget(what, measured, atMost)
+	r.Budgets[len(r.Budgets)-1].speed = true
+}
+
 // ratio judges the median of the ratios of rounds. It cannot where the limit lies among
 // them, and as near to the median as half of them are.
 func (r *report) ratio(what string, ratios []float64, atMost float64) {
 	ratios = slices.DeleteFunc(ratios, func(v float64) bool { return math.IsNaN(v) || math.IsInf(v, 0) })
 	if len(ratios) == 0 {
-		r.budget(what, unknown, atMost)
+		r.speed(what, unknown, atMost)
 		return
 	}
 	middle := median(ratios)
-	r.budget(what, middle, atMost)
+	r.speed(what, middle, atMost)
 	v := &r.Budgets[len(r.Budgets)-1]
 	v.Rounds = ratios
 	distances := make([]float64, 0, len(ratios))
@@ -53,6 +62,16 @@ func (r *report) ratio(what string, ratios []float64, atMost float64) {
 	if slices.Min(ratios) <= atMost && atMost <= slices.Max(ratios) && math.Abs(middle-atMost) <= median(distances) && len(ratios) > 1 {
 		v.Verdict = undecided
 	}
+}
+
+// broken returns an error that names the budgets that are missed on every machine.
+func (r *report) broken() (err error) {
+	for _, v := range r.Budgets {
+		if v.Verdict == missed && !v.speed {
+			err = errors.Join(err, fmt.Errorf("missed: %s: %s, at most %s", v.Budget, cell(v.Measured), cell(v.AtMost)))
+		}
+	}
+	return err
 }
 
 // budgets writes the verdicts as a table.

@@ -69,6 +69,7 @@ func main() {
 	rounds := flag.Int("rounds", 3, "how often each is repeated, by turns; medians are shown")
 	rate := flag.Int("rate", 1000, "requests a second")
 	targets := flag.String("targets", "1000,5000", "how many targets are probed, one after the other")
+	strict := flag.Bool("strict", false, "fail if a budget is missed that is not one of speed")
 	results := flag.String("results", defaultResults, "the folder to write to")
 	flag.Parse()
 	if *quick {
@@ -93,7 +94,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := b.measureAll(ctx, chosen, *results); err != nil {
+	err := b.measureAll(ctx, chosen, *results)
+	if *strict {
+		err = errors.Join(err, b.broken())
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1) //nolint:gocritic // there is nothing left to do
 	}

@@ -47,7 +47,7 @@ func (b *bench) picks(ctx context.Context) error {
 			ended++
 			missedAny = missedAny || ratio > atMost
 			t.sample(0, pool, ratio, atMost)
-			b.budget("pick: "+pool, ratio, atMost)
+			b.speed("pick: "+pool, ratio, atMost)
 		} else if m := allocationLine.FindStringSubmatch(line); m != nil {
 			n, err := strconv.ParseFloat(m[1], 64)
 			if err != nil {
@@ -67,7 +67,7 @@ func (b *bench) picks(ctx context.Context) error {
 	}
 	b.budget("pick: contests that did not end", float64(contests-ended), 0)
 	b.budget("allocations of a pick", allocations, 0)
-	b.budget("ms until a flip among 1,000 upstreams with weights 1 to 10 shows", rebuild, 5)
+	b.speed("ms until a flip among 1,000 upstreams with weights 1 to 10 shows", rebuild, 5)
 	if explained := missedAny || allocations > 0 || rebuild > 5; failed != nil && (ended < contests || !explained) {
 		return fmt.Errorf("TestBudgets: %w: %s", failed, out)
 	}

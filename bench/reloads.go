@@ -46,6 +46,7 @@ func (b *bench) reloads(ctx context.Context) error {
 		}
 	}
 	b.budget("failed requests with a reload every second", t.value("failed requests", thisBuild), 0)
+	b.budget("requests to a dead upstream with a reload every second", t.value("requests to the dead one", thisBuild), 0)
 	t.chart(2)
 	return errors.Join(err, stop())
 }
