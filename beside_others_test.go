@@ -30,7 +30,7 @@ func TestBesideOthers(t *testing.T) {
 	}
 	// what makes a whole config of a line
 	nginx := func(upstream, location string) string {
-		return "pid nginx.pid;\nevents {}\nhttp {\n\tclient_body_temp_path a;\n\tproxy_temp_path b;\n\tfastcgi_temp_path c;\n\tuwsgi_temp_path d;\n\tscgi_temp_path e;\n" +
+		return "pid nginx.pid;\nevents {}\nhttp {\n\taccess_log off;\n\tclient_body_temp_path a;\n\tproxy_temp_path b;\n\tfastcgi_temp_path c;\n\tuwsgi_temp_path d;\n\tscgi_temp_path e;\n" +
 			"\tupstream all {\n\t\tserver 127.0.0.1:1;\n\t\tserver 127.0.0.1:2 " + upstream + ";\n\t}\n" +
 			"\tserver {\n\t\tlisten " + loopback(freePort(t)) + ";\n\t\tlocation / {\n\t\t\tproxy_pass http://all;\n\t\t\t" + location + "\n\t\t}\n\t}\n}\n"
 	}

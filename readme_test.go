@@ -204,9 +204,8 @@ func TestReadmeOptions(t *testing.T) {
 		"Of `check http`:": optionsOf(t, parse("check http / {\nnonsense\n}")),
 	}
 	var common []string
-	fields := reflect.TypeFor[HealthCheck]()
-	for i := range fields.NumField() {
-		if name, _, _ := strings.Cut(fields.Field(i).Tag.Get("json"), ","); name != "" && name != "probe" {
+	for field := range reflect.TypeFor[HealthCheck]().Fields() {
+		if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" && name != "probe" {
 			common = append(common, name)
 		}
 	}
