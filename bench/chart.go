@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -22,6 +23,11 @@ type chart struct {
 // chart has a column drawn.
 func (t *table) chart(column int) {
 	t.charts = append(t.charts, chart{values: column, what: t.Columns[column].name})
+}
+
+// chartWhere has a column drawn of the rows that f takes.
+func (t *table) chartWhere(column int, what string, f func(row []any) bool) {
+	t.charts = append(t.charts, chart{column, what, f})
 }
 
 // file is what the drawing of a column is called.
@@ -47,8 +53,10 @@ func (t *table) svg(c chart) string {
 	fmt.Fprintf(&text, `<title>%s</title><rect width="100%%" height="100%%" fill="#fff"/><text x="10" y="22" font-weight="bold">%[1]s</text>`+"\n", html.EscapeString(t.Title+": "+c.what))
 	for i, row := range rows {
 		var names []string
-		for _, v := range t.labels(row) {
-			names = append(names, cell(v))
+		for column, v := range t.labels(row) {
+			if slices.ContainsFunc(rows, func(other []any) bool { return other[column] != v }) { // else it tells nothing
+				names = append(names, cell(v))
+			}
 		}
 		name, fill := strings.Join(names, " "), "#9aa5b1"
 		if strings.Contains(name, thisBuild) {

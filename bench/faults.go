@@ -95,6 +95,7 @@ func (b *bench) faults(ctx context.Context) error {
 		}
 		b.budget("failed requests with retries, "+f.name, value("failed", "yes"), 0)
 	}
+	t.chartWhere(3, "failed requests without retries", func(row []any) bool { return row[1] == "no" })
 	return nil
 }
 

@@ -56,6 +56,7 @@ func (b *bench) requests(ctx context.Context) error {
 	}
 	t.chart(2)
 	t.chart(4)
+	t.chart(5)
 	return nil
 }
 
