@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// chaotic is an upstream as the test knows it. What requests have to do follows from
+// that by the rules of the README, told in other words than in the code.
+type chaotic struct {
+	*backend
+	conduct conduct
+	mode    mode
+	own     int // weight by the config
+	set     int // weight set at run time, below 0 for none
+	backup  bool
+	check   string
+}
+
+func (u *chaotic) weight() int {
+	if u.set >= 0 {
+		return u.set
+	}
+	return u.own
+}
+
+// up reports whether its check passes. That of the sick one is what fails, not what
+// requests ask for.
+func (u *chaotic) up() bool       { return u.conduct == well || u.conduct == sick && u.check == "http /" }
+func (u *chaotic) ready() bool    { return u.mode == modeReady && u.weight() > 0 }
+func (u *chaotic) serves() bool   { return u.ready() && u.up() }
+func (u *chaotic) answers() bool  { return u.conduct == well || u.conduct == sick }
+func (u *chaotic) primary() bool  { return !u.backup }
+func (u *chaotic) drained() bool  { return u.mode == modeDrain && u.weight() > 0 && u.up() }
+func (u *chaotic) isBackup() bool { return u.backup }
+func (u *chaotic) String() string {
+	return fmt.Sprintf("%s:%d/%s×%d", u.name, u.conduct, u.mode, u.weight())
+}
+
+// state is what is known of it, nothing in maintenance.
+func (u *chaotic) state() string {
+	switch {
+	case u.mode == modeMaintenance:
+		return "unknown"
+	case u.up():
+		return "up"
+	default:
+		return "down"
+	}
+}
+
+const (
+	chaosInterval = 100 * time.Millisecond
+	chaosFast     = 50 * time.Millisecond
+	chaosTimeout  = time.Second
+	chaosRamp     = 200 * time.Millisecond
+)
+
+// toNotice is how long it may take until the check tells of a change: an interval and
+// its jitter, and three probes that fail, if that one hangs each by its timeout.
+func (u *chaotic) toNotice() time.Duration {
+	probe := chaosFast * 11 / 10
+	if u.conduct == hanging {
+		probe = max(probe, chaosTimeout)
+	}
+	return chaosInterval*11/10 + 3*probe
+}
+
+// chaosPool is all of them, under a config.
+type chaosPool struct {
+	all      []*chaotic
+	failOpen string
+	ramps    bool
+	version  int
+}
+
+// those returns who has all of these properties.
+func (p *chaosPool) those(properties ...func(*chaotic) bool) (some []*chaotic) {
+next:
+	for _, u := range p.all {
+		for _, has := range properties {
+			if !has(u) {
+				continue next
+			}
+		}
+		some = append(some, u)
+	}
+	return some
+}
+
+// gets returns who gets requests, and whether that is whatever their health.
+func (p *chaosPool) gets() (some []*chaotic, failsOpen bool) {
+	primaries := p.those((*chaotic).primary, (*chaotic).ready)
+	serving := p.those((*chaotic).primary, (*chaotic).serves)
+	backups := p.those((*chaotic).isBackup, (*chaotic).serves)
+	if percent, err := strconv.Atoi(strings.TrimSuffix(p.failOpen, "%")); err == nil && len(backups) == 0 && 100*len(serving) < percent*len(primaries) {
+		return primaries, true
+	}
+	for _, tier := range [][]*chaotic{
+		serving, backups,
+		p.those((*chaotic).primary, (*chaotic).drained), p.those((*chaotic).isBackup, (*chaotic).drained),
+	} {
+		if len(tier) > 0 {
+			return tier, false
+		}
+	}
+	if p.failOpen == "off" {
+		return nil, false
+	}
+	if len(primaries) > 0 {
+		return primaries, true
+	}
+	readyBackups := p.those((*chaotic).isBackup, (*chaotic).ready)
+	return readyBackups, len(readyBackups) > 0
+}
+
+// reliable returns who serves and does answer.
+func (p *chaosPool) reliable() map[string]bool {
+	names := make(map[string]bool)
+	for _, u := range p.those((*chaotic).serves, (*chaotic).answers) {
+		names[u.name] = true
+	}
+	return names
+}
+
+// sites is a config of the pool. Behind /retried, requests are tried elsewhere, just so
+// often that all can be tried once.
+func (p *chaosPool) sites() string {
+	var addrs, weights, backups []string
+	for _, u := range p.all {
+		addrs = append(addrs, u.addr)
+		weights = append(weights, fmt.Sprintf("weight %s %d", u.addr, u.own))
+		if u.backup {
+			backups = append(backups, u.addr)
+		}
+	}
+	ramp := ""
+	if p.ramps {
+		ramp = "slow_start " + chaosRamp.String()
+	}
+	proxy := fmt.Sprintf(`reverse_proxy %s {
+			lb_policy alive {
+				name chaos
+				check %s {
+					interval %s
+					fast_interval %s
+					timeout %s
+				}
+				%s
+				backup %s
+				fail_open %s
+				%s
+			}
+			transport http {
+				response_header_timeout 2s
+				keepalive off
+			}`, strings.Join(addrs, " "), p.all[0].check, chaosInterval, chaosFast, chaosTimeout,
+		strings.Join(weights, "\n\t\t\t\t"), strings.Join(backups, " "), p.failOpen, ramp)
+	return fmt.Sprintf(`
+http:// {
+	header Version %d
+	handle /retried {
+		%s
+			lb_retries %d
+		}
+	}
+	handle {
+		%s
+		}
+	}
+}`, p.version, proxy, len(p.all)-1, proxy)
+}
+
+// other returns one of the choices that is not what it was.
+func other[T comparable](chance *rand.Rand, was T, choices ...T) T {
+	for {
+		if one := choices[chance.IntN(len(choices))]; one != was {
+			return one
+		}
+	}
+}
+
+// step draws what happens next, and has the model follow. What is returned is that in
+// words, and how to do it.
+func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*instance)) {
+	u := p.all[chance.IntN(len(p.all))]
+	patch := func(format string, args ...any) func(*instance) {
+		return func(c *instance) { c.patch(u.addr, fmt.Sprintf(format, args...)) }
+	}
+	reload := func(c *instance) { c.load(p.sites()) }
+	switch draw := chance.IntN(12); draw {
+	case 0, 1, 2, 3, 4:
+		u.conduct = other(chance, u.conduct, well, well, well, sick, sick, sick, sick, refusing, refusing, resetting, resetting, hanging)
+		return fmt.Sprintf("%s behaves like %d", u.name, u.conduct), func(*instance) { u.backend.set(u.conduct) }
+	case 5, 6:
+		u.mode = other(chance, u.mode, modeReady, modeReady, modeDrain, modeMaintenance)
+		return fmt.Sprintf("%s: %s", u.name, u.mode), patch(`{"mode": %q}`, u.mode)
+	case 7:
+		if u.set = other(chance, u.set, -1, 0, 1, 2); u.set < 0 {
+			return u.name + ": weight as in the config", patch(`{"weight": null}`)
+		}
+		return fmt.Sprintf("%s: weight %d", u.name, u.set), patch(`{"weight": %d}`, u.set)
+	default:
+		p.version++
+		switch draw {
+		case 8:
+			p.failOpen = other(chance, p.failOpen, "none_up", "off", "50%", "100%")
+			return "reload with fail_open " + p.failOpen, reload
+		case 9:
+			check := other(chance, u.check, "http /healthz", "http /healthz/deep", "http /")
+			for _, u := range p.all {
+				u.check = check
+			}
+			return "reload with check " + check, reload
+		case 10:
+			p.ramps = !p.ramps
+			return fmt.Sprintf("reload with slow start: %v", p.ramps), reload
+		default:
+			return "reload", reload
+		}
+	}
+}
