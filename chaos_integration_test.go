@@ -30,7 +30,7 @@ type chaos struct {
 	*chaosPool
 	t     *testing.T
 	caddy *instance
-	lines map[string][]string // that the log has of each upstream
+	flips map[string][]string // of each upstream
 
 	mu         sync.Mutex
 	reloads    int
@@ -42,21 +42,22 @@ type chaos struct {
 
 // After each of many random faults, changes by operators and reloads, what is shown of
 // every upstream and who gets requests, how many, is as the rules say, as soon as they
-// say, and each flip is told once. While there is somebody who serves and answers, no
-// request fails meanwhile, if others are tried: each of them once, for there are no more
-// tries than that.
+// say, and each flip is told once, in the log and as an event. While there is somebody
+// who serves and answers, no request fails meanwhile, if others are tried: each of them
+// once, for there are no more tries than that.
 func TestCaddyChaos(t *testing.T) {
 	if *chaosSeed == 0 {
 		*chaosSeed = rand.Uint64()
 	}
 	t.Logf("go test -run TestCaddyChaos -chaos %d -seed %d", *chaosSteps, *chaosSeed)
 	chance := rand.New(rand.NewPCG(*chaosSeed, 0))
-	c := &chaos{t: t, chaosPool: &chaosPool{failOpen: "none_up"}, lines: make(map[string][]string)}
+	c := &chaos{t: t, chaosPool: &chaosPool{failOpen: "none_up"}, flips: make(map[string][]string)}
 	for i, b := range startBackends(t, "a", "b", "c", "d", "e") {
 		c.all = append(c.all, &chaotic{backend: b, mode: modeReady, own: []int{1, 2, 3, 1, 2}[i], set: -1, backup: i > 2, check: "http /healthz"})
-		c.lines[b.addr] = []string{"from unknown to up"}
+		c.flips[b.addr] = []string{"from unknown to up"}
 	}
-	c.caddy = startOperated(t, "", c.sites())
+	record(t, nil)
+	c.caddy = startOperated(t, recordEvents, c.sites())
 	c.settles(0)
 	steps := []string{"start"}
 	for range *chaosSteps {
@@ -95,7 +96,7 @@ func (c *chaos) happens(chance *rand.Rand) string {
 	for _, u := range c.all {
 		was, is := before[u.addr], u.state()
 		if was != is && is != "unknown" {
-			c.lines[u.addr] = append(c.lines[u.addr], fmt.Sprintf("from %s to %s", was, is))
+			c.flips[u.addr] = append(c.flips[u.addr], fmt.Sprintf("from %s to %s", was, is))
 			within = max(within, u.toNotice())
 		}
 		if e := c.caddy.one(u.addr); reload && was != "unknown" && e.Status != was && e.Status != is {
@@ -126,7 +127,8 @@ func (c *chaos) states() map[string]string {
 	return states
 }
 
-// settles wants all to be shown as they are, and the log to tell of it, in time.
+// settles wants all to be shown as they are, and the log and the events to tell of it,
+// in time.
 func (c *chaos) settles(within time.Duration) {
 	c.t.Helper()
 	wrong := ""
@@ -141,9 +143,18 @@ func (c *chaos) settles(within time.Duration) {
 		for _, line := range c.caddy.lines("upstream is ") {
 			lines[line.Upstream] = append(lines[line.Upstream], fmt.Sprintf("from %s to %s", line.Previous, strings.TrimPrefix(line.Msg, "upstream is ")))
 		}
+		told := eventsByUpstream()
 		for _, u := range c.all {
-			if !slices.Equal(lines[u.addr], c.lines[u.addr]) {
-				wrong = fmt.Sprintf("the log tells of %s: %s; want %s", u, lines[u.addr], c.lines[u.addr])
+			if !slices.Equal(lines[u.addr], c.flips[u.addr]) {
+				wrong = fmt.Sprintf("the log tells of %s: %q; want %q", u, lines[u.addr], c.flips[u.addr])
+				return false
+			}
+			var events []string
+			for _, flip := range c.flips[u.addr] {
+				events = append(events, map[bool]string{true: "healthy", false: "unhealthy"}[strings.HasSuffix(flip, "up")])
+			}
+			if !slices.Equal(told[u.addr], events) {
+				wrong = fmt.Sprintf("the events of %s: %s; want %s", u, told[u.addr], events)
 				return false
 			}
 		}
@@ -152,6 +163,19 @@ func (c *chaos) settles(within time.Duration) {
 	if !poll(within+slack, settled) {
 		c.t.Errorf("not in %s: %s", within+slack, wrong)
 	}
+}
+
+// eventsByUpstream returns the events of flips that there were.
+func eventsByUpstream() map[string][]string {
+	recorded.Lock()
+	defer recorded.Unlock()
+	told := make(map[string][]string)
+	for _, e := range recorded.events {
+		if upstream, ok := e.Data["upstream"].(string); ok {
+			told[upstream] = append(told[upstream], e.Name())
+		}
+	}
+	return told
 }
 
 // reload notes when that is.

@@ -292,7 +292,13 @@ func (s *soak) deploy(w *worker) error {
 	if err := s.patch(w, `{"mode": "drain"}`); err != nil {
 		return err
 	}
-	if !poll(func() bool { return s.entry(w).Requests == 0 }) {
+	looks := 0 // Caddy counts a request a moment after it was decided who gets it
+	if !poll(func() bool {
+		if looks++; s.entry(w).Requests > 0 {
+			looks = 0
+		}
+		return looks == 2
+	}) {
 		return fmt.Errorf("%s: drained, it has requests in flight for %s", w.addr, patience)
 	}
 	w.kill()
