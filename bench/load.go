@@ -24,7 +24,8 @@ type result struct {
 func (r result) ok() bool { return r.status == http.StatusOK }
 
 // attack sends so many requests a second for a while, whatever becomes of them: an open
-// loop. It returns them in the order in which they were due.
+// loop. The first is due after the time between two. It returns them in the order in which
+// they were due.
 func attack(ctx context.Context, url string, rate int, during time.Duration) []result {
 	attacker := vegeta.NewAttacker(vegeta.Timeout(30*time.Second), vegeta.KeepAlive(true), vegeta.Connections(10000), vegeta.MaxConnections(0), vegeta.Workers(64), vegeta.MaxWorkers(8000))
 	stopped := context.AfterFunc(ctx, func() { attacker.Stop() })
@@ -33,7 +34,7 @@ func attack(ctx context.Context, url string, rate int, during time.Duration) []r
 	began := time.Now()
 	results := make([]result, 0, int(during/every)+1)
 	for r := range attacker.Attack(vegeta.NewStaticTargeter(vegeta.Target{Method: http.MethodGet, URL: url}), vegeta.Rate{Freq: rate, Per: time.Second}, during, "") {
-		due := began.Add(time.Duration(r.Seq) * every)
+		due := began.Add(time.Duration(r.Seq+1) * every)
 		if r.Timestamp.Before(due) {
 			due = r.Timestamp
 		}
