@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
 	"time"
 
@@ -19,6 +20,7 @@ type result struct {
 	latency time.Duration // from then on, so that a stall of the sender hides nothing
 	status  int           // 0 if there was no answer
 	from    string        // the upstream that answered
+	again   bool          // the client had to ask twice, for a kept connection ended without an answer
 }
 
 func (r result) ok() bool { return r.status == http.StatusOK }
@@ -27,7 +29,9 @@ func (r result) ok() bool { return r.status == http.StatusOK }
 // loop. The first is due after the time between two. It returns them in the order in which
 // they were due.
 func attack(ctx context.Context, url string, rate int, during time.Duration) []result {
-	attacker := vegeta.NewAttacker(vegeta.Timeout(30*time.Second), vegeta.KeepAlive(true), vegeta.Connections(10000), vegeta.MaxConnections(0), vegeta.Workers(64), vegeta.MaxWorkers(8000))
+	transport := &http.Transport{MaxIdleConnsPerHost: 10000}
+	defer transport.CloseIdleConnections()
+	attacker := vegeta.NewAttacker(vegeta.Client(&http.Client{Timeout: 30 * time.Second, Transport: attentive{transport}}), vegeta.Workers(64), vegeta.MaxWorkers(8000))
 	stopped := context.AfterFunc(ctx, func() { attacker.Stop() })
 	defer stopped()
 	every := time.Second / time.Duration(rate)
@@ -38,10 +42,27 @@ func attack(ctx context.Context, url string, rate int, during time.Duration) []r
 		if r.Timestamp.Before(due) {
 			due = r.Timestamp
 		}
-		results = append(results, result{due, r.Timestamp.Add(r.Latency).Sub(due), int(r.Code), string(r.Body)})
+		results = append(results, result{due, r.Timestamp.Add(r.Latency).Sub(due), int(r.Code), string(r.Body), r.Headers.Get(againHeader) != ""})
 	}
 	slices.SortFunc(results, func(a, b result) int { return a.due.Compare(b.due) })
 	return results
+}
+
+// againHeader is added to answers of requests that were sent twice.
+const againHeader = "Bench-Again"
+
+// attentive notices where Go's transport sends a request again by itself.
+type attentive struct{ *http.Transport }
+
+// RoundTrip adds a header to the answer then.
+func (a attentive) RoundTrip(r *http.Request) (*http.Response, error) {
+	connections := 0
+	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connections++ }}
+	response, err := a.Transport.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), trace)))
+	if err == nil && connections > 1 {
+		response.Header.Set(againHeader, "1")
+	}
+	return response, err
 }
 
 // failures counts those that got no answer, or an error.
