@@ -8,8 +8,10 @@
 //
 //	go -C bench run .
 //
-// It prints tables, and writes them to bench/results: as Markdown, as JSON, and as
-// charts. At the end it says which budgets of this project are held and which missed.
+// It prints tables, and writes them to bench/results: as Markdown, as JSON with what each
+// round gave, and as charts, with the configs of all peers. At the end it says which
+// budgets of this project are held, missed, or not decided for the noise. With -quick, on
+// two cores, the parts take about 170, 140, 30, 15, 40, 90 and 50 seconds.
 package main
 
 import (
@@ -66,7 +68,7 @@ func main() {
 	only := flag.String("only", strings.Join(names, ","), "which parts to measure")
 	duration := flag.Duration("duration", 20*time.Second, "how long each measurement lasts")
 	settle := flag.Duration("settle", 15*time.Second, "how long a checker runs before it is measured")
-	rounds := flag.Int("rounds", 3, "how often each is repeated, by turns; medians are shown")
+	rounds := flag.Int("rounds", 3, "how often each is repeated, by turns; medians and sums are shown")
 	rate := flag.Int("rate", 1000, "requests a second")
 	targets := flag.String("targets", "1000,5000", "how many targets are probed, one after the other")
 	strict := flag.Bool("strict", false, "fail if a budget is missed that is not one of speed")

@@ -175,7 +175,7 @@ func (b *bench) probes(ctx context.Context) error {
 	defer to.server.Close()
 	all := b.checkers()
 	const memory = "memory a target (KiB)"
-	t := b.table("Probes", fmt.Sprintf("One HTTP probe of each target a second; medians of %d rounds of %s each.", b.rounds, b.duration),
+	t := b.table("Probes", fmt.Sprintf("One HTTP probe of each target a second; medians of %d rounds of %s each. HAProxy opens a connection for each probe, the others keep theirs.", b.rounds, b.duration),
 		label("targets"), label("checker"), typical("CPU a probe (µs)"), typical(memory), typical("worst lateness (ms)"), typical("densest 50 ms (%)"), typical("probes a target and second"))
 	for _, targets := range b.targets {
 		var ratios []float64
@@ -200,59 +200,67 @@ func (b *bench) probes(ctx context.Context) error {
 	return nil
 }
 
-// measure runs a checker with few targets and with many.
-func (b *bench) measure(ctx context.Context, to *backend, c peer, targets int) (sample, error) {
-	base, _, err := b.run(ctx, to, c, few)
+// measure runs a checker with few targets, for its memory, and with many.
+func (b *bench) measure(ctx context.Context, to *backend, c peer, targets int) (s sample, err error) {
+	var base, memory int64
+	err = b.settled(ctx, c, to.addresses[:few], func(p *process) (err error) {
+		base, err = p.memory()
+		return err
+	})
 	if err != nil {
-		return sample{}, err
+		return s, err
 	}
-	memory, s, err := b.run(ctx, to, c, targets)
+	err = b.settled(ctx, c, to.addresses[:targets], func(p *process) (err error) {
+		to.reset()
+		before, err := p.cpu()
+		if err != nil {
+			return err
+		}
+		if err := pause(ctx, b.duration); err != nil {
+			return err
+		}
+		after, err := p.cpu()
+		if err != nil {
+			return err
+		}
+		if memory, err = p.memory(); err != nil {
+			return err
+		}
+		s, err = to.seen(targets, after-before, b.duration)
+		return err
+	})
 	s.memory = float64(memory-base) / float64(targets-few)
 	return s, err
 }
 
-// run runs a checker and returns its memory at the end.
-func (b *bench) run(ctx context.Context, to *backend, c peer, targets int) (memory int64, s sample, err error) {
+// settled runs a checker, and looks at it when it has run for a while.
+func (b *bench) settled(ctx context.Context, c peer, addresses []string, look func(*process) error) error {
 	folder, err := os.MkdirTemp(b.scratch, "run-")
 	if err != nil {
-		return 0, s, err
+		return err
 	}
-	p, err := c.start(ctx, folder, "", balance{upstreams: to.addresses[:targets]})
+	p, err := c.start(ctx, folder, "", balance{upstreams: addresses})
 	if err != nil {
-		return 0, s, err
+		return err
 	}
-	defer func() { err = errors.Join(err, p.stop()) }()
-	if err := pause(ctx, b.settle); err != nil {
-		return 0, s, err
+	if err = pause(ctx, b.settle); err == nil {
+		err = look(p)
 	}
-	to.reset()
-	before, err := p.cpu()
-	if err != nil {
-		return 0, s, err
+	return errors.Join(err, p.stop())
+}
+
+// seen makes a sample of the probes that came, and what CPU time they took.
+func (b *backend) seen(targets int, cpu, during time.Duration) (s sample, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.last) != targets {
+		return s, fmt.Errorf("probes of %d targets came, not of %d", len(b.last), targets)
 	}
-	if err := pause(ctx, b.duration); err != nil {
-		return 0, s, err
-	}
-	after, err := p.cpu()
-	if err != nil {
-		return 0, s, err
-	}
-	if memory, err = p.memory(); err != nil {
-		return 0, s, err
-	}
-	to.mu.Lock()
-	defer to.mu.Unlock()
-	if to.count == 0 {
-		return 0, s, errors.New("no probe came")
-	}
-	if len(to.last) != targets {
-		return 0, s, fmt.Errorf("probes of %d targets came, not of %d", len(to.last), targets)
-	}
-	s.cpu = float64((after - before).Nanoseconds()) / 1e3 / float64(to.count)
-	s.late = to.worst
-	s.dense = densest(to.times, targets)
-	s.probes = float64(to.count) / b.duration.Seconds() / float64(targets)
-	return memory, s, nil
+	s.cpu = float64(cpu.Nanoseconds()) / 1e3 / float64(b.count)
+	s.late = b.worst
+	s.dense = densest(b.times, targets)
+	s.probes = float64(b.count) / during.Seconds() / float64(targets)
+	return s, nil
 }
 
 // pause waits.
