@@ -51,7 +51,7 @@ func TestCaddyChaos(t *testing.T) {
 	}
 	t.Logf("go test -run TestCaddyChaos -chaos %d -seed %d", *chaosSteps, *chaosSeed)
 	chance := rand.New(rand.NewPCG(*chaosSeed, 0))
-	c := &chaos{t: t, chaosPool: &chaosPool{failOpen: "none_up"}, flips: make(map[string][]string)}
+	c := &chaos{t: t, chaosPool: &chaosPool{failOpen: "none_up", ramps: chance.IntN(2) == 0}, flips: make(map[string][]string)}
 	for i, b := range startBackends(t, "a", "b", "c", "d", "e") {
 		c.all = append(c.all, &chaotic{backend: b, mode: modeReady, own: []int{1, 2, 3, 1, 2}[i], set: -1, backup: i > 2, check: "http /healthz"})
 		c.flips[b.addr] = []string{"from unknown to up"}
