@@ -23,27 +23,36 @@ type unanswered struct{ error }
 
 func (u unanswered) Unwrap() error { return u.error }
 
-// kind is one kind of request. Asking returns who answered, if that is known.
+// somebody answers where it is not known who.
+const somebody = "somebody"
+
+// excuse says when something that happens to an upstream excuses that a request fails.
+type excuse int
+
+const (
+	never  excuse = iota // Caddy asks another one, and the answer comes at once
+	begun                // Caddy asks another one, unless the answer began
+	always               // Caddy does not ask another one
+)
+
+// kind is one kind of request. Asking returns who began to answer, "" for nobody.
 type kind struct {
-	name string
-	// safe says that Caddy asks another upstream where one fails: none of these may
-	// fail, whatever happens to upstreams.
-	safe bool
-	ask  func(ctx context.Context, client *http.Client, site string) (by string, err error)
+	name    string
+	excused excuse
+	ask     func(ctx context.Context, client *http.Client, site string) (by string, err error)
 }
 
-// quick and slow are the kinds of a mixed load. What cannot be tried elsewhere, and
-// what was begun, ends with its upstream.
+// quick and slow are the kinds of a mixed load.
 var (
 	quick = []kind{
-		{"get", true, askSmall},
-		{"large", false, askLarge},
-		{"get", true, askSmall},
-		{"post", false, askEcho},
+		{"get", never, askSmall},
+		{"large", begun, askLarge},
+		{"get", never, askSmall},
+		{"post", always, askEcho},
 	}
 	slow = []kind{
-		{"download", false, askDownload},
-		{"socket", false, askSocket},
+		{"download", begun, askDownload},
+		{"socket", begun, askSocket},
 	}
 )
 
@@ -59,10 +68,10 @@ func exchange(ctx context.Context, client *http.Client, method, url string, body
 	}
 	defer response.Body.Close()
 	by = response.Header.Get("Worker")
-	answer, err = io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %d", response.StatusCode)
+	if response.StatusCode != http.StatusOK {
+		return nil, "", fmt.Errorf("status %d from %q", response.StatusCode, by)
 	}
+	answer, err = io.ReadAll(response.Body)
 	return answer, by, err
 }
 
@@ -116,7 +125,7 @@ func askSocket(ctx context.Context, _ *http.Client, site string) (by string, err
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	if err := websocket.Message.Receive(conn, &by); err != nil {
-		return "", err
+		return somebody, err
 	}
 	for i := range parts {
 		said, heard := fmt.Sprint("word ", i), ""
@@ -178,13 +187,12 @@ func (all *troubles) begin(who string) (end func(after time.Duration)) {
 	}
 }
 
-// excuse reports whether who was in trouble at any time since; anybody of some if it
-// is "".
+// excuse reports whether who, or somebody, was in trouble at any time since.
 func (all *troubles) excuse(who string, since time.Time) bool {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	for _, one := range all.last {
-		if (who == "" || who == one.who) && (one.ended.IsZero() || one.ended.After(since)) {
+		if (who == somebody || who == one.who) && (one.ended.IsZero() || one.ended.After(since)) {
 			return true
 		}
 	}
@@ -258,15 +266,18 @@ func (l *load) ask(k kind) {
 	l.mu.Lock()
 	l.asked[k.name]++
 	l.mu.Unlock()
-	if isReset(err) && l.reloads.excuse("", began) {
+	if isReset(err) && l.reloads.excuse(somebody, began) {
 		l.mu.Lock()
 		l.resets++
 		l.mu.Unlock()
 		by, err = k.ask(ctx, l.client, l.site)
 	}
+	if k.excused == always {
+		by = somebody
+	}
 	switch {
 	case err == nil:
-	case !k.safe && l.faults.excuse(by, began):
+	case k.excused != never && l.faults.excuse(by, began):
 		l.mu.Lock()
 		l.excused[k.name]++
 		l.mu.Unlock()

@@ -93,7 +93,7 @@ func askedFor() (asked bool) {
 // replaced, change their weight, and configs are loaded anew, all by chance, one
 // upstream is well and ready all the time. So not one request may fail that can be
 // tried elsewhere; nor any other, but those that were under way to an upstream when
-// something happened to it that Caddy cannot know yet. A fault is noticed in time. At
+// something happened to it that Caddy cannot know of yet. A fault is noticed in time. At
 // the end, Caddy has as many goroutines and files, and as much memory, as after the
 // first quarter.
 func TestSoak(t *testing.T) {
@@ -363,7 +363,7 @@ func (s *soak) ask(method, path, contentType, body string) (string, error) {
 	for {
 		began := time.Now()
 		text, err := s.askOnce(method, path, contentType, body)
-		if !isReset(err) || !s.load.reloads.excuse("", began) {
+		if !isReset(err) || !s.load.reloads.excuse(somebody, began) {
 			return text, err
 		}
 	}
