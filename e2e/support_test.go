@@ -26,13 +26,15 @@ import (
 // patience is how long anything may take that has to happen.
 const patience = 20 * time.Second
 
+// built is the folder of what was built, "" if nothing was.
+var built string
+
 // build builds Caddy with this plugin, once for all tests.
-var build = sync.OnceValues(func() (string, error) {
-	folder, err := os.MkdirTemp("", "e2e")
-	if err != nil {
+var build = sync.OnceValues(func() (caddy string, err error) {
+	if built, err = os.MkdirTemp("", "e2e"); err != nil {
 		return "", err
 	}
-	caddy := filepath.Join(folder, "caddy")
+	caddy = filepath.Join(built, "caddy")
 	args := []string{"build", "-o", caddy}
 	if *race {
 		args = append(args, "-race")
@@ -51,8 +53,8 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	status := m.Run()
-	if caddy, err := build(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(caddy))
+	if built != "" {
+		_ = os.RemoveAll(built)
 	}
 	tellSkipped(os.Stderr)
 	os.Exit(status)
