@@ -369,6 +369,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 	}
 
 	prober, up := check.prober, to.up
+	duration := checkDuration.WithLabelValues(check.kind)
 	// one logger for all of them, for a logger with fields takes more memory than
 	// the rest of a target
 	fields := []zap.Field{zap.String("upstream", up.Address), zap.String("check", check.label)}
@@ -384,7 +385,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 		},
 		Bound: to.bound,
 		Probed: func(result health.Result) {
-			tally.probed(check.kind, result)
+			tally.probed(duration, result)
 			if c := logger.Check(zap.DebugLevel, "probed"); c != nil {
 				c.Write(fields[0], fields[1], zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
 			}

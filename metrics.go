@@ -38,13 +38,13 @@ func newCheckTally(key seriesKey) (*checkTally, error) {
 }
 
 // probed counts a result.
-func (t *checkTally) probed(kind string, r health.Result) {
+func (t *checkTally) probed(duration prometheus.Observer, r health.Result) {
 	if r.Passed() {
 		t.passed.Add(1)
 	} else {
 		t.failed.Add(1)
 	}
-	checkDuration.WithLabelValues(kind).Observe(r.Took.Seconds())
+	duration.Observe(r.Took.Seconds())
 }
 
 // flipped counts a change of status.

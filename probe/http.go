@@ -283,11 +283,14 @@ func (h *HTTP) Probe(ctx context.Context, up Upstream) error {
 	// The body is read even if nobody looks at it: an upstream that dies in the
 	// middle of an answer is not alive.
 	var body []byte
-	limited := io.LimitReader(resp.Body, h.MaxSize)
+	from := io.Reader(resp.Body)
+	if resp.ContentLength < 0 || resp.ContentLength > h.MaxSize {
+		from = io.LimitReader(from, h.MaxSize)
+	}
 	if h.looksAtBody() && !draining {
-		body, err = io.ReadAll(limited)
+		body, err = io.ReadAll(from)
 	} else {
-		_, err = io.Copy(io.Discard, limited)
+		_, err = io.Copy(io.Discard, from)
 	}
 	if err != nil {
 		return fmt.Errorf("reading the body: %w", err)

@@ -79,13 +79,20 @@ func (a *attempt) lateness(now time.Time) time.Duration {
 }
 
 // ending is the part of a context that ends. Those of the standard library take
-// several allocations and a map to be waited for; a probe waits in one place, with
-// [context.AfterFunc], which is what this makes cheap.
+// several allocations and a map to be waited for; a probe waits in one place, by
+// AfterFunc, which is what this makes cheap.
 type ending struct {
-	mu    sync.Mutex
-	err   error
-	done  chan struct{} // nil until somebody asks for it
-	after []*func()     // called when it ends
+	mu      sync.Mutex
+	err     error
+	done    chan struct{} // nil until somebody asks for it
+	waiting []*waiter
+	room    [1]*waiter // for the usual one
+}
+
+// waiter is a function that is called when a context ends.
+type waiter struct {
+	on *ending
+	f  func()
 }
 
 // Done returns a channel that is closed when it ends.
@@ -111,25 +118,33 @@ func (e *ending) Err() error {
 // Value returns nil: it has none.
 func (*ending) Value(any) any { return nil }
 
-// AfterFunc is what the context package calls to wait without a goroutine.
+// AfterFunc has f called in a goroutine of its own when it ends, as [context.AfterFunc]
+// does, which calls this.
 func (e *ending) AfterFunc(f func()) (stop func() bool) {
+	w := &waiter{on: e, f: f}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.err != nil {
 		go f()
-		return func() bool { return false }
+		return w.stop
 	}
-	key := &f
-	e.after = append(e.after, key)
-	return func() bool {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		i := slices.Index(e.after, key)
-		if i >= 0 {
-			e.after = slices.Delete(e.after, i, i+1)
-		}
-		return i >= 0
+	if e.waiting == nil {
+		e.waiting = e.room[:0]
 	}
+	e.waiting = append(e.waiting, w)
+	return w.stop
+}
+
+// stop has it not called any more, and reports whether it was not.
+func (w *waiter) stop() bool {
+	w.on.mu.Lock()
+	defer w.on.mu.Unlock()
+	i := slices.Index(w.on.waiting, w)
+	if i < 0 {
+		return false
+	}
+	w.on.waiting = slices.Delete(w.on.waiting, i, i+1)
+	return true
 }
 
 // cut ends it, if it has not ended yet.
@@ -143,8 +158,8 @@ func (e *ending) cut(err error) {
 	if e.done != nil {
 		close(e.done)
 	}
-	for _, f := range e.after {
-		go (*f)()
+	for _, w := range e.waiting {
+		go w.f()
 	}
-	e.after = nil
+	e.waiting = nil
 }

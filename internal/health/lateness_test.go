@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -191,7 +192,8 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 					Report: func(change Transition) { reported = append(reported, change) },
 				})
 				defer detach()
-				next := target.probeOnce(target.loop)
+				began := time.Now()
+				next := target.probeOnce(target.loop, began, began).Sub(began)
 
 				if got := target.Status(); got != tc.want {
 					t.Errorf("status %v, want %v", got, tc.want)
@@ -230,7 +232,8 @@ func TestALateTimeoutIsNotAResult(t *testing.T) {
 			Probed: func(r Result) { t.Errorf("told of %+v", r) },
 			Report: func(change Transition) { t.Errorf("reported %+v", change) },
 		})()
-		if next := target.probeOnce(target.loop); next != time.Second {
+		began := time.Now()
+		if next := target.probeOnce(target.loop, began, began).Sub(began); next != time.Second {
 			t.Errorf("the next comes after %v, want the fast interval", next)
 		}
 	})
@@ -267,4 +270,65 @@ func TestTimeoutsOnTimeCount(t *testing.T) {
 			t.Errorf("status %v after %d results, want down after 4", got, results)
 		}
 	})
+}
+
+// Who asks to be called when a probe ends is, once, in a goroutine of its own, unless
+// it is stopped before; also who asks when it has ended.
+func TestAfterAnAttempt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAttempt(nil, time.Now(), time.Second)
+		var called [4]atomic.Int32
+		stops := make([]func() bool, len(called))
+		for i := range 3 {
+			stops[i] = context.AfterFunc(a, func() { called[i].Add(1) })
+		}
+		if !stops[1]() || stops[1]() {
+			t.Error("what is stopped in time has to say so, once")
+		}
+		select {
+		case <-a.Done():
+			t.Error("it is done before it ended")
+		default:
+		}
+		a.cut(context.Canceled)
+		a.cut(context.DeadlineExceeded) // it ends once
+		stops[3] = context.AfterFunc(a, func() { called[3].Add(1) })
+		synctest.Wait()
+		for i, want := range []int32{1, 0, 1, 1} {
+			if got := called[i].Load(); got != want {
+				t.Errorf("function %d was called %d times, want %d", i, got, want)
+			}
+			if stops[i]() {
+				t.Errorf("function %d could be stopped after all", i)
+			}
+		}
+		<-a.Done()
+		if got := a.Err(); !errors.Is(got, context.Canceled) {
+			t.Errorf("it ended by %v, want %v", got, context.Canceled)
+		}
+	})
+}
+
+// Intervals count from when a probe was due, if it began as good as then; one that
+// began later is followed by the next a whole interval after it began.
+func TestIntervalsCountFromWhenDue(t *testing.T) {
+	for _, tc := range []struct{ late, want time.Duration }{
+		{0, 5 * time.Second},
+		{punctual, 5*time.Second - punctual},
+		{punctual + 1, 5 * time.Second},
+		{time.Minute, 5 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			target := NewTarget(settings())
+			target.Inherit(Up, false, time.Now())
+			detach := attachByHand(target, Driver{Probe: func(context.Context, bool) (bool, error) { return false, nil }})
+			defer detach()
+			l := target.loop
+			l.probing, l.due = false, time.Now().Add(-tc.late)
+			target.tick(l)
+			if got := time.Until(l.due); got != tc.want {
+				t.Errorf("%v late: the next comes after %v, want %v", tc.late, got, tc.want)
+			}
+		})
+	}
 }

@@ -103,16 +103,19 @@ func (s *state) settled() bool { return s.status == Up && s.fails == 0 }
 
 // Probes start at marks, where the jitter leaves room for it: to wake up once for
 // some of them takes a fraction of the CPU time of waking up for each. An interval
-// has 20 of them at least, and they are 100 ms apart at most.
+// has 16 of them at least, and they are 100 ms apart at most.
 const (
-	marks   = 20
+	marks   = 16
 	maxStep = 100 * time.Millisecond
 )
 
-// delay is the time from the start of one probe, at started, to the start of the
-// next. Half of the jitter is the target's own: targets that started together
-// drift apart with every probe, and not only as far as chance takes them.
-func (s *state) delay(set *Settings, started time.Time) time.Duration {
+// epoch is one mark. It is this process's own, for a clock that is set moves none.
+var epoch = time.Now()
+
+// delay is the time from the start of one probe, which was due at that time, to the
+// start of the next. Half of the jitter is the target's own: targets that started
+// together drift apart with every probe, and not only as far as chance takes them.
+func (s *state) delay(set *Settings, due time.Time) time.Duration {
 	d := set.Interval
 	switch {
 	case !s.wasUp,
@@ -123,17 +126,13 @@ func (s *state) delay(set *Settings, started time.Time) time.Duration {
 		d = set.DownInterval
 	}
 	most := time.Duration(set.Jitter * float64(d))
-	extra := time.Duration((s.drift + rand.Float64()) / 2 * float64(most))
-	// two steps, for the part that is left to chance has to reach the next mark
-	if step := min(d/marks, maxStep); step > 0 && most >= 2*step {
-		past := time.Duration(started.Add(d+extra).UnixNano() % int64(step))
-		switch {
-		case past == 0:
-		case extra+step-past <= most:
-			extra += step - past
-		case extra >= past:
-			extra -= past
-		}
+	share := (s.drift + rand.Float64()) / 2
+	step := min(d/marks, maxStep)
+	if step <= 0 || most < step {
+		return d + time.Duration(share*float64(most))
 	}
-	return d + extra
+	// one of the marks that the jitter reaches
+	first := (step - due.Add(d).Sub(epoch)%step) % step
+	further := float64((most - first) / step)
+	return d + first + time.Duration(share*(further+1))*step
 }

@@ -262,10 +262,10 @@ func (t *Target) detach(d *Driver) {
 	}
 }
 
-// arm has the next probe begin after the delay.
-func (l *loop) arm(delay time.Duration) {
-	l.due = time.Now().Add(delay)
-	l.timer.Reset(delay)
+// arm has the next probe begin at a time.
+func (l *loop) arm(at time.Time) {
+	l.due = at
+	l.timer.Reset(time.Until(at))
 }
 
 // hurry has the next probe begin at once, or right after the one in flight.
@@ -273,7 +273,7 @@ func (l *loop) hurry() {
 	if l.probing {
 		l.again = true
 	} else {
-		l.arm(0)
+		l.arm(time.Now())
 	}
 }
 
@@ -290,18 +290,25 @@ func (t *Target) tick(l *loop) {
 	case l.probing || now.Before(l.due): // it fired for a probe that was over by then
 	default:
 		l.probing = true
+		due := l.due
+		if now.Sub(due) > punctual {
+			due = now
+		}
 		t.mu.Unlock()
 		growStack()
-		t.probe(l)
+		t.probe(l, now, due)
 		t.mu.Lock()
 	}
 }
 
+// punctual is how late a probe may begin and still count as on time: intervals count
+// from when it was due, or small delays would take it from mark to mark.
+const punctual = 5 * time.Millisecond
+
 // probe runs one probe and has the next one follow. Probes of one target never
 // overlap: one that takes longer than the interval delays the next.
-func (t *Target) probe(l *loop) {
-	started := time.Now()
-	next := t.probeOnce(l)
+func (t *Target) probe(l *loop, now, due time.Time) {
+	next := t.probeOnce(l, now, due)
 
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -313,30 +320,29 @@ func (t *Target) probe(l *loop) {
 		return
 	}
 	if l.again || len(t.asked) > 0 {
-		l.again, next = false, 0
+		l.again, next = false, now
 	} else if t.paused {
 		return
 	}
-	l.arm(time.Until(started.Add(next)))
+	l.arm(next)
 }
 
-// probeOnce runs one probe, counts its result and tells of it. It returns the time
-// from its start to the start of the next.
-func (t *Target) probeOnce(l *loop) (next time.Duration) {
+// probeOnce runs one probe, counts its result and tells of it. It returns when the
+// next is to begin.
+func (t *Target) probeOnce(l *loop, started, due time.Time) (next time.Time) {
 	t.mu.Lock()
 	if t.loop != l { // the last driver left in this very moment
 		t.mu.Unlock()
-		return 0
+		return started
 	}
 	if t.paused && len(t.asked) == 0 { // paused in this very moment
 		t.mu.Unlock()
-		return 0
+		return started
 	}
 	t.suspicion.probing()
 	asked := t.asked
 	t.asked = nil
 	fresh := !t.state.settled() || t.suspicion.burst || len(asked) > 0
-	started := time.Now()
 	a := newAttempt(t.drivers[len(t.drivers)-1], started, t.settings.Timeout)
 	l.attempt = a
 	l.timer.Reset(a.due.Sub(started))
@@ -353,7 +359,7 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 	if t.loop != l || a.discard { // it counts for nothing, and a successor's is due at once
 		t.askAgain(asked)
 		t.mu.Unlock()
-		return 0
+		return started
 	}
 	late := a.lateness(ended)
 	void := slow && late > max(t.settings.Timeout/4, minBeat)
@@ -364,15 +370,15 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 		t.history.add(result)
 	}
 	if !void && !t.paused {
-		if change = t.record(err == nil, draining, result.Reason); change != nil {
+		if change = t.record(err == nil, draining, result.Reason, ended); change != nil {
 			subscribers = t.listeners()
 		}
-		goesOn = t.suspicion.record(err == nil, t.state.status, time.Now())
+		goesOn = t.suspicion.record(err == nil, t.state.status, ended)
 	}
 	newest := t.drivers[len(t.drivers)-1]
-	next = t.state.delay(&t.settings, started)
+	next = due.Add(t.state.delay(&t.settings, due))
 	if goesOn {
-		next = t.settings.FastInterval / burstFactor
+		next = started.Add(t.settings.FastInterval / burstFactor)
 	}
 	t.mu.Unlock()
 
@@ -396,7 +402,7 @@ func (t *Target) probeOnce(l *loop) (next time.Duration) {
 
 // record counts a result and returns the change, if it made one. t.mu must be
 // held.
-func (t *Target) record(passed, draining bool, reason string) *Transition {
+func (t *Target) record(passed, draining bool, reason string, now time.Time) *Transition {
 	before := t.state
 	if !t.state.record(passed, draining, &t.settings) {
 		return nil
@@ -406,7 +412,6 @@ func (t *Target) record(passed, draining bool, reason string) *Transition {
 		WasDraining: before.draining, Draining: t.state.draining,
 		Reason: reason,
 	}
-	now := time.Now()
 	if since := t.since.Load(); since != nil {
 		if change.From == change.To {
 			now = *since
@@ -420,8 +425,14 @@ func (t *Target) record(passed, draining bool, reason string) *Transition {
 
 // timedOut reports whether a probe failed because something took too long.
 func timedOut(ctx context.Context, err error) bool {
-	var timeout interface{ Timeout() bool }
-	return err != nil && (errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout())
+	if err == nil {
+		return false
+	}
+	timeout, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err)
+	return ok && timeout.Timeout() || errors.Is(ctx.Err(), context.DeadlineExceeded)
 }
 
 // reason puts a failed probe into words that a person can act on, in one

@@ -42,10 +42,12 @@ type HTTP1 struct {
 	// request was sent. 0: as long as the context lasts.
 	HeaderTimeout time.Duration
 
-	over   bool     // no further request can be sent
-	last   rendered // the one before
-	from   limited  // what answers are read from
-	socket *socket  // of Conn; nil before the first request, and where it has none
+	over    bool     // no further request can be sent
+	last    rendered // the request before
+	socket  *socket  // of Conn; nil before the first request, and where it has none
+	unsent  []byte   // a request that is sent when its answer is read
+	sendErr error    // why one could not be sent
+	left    int64    // of an answer to be read
 }
 
 // rendered is a request without a body, as it is sent: the next one is mostly the same.
@@ -72,23 +74,22 @@ var errLongHeader = errors.New("the header of the answer is too long")
 // before its end.
 func (c *HTTP1) RoundTrip(req *http.Request) (*http.Response, error) {
 	c.over = true // unless all goes well
-	refused, sendErr := c.send(req)
-	if refused != nil {
-		return nil, refused
+	if err := c.send(req); err != nil {
+		return nil, err
 	}
 
 	// one that rejects a request need not read it all before it says so
-	c.from = limited{conn: c.Conn, left: c.MaxHeader}
+	c.left = c.MaxHeader
 	r := readers.Get().(*bufio.Reader)
-	r.Reset(&c.from)
+	r.Reset((*answers)(c))
 	resp, err := readAnswer(r, req)
 	if err != nil {
 		release(r)
 		switch {
-		case c.from.left <= 0:
+		case c.left <= 0:
 			err = errLongHeader
-		case sendErr != nil:
-			err = sendErr
+		case c.sendErr != nil:
+			err = c.sendErr
 		case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF):
 			err = errors.New("the connection was closed before an answer was complete")
 		}
@@ -97,44 +98,38 @@ func (c *HTTP1) RoundTrip(req *http.Request) (*http.Response, error) {
 	if c.HeaderTimeout > 0 {
 		_ = c.Conn.SetReadDeadline(time.Time{})
 	}
-	c.from.left = math.MaxInt64
-	over := sendErr != nil || req.Close || resp.Close || resp.StatusCode == http.StatusSwitchingProtocols
+	c.left = math.MaxInt64
+	over := c.sendErr != nil || req.Close || resp.Close || resp.StatusCode == http.StatusSwitchingProtocols
 	resp.Body = &body{conn: c, from: resp.Body, buffer: r, over: over, read: resp.Body == http.NoBody}
 	return resp, nil
 }
 
-// send sends the request. It is refused if it cannot be put into bytes, such as when
-// its body cannot be read.
-func (c *HTTP1) send(req *http.Request) (refused, err error) {
+// send sends a request that has a body, and has any other sent later, when its answer
+// is read. It returns why a request cannot be put into bytes, such as that its body
+// cannot be read.
+func (c *HTTP1) send(req *http.Request) error {
+	c.sendErr = nil
 	if req.Body != nil && req.Body != http.NoBody {
 		w := bufio.NewWriterSize(struct{ io.Writer }{c.Conn}, bufferSize) // so that its errors are those of the connection only
-		refused = req.Write(w)
-		if err = w.Flush(); err != nil {
-			refused = nil
+		err := req.Write(w)
+		if c.sendErr = w.Flush(); c.sendErr != nil {
+			err = nil
 		}
 		c.awaitHeader()
-		return refused, err
+		return err
 	}
 	if !c.last.is(req) {
 		var text bytes.Buffer
 		if err := req.Write(&text); err != nil {
-			return err, nil
+			return err
 		}
 		c.last = rendered{method: req.Method, host: req.Host, url: *req.URL, header: req.Header.Clone(), text: text.Bytes()}
 	}
 	if c.socket == nil {
 		c.socket = newSocket(c.Conn)
 	}
-	rest := c.last.text
-	if c.socket != nil && c.socket.plain {
-		c.awaitHeader()
-		rest = rest[c.socket.exchange(rest):]
-	}
-	if len(rest) > 0 {
-		_, err = c.Conn.Write(rest)
-		c.awaitHeader()
-	}
-	return nil, err
+	c.unsent = c.last.text
+	return nil
 }
 
 // awaitHeader begins the time that an answer may take.
@@ -171,24 +166,48 @@ func (c *HTTP1) Usable() bool { return !c.over && c.socket != nil && c.socket.qu
 // Close closes the connection.
 func (c *HTTP1) Close() error { return c.Conn.Close() }
 
-// limited reads from a connection until the limit, which ends like the
-// connection would.
-type limited struct {
-	conn net.Conn
-	left int64
-}
+// answers is what answers are read from: the connection, up to a limit, which ends
+// like the connection would.
+type answers HTTP1
 
 // Read reads what the limit has left.
-func (l *limited) Read(p []byte) (int, error) {
-	if l.left <= 0 {
+func (a *answers) Read(p []byte) (n int, err error) {
+	c := (*HTTP1)(a)
+	if c.left <= 0 {
 		return 0, io.EOF
 	}
-	if int64(len(p)) > l.left {
-		p = p[:l.left]
+	if int64(len(p)) > c.left {
+		p = p[:c.left]
 	}
-	n, err := l.conn.Read(p)
-	l.left -= int64(n)
+	if c.unsent != nil {
+		n, err = c.exchange(p)
+	} else {
+		n, err = c.Conn.Read(p)
+	}
+	c.left -= int64(n)
 	return n, err
+}
+
+// exchange sends the request and reads the beginning of its answer.
+func (c *HTTP1) exchange(p []byte) (int, error) {
+	out := c.unsent
+	c.unsent = nil
+	if c.socket != nil && c.socket.plain {
+		c.awaitHeader()
+		sent, got, err := c.socket.exchange(out, p)
+		if sent < len(out) {
+			c.sendErr, err = err, nil
+		}
+		if got > 0 || err != nil {
+			return got, err
+		}
+		out = out[sent:]
+	}
+	if len(out) > 0 && c.sendErr == nil {
+		_, c.sendErr = c.Conn.Write(out)
+		c.awaitHeader()
+	}
+	return c.Conn.Read(p)
 }
 
 // body is that of an answer.

@@ -17,4 +17,4 @@ func newSocket(net.Conn) *socket { return nil }
 
 func (*socket) quiet() bool { return false }
 
-func (*socket) exchange([]byte) int { return 0 }
+func (*socket) exchange(_, _ []byte) (sent, got int, err error) { return 0, 0, nil }

@@ -16,18 +16,19 @@ import (
 const canPeek = true
 
 // socket is what a connection is to the system, for what [net.Conn] has no words for.
-// Nothing of it waits for anything but the other side, and it allocates but once.
 type socket struct {
 	conn  net.Conn
 	raw   syscall.RawConn
 	plain bool // conn adds nothing to it, such as timeouts of its own
 
 	peek, step func(fd uintptr) bool // made once, for they would be allocated each time
+	one        [1]byte               // for peek
 	nothing    bool                  // peek found nothing
-	out        []byte                // for step to send
-	stepped    bool                  // step did
-	sent       int
-	err        error
+
+	out, in   []byte // for step to send, and to read to
+	stepped   bool   // it sent
+	sent, got int
+	err       error
 }
 
 // newSocket returns that of a connection, or nil if it has none.
@@ -46,20 +47,11 @@ func newSocket(conn net.Conn) *socket {
 		s.plain = true
 	}
 	s.peek = func(fd uintptr) bool {
-		var one [1]byte
-		// the sockets of Go do not block
-		_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK)
+		_, err := peek(fd, s.one[:])
 		s.nothing = errors.Is(err, syscall.EAGAIN)
 		return true
 	}
-	s.step = func(fd uintptr) bool {
-		if s.stepped {
-			return true
-		}
-		s.stepped = true
-		s.sent, s.err = syscall.Write(int(fd), s.out)
-		return s.err != nil || s.sent < len(s.out)
-	}
+	s.step = s.sendOrRead
 	return s
 }
 
@@ -76,18 +68,50 @@ func (s *socket) quiet() bool {
 	return err == nil && s.nothing
 }
 
-// exchange sends p and waits until there is something to read, or the end. It returns
-// how much of p was sent; where that is not all, it did not wait. Beside writing and
-// reading, this saves the read that finds nothing yet.
+// exchange sends out, waits until there is something to read, and reads it. It
+// returns how much was sent and read. Where not all is sent it does not wait, and
+// where nothing is read and there is no error, reading or writing tells why.
 //
-// The poller of Go tells of what comes after the call of Read has begun, so p is sent
-// within it.
-func (s *socket) exchange(p []byte) (sent int) {
-	s.out, s.stepped, s.sent = p, false, 0
-	_ = s.raw.Read(s.step) // if waiting fails, so will reading
-	s.out = nil
-	if s.err != nil { // so will writing, or it has to wait
-		return 0
+// This is cheaper than to write and to read: the system is not asked for what cannot
+// be there yet. Go's poller tells of what comes after a call of Read began, so the
+// sending is within it.
+func (s *socket) exchange(out, in []byte) (sent, got int, err error) {
+	s.out, s.in, s.stepped, s.sent, s.got, s.err = out, in, false, 0, 0, nil
+	_ = s.raw.Read(s.step) // if it fails, so do reading and writing
+	s.out, s.in = nil, nil
+	return s.sent, s.got, s.err
+}
+
+// sendOrRead sends at first, and reads when it is called again. It returns whether
+// there is nothing to wait for.
+func (s *socket) sendOrRead(fd uintptr) bool {
+	if !s.stepped {
+		s.stepped = true
+		n, err := write(fd, s.out)
+		if err != nil {
+			s.fail("write", err)
+			return true
+		}
+		s.sent = n
+		return n < len(s.out)
 	}
-	return s.sent
+	n, err := read(fd, s.in)
+	if errors.Is(err, syscall.EAGAIN) {
+		return false
+	}
+	if err != nil {
+		s.fail("read", err)
+	} else {
+		s.got = n
+	}
+	return true
+}
+
+// fail keeps an error as the methods of conn would return it.
+func (s *socket) fail(op string, err error) {
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
+		return // it is to be tried again
+	}
+	local := s.conn.LocalAddr()
+	s.err = &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: s.conn.RemoteAddr(), Err: os.NewSyscallError(op, err)}
 }

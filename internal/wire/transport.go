@@ -122,7 +122,7 @@ func (t *Transport) open(req *http.Request) (Line, error) {
 // before the body of the answer was closed; else it is put back then.
 func (t *Transport) roundTrip(line *keptLine, req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
-	stop := context.AfterFunc(ctx, line.end)
+	stop := afterFunc(ctx, line.end)
 	resp, err := line.RoundTrip(req)
 	if err != nil {
 		stop()
@@ -134,6 +134,15 @@ func (t *Transport) roundTrip(line *keptLine, req *http.Request) (*http.Response
 	}
 	resp.Body = &answer{ReadCloser: resp.Body, ctx: ctx, stop: stop, to: t, line: line}
 	return resp, nil
+}
+
+// afterFunc is [context.AfterFunc], but for what that adds around a context which can
+// do it by itself.
+func afterFunc(ctx context.Context, f func()) (stop func() bool) {
+	if own, ok := ctx.(interface{ AfterFunc(f func()) func() bool }); ok {
+		return own.AfterFunc(f)
+	}
+	return context.AfterFunc(ctx, f)
 }
 
 // Standard is a connection of net/http: HTTP/1.1 or HTTP/2, over TLS or not,
