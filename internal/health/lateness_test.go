@@ -280,7 +280,7 @@ func TestAfterAnAttempt(t *testing.T) {
 		var called [4]atomic.Int32
 		stops := make([]func() bool, len(called))
 		for i := range 3 {
-			stops[i] = context.AfterFunc(a, func() { called[i].Add(1) })
+			stops[i] = a.AfterFunc(func() { called[i].Add(1) })
 		}
 		if !stops[1]() || stops[1]() {
 			t.Error("what is stopped in time has to say so, once")
@@ -292,7 +292,7 @@ func TestAfterAnAttempt(t *testing.T) {
 		}
 		a.cut(context.Canceled)
 		a.cut(context.DeadlineExceeded) // it ends once
-		stops[3] = context.AfterFunc(a, func() { called[3].Add(1) })
+		stops[3] = a.AfterFunc(func() { called[3].Add(1) })
 		synctest.Wait()
 		for i, want := range []int32{1, 0, 1, 1} {
 			if got := called[i].Load(); got != want {

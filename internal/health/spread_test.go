@@ -3,6 +3,7 @@
 package health
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -103,6 +104,37 @@ func TestTargetsDriftApart(t *testing.T) {
 			}
 			if kept < 2 {
 				t.Errorf("of %d probes up to %v begin within %v, run by run; want %d at most in two of three", n, got, window, tc.most)
+			}
+		})
+	}
+}
+
+// Probes start at marks, which all targets of an interval have in common, if the jitter
+// reaches one; so this process wakes up for many of them at once.
+func TestProbesStartAtMarks(t *testing.T) {
+	for _, tc := range []struct {
+		interval time.Duration
+		jitter   float64
+		step     time.Duration // between two marks, 0 if there are none
+	}{
+		{time.Second, 0.1, time.Second / 16},
+		{time.Second, 1, time.Second / 16},
+		{5 * time.Second, 0.1, 100 * time.Millisecond},
+		{time.Second, 0.06, 0},
+		{5 * time.Second, 0.01, 0},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			set := settings()
+			set.Interval, set.Jitter = tc.interval, tc.jitter
+			all, _ := paced(100, set, 10*tc.interval, healthy)
+			places := make(map[time.Duration]bool) // between two marks
+			for _, s := range all {
+				for _, at := range s.at[1:] {
+					places[at%cmp.Or(tc.step, tc.interval)] = true
+				}
+			}
+			if got := len(places) == 1; got != (tc.step > 0) {
+				t.Errorf("interval %v, jitter %v: probes start at %d places between two marks; marks are %v apart, 0 for none", tc.interval, tc.jitter, len(places), tc.step)
 			}
 		})
 	}
