@@ -45,7 +45,7 @@ func send(s os.Signal) func(context.Context, *upstream) error {
 const (
 	faultRate = 200                    // requests a second, for each proxy
 	lead      = time.Second            // before the fault
-	tail      = 3 * time.Second        // after it
+	tail      = 4 * time.Second        // after it
 	notable   = 500 * time.Millisecond // a request that takes longer was held up
 )
 
@@ -64,8 +64,8 @@ type outcome struct {
 func (b *bench) faults(ctx context.Context) error {
 	during := max(answerTimeout+4*time.Second, b.duration*3/5)
 	rounds := max(1, b.rounds-1)
-	t := b.table("Faults", fmt.Sprintf("%d requests a second for each proxy over three upstreams, of which one fails for %s; %d requests in each of %d rounds, all proxies at once. With retries there are up to two, after 502, 503 and 504 too. Asked again is what did not fail because the client sent it once more by itself, as Go's and browsers do where a kept connection ends without an answer: HAProxy counts on that where an upstream breaks one. Held up is what took longer than %s. Reached it are attempts, with retries or without, where the upstream can count them. Ejected is when the last one failed, was asked again, was held up or reached it, and – where none of these can be seen; readmitted is when it answered the first one afterwards. Failed, asked again, held up and reached are sums, seconds are the worst.",
-		faultRate, during, int((lead+during+tail)/time.Second)*faultRate, rounds, notable),
+	t := b.table("Faults", fmt.Sprintf("%d requests a second for each proxy over three upstreams, of which one fails for %s; %d requests in each of %d rounds, all proxies at once. With retries there are up to two, after 502, 503 and 504 too. Asked again is what did not fail because the client sent it once more by itself, as Go's and browsers do where a kept connection ends without an answer: HAProxy counts on that where an upstream breaks one. Held up is what took longer than %s. Reached it are attempts, with retries or without, where the upstream can count them. Ejected is when the last attempt reached it, or where it cannot count when the last request failed, was asked again, or was held up by it, and – where retries leave no trace of that; readmitted is when it answered the first one afterwards. Never is not while this looked, which is until %s after the fault. Failed, asked again, held up and reached are sums, seconds are the worst.",
+		faultRate, during, int((lead+during+tail)/time.Second)*faultRate, rounds, notable, tail),
 		label("fault"), label("retries"), label("proxy"), total("failed"), total("asked again"), total("held up"), total("reached it"), worst("ejected after (s)"), worst("readmitted after (s)"), worst("slowest (s)"))
 	// the longest of an interval, and three probes
 	const bound = 1.1 + 3*1.1
@@ -162,14 +162,15 @@ func (f fault) befall(ctx context.Context, u *upstream, during time.Duration) (p
 	return p, f.heal(ctx, u)
 }
 
-// outcome makes sense of the requests.
+// outcome makes sense of the requests. An upstream that counts knows best when it was
+// asked last; of others tell the requests that failed, or that it kept waiting.
 func (p period) outcome(results []result, upstream string, retries bool) outcome {
 	o := outcome{failed: failures(results), reached: p.reached, readmit: never}
-	ejected := p.began // or when it was asked last
-	if p.reached > 0 && p.last.After(p.began) {
+	counted := !math.IsNaN(p.reached)
+	ejected, traces := p.began, 0
+	if counted && p.last.After(p.began) {
 		ejected = p.last
 	}
-	traces := 0
 	for _, r := range results {
 		o.slowest = max(o.slowest, r.latency)
 		if r.latency > notable {
@@ -178,18 +179,18 @@ func (p period) outcome(results []result, upstream string, retries bool) outcome
 		if r.again {
 			o.again++
 		}
-		if r.due.After(p.began) && r.due.Before(p.healed) && (!r.ok() || r.again || r.latency > notable) {
+		meanwhile := r.due.After(p.began) && r.due.Before(p.healed)
+		waited := r.latency > notable && r.from == upstream || r.latency > connectTimeout && retries
+		if !counted && meanwhile && (!r.ok() || r.again || waited) {
 			traces++
-			if r.due.After(ejected) {
-				ejected = r.due
-			}
+			ejected = r.due
 		}
 		if o.readmit == never && r.due.After(p.healed) && r.from == upstream && r.ok() {
 			o.readmit = r.due.Sub(p.healed).Seconds()
 		}
 	}
 	switch {
-	case traces == 0 && math.IsNaN(p.reached) && retries:
+	case !counted && traces == 0 && retries:
 		o.eject = unknown // retries hide it
 	case p.healed.Sub(ejected) > notable+200*time.Millisecond:
 		o.eject = ejected.Sub(p.began).Seconds()

@@ -11,7 +11,7 @@
 // It prints tables, and writes them to bench/results: as Markdown, as JSON with what each
 // round gave, and as charts, with the configs of all peers. At the end it says which
 // budgets of this project are held, missed, or not decided for the noise. With -quick, on
-// two cores, the parts take about 170, 140, 30, 15, 40, 90 and 50 seconds.
+// two cores, the parts take about 170, 150, 30, 15, 40, 90 and 50 seconds.
 package main
 
 import (
