@@ -49,7 +49,7 @@ var caddyArgs = []string{"run", "--config", "Caddyfile", "--adapter", "caddyfile
 // findPeers returns the peers that are installed, and the names of those that are not.
 func findPeers(caddy, stock string) (peers []peer, missing []string) {
 	reloadCaddy := func(ctx context.Context, p *proxy) error {
-		command := exec.CommandContext(ctx, p.path, "reload", "--force", "--config", "Caddyfile", "--adapter", "caddyfile")
+		command := exec.CommandContext(ctx, p.path, "reload", "--force", "--config", "Caddyfile", "--adapter", "caddyfile") //nolint:gosec // a program that was built or found here
 		command.Dir = p.folder
 		if out, err := command.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -135,7 +135,7 @@ func (p peer) start(ctx context.Context, folder, listen string, b balance) (*pro
 	if err := os.WriteFile(filepath.Join(folder, file), []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	return launch(folder, exec.CommandContext(ctx, p.path, p.args...))
+	return launch(folder, exec.CommandContext(ctx, p.path, p.args...)) //nolint:gosec // a program that was built or found here
 }
 
 // runAll starts all peers, and returns what stops them.

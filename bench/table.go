@@ -31,7 +31,7 @@ type column struct {
 }
 
 // MarshalText has a column shown as its name.
-func (c column) MarshalText() ([]byte, error) { return []byte(c.name), nil }
+func (c column) MarshalText() ([]byte, error) { return []byte(c.name), nil } //nolint:unparam // an interface wants it
 
 func label(name string) column   { return column{name: name} }
 func typical(name string) column { return column{name: name, of: median[float64]} }
