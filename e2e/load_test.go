@@ -116,8 +116,9 @@ func askSocket(ctx context.Context, _ *http.Client, site string) (by string, err
 	}
 	conn, err := config.DialContext(ctx)
 	if err != nil {
-		if failed, ok := err.(*websocket.DialError); ok { //nolint:errorlint // it is not wrapped, and wraps nothing
-			err = failed.Err
+		var failed *websocket.DialError
+		if errors.As(err, &failed) {
+			err = failed.Err // which it does not wrap
 		}
 		return "", unanswered{err}
 	}
@@ -202,12 +203,12 @@ func (all *troubles) excuse(who string, since time.Time) bool {
 // load is clients that ask without an end.
 type load struct {
 	site           string
-	client         *http.Client
+	all            []*http.Client
 	faults         troubles // of upstreams, until Caddy knows of it
 	reloads        troubles // of Caddy, which resets connections then
 	rest           sync.RWMutex
 	stop           context.CancelFunc
-	clients        sync.WaitGroup
+	asking         sync.WaitGroup
 	failed         failures
 	mu             sync.Mutex
 	asked, excused map[string]int // by kind
@@ -217,20 +218,18 @@ type load struct {
 // dialer makes connections.
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
-// startLoad has clients ask a site, each for kinds of its own. They connect by a dialer,
-// but for websockets; nil is the usual one.
+// startLoad has clients ask a site, each for kinds of its own, over a connection of its
+// own. They connect by a dialer, but for websockets; nil is the usual one.
 func startLoad(ctx context.Context, site string, dial dialer, clients [][]kind) *load {
-	l := &load{
-		site:   site,
-		client: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: len(clients), DialContext: dial}},
-		asked:  make(map[string]int), excused: make(map[string]int),
-	}
+	l := &load{site: site, asked: make(map[string]int), excused: make(map[string]int)}
 	ctx, l.stop = context.WithCancel(ctx)
 	for i, kinds := range clients {
-		l.clients.Go(func() {
+		client := &http.Client{Timeout: patience, Transport: &http.Transport{DialContext: dial}}
+		l.all = append(l.all, client)
+		l.asking.Go(func() {
 			for n := i; ctx.Err() == nil; n++ {
 				l.rest.RLock()
-				l.ask(kinds[n%len(kinds)])
+				l.ask(client, kinds[n%len(kinds)])
 				l.rest.RUnlock()
 				time.Sleep(2 * time.Millisecond)
 			}
@@ -249,8 +248,15 @@ func (l *load) count(kind string) int {
 // end has all clients leave, once what they asked for is answered.
 func (l *load) end() {
 	l.stop()
-	l.clients.Wait()
-	l.client.CloseIdleConnections()
+	l.asking.Wait()
+	l.hangUp()
+}
+
+// hangUp closes the connections of all clients, of which none may ask anything.
+func (l *load) hangUp() {
+	for _, client := range l.all {
+		client.CloseIdleConnections()
+	}
 }
 
 // ask asks once, and judges what comes of it. On Linux, a reload of Caddy has a new
@@ -258,11 +264,11 @@ func (l *load) end() {
 // accepted yet, whatever the policy: 40 of 209,088 requests in 1,492 reloads with
 // round_robin. So does closing a kept connection in the moment in which it is used.
 // Then, and only then, a client asks again.
-func (l *load) ask(k kind) {
+func (l *load) ask(client *http.Client, k kind) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	by, err := k.ask(ctx, l.client, l.site)
+	by, err := k.ask(ctx, client, l.site)
 	l.mu.Lock()
 	l.asked[k.name]++
 	l.mu.Unlock()
@@ -270,7 +276,7 @@ func (l *load) ask(k kind) {
 		l.mu.Lock()
 		l.resets++
 		l.mu.Unlock()
-		by, err = k.ask(ctx, l.client, l.site)
+		by, err = k.ask(ctx, client, l.site)
 	}
 	if k.excused == always {
 		by = somebody

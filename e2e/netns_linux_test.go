@@ -128,7 +128,7 @@ func (n *lan) shares(times int) map[string]int {
 	defer n.load.rest.Unlock()
 	counts := make(map[string]int)
 	for range times {
-		by, err := askSmall(n.t.Context(), n.load.client, n.load.site)
+		by, err := askSmall(n.t.Context(), n.load.all[0], n.load.site)
 		if err != nil {
 			by = err.Error()
 		}

@@ -175,7 +175,7 @@ func (c *instance) start() {
 		_ = command.Wait()
 		log.Close()
 		if c.t.Failed() {
-			text, _ := os.ReadFile(log.Name())
+			text := c.log()
 			c.t.Logf("the log of Caddy:\n%s", text[max(0, len(text)-4000):])
 		}
 	})
@@ -187,6 +187,21 @@ func (c *instance) start() {
 		response.Body.Close()
 		return response.StatusCode == http.StatusOK
 	})
+}
+
+// log returns what Caddy logged, but for what was asked of its admin API.
+func (c *instance) log() string {
+	text, err := os.ReadFile(filepath.Join(c.folder, "log"))
+	if err != nil {
+		c.t.Error(err)
+	}
+	var log strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if !strings.Contains(line, `"msg":"received request"`) {
+			log.WriteString(line)
+		}
+	}
+	return log.String()
 }
 
 // load has another site in place of that before.
