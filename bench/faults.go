@@ -63,15 +63,15 @@ type outcome struct {
 // all parts, so it has one round less than others.
 func (b *bench) faults(ctx context.Context) error {
 	during := max(answerTimeout+4*time.Second, b.duration*3/5)
-	rounds := max(1, b.rounds-1)
-	t := b.table("Faults", fmt.Sprintf("%d requests a second for each proxy over three upstreams, of which one fails for %s; %d requests in each of %d rounds, all proxies at once. With retries there are up to two, after 502, 503 and 504 too. Asked again is what did not fail because the client sent it once more by itself, as Go's and browsers do where a kept connection ends without an answer: HAProxy counts on that where an upstream breaks one. Held up is what took longer than %s. Reached it are attempts, with retries or without, where the upstream can count them. Ejected is when the last attempt reached it, or where it cannot count when the last request failed, was asked again, or was held up by it, and – where retries leave no trace of that; readmitted is when it answered the first one afterwards. Never is not while this looked, which is until %s after the fault. Failed, asked again, held up and reached are sums, seconds are the worst.",
-		faultRate, during, int((lead+during+tail)/time.Second)*faultRate, rounds, notable, tail),
+	times := max(1, b.rounds-1)
+	t := b.table("Faults", fmt.Sprintf("%d requests a second for each proxy over three upstreams, of which one fails for %s; %d requests a round, %s, all proxies at once. With retries there are up to two, after 502, 503 and 504 too. Asked again is what did not fail because the client sent it once more by itself, as Go's and browsers do where a kept connection ends without an answer: HAProxy counts on that where an upstream breaks one. Held up is what took longer than %s. Reached it are attempts, with retries or without, where the upstream can count them. Ejected is when the last attempt reached it, or where it cannot count when the last request failed, was asked again, or was held up by it, and – where retries leave no trace of that; readmitted is when it answered the first one afterwards. Never is not while this looked, which is until %s after the fault. Failed, asked again, held up and reached are sums, seconds are the worst.",
+		faultRate, during, int((lead+during+tail)/time.Second)*faultRate, rounds(times), notable, tail),
 		label("fault"), label("retries"), label("proxy"), total("failed"), total("asked again"), total("held up"), total("reached it"), worst("ejected after (s)"), worst("readmitted after (s)"), worst("slowest (s)"))
 	// the longest of an interval, and three probes
 	const bound = 1.1 + 3*1.1
 	for _, f := range faults {
 		for _, retries := range []string{"no", "yes"} {
-			for round := range rounds {
+			for round := range times {
 				outcomes := make([]outcome, len(b.peers))
 				errs := make([]error, len(b.peers))
 				var running sync.WaitGroup

@@ -175,7 +175,7 @@ func (b *bench) probes(ctx context.Context) error {
 	defer to.server.Close()
 	all := b.checkers()
 	const memory = "memory a target (KiB)"
-	t := b.table("Probes", fmt.Sprintf("One HTTP probe of each target a second; medians of %d rounds of %s each. HAProxy opens a connection for each probe, the others keep theirs.", b.rounds, b.duration),
+	t := b.table("Probes", fmt.Sprintf("One HTTP probe of each target a second; medians of %s, %s each. HAProxy opens a connection for each probe, the others keep theirs.", rounds(b.rounds), b.duration),
 		label("targets"), label("checker"), typical("CPU a probe (µs)"), typical(memory), typical("worst lateness (ms)"), typical("densest 50 ms (%)"), typical("probes a target and second"))
 	for _, targets := range b.targets {
 		var ratios []float64

@@ -20,8 +20,8 @@ const toNotice = 6 * time.Second
 // checks the first at once when it starts, and the others one after the other within the
 // interval.
 func (b *bench) reloads(ctx context.Context) error {
-	t := b.table("Reload every second", fmt.Sprintf("%d requests a second for %s, in %d rounds, over three upstreams, the last of which answers everything 503 and fails its checks; no retries. nginx as Debian has it makes no checks of its own, so nothing is known to it, with a reload or without: it asks the dead one for its share. HAProxy can be given what it knew in a file that a script asks it for before each reload, which is not set up here. A reload of nginx or HAProxy counts when all its workers are new ones.",
-		b.rate/2, b.duration, b.rounds),
+	t := b.table("Reload every second", fmt.Sprintf("%d requests a second for %s a round, %s, over three upstreams, the last of which answers everything 503 and fails its checks; no retries. nginx as Debian has it makes no checks of its own, so nothing is known to it, with a reload or without: it asks the dead one for its share. HAProxy can be given what it knew in a file that a script asks it for before each reload, which is not set up here. A reload of nginx or HAProxy counts when all its workers are new ones.",
+		b.rate/2, b.duration, rounds(b.rounds)),
 		label("proxy"), total("reloads"), total("failed requests"), total("requests to the dead one"), typical("p99 (ms)"))
 	addresses, err := freeAddresses(ctx, 5, 3)
 	if err != nil {

@@ -32,6 +32,14 @@ func (r *report) table(title, text string, columns ...column) *table {
 	return t
 }
 
+// rounds says how many.
+func rounds(n int) string {
+	if n == 1 {
+		return "one round"
+	}
+	return fmt.Sprintf("%d rounds", n)
+}
+
 // show prints the tables that were not printed yet.
 func (r *report) show() {
 	for _, t := range r.Tables[r.shown:] {

@@ -23,7 +23,7 @@ const clients = 64
 func (b *bench) spurious(ctx context.Context) error {
 	const upstreams = 10
 	requests := int(b.duration.Seconds() * 1500)
-	t := b.table("Spurious 503s", fmt.Sprintf("%d clients, %d requests without a pause in each of %d rounds; %d upstreams, one of which is up, and the others are known to be down, but not to nginx.", clients, requests, b.rounds, upstreams),
+	t := b.table("Spurious 503s", fmt.Sprintf("%d clients, %d requests without a pause a round, %s; %d upstreams, one of which is up, and the others are known to be down, but not to nginx.", clients, requests, rounds(b.rounds), upstreams),
 		label("proxy"), total("answers 503"), total("other failures"))
 	addresses, err := freeAddresses(ctx, 3, upstreams)
 	if err != nil {

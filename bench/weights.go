@@ -18,7 +18,7 @@ import (
 func (b *bench) weights(ctx context.Context) error {
 	weights := []int{1, 2, 5}
 	const requests = 700
-	t := b.table("Weights with a dead upstream", fmt.Sprintf("%d requests in each of %d rounds, one after the other, over upstreams with the weights 1, 2 and 5, of which the first is dead: 2 to 5 would be right. Off is the worst round.", requests, b.rounds),
+	t := b.table("Weights with a dead upstream", fmt.Sprintf("%d requests a round, %s, one after the other, over upstreams with the weights 1, 2 and 5, of which the first is dead: 2 to 5 would be right. Off is the worst round.", requests, rounds(b.rounds)),
 		label("proxy"), total("of weight 2"), worst("off by (%)"), most("longest run"), total("of weight 5"), total("failed"))
 	addresses, err := freeAddresses(ctx, 4, len(weights))
 	if err != nil {
