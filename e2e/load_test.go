@@ -116,8 +116,7 @@ func askSocket(ctx context.Context, _ *http.Client, site string) (by string, err
 	}
 	conn, err := config.DialContext(ctx)
 	if err != nil {
-		var failed *websocket.DialError
-		if errors.As(err, &failed) {
+		if failed, ok := errors.AsType[*websocket.DialError](err); ok {
 			err = failed.Err // which it does not wrap
 		}
 		return "", unanswered{err}
@@ -200,6 +199,16 @@ func (all *troubles) excuse(who string, since time.Time) bool {
 	return false
 }
 
+// over returns how long the last one is over.
+func (all *troubles) over() time.Duration {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if last := all.last[len(all.last)-1]; !last.ended.IsZero() {
+		return time.Since(last.ended) + afterReload
+	}
+	return 0
+}
+
 // load is clients that ask without an end.
 type load struct {
 	site           string
@@ -213,6 +222,7 @@ type load struct {
 	mu             sync.Mutex
 	asked, excused map[string]int // by kind
 	resets         int
+	reset          time.Duration // the longest after the end of a reload
 }
 
 // dialer makes connections.
@@ -275,6 +285,7 @@ func (l *load) ask(client *http.Client, k kind) {
 	if isReset(err) && l.reloads.excuse(somebody, began) {
 		l.mu.Lock()
 		l.resets++
+		l.reset = max(l.reset, l.reloads.over())
 		l.mu.Unlock()
 		by, err = k.ask(ctx, client, l.site)
 	}
