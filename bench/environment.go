@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"debug/buildinfo"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -28,6 +29,7 @@ type environment struct {
 	Vegeta     string   `json:"vegeta"`
 	Kernel     string   `json:"kernel"`
 	Processors int      `json:"processors"`
+	Load       string   `json:"load"` // the average of a minute before it began: what others did
 	Flags      []string `json:"flags"`
 	Date       string   `json:"date"`
 	Took       string   `json:"took"`
@@ -44,8 +46,10 @@ func look(ctx context.Context, caddy string, began time.Time) (e environment, er
 		e.Vegeta = version(self, "github.com/tsenart/vegeta/v12")
 	}
 	e.Nginx, e.HAProxy = versionOf(ctx, "nginx"), versionOf(ctx, "haproxy")
-	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	kernel, kernelErr := os.ReadFile("/proc/sys/kernel/osrelease")
+	load, loadErr := os.ReadFile("/proc/loadavg")
 	e.Kernel = string(bytes.TrimSpace(kernel))
+	e.Load, _, _ = strings.Cut(string(load), " ")
 	e.Processors = runtime.NumCPU()
 	e.Date = began.UTC().Format(time.DateOnly)
 	flag.Visit(func(f *flag.Flag) {
@@ -53,7 +57,7 @@ func look(ctx context.Context, caddy string, began time.Time) (e environment, er
 			e.Flags = append(e.Flags, "-"+f.Name+"="+f.Value.String())
 		}
 	})
-	return e, err
+	return e, errors.Join(kernelErr, loadErr)
 }
 
 // version returns that of a module that a program is built of.
@@ -82,5 +86,5 @@ func (e environment) String() string {
 		}
 	}
 	command := strings.Join(append([]string{"go -C bench run ."}, e.Flags...), " ")
-	return fmt.Sprintf("`%s` on %s, %s, %d processors; it took %s.", command, e.Date, strings.Join(parts, ", "), e.Processors, e.Took)
+	return fmt.Sprintf("`%s` on %s, %s, %d processors with a load of %s before; it took %s.", command, e.Date, strings.Join(parts, ", "), e.Processors, e.Load, e.Took)
 }
