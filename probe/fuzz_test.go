@@ -191,9 +191,11 @@ func FuzzExpression(f *testing.F) {
 		status int
 		header http.Header
 	}
-	parsed := func(body string) (value any, ok bool) {
-		ok = json.Unmarshal([]byte(body), &value) == nil
-		return value, ok
+	parsed := func(body string) (value any) {
+		if json.Unmarshal([]byte(body), &value) != nil {
+			return nil // with a number that is too large, all the rest may be there
+		}
+		return value
 	}
 	// what passes, where that is easy to say in another way
 	tests := map[*expression]func(a answer) bool{
@@ -203,10 +205,9 @@ func FuzzExpression(f *testing.F) {
 		compileCEL(f, "'X-A' in headers && headers['X-A'].exists(v, v == 'b')"): func(a answer) bool {
 			return slices.Contains(a.header["X-A"], "b")
 		},
-		compileCEL(f, "json"): func(a answer) bool { value, _ := parsed(a.body); return value == true },
+		compileCEL(f, "json"): func(a answer) bool { return parsed(a.body) == true },
 		compileCEL(f, "type(json) == map"): func(a answer) bool {
-			value, _ := parsed(a.body)
-			_, ok := value.(map[string]any)
+			_, ok := parsed(a.body).(map[string]any)
 			return ok
 		},
 		compileCEL(f, "true || json"):         func(answer) bool { return true },
