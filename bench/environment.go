@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"context"
 	"debug/buildinfo"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -35,6 +34,13 @@ type environment struct {
 	Took       string   `json:"took"`
 }
 
+// load is how many processes ran on average in the last minute.
+func load() string {
+	averages, _ := os.ReadFile("/proc/loadavg")
+	last, _, _ := strings.Cut(string(averages), " ")
+	return last
+}
+
 // look returns the environment, and an error if the program cannot be read.
 func look(ctx context.Context, caddy string, began time.Time) (e environment, err error) {
 	built, err := buildinfo.ReadFile(caddy)
@@ -46,10 +52,8 @@ func look(ctx context.Context, caddy string, began time.Time) (e environment, er
 		e.Vegeta = version(self, "github.com/tsenart/vegeta/v12")
 	}
 	e.Nginx, e.HAProxy = versionOf(ctx, "nginx"), versionOf(ctx, "haproxy")
-	kernel, kernelErr := os.ReadFile("/proc/sys/kernel/osrelease")
-	load, loadErr := os.ReadFile("/proc/loadavg")
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
 	e.Kernel = string(bytes.TrimSpace(kernel))
-	e.Load, _, _ = strings.Cut(string(load), " ")
 	e.Processors = runtime.NumCPU()
 	e.Date = began.UTC().Format(time.DateOnly)
 	flag.Visit(func(f *flag.Flag) {
@@ -57,7 +61,7 @@ func look(ctx context.Context, caddy string, began time.Time) (e environment, er
 			e.Flags = append(e.Flags, "-"+f.Name+"="+f.Value.String())
 		}
 	})
-	return e, errors.Join(kernelErr, loadErr)
+	return e, err
 }
 
 // version returns that of a module that a program is built of.

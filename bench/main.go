@@ -109,7 +109,7 @@ func main() {
 // measureAll measures the parts, one after the other, and writes what came of them. One
 // that fails costs the others nothing.
 func (b *bench) measureAll(ctx context.Context, names []string, results string) (err error) {
-	began := time.Now()
+	began, before := time.Now(), load()
 	if b.scratch, err = os.MkdirTemp("", "alive-bench-"); err != nil {
 		return err
 	}
@@ -121,6 +121,7 @@ func (b *bench) measureAll(ctx context.Context, names []string, results string) 
 	if b.Environment, err = look(ctx, b.caddy, began); err != nil {
 		return err
 	}
+	b.Environment.Load = before
 	var missing []string
 	b.peers, missing = findPeers(b.caddy, b.stock)
 	b.describe()
