@@ -46,7 +46,7 @@ const (
 			method GET
 			expression ` + "`{rp.status_code} == 503`" + `
 		}
-		stream_close_delay 1m
+		%s
 		transport http {
 			dial_timeout 1s
 			response_header_timeout 3s
@@ -119,6 +119,11 @@ func TestSoak(t *testing.T) {
 	var clients [][]kind
 	for range 8 {
 		clients = append(clients, quick, quick, slow)
+		if *race {
+			// no websockets: in Caddy 2.11.9, to have them outlive a reload is a data race
+			// between the end of the config, which sets the timer, and requests to it
+			clients[len(clients)-1] = slow[:1]
+		}
 	}
 	s.load = startLoad(t.Context(), "http://"+s.caddy.site, nil, clients)
 	t.Cleanup(s.load.end)
@@ -318,7 +323,11 @@ func (s *soak) site(reloads int) string {
 	for _, w := range s.workers {
 		addresses = append(addresses, w.addr)
 	}
-	return fmt.Sprintf(soaked, reloads, strings.Join(addresses, " "), 100+reloads/sameCheck%2)
+	outlive := "stream_close_delay 1m" // websockets outlive a reload
+	if *race {
+		outlive = ""
+	}
+	return fmt.Sprintf(soaked, reloads, strings.Join(addresses, " "), 100+reloads/sameCheck%2, outlive)
 }
 
 // reloads loads one config after the other.
