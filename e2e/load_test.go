@@ -151,7 +151,7 @@ func isReset(err error) bool {
 	if !errors.As(err, &none) || errors.As(err, &timeout) && timeout.Timeout() {
 		return false
 	}
-	for _, is := range []error{syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
+	for _, is := range []error{syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed} {
 		if errors.Is(err, is) {
 			return true
 		}
