@@ -283,14 +283,11 @@ func (h *HTTP) Probe(ctx context.Context, up Upstream) error {
 	// The body is read even if nobody looks at it: an upstream that dies in the
 	// middle of an answer is not alive.
 	var body []byte
-	from := io.Reader(resp.Body)
-	if resp.ContentLength < 0 || resp.ContentLength > h.MaxSize {
-		from = io.LimitReader(from, h.MaxSize)
-	}
+	limited := io.LimitReader(resp.Body, h.MaxSize)
 	if h.looksAtBody() && !draining {
-		body, err = io.ReadAll(from)
+		body, err = io.ReadAll(limited)
 	} else {
-		_, err = io.Copy(io.Discard, from)
+		_, err = io.Copy(io.Discard, limited)
 	}
 	if err != nil {
 		return fmt.Errorf("reading the body: %w", err)

@@ -669,3 +669,34 @@ func TestString(t *testing.T) {
 		}
 	}
 }
+
+// unmeasured answers with a body that has no end, and says nothing of its length.
+type unmeasured struct{ read atomic.Int64 }
+
+func (e *unmeasured) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(e)}, nil
+}
+
+func (e *unmeasured) Read(p []byte) (int, error) {
+	e.read.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// No more than max_size is read of a body, whatever the transport, which may be
+// anybody's, says of its length.
+func TestHTTPMaxSizeOverAnyTransport(t *testing.T) {
+	t.Parallel()
+	for _, h := range []*HTTP{{URI: "/"}, {URI: "/", ExpectBody: "^\\x00+$"}} {
+		h.MaxSize = 1000
+		if err := h.Provision(caddy.Context{}); err != nil {
+			t.Fatal(err)
+		}
+		e := new(unmeasured)
+		if err := h.Probe(t.Context(), Upstream{Scheme: "http", Host: "app1", Transport: e}); err != nil {
+			t.Error(err)
+		}
+		if got := e.read.Load(); got > 64<<10 {
+			t.Errorf("%d bytes were read", got)
+		}
+	}
+}

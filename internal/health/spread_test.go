@@ -85,6 +85,8 @@ func TestTargetsDriftApart(t *testing.T) {
 	}{
 		{"first probes: 1 ms a target", time.Second, 0, time.Second, n * 25 / 100},
 		{"an interval of 1s, after 20 of them", time.Second, 20 * time.Second, 80 * time.Second, n * 15 / 100},
+		{"an interval that is no multiple of 100 ms, after 40 of them", 1610 * time.Millisecond, 65 * time.Second, 125 * time.Second, n * 15 / 100},
+		{"one that is not divisible by 16, after 40 of them", time.Second + 3, 40 * time.Second, 100 * time.Second, n * 15 / 100},
 		{"first probes: 1 ms a target, whatever the interval", 5 * time.Second, 0, 5 * time.Second, n * 25 / 100},
 		{"the default interval, after 5 of them", 5 * time.Second, 25 * time.Second, 85 * time.Second, n * 15 / 100},
 	} {
@@ -120,6 +122,7 @@ func TestProbesStartAtMarks(t *testing.T) {
 		{time.Second, 0.1, time.Second / 16},
 		{time.Second, 1, time.Second / 16},
 		{5 * time.Second, 0.1, 100 * time.Millisecond},
+		{2250 * time.Millisecond, 0.05, 97826087}, // 23 of them
 		{time.Second, 0.06, 0},
 		{5 * time.Second, 0.01, 0},
 	} {

@@ -127,11 +127,15 @@ func (s *state) delay(set *Settings, due time.Time) time.Duration {
 	}
 	most := time.Duration(set.Jitter * float64(d))
 	share := (s.drift + rand.Float64()) / 2
-	step := min(d/marks, maxStep)
-	if step <= 0 || most < step {
+	steps := max(marks, (d+maxStep-1)/maxStep)
+	step := (d + steps - 1) / steps
+	if most < step {
 		return d + time.Duration(share*float64(most))
 	}
-	// one of the marks that the jitter reaches
+	// one of the marks that the jitter reaches; at a mark, these are the present one
+	// and others, for the interval is a whole number of steps, but for nanoseconds
+	most -= steps*step - d
+	d = steps * step
 	first := (step - due.Add(d).Sub(epoch)%step) % step
 	further := float64((most - first) / step)
 	return d + first + time.Duration(share*(further+1))*step

@@ -250,6 +250,9 @@ func (t *Target) detach(d *Driver) {
 	}
 	t.loop = nil
 	l.timer.Stop()
+	if l.attempt != nil { // an earlier driver's, which nobody would end any more
+		l.attempt.cut(context.Canceled)
+	}
 	t.askAgain(nil)
 	var idle chan struct{}
 	if l.probing {
@@ -291,7 +294,7 @@ func (t *Target) tick(l *loop) {
 	default:
 		l.probing = true
 		due := l.due
-		if now.Sub(due) > punctual {
+		if now.Sub(due) > min(punctual, t.settings.FastInterval/marks) {
 			due = now
 		}
 		t.mu.Unlock()

@@ -470,3 +470,21 @@ func TestConcurrentUse(t *testing.T) {
 		t.Error("something is left")
 	}
 }
+
+// The last driver to leave cuts off the probe in flight, also one that an earlier
+// driver began, which goes on for a successor only.
+func TestTheLastDriverCutsOffAnEarlierOnesProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		target := NewTarget(settings())
+		s := newScript(hang)
+		first := target.Attach(s.driver(), 0)
+		advance(100 * time.Millisecond)
+		second := target.Attach(s.driver(), 0)
+		first()
+		began := time.Now()
+		second()
+		if took := time.Since(began); took != 0 {
+			t.Errorf("the last driver left after %v, want at once", took)
+		}
+	})
+}

@@ -127,3 +127,65 @@ func TestHTTP1Reset(t *testing.T) {
 		t.Errorf("got %v, want a reset", err)
 	}
 }
+
+// What comes before a request is sent is read, and not waited for: some servers speak
+// as soon as they are connected to.
+func TestHTTP1AnsweredBeforeItIsAsked(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(c *client) {
+		c.send(ready)
+		c.gone()
+	})
+	for _, wait := range []bool{false, false, false, keeps} {
+		line := dial(t, s.addr)
+		if wait {
+			here := newSocket(line.Conn)
+			eventually(func() bool { return !here.quiet() })
+		}
+		stop := time.AfterFunc(grace, func() { line.Close() }).Stop
+		equal(t, "body", get(t, line), "ready")
+		stop()
+		line.Close()
+	}
+}
+
+// The other side may close its half just when the next request is about to be sent, and
+// go on reading: that is the end of the connection, and not to be waited out.
+func TestHTTP1ClosedJustBefore(t *testing.T) {
+	t.Parallel()
+	needsKept(t)
+	begin := make(chan struct{})
+	s := serve(t, func(c *client) {
+		c.request()
+		c.send(ready)
+		<-begin
+		c.CloseWrite()
+		c.gone()
+	})
+	line := dial(t, s.addr)
+	defer line.Close()
+	equal(t, "body", get(t, line), "ready")
+	equal(t, "usable", line.Usable(), true)
+	close(begin)
+	eventually(func() bool { return !line.socket.quiet() })
+	defer time.AfterFunc(grace, func() { line.Close() }).Stop()
+	began := time.Now()
+	if resp, err := line.RoundTrip(request(t, http.MethodGet, "")); err == nil {
+		t.Errorf("got %v, want an error", resp)
+	}
+	if took := time.Since(began); took > grace/2 {
+		t.Errorf("it took %v, want no wait", took)
+	}
+}
+
+// A request with a body has its connection kept, too, if it may be sent twice.
+func TestTransportReuseWithBody(t *testing.T) {
+	t.Parallel()
+	needsKept(t)
+	s := serve(t, answering(ready))
+	over := plain(t, s.addr)
+	for range 3 {
+		equal(t, "body", fetch(t, over, request(t, http.MethodGet, "are you there?")), "ready")
+	}
+	equal(t, "connections", s.accepted.Load(), 1)
+}

@@ -28,7 +28,7 @@ const (
 
 // HTTP1 is a plain HTTP/1.1 connection. In place of the two goroutines and the
 // buffers that net/http gives each, it has what it needs while a request is
-// under way only: between requests it is a socket and nothing more.
+// under way only: between requests it is a socket, and the last request as it was sent.
 //
 // It does not wait for "100 Continue", and sends a whole request before it looks
 // at the answer; so it is for small bodies.
@@ -109,6 +109,9 @@ func (c *HTTP1) RoundTrip(req *http.Request) (*http.Response, error) {
 // cannot be read.
 func (c *HTTP1) send(req *http.Request) error {
 	c.sendErr = nil
+	if c.socket == nil {
+		c.socket = newSocket(c.Conn)
+	}
 	if req.Body != nil && req.Body != http.NoBody {
 		w := bufio.NewWriterSize(struct{ io.Writer }{c.Conn}, bufferSize) // so that its errors are those of the connection only
 		err := req.Write(w)
@@ -124,9 +127,6 @@ func (c *HTTP1) send(req *http.Request) error {
 			return err
 		}
 		c.last = rendered{method: req.Method, host: req.Host, url: *req.URL, header: req.Header.Clone(), text: text.Bytes()}
-	}
-	if c.socket == nil {
-		c.socket = newSocket(c.Conn)
 	}
 	c.unsent = c.last.text
 	return nil

@@ -74,7 +74,8 @@ func (s *socket) quiet() bool {
 //
 // This is cheaper than to write and to read: the system is not asked for what cannot
 // be there yet. Go's poller tells of what comes after a call of Read began, so the
-// sending is within it.
+// sending is within it; what came before is looked for there, too, for nobody would
+// tell of it.
 func (s *socket) exchange(out, in []byte) (sent, got int, err error) {
 	s.out, s.in, s.stepped, s.sent, s.got, s.err = out, in, false, 0, 0, nil
 	_ = s.raw.Read(s.step) // if it fails, so do reading and writing
@@ -87,6 +88,9 @@ func (s *socket) exchange(out, in []byte) (sent, got int, err error) {
 func (s *socket) sendOrRead(fd uintptr) bool {
 	if !s.stepped {
 		s.stepped = true
+		if _, err := peek(fd, s.one[:]); !errors.Is(err, syscall.EAGAIN) {
+			return true
+		}
 		n, err := write(fd, s.out)
 		if err != nil {
 			s.fail("write", err)
@@ -112,6 +116,6 @@ func (s *socket) fail(op string, err error) {
 	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR) {
 		return // it is to be tried again
 	}
-	local := s.conn.LocalAddr()
-	s.err = &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: s.conn.RemoteAddr(), Err: os.NewSyscallError(op, err)}
+	to := s.conn.RemoteAddr()
+	s.err = &net.OpError{Op: op, Net: to.Network(), Source: s.conn.LocalAddr(), Addr: to, Err: os.NewSyscallError(op, err)}
 }
