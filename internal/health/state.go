@@ -103,7 +103,8 @@ func (s *state) settled() bool { return s.status == Up && s.fails == 0 }
 
 // Probes start at marks, where the jitter leaves room for it: to wake up once for
 // some of them takes a fraction of the CPU time of waking up for each. An interval
-// has 16 of them at least, and they are 100 ms apart at most.
+// is a whole number of steps from mark to mark, but for nanoseconds, or it would end
+// just past one each time, with less to choose from: 16 at least, and of 100 ms at most.
 const (
 	marks   = 16
 	maxStep = 100 * time.Millisecond
@@ -132,10 +133,7 @@ func (s *state) delay(set *Settings, due time.Time) time.Duration {
 	if most < step {
 		return d + time.Duration(share*float64(most))
 	}
-	// one of the marks that the jitter reaches; at a mark, these are the present one
-	// and others, for the interval is a whole number of steps, but for nanoseconds
-	most -= steps*step - d
-	d = steps * step
+	// one of the marks that the jitter reaches
 	first := (step - due.Add(d).Sub(epoch)%step) % step
 	further := float64((most - first) / step)
 	return d + first + time.Duration(share*(further+1))*step
