@@ -14,15 +14,15 @@ import (
 // of the CPU time of a probe.
 
 func read(fd uintptr, p []byte) (int, error) {
-	return result(syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))) //nolint:gosec // the system's own interface
+	return result(syscall.RawSyscall(syscall.SYS_READ, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p))))
 }
 
 func write(fd uintptr, p []byte) (int, error) {
-	return result(syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)))) //nolint:gosec // the system's own interface
+	return result(syscall.RawSyscall(syscall.SYS_WRITE, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p))))
 }
 
 func peek(fd uintptr, p []byte) (int, error) {
-	return result(syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), syscall.MSG_PEEK, 0, 0)) //nolint:gosec // the system's own interface
+	return result(syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), syscall.MSG_PEEK, 0, 0))
 }
 
 func result(n, _ uintptr, errno syscall.Errno) (int, error) {
