@@ -82,6 +82,7 @@ func versionOf(ctx context.Context, program string) string {
 	return string(versionNumber.Find(out))
 }
 
+// String returns it in one line, as the results show it.
 func (e environment) String() string {
 	var parts []string
 	for _, p := range [][2]string{{"Caddy", e.Caddy}, {"Go", e.Go}, {"nginx", e.Nginx}, {"HAProxy", e.HAProxy}, {"vegeta", e.Vegeta}, {"Linux", e.Kernel}} {

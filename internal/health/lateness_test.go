@@ -312,14 +312,18 @@ func TestAfterAnAttempt(t *testing.T) {
 // Intervals count from when a probe was due, if it began as good as then; one that
 // began later is followed by the next a whole interval after it began.
 func TestIntervalsCountFromWhenDue(t *testing.T) {
-	for _, tc := range []struct{ late, want time.Duration }{
-		{0, 5 * time.Second},
-		{punctual, 5*time.Second - punctual},
-		{punctual + 1, 5 * time.Second},
-		{time.Minute, 5 * time.Second},
+	for _, tc := range []struct{ fast, late, want time.Duration }{
+		{time.Second, 0, 5 * time.Second},
+		{time.Second, punctual, 5*time.Second - punctual},
+		{time.Second, punctual + 1, 5 * time.Second},
+		{time.Second, time.Minute, 5 * time.Second},
+		{marks * time.Millisecond, time.Millisecond, 5*time.Second - time.Millisecond},
+		{marks * time.Millisecond, punctual, 5 * time.Second}, // a short interval would lose too much
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			target := NewTarget(settings())
+			set := settings()
+			set.FastInterval = tc.fast
+			target := NewTarget(set)
 			target.Inherit(Up, false, time.Now())
 			detach := attachByHand(target, Driver{Probe: func(context.Context, bool) (bool, error) { return false, nil }})
 			defer detach()
@@ -327,7 +331,7 @@ func TestIntervalsCountFromWhenDue(t *testing.T) {
 			l.probing, l.due = false, time.Now().Add(-tc.late)
 			target.tick(l)
 			if got := time.Until(l.due); got != tc.want {
-				t.Errorf("%v late: the next comes after %v, want %v", tc.late, got, tc.want)
+				t.Errorf("fast interval %v, %v late: the next comes after %v, want %v", tc.fast, tc.late, got, tc.want)
 			}
 		})
 	}
