@@ -84,8 +84,9 @@ type Target struct {
 	asked       []chan<- Result // who wants to know what the next probe to begin finds
 	drivers     []*Driver       // attached, oldest first; the newest is in use
 	subscribers map[*func()]struct{}
-	loop        *loop // nil while nothing is attached
-	ran         bool  // something was attached once
+	loop        *loop     // nil while nothing is attached
+	ran         bool      // something was attached once
+	began       time.Time // the last probe, the zero time before the first
 }
 
 // loop is the probes from the first driver's coming to the last one's leaving.
@@ -343,6 +344,7 @@ func (t *Target) probeOnce(l *loop, started, due time.Time) (next time.Time) {
 		return started
 	}
 	t.suspicion.probing()
+	t.began = started
 	asked := t.asked
 	t.asked = nil
 	fresh := !t.state.settled() || t.suspicion.burst || len(asked) > 0
