@@ -36,16 +36,16 @@ func TestProbeNow_BeginsAtOnceButNotTooSoon(t *testing.T) {
 // A probe that is due sooner anyway is not put off.
 func TestProbeNow_NeverDelaysAProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		target := NewTarget(settings())
-		s := newScript(pass)
+		set := settings()
+		set.DownInterval = 100 * time.Millisecond
+		target := NewTarget(set)
+		target.Inherit(Down, false, time.Now())
+		s := newScript(fail)
 		defer target.Attach(s.driver(), 0)()
-		advance(time.Second)
-		s.set(fail)
-		target.Suspect() // a burst, at a quarter of the fast interval already
-		advance(100 * time.Millisecond)
+		advance(50 * time.Millisecond)
 		target.ProbeNow()
-		advance(time.Second)
-		wantProbes(t, s, seconds(0, 1, 1.25, 1.5))
+		advance(200 * time.Millisecond)
+		wantProbes(t, s, seconds(0, 0.1, 0.2))
 	})
 }
 
