@@ -263,3 +263,29 @@ func TestErrorThatPanicsIsAFailedProbe(t *testing.T) {
 		}
 	})
 }
+
+// A check whose own probe goes on does not wait for it when the config ends.
+func TestStraggler_ACheckEndsWithTheConfig(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		target := NewTarget(settings())
+		s := newScript((&deaf{takes: 10 * time.Second}).probe)
+		detach := target.Attach(s.driver(), time.Hour)
+		asked := make(chan error, 1)
+		go func() {
+			_, err := target.Check(t.Context())
+			asked <- err
+		}()
+		advance(time.Second)
+		detach()
+		synctest.Wait()
+		select {
+		case err := <-asked:
+			if !errors.Is(err, ErrEnded) {
+				t.Errorf("got %v, want %v", err, ErrEnded)
+			}
+		default:
+			t.Error("it waits on")
+		}
+		advance(time.Minute)
+	})
+}
