@@ -49,7 +49,8 @@ func TestShortage_OfARealProcess(t *testing.T) {
 			_, err := (&net.Resolver{PreferGo: true}).LookupHost(ctx, "app.invalid")
 			return err
 		},
-		"run": func() error { return exec.CommandContext(ctx, os.Args[0], "-test.list=^$").Run() },
+		"look up by the system": func() error { return &net.DNSError{Name: "app", Err: "whatever the system says"} },
+		"run":                   func() error { return exec.CommandContext(ctx, os.Args[0], "-test.list=^$").Run() },
 	}
 	limit := syscall.Rlimit{Cur: 64, Max: 64}
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
