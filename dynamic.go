@@ -401,8 +401,12 @@ func (d *dynamic) sweep(now time.Time) {
 			d.policy.logger.Info("requests bring other upstreams now than those of which too few were alive")
 		}
 	}
+	var watches []*watch
 	for m := range gone {
-		d.policy.unwatch(m.watches)
+		watches = append(watches, m.watches...)
+	}
+	d.policy.unwatch(watches)
+	for m := range gone {
 		d.policy.app.forget(m.address)
 	}
 }

@@ -380,7 +380,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 			if err = prober.Probe(ctx, up); errors.Is(err, probe.ErrDraining) {
 				return true, nil
 			}
-			return false, err
+			return false, withShortage(err)
 		},
 		Bound: to.bound,
 		Probed: func(result health.Result) {

@@ -76,19 +76,32 @@ func shortage(err error) string {
 		}
 		return ""
 	}
-	// A lookup keeps the text of what failed only. That of the system's resolver may
-	// be another one, so it is tried out whether there is a descriptor.
-	if lookup, ok := errors.AsType[*net.DNSError](err); ok {
-		for _, errno := range shortages {
-			if strings.HasSuffix(lookup.Err, errno.Error()) {
-				return errno.Error()
-			}
+	if lookup, ok := errors.AsType[*net.DNSError](err); ok { // it keeps a text only
+		if errno := ShortageIn(lookup.Error()); errno != nil {
+			return errno.Error()
 		}
-		f, err := os.Open(os.DevNull)
-		if err != nil {
-			return shortage(err)
-		}
-		_ = f.Close()
 	}
 	return ""
+}
+
+// ShortageIn returns the shortage of this process that the text of a failed dial or
+// lookup names, nil if it names none. It is for errors of which there is only the text,
+// and which hold nothing that the other side said.
+func ShortageIn(text string) error {
+	for _, errno := range shortages {
+		if strings.HasSuffix(text, errno.Error()) {
+			return errno
+		}
+	}
+	// The system's own resolver says something else, so it is tried out whether there is
+	// a descriptor.
+	if strings.Contains(text, "lookup ") {
+		f, err := os.Open(os.DevNull)
+		if err == nil {
+			_ = f.Close()
+		} else if errno, ok := errors.AsType[syscall.Errno](err); ok && slices.Contains(shortages, errno) {
+			return errno
+		}
+	}
+	return nil
 }

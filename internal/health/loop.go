@@ -173,8 +173,12 @@ func (t *Target) settle(l *loop, a *attempt, o outcome) {
 		}
 	}
 	newest := t.drivers[len(t.drivers)-1]
-	next := a.due.Add(t.state.delay(&t.settings, a.due))
-	if burst {
+	from := a.due
+	if a.givenUp { // its interval is over already, and one that is slow to end must not fail twice
+		from = o.ended()
+	}
+	next := from.Add(t.state.delay(&t.settings, from))
+	if burst && !a.givenUp {
 		next = a.began.Add(t.settings.FastInterval / burstFactor)
 	}
 	t.mu.Unlock()
