@@ -426,6 +426,9 @@ func parsePositiveDuration(d *caddyfile.Dispenser, value *caddy.Duration, shorte
 	if duration < shortest {
 		return d.Errf("%s must be at least %s; got '%s'", option, shortest, text)
 	}
+	if err := validateDuration(option, duration, shortest, maxDuration); err != nil {
+		return d.WrapErr(err)
+	}
 	*value = caddy.Duration(duration)
 	return nil
 }

@@ -186,7 +186,7 @@ func checkProxyProtocol(version string) error {
 func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
 	addr, err := caddy.ParseNetworkAddress(text)
 	tcp := addr.Network == "tcp" || addr.Network == "tcp4" || addr.Network == "tcp6"
-	if err != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
+	if err != nil || checkSpaces(text) != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
 		return addr, fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", text)
 	}
 	return addr, nil
