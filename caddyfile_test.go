@@ -108,6 +108,19 @@ var policies = []struct{ name, input, want string }{
 			`"fail_open":"50%","slow_start":{"window":30000000000,"floor":"35%"}}`,
 	},
 	{
+		"placeholders of upstreams and weights", "alive {\nweight {env.APP} 3\nweight app2:80 {env.W}\nbackup {env.SPARE}:80\n}",
+		`{"weights":{"app2:80":"{env.W}","{env.APP}":3},"backups":["{env.SPARE}:80"]}`,
+	},
+	{
+		"names of checks", "alive {\ncheck tcp {\nname \"all ports\"\n}\ncheck tcp {\nport 81\nname other\nfails 1\n}\n}",
+		`{"checks":[{"probe":{"kind":"tcp"},"name":"all ports"},{"probe":{"kind":"tcp"},"name":"other","fails":1,"port":81}]}`,
+	},
+	{
+		"shortest times", "alive {\ncheck tcp {\ninterval 10ms\nfast_interval 10ms\ndown_interval 10ms\ntimeout 1ms\n}\nhold 1ms\nslow_start 10ms\n}",
+		`{"checks":[{"probe":{"kind":"tcp"},"interval":10000000,"fast_interval":10000000,"down_interval":10000000,"timeout":1000000}],` +
+			`"hold":1000000,"slow_start":{"window":10000000}}`,
+	},
+	{
 		"another policy selects", "alive {\nselect cookie lb secret {\nfallback first\n}\nfail_open off\n}",
 		`{"fail_open":"off","select":{"fallback":{"policy":"first"},"name":"lb","policy":"cookie","secret":"secret"}}`,
 	},
@@ -517,6 +530,11 @@ func FuzzCaddyfile(f *testing.F) {
 		if got := encode(t, after); got != want {
 			t.Errorf("JSON:\n got %s\nwant %s", got, want)
 		}
+		for name, weight := range after.Weights {
+			if _, err := weight.resolve(); err != nil && !hasPlaceholder(string(weight)) {
+				t.Errorf("accepted by the parser, but not by Provision: weight of %s: %v", name, err)
+			}
+		}
 		for _, check := range after.Checks {
 			if _, err := check.resolve(); err != nil {
 				t.Errorf("accepted by the parser, but not by Provision: %v", err)
@@ -534,8 +552,8 @@ func FuzzCaddyfile(f *testing.F) {
 			if err := caddy.StrictUnmarshalJSON([]byte(encode(t, options)), info.New()); err != nil {
 				t.Errorf("probe %s: %v", check.ProbeRaw, err)
 			}
-			if check.Port < 0 || check.Port > 65535 || checkProxyProtocol(check.ProxyProtocol) != nil {
-				t.Errorf("accepted by the parser, but not by Provision: port %d, proxy_protocol '%s'", check.Port, check.ProxyProtocol)
+			if check.Port < 0 || checkName(check.Name) != nil || check.Port > 65535 || checkProxyProtocol(check.ProxyProtocol) != nil {
+				t.Errorf("accepted by the parser, but not by Provision: port %d, name %q, proxy_protocol '%s'", check.Port, check.Name, check.ProxyProtocol)
 			}
 		}
 	})

@@ -34,12 +34,14 @@ import (
 // has not tried yet.
 //
 // Upstreams from a dynamic source are checked from when a request first brings
-// them along, until requests no longer do. Those with a placeholder of the
-// request in their address are not checked: they count as alive.
+// them along, until requests no longer do. Those with a placeholder in their
+// address that depends on the request, or that can change while Caddy runs, such as
+// `{file.*}`, are not checked: they count as alive.
 type Selection struct {
 	// The name of the pool of upstreams, as operators see it. Handlers whose pools
 	// have the same name are one pool there. Default: the upstreams as they are
-	// configured.
+	// configured, with a number, such as ` #2`, for handlers of the same upstreams
+	// that differ in their checks or in which upstreams get requests.
 	Name string `json:"name,omitempty"`
 
 	// How to find out who is alive. With several checks, an upstream is alive
@@ -54,15 +56,15 @@ type Selection struct {
 	Hold *caddy.Duration `json:"hold,omitempty"`
 
 	// How many requests upstreams get in proportion to each other, from 0 to
-	// 256, by address as in the list of upstreams, in which and in place of which
-	// global placeholders can stand. With 0, one gets none at all, not even as the
-	// last resort; at least one must have more. With weights of 5, 1 and 1 for a, b and c, they
+	// 256, by address as in the list of upstreams. Global placeholders can stand for
+	// an address and for a number. With 0, one gets none at all, not even as the last
+	// resort; at least one must have more. With weights of 5, 1 and 1 for a, b and c, they
 	// serve in the order `aabacaa`, and each has its exact share, also among those
 	// that are left when others are down. Default: 1.
 	Weights map[string]Weight `json:"weights,omitempty"`
 
-	// The addresses of upstreams that get requests only while no other one can
-	// serve. Default: none.
+	// The addresses of upstreams, or placeholders for them, that get requests only
+	// while no other one can serve. Default: none.
 	Backups []string `json:"backups,omitempty"`
 
 	// When the health of upstreams that are not backups is ignored: `none_up` as
