@@ -104,6 +104,7 @@ type App struct {
 	// inheritance is used while the config is provisioned, one policy after the
 	// other, and has no effect after that.
 	inheritance inheritance
+	names       poolNames // of the pools of this config
 
 	mu       sync.Mutex
 	policies []*Selection
@@ -217,7 +218,7 @@ func (a *App) syncInterval() time.Duration {
 // checkSyncInterval keeps a fleet from asking its storage without a pause.
 func checkSyncInterval(interval time.Duration) error {
 	if interval < minSyncInterval || interval > maxDuration {
-		return fmt.Errorf("sync_interval must be from %s to %s", minSyncInterval, maxDuration)
+		return fmt.Errorf("sync_interval must be from %s to %s; got %s%s", minSyncInterval, maxDuration, interval, missingUnit(interval))
 	}
 	return nil
 }

@@ -35,8 +35,8 @@ const (
 	maxProbeConnection = time.Minute
 )
 
-// errPerRequest says that the way to an upstream depends on the request, so that
-// a probe cannot go it.
+// errPerRequest says that the way to an upstream depends on the request, or can change
+// from one to the next, so that a probe cannot go it.
 var errPerRequest = errors.New("the TLS server name depends on the request")
 
 // route is how the probes of one check reach one upstream: as the requests of
@@ -202,7 +202,7 @@ func (r *route) configureTLS(differs probe.Overrides) error {
 	if differs.ServerName != "" {
 		r.tls.ServerName = differs.ServerName
 	}
-	r.tls.ServerName = r.replacer().ReplaceKnown(r.tls.ServerName, "")
+	r.tls.ServerName = r.describeTo(constants()).ReplaceKnown(r.tls.ServerName, "")
 	if strings.Contains(r.tls.ServerName, "{") {
 		return errPerRequest
 	}
@@ -215,9 +215,8 @@ func (r *route) configureTLS(differs probe.Overrides) error {
 	return nil
 }
 
-// replacer knows the placeholders of the upstream.
-func (r *route) replacer() *caddy.Replacer {
-	repl := caddy.NewReplacer()
+// describeTo lets a replacer know the placeholders of the upstream.
+func (r *route) describeTo(repl *caddy.Replacer) *caddy.Replacer {
 	repl.Set("http.reverse_proxy.upstream.address", r.upstream.String())
 	repl.Set("http.reverse_proxy.upstream.hostport", r.upstream.Address)
 	repl.Set("http.reverse_proxy.upstream.host", r.upstream.Host)
@@ -325,7 +324,7 @@ func (r *route) opener() func(ctx context.Context) (wire.Line, error) {
 func (r *route) RoundTrip(req *http.Request) (*http.Response, error) {
 	// a probe has no client, so a PROXY protocol header names this host
 	client := reverseproxy.ProxyProtocolInfo{AddrPort: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)}
-	ctx := context.WithValue(req.Context(), caddy.ReplacerCtxKey, r.replacer())
+	ctx := context.WithValue(req.Context(), caddy.ReplacerCtxKey, r.describeTo(caddy.NewReplacer()))
 	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{"reverse_proxy.proxy_protocol_info": client})
 	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), r.at)
 	return r.shared.RoundTrip(req.Clone(ctx)) // it may add to the header

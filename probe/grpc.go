@@ -247,7 +247,13 @@ func (g *GRPC) checkMessage(body []byte) error {
 }
 
 // String returns the check as it is shown.
-func (g *GRPC) String() string { return strings.TrimSuffix("grpc "+g.Service, " ") }
+func (g *GRPC) String() string {
+	label := strings.TrimSuffix("grpc "+g.Service, " ")
+	if g.Authority != "" {
+		label += " authority " + g.Authority
+	}
+	return label + g.TLSOptions.label()
+}
 
 // Interface guards
 var (

@@ -640,10 +640,10 @@ func TestGRPCValidateUpstream(t *testing.T) {
 	}
 }
 
-// The check is shown with its service.
+// The check is shown with its service and the name that it asks for.
 func TestGRPCString(t *testing.T) {
 	t.Parallel()
-	for config, want := range map[string]string{`{}`: "grpc", `{"service":"pkg.Service","authority":"a"}`: "grpc pkg.Service"} {
+	for config, want := range map[string]string{`{}`: "grpc", `{"service":"pkg.Service","authority":"a"}`: "grpc pkg.Service authority a"} {
 		if got := loadKind(t, new(GRPC), config).String(); got != want {
 			t.Errorf("%s: got %q, want %q", config, got, want)
 		}

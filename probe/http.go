@@ -357,7 +357,7 @@ func (h *HTTP) looksAtBody() bool {
 }
 
 // String returns the check as it is shown.
-func (h *HTTP) String() string { return "http " + h.URI }
+func (h *HTTP) String() string { return "http " + h.URI + headerLabel(h.Header) + h.TLSOptions.label() }
 
 func parseURI(uri string) (*url.URL, error) {
 	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") || strings.ContainsAny(uri, " #") {

@@ -7,9 +7,9 @@
 //
 // A kind that also implements caddyfile.Unmarshaler has its arguments and its
 // lines of the block handed to it. The options that all checks have in common
-// (interval, fast_interval, down_interval, timeout, passes, fails, jitter, port,
-// address, proxy_protocol) are taken out before, so a kind cannot have options of
-// these names. Its JSON fields are what tells two checks of the kind apart.
+// (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter,
+// port, address, proxy_protocol) are taken out before, so a kind cannot have options
+// of these names. Its JSON fields are what tells two checks of the kind apart.
 package probe
 
 import (
@@ -28,7 +28,9 @@ import (
 // be called for many upstreams at once.
 //
 // A Prober may implement fmt.Stringer to be shown with its arguments, as
-// "http /healthz".
+// "http /healthz": with what tells two checks of one upstream apart, and with
+// nothing that may be secret. String is called before Provision, so placeholders
+// are shown as they are written.
 type Prober interface {
 	Probe(ctx context.Context, up Upstream) error
 }

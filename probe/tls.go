@@ -125,7 +125,7 @@ func (t *TLS) Probe(ctx context.Context, up Upstream) error {
 }
 
 // String returns the check as it is shown.
-func (t *TLS) String() string { return "tls" }
+func (t *TLS) String() string { return "tls" + t.TLSOptions.label() }
 
 // Interface guards
 var (
