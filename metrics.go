@@ -17,6 +17,11 @@ import (
 // seriesKey is what metrics of checks are told apart by.
 type seriesKey struct{ upstream, check string }
 
+// newSeriesKey returns a key whose parts can be labels.
+func newSeriesKey(upstream, check string) seriesKey {
+	return seriesKey{validText(upstream), validText(check)}
+}
+
 // checkTally counts what comes of a check of an upstream, for all configs and
 // handlers of the process.
 type checkTally struct{ passed, failed, up, down atomic.Uint64 }

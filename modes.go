@@ -268,8 +268,9 @@ func (o *operations) forget(s *setting) {
 	delete(o.unstored, s.Address)
 }
 
-// apply has everybody whom a setting concerns look at it.
+// apply has all policies that a setting concerns follow it.
 func (o *operations) apply(address string) {
+	defer listings.changed()
 	o.mu.Lock()
 	apps := slices.Collect(maps.Keys(o.apps))
 	o.mu.Unlock()
@@ -371,13 +372,24 @@ func (s *Selection) applyModes() {
 // byAddress returns the member at an address as operators name it, nil if there is
 // none.
 func (s *Selection) byAddress(address string) *member {
-	for _, m := range s.byDial {
-		if m.address == address {
-			return m
+	if m := s.byDial[address]; m != nil && m.address == address {
+		return m
+	}
+	s.indexing.Do(func() {
+		for dial, m := range s.byDial {
+			if m.address != dial {
+				if s.byShown == nil {
+					s.byShown = make(map[string]*member)
+				}
+				s.byShown[m.address] = m
+			}
 		}
+	})
+	if m := s.byShown[address]; m != nil {
+		return m
 	}
 	if s.dynamic != nil {
-		return s.dynamic.memberAt(address)
+		return s.dynamic.memberShownAs(address)
 	}
 	return nil
 }

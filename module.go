@@ -243,6 +243,7 @@ func (a *App) Stop() error {
 	running.Lock()
 	running.apps = slices.DeleteFunc(running.apps, func(other *App) bool { return other == a })
 	running.Unlock()
+	listings.drop(a)
 	release(policies)
 	if other := newestApp(); other != nil {
 		// they share targets, and this one may have paused what others do not, or the
@@ -300,6 +301,7 @@ func (a *App) adopt(s *Selection) {
 	}
 	if started {
 		drive([]*Selection{s})
+		listings.changed()
 	}
 }
 

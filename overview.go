@@ -48,6 +48,9 @@ type entry struct {
 	// Gone says that the pool, or every pool if that is empty, has it no more: what is
 	// shown was set at run time.
 	Gone bool `json:"gone,omitempty"`
+	// Idle says that requests do not bring it at present: it is in no pool that
+	// balances now.
+	Idle bool `json:"idle,omitempty"`
 
 	position int  // below 0 if the config lists it, 0 if requests bring it
 	past     bool // requests bring other upstreams now
@@ -104,6 +107,9 @@ func overview(only filter) []entry {
 	}
 	at := make(map[filter]int) // by pool and upstream
 	for _, s := range app.all() {
+		if only.pool != "" && only.pool != s.pool || only.upstream != "" && s.byAddress(only.upstream) == nil {
+			continue
+		}
 		for _, e := range s.entries(only) {
 			key := filter{e.Pool, e.Upstream}
 			if i, seen := at[key]; seen {
@@ -181,6 +187,7 @@ func (e *entry) merge(other entry) {
 	e.FailOpen = e.FailOpen || other.FailOpen
 	e.position = min(e.position, other.position)
 	e.past = e.past && other.past
+	e.Idle = e.Idle && other.Idle
 	if worse(other.Status, e.Status) {
 		e.Status, e.Since = other.Status, other.Since
 	}
@@ -315,7 +322,8 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, ef
 		e.Since = &since
 	}
 	if now == nil {
-		return e // whoever asks knows why
+		e.Idle = true
+		return e // the caller says why
 	}
 	e.Serving = e.Mode == modeReady && e.Weight > 0 && status == health.Up && !m.draining() && healthy
 	e.Why = s.why(e, u, m, set, healthy)
@@ -378,7 +386,7 @@ func (s *Selection) why(e entry, u *reverseproxy.Upstream, m *member, set *setti
 
 func newCheckEntry(label string, v health.View) checkEntry {
 	c := checkEntry{
-		Check: label, Status: v.Status.String(), Draining: v.Draining,
+		Check: validText(label), Status: v.Status.String(), Draining: v.Draining,
 		ConsecutivePasses: v.Passes, ConsecutiveFails: v.Fails,
 		Last: newResultEntry(v.Last), LastFailed: newResultEntry(v.LastFailed),
 		Recent: make([]float64, 0, len(v.Recent)),

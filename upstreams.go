@@ -72,7 +72,7 @@ func (s *Selection) gather() error {
 }
 
 // shownAddress returns a dial address as operators see it and name it.
-func shownAddress(dial string) string { return caddy.NewReplacer().ReplaceKnown(dial, "") }
+func shownAddress(dial string) string { return validText(caddy.NewReplacer().ReplaceKnown(dial, "")) }
 
 // provisionName checks the name of the pool, or finds one.
 func (s *Selection) provisionName() error {
@@ -82,11 +82,8 @@ func (s *Selection) provisionName() error {
 	s.pool = s.Name
 	if s.pool == "" {
 		names := make([]string, 0, len(s.upstreams))
-		for i, u := range s.upstreams {
+		for _, u := range s.upstreams {
 			names = append(names, shownAddress(u.Dial))
-			if !utf8.ValidString(names[i]) {
-				return fmt.Errorf("the address of upstream %d is not valid UTF-8: %q", i, names[i])
-			}
 		}
 		if source := s.proxy.DynamicUpstreamsRaw; source != nil {
 			names = append(names, sourceName(source))
