@@ -201,7 +201,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	up := make(map[seriesKey]int)
 	states := make(map[string]map[string]int)
 	failOpen := make(map[string]int)
-	for _, e := range overview(filter{}) {
+	for _, e := range overview(filter{brief: true}) {
 		if e.Gone {
 			continue
 		}

@@ -222,6 +222,7 @@ func (o *operations) set(address string, c change) *setting {
 	o.unstored[address] = true
 	o.mu.Unlock()
 	o.apply(address)
+	listings.changed()
 	return s
 }
 
@@ -270,7 +271,6 @@ func (o *operations) forget(s *setting) {
 
 // apply has all policies that a setting concerns follow it.
 func (o *operations) apply(address string) {
-	defer listings.changed()
 	o.mu.Lock()
 	apps := slices.Collect(maps.Keys(o.apps))
 	o.mu.Unlock()
@@ -307,6 +307,7 @@ func (o *operations) stored(s *setting) {
 	defer o.mu.Unlock()
 	if o.of(s.Address) == s {
 		delete(o.unstored, s.Address)
+		listings.changed() // it is persisted now
 	} else if o.of(s.Address) != nil {
 		o.unstored[s.Address] = true
 	}

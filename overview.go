@@ -89,7 +89,12 @@ type resultEntry struct {
 }
 
 // filter says which entries are wanted; what is empty is any.
-type filter struct{ pool, upstream string }
+type filter struct {
+	pool, upstream string
+	// brief leaves out what metrics do not need: recent results, reasons, and what is
+	// in no pool.
+	brief bool
+}
 
 // wants reports whether an entry of that pool and upstream is wanted.
 func (f filter) wants(pool, upstream string) bool {
@@ -105,13 +110,14 @@ func overview(only filter) []entry {
 	if app == nil {
 		return entries
 	}
-	at := make(map[filter]int) // by pool and upstream
+	type place struct{ pool, upstream string }
+	at := make(map[place]int)
 	for _, s := range app.all() {
 		if only.pool != "" && only.pool != s.pool || only.upstream != "" && s.byAddress(only.upstream) == nil {
 			continue
 		}
 		for _, e := range s.entries(only) {
-			key := filter{e.Pool, e.Upstream}
+			key := place{e.Pool, e.Upstream}
 			if i, seen := at[key]; seen {
 				entries[i].merge(e)
 				continue
@@ -123,6 +129,9 @@ func overview(only filter) []entry {
 	slices.SortFunc(entries, func(a, b entry) int {
 		return cmp.Or(strings.Compare(a.Pool, b.Pool), cmp.Compare(a.position, b.position), strings.Compare(a.Upstream, b.Upstream))
 	})
+	if only.brief {
+		return entries
+	}
 	return append(entries, app.leftOver(only)...)
 }
 
@@ -130,23 +139,24 @@ func overview(only filter) []entry {
 // weights of pools that do not have the address any more.
 func (a *App) leftOver(only filter) []entry {
 	var entries []entry
+	policies := a.all()
 	for address, set := range a.operations.settings() {
 		if set.idle() || only.upstream != "" && only.upstream != address {
 			continue
 		}
 		left := func(pool string, weight int) entry {
-			who := "no pool"
+			owner := "no pool"
 			if pool != "" {
-				who += fmt.Sprintf(" '%s'", pool)
+				owner += fmt.Sprintf(" '%s'", pool)
 			}
 			return entry{
 				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: set.mode(), Weight: weight, Checks: []checkEntry{},
-				Why:       fmt.Sprintf("%s has it; what was set at %s is kept for when one does", who, set.newest().Format(time.RFC3339)),
+				Why:       fmt.Sprintf("%s has it; what was set at %s is kept for when one does", owner, set.newest().Format(time.RFC3339)),
 				Persisted: a.notPersisted(address), Gone: true,
 			}
 		}
 		pools := make(map[string]bool)
-		for _, s := range a.all() {
+		for _, s := range policies {
 			if s.byAddress(address) != nil {
 				pools[s.pool] = true
 			}
@@ -270,7 +280,7 @@ func (s *Selection) entriesOf(pool reverseproxy.UpstreamPool, members []*member,
 			continue
 		}
 		at[m] = len(entries)
-		entries = append(entries, s.entry(pool[i], m, now, effective))
+		entries = append(entries, s.entry(pool[i], m, now, effective, only.brief))
 	}
 	return entries
 }
@@ -296,7 +306,7 @@ func (s *snapshot) gets() *tier {
 func (m mood) ignoresHealth() bool { return m == failedOpen || m == lastResort }
 
 // entry returns what is to be said of one upstream.
-func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, effective float64) entry {
+func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, effective float64, brief bool) entry {
 	set := s.rules.operations.of(m.address)
 	status := m.status()
 	e := entry{
@@ -312,7 +322,11 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, ef
 	}
 	var since time.Time
 	for _, w := range m.watches {
-		v := w.target.View()
+		view := w.target.View
+		if brief {
+			view = w.target.Brief
+		}
+		v := view()
 		if v.Status == status && v.Since.After(since) {
 			since = v.Since
 		}
@@ -326,7 +340,9 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, ef
 		return e // the caller says why
 	}
 	e.Serving = e.Mode == modeReady && e.Weight > 0 && status == health.Up && !m.draining() && healthy
-	e.Why = s.why(e, u, m, set, healthy)
+	if !brief {
+		e.Why = s.why(e, u, m, set, healthy)
+	}
 	return e
 }
 
