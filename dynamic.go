@@ -305,7 +305,7 @@ func (d *dynamic) sight(dial string, now time.Time) *member {
 	d.sightings[dial] = &sighting{member: m, last: now}
 	d.list.add(dial)
 	if d.policy.running.Load() { // else another config's modes hold
-		m.pause(d.policy.rules.operations) // it may have changed since it is watched
+		d.policy.pause(m) // it may have changed since it is watched
 	}
 	return m
 }

@@ -38,6 +38,11 @@ type setting struct {
 	Mode    mode                 `json:"mode"`
 	Changed time.Time            `json:"changed"` // of the mode
 	Weights map[string]weightSet `json:"weights,omitempty"`
+
+	// Left is when the last pool lost the address, and Returned when one had it again;
+	// not kept in a fleet, in which another instance may have it.
+	Left     time.Time `json:"left,omitzero"`
+	Returned time.Time `json:"returned,omitzero"`
 }
 
 // weightSet is a weight that was set in place of that of the config.
@@ -84,6 +89,19 @@ func (s *setting) newest() time.Time {
 	return newest
 }
 
+// latest returns the latest of all its times.
+func (s *setting) latest() time.Time {
+	return slices.MaxFunc([]time.Time{s.newest(), s.Left, s.Returned}, time.Time.Compare)
+}
+
+// absentSince returns since when no pool has the address, the zero time if one has.
+func (s *setting) absentSince() time.Time {
+	if s.Left.After(s.Returned) {
+		return s.Left
+	}
+	return time.Time{}
+}
+
 // idle reports whether all is as without it.
 func (s *setting) idle() bool {
 	for _, w := range s.Weights {
@@ -112,6 +130,7 @@ func merged(a, b *setting) *setting {
 	if cmp.Or(b.Changed.Compare(a.Changed), strings.Compare(string(b.Mode), string(a.Mode))) > 0 {
 		m.Mode, m.Changed = b.Mode, b.Changed
 	}
+	m.Left, m.Returned = later(a.Left, b.Left), later(a.Returned, b.Returned)
 	m.Weights = maps.Clone(a.Weights)
 	for pool, w := range b.Weights {
 		if m.Weights == nil {
@@ -125,9 +144,17 @@ func merged(a, b *setting) *setting {
 	return &m
 }
 
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
 // equal reports whether both say the same.
 func (s *setting) equal(other *setting) bool {
 	return s.Address == other.Address && s.Mode == other.Mode && s.Changed.Equal(other.Changed) &&
+		s.Left.Equal(other.Left) && s.Returned.Equal(other.Returned) &&
 		maps.EqualFunc(s.Weights, other.Weights, func(a, b weightSet) bool {
 			return a.Changed.Equal(b.Changed) && (a.Weight == nil) == (b.Weight == nil) && (a.Weight == nil || *a.Weight == *b.Weight)
 		})
@@ -224,6 +251,25 @@ func (o *operations) set(address string, c change) *setting {
 	o.apply(address)
 	listings.changed()
 	return s
+}
+
+// note has a setting say since when the address is in no pool, or in one again.
+func (o *operations) note(address string, present bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	known := o.of(address)
+	if known == nil {
+		return
+	}
+	s := *known
+	now := later(time.Now().UTC(), later(s.Left, s.Returned).Add(1))
+	if present {
+		s.Returned = now
+	} else {
+		s.Left = now
+	}
+	o.replace(&s)
+	o.unstored[address] = true
 }
 
 // learn takes over what is newer in a stored setting than here, and has what is
@@ -333,17 +379,22 @@ func (o *operations) leave(a *App) {
 	delete(o.apps, a)
 }
 
-// forget takes back what was set for an address that no policy has any more. In a
-// fleet it stays: another instance may have the address. An app that is nil has nothing
-// to forget.
+// forget takes back what was set for an address that a dynamic source does not bring
+// any more. In a fleet it stays: another instance may have the address. An app that is
+// nil has nothing to forget.
 func (a *App) forget(address string) {
 	if a == nil || a.keeper.every > 0 || a.operations.of(address) == nil {
 		return
 	}
-	if slices.ContainsFunc(a.all(), func(s *Selection) bool { return s.byAddress(address) != nil }) {
+	if a.has(address) {
 		return
 	}
 	a.operations.set(address, change{clear: true})
+}
+
+// has reports whether any pool has an address.
+func (a *App) has(address string) bool {
+	return slices.ContainsFunc(a.all(), func(s *Selection) bool { return s.byAddress(address) != nil })
 }
 
 // applyMode has the policy follow a change of the setting of an address: targets
@@ -353,7 +404,7 @@ func (s *Selection) applyMode(address string) {
 	if m == nil {
 		return
 	}
-	m.pause(s.rules.operations)
+	s.pause(m)
 	s.renew()
 }
 
@@ -361,11 +412,11 @@ func (s *Selection) applyMode(address string) {
 // others.
 func (s *Selection) applyModes() {
 	for _, m := range s.byDial {
-		m.pause(s.rules.operations)
+		s.pause(m)
 	}
 	if s.dynamic != nil {
 		for _, m := range s.dynamic.all() {
-			m.pause(s.rules.operations)
+			s.pause(m)
 		}
 	}
 }
@@ -395,13 +446,19 @@ func (s *Selection) byAddress(address string) *member {
 	return nil
 }
 
-// pause has probes go on or not, as the mode says. Several may do so at once, and
-// whoever is the last follows the last change.
-func (m *member) pause(o *operations) {
+// pause has probes of a member go on or not, as its mode says. Several may do so at
+// once, and the last of them follows the last change. A target that runs for another
+// config is left alone until this one has started: it may be of another fleet, and it
+// may never start.
+func (s *Selection) pause(m *member) {
+	o := s.rules.operations
 	for {
+		yet := s.running.Load() && !s.app.isStarting()
 		set := o.of(m.address)
 		for _, w := range m.watches {
-			w.target.Pause(set.mode() == modeMaintenance)
+			if yet || !w.target.Running() {
+				w.target.Pause(set.mode() == modeMaintenance)
+			}
 		}
 		if o.of(m.address) == set {
 			return

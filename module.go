@@ -48,6 +48,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -98,6 +99,12 @@ type App struct {
 	cleaned    bool
 	stop       context.CancelFunc
 	keeping    sync.WaitGroup
+
+	before   []string      // the names of the pools of the config before, nil if there is none
+	carried  []carried     // weights that follow their upstreams, until the config has begun
+	starting atomic.Bool   // this app has started beside another, and its config not yet as a whole
+	begun    chan struct{} // closed when the config has started as a whole
+	begin    sync.Once
 
 	// inheritance is used while the config is provisioned, one policy after the
 	// other, and has no effect after that.
@@ -155,7 +162,8 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	a.keeper = newKeeper(a.operations, storage, prefix, every, ctx.Logger())
 	a.keeper.sync(ctx, true)
-	if a.events, err = newAnnouncer(ctx); err != nil {
+	a.begun = make(chan struct{})
+	if a.events, err = newAnnouncer(ctx, a.hasBegun); err != nil {
 		return err
 	}
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
@@ -224,6 +232,7 @@ func (a *App) Start() error {
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
 	a.inheritance = inheritance{}
+	met := a.meet(newestApp())
 	drive(policies)
 	running.Lock()
 	running.apps = append(running.apps, a)
@@ -231,6 +240,7 @@ func (a *App) Start() error {
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	a.keeping.Go(func() { a.keeper.run(ctx) })
+	a.keeping.Go(func() { a.attend(ctx, met) })
 	return nil
 }
 
@@ -248,6 +258,7 @@ func (a *App) Stop() error {
 	if other := newestApp(); other != nil {
 		// they share targets, and this one may have paused what others do not, or the
 		// reverse: another fleet has other modes
+		other.starting.Store(false)
 		for _, s := range other.all() {
 			s.applyModes()
 		}
@@ -255,6 +266,7 @@ func (a *App) Stop() error {
 	if a.stop != nil {
 		a.stop()
 		a.keeping.Wait()
+		a.keepCarried()
 		a.keeper.wait()
 	}
 	return nil
@@ -267,6 +279,7 @@ func (a *App) Cleanup() error {
 	}
 	a.cleaned = true
 	a.operations.leave(a)
+	a.dropCarried()
 	_, err := allOperations.Delete(a.scope)
 	return err
 }
