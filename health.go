@@ -361,7 +361,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 		return nil, err
 	}
 	w.target = shared.(sharedTarget).Target
-	tally, err := newCheckTally(seriesKey{to.up.Address, check.label})
+	tally, err := newCheckTally(newSeriesKey(to.up.Address, check.label))
 	if err != nil {
 		_, forgetting := targets.Delete(w.key)
 		return nil, errors.Join(err, forgetting)
@@ -490,7 +490,7 @@ func (w *watch) forget() error {
 	if w.unsubscribe != nil {
 		w.unsubscribe()
 	}
-	_, errTally := checkTallies.Delete(seriesKey{w.to.up.Address, w.check.label})
+	_, errTally := checkTallies.Delete(newSeriesKey(w.to.up.Address, w.check.label))
 	_, err := targets.Delete(w.key)
 	return errors.Join(err, errTally)
 }

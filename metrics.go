@@ -17,6 +17,11 @@ import (
 // seriesKey is what metrics of checks are told apart by.
 type seriesKey struct{ upstream, check string }
 
+// newSeriesKey returns a key whose parts can be labels.
+func newSeriesKey(upstream, check string) seriesKey {
+	return seriesKey{validText(upstream), validText(check)}
+}
+
 // checkTally counts what comes of a check of an upstream, for all configs and
 // handlers of the process.
 type checkTally struct{ passed, failed, void, up, down atomic.Uint64 }
@@ -197,7 +202,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	up := make(map[seriesKey]int)
 	states := make(map[string]map[string]int)
 	failOpen := make(map[string]int)
-	for _, e := range overview(filter{}) {
+	for _, e := range overview(filter{brief: true}) {
 		if e.Gone {
 			continue
 		}

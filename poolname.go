@@ -47,11 +47,6 @@ func (s *Selection) provisionName(ctx caddy.Context) error {
 		return err
 	}
 	if s.pool = s.Name; s.pool == "" {
-		for i, u := range s.upstreams {
-			if address := shownAddress(u.Dial); !utf8.ValidString(address) {
-				return fmt.Errorf("the address of upstream %d is not valid UTF-8: %q", i, address)
-			}
-		}
 		s.pool = s.app.names.of(ctx, s)
 	}
 	s.rules.operations, s.rules.pool = s.app.operations, s.pool

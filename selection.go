@@ -92,6 +92,8 @@ type Selection struct {
 	upstreams reverseproxy.UpstreamPool // those in the proxy's own list
 	members   []*member                 // the same, by position
 	byDial    map[string]*member
+	indexing  sync.Once
+	byShown   map[string]*member // those whose dial address is not what operators name; after indexing
 	dynamic   *dynamic
 	transport *transport
 	rules     rules

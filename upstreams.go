@@ -96,7 +96,7 @@ func (s *Selection) gatherBackups() error {
 // shownAddress returns a dial address as operators see it and name it: with the
 // placeholders replaced whose values cannot change while Caddy runs. Those of the
 // environment and of the system are such; a file can change, and so does the time.
-func shownAddress(dial string) string { return constants().ReplaceKnown(dial, "") }
+func shownAddress(dial string) string { return validText(constants().ReplaceKnown(dial, "")) }
 
 // constants returns a replacer that knows the placeholders whose values cannot
 // change while Caddy runs.
