@@ -342,6 +342,9 @@ type watch struct {
 	to          *route
 	driver      health.Driver
 	unsubscribe func() // nil while not followed
+	// past reports whether requests no longer bring the upstream; nil if the handler
+	// lists it. It is set before attach.
+	past func() bool
 
 	mu     sync.Mutex
 	detach func() // nil while not attached
@@ -395,17 +398,25 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 		},
 		Report: func(change health.Transition) {
 			tally.flipped(change)
-			logTransition(logger.With(fields...), change)
+			past := w.isPast()
+			logTransition(logger.With(fields...), change, past)
+			if past && change.To == health.Down {
+				return // no alarm; that it is healthy is told, for an earlier alarm may go on
+			}
 			events.flipped(up.Address, check.label, change)
 		},
 	}
 	return w, nil
 }
 
-// logTransition writes the one line of a change.
-func logTransition(logger *zap.Logger, change health.Transition) {
+// logTransition writes the one line of a change. Of an upstream that is past it is for
+// debugging only.
+func logTransition(logger *zap.Logger, change health.Transition, past bool) {
 	before := []zap.Field{zap.Stringer("previous", change.From), zap.Duration("previous_duration", change.Lasted)}
 	switch {
+	case past:
+		logger.Debug("upstream changed, but requests no longer bring it",
+			append(before, zap.Stringer("status", change.To), zap.Bool("draining", change.Draining), zap.String("reason", change.Reason))...)
 	case change.To == health.Down:
 		logger.Warn("upstream is down", append(before, zap.String("reason", change.Reason))...)
 	case change.From != health.Up:

@@ -216,8 +216,8 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		if e.FailOpen {
 			failOpen[e.Pool] = 1
 		}
-		if e.Mode == modeMaintenance {
-			continue // nobody checks it
+		if e.past || e.Mode == modeMaintenance {
+			continue // its status is no alarm, or there is none
 		}
 		for _, c := range e.Checks {
 			key, value := seriesKey{e.Upstream, c.Check}, 0

@@ -236,28 +236,44 @@ func (s *Selection) entries(only filter) []entry {
 	if s.dynamic == nil {
 		return entries
 	}
-	pools, present := s.dynamic.lately()
-	for _, p := range pools[:present] {
-		entries = append(entries, s.entriesOf(p.upstreams, p.members, s.dynamic.snapshotNow(p), only)...)
+	present, past := s.dynamic.split()
+	for _, p := range present {
+		entries = append(entries, s.entriesOf(p.upstreams, p.members, s.dynamic.peek(p), only)...)
 	}
 	shown := make(map[string]bool)
 	for _, e := range entries {
 		shown[e.Upstream] = true
 	}
-	also := func(pool reverseproxy.UpstreamPool, members []*member, past bool, why string) {
-		for _, e := range s.entriesOf(pool, members, nil, only) {
-			if e.past, e.Why = past, why; !shown[e.Upstream] {
-				shown[e.Upstream] = true
-				entries = append(entries, e)
+	also := func(pool reverseproxy.UpstreamPool, m *member, past bool) {
+		for _, e := range s.entriesOf(pool, []*member{m}, nil, only) {
+			if shown[e.Upstream] {
+				continue
 			}
+			shown[e.Upstream] = true
+			switch e.past = past; {
+			case past:
+				e.Why = "requests bring other upstreams now, so it gets none: forgotten in a while"
+			case s.dynamic.newest.Load() == nil:
+				e.Why = "no request has brought it since the config was loaded"
+			default:
+				e.Why = "requests bring several sets of upstreams in turn, the last of them without it"
+			}
+			entries = append(entries, e)
 		}
 	}
-	for _, p := range pools[present:] {
-		also(p.upstreams, p.members, true, "requests bring other upstreams now, so it gets none: forgotten in a while")
+	watched := s.dynamic.watchedNow()
+	isPast := make(map[*member]bool, len(watched))
+	for _, w := range watched {
+		isPast[w.member] = w.past
 	}
-	// what the config before was brought
-	watched := s.dynamic.all()
-	also(make(reverseproxy.UpstreamPool, len(watched)), watched, false, "no request has brought it since the config was loaded")
+	for _, p := range past {
+		for i, m := range p.members {
+			also(p.upstreams[i:], m, isPast[m])
+		}
+	}
+	for _, w := range watched { // those of pools that are not kept, and of an earlier config
+		also(make(reverseproxy.UpstreamPool, 1), w.member, w.past)
+	}
 	return entries
 }
 

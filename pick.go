@@ -235,9 +235,10 @@ func (d *decision) wait() bool {
 	limit := time.NewTimer(d.hold)
 	defer limit.Stop()
 	var grace <-chan time.Time
+	look, done := d.observe(d.pool)
+	defer done()
 	for {
-		superseded := d.current.Load().superseded
-		now := d.snapshotOf(d.pool)
+		now, changed := look()
 		if !now.undecided {
 			return true
 		}
@@ -247,7 +248,7 @@ func (d *decision) wait() bool {
 			grace = timer.C
 		}
 		select {
-		case <-superseded:
+		case <-changed:
 		case <-grace:
 			return true
 		case <-limit.C:

@@ -216,6 +216,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if err := s.gather(); err != nil {
 		return err
 	}
+	s.dynamic = newDynamic(s) // before the first change of a status can be told
 	for _, w := range s.watches {
 		w.follow(s.refresh)
 	}
@@ -355,8 +356,10 @@ func (s *Selection) Cleanup() error {
 	errs = append(errs, s.leavePool())
 	if s.dynamic != nil {
 		s.dynamic.close()
-		_, err := watchLists.Delete(s.dynamic.key)
-		errs = append(errs, err)
+		if s.dynamic.key != "" {
+			_, err := watchLists.Delete(s.dynamic.key)
+			errs = append(errs, err)
+		}
 	}
 	if s.adopted {
 		s.app.disown(s)
@@ -410,6 +413,9 @@ func (s *Selection) renew() {
 	s.mu.Unlock()
 	if before != nil {
 		close(before.superseded)
+	}
+	if s.dynamic != nil {
+		s.dynamic.waiters.wake() // after the generation has changed
 	}
 	s.announceOwn()
 }

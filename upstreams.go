@@ -177,6 +177,7 @@ func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
 	s.watches = append(s.watches, watches...)
 	if provisioned { // else all are followed when the pool is complete
 		for _, w := range watches {
+			w.past = func() bool { return s.dynamic.isPast(dial) }
 			w.follow(s.refresh)
 		}
 	}
@@ -219,12 +220,12 @@ func (s *Selection) resumeDynamic() error {
 		}
 	}
 	list, _, err := watchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return &watchList{set: make(map[string]int)}, nil
+		return newWatchList(), nil
 	})
 	if err != nil {
 		return err
 	}
-	s.dynamic = newDynamic(s, key, list.(*watchList))
+	s.dynamic.key, s.dynamic.list = key, list.(*watchList)
 	s.dynamic.resume()
 	return nil
 }
