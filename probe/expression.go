@@ -19,14 +19,9 @@ import (
 	"cel.dev/cel-go/interpreter"
 )
 
-const (
-	// maxCost bounds an evaluation, in the units of CEL: about one a step, and one for
-	// each ten characters that a step reads or one that it writes.
-	maxCost = 10_000_000
-	// maxValues bounds the JSON that an expression looks at: parsed, a value can take
-	// a hundred times the memory of its text.
-	maxValues = 250_000
-)
+// maxValues bounds the JSON that an expression looks at: parsed, a value can take a
+// hundred times the memory of its text.
+const maxValues = 250_000
 
 // expression is a compiled CEL expression over an answer. It is shown as it was
 // written.
@@ -90,7 +85,7 @@ func compileExpression(written, text string) (*expression, error) {
 		name := strings.TrimPrefix(reference.Name, ".")
 		e.readsBody = e.readsBody || name == "json" || name == "body"
 	}
-	e.program, err = env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.InterruptCheckFrequency(100), cel.CostLimit(maxCost), untrackedCosts)
+	e.program, err = env.Program(ast, cel.EvalOptions(cel.OptOptimize), cel.InterruptCheckFrequency(100), cel.CustomDecoratorV2(count))
 	switch {
 	case err != nil && secret:
 		return nil, fmt.Errorf("expression cannot be evaluated with its placeholders replaced; got '%s'", written)
@@ -111,6 +106,8 @@ func (e *expression) check(ctx context.Context, a reply) error {
 		"body":     sync.OnceValue(a.text),
 		"json":     sync.OnceValue(a.json),
 		"duration": a.took,
+
+		costVariable: new(int),
 	})
 	switch {
 	case err != nil && ctx.Err() != nil:
@@ -128,7 +125,7 @@ func (e *expression) check(ctx context.Context, a reply) error {
 
 // failure says why an evaluation came to no result.
 func (e *expression) failure(err error) error {
-	if cancelled, ok := errors.AsType[interpreter.EvalCancelledError](err); ok && cancelled.Cause == interpreter.CostLimitExceeded || errors.Is(err, errTooCostly) {
+	if cancelled, ok := errors.AsType[interpreter.EvalCancelledError](err); ok && cancelled.Cause == interpreter.CostLimitExceeded {
 		return fmt.Errorf("expression: %w: %s", errTooCostly, brief(e.text))
 	}
 	if invalid, ok := errors.AsType[*jsonError](err); ok {
@@ -139,9 +136,6 @@ func (e *expression) failure(err error) error {
 	}
 	return errors.New("expression: " + visible(err.Error()))
 }
-
-// errTooCostly is why an evaluation is given up.
-var errTooCostly = fmt.Errorf("costs more than %d to evaluate", maxCost)
 
 // text returns the body as text.
 func (a *reply) text() ref.Val { return types.String(strings.ToValidUTF8(string(a.body), "\uFFFD")) }

@@ -81,7 +81,8 @@ type HTTP struct {
 	// `headers['X-Role'][0] == 'primary' && json.db == 'ok'`. It knows `status` (a
 	// number), `headers` (lists of values by canonical name), `body` (a string),
 	// `json` (what the body is as JSON, of 250000 values at most) and `duration` (of
-	// the probe). What costs more than 10000000 in the units of CEL is given up.
+	// the probe). An evaluation is given up that costs more than 10000000: 5 for each
+	// call, also in loops, and 1 for each byte of a text that a call makes.
 	Expression string `json:"expression,omitempty"`
 
 	// How many bytes of the body to read at most; `expect_body` and `expression` see
