@@ -262,8 +262,12 @@ func (h *HTTP) String() string { return "http " + h.URI }
 func parseURI(written, uri string) (*url.URL, error) {
 	const must = "uri must be a path that begins with one '/', with a query if need be"
 	u, err := url.ParseRequestURI(uri)
-	if err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") {
-		return nil, fmt.Errorf("%s; give only the path, like %s: it is the upstream that is asked; got '%s'", must, examplePath(written, u), written)
+	if strings.HasPrefix(uri, "http://") || strings.HasPrefix(uri, "https://") {
+		path := "/healthz"
+		if err == nil && uri == written { // no placeholder is a part of it
+			path = u.RequestURI()
+		}
+		return nil, fmt.Errorf("%s; give only the path, like %s: it is the upstream that is asked; got '%s'", must, path, written)
 	}
 	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") || strings.ContainsAny(uri, " #") {
 		return nil, fmt.Errorf("%s; got '%s'", must, written)
@@ -275,14 +279,6 @@ func parseURI(written, uri string) (*url.URL, error) {
 		return nil, fmt.Errorf("%s; got '%s'", must, written)
 	}
 	return nil, fmt.Errorf("%s: %v", must, err)
-}
-
-// examplePath is the path of a full URL, unless a placeholder may be a part of it.
-func examplePath(written string, u *url.URL) string {
-	if hasPlaceholder(written) {
-		return "/healthz"
-	}
-	return u.RequestURI()
 }
 
 func checkRequestBody(body string) error {
