@@ -675,7 +675,7 @@ func TestGRPCProvisionErrors(t *testing.T) {
 // also loads.
 func TestGRPCCaddyfile(t *testing.T) {
 	t.Setenv("PROBE_NAME", "app.internal")
-	const known = ": a grpc check has authority, scheme, tls_server_name, tls_insecure_skip_verify and " + everyCheck
+	const known = ": " + everyCheck + "a grpc check has authority, scheme, tls_server_name and tls_insecure_skip_verify"
 	for _, test := range []struct{ input, want, err string }{
 		{"grpc", `{}`, ""},
 		{"grpc {\n}", `{}`, ""},

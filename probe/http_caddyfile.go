@@ -54,7 +54,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 		if !known && err == nil {
 			return UnrecognizedOption(d, "an http check", "method", "header", "request_body", "scheme", "follow_redirects", "status", "drain_status",
-				"expect_header", "expect_body", "expression", "max_size", "tls_server_name", "tls_insecure_skip_verify")
+				"expect_header", "expect_body", "expression", "max_size", "tls_server_name", "tls_insecure_skip_verify", "fresh_connection")
 		}
 		return err
 	}, "header", "expect_header")

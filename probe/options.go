@@ -202,13 +202,15 @@ var commonOptions = []string{
 func UnrecognizedOption(d *caddyfile.Dispenser, check string, own ...string) error {
 	hint := ""
 	if meant := suggest.Close(d.Val(), slices.Concat(own, commonOptions)); meant != "" {
-		hint = fmt.Sprintf(" (did you mean '%s'?)", meant)
+		hint = fmt.Sprintf("; did you mean '%s'?", meant)
 	}
-	has := "only"
-	if len(own) > 0 {
-		has = strings.Join(own, ", ") + " and"
+	has := "no other"
+	if last := len(own) - 1; last == 0 {
+		has = own[0]
+	} else if last > 0 {
+		has = strings.Join(own[:last], ", ") + " and " + own[last]
 	}
-	return d.Errf("unrecognized option '%s'%s: %s has %s the options of every check: %s", d.Val(), hint, check, has, strings.Join(commonOptions, ", "))
+	return d.Errf("unrecognized option '%s': besides the options of every check (%s), %s has %s%s", d.Val(), strings.Join(commonOptions, ", "), check, has, hint)
 }
 
 // options reads a block whose options can be given once each, except those that
