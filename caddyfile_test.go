@@ -267,8 +267,9 @@ func TestCaddyfileErrors(t *testing.T) {
 		ofAlive  = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
 		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
-		ofHTTP   = "besides the options of every check, an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, tls_insecure_skip_verify and fresh_connection"
-		ofTCP    = "besides the options of every check, a tcp check has send and expect"
+		ofEvery  = "besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), "
+		ofHTTP   = ofEvery + "an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, tls_insecure_skip_verify and fresh_connection"
+		ofTCP    = ofEvery + "a tcp check has send and expect"
 		args     = "%s takes %s, at Testfile:%d"
 		twice    = "option '%s' is given twice, at Testfile:%d"
 		uri      = "uri must be a path that begins with one '/', with a query if need be; got '%s', at Testfile:%d"
@@ -298,10 +299,13 @@ func TestCaddyfileErrors(t *testing.T) {
 	// The inline URI.
 	rejects("alive /a /b", "lb_policy alive takes one URI at most; got '/b' too, at Testfile:1")
 	rejects("alive /a {\nhold 1s\ncheck tcp\n}", "a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too, at Testfile:3")
-	for _, bad := range []string{"healthz", "", "http://app/healthz", "?a=b", "//host/x", "/a b", "/a?b c", "/a#b"} {
+	for _, bad := range []string{"healthz", "", "?a=b", "//host/x", "/a b", "/a?b c", "/a#b"} {
 		rejects("alive `"+bad+"`", uri, bad, 1)
 		inPolicy("check http `"+bad+"`", uri, bad, 2)
 	}
+	full := "uri must be a path that begins with one '/', with a query if need be; give only the path, like /healthz: it is the upstream that is asked; got 'http://app/healthz', at Testfile:%d"
+	rejects("alive http://app/healthz", full, 1)
+	inPolicy("check http http://app/healthz", full, 2)
 	inPolicy("check http \"/a\x01\"", `uri must be a path that begins with one '/', with a query if need be: parse "/a\x01": net/url: invalid control character in URL, at Testfile:2`)
 	inPolicy("check http /%zz", `uri must be a path that begins with one '/', with a query if need be: parse "/%%zz": invalid URL escape "%%zz", at Testfile:2`)
 
@@ -437,7 +441,7 @@ func TestCaddyfileErrors(t *testing.T) {
 	inCheck("http /a", "header Host ``\nheader Host b", "header Host can be given once only, at Testfile:4")
 	inCheck("http /a", "header host a\nheader Host b", "header Host can be given once only, at Testfile:4")
 	inCheck("http /a", "method HEAD\nexpect_body ok", "expect_body: an answer to HEAD has no body to look at, at Testfile:5")
-	inPolicy("check http x{env.URI}", uri, "x", 2)
+	inPolicy("check http x{env.URI}", uri, "x{env.URI}", 2)
 	inCheck("http /a", "expect_body (", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:3")
 	inCheck("http /a", "expect_body ``", "expect_body must not be empty: it would match anything, at Testfile:3")
 
