@@ -84,12 +84,14 @@ func (t *Target) Check(ctx context.Context) (Result, error) {
 // ProbeNow has the next probe begin at once, but no sooner than a quarter of the fast
 // interval after the last one began, however often it is called. It never waits. It
 // has no effect in a pause, when the probes have ended, or while a probe is in flight,
-// whose result is the answer.
+// whose result is the answer. Before the probes begin it has the first one do so without
+// a delay.
 func (t *Target) ProbeNow() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l := t.loop
 	if l == nil || l.probing || t.paused {
+		t.wanted = t.wanted || !t.ran
 		return
 	}
 	at := time.Now()

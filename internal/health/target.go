@@ -79,6 +79,7 @@ type Target struct {
 	subscribers map[*func()]struct{}
 	loop        *loop     // nil while nothing is attached
 	ran         bool      // something was attached once
+	wanted      bool      // the first probe is to begin without a delay
 	began       time.Time // the last probe, the zero time before the first
 }
 
@@ -210,6 +211,9 @@ func (t *Target) Attach(d Driver, delay time.Duration) (detach func()) {
 	defer t.mu.Unlock()
 	t.drivers = append(t.drivers, &d)
 	if t.loop == nil {
+		if t.wanted {
+			t.wanted, delay = false, 0
+		}
 		l := &loop{due: time.Now().Add(delay)}
 		l.timer = time.AfterFunc(delay, func() { t.tick(l) })
 		t.loop, t.ran = l, true
