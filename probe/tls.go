@@ -72,6 +72,9 @@ func (t *TLS) ValidateUpstream(up Upstream) error {
 	return nil
 }
 
+// NoRequests says that it sends none.
+func (*TLS) NoRequests() {}
+
 // Probe connects, completes the handshake, and hangs up.
 func (t *TLS) Probe(ctx context.Context, up Upstream) error {
 	asked := false
