@@ -33,6 +33,7 @@ import (
 //			port          <port>
 //			address       <address>
 //			proxy_protocol off|v1|v2
+//			keep_connection
 //			...
 //		}
 //		weight     <upstream> <n>
@@ -290,11 +291,15 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 	check := new(HealthCheck)
 	var own []caddyfile.Token
 	seen := make(map[string]bool)
+	fresh := false // fresh_connection is given
 	for d.NextBlock(0) {
 		option := d.Val()
 		common, err := check.unmarshalOption(d)
 		if err != nil {
 			return nil, err
+		}
+		if fresh = fresh || option == "fresh_connection"; fresh && check.KeepConnection {
+			return nil, d.WrapErr(errKeepFresh)
 		}
 		if !common {
 			own = append(own, d.NextSegment()...)
@@ -305,7 +310,11 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 		}
 		seen[option] = true
 	}
-	if err := check.validateOptions(); err != nil {
+	invalid := check.validateOptions()
+	if invalid == nil && check.KeepConnection {
+		invalid = checkKeeps(args[0].Text)
+	}
+	if err := invalid; err != nil {
 		d.Reset()
 		d.Next() // what is wrong is the block, so point to its beginning
 		return nil, d.WrapErr(err)
@@ -395,6 +404,10 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err 
 		}
 		if invalid := checkProxyProtocol(c.ProxyProtocol); invalid != nil || c.ProxyProtocol == "" {
 			err = d.Errf("proxy_protocol must be off, v1 or v2; got '%s'", c.ProxyProtocol)
+		}
+	case "keep_connection":
+		if c.KeepConnection = true; d.NextArg() {
+			err = d.Errf("keep_connection takes no argument; got '%s'", d.Val())
 		}
 	default:
 		return false, nil

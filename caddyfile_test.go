@@ -268,7 +268,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
 		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
 		ofEvery  = "besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), "
-		ofHTTP   = ofEvery + "an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, tls_insecure_skip_verify and fresh_connection"
+		ofHTTP   = ofEvery + "an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name and tls_insecure_skip_verify"
 		ofTCP    = ofEvery + "a tcp check has send and expect"
 		args     = "%s takes %s, at Testfile:%d"
 		twice    = "option '%s' is given twice, at Testfile:%d"
@@ -643,8 +643,8 @@ func TestProvisionErrors(t *testing.T) {
 		{one + alive(`"checks":[{"probe":{"uri":"/"}}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
 		{one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tls"}},{"probe":{"kind":"tcp"},"interval":"5s"}]`), inAlive + "checks: position 2 is the same as position 0"},
 		{one + alive(`"checks":[{"probe":{"kind":"http","uri":"/","header":{"Content-Length":["3"]}}}]`), inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: header Content-Length cannot be set: it follows from request_body"},
-		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, tls_server_name, tls_insecure_skip_verify, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc"},
 		{one + alive(`"checks":[{"probe":{"kind":"exec"}}]`), inAlive + "checks: position 0: unknown kind of check 'exec'; this build has " + knownKinds() + "; it is built in with the package github.com/caddy-alive/caddy-alive/probe/exec"},
+		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc"},
 		{request(`"method":"GET"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got ''"},
 		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got 'healthz'"},
 		{request(`"uri":"/{http.request.uri}"`), inHTTP + "uri: unrecognized placeholder {http.request.uri}" + global},

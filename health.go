@@ -83,6 +83,13 @@ type HealthCheck struct {
 	// UNKNOWN) or `v2` (which says LOCAL). Default: the version of the transport.
 	ProxyProtocol string `json:"proxy_protocol,omitempty"`
 
+	// Whether the connection of a probe is kept for the next one, for 60 seconds at
+	// most and while probes pass. That is cheaper, above all with TLS, but occupies a
+	// worker of servers that serve one connection at a time. It is an error for kinds
+	// that send no requests: `tcp`, `tls` and `exec`. Default: false, every probe has
+	// a connection of its own, which ends with it.
+	KeepConnection bool `json:"keep_connection,omitempty"`
+
 	prober    probe.Prober
 	overrides probe.Overrides
 	address   *caddy.NetworkAddress // Address, nil if it is that of the upstream
@@ -125,6 +132,9 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 	if c.overrides.NoConnection && c.ProxyProtocol != "" {
 		return fmt.Errorf("proxy_protocol has no meaning for %s, which makes no connection of its own", kind)
 	}
+	if err := c.checkConnection(ctx.Logger()); err != nil {
+		return err
+	}
 	if err := c.provisionAddress(); err != nil {
 		return err
 	}
@@ -159,7 +169,8 @@ func (c *HealthCheck) provisionAddress() error {
 // its name.
 func (c *HealthCheck) equal(other *HealthCheck) bool {
 	return c.identity == other.identity && c.settings == other.settings &&
-		c.Port == other.Port && c.Address == other.Address && c.ProxyProtocol == other.ProxyProtocol
+		c.Port == other.Port && c.Address == other.Address && c.ProxyProtocol == other.ProxyProtocol &&
+		c.KeepConnection == other.KeepConnection
 }
 
 // checkPort rejects a port beside an address that has one, or needs none.
@@ -375,6 +386,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 	// one logger for all of them, for a logger with fields takes more memory than
 	// the rest of a target
 	fields := []zap.Field{zap.String("upstream", up.Address), zap.String("check", check.label)}
+	to.warnGaveUp(logger, fields)
 	w.driver = health.Driver{
 		Probe: func(ctx context.Context, fresh bool) (draining bool, err error) {
 			if fresh {

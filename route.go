@@ -3,6 +3,7 @@
 package alive
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -31,7 +32,8 @@ const (
 	maxProbeHeader = 64 << 10
 	// maxProbeBuffer bounds what an HTTP/2 upstream may send ahead, in bytes.
 	maxProbeBuffer = 256 << 10
-	// maxProbeConnection is how long a connection is kept for further probes.
+	// maxProbeConnection is how long a connection is kept for further probes, with
+	// keep_connection.
 	maxProbeConnection = time.Minute
 )
 
@@ -62,6 +64,7 @@ type routeKey struct {
 	upstream      string
 	at            string
 	proxyProtocol string
+	keeps         bool // its connection
 	transport     transportKey
 }
 
@@ -117,9 +120,9 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 	own := t.speaks == overTCP || t.speaks == overQUIC && (target.Scheme == "http" || differs.HTTP2) ||
 		t.speaks == fastCGI && differs.Scheme != ""
 	if t.speaks == thirdParty || t.speaks == overQUIC && !own {
-		if differs != (probe.Overrides{NoConnection: differs.NoConnection}) || version != t.proxyProtocol {
+		if differs != (probe.Overrides{NoConnection: differs.NoConnection}) || version != t.proxyProtocol || check.KeepConnection {
 			return nil, errors.New("over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: " +
-				"scheme, tls_server_name, tls_insecure_skip_verify, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc")
+				"scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc")
 		}
 		r.bound = true
 	}
@@ -131,7 +134,7 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 			return nil, err
 		}
 	}
-	r.key = routeKey{upstream: r.upstream.String(), at: r.at.String(), proxyProtocol: version, transport: t.key}
+	r.key = routeKey{upstream: r.upstream.String(), at: r.at.String(), proxyProtocol: version, keeps: check.KeepConnection, transport: t.key}
 	if r.forwardProxy != nil {
 		r.key.transport.proxy = r.forwardProxy.String()
 	}
@@ -146,11 +149,14 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 		r.up.Transport = r // the handler's own
 	case own:
 		r.http2 = differs.HTTP2
-		r.connection = &wire.Transport{Open: r.opener(), MaxAge: maxProbeConnection}
-		if differs.FreshConnection || r.base.DisableKeepAlives {
-			r.connection.MaxAge = 0
+		r.connection = &wire.Transport{Open: r.opener()}
+		if check.KeepConnection {
+			r.connection.MaxAge = maxProbeConnection
 		}
 		r.up.Transport = r.connection
+		if r.forwardProxy != nil && r.up.Scheme == "http" {
+			r.up.Transport = toUpstream{r.connection, r.up.Host}
+		}
 	}
 	return r, nil
 }
@@ -286,6 +292,8 @@ func (r *route) opener() func(ctx context.Context) (wire.Line, error) {
 
 	own := r.base.Clone()
 	own.DisableCompression = true
+	own.DisableKeepAlives = false // whether they are kept is up to wire.Transport
+	own.IdleConnTimeout = 0       // or what is left of an HTTP/2 connection stays for so long after its end
 	own.MaxResponseHeaderBytes = limit
 	own.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerConnection: maxProbeBuffer, MaxReceiveBufferPerStream: maxProbeBuffer}
 	own.DialTLSContext = nil
@@ -327,7 +335,10 @@ func (r *route) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := context.WithValue(req.Context(), caddy.ReplacerCtxKey, r.describeTo(caddy.NewReplacer()))
 	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{"reverse_proxy.proxy_protocol_info": client})
 	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), r.at)
-	return r.shared.RoundTrip(req.Clone(ctx)) // it may add to the header
+	there := req.Clone(ctx) // it may add to the header
+	there.Host = cmp.Or(there.Host, there.URL.Host)
+	there.URL.Scheme, there.URL.Host = r.up.Scheme, r.up.Host // whatever a redirect named
+	return r.shared.RoundTrip(there)
 }
 
 // renew has the next probe connect anew, where connections are its own.

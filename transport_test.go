@@ -325,12 +325,14 @@ func TestSharedTransportsGetACopy(t *testing.T) {
 	probes.Wait()
 }
 
-// Where requests do not keep connections, probes do not, either.
-func TestProbesKeepNoMoreThanRequests(t *testing.T) {
+// Probes keep their connection where their check says so, and only there, whether or not
+// requests keep theirs.
+func TestRoute_KeepsWhatTheCheckSays(t *testing.T) {
 	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
 	defer cancel()
-	for _, keep := range []bool{true, false} {
-		h := &reverseproxy.HTTPTransport{KeepAlive: &reverseproxy.KeepAlive{Enabled: &keep}}
+	for i := range 4 {
+		requests, keep := i&1 != 0, i&2 != 0
+		h := &reverseproxy.HTTPTransport{KeepAlive: &reverseproxy.KeepAlive{Enabled: &requests}}
 		if err := h.Provision(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -338,7 +340,7 @@ func TestProbesKeepNoMoreThanRequests(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		to, err := routeTo(way, "app:80", new(HealthCheck))
+		to, err := routeTo(way, "app:80", &HealthCheck{KeepConnection: keep})
 		if err != nil {
 			t.Fatal(err)
 		}

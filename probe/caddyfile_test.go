@@ -154,7 +154,7 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 		cel    = "expression must be CEL over status, headers, body, json and duration: line "
 		drain  = "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
 		exp    = "expect_header takes a name and a regular expression, like expect_header Content-Type ^application/json"
-		known  = ": " + everyCheck + "an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, tls_insecure_skip_verify and fresh_connection"
+		known  = ": " + everyCheck + "an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name and tls_insecure_skip_verify"
 	)
 	for _, test := range []struct{ input, want string }{
 		{"http", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},

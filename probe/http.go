@@ -91,9 +91,8 @@ type HTTP struct {
 	// 65536 (64 KiB), at most 67108864 (64 MiB).
 	MaxSize int64 `json:"max_size,omitempty"`
 
-	// Whether every probe has a connection of its own. Default: one is kept for
-	// further probes, for a minute at most and while they pass, unless the method is
-	// one that changes something, such as `POST`.
+	// Deprecated: it has no effect. Every probe has a connection of its own, unless
+	// `keep_connection` of the check says otherwise.
 	FreshConnection bool `json:"fresh_connection,omitempty"`
 
 	TLSOptions

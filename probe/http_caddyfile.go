@@ -27,7 +27,6 @@ import (
 //		max_size      <size>
 //		tls_server_name <name>
 //		tls_insecure_skip_verify
-//		fresh_connection
 //	}
 func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the kind
@@ -54,7 +53,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 		if !known && err == nil {
 			return UnrecognizedOption(d, "an http check", "method", "header", "request_body", "scheme", "follow_redirects", "status", "drain_status",
-				"expect_header", "expect_body", "expression", "max_size", "tls_server_name", "tls_insecure_skip_verify", "fresh_connection")
+				"expect_header", "expect_body", "expression", "max_size", "tls_server_name", "tls_insecure_skip_verify")
 		}
 		return err
 	}, "header", "expect_header")
@@ -109,7 +108,7 @@ func (h *HTTP) unmarshalRequestOption(d *caddyfile.Dispenser, option string) (kn
 		h.FollowRedirects = true
 		err = noArg(d)
 
-	case "fresh_connection":
+	case "fresh_connection": // which is the default
 		h.FreshConnection = true
 		err = noArg(d)
 

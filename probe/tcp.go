@@ -152,6 +152,9 @@ func (t *TCP) ValidateUpstream(up Upstream) error {
 	return nil
 }
 
+// NoRequests says that it sends none.
+func (*TCP) NoRequests() {}
+
 // Probe connects, sends, waits for what is expected, and hangs up.
 func (t *TCP) Probe(ctx context.Context, up Upstream) error {
 	return t.secrets.Error(t.probe(ctx, up))

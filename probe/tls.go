@@ -79,6 +79,9 @@ func (t *TLS) ValidateUpstream(up Upstream) error {
 	return nil
 }
 
+// NoRequests says that it sends none.
+func (*TLS) NoRequests() {}
+
 // Probe connects, completes the handshake, and hangs up.
 func (t *TLS) Probe(ctx context.Context, up Upstream) error {
 	return t.secrets.Error(t.probe(ctx, up))

@@ -122,6 +122,9 @@ func (e *Exec) Provision(_ caddy.Context) error {
 // Overrides returns how probes differ from proxied requests.
 func (*Exec) Overrides() probe.Overrides { return probe.Overrides{NoConnection: true} }
 
+// NoRequests says that it sends none.
+func (*Exec) NoRequests() {}
+
 // Probe runs the command.
 func (e *Exec) Probe(ctx context.Context, up probe.Upstream) error {
 	output := new(head)
