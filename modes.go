@@ -272,22 +272,35 @@ func (o *operations) note(address string, present bool) {
 	o.unstored[address] = true
 }
 
-// learn takes over what is newer in a stored setting than here, and has what is
-// older there stored again. It reports whether anything was newer.
-func (o *operations) learn(stored *setting) (changed bool) {
+// learn takes over what is newer in stored settings than here, and has what is older
+// there stored again. It returns those in which anything was newer.
+func (o *operations) learn(stored ...*setting) (changed []*setting) {
+	if len(stored) == 0 {
+		return nil
+	}
 	o.mu.Lock()
-	known := o.of(stored.Address)
-	all := merged(known, stored)
-	changed = known == nil || !all.equal(known)
-	if changed {
-		o.replace(all)
+	current := o.settings()
+	for _, s := range stored {
+		known := current[s.Address]
+		all := merged(known, s)
+		if known == nil || !all.equal(known) {
+			if len(changed) == 0 {
+				current = maps.Clone(current)
+			}
+			if current == nil {
+				current = make(map[string]*setting)
+			}
+			current[s.Address] = all
+			changed = append(changed, s)
+		}
+		if !all.equal(s) {
+			o.unstored[s.Address] = true
+		}
 	}
-	if !all.equal(stored) {
-		o.unstored[stored.Address] = true
-	}
+	o.current.Store(&current)
 	o.mu.Unlock()
-	if changed {
-		o.apply(stored.Address)
+	for _, s := range changed {
+		o.apply(s.Address)
 	}
 	return changed
 }

@@ -237,6 +237,7 @@ func (k *keeper) load(ctx context.Context) error {
 	k.mu.Unlock()
 	var mu sync.Mutex // guards what follows
 	listed := make(map[string]bool)
+	var batch []*setting // read, and not yet taken over
 	var errs []error
 
 	var reading sync.WaitGroup
@@ -244,12 +245,22 @@ func (k *keeper) load(ctx context.Context) error {
 	for range min(readers, len(keys)) {
 		reading.Go(func() {
 			for key := range next {
-				address, err := k.follow(ctx, key)
+				s, err := k.follow(ctx, key)
+				var due []*setting
 				mu.Lock()
-				if listed[address] = true; err != nil {
+				if err != nil {
 					errs = append(errs, err)
 				}
+				if s != nil {
+					listed[s.Address] = true
+					batch = append(batch, s)
+				}
+				// the first ones at once; many together, for each batch copies all
+				if len(batch) > len(k.settings())/batchShare {
+					due, batch = batch, nil
+				}
 				mu.Unlock()
+				k.takeOver(due)
 			}
 		})
 	}
@@ -260,6 +271,7 @@ func (k *keeper) load(ctx context.Context) error {
 	}
 	close(next)
 	reading.Wait()
+	k.takeOver(batch)
 	if len(errs) == 0 && !k.isLoaded() { // there is one look at a time
 		close(k.loaded)
 	}
@@ -267,20 +279,30 @@ func (k *keeper) load(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// follow takes over what is stored at a key, and returns the address of that setting:
-// none if it makes no sense or changes nothing any more.
-func (k *keeper) follow(ctx context.Context, key string) (address string, err error) {
+// batchShare is how large a part of all settings is taken over at a time at most.
+const batchShare = 16
+
+// follow returns what is stored at a key: nil if it makes no sense or changes nothing any
+// more.
+func (k *keeper) follow(ctx context.Context, key string) (*setting, error) {
 	s, err := k.read(ctx, key)
 	if err != nil || s == nil {
-		return "", err
+		return nil, err
 	}
 	if k.outlived(s) {
-		return "", k.storage.Delete(ctx, key)
+		return nil, k.storage.Delete(ctx, key)
 	}
-	if k.learn(s) && k.isLoaded() { // else the config that begins logs what applies to it
-		k.logger.Info("set at another instance of the fleet, or at this one before the storage failed", s.fields()...)
+	return s, nil
+}
+
+// takeOver learns stored settings. Before all are known, the config that begins logs
+// which of them apply to it.
+func (k *keeper) takeOver(stored []*setting) {
+	for _, s := range k.learn(stored...) {
+		if k.isLoaded() {
+			k.logger.Info("set at another instance of the fleet, or at this one before the storage failed", s.fields()...)
+		}
 	}
-	return s.Address, nil
 }
 
 // list returns the keys of all that is stored.
