@@ -76,8 +76,8 @@ type dynamicPool struct {
 	hash    uint64
 	dials   []string
 	members []*member
-	// upstreams are those of the request that brought it first
-	upstreams reverseproxy.UpstreamPool
+	// upstreams are those of a request that brought it
+	upstreams atomic.Pointer[reverseproxy.UpstreamPool]
 	seen      atomic.Int64 // when a request last brought it, in Unix nanoseconds
 	making    sync.Mutex   // held by whoever makes a snapshot
 	current   atomic.Pointer[datedSnapshot]
@@ -117,7 +117,18 @@ func (d *dynamic) resume() {
 func (d *dynamic) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
 	p := d.find(pool)
 	p.seen.Store(time.Now().UnixNano())
+	p.keepUpstreams(pool)
 	return d.snapshotNow(p)
+}
+
+// keepUpstreams keeps the upstreams of a request if those kept are outdated: Caddy
+// forgets what it counts of a host that had no request for a while, and counts anew.
+func (p *dynamicPool) keepUpstreams(pool reverseproxy.UpstreamPool) {
+	sameHost := func(a, b *reverseproxy.Upstream) bool { return a.Host == b.Host }
+	if !slices.EqualFunc(*p.upstreams.Load(), pool, sameHost) {
+		kept := slices.Clone(pool)
+		p.upstreams.Store(&kept)
+	}
 }
 
 // lately returns the pools that requests brought, the last one first, and how many of
@@ -153,6 +164,7 @@ func (d *dynamic) snapshotNow(p *dynamicPool) *snapshot {
 	}
 	generation := d.policy.generation.Load()
 	made := &datedSnapshot{snapshot: newSnapshot(p.members, d.policy.rules, now), generation: generation}
+	made.said = p.said
 	if made.next > 0 {
 		made.until = now.Add(made.next)
 	}
@@ -161,7 +173,7 @@ func (d *dynamic) snapshotNow(p *dynamicPool) *snapshot {
 		before = known.snapshot
 	}
 	d.policy.succeed(made.snapshot, before, func() { p.current.Store(made) })
-	d.policy.announce(p.said, func() mood { return p.current.Load().mood }, func() []string { return aFew(p.dials) })
+	d.policy.announce(p.said, func() situation { return d.policy.situation(p.current.Load().snapshot, *p.upstreams.Load()) }, func() []string { return aFew(p.dials) })
 	return made.snapshot
 }
 
@@ -190,7 +202,9 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 	}
 	now := time.Now()
 	d.batch = len(d.sightings)
-	p := &dynamicPool{hash: hash, upstreams: slices.Clone(pool)}
+	p := &dynamicPool{hash: hash}
+	kept := slices.Clone(pool)
+	p.upstreams.Store(&kept)
 	var unordered uint64
 	for _, u := range pool {
 		p.dials = append(p.dials, u.Dial)
@@ -200,7 +214,7 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 	if p.said = d.said[unordered]; p.said == nil {
 		if len(d.said) >= maxDynamic {
 			for _, said := range d.said {
-				d.policy.unsay(said)
+				d.policy.forgetMood(said)
 			}
 			clear(d.said) // rather say something twice than remember without end
 			d.replace(make(map[uint64]*dynamicPool))

@@ -94,6 +94,8 @@ type tier struct {
 	weights []int // by position, 0 for those who are not in it
 	// anyHealth: they get requests whatever their health.
 	anyHealth bool
+	// draining: they get requests only while no other upstream serves.
+	draining bool
 	// scale is what a weight of 1 is in it, 1 if it is 0
 	scale int
 	// tickets are drawn for the order: those of the snapshot if it is its best, and
@@ -120,8 +122,10 @@ func newTier(members []*member, weight func(i int, m *member) int) *tier {
 type snapshot struct {
 	// best is the order of the first tier, empty if that ignores health.
 	best rotation.Order
-	// direct: a ticket of best decides, unless whose turn it is cannot take the request.
-	direct bool
+	// quick: a ticket of best may decide, unless whose turn it is cannot take the request.
+	// direct: it does, since Caddy's own health makes no difference to the mood.
+	quick  bool
+	direct atomic.Bool
 	// tiers are those who serve, the best first, and then those who are draining and
 	// would. None is empty.
 	tiers []*tier
@@ -137,14 +141,18 @@ type snapshot struct {
 	unknown func() *tier
 	// resort are those to ask in the end, whatever their health.
 	resort func() *tier
-	// mood is what there is to be said about it all.
+	// mood is what there is to be said about it all, by the checks alone.
 	mood mood
+	// said is the mood of the pool that was last told, by Caddy's own health, too.
+	said *atomic.Int32
 	// next is when a slow start goes on, 0 if there is none.
 	next time.Duration
 	// superseded is closed when a newer snapshot replaced this one.
 	superseded chan struct{}
-	// members are whom it was made for.
+	// members are those it was made for, and ready are the weights of those that are
+	// neither draining nor in maintenance, whatever their health.
 	members []*member
+	ready   []int
 	// tickets are drawn for the order of best, from first on: so they also tell who
 	// was picked how often. They change all the time, and must not share a cache line
 	// with what does not.
@@ -153,16 +161,6 @@ type snapshot struct {
 	tickets atomic.Uint64
 	_       [64]byte
 }
-
-// mood is a state of a whole pool that is worth a line in the log.
-type mood int32
-
-const (
-	fine       mood = iota
-	failedOpen      // too few serve, so health is ignored
-	lastResort      // nobody serves, so health is ignored
-	nobody          // nobody serves, and health is not ignored
-)
 
 // newSnapshot decides who may get requests, and in which order.
 func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
@@ -207,7 +205,12 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 		return 0
 	}
 	everybody := func(backup bool) *tier {
-		t := newTier(members, func(i int, m *member) int { return weightIf(i, ready[i] && m.backup == backup) })
+		t := newTier(members, func(i int, m *member) int {
+			if m.backup == backup {
+				return s.ready[i]
+			}
+			return 0
+		})
 		t.anyHealth = true
 		return t
 	}
@@ -217,6 +220,10 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 		}, r, now)
 	}
 
+	s.ready = make([]int, len(members))
+	for i := range members {
+		s.ready[i] = weightIf(i, ready[i])
+	}
 	s.decided = serving + down
 	s.all = sync.OnceValue(func() *tier { return everybody(false) })
 	if backups == 0 && r.failOpen.tooFew(serving, s.decided) {
@@ -233,9 +240,11 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	}
 	for backup, n := range draining {
 		if n > 0 { // better than an error
-			s.tiers = append(s.tiers, newTier(members, func(i int, m *member) int {
+			t := newTier(members, func(i int, m *member) int {
 				return weightIf(i, !ready[i] && index(m.backup) == backup)
-			}))
+			})
+			t.draining = true
+			s.tiers = append(s.tiers, t)
 		}
 	}
 	if len(s.tiers) > 0 && !s.tiers[0].anyHealth {

@@ -327,8 +327,8 @@ func TestMoodsAreLoggedOnce(t *testing.T) {
 }
 
 // A retry goes to every primary and every backup once before anything repeats:
-// primaries that were tried do not keep backups out. Then it starts over, not
-// with the last.
+// primaries that were tried do not keep backups out, and those that serve come before
+// those that are down. Then it starts over, not with the last.
 func TestRetriesGoOnToBackups(t *testing.T) {
 	for _, tc := range []struct {
 		verdicts          string
@@ -338,11 +338,13 @@ func TestRetriesGoOnToBackups(t *testing.T) {
 	}{
 		{"uu", []int{1, -1}, failOpen{}, []int{0}, []int{1}},
 		{"uuuu", []int{5, 1, -2, -1}, failOpen{}, []int{0, 1}, []int{2, 3}},
-		{"uduudu", []int{5, 1, 2, -2, -1, -7}, failOpen{}, []int{0, 2}, []int{3, 5}},
-		{"uuudd", []int{256, 1, -1, 1, -1}, failOpen{}, []int{0, 1}, []int{2}},
+		{"uduudu", []int{5, 1, 2, -2, -1, -7}, failOpen{}, []int{0, 2}, []int{3, 5, 1, 4}},
+		{"uduudu", []int{5, 1, 2, -2, -1, -7}, failOpen{never: true}, []int{0, 2}, []int{3, 5}},
+		{"uuudd", []int{256, 1, -1, 1, -1}, failOpen{}, []int{0, 1}, []int{2, 3, 4}},
+		{"uuudd", []int{256, 1, -1, 0, -1}, failOpen{}, []int{0, 1}, []int{2, 4}},
 		{"uuu", []int{0, 1, -1}, failOpen{}, []int{1}, []int{2}},
-		{"ddd", []int{9, 1, -1}, failOpen{}, []int{0, 1}, nil},
-		{"uddd", []int{3, 1, 2, -1}, failOpen{percent: 50}, []int{0, 1, 2}, nil},
+		{"ddd", []int{9, 1, -1}, failOpen{}, []int{0, 1}, []int{2}},
+		{"uddd", []int{3, 1, 2, -1}, failOpen{percent: 50}, []int{0, 1, 2}, []int{3}},
 	} {
 		t.Run(tc.verdicts, func(t *testing.T) {
 			p := newPolicy(t, tc.verdicts, withWeights(tc.weights...), retrying, func(s *Selection) { s.rules.failOpen = tc.open })
@@ -507,7 +509,13 @@ func TestSelectIsOfferedTheAlive(t *testing.T) {
 	if want := offer(5); got[3] != 5 || c.offered[3] != want {
 		t.Errorf("the fourth try got %d, offered %v; want the backup", got[3], c.offered)
 	}
-	if got[4] == got[3] || !slices.Contains(got[:3], got[4]) {
+	for range 3 {
+		got = append(got, p.picks(r, 1)[0])
+	}
+	if down := slices.Sorted(slices.Values(got[4:6])); !slices.Equal(down, []int{1, 6}) {
+		t.Errorf("tried %v, want those that are down after those that serve", got)
+	}
+	if !slices.Contains(got[:3], got[6]) {
 		t.Errorf("tried %v, want a primary again at last", got)
 	}
 }

@@ -88,6 +88,7 @@ type Selection struct {
 	transport *transport
 	rules     rules
 	inner     reverseproxy.Selector // picks instead of round robin, if set
+	selects   string                // the name of inner
 	hold      time.Duration
 	retries   bool // the proxy may ask again for the same request
 	// countHealthy: fail_open has a percentage, and Caddy has health checks of its
@@ -98,10 +99,9 @@ type Selection struct {
 	variable     string          // where a request keeps its attempts
 	unloaded     <-chan struct{} // closed when the config ends
 
-	tally      *poolTally
-	failedOpen atomic.Int32 // how many pools of it ignore health, as was told
-	counting   sync.Mutex   // held while a snapshot succeeds another
-	retired    []retired    // guarded by counting
+	tally    *poolTally
+	counting sync.Mutex // held while a snapshot succeeds another
+	retired  []retired  // guarded by counting
 
 	watchesMu sync.Mutex
 	watches   []*watch     // all there are; guarded by watchesMu
@@ -254,7 +254,7 @@ func (s *Selection) provisionRules(ctx caddy.Context) error {
 	if err != nil {
 		return fmt.Errorf("select: %v", err)
 	}
-	s.inner = mod.(reverseproxy.Selector)
+	s.inner, s.selects = mod.(reverseproxy.Selector), name.Policy
 	return nil
 }
 
@@ -370,7 +370,9 @@ func (s *Selection) renew() {
 	s.stale.Store(false)
 	s.generation.Add(1)
 	now := newSnapshot(s.members, s.rules, time.Now())
-	now.direct = now.best.Len() > 0 && !s.retries && !s.countHealthy && s.inner == nil
+	now.said = &s.said
+	now.quick = now.best.Len() > 0 && !s.retries && !s.countHealthy && s.inner == nil
+	now.direct.Store(now.quick && s.situation(now, s.upstreams).mood == now.mood)
 	before := s.current.Load()
 	s.succeed(now, before, func() { s.current.Store(now) })
 	if s.ramp != nil {
@@ -386,51 +388,13 @@ func (s *Selection) renew() {
 	s.announceOwn()
 }
 
-// announceOwn logs the mood of the proxy's own list, if that is news.
-func (s *Selection) announceOwn() {
-	s.announce(&s.said, func() mood { return s.current.Load().mood }, s.names)
-}
-
-// announce logs the mood of a pool of these upstreams, if it is not the last one
-// that was said. It may have changed meanwhile, and who changed it may have found
-// nothing new to say; so the last look is after the last line.
-func (s *Selection) announce(said *atomic.Int32, current func() mood, names func() []string) {
-	for s.running.Load() {
-		now := current()
-		before := mood(said.Swap(int32(now)))
-		if before == now {
-			return
-		}
-		s.tellFailOpen(before, now)
-		pool := zap.Strings("pool", names())
-		switch now {
-		case failedOpen:
-			s.logger.Warn("too few upstreams are alive: requests go to all of them, whatever their health", pool, zap.String("fail_open", s.FailOpen))
-		case lastResort:
-			s.logger.Warn("no upstream is alive: requests go to all of them, as the last resort", pool)
-		case nobody:
-			s.logger.Warn("no upstream is alive that may get requests: they are answered 503", pool)
-		case fine:
-			s.logger.Info("enough upstreams are alive again: requests go to those alive only", pool)
-		}
-	}
-}
-
-// unsay forgets the mood of a pool that requests do not bring any more. It reports
-// whether there was anything to be said about that.
-func (s *Selection) unsay(said *atomic.Int32) bool {
-	before := mood(said.Swap(int32(fine)))
-	s.tellFailOpen(before, fine)
-	return before != fine
-}
-
 // Select returns the upstream whose turn it is among those alive. It is nil
 // only if none can take the request: all that serve are full, the circuit
 // breaker is open, nobody is alive and that must not be ignored, or there is no
 // upstream at all.
 func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if s.owns(pool) {
-		if now := s.current.Load(); now.direct {
+		if now := s.current.Load(); now.direct.Load() {
 			i := now.best.At(now.tickets.Add(1))
 			if u := pool[i]; u.Available() {
 				return u
@@ -449,6 +413,7 @@ func (s *Selection) decide(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 	}
 	d := decision{Selection: s, pool: pool, request: r, writer: w, tried: s.attempts(r)}
 	u := d.choose()
+	d.report()
 	switch {
 	case u != nil:
 		d.tried.add(u)
