@@ -288,6 +288,8 @@ func (d *decision) wait() bool {
 			return true
 		case <-d.unloaded: // no verdict will come any more
 			return true
+		case <-d.exiting: // the http app waits for this request
+			return true
 		case <-d.request.Context().Done():
 			return false
 		}

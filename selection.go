@@ -98,6 +98,7 @@ type Selection struct {
 	pool         string          // its name
 	variable     string          // where a request keeps its attempts
 	unloaded     <-chan struct{} // closed when the config ends
+	exiting      <-chan struct{} // closed when the process begins to exit; requests are not held then
 
 	tally    *poolTally
 	counting sync.Mutex // held while a snapshot succeeds another
@@ -170,6 +171,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		return err
 	}
 	s.app = app.(*App)
+	s.exiting = s.app.exiting
 	if err := s.provisionName(); err != nil {
 		return err
 	}
