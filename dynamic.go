@@ -56,6 +56,7 @@ type dynamic struct {
 	lastUse   time.Time                // when a request last brought a pool
 	lastSweep time.Time
 	batch     int  // how many sightings there were before the pool at hand
+	together  bool // nothing was known of any address of the pool at hand
 	warned    bool // that there are too many
 	sweeping  bool
 	closed    bool
@@ -203,6 +204,7 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 	now := time.Now()
 	d.batch = len(d.sightings)
 	p := &dynamicPool{hash: hash}
+	d.together = d.allNew(pool)
 	kept := slices.Clone(pool)
 	p.upstreams.Store(&kept)
 	var unordered uint64
@@ -227,6 +229,18 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 	d.lastUse = now
 	d.startSweeper()
 	return p
+}
+
+// allNew reports whether nothing is known of any address of a pool. d.mu must be held.
+func (d *dynamic) allNew(pool reverseproxy.UpstreamPool) bool {
+	dials := make([]string, 0, len(pool))
+	for _, u := range pool {
+		if d.policy.byDial[u.Dial] != nil || d.sightings[u.Dial] != nil {
+			return false
+		}
+		dials = append(dials, u.Dial)
+	}
+	return !anyProbed(dials)
 }
 
 // keep adds a pool to those that are known again, in place of those that
@@ -309,7 +323,7 @@ func (d *dynamic) sight(dial string, now time.Time) *member {
 		return d.unchecked
 	}
 	delay := time.Duration(len(d.sightings)-d.batch) * firstProbeSpacing
-	watches, err := d.policy.watch(dial, delay)
+	watches, err := d.policy.watch(dial, delay, d.together)
 	if err != nil {
 		// Caddy itself will say so when a request gets it
 		d.policy.logger.Debug("upstream from a dynamic source cannot be checked", zap.String("upstream", dial), zap.Error(err))

@@ -52,7 +52,7 @@ type entry struct {
 
 	whys     []string // of the handlers that are merged here, each once
 	position int      // below 0 if the config lists it, 0 if requests bring it
-	past     bool // requests bring other upstreams now
+	past     bool     // requests bring other upstreams now
 }
 
 // title is what stands above the entry and those that belong to it.

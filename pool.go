@@ -18,8 +18,9 @@ const (
 	// rampSteps is how often the weight of an upstream grows during its slow
 	// start.
 	rampSteps = 20
-	// rampedLen bounds the cycle of an order while anybody ramps. Many distinct
-	// weights make an order costly, and this one is made again at every step.
+	// rampedLen bounds the cycle of an order while an upstream ramps, unless that would
+	// distort the least weight. Many distinct weights make an order costly, and this one
+	// is made again at every step.
 	rampedLen = 1 << 15
 	// defaultFloor is where a slow start begins, as a share of the weight.
 	defaultFloor = 0.1
@@ -56,11 +57,14 @@ func (m *member) draining() bool {
 	return slices.ContainsFunc(m.watches, func(w *watch) bool { return w.target.Draining() })
 }
 
-// upFor is how long all checks have been up; as good as for ever without any.
+// upFor is how long all checks have been up; as good as for ever without any, and for
+// checks that passed from the cold start of the pool on: these have no slow start.
 func (m *member) upFor(now time.Time) time.Duration {
 	up := time.Duration(math.MaxInt64)
 	for _, w := range m.watches {
-		up = min(up, now.Sub(w.target.Since()))
+		if !w.target.Original() {
+			up = min(up, now.Sub(w.target.Since()))
+		}
 	}
 	return up
 }
@@ -283,27 +287,35 @@ func index(backup bool) int {
 }
 
 // rampedTier is some members, with those that came up a short while ago at a part
-// of their weight. They do ramp only while at least half of them are past it:
-// when a whole pool starts, there is nobody to take the load off the new ones.
+// of their weight. They ramp only while one of them is past it: when a whole pool
+// starts, none could take the load off the new ones.
 func (s *snapshot) rampedTier(members []*member, weight func(i int, m *member) int, r rules, now time.Time) *tier {
 	all, past := 0, 0
+	longest, shortest := time.Duration(0), r.slowStart // of those that are not past it
 	if r.slowStart > 0 {
 		for i, m := range members {
-			if weight(i, m) > 0 {
-				all++
-				if m.upFor(now) >= r.slowStart {
-					past++
-				}
+			if weight(i, m) == 0 {
+				continue
+			}
+			all++
+			if up := m.upFor(now); up >= r.slowStart {
+				past++
+			} else {
+				longest, shortest = max(longest, up), min(shortest, up)
 			}
 		}
 	}
-	if past == all || 2*past < all {
+	if past == 0 && longest > shortest {
+		s.wake(r.slowStart - longest) // when the first is past it, the others ramp
+	}
+	if past == all || past == 0 {
 		return newTier(members, weight)
 	}
 
 	step := max(r.slowStart/rampSteps, 1)
 	floor := max(1, int(math.Ceil(r.floor*rampSteps-1e-9)))
 	t := &tier{weights: make([]int, len(members)), scale: rampSteps, tickets: new(atomic.Uint64)}
+	sum, least := int64(0), int64(math.MaxInt64)
 	for i, m := range members {
 		if weight(i, m) == 0 {
 			continue
@@ -311,10 +323,22 @@ func (s *snapshot) rampedTier(members []*member, weight func(i int, m *member) i
 		steps := rampSteps
 		if up := m.upFor(now); up < r.slowStart {
 			steps = min(max(floor, int(up/step)), rampSteps)
-			s.next = step // one for all, however many there are
+			s.wake(step) // one for all, however many there are
 		}
 		t.weights[i] = weight(i, m) * steps
+		sum += int64(t.weights[i])
+		least = min(least, int64(t.weights[i]))
 	}
-	t.order = rotation.NewBounded(t.weights, max(rampedLen, 4*len(members)))
+	// four turns or more for the least weight, so that rounding takes or gives no more
+	// than an eighth of it
+	length := min(max(rampedLen, 4*(sum/least)), rotation.MaxLen)
+	t.order = rotation.NewBounded(t.weights, int(length))
 	return t
+}
+
+// wake has the slow start go on after some time, or sooner.
+func (s *snapshot) wake(after time.Duration) {
+	if s.next == 0 || after < s.next {
+		s.next = after
+	}
 }

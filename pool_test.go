@@ -651,8 +651,20 @@ func TestSlowStart(t *testing.T) {
 		{"cold start of the whole pool: no ramp", "uuu", 0.1, []int{1, 1, 1}, []step{
 			{0, "???", []int{1, 1, 1}},
 			{5 * time.Second, "???", []int{1, 1, 1}},
+		}},
+		{"cold start: one goes down and returns, and the others carry on", "uuu", 0.1, []int{1, 1, 1}, []step{
 			{5 * time.Second, "d??", []int{0, 1, 1}},
-			{time.Second, "u??", []int{1, 1, 1}},
+			{time.Second, "u??", []int{1, 10, 10}},
+			{10 * time.Second, "???", []int{1, 2, 2}},
+		}},
+		{"cold start: one returns after all went down", "uu", 0.1, []int{1, 1}, []step{
+			{5 * time.Second, "d?", []int{0, 1}},
+			{0, "?d", []int{1, 1}}, // the last resort
+			{time.Second, "u?", []int{1, 0}},
+			{10 * time.Second, "?u", []int{1, 1}},
+			{9 * time.Second, "??", []int{1, 1}},
+			{time.Second, "??", []int{2, 1}}, // the first is past it, and the other half-way
+			{10 * time.Second, "??", []int{1, 1}},
 		}},
 		{"one joins two that run long", "uu?", 0.1, []int{1, 1, 1}, []step{
 			{long, "???", []int{1, 1, 0}},
@@ -660,13 +672,33 @@ func TestSlowStart(t *testing.T) {
 			{10 * time.Second, "???", []int{2, 2, 1}},
 			{10 * time.Second, "???", []int{1, 1, 1}},
 		}},
-		{"two of three come back together: no ramp", "uuu", 0.1, []int{1, 1, 1}, []step{
+		{"two of three come back together: the third carried all", "uuu", 0.1, []int{1, 1, 1}, []step{
 			{long, "dd?", []int{0, 0, 1}},
 			{time.Second, "u??", []int{1, 0, 10}},
-			{0, "?u?", []int{1, 1, 1}},
+			{0, "?u?", []int{1, 1, 10}},
+			{10 * time.Second, "???", []int{1, 1, 2}},
 			{10 * time.Second, "???", []int{1, 1, 1}},
 		}},
-		{"two of four come back together: exactly half are past it", "uuuu", 0.1, []int{1, 1, 1, 1}, []step{
+		{"two run, one of them half-way, and two join: it does not jump", "uu??", 0.1, []int{1, 1, 1, 1}, []step{
+			{long, "?d??", []int{1, 0, 0, 0}},
+			{time.Second, "?u??", []int{10, 1, 0, 0}},
+			{10 * time.Second, "??uu", []int{10, 5, 1, 1}},
+			{10 * time.Second, "????", []int{2, 2, 1, 1}},
+		}},
+		{"one runs, and four join", "u????", 0.1, []int{1, 1, 1, 1, 1}, []step{
+			{time.Second, "?uuuu", []int{10, 1, 1, 1, 1}},
+			{10 * time.Second, "?????", []int{2, 1, 1, 1, 1}},
+		}},
+		{"a backup that serves is no reason for primaries to ramp", "ddu", 0.1, []int{1, 1, -1}, []step{
+			{long, "???", []int{0, 0, 1}},
+			{0, "uu?", []int{1, 1, 0}},
+		}},
+		{"backups ramp among themselves", "duud", 0.1, []int{1, -1, -1, -1}, []step{
+			{long, "?d??", []int{0, 0, 1, 0}},
+			{time.Second, "?u?u", []int{0, 1, 10, 1}},
+			{0, "u???", []int{1, 0, 0, 0}},
+		}},
+		{"two of four come back together", "uuuu", 0.1, []int{1, 1, 1, 1}, []step{
 			{long, "dd??", []int{0, 0, 1, 1}},
 			{time.Second, "uu??", []int{1, 1, 10, 10}},
 			{10 * time.Second, "????", []int{1, 1, 2, 2}},

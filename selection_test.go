@@ -71,6 +71,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 			Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,
 			Timeout: time.Second, Passes: 1, Fails: 1,
 		})
+		target.Begin(verdicts[i] != '?')
 		p.upstreams = append(p.upstreams, u)
 		p.targets = append(p.targets, target)
 		p.byDial[u.Dial] = &member{address: u.Dial, watches: []*watch{{target: target, check: &HealthCheck{label: "test"}}}, weight: 1}
