@@ -73,8 +73,9 @@ type Selection struct {
 	SlowStart *SlowStart `json:"slow_start,omitempty"`
 
 	// Another selection policy to pick among the upstreams that are alive. Not
-	// `alive` or `weighted_round_robin`, and not together with `slow_start` or
-	// weights other than 0. Default: none, they take turns by their weights.
+	// `alive` or `weighted_round_robin`, also not as its fallback, and not together
+	// with `slow_start` or weights other than 0. Default: none, they take turns by
+	// their weights.
 	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
 	logger    *zap.Logger
@@ -119,9 +120,10 @@ type Selection struct {
 	cleaned    bool        // nothing is started any more; guarded by mu
 }
 
-// SlowStart is how upstreams that come back get requests little by little. Their
-// weight grows evenly from the floor to its full size. It does so only while at
-// least half of those that serve are past it, so not when a whole pool starts.
+// SlowStart is how upstreams that come back, or that join others, get requests little
+// by little. Their weight grows evenly from the floor to its full size, while at least
+// one of those that serve beside them (primaries, or backups) is past its own slow
+// start. So none has one when a whole pool starts.
 type SlowStart struct {
 	// How long it takes to the full weight, `24h` at most. Required.
 	Window caddy.Duration `json:"window,omitempty"`
@@ -161,6 +163,10 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if parent, ok := modules[max(0, len(modules)-2)].(reverseproxy.Selector); ok && parent != s {
 		s.logger.Warn("as the fallback of another policy, alive sees only the requests that policy leaves to it; " +
 			"the others can reach upstreams known to be dead: use the option select of lb_policy alive instead")
+	}
+	if checks := s.proxy.HealthChecks; checks != nil && checks.Active != nil && checks.Active.IsEnabled() {
+		s.logger.Warn("lb_policy alive has health checks of its own, and the handler has Caddy's (health_uri): both probe the upstreams, " +
+			"and one is only alive while it passes both; remove health_uri and its options, unless that is meant")
 	}
 	if lb := s.proxy.LoadBalancing; lb != nil {
 		s.retries = lb.Retries != 0 || lb.TryDuration != 0
@@ -252,6 +258,9 @@ func (s *Selection) provisionRules(ctx caddy.Context) error {
 	if !canSelect(name.Policy) {
 		return errCannotSelect(name.Policy)
 	}
+	if selectsByPosition(s.SelectRaw) {
+		return fmt.Errorf("select: %w", errPositional)
+	}
 	mod, err := ctx.LoadModule(s, "SelectRaw")
 	if err != nil {
 		return fmt.Errorf("select: %v", err)
@@ -267,12 +276,45 @@ func errCannotSelect(policy string) error {
 	return fmt.Errorf("select takes one of the selection policies %s; got '%s'", strings.Join(selectable(), ", "), policy)
 }
 
+// selectsByPosition reports whether any policy in the JSON of another one, such as its
+// fallback, counts the positions of a pool. Those would be other upstreams whenever one
+// goes down.
+func selectsByPosition(policy json.RawMessage) bool {
+	var value any
+	if err := json.Unmarshal(policy, &value); err != nil {
+		return false // which never loads
+	}
+	return nests(value)
+}
+
+func nests(value any) bool {
+	switch value := value.(type) {
+	case map[string]any:
+		if value["policy"] == positional {
+			return true
+		}
+		for _, v := range value {
+			if nests(v) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(value, nests)
+	}
+	return false
+}
+
+// positional is the policy that counts the positions of a pool.
+const positional = "weighted_round_robin"
+
+var errPositional = errors.New(positional + " cannot be a fallback either: it counts the positions of the whole pool, and gets those alive only; weights are an option of lb_policy alive, without select")
+
 // selectable lists the policies that can pick among the upstreams alive: all
 // but this one, and weighted_round_robin, which counts the positions of a pool.
 func selectable() []string {
 	var names []string
 	for _, info := range caddy.GetModules("http.reverse_proxy.selection_policies") {
-		if name := info.ID.Name(); name != "alive" && name != "weighted_round_robin" {
+		if name := info.ID.Name(); name != "alive" && name != positional {
 			names = append(names, name)
 		}
 	}
