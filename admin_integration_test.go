@@ -21,23 +21,36 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
+// adminTries is how often a test asks an admin endpoint that gives no answer. A reload
+// replaces the endpoint, and Caddy closes connections that wait to be accepted by the
+// old one.
+const adminTries = 3
+
 // call asks the admin API, and returns the status and the body of the answer.
 func (c *instance) call(method, path string, query url.Values, body string) (status int, text string) {
 	c.t.Helper()
+	var err error
+	for range adminTries {
+		if status, text, err = c.callOnce(method, path, query, body); err == nil {
+			return status, text
+		}
+	}
+	c.t.Fatal(err)
+	return 0, ""
+}
+
+func (c *instance) callOnce(method, path string, query url.Values, body string) (status int, text string, err error) {
 	request, err := http.NewRequestWithContext(c.t.Context(), method, "http://"+c.admin+path+"?"+query.Encode(), strings.NewReader(body))
 	if err != nil {
-		c.t.Fatal(err)
+		return 0, "", err
 	}
 	response, err := http.DefaultClient.Do(request)
 	if err != nil {
-		c.t.Fatal(err)
+		return 0, "", err
 	}
 	defer response.Body.Close()
 	read, err := io.ReadAll(response.Body)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return response.StatusCode, string(read)
+	return response.StatusCode, string(read), err
 }
 
 // entries asks for the list of upstreams.

@@ -75,6 +75,31 @@ func (s starter) Handle(context.Context, caddy.Event) error {
 	return nil
 }
 
+// notifyExit returns a channel that is closed when Caddy begins to stop because the
+// process exits. A reload does not close it.
+func notifyExit(ctx caddy.Context) (exiting chan struct{}, err error) {
+	app, err := ctx.App("events")
+	if err != nil {
+		return nil, err
+	}
+	exiting = make(chan struct{})
+	var once sync.Once
+	return exiting, app.(*caddyevents.App).On("stopping", stopHandler(func() {
+		if caddy.Exiting() {
+			once.Do(func() { close(exiting) })
+		}
+	}))
+}
+
+// stopHandler is called when Caddy stops a config.
+type stopHandler func()
+
+// Handle calls the function.
+func (h stopHandler) Handle(context.Context, caddy.Event) error {
+	h()
+	return nil
+}
+
 // push has an event go out in its turn.
 func (a *announcer) push(name string, data map[string]any) {
 	if a == nil {
@@ -192,5 +217,6 @@ func (o *origin) Provision(ctx caddy.Context) error {
 // Interface guards
 var (
 	_ caddyevents.Handler = starter{}
+	_ caddyevents.Handler = stopHandler(nil)
 	_ caddy.Provisioner   = (*origin)(nil)
 )

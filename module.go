@@ -98,6 +98,8 @@ type App struct {
 	cleaned    bool
 	stop       context.CancelFunc
 	keeping    sync.WaitGroup
+	exiting    chan struct{} // closed when the process begins to exit
+	ending     sync.Once     // for end
 
 	// inheritance is used while the config is provisioned, one policy after the
 	// other, and has no effect after that.
@@ -156,6 +158,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.keeper = newKeeper(a.operations, storage, prefix, every, ctx.Logger())
 	a.keeper.sync(ctx, true)
 	if a.events, err = newAnnouncer(ctx); err != nil {
+		return err
+	}
+	if a.exiting, err = notifyExit(ctx); err != nil {
 		return err
 	}
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
@@ -234,40 +239,49 @@ func (a *App) Start() error {
 	return nil
 }
 
-// Stop ends the probes that no other config relies on, and waits for them.
-func (a *App) Stop() error {
-	a.mu.Lock()
-	a.started = false
-	policies := slices.Clone(a.policies)
-	a.mu.Unlock()
-	running.Lock()
-	running.apps = slices.DeleteFunc(running.apps, func(other *App) bool { return other == a })
-	running.Unlock()
-	release(policies)
-	if other := newestApp(); other != nil {
-		// they share targets, and this one may have paused what others do not, or the
-		// reverse: another fleet has other modes
-		for _, s := range other.all() {
-			s.applyModes()
-		}
-	}
-	if a.stop != nil {
-		a.stop()
-		a.keeping.Wait()
-		a.keeper.wait()
-	}
-	return nil
-}
+// Stop does nothing yet: Caddy stops its apps one after the other, and the http app
+// serves requests for as long as its shutdown_delay lasts. They need the probes, and
+// operators need their views. All of that ends in Cleanup, which follows every Stop.
+func (*App) Stop() error { return nil }
 
-// Cleanup ends what Provision began.
+// Cleanup ends what Provision and Start began.
 func (a *App) Cleanup() error {
 	if a.operations == nil || a.cleaned {
 		return nil
 	}
 	a.cleaned = true
+	a.end()
+	if a.stop != nil {
+		a.stop()
+		a.keeping.Wait()
+		a.keeper.wait()
+	}
 	a.operations.leave(a)
 	_, err := allOperations.Delete(a.scope)
 	return err
+}
+
+// end ends the probes that no other config relies on, and waits for them. The first
+// module of the config that is cleaned up calls it: to end them one policy after the
+// other would add up what each has to wait for.
+func (a *App) end() {
+	a.ending.Do(func() {
+		a.mu.Lock()
+		a.started = false
+		policies := slices.Clone(a.policies)
+		a.mu.Unlock()
+		running.Lock()
+		running.apps = slices.DeleteFunc(running.apps, func(other *App) bool { return other == a })
+		running.Unlock()
+		release(policies)
+		if other := newestApp(); other != nil {
+			// they share targets, and this one may have paused what others do not, or the
+			// reverse: another fleet has other modes
+			for _, s := range other.all() {
+				s.applyModes()
+			}
+		}
+	})
 }
 
 // announcer returns where to tell of events, nil for nowhere.
@@ -294,6 +308,8 @@ func (a *App) adopt(s *Selection) {
 	if newestApp() != nil && !started {
 		// and not at the start of this app: requests may come before that
 		a.inheritance.add(s.allWatches())
+	} else {
+		begin(s.allWatches(), false)
 	}
 	if len(a.operations.settings()) > 0 {
 		s.refresh() // one may have changed while nobody told this policy of it
@@ -303,12 +319,12 @@ func (a *App) adopt(s *Selection) {
 	}
 }
 
-// disown ends what adopt began.
+// disown ends what adopt began. The config of s ends.
 func (a *App) disown(s *Selection) {
+	a.end()
 	a.mu.Lock()
 	a.policies = slices.DeleteFunc(a.policies, func(p *Selection) bool { return p == s })
 	a.mu.Unlock()
-	release([]*Selection{s})
 }
 
 // firstProbeSpacing is the time between the first probes of two targets, so

@@ -30,7 +30,7 @@ func (s *Selection) gather() error {
 	for _, u := range s.upstreams {
 		// one that is listed twice counts twice, but is probed once
 		if s.byDial[u.Dial] == nil {
-			watches, err := s.watch(u.Dial, 0)
+			watches, err := s.watch(u.Dial, 0, false)
 			if err != nil {
 				return fmt.Errorf("upstream %s: %v", u.Dial, err)
 			}
@@ -125,8 +125,8 @@ func sourceName(source json.RawMessage) string {
 
 // watch sets up the watches of the upstream at a dial address, none if what it
 // is depends on the request. If probes run, the first one follows after the
-// delay.
-func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
+// delay, and withAll is what [health.Target.Begin] says.
+func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*watch, error) {
 	address := caddy.NewReplacer().ReplaceKnown(dial, "")
 	if address == "" {
 		return nil, errors.New("its placeholders are empty")
@@ -179,6 +179,7 @@ func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
 	if s.running.Load() {
 		paused := s.rules.operations.of(shownAddress(dial)).mode() == modeMaintenance
 		for _, w := range watches {
+			w.target.Begin(withAll)
 			w.target.Pause(paused)
 			w.attach(delay % w.key.settings.Interval)
 		}

@@ -71,6 +71,26 @@ func (t *Target) Check(ctx context.Context) (Result, error) {
 	}
 }
 
+// ProbeNow has the next probe begin at once, but no sooner than a quarter of the fast
+// interval after the last one began, however often it is called. It never waits. It
+// has no effect in a pause, when the probes have ended, or while a probe is in flight,
+// whose result is the answer.
+func (t *Target) ProbeNow() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.loop
+	if l == nil || l.probing || t.paused {
+		return
+	}
+	at := time.Now()
+	if earliest := t.began.Add(t.settings.FastInterval / burstFactor); at.Before(earliest) {
+		at = earliest
+	}
+	if at.Before(l.due) {
+		l.arm(at)
+	}
+}
+
 // askAgain has those who asked wait for the next probe, if there is one, for theirs
 // counts for nothing. t.mu must be held.
 func (t *Target) askAgain(asked []chan<- Result) {

@@ -75,6 +75,7 @@ type Target struct {
 	status   atomic.Int32              // of state.status
 	draining atomic.Bool               // of state.draining
 	since    atomic.Pointer[time.Time] // of the last change of status, nil before the first
+	origin   atomic.Int32              // how it began
 
 	mu          sync.Mutex
 	state       state
@@ -84,8 +85,9 @@ type Target struct {
 	asked       []chan<- Result // who wants to know what the next probe to begin finds
 	drivers     []*Driver       // attached, oldest first; the newest is in use
 	subscribers map[*func()]struct{}
-	loop        *loop // nil while nothing is attached
-	ran         bool  // something was attached once
+	loop        *loop     // nil while nothing is attached
+	ran         bool      // something was attached once
+	began       time.Time // the last probe, the zero time before the first
 }
 
 // loop is the probes from the first driver's coming to the last one's leaving.
@@ -187,6 +189,9 @@ func (t *Target) publish(since time.Time) {
 		t.since.Store(nil)
 	} else {
 		t.since.Store(&since)
+	}
+	if t.state.status != Up {
+		t.origin.Store(int32(returned)) // or will
 	}
 	t.draining.Store(t.state.draining)
 	t.status.Store(int32(t.state.status))
@@ -343,6 +348,7 @@ func (t *Target) probeOnce(l *loop, started, due time.Time) (next time.Time) {
 		return started
 	}
 	t.suspicion.probing()
+	t.began = started
 	asked := t.asked
 	t.asked = nil
 	fresh := !t.state.settled() || t.suspicion.burst || len(asked) > 0

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -682,9 +683,11 @@ func TestStandard(t *testing.T) {
 					http.NewResponseController(w).Flush()
 					<-r.Context().Done()
 					close(stuck)
+					panic(http.ErrAbortHandler) // or the client could still read the end of the answer
 				}
 				io.WriteString(w, r.Proto)
 			}))
+			backend.Config.ErrorLog = log.New(io.Discard, "", 0)
 			listener := &tracked{Listener: backend.Listener, open: make(map[net.Conn]bool)}
 			backend.Listener = listener
 			backend.Config.Protocols = new(http.Protocols)
