@@ -183,16 +183,31 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, uri string) error {
 		if !canSelect(policy) {
 			return d.WrapErr(errCannotSelect(policy))
 		}
-		selector, err := caddyfile.UnmarshalModule(d, "http.reverse_proxy.selection_policies."+policy)
+		block := d.NewFromNextSegment()
+		block.Next()
+		selector, err := caddyfile.UnmarshalModule(block, "http.reverse_proxy.selection_policies."+policy)
 		if err != nil {
 			return err
 		}
 		s.SelectRaw = caddyconfig.JSONModuleObject(selector, "policy", policy, nil)
+		if selectsByPosition(s.SelectRaw) {
+			return errFallback(block)
+		}
 		return nil
 
 	default:
 		return errOption(d, uri)
 	}
+}
+
+// errFallback says at which line of a policy the fallback stands that cannot be.
+func errFallback(d *caddyfile.Dispenser) error {
+	for d.Reset(); d.Next(); {
+		if d.Val() == "fallback" && d.NextArg() && d.Val() == positional {
+			break
+		}
+	}
+	return d.Errf("select: %v", errPositional)
 }
 
 // parseWeight reads the option that d is at: an upstream and its weight.

@@ -480,6 +480,9 @@ func TestCaddyfileErrors(t *testing.T) {
 	inPolicy("select random_choose", "wrong argument count or unexpected line ending after 'random_choose', at Testfile:2")
 	inPolicy("select random_choose two", "invalid choice value 'two': strconv.Atoi: parsing \"two\": invalid syntax, at Testfile:2")
 
+	inPolicy("select cookie weighted_round_robin {\nfallback weighted_round_robin 1 2\n}", "select: %s, at Testfile:3", errPositional)
+	inPolicy("select query a {\nfallback header b {\nfallback cookie {\nfallback weighted_round_robin 1 2\n}\n}\n}", "select: %s, at Testfile:5", errPositional)
+
 	// What contradicts each other is reported where the block begins.
 	inCheck("tcp", "fast_interval 6s", "fast_interval (6s) must not be longer than interval (5s), at Testfile:2")
 	inCheck("tcp", "fast_interval 2s\ninterval 1s", "fast_interval (2s) must not be longer than interval (1s), at Testfile:2")
@@ -705,6 +708,8 @@ func TestProvisionErrors(t *testing.T) {
 		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: only upstreams in the proxy's own list can be named, and it has none"},
 		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs an HTTP transport, which localhost:80 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"alive"}}`), inAlive + "alive cannot be used by a policy that alive itself selects with"},
+		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + errPositional.Error()},
+		{one + alive(`"select":{"policy":"query","key":"a","fallback":{"policy":"header","field":"b","fallback":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}}}`), inAlive + "select: " + errPositional.Error()},
 		{one + alive(`"select":{"policy":"nosuch"}`), inAlive + errCannotSelect("nosuch").Error()},
 		{one + alive(`"select":{"policy":"random_choose","choose":1}`), inAlive + "select: loading module 'random_choose': http.reverse_proxy.selection_policies.random_choose: invalid configuration: choose must be at least 2"},
 		{one + alive(`"select":{"policy":"first"},"slow_start":{"window":"1s"}`), inAlive + "slow_start cannot be combined with select, which decides by itself how often an upstream is picked"},

@@ -131,19 +131,3 @@ func (s *Selection) selections() map[string]uint64 {
 	}
 	return all
 }
-
-// tellFailOpen tells operators when a pool begins to ignore health, and when it does
-// no longer: once, if several handlers have it.
-func (s *Selection) tellFailOpen(before, now mood) {
-	if before.ignoresHealth() == now.ignoresHealth() || s.tally == nil {
-		return
-	}
-	delta, edge := int32(1), int32(1)
-	if !now.ignoresHealth() {
-		delta, edge = -1, 0
-	}
-	s.failedOpen.Add(delta)
-	if s.tally.failOpen.Add(delta) == edge {
-		s.app.announcer().failedOpen(s.pool, delta > 0)
-	}
-}

@@ -56,10 +56,11 @@ type dynamic struct {
 
 	mu        sync.Mutex // guards what follows; locked before that of the list and of waiters
 	sightings map[string]*sighting
-	moods     map[uint64]*poolMood // by the addresses in any order
-	lastUse   time.Duration        // when a request last brought a pool, as far as noted
+	said      map[uint64]*atomic.Int32 // the mood last logged, by the addresses in any order
+	lastUse   time.Duration            // when a request last brought a pool, as far as noted
 	lastSweep time.Duration
 	batch     int  // how many sightings there were before the pool at hand
+	together  bool // nothing was known of any address of the pool at hand
 	warned    bool // that there are too many
 	sweeping  bool
 	closed    bool
@@ -80,12 +81,12 @@ type dynamicPool struct {
 	hash    uint64
 	dials   []string
 	members []*member
-	// upstreams are those of the request that brought it first
-	upstreams reverseproxy.UpstreamPool
+	// upstreams are those of a request that brought it
+	upstreams atomic.Pointer[reverseproxy.UpstreamPool]
 	last      atomic.Int64 // when a request last brought it, as elapsed
 	making    sync.Mutex   // held while a snapshot is made
 	current   atomic.Pointer[datedSnapshot]
-	mood      *poolMood // shared by all orders of the addresses
+	said      *atomic.Int32 // the mood last logged, shared by all orders of the addresses
 
 	mu         sync.Mutex    // guards what follows
 	back, away time.Duration // as in presence
@@ -98,20 +99,12 @@ type datedSnapshot struct {
 	until      time.Time // when a slow start goes on; zero if there is none
 }
 
-// poolMood is what was said of a set of addresses, in whatever order requests bring
-// them. Pools of one set are made anew one after the other, so the newest generation
-// of their snapshots decides, and says its mood once.
-type poolMood struct {
-	newest atomic.Pointer[datedSnapshot] // nil if nothing was said, or it was taken back
-	said   atomic.Int32
-}
-
 // newDynamic makes one that watches nothing yet.
 func newDynamic(s *Selection) *dynamic {
 	d := &dynamic{
 		policy: s, seed: maphash.MakeSeed(), list: newWatchList(), stop: make(chan struct{}),
 		unchecked: &member{weight: 1},
-		sightings: make(map[string]*sighting), moods: make(map[uint64]*poolMood),
+		sightings: make(map[string]*sighting), said: make(map[uint64]*atomic.Int32),
 	}
 	d.pools.Store(new(map[uint64]*dynamicPool))
 	return d
@@ -149,7 +142,24 @@ func (d *dynamic) unlock() {
 
 // snapshotOf returns which members of a pool may get requests at this moment.
 func (d *dynamic) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
-	return d.snapshotNow(d.find(pool), false)
+	p := d.find(pool)
+	p.keepUpstreams(pool)
+	return d.snapshotNow(p, false)
+}
+
+// freshSnapshotOf is snapshotOf, but waits while another request makes the snapshot.
+func (d *dynamic) freshSnapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
+	return d.snapshotNow(d.find(pool), true)
+}
+
+// keepUpstreams keeps the upstreams of a request if those kept are outdated: Caddy
+// forgets what it counts of a host that had no request for a while, and counts anew.
+func (p *dynamicPool) keepUpstreams(pool reverseproxy.UpstreamPool) {
+	sameHost := func(a, b *reverseproxy.Upstream) bool { return a.Host == b.Host }
+	if !slices.EqualFunc(*p.upstreams.Load(), pool, sameHost) {
+		kept := slices.Clone(pool)
+		p.upstreams.Store(&kept)
+	}
 }
 
 // snapshotNow returns which members of a known pool, which a request brings, may get
@@ -170,7 +180,6 @@ func (d *dynamic) snapshotNow(p *dynamicPool, patient bool) *snapshot {
 		known = d.renew(p, now)
 		p.making.Unlock()
 	}
-	d.announce(p, known)
 	return known.snapshot
 }
 
@@ -201,6 +210,7 @@ func (d *dynamic) renew(p *dynamicPool, now time.Time) *datedSnapshot {
 func (d *dynamic) make(p *dynamicPool, now time.Time) *datedSnapshot {
 	generation := d.policy.generation.Load()
 	made := &datedSnapshot{snapshot: newSnapshot(p.members, d.policy.rules, now), generation: generation}
+	made.said = p.said
 	if made.next > 0 {
 		made.until = now.Add(made.next)
 	}
@@ -221,50 +231,22 @@ func (d *dynamic) holds(s *datedSnapshot, now time.Time) bool {
 	return s != nil && s.generation == d.policy.generation.Load() && (s.until.IsZero() || now.Before(s.until))
 }
 
-// announce logs the mood of a pool that a request brings, if that is news. Nothing else
-// announces it: a pool that requests do not bring is no reason for an alarm.
-func (d *dynamic) announce(p *dynamicPool, s *datedSnapshot) {
-	for {
-		newest := p.mood.newest.Load()
-		if newest != nil && newest.generation >= s.generation || !d.policy.running.Load() {
-			return
-		}
-		if p.mood.newest.CompareAndSwap(newest, s) {
-			break
-		}
-	}
-	d.policy.announce(&p.mood.said, func() mood {
-		if newest := p.mood.newest.Load(); newest != nil {
-			return newest.mood
-		}
-		return fine
-	}, func() []string { return aFew(p.dials) })
-}
-
-// takeBack takes back what was said of pools that requests do not bring any more.
-func (d *dynamic) takeBack(moods []*poolMood) {
-	for _, m := range moods {
-		if d.policy.unsay(&m.said) {
-			d.policy.logger.Info("requests bring other upstreams now than those of which too few were alive")
-		}
-		m.newest.Store(nil) // it is news again when requests bring them again
-	}
-}
-
-// takeBackPast does so for all pools that are past.
+// takeBackPast takes back what was said of pools that are past. It is said again when
+// requests bring them again: only those that do say something of a pool, for one that
+// requests do not bring is no reason for an alarm.
 func (d *dynamic) takeBackPast() {
 	present, _ := d.split()
 	d.mu.Lock()
-	past := make(map[*poolMood]bool, len(d.moods))
-	for _, m := range d.moods {
-		past[m] = m.newest.Load() != nil
-	}
+	past := maps.Clone(d.said)
 	d.mu.Unlock()
 	for _, p := range present {
-		delete(past, p.mood)
+		maps.DeleteFunc(past, func(_ uint64, said *atomic.Int32) bool { return said == p.said })
 	}
-	maps.DeleteFunc(past, func(_ *poolMood, said bool) bool { return !said })
-	d.takeBack(slices.Collect(maps.Keys(past)))
+	for _, said := range past {
+		if d.policy.unsay(said) {
+			d.policy.logger.Info("requests bring other upstreams now than those of which too few were alive")
+		}
+	}
 }
 
 // find returns the pool as it is known, after watching what is new in it.
@@ -295,32 +277,54 @@ func (d *dynamic) add(pool reverseproxy.UpstreamPool, hash uint64) *dynamicPool 
 	}
 	at := elapsed(time.Now())
 	d.batch = len(d.sightings)
-	p := &dynamicPool{hash: hash, upstreams: slices.Clone(pool)}
+	p := &dynamicPool{hash: hash}
+	d.together = d.allNew(pool)
+	kept := slices.Clone(pool)
+	p.upstreams.Store(&kept)
 	var unordered uint64
 	for _, u := range pool {
 		p.dials = append(p.dials, u.Dial)
 		p.members = append(p.members, d.sight(u.Dial, at))
 		unordered += maphash.String(d.seed, u.Dial)
 	}
-	if p.mood = d.moods[unordered]; p.mood == nil {
-		if len(d.moods) >= maxDynamic { // rather say something twice than remember without end
-			all := slices.Collect(maps.Values(d.moods))
-			d.untold = append(d.untold, func() { d.takeBack(all) })
-			clear(d.moods)
+	if p.said = d.said[unordered]; p.said == nil {
+		if len(d.said) >= maxDynamic { // rather say something twice than remember without end
+			all := slices.Collect(maps.Values(d.said))
+			d.untold = append(d.untold, func() {
+				for _, said := range all {
+					d.policy.forgetMood(said)
+				}
+			})
+			clear(d.said)
 			d.pools.Store(new(map[uint64]*dynamicPool))
 		}
-		p.mood = new(poolMood)
-		d.moods[unordered] = p.mood
+		p.said = new(atomic.Int32)
+		d.said[unordered] = p.said
 	}
 	p.last.Store(int64(at))
 	d.keep(p)
 	d.newest.Store(p)
 	d.lastUse = at
 	d.startSweeper()
-	if d.policy.failedOpen.Load() > 0 { // maybe it replaces the pool of which that was said
-		d.untold = append(d.untold, d.takeBackPast)
+	for _, said := range d.said {
+		if mood(said.Load()) > fine { // maybe p replaces the pool of which that was said
+			d.untold = append(d.untold, d.takeBackPast)
+			break
+		}
 	}
 	return p
+}
+
+// allNew reports whether nothing is known of any address of a pool. d.mu must be held.
+func (d *dynamic) allNew(pool reverseproxy.UpstreamPool) bool {
+	dials := make([]string, 0, len(pool))
+	for _, u := range pool {
+		if d.policy.byDial[u.Dial] != nil || d.sightings[u.Dial] != nil {
+			return false
+		}
+		dials = append(dials, u.Dial)
+	}
+	return !anyProbed(dials)
 }
 
 // keep adds a pool to those that are known again, in place of those that
@@ -397,7 +401,7 @@ func (d *dynamic) sight(dial string, at time.Duration) *member {
 		return d.unchecked
 	}
 	delay := time.Duration(len(d.sightings)-d.batch) * firstProbeSpacing
-	watches, err := d.policy.watch(dial, delay)
+	watches, err := d.policy.watch(dial, delay, d.together)
 	if err != nil {
 		// Caddy itself will say so when a request gets it
 		d.untold = append(d.untold, func() {
@@ -553,8 +557,6 @@ func (d *dynamic) sweep(now time.Duration) {
 func (d *dynamic) close() {
 	d.mu.Lock()
 	if !d.closed {
-		d.noteAll()
-		d.list.update(d.sightings, d.lastUse, d.lastSweep)
 		d.list.leave(d)
 		d.closed = true
 		close(d.stop)

@@ -3,6 +3,7 @@
 package alive
 
 import (
+	"slices"
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
@@ -32,6 +33,7 @@ func (h *inheritance) add(watches []*watch) {
 	if h.stays == nil {
 		h.begin()
 	}
+	begin(watches, slices.ContainsFunc(watches, func(w *watch) bool { return h.estates[w.key.upstream] != nil }))
 	touched := make(map[*estate]bool)
 	for _, w := range watches {
 		e := h.estates[w.key.upstream]
@@ -87,6 +89,9 @@ func (e *estate) pass() {
 		heirs = e.heirs
 	}
 	for _, target := range heirs {
+		if e.legacy.status == health.Up {
+			target.InheritOrigin(e.legacy.original)
+		}
 		target.Inherit(e.legacy.status, e.legacy.draining, e.legacy.since)
 	}
 }
@@ -95,6 +100,7 @@ func (e *estate) pass() {
 type legacy struct {
 	status   health.Status
 	draining bool
+	original bool // it began with all others of its pool, and was up ever since
 	since    time.Time
 }
 
@@ -109,5 +115,30 @@ func (l legacy) worse(target *health.Target) legacy {
 	case since.Before(l.since):
 		since = l.since // as long as all have been so
 	}
-	return legacy{status: status, draining: l.draining || target.Draining(), since: since}
+	original := target.Original() && (l.original || l.status != status)
+	return legacy{status: status, draining: l.draining || target.Draining(), original: original, since: since}
+}
+
+// begin marks the targets of a pool that are new: they begin together, or join others,
+// if something is known of one of its upstreams.
+func begin(watches []*watch, known bool) {
+	withAll := !known && !slices.ContainsFunc(watches, func(w *watch) bool { return !w.target.New() })
+	for _, w := range watches {
+		w.target.Begin(withAll)
+	}
+}
+
+// anyProbed reports whether any of these dial addresses is probed by any policy.
+func anyProbed(dials []string) (probed bool) {
+	upstreams := make(map[string]bool)
+	for _, dial := range dials {
+		if upstream, err := parseUpstream(dial); err == nil {
+			upstreams[dialInfo(upstream).String()] = true
+		}
+	}
+	targets.Range(func(key, value any) bool {
+		probed = upstreams[key.(targetKey).upstream] && !value.(sharedTarget).New()
+		return !probed
+	})
+	return probed
 }

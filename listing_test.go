@@ -241,7 +241,7 @@ func TestDynamicAddressesThatAreNotUTF8(t *testing.T) {
 			t.Fatalf("%s is %+v", shown, m)
 		}
 		p.app.operations.set(shown, change{mode: new(modeDrain)})
-		if now := p.snapshotOf(pool); now.gets().weights[i] != 0 && i == 0 {
+		if now := p.snapshotOf(pool); p.situation(now, pool).gets.weights[i] != 0 && i == 0 {
 			t.Errorf("%s gets requests while it drains", shown)
 		}
 	}

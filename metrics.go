@@ -67,7 +67,7 @@ func (t *checkTally) flipped(change health.Transition) {
 // that have one of that name.
 type poolTally struct {
 	held     atomic.Uint64
-	failOpen atomic.Int32 // how many of its handlers ignore health
+	failOpen failOpenTally
 
 	mu       sync.Mutex // guards what follows
 	policies map[*Selection]bool
@@ -93,6 +93,7 @@ func (s *Selection) joinPool() error {
 	s.tally.mu.Lock()
 	defer s.tally.mu.Unlock()
 	s.tally.policies[s] = true
+	s.tally.failOpen.join(s)
 	return nil
 }
 
@@ -101,9 +102,8 @@ func (s *Selection) leavePool() error {
 	if s.tally == nil {
 		return nil
 	}
-	if left := s.failedOpen.Swap(0); left != 0 && s.tally.failOpen.Add(-left) == 0 {
-		newestApp().announcer().failedOpen(s.pool, false)
-	}
+	s.tally.failOpen.leave(s)
+	s.tally.failOpen.tell(func(active bool) { newestApp().announcer().failedOpen(s.pool, active) })
 	s.tally.mu.Lock()
 	delete(s.tally.policies, s)
 	for upstream, n := range s.selections() {

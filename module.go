@@ -323,6 +323,8 @@ func (a *App) adopt(s *Selection) {
 	if newestApp() != nil && !started {
 		// and not at the start of this app: requests may come before that
 		a.inheritance.add(s.allWatches())
+	} else {
+		begin(s.allWatches(), false)
 	}
 	if len(a.operations.settings()) > 0 {
 		s.refresh() // one may have changed while nobody told this policy of it

@@ -30,7 +30,8 @@ type entry struct {
 	// during a slow start, 0 if it gets none.
 	EffectiveWeight float64 `json:"effective_weight"`
 	Backup          bool    `json:"backup"`
-	// Serving says that it takes requests when it is its turn.
+	// Serving says that it gets requests now, and not merely because health is ignored
+	// or because it is better than an error that a draining one gets them.
 	Serving bool `json:"serving"`
 	// Why is one sentence: why this upstream gets requests, or none.
 	Why string `json:"why"`
@@ -52,8 +53,9 @@ type entry struct {
 	// balances now.
 	Idle bool `json:"idle,omitempty"`
 
-	position int  // below 0 if the config lists it, 0 if requests bring it
-	past     bool // requests bring other upstreams now
+	whys     []string // of the handlers that are merged here, each once
+	position int      // below 0 if the config lists it, 0 if requests bring it
+	past     bool     // requests bring other upstreams now
 }
 
 // title is what stands above the entry and those that belong to it.
@@ -201,9 +203,7 @@ func (e *entry) merge(other entry) {
 	if worse(other.Status, e.Status) {
 		e.Status, e.Since = other.Status, other.Since
 	}
-	if e.Serving && !other.Serving {
-		e.Serving, e.Why = false, other.Why
-	}
+	e.mergeWhy(other)
 	for _, c := range other.Checks {
 		e.addCheck(c)
 	}
@@ -238,7 +238,7 @@ func (s *Selection) entries(only filter) []entry {
 	}
 	present, past := s.dynamic.split()
 	for _, p := range present {
-		entries = append(entries, s.entriesOf(p.upstreams, p.members, s.dynamic.peek(p), only)...)
+		entries = append(entries, s.entriesOf(*p.upstreams.Load(), p.members, s.dynamic.peek(p), only)...)
 	}
 	shown := make(map[string]bool)
 	for _, e := range entries {
@@ -267,8 +267,9 @@ func (s *Selection) entries(only filter) []entry {
 		isPast[w.member] = w.past
 	}
 	for _, p := range past {
+		upstreams := *p.upstreams.Load()
 		for i, m := range p.members {
-			also(p.upstreams[i:], m, isPast[m])
+			also(upstreams[i:], m, isPast[m])
 		}
 	}
 	for _, w := range watched { // those of pools that are not kept, and of an earlier config
@@ -282,53 +283,33 @@ func (s *Selection) entries(only filter) []entry {
 func (s *Selection) entriesOf(pool reverseproxy.UpstreamPool, members []*member, now *snapshot, only filter) []entry {
 	var entries []entry
 	at := make(map[*member]int)
-	serving := now.gets()
+	var here situation
+	if now != nil {
+		here = s.situation(now, pool)
+	}
 	for i, m := range members {
 		if !only.wants(s.pool, m.address) || m.address == "" {
 			continue
 		}
-		var effective float64
-		if serving != nil && serving.weights[i] > 0 {
-			effective = float64(serving.weights[i]) / float64(max(1, serving.scale))
-		}
+		effective := here.weight(i, pool[i])
 		if j, seen := at[m]; seen {
 			entries[j].EffectiveWeight += effective // it is listed twice
 			continue
 		}
 		at[m] = len(entries)
-		entries = append(entries, s.entry(pool[i], m, now, effective, only.brief))
+		entries = append(entries, s.entry(pool[i], m, now, here, effective, only.brief))
 	}
 	return entries
 }
 
-// gets returns the tier that gets requests as long as none of it is full, nil if
-// there is none.
-func (s *snapshot) gets() *tier {
-	if s == nil {
-		return nil
-	}
-	if len(s.tiers) > 0 {
-		return s.tiers[0]
-	}
-	for _, t := range []*tier{s.unknown(), s.resort()} {
-		if !t.empty() {
-			return t
-		}
-	}
-	return nil
-}
-
-// ignoresHealth reports whether requests go to upstreams whatever their health.
-func (m mood) ignoresHealth() bool { return m == failedOpen || m == lastResort }
-
 // entry returns what is to be said of one upstream.
-func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, effective float64, brief bool) entry {
+func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, here situation, effective float64, brief bool) entry {
 	set := s.rules.operations.of(m.address)
 	status := m.status()
 	e := entry{
 		Pool: s.pool, Upstream: m.address, Status: status.String(), Mode: set.mode(),
 		Weight: set.weight(s.pool, m.weight), EffectiveWeight: math.Round(effective*1000) / 1000, Backup: m.backup,
-		FailOpen: now != nil && now.mood.ignoresHealth(), Persisted: s.app.notPersisted(m.address),
+		FailOpen: here.mood.ignoresHealth(), Persisted: s.app.notPersisted(m.address),
 		Checks: []checkEntry{},
 	}
 	healthy := true
@@ -355,65 +336,12 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, ef
 		e.Idle = true
 		return e // the caller says why
 	}
-	e.Serving = e.Mode == modeReady && e.Weight > 0 && status == health.Up && !m.draining() && healthy
+	e.Serving = effective > 0 && e.Mode == modeReady && status == health.Up && !m.draining() && healthy
 	if !brief {
-		e.Why = s.why(e, u, m, set, healthy)
+		e.whys = []string{s.why(e, u, m, set, here, healthy)}
+		e.Why = e.whys[0]
 	}
 	return e
-}
-
-// why says in one sentence why an upstream gets requests, or none.
-func (s *Selection) why(e entry, u *reverseproxy.Upstream, m *member, set *setting, healthy bool) string {
-	gets := e.EffectiveWeight > 0
-	when := func() string { return set.Changed.Format(time.RFC3339) }
-	switch {
-	case e.Mode == modeMaintenance:
-		return "in maintenance since " + when() + ": no requests and no probes"
-	case e.Weight == 0:
-		return "its weight is 0: no requests"
-	case e.Mode == modeDrain && gets:
-		return "draining since " + when() + ", but gets requests, for nobody else serves"
-	case e.Mode == modeDrain:
-		return "draining since " + when() + ": no new requests while anybody else serves"
-	case m.draining() && gets:
-		return "asks for no new requests, but gets them, for nobody else serves"
-	case m.draining():
-		return "asks for no new requests while anybody else serves"
-	case e.Status != "up":
-		reason := ""
-		for _, c := range e.Checks {
-			switch {
-			case c.Status != e.Status:
-			case e.Status == "down" && c.LastFailed != nil:
-				reason = fmt.Sprintf("check '%s' failed: %s", c.Check, c.LastFailed.Reason)
-			case e.Status == "down":
-				reason = fmt.Sprintf("check '%s' failed before its options changed", c.Check)
-			default:
-				reason = fmt.Sprintf("check '%s' has no verdict yet", c.Check)
-			}
-			if reason != "" {
-				break
-			}
-		}
-		if gets {
-			reason += "; gets requests all the same, for too few or none serve"
-		}
-		return reason
-	case !healthy:
-		return "up, but Caddy's own health checks or circuit breaker hold it unhealthy: no requests"
-	case !gets && e.Backup:
-		return "up, and a backup: gets requests when no primary can serve"
-	case !gets:
-		return "up, but others come first"
-	case u.Host != nil && u.Full():
-		return fmt.Sprintf("up, but has as many requests as it may have at once: %d", u.MaxRequests)
-	case e.EffectiveWeight < float64(e.Weight):
-		return fmt.Sprintf("up, in its slow start: gets requests by %.0f %% of its weight", 100*e.EffectiveWeight/float64(e.Weight))
-	case len(m.watches) == 0:
-		return "not checked, for its address depends on the request: gets requests in turn"
-	default:
-		return "up: gets requests in turn"
-	}
 }
 
 func newCheckEntry(label string, v health.View) checkEntry {

@@ -17,7 +17,7 @@ import (
 )
 
 // Handlers of one pool are one: what counts twice is counted once, and the worst of
-// what differs is shown.
+// what differs is shown. It serves if it does for one of them.
 func TestEntriesMerge(t *testing.T) {
 	early, late := new(time.Unix(1, 0)), new(time.Unix(2, 0))
 	e := entry{
@@ -28,7 +28,7 @@ func TestEntriesMerge(t *testing.T) {
 		Status: "down", Why: "refused", Weight: 3, EffectiveWeight: 0, Requests: 3, Fails: 2, Since: late, FailOpen: true,
 		Checks: []checkEntry{{Check: "http /", Status: "down"}, {Check: "tls", Status: "unknown"}},
 	})
-	if e.Status != "down" || e.Since != late || e.Serving || e.Why != "refused" || !e.FailOpen || e.Backup ||
+	if e.Status != "down" || e.Since != late || !e.Serving || e.Why != "up; elsewhere in this pool: refused" || !e.FailOpen || e.Backup ||
 		e.Weight != 3 || e.EffectiveWeight != 1 || e.Requests != 3 || e.Fails != 2 {
 		t.Errorf("merged: %+v", e)
 	}
@@ -40,7 +40,7 @@ func TestEntriesMerge(t *testing.T) {
 		t.Errorf("checks %v, want %s", checks, want)
 	}
 	e.merge(entry{Status: "up", Serving: true, Why: "up", Since: early, Checks: []checkEntry{{Check: "http /", Status: "up"}}})
-	if e.Status != "down" || e.Since != late || e.Serving || e.Checks[0].Status != "down" {
+	if e.Status != "down" || e.Since != late || !e.Serving || e.Checks[0].Status != "down" || e.Why != "up; elsewhere in this pool: refused" {
 		t.Errorf("merged with a better one: %+v", e)
 	}
 }
@@ -95,13 +95,13 @@ func TestWhy(t *testing.T) {
 	setRequests(p.upstreams[2], 2)
 	want := []string{
 		"up: gets requests in turn",
-		"up, but Caddy's own health checks or circuit breaker hold it unhealthy: no requests",
+		"up, but Caddy's own health checks hold it unhealthy: no requests",
 		"up, but has as many requests as it may have at once: 2",
 		"check 'test' failed: ",
 		"up, and a backup: gets requests when no primary can serve",
 		"its weight is 0: no requests",
 	}
-	serving := []bool{true, false, true, false, true, false}
+	serving := []bool{true, false, true, false, false, false}
 	for i, e := range p.entries(filter{}) {
 		if !strings.HasPrefix(e.Why, want[i]) || e.Serving != serving[i] {
 			t.Errorf("%d: %q, serving %v, want %q, %v", i, e.Why, e.Serving, want[i], serving[i])

@@ -31,6 +31,9 @@ type decision struct {
 	tried   *attempts
 	now     *snapshot // by which it was decided
 	drawn   bool      // a ticket of the snapshot's best order decided
+	busy    bool      // one that was not tried is full
+	beyond  bool      // all that serve were tried, so the draining ones have their turn
+	saw     mood      // of the pool, when it was decided
 }
 
 // choose goes through the tiers, from the best on.
@@ -41,22 +44,24 @@ func (d *decision) choose() *reverseproxy.Upstream {
 		return u // one that is full serves, and so the rest must not be bothered
 	}
 	if d.circuitOpen() {
+		d.saw = nobody
 		return nil // nor is there anything to wait for
 	}
 	if now.undecided && d.tried.mayHold() {
 		if !d.wait() {
+			d.saw = unseen
 			return nil
 		}
 		now = d.look()
-		if u, served = d.serving(now); u != nil || served || d.circuitOpen() {
+		if u, served = d.serving(now); u != nil || served {
 			return u
 		}
+		if d.circuitOpen() {
+			d.saw = nobody
+			return nil
+		}
 	}
-	u, again, _ := d.untried(now.unknown(), now.resort())
-	if u == nil && again != nil {
-		u = d.startOver(again)
-	}
-	return u
+	return d.notServing(now)
 }
 
 // look returns the snapshot by which to decide.
@@ -65,53 +70,81 @@ func (d *decision) look() *snapshot {
 	return d.now
 }
 
-// serving returns an upstream of those who serve. When the request has tried
-// them all, those without a verdict are better than one that failed, and after
-// them it starts over. Also reports whether anybody serves, be it one that is
-// full.
+// serving returns an upstream of those that serve. When the request has tried
+// them all, those without a verdict are better than one that failed, then those
+// that are down, and after them it starts over. Also reports whether any serves, be
+// it one that is full.
 func (d *decision) serving(now *snapshot) (u *reverseproxy.Upstream, served bool) {
 	tiers := now.tiers
-	if d.tooFewHealthy(now) {
+	d.saw = fine
+	if d.tooFewHealthy(now, d.pool) {
 		tiers = append([]*tier{now.all()}, tiers...)
+		d.saw = failedOpen
+	} else if now.mood == failedOpen {
+		d.saw = failedOpen
 	}
 	u, again, served := d.untried(tiers...)
+	if d.tried.any() && (d.beyond || u == nil && again != nil && !d.busy) {
+		d.probeDown(now)
+	}
 	if u != nil || again == nil {
 		return u, served
 	}
+	busy := d.busy
 	if u, _, _ = d.untried(now.unknown()); u != nil {
 		return u, true
+	}
+	if !busy {
+		if u = d.leastRecentlyFailed(now); u != nil {
+			return u, true
+		}
 	}
 	return d.startOver(again), true
 }
 
-// tooFewHealthy reports whether fail_open ignores health because Caddy itself
-// holds too many unhealthy, who do not serve either. The snapshot knows of the
-// checks only.
-func (d *decision) tooFewHealthy(now *snapshot) bool {
-	if !d.countHealthy || now.mood == failedOpen || d.healthy(now.backups) > 0 {
-		return false
+// notServing returns an upstream when none serves: one without a verdict, or of the
+// last resort. When the request has tried them all, others that are down have their
+// turn before it starts over: these are backups.
+func (d *decision) notServing(now *snapshot) *reverseproxy.Upstream {
+	unknown, resort := now.unknown(), now.resort()
+	u, again, hopeful := d.untried(unknown)
+	switch {
+	case hopeful:
+		d.saw = fine
+	case !resort.empty():
+		d.saw = lastResort
+	default:
+		d.saw = nobody
 	}
-	return d.rules.failOpen.tooFew(d.healthy(now.primaries), now.decided)
-}
-
-// healthy counts the members of a tier that Caddy itself holds healthy.
-func (d *decision) healthy(t *tier) (n int) {
-	if t == nil {
-		return 0
+	if u != nil {
+		return u
 	}
-	for i, weight := range t.weights {
-		if weight > 0 && d.pool[i].Healthy() {
-			n++
+	d.busy = false // by those of unknown, which the last resort may have, too
+	u, other, _ := d.untried(resort)
+	if u != nil {
+		return u
+	}
+	if other != nil && (again == nil || d.tried.isLast(again)) {
+		again = other
+	}
+	if again == nil {
+		return nil
+	}
+	d.probeDown(now)
+	if !d.busy {
+		if u = d.leastRecentlyFailed(now); u != nil {
+			return u
 		}
 	}
-	return n
+	return d.startOver(again)
 }
 
 // untried returns an upstream of the first tier that has one which can take the
 // request and was not tried by it. If none has, it returns one that was tried,
-// the last one only if there is no other. Also reports whether anybody serves.
+// the last one only if there is no other. Also reports whether any serves.
 func (d *decision) untried(tiers ...*tier) (u, again *reverseproxy.Upstream, served bool) {
 	for _, t := range tiers {
+		d.beyond = d.beyond || t.draining && !d.busy
 		u, tried, serves := d.pick(t)
 		if u != nil {
 			return u, nil, true
@@ -124,8 +157,8 @@ func (d *decision) untried(tiers ...*tier) (u, again *reverseproxy.Upstream, ser
 	return nil, again, served
 }
 
-// startOver forgets what the request tried, for that was everybody, and returns
-// whom it tries next.
+// startOver forgets what the request tried, which was all there is, and returns
+// next.
 func (d *decision) startOver(next *reverseproxy.Upstream) *reverseproxy.Upstream {
 	d.tried.startOver()
 	return next
@@ -166,6 +199,7 @@ func (d *decision) pick(t *tier) (u, tried *reverseproxy.Upstream, serves bool) 
 		serves = true
 		switch member := d.pool[i]; {
 		case member.Full():
+			d.busy = d.busy || !d.tried.has(member)
 		case !d.tried.has(member):
 			if lots += weight; rand.IntN(lots) < weight {
 				u = member

@@ -18,8 +18,9 @@ const (
 	// rampSteps is how often the weight of an upstream grows during its slow
 	// start.
 	rampSteps = 20
-	// rampedLen bounds the cycle of an order while anybody ramps. Many distinct
-	// weights make an order costly, and this one is made again at every step.
+	// rampedLen bounds the cycle of an order while an upstream ramps, unless that would
+	// distort the least weight. Many distinct weights make an order costly, and this one
+	// is made again at every step.
 	rampedLen = 1 << 15
 	// defaultFloor is where a slow start begins, as a share of the weight.
 	defaultFloor = 0.1
@@ -68,11 +69,14 @@ func (m *member) draining() bool {
 	return slices.ContainsFunc(m.watches, func(w *watch) bool { return w.target.Draining() })
 }
 
-// upFor is how long all checks have been up; as good as for ever without any.
+// upFor is how long all checks have been up; as good as for ever without any, and for
+// checks that passed from the cold start of the pool on: these have no slow start.
 func (m *member) upFor(now time.Time) time.Duration {
 	up := time.Duration(math.MaxInt64)
 	for _, w := range m.watches {
-		up = min(up, now.Sub(w.target.Since()))
+		if !w.target.Original() {
+			up = min(up, now.Sub(w.target.Since()))
+		}
 	}
 	return up
 }
@@ -106,6 +110,8 @@ type tier struct {
 	weights []int // by position, 0 for those who are not in it
 	// anyHealth: they get requests whatever their health.
 	anyHealth bool
+	// draining: they get requests only while no other upstream serves.
+	draining bool
 	// scale is what a weight of 1 is in it, 1 if it is 0
 	scale int
 	// tickets are drawn for the order: those of the snapshot if it is its best, and
@@ -132,8 +138,10 @@ func newTier(members []*member, weight func(i int, m *member) int) *tier {
 type snapshot struct {
 	// best is the order of the first tier, empty if that ignores health.
 	best rotation.Order
-	// direct: a ticket of best decides, unless whose turn it is cannot take the request.
-	direct bool
+	// quick: a ticket of best may decide, unless whose turn it is cannot take the request.
+	// direct: it does, since Caddy's own health makes no difference to the mood.
+	quick  bool
+	direct atomic.Bool
 	// tiers are those who serve, the best first, and then those who are draining and
 	// would. None is empty.
 	tiers []*tier
@@ -149,14 +157,18 @@ type snapshot struct {
 	unknown func() *tier
 	// resort are those to ask in the end, whatever their health.
 	resort func() *tier
-	// mood is what there is to be said about it all.
+	// mood is what there is to be said about it all, by the checks alone.
 	mood mood
+	// said is the mood of the pool that was last told, by Caddy's own health, too.
+	said *atomic.Int32
 	// next is when a slow start goes on, 0 if there is none.
 	next time.Duration
 	// superseded is closed when a newer snapshot replaced this one.
 	superseded chan struct{}
-	// members are whom it was made for.
+	// members are those it was made for, and ready are the weights of those that are
+	// neither draining nor in maintenance, whatever their health.
 	members []*member
+	ready   []int
 	// tickets are drawn for the order of best, from first on: so they also tell who
 	// was picked how often. They change all the time, and must not share a cache line
 	// with what does not.
@@ -165,16 +177,6 @@ type snapshot struct {
 	tickets atomic.Uint64
 	_       [64]byte
 }
-
-// mood is a state of a whole pool that is worth a line in the log.
-type mood int32
-
-const (
-	fine       mood = iota
-	failedOpen      // too few serve, so health is ignored
-	lastResort      // nobody serves, so health is ignored
-	nobody          // nobody serves, and health is not ignored
-)
 
 // newSnapshot decides who may get requests, and in which order.
 func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
@@ -219,7 +221,12 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 		return 0
 	}
 	everybody := func(backup bool) *tier {
-		t := newTier(members, func(i int, m *member) int { return weightIf(i, ready[i] && m.backup == backup) })
+		t := newTier(members, func(i int, m *member) int {
+			if m.backup == backup {
+				return s.ready[i]
+			}
+			return 0
+		})
 		t.anyHealth = true
 		return t
 	}
@@ -229,6 +236,10 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 		}, r, now)
 	}
 
+	s.ready = make([]int, len(members))
+	for i := range members {
+		s.ready[i] = weightIf(i, ready[i])
+	}
 	s.decided = serving + down
 	s.all = sync.OnceValue(func() *tier { return everybody(false) })
 	if backups == 0 && r.failOpen.tooFew(serving, s.decided) {
@@ -245,9 +256,11 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	}
 	for backup, n := range draining {
 		if n > 0 { // better than an error
-			s.tiers = append(s.tiers, newTier(members, func(i int, m *member) int {
+			t := newTier(members, func(i int, m *member) int {
 				return weightIf(i, !ready[i] && index(m.backup) == backup)
-			}))
+			})
+			t.draining = true
+			s.tiers = append(s.tiers, t)
 		}
 	}
 	if len(s.tiers) > 0 && !s.tiers[0].anyHealth {
@@ -286,27 +299,35 @@ func index(backup bool) int {
 }
 
 // rampedTier is some members, with those that came up a short while ago at a part
-// of their weight. They do ramp only while at least half of them are past it:
-// when a whole pool starts, there is nobody to take the load off the new ones.
+// of their weight. They ramp only while one of them is past it: when a whole pool
+// starts, none could take the load off the new ones.
 func (s *snapshot) rampedTier(members []*member, weight func(i int, m *member) int, r rules, now time.Time) *tier {
 	all, past := 0, 0
+	longest, shortest := time.Duration(0), r.slowStart // of those that are not past it
 	if r.slowStart > 0 {
 		for i, m := range members {
-			if weight(i, m) > 0 {
-				all++
-				if m.upFor(now) >= r.slowStart {
-					past++
-				}
+			if weight(i, m) == 0 {
+				continue
+			}
+			all++
+			if up := m.upFor(now); up >= r.slowStart {
+				past++
+			} else {
+				longest, shortest = max(longest, up), min(shortest, up)
 			}
 		}
 	}
-	if past == all || 2*past < all {
+	if past == 0 && longest > shortest {
+		s.wake(r.slowStart - longest) // when the first is past it, the others ramp
+	}
+	if past == all || past == 0 {
 		return newTier(members, weight)
 	}
 
 	step := max(r.slowStart/rampSteps, 1)
 	floor := max(1, int(math.Ceil(r.floor*rampSteps-1e-9)))
 	t := &tier{weights: make([]int, len(members)), scale: rampSteps, tickets: new(atomic.Uint64)}
+	sum, least := int64(0), int64(math.MaxInt64)
 	for i, m := range members {
 		if weight(i, m) == 0 {
 			continue
@@ -314,10 +335,22 @@ func (s *snapshot) rampedTier(members []*member, weight func(i int, m *member) i
 		steps := rampSteps
 		if up := m.upFor(now); up < r.slowStart {
 			steps = min(max(floor, int(up/step)), rampSteps)
-			s.next = step // one for all, however many there are
+			s.wake(step) // one for all, however many there are
 		}
 		t.weights[i] = weight(i, m) * steps
+		sum += int64(t.weights[i])
+		least = min(least, int64(t.weights[i]))
 	}
-	t.order = rotation.NewBounded(t.weights, max(rampedLen, 4*len(members)))
+	// four turns or more for the least weight, so that rounding takes or gives no more
+	// than an eighth of it
+	length := min(max(rampedLen, 4*(sum/least)), rotation.MaxLen)
+	t.order = rotation.NewBounded(t.weights, int(length))
 	return t
+}
+
+// wake has the slow start go on after some time, or sooner.
+func (s *snapshot) wake(after time.Duration) {
+	if s.next == 0 || after < s.next {
+		s.next = after
+	}
 }

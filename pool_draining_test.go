@@ -164,17 +164,18 @@ func TestDrainingTakesTurns(t *testing.T) {
 	}
 }
 
-// A retry goes to everybody who serves before those who drain, and to each of
-// them once before anything repeats. Then it starts over with those who serve.
+// A retry goes to all that serve before those that drain, then to the one that is
+// down, and to each of them once before anything repeats. Then it starts over with
+// those that serve.
 func TestRetriesGoOnToTheDraining(t *testing.T) {
 	p := newPolicy(t, "uuuuuud", withWeights(1, 2, -1, 3, 5, -2, 1), retrying)
 	for _, i := range []int{3, 4, 5} {
 		refuse(p.targets[i], true)
 	}
 	for range 100 {
-		got := p.picks(same(), 12)
+		got := p.picks(same(), 14)
 		for i := range 2 {
-			round := got[6*i : 6*i+6]
+			round := got[7*i : 7*i+7]
 			for _, part := range []struct {
 				who  string
 				got  []int
@@ -183,7 +184,8 @@ func TestRetriesGoOnToTheDraining(t *testing.T) {
 				{"primaries", round[:2], []int{0, 1}},
 				{"the backup", round[2:3], []int{2}},
 				{"draining primaries", round[3:5], []int{3, 4}},
-				{"the draining backup", round[5:], []int{5}},
+				{"the draining backup", round[5:6], []int{5}},
+				{"the one that is down", round[6:], []int{6}},
 			} {
 				if sorted := slices.Sorted(slices.Values(part.got)); !slices.Equal(sorted, part.want) {
 					t.Fatalf("one request tried %v, want %s %v in their turn", got, part.who, part.want)

@@ -327,8 +327,8 @@ func TestMoodsAreLoggedOnce(t *testing.T) {
 }
 
 // A retry goes to every primary and every backup once before anything repeats:
-// primaries that were tried do not keep backups out. Then it starts over, not
-// with the last.
+// primaries that were tried do not keep backups out, and those that serve come before
+// those that are down. Then it starts over, not with the last.
 func TestRetriesGoOnToBackups(t *testing.T) {
 	for _, tc := range []struct {
 		verdicts          string
@@ -338,11 +338,13 @@ func TestRetriesGoOnToBackups(t *testing.T) {
 	}{
 		{"uu", []int{1, -1}, failOpen{}, []int{0}, []int{1}},
 		{"uuuu", []int{5, 1, -2, -1}, failOpen{}, []int{0, 1}, []int{2, 3}},
-		{"uduudu", []int{5, 1, 2, -2, -1, -7}, failOpen{}, []int{0, 2}, []int{3, 5}},
-		{"uuudd", []int{256, 1, -1, 1, -1}, failOpen{}, []int{0, 1}, []int{2}},
+		{"uduudu", []int{5, 1, 2, -2, -1, -7}, failOpen{}, []int{0, 2}, []int{3, 5, 1, 4}},
+		{"uduudu", []int{5, 1, 2, -2, -1, -7}, failOpen{never: true}, []int{0, 2}, []int{3, 5}},
+		{"uuudd", []int{256, 1, -1, 1, -1}, failOpen{}, []int{0, 1}, []int{2, 3, 4}},
+		{"uuudd", []int{256, 1, -1, 0, -1}, failOpen{}, []int{0, 1}, []int{2, 4}},
 		{"uuu", []int{0, 1, -1}, failOpen{}, []int{1}, []int{2}},
-		{"ddd", []int{9, 1, -1}, failOpen{}, []int{0, 1}, nil},
-		{"uddd", []int{3, 1, 2, -1}, failOpen{percent: 50}, []int{0, 1, 2}, nil},
+		{"ddd", []int{9, 1, -1}, failOpen{}, []int{0, 1}, []int{2}},
+		{"uddd", []int{3, 1, 2, -1}, failOpen{percent: 50}, []int{0, 1, 2}, []int{3}},
 	} {
 		t.Run(tc.verdicts, func(t *testing.T) {
 			p := newPolicy(t, tc.verdicts, withWeights(tc.weights...), retrying, func(s *Selection) { s.rules.failOpen = tc.open })
@@ -507,7 +509,13 @@ func TestSelectIsOfferedTheAlive(t *testing.T) {
 	if want := offer(5); got[3] != 5 || c.offered[3] != want {
 		t.Errorf("the fourth try got %d, offered %v; want the backup", got[3], c.offered)
 	}
-	if got[4] == got[3] || !slices.Contains(got[:3], got[4]) {
+	for range 3 {
+		got = append(got, p.picks(r, 1)[0])
+	}
+	if down := slices.Sorted(slices.Values(got[4:6])); !slices.Equal(down, []int{1, 6}) {
+		t.Errorf("tried %v, want those that are down after those that serve", got)
+	}
+	if !slices.Contains(got[:3], got[6]) {
 		t.Errorf("tried %v, want a primary again at last", got)
 	}
 }
@@ -643,8 +651,20 @@ func TestSlowStart(t *testing.T) {
 		{"cold start of the whole pool: no ramp", "uuu", 0.1, []int{1, 1, 1}, []step{
 			{0, "???", []int{1, 1, 1}},
 			{5 * time.Second, "???", []int{1, 1, 1}},
+		}},
+		{"cold start: one goes down and returns, and the others carry on", "uuu", 0.1, []int{1, 1, 1}, []step{
 			{5 * time.Second, "d??", []int{0, 1, 1}},
-			{time.Second, "u??", []int{1, 1, 1}},
+			{time.Second, "u??", []int{1, 10, 10}},
+			{10 * time.Second, "???", []int{1, 2, 2}},
+		}},
+		{"cold start: one returns after all went down", "uu", 0.1, []int{1, 1}, []step{
+			{5 * time.Second, "d?", []int{0, 1}},
+			{0, "?d", []int{1, 1}}, // the last resort
+			{time.Second, "u?", []int{1, 0}},
+			{10 * time.Second, "?u", []int{1, 1}},
+			{9 * time.Second, "??", []int{1, 1}},
+			{time.Second, "??", []int{2, 1}}, // the first is past it, and the other half-way
+			{10 * time.Second, "??", []int{1, 1}},
 		}},
 		{"one joins two that run long", "uu?", 0.1, []int{1, 1, 1}, []step{
 			{long, "???", []int{1, 1, 0}},
@@ -652,13 +672,33 @@ func TestSlowStart(t *testing.T) {
 			{10 * time.Second, "???", []int{2, 2, 1}},
 			{10 * time.Second, "???", []int{1, 1, 1}},
 		}},
-		{"two of three come back together: no ramp", "uuu", 0.1, []int{1, 1, 1}, []step{
+		{"two of three come back together: the third carried all", "uuu", 0.1, []int{1, 1, 1}, []step{
 			{long, "dd?", []int{0, 0, 1}},
 			{time.Second, "u??", []int{1, 0, 10}},
-			{0, "?u?", []int{1, 1, 1}},
+			{0, "?u?", []int{1, 1, 10}},
+			{10 * time.Second, "???", []int{1, 1, 2}},
 			{10 * time.Second, "???", []int{1, 1, 1}},
 		}},
-		{"two of four come back together: exactly half are past it", "uuuu", 0.1, []int{1, 1, 1, 1}, []step{
+		{"two run, one of them half-way, and two join: it does not jump", "uu??", 0.1, []int{1, 1, 1, 1}, []step{
+			{long, "?d??", []int{1, 0, 0, 0}},
+			{time.Second, "?u??", []int{10, 1, 0, 0}},
+			{10 * time.Second, "??uu", []int{10, 5, 1, 1}},
+			{10 * time.Second, "????", []int{2, 2, 1, 1}},
+		}},
+		{"one runs, and four join", "u????", 0.1, []int{1, 1, 1, 1, 1}, []step{
+			{time.Second, "?uuuu", []int{10, 1, 1, 1, 1}},
+			{10 * time.Second, "?????", []int{2, 1, 1, 1, 1}},
+		}},
+		{"a backup that serves is no reason for primaries to ramp", "ddu", 0.1, []int{1, 1, -1}, []step{
+			{long, "???", []int{0, 0, 1}},
+			{0, "uu?", []int{1, 1, 0}},
+		}},
+		{"backups ramp among themselves", "duud", 0.1, []int{1, -1, -1, -1}, []step{
+			{long, "?d??", []int{0, 0, 1, 0}},
+			{time.Second, "?u?u", []int{0, 1, 10, 1}},
+			{0, "u???", []int{1, 0, 0, 0}},
+		}},
+		{"two of four come back together", "uuuu", 0.1, []int{1, 1, 1, 1}, []step{
 			{long, "dd??", []int{0, 0, 1, 1}},
 			{time.Second, "uu??", []int{1, 1, 10, 10}},
 			{10 * time.Second, "????", []int{1, 1, 2, 2}},

@@ -78,8 +78,9 @@ type Selection struct {
 	SlowStart *SlowStart `json:"slow_start,omitempty"`
 
 	// Another selection policy to pick among the upstreams that are alive. Not
-	// `alive` or `weighted_round_robin`, and not together with `slow_start` or
-	// weights other than 0. Default: none, they take turns by their weights.
+	// `alive` or `weighted_round_robin`, also not as its fallback, and not together
+	// with `slow_start` or weights other than 0. Default: none, they take turns by
+	// their weights.
 	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
 	// what a Caddyfile has named by weight and by backup, by address
@@ -98,6 +99,7 @@ type Selection struct {
 	transport *transport
 	rules     rules
 	inner     reverseproxy.Selector // picks instead of round robin, if set
+	selects   string                // the name of inner
 	hold      time.Duration
 	retries   bool // the proxy may ask again for the same request
 	// countHealthy: fail_open has a percentage, and Caddy has health checks of its
@@ -109,10 +111,9 @@ type Selection struct {
 	unloaded     <-chan struct{} // closed when the config ends
 	exiting      <-chan struct{} // closed when the process begins to exit; requests are not held then
 
-	tally      *poolTally
-	failedOpen atomic.Int32 // how many pools of it ignore health, as was told
-	counting   sync.Mutex   // held while a snapshot succeeds another
-	retired    []retired    // guarded by counting
+	tally    *poolTally
+	counting sync.Mutex // held while a snapshot succeeds another
+	retired  []retired  // guarded by counting
 
 	watchesMu sync.Mutex
 	watches   []*watch     // all there are; guarded by watchesMu
@@ -129,9 +130,10 @@ type Selection struct {
 	cleaned    bool        // nothing is started any more; guarded by mu
 }
 
-// SlowStart is how upstreams that come back get requests little by little. Their
-// weight grows evenly from the floor to its full size. It does so only while at
-// least half of those that serve are past it, so not when a whole pool starts.
+// SlowStart is how upstreams that come back, or that join others, get requests little
+// by little. Their weight grows evenly from the floor to its full size, while at least
+// one of those that serve beside them (primaries, or backups) is past its own slow
+// start. So none has one when a whole pool starts.
 type SlowStart struct {
 	// How long it takes to the full weight, from `10ms` to `24h`. Required.
 	Window caddy.Duration `json:"window,omitempty"`
@@ -171,6 +173,10 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if parent, ok := modules[max(0, len(modules)-2)].(reverseproxy.Selector); ok && parent != s {
 		s.logger.Warn("as the fallback of another policy, alive sees only the requests that policy leaves to it; " +
 			"the others can reach upstreams known to be dead: use the option select of lb_policy alive instead")
+	}
+	if checks := s.proxy.HealthChecks; checks != nil && checks.Active != nil && checks.Active.IsEnabled() {
+		s.logger.Warn("lb_policy alive has health checks of its own, and the handler has Caddy's (health_uri): both probe the upstreams, " +
+			"and one is only alive while it passes both; remove health_uri and its options, unless that is meant")
 	}
 	if lb := s.proxy.LoadBalancing; lb != nil {
 		s.retries = lb.Retries != 0 || lb.TryDuration != 0
@@ -265,11 +271,14 @@ func (s *Selection) provisionRules(ctx caddy.Context) error {
 	if !canSelect(name.Policy) {
 		return errCannotSelect(name.Policy)
 	}
+	if selectsByPosition(s.SelectRaw) {
+		return fmt.Errorf("select: %w", errPositional)
+	}
 	mod, err := ctx.LoadModule(s, "SelectRaw")
 	if err != nil {
 		return fmt.Errorf("select: %v", err)
 	}
-	s.inner = mod.(reverseproxy.Selector)
+	s.inner, s.selects = mod.(reverseproxy.Selector), name.Policy
 	return nil
 }
 
@@ -291,12 +300,45 @@ func errCannotSelect(policy string) error {
 	return fmt.Errorf("select takes one of the selection policies %s; got '%s'", strings.Join(selectable(), ", "), policy)
 }
 
+// selectsByPosition reports whether any policy in the JSON of another one, such as its
+// fallback, counts the positions of a pool. Those would be other upstreams whenever one
+// goes down.
+func selectsByPosition(policy json.RawMessage) bool {
+	var value any
+	if err := json.Unmarshal(policy, &value); err != nil {
+		return false // which never loads
+	}
+	return nests(value)
+}
+
+func nests(value any) bool {
+	switch value := value.(type) {
+	case map[string]any:
+		if value["policy"] == positional {
+			return true
+		}
+		for _, v := range value {
+			if nests(v) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(value, nests)
+	}
+	return false
+}
+
+// positional is the policy that counts the positions of a pool.
+const positional = "weighted_round_robin"
+
+var errPositional = errors.New(positional + " cannot be a fallback either: it counts the positions of the whole pool, and gets those alive only; weights are an option of lb_policy alive, without select")
+
 // selectable lists the policies that can pick among the upstreams alive: all
 // but this one, and weighted_round_robin, which counts the positions of a pool.
 func selectable() []string {
 	var names []string
 	for _, info := range caddy.GetModules("http.reverse_proxy.selection_policies") {
-		if name := info.ID.Name(); name != "alive" && name != "weighted_round_robin" {
+		if name := info.ID.Name(); name != "alive" && name != positional {
 			names = append(names, name)
 		}
 	}
@@ -401,7 +443,9 @@ func (s *Selection) renew() {
 	s.stale.Store(false)
 	s.generation.Add(1)
 	now := newSnapshot(s.members, s.rules, time.Now())
-	now.direct = now.best.Len() > 0 && !s.retries && !s.countHealthy && s.inner == nil
+	now.said = &s.said
+	now.quick = now.best.Len() > 0 && !s.retries && !s.countHealthy && s.inner == nil
+	now.direct.Store(now.quick && s.situation(now, s.upstreams).mood == now.mood)
 	before := s.current.Load()
 	s.succeed(now, before, func() { s.current.Store(now) })
 	if s.ramp != nil {
@@ -420,51 +464,13 @@ func (s *Selection) renew() {
 	s.announceOwn()
 }
 
-// announceOwn logs the mood of the proxy's own list, if that is news.
-func (s *Selection) announceOwn() {
-	s.announce(&s.said, func() mood { return s.current.Load().mood }, s.names)
-}
-
-// announce logs the mood of a pool of these upstreams, if it is not the last one
-// that was said. It may have changed meanwhile, and who changed it may have found
-// nothing new to say; so the last look is after the last line.
-func (s *Selection) announce(said *atomic.Int32, current func() mood, names func() []string) {
-	for s.running.Load() {
-		now := current()
-		before := mood(said.Swap(int32(now)))
-		if before == now {
-			return
-		}
-		s.tellFailOpen(before, now)
-		pool := zap.Strings("pool", names())
-		switch now {
-		case failedOpen:
-			s.logger.Warn("too few upstreams are alive: requests go to all of them, whatever their health", pool, zap.String("fail_open", s.FailOpen))
-		case lastResort:
-			s.logger.Warn("no upstream is alive: requests go to all of them, as the last resort", pool)
-		case nobody:
-			s.logger.Warn("no upstream is alive that may get requests: they are answered 503", pool)
-		case fine:
-			s.logger.Info("enough upstreams are alive again: requests go to those alive only", pool)
-		}
-	}
-}
-
-// unsay forgets the mood of a pool that requests do not bring any more. It reports
-// whether there was anything to be said about that.
-func (s *Selection) unsay(said *atomic.Int32) bool {
-	before := mood(said.Swap(int32(fine)))
-	s.tellFailOpen(before, fine)
-	return before != fine
-}
-
 // Select returns the upstream whose turn it is among those alive. It is nil
 // only if none can take the request: all that serve are full, the circuit
 // breaker is open, nobody is alive and that must not be ignored, or there is no
 // upstream at all.
 func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if s.owns(pool) {
-		if now := s.current.Load(); now.direct {
+		if now := s.current.Load(); now.direct.Load() {
 			i := now.best.At(now.tickets.Add(1))
 			if u := pool[i]; u.Available() {
 				return u
@@ -483,6 +489,7 @@ func (s *Selection) decide(pool reverseproxy.UpstreamPool, r *http.Request, w ht
 	}
 	d := decision{Selection: s, pool: pool, request: r, writer: w, tried: s.attempts(r)}
 	u := d.choose()
+	d.report()
 	switch {
 	case u != nil:
 		d.tried.add(u)
@@ -507,6 +514,15 @@ func (s *Selection) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
 		return s.current.Load()
 	}
 	return s.dynamic.snapshotOf(pool)
+}
+
+// freshSnapshotOf is snapshotOf, but never returns one that another goroutine replaces
+// at this moment.
+func (s *Selection) freshSnapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
+	if s.owns(pool) {
+		return s.current.Load()
+	}
+	return s.dynamic.freshSnapshotOf(pool)
 }
 
 // circuitOpen reports whether the circuit breaker of the proxy, which is one for

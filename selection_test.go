@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -70,6 +71,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 			Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,
 			Timeout: time.Second, Passes: 1, Fails: 1,
 		})
+		target.Begin(verdicts[i] != '?')
 		p.upstreams = append(p.upstreams, u)
 		p.targets = append(p.targets, target)
 		p.byDial[u.Dial] = &member{address: u.Dial, watches: []*watch{{target: target, check: &HealthCheck{label: "test"}}}, weight: 1}
@@ -305,36 +307,39 @@ func TestOpenCircuitBreaker(t *testing.T) {
 	}
 }
 
-// A retry goes to upstreams that were not tried yet. When all were, it starts
-// over, not with the last one, unless that is alone.
+// A retry goes to upstreams that were not tried yet, to those that are down at last.
+// When all were tried, it starts over, not with the last one, unless that is alone.
 func TestRetriesSkipTheTried(t *testing.T) {
 	for _, verdicts := range []string{"u", "uu", "uuu", "uudu", "udddddddddddddddddddu", "ddd", "d"} {
 		t.Run(verdicts, func(t *testing.T) {
 			p := newPolicy(t, verdicts, func(s *Selection) { s.retries = true })
-			var eligible []int
-			for i, v := range verdicts {
-				if v == 'u' {
-					eligible = append(eligible, i)
-				}
-			}
-			if eligible == nil { // the last resort
-				for i := range verdicts {
-					eligible = append(eligible, i)
-				}
+			serving := strings.Count(verdicts, "u")
+			all := make([]int, len(verdicts))
+			for i := range all {
+				all[i] = i
 			}
 			for range 50 {
-				r := get()
-				got := p.picks(func() *http.Request { return r }, 4*len(eligible))
-				for round := range slices.Chunk(got, len(eligible)) {
+				got := p.picks(same(), 4*len(all))
+				for round := range slices.Chunk(got, len(all)) {
+					if strings.Count(string(byPosition(verdicts, round[:serving])), "u") != serving {
+						t.Fatalf("one request tried %v, want those of %s that serve first", round, verdicts)
+					}
 					slices.Sort(round)
 				}
-				want := slices.Repeat(eligible, 4)
-				if !slices.Equal(got, want) {
-					t.Fatalf("one request tried %v, want each of %v once before any again", got, eligible)
+				if want := slices.Repeat(all, 4); !slices.Equal(got, want) {
+					t.Fatalf("one request tried %v, want each of %v once before any again", got, all)
 				}
 			}
 		})
 	}
+}
+
+// byPosition returns the letters at some positions.
+func byPosition(letters string, positions []int) (some []byte) {
+	for _, i := range positions {
+		some = append(some, letters[i])
+	}
+	return some
 }
 
 // One without a verdict is better than one that has just failed.

@@ -30,7 +30,7 @@ func (s *Selection) gather() error {
 			if err := checkSpaces(address); err != nil {
 				return fmt.Errorf("upstream %s: %v", u.Dial, err)
 			}
-			watches, err := s.watch(u.Dial, 0)
+			watches, err := s.watch(u.Dial, 0, false)
 			if err != nil {
 				return fmt.Errorf("upstream %s: %v", u.Dial, err)
 			}
@@ -130,9 +130,9 @@ var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
 
 // watch sets up the watches of the upstream at a dial address, none if what it
 // is depends on the request. If probes run, the first one follows after the
-// delay.
-func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
-	address := shownAddress(dial)
+// delay, and withAll is what [health.Target.Begin] says.
+func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*watch, error) {
+	address := constants().ReplaceKnown(dial, "")
 	if address == "" {
 		return nil, errors.New("its placeholders are empty")
 	}
@@ -184,6 +184,7 @@ func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
 	if s.running.Load() {
 		paused := s.rules.operations.of(shownAddress(dial)).mode() == modeMaintenance
 		for _, w := range watches {
+			w.target.Begin(withAll)
 			w.target.Pause(paused)
 			w.attach(delay % w.key.settings.Interval)
 		}

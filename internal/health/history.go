@@ -93,3 +93,10 @@ func (t *Target) brief() View {
 	}
 	return v
 }
+
+// LastFailed returns when the last probe that failed began, the zero time if none did.
+func (t *Target) LastFailed() time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.history.failed.At
+}

@@ -66,6 +66,7 @@ type Target struct {
 	status   atomic.Int32              // of state.status
 	draining atomic.Bool               // of state.draining
 	since    atomic.Pointer[time.Time] // of the last change of status, nil before the first
+	origin   atomic.Int32              // how it began
 
 	mu          sync.Mutex
 	state       state
@@ -170,6 +171,9 @@ func (t *Target) publish(since time.Time) {
 		t.since.Store(nil)
 	} else {
 		t.since.Store(&since)
+	}
+	if t.state.status != Up {
+		t.origin.Store(int32(returned)) // or will
 	}
 	t.draining.Store(t.state.draining)
 	t.status.Store(int32(t.state.status))

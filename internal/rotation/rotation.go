@@ -23,7 +23,7 @@ const MaxLen = 1 << 18
 // greatest common divisor of all), and as evenly spread as can be: the weights
 // 5, 1, 1 give 0 0 1 0 2 0 0. Equal weights give plain round robin. Indexes
 // with a weight of 0 or less do not appear. Cycles are bounded by [MaxLen], as
-// [NewBounded] says.
+// [NewBounded] says. The sum of all weights must be less than 2⁶³.
 //
 // nginx adds to every peer its weight at every step, takes the peer with the
 // largest sum (the first of equals) and subtracts the total from it. Peers of
@@ -37,22 +37,22 @@ func New(weights []int) Order { return NewBounded(weights, MaxLen) }
 // most bound + n. The turns that an index has in it differ from its share of it
 // by less than 1 + n times that share.
 func NewBounded(weights []int, bound int) Order {
-	divisor, sum := 0, 0
+	divisor, sum := 0, int64(0) // a sum of int weights may need 64 bits
 	for _, w := range weights {
 		if w > 0 {
 			divisor = gcd(divisor, w)
-			sum += w
+			sum += int64(w)
 		}
 	}
 	if sum == 0 {
 		return Order{}
 	}
 	turns := func(w int) int { return w / divisor }
-	if sum/divisor > bound {
+	if sum/int64(divisor) > int64(bound) {
 		turns = func(w int) int { return max(1, int(math.Round(float64(w)/float64(sum)*float64(bound)))) }
 	}
 
-	total := 0
+	total := int64(0)
 	var classes []class
 	byTurns := make(map[int]int)
 	for i, w := range weights {
@@ -60,12 +60,12 @@ func NewBounded(weights []int, bound int) Order {
 			continue
 		}
 		each := turns(w)
-		total += each
+		total += int64(each)
 		at, known := byTurns[each]
 		if !known {
 			at = len(classes)
 			byTurns[each] = at
-			classes = append(classes, class{turns: each})
+			classes = append(classes, class{turns: int64(each)})
 		}
 		classes[at].members = append(classes[at].members, int32(i))
 	}
@@ -74,7 +74,7 @@ func NewBounded(weights []int, bound int) Order {
 	}
 
 	cycle := make([]int32, 0, total)
-	for step := 1; step <= total; step++ {
+	for step := int64(1); step <= total; step++ {
 		best, most := 0, step*classes[0].turns-classes[0].taken
 		for i := 1; i < len(classes); i++ {
 			c := &classes[i]
@@ -102,15 +102,15 @@ func (o Order) At(ticket uint64) int {
 // class holds the indexes that have equally many turns in a cycle. They are
 // taken one after the other.
 type class struct {
-	turns   int
-	taken   int   // what was subtracted so far from the member in front
+	turns   int64
+	taken   int64 // what was subtracted so far from the member in front
 	front   int32 // the member whose turn is next
 	next    int   // its position
 	members []int32
 }
 
 // advance takes the member in front.
-func (c *class) advance(total int) {
+func (c *class) advance(total int64) {
 	if c.next++; c.next == len(c.members) {
 		c.next = 0
 		c.taken += total // from here on, all were taken once more

@@ -109,7 +109,7 @@ func TestScalingBeyondMaxLen(t *testing.T) {
 		return append(slices.Repeat([]int{weight}, n), others...)
 	}
 	cases := map[string][]int{
-		"one of tiny weight":             {1, 1 << 40},
+		"one of tiny weight":             {1, math.MaxInt / 2},
 		"all others of tiny weight":      equal(1000, 1, 1<<30),
 		"all others rounded up":          equal(1000, 3, 2*MaxLen-3000),
 		"all others rounded down":        equal(1000, 5, 4*MaxLen-5000),
@@ -129,9 +129,10 @@ func TestScalingBeyondMaxLen(t *testing.T) {
 	}
 	for name, weights := range cases {
 		t.Run(name, func(t *testing.T) {
-			var sum, n int
+			var sum float64 // an int of 32 bits would overflow
+			var n int
 			for _, w := range weights {
-				sum += w
+				sum += float64(w)
 				n += min(w, 1)
 			}
 			o := New(weights)
@@ -143,7 +144,7 @@ func TestScalingBeyondMaxLen(t *testing.T) {
 				counts[i]++
 			}
 			for i, w := range weights {
-				share := float64(w) / float64(sum)
+				share := float64(w) / sum
 				got, want := float64(counts[i]), share*float64(o.Len())
 				switch off := math.Abs(got - want); {
 				case (w > 0) != (got > 0):
@@ -186,7 +187,7 @@ func TestRunsAreBounded(t *testing.T) {
 
 // Equal weights are plain round robin in the order given, whatever they are.
 func TestEqualWeightsAreRoundRobin(t *testing.T) {
-	for _, weight := range []int{1, 7, 256, 25600, MaxLen, 1 << 40} {
+	for _, weight := range []int{1, 7, 256, 25600, MaxLen, math.MaxInt / 1000} {
 		for _, n := range []int{1, 2, 3, 1000} {
 			want := make([]int, n)
 			for i := range want {
