@@ -260,7 +260,7 @@ func TestModes_AreForgottenADayAfterTheAddressLeft(t *testing.T) {
 					}
 					a.hasBegun()
 					end = func() {
-						if err := a.Stop(); err != nil {
+						if err := a.Cleanup(); err != nil {
 							t.Error(err)
 						}
 					}
