@@ -242,6 +242,7 @@ func attachByHand(target *Target, d Driver) (detach func()) {
 	l := &loop{}
 	l.timer = time.AfterFunc(time.Hour, func() { target.tick(l) })
 	target.loop, target.ran = l, true
+	slots.run(target.settings.Interval, 1)
 	return func() { target.detach(&d) }
 }
 
@@ -318,8 +319,8 @@ func TestIntervalsCountFromWhenDue(t *testing.T) {
 		{time.Second, punctual, 5*time.Second - punctual},
 		{time.Second, punctual + 1, 5 * time.Second},
 		{time.Second, time.Minute, 5 * time.Second},
-		{marks * time.Millisecond, time.Millisecond, 5*time.Second - time.Millisecond},
-		{marks * time.Millisecond, punctual, 5 * time.Second}, // a short interval would lose too much
+		{minSlots * time.Millisecond, time.Millisecond, 5*time.Second - time.Millisecond},
+		{minSlots * time.Millisecond, punctual, 5 * time.Second}, // a short interval would lose too much
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			set := settings()

@@ -15,6 +15,9 @@ type loop struct {
 	due       time.Time     // the next probe is
 	again     bool          // after the probe in flight, the next follows at once
 	probing   bool          // a probe is in flight, or what came of it is being told
+	slot      slot          // of due
+	spread    bool          // the first interval is over, or has been decided on
+	delayed   bool          // the next probe was overdue, and put off to be spread again
 	postponed bool          // the next probe waits for a straggler
 	idle      chan struct{} // closed when probing is over, if detach waits for it
 	attempt   *attempt      // the probe in flight, nil if there is none
@@ -22,7 +25,8 @@ type loop struct {
 
 // arm has the next probe begin at a time.
 func (l *loop) arm(at time.Time) {
-	l.due, l.postponed = at, false
+	slots.free(&l.slot)
+	l.due, l.postponed, l.delayed = at, false, false
 	l.timer.Reset(time.Until(at))
 }
 
@@ -77,7 +81,7 @@ func (t *Target) tick(l *loop) {
 }
 
 // punctual is how late a probe may begin and still count as on time: intervals count
-// from when it was due, or small delays would take it from mark to mark.
+// from when it was due, or small delays would take it from slot to slot.
 const punctual = 5 * time.Millisecond
 
 // begin returns the probe that begins now, nil if none does. While a straggler runs,
@@ -94,8 +98,15 @@ func (t *Target) begin(l *loop, now time.Time) *attempt {
 		l.postponed = true
 		return nil
 	}
+	if t.isOverdue(l, now) {
+		delay := t.state.interval(&t.settings)
+		at, taken := slots.take(&t.settings, now, delay, delay, false)
+		l.arm(at)
+		l.slot, l.delayed = taken, true
+		return nil
+	}
 	due := l.due
-	if now.Sub(due) > min(punctual, t.settings.FastInterval/marks) {
+	if now.Sub(due) > min(punctual, t.settings.FastInterval/minSlots) {
 		due = now
 	}
 	t.began = now
@@ -112,6 +123,29 @@ func (t *Target) begin(l *loop, now time.Time) *attempt {
 	l.attempt = a
 	l.timer.Reset(a.beatDue.Sub(now))
 	return a
+}
+
+// isOverdue reports whether a probe comes too late to begin at once, as it is one of a
+// crowd that does: the process was stopped. It is put off once, within an interval. t.mu
+// must be held.
+func (t *Target) isOverdue(l *loop, now time.Time) bool {
+	late := now.Sub(l.due)
+	return late > max(t.state.interval(&t.settings)/10, noise) && !l.delayed &&
+		t.state.status != Unknown && !t.suspicion.raised && !t.suspicion.burst && len(t.waiters) == 0 &&
+		slots.crowded(t.settings.Interval)
+}
+
+// next returns when the probe after one from then on is due, and its slot, if it has
+// one. t.mu must be held.
+func (t *Target) next(l *loop, from time.Time) (time.Time, slot) {
+	delay := t.state.interval(&t.settings)
+	jitter := time.Duration(t.settings.Jitter * float64(delay))
+	if jitter == 0 {
+		return from.Add(delay), slot{}
+	}
+	first := !l.spread
+	l.spread = true
+	return slots.take(&t.settings, from.Add(delay), jitter, delay, first)
 }
 
 // run makes a probe. What came of it counts unless it was given up meanwhile.
@@ -154,7 +188,7 @@ func (t *Target) settle(l *loop, a *attempt, o outcome) {
 	t.mu.Lock()
 	if t.loop != l || a.discard { // it counts for nothing, and a successor's is due at once
 		t.askAgain(a.waiters)
-		t.follow(l, time.Now())
+		t.follow(l, time.Now(), slot{})
 		t.mu.Unlock()
 		return
 	}
@@ -177,9 +211,12 @@ func (t *Target) settle(l *loop, a *attempt, o outcome) {
 	if a.givenUp { // its interval is over already, and one that is slow to end must not fail twice
 		from = o.ended()
 	}
-	next := from.Add(t.state.delay(&t.settings, from))
+	var next time.Time
+	var taken slot
 	if burst && !a.givenUp {
 		next = a.began.Add(t.settings.FastInterval / burstFactor)
+	} else {
+		next, taken = t.next(l, from)
 	}
 	t.mu.Unlock()
 
@@ -200,14 +237,15 @@ func (t *Target) settle(l *loop, a *attempt, o outcome) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.follow(l, next)
+	t.follow(l, next, taken)
 }
 
-// follow has the next probe follow at a time, or at once if that is wanted. t.mu must
-// be held.
-func (t *Target) follow(l *loop, next time.Time) {
+// follow has the next probe follow at a time, for which a slot may be taken, or at once
+// if that is wanted. t.mu must be held.
+func (t *Target) follow(l *loop, next time.Time, taken slot) {
 	l.probing = false
 	if t.loop != l {
+		slots.free(&taken)
 		if l.idle != nil {
 			close(l.idle)
 		}
@@ -217,12 +255,16 @@ func (t *Target) follow(l *loop, next time.Time) {
 	switch {
 	case l.again || len(t.waiters) > 0:
 		l.again, next = false, now
+		slots.free(&taken)
 	case t.paused:
+		slots.free(&taken)
 		return
 	case now.Sub(next) > punctual: // the probe took longer than the interval
 		next = now
+		slots.free(&taken)
 	}
 	l.arm(next)
+	l.slot = taken
 }
 
 // record counts a result and returns the change, if it made one. t.mu must be

@@ -22,7 +22,7 @@ func (t *Target) Pause(paused bool) {
 	}
 	t.paused = paused
 	known := t.state.status != Unknown
-	t.state = state{drift: t.state.drift}
+	t.state = state{}
 	t.suspicion = suspicion{}
 	t.lateInRow = 0
 	t.publish(time.Time{})

@@ -4,7 +4,6 @@ package health
 
 import (
 	"context"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -88,7 +87,6 @@ type Target struct {
 func NewTarget(settings Settings) *Target {
 	return &Target{
 		settings:    settings,
-		state:       state{drift: rand.Float64()},
 		subscribers: make(map[*func()]struct{}),
 	}
 }
@@ -132,15 +130,6 @@ func (t *Target) Running() bool {
 	return t.loop != nil
 }
 
-// Drift sets the part of the jitter that is the target's own, from 0 to 1; by
-// default it is random. Targets that start in a row drift apart soonest if they
-// have it in a row, too.
-func (t *Target) Drift(share float64) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.state.drift = share
-}
-
 // New reports whether no probes ever ran.
 func (t *Target) New() bool {
 	t.mu.Lock()
@@ -156,7 +145,7 @@ func (t *Target) Inherit(status Status, draining bool, since time.Time) {
 		t.mu.Unlock()
 		return
 	}
-	t.state = state{status: status, draining: draining && status == Up, wasUp: status != Unknown, drift: t.state.drift}
+	t.state = state{status: status, draining: draining && status == Up, wasUp: status != Unknown}
 	t.publish(since)
 	subscribers := t.listeners()
 	t.mu.Unlock()
@@ -221,6 +210,7 @@ func (t *Target) Attach(d Driver, delay time.Duration) (detach func()) {
 		l := &loop{due: time.Now().Add(delay)}
 		l.timer = time.AfterFunc(delay, func() { t.tick(l) })
 		t.loop, t.ran = l, true
+		slots.run(t.settings.Interval, 1)
 	}
 	return func() { t.detach(&d) }
 }
@@ -243,6 +233,8 @@ func (t *Target) detach(d *Driver) {
 	}
 	t.loop = nil
 	l.timer.Stop()
+	slots.free(&l.slot)
+	slots.run(t.settings.Interval, -1)
 	var told chan struct{}
 	if a := l.attempt; a != nil {
 		a.cut(context.Canceled)
