@@ -135,7 +135,7 @@ func (d *dynamic) split() (present, past []*dynamicPool) {
 	}
 	for _, p := range pools {
 		when := all[p]
-		if p == newest || awaited[p] || used-when.last <= when.window() {
+		if p == newest || awaited[p] || used-when.last < when.window() {
 			present = append(present, p)
 		} else {
 			past = append(past, p)
