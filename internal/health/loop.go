@@ -98,9 +98,9 @@ func (t *Target) begin(l *loop, now time.Time) *attempt {
 		l.postponed = true
 		return nil
 	}
-	if t.isOverdue(l, now) {
+	if late := now.Sub(l.due); t.isOverdue(l, late) {
 		delay := t.state.interval(&t.settings)
-		at, taken := slots.take(&t.settings, now, delay, delay, false)
+		at, taken := slots.take(&t.settings, now, min(4*late, delay), delay, false)
 		l.arm(at)
 		l.slot, l.delayed = taken, true
 		return nil
@@ -125,12 +125,12 @@ func (t *Target) begin(l *loop, now time.Time) *attempt {
 	return a
 }
 
-// isOverdue reports whether a probe comes too late to begin at once, as it is one of a
-// crowd that does: the process was stopped. It is put off once, within an interval. t.mu
+// isOverdue reports whether a probe comes too late to begin at once: the process was
+// stopped, or starved, and it is one of many to which that happened. They are spread over
+// the next interval, or over less if it was not for long, and each is put off once. t.mu
 // must be held.
-func (t *Target) isOverdue(l *loop, now time.Time) bool {
-	late := now.Sub(l.due)
-	return late > max(t.state.interval(&t.settings)/10, noise) && !l.delayed &&
+func (t *Target) isOverdue(l *loop, late time.Duration) bool {
+	return late > max(t.state.interval(&t.settings)/40, noise) && !l.delayed &&
 		t.state.status != Unknown && !t.suspicion.raised && !t.suspicion.burst && len(t.waiters) == 0 &&
 		slots.crowded(t.settings.Interval)
 }

@@ -16,15 +16,19 @@ import (
 
 // starts is when the probes of one target began, counted from when it was made.
 type starts struct {
+	began  time.Time
 	at     []time.Duration
 	detach func()
 }
 
+// now is the time in which the starts are.
+func (s *starts) now() time.Duration { return time.Since(s.began) }
+
 // recordStarts attaches a driver, and writes down when its probes begin.
 func recordStarts(target *Target, d Driver, delay ...time.Duration) *starts {
-	r, began, ask := new(starts), time.Now(), d.Probe
+	r, ask := &starts{began: time.Now()}, d.Probe
 	d.Probe = func(ctx context.Context, fresh bool) (bool, error) {
-		r.at = append(r.at, time.Since(began))
+		r.at = append(r.at, r.now())
 		return ask(ctx, fresh)
 	}
 	r.detach = target.Attach(d, append(delay, 0)[0])
