@@ -386,3 +386,31 @@ func TestProbes_TimedOutHTTP2LeavesNothing(t *testing.T) {
 	})
 	runtime.KeepAlive(routes)
 }
+
+// Probes of gRPC have a connection each, too, and share one with keep_connection.
+func TestCaddyKeepConnection_GRPC(t *testing.T) {
+	r := startRecorder(t, "tcp", "", nil, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set("Trailer", "Grpc-Status")
+		_, _ = w.Write([]byte{0, 0, 0, 0, 2, 8, 1}) // SERVING
+		w.Header().Set("Grpc-Status", "0")
+	})
+	const many = 10
+	site := func(options string) string {
+		return fmt.Sprintf("http:// {\nreverse_proxy h2c://%s {\nlb_policy alive {\ncheck grpc {\ninterval 20ms\n%s\n}\n}\n}\n}", r.addr, options)
+	}
+	const method = "/grpc.health.v1.Health/Check"
+	c := startCaddy(t, site(""))
+	eventually(t, patience, "it is up, and probed again and again", func() bool { return is(health.Up, r.addr) && r.count(method) > many })
+	for _, v := range r.asked(method) {
+		if len(v.requests) != 1 {
+			t.Errorf("probes on a connection: got %d, want 1", len(v.requests))
+		}
+	}
+	c.load(site("keep_connection"))
+	before, n := len(r.asked(method)), r.count(method)
+	eventually(t, patience, "it is probed again and again", func() bool { return is(health.Up, r.addr) && r.count(method) > n+many })
+	if got := len(r.asked(method)) - before; got > 2 { // one more where a probe of the old config was on its way
+		t.Errorf("connections of probes that are kept: got %d, want 1", got)
+	}
+}

@@ -154,7 +154,7 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 			r.connection.MaxAge = maxProbeConnection
 		}
 		r.up.Transport = r.connection
-		if r.forwardProxy != nil && r.up.Scheme == "http" {
+		if r.forwardProxy != nil && strings.HasPrefix(r.forwardProxy.Scheme, "http") && r.up.Scheme == "http" {
 			r.up.Transport = toUpstream{r.connection, r.up.Host}
 		}
 	}

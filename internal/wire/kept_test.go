@@ -221,6 +221,36 @@ func TestTransport_SlowAnswersHaveAllTheTime(t *testing.T) {
 	})
 }
 
+// waiting is a line whose bodies, when closed, wait for the end of the connection, as
+// those of HTTP/2 do while it takes no more writes.
+type waiting struct{ script }
+
+func (w *waiting) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Body: struct {
+		io.Reader
+		io.Closer
+	}{nil, closer(func() error { <-w.closed; return nil })}}, nil
+}
+
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
+// A connection of its own ends at once when the body is closed, also where closing the
+// body would wait.
+func TestTransport_ClosingDoesNotWaitForTheBody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		transport := &Transport{Open: func(context.Context) (Line, error) {
+			return &waiting{script: script{closed: make(chan struct{})}}, nil
+		}}
+		status, took, err := ask(t, transport)
+		equal(t, "status", status, http.StatusOK)
+		equal(t, "time", took, 0)
+		equal(t, "error", err, nil)
+	})
+}
+
 // A firewall that forgets idle connections without a word costs no request.
 func TestTransport_ForgottenConnection(t *testing.T) {
 	t.Parallel()
