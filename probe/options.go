@@ -195,6 +195,10 @@ var commonOptions = []string{
 	"port", "address", "proxy_protocol", "keep_connection",
 }
 
+// CommonOptions returns the names of the options that all checks have, in the order of
+// the documentation.
+func CommonOptions() []string { return slices.Clone(commonOptions) }
+
 // UnrecognizedOption returns the error of a kind for the option that d is at, if the
 // kind does not have it. It names the one that is probably meant, and all there are.
 // The check is shown as given, such as "an http check"; own are the options of its
