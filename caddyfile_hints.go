@@ -12,14 +12,13 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
+	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 // The names of options, in the order in which they are documented.
 var (
 	policyOptions = []string{"name", "check", "weight", "backup", "slow_start", "fail_open", "hold", "select"}
-	commonOptions = []string{
-		"name", "interval", "fast_interval", "down_interval", "timeout", "passes", "fails", "jitter", "port", "address", "proxy_protocol",
-	}
+	commonOptions = probe.CommonOptions()
 	globalOptions = []string{"fleet", "sync_interval"}
 )
 

@@ -195,9 +195,9 @@ func boundedFormat(format functions.FunctionOp) functions.FunctionOp {
 func spend(value ref.Val, budget int) int {
 	switch value := value.(type) {
 	case types.String:
-		return budget - len(value)
+		budget -= len(value)
 	case types.Bytes:
-		return budget - len(value)
+		budget -= len(value)
 	case traits.Mapper:
 		for it := value.Iterator(); budget >= 0 && it.HasNext() == types.True; {
 			key := it.Next()
@@ -208,5 +208,5 @@ func spend(value ref.Val, budget int) int {
 			budget = spend(it.Next(), budget)
 		}
 	}
-	return budget - 1
+	return budget - callCost
 }

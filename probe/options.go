@@ -30,17 +30,19 @@ type TLSOptions struct {
 	// Whether to accept any certificate. This says nothing of what the proxy
 	// accepts. Default: as the proxy has it.
 	TLSInsecureSkipVerify bool `json:"tls_insecure_skip_verify,omitempty"`
+
+	serverName string // with its placeholders replaced
 }
 
-// provision resolves placeholders.
+// provision resolves placeholders. What is shown stays as it is written.
 func (o *TLSOptions) provision() (err error) {
-	o.TLSServerName, err = resolve("tls_server_name", o.TLSServerName)
+	o.serverName, err = resolve("tls_server_name", o.TLSServerName)
 	return err
 }
 
 // overrides is what the options come to.
 func (o *TLSOptions) overrides() Overrides {
-	return Overrides{ServerName: o.TLSServerName, InsecureSkipVerify: o.TLSInsecureSkipVerify}
+	return Overrides{ServerName: o.serverName, InsecureSkipVerify: o.TLSInsecureSkipVerify}
 }
 
 // unmarshalOption reads the option that d is at, if it is one of these.
@@ -194,6 +196,10 @@ var commonOptions = []string{
 	"name", "interval", "fast_interval", "down_interval", "timeout", "passes", "fails", "jitter",
 	"port", "address", "proxy_protocol", "keep_connection",
 }
+
+// CommonOptions returns the names of the options that all checks have, in the order of
+// the documentation.
+func CommonOptions() []string { return slices.Clone(commonOptions) }
 
 // UnrecognizedOption returns the error of a kind for the option that d is at, if the
 // kind does not have it. It names the one that is probably meant, and all there are.

@@ -85,6 +85,34 @@ func TestHTTP_ErrorsOfTheTransportShowNoValueOfAPlaceholder(t *testing.T) {
 	wantNoSecret(t, "label", h.String(), "http /healthz?token={env.PROBE_SECRET}")
 }
 
+// Labels have all options that tell checks apart, as they are written.
+func TestKinds_LabelsShowNoValueOfAPlaceholder(t *testing.T) {
+	t.Setenv("PROBE_SECRET", secret)
+	const name = `"tls_server_name":"{env.PROBE_SECRET}.test"`
+	for _, test := range []struct {
+		kind interface {
+			kind
+			fmt.Stringer
+		}
+		config, want string
+	}{
+		{
+			new(HTTP), `{"uri":"/{env.PROBE_SECRET}","header":{"Host":["{env.PROBE_SECRET}.test"],"X-Token":["{env.PROBE_SECRET}"]},` + name + `}`,
+			"http /{env.PROBE_SECRET} Host {env.PROBE_SECRET}.test header X-Token tls_server_name {env.PROBE_SECRET}.test",
+		},
+		{
+			new(GRPC), `{"service":"{env.PROBE_SECRET}","authority":"{env.PROBE_SECRET}.test",` + name + `}`,
+			"grpc {env.PROBE_SECRET} authority {env.PROBE_SECRET}.test tls_server_name {env.PROBE_SECRET}.test",
+		},
+		{new(TLS), `{` + name + `}`, "tls tls_server_name {env.PROBE_SECRET}.test"},
+		{new(TCP), `{"send":"{env.PROBE_SECRET}","expect":"{env.PROBE_SECRET}"}`, "tcp"},
+	} {
+		if got := loadKind(t, test.kind, test.config).String(); got != test.want {
+			t.Errorf("%s:\n got %q\nwant %q", test.config, got, test.want)
+		}
+	}
+}
+
 // A config that is wrong is reported as it is written.
 func TestKinds_ErrorsOfTheConfigShowNoValueOfAPlaceholder(t *testing.T) {
 	for _, value := range []string{"hunter2 (", "hunter2\r\n", "hunter2 %zz", "'hunter2", "http://hunter2.test/x", "/hunter2 x"} {
