@@ -174,6 +174,7 @@ http://site%d.localhost {
 		lb_policy alive {
 			check http %s {
 				interval %s
+				keep_connection
 			}
 			fail_open off
 		}
