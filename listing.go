@@ -14,8 +14,10 @@ const (
 	// listingLasts is how long one listing serves all viewers.
 	listingLasts = time.Second
 	// listingRest is how much longer than it took to build a listing it serves at
-	// least, so that thousands of upstreams do not keep a processor busy.
+	// least, so that thousands of upstreams do not keep a processor busy; but no longer
+	// than maxListing for that.
 	listingRest = 5
+	maxListing  = 3 * time.Second
 )
 
 // listing is the whole list at one moment, and what is rendered of it, for all that
@@ -61,13 +63,18 @@ func (l *sharedListing) render(what func(*listing) ([]byte, error)) ([]byte, err
 	defer l.mu.Unlock()
 	app, changes, now := newestApp(), l.changes.Load(), time.Now()
 	known := l.newest
-	if known == nil || known.app != app || known.changes != changes || now.Sub(known.at) >= max(listingLasts, listingRest*known.took) {
+	if known == nil || known.app != app || known.changes != changes || now.Sub(known.at) >= known.lasts() {
 		known = &listing{app: app, changes: changes, entries: overview(filter{}), at: now}
 		l.newest = known
 		l.builds++
 	}
 	defer func() { known.took += time.Since(now) }()
 	return what(known)
+}
+
+// lasts returns how long the listing serves.
+func (l *listing) lasts() time.Duration {
+	return min(max(listingLasts, listingRest*l.took), maxListing)
 }
 
 // jsonList returns all entries as JSON.

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
@@ -208,4 +210,23 @@ func TestCaddyLastServingUpstream(t *testing.T) {
 	run("", "ready", all[1].addr)
 	eventually(t, patience, "one is up", func() bool { return is(health.Up, all[1].addr) })
 	check(0, "")
+}
+
+// What an earlier config was brought, but no request of this one, is no outage; once a
+// request brings it, it counts.
+func TestServices_LeaveOutWhatRequestsDoNotBring(t *testing.T) {
+	p := newPolicy(t, "", following(t))
+	p.Checks = []*HealthCheck{} // nothing is known of it: it counts as alive
+	const dial = "10.9.9.9:80"
+	p.dynamic.mu.Lock()
+	p.dynamic.sight(dial, time.Now())
+	p.dynamic.mu.Unlock()
+	if entries := p.entries(filter{}); len(entries) != 1 || !entries[0].Idle || len(outages(entries)) > 0 {
+		t.Errorf("before a request: %+v", entries)
+	}
+	p.app.operations.set(dial, change{mode: new(modeMaintenance)})
+	p.snapshotOf(reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: dial}})
+	if entries := p.entries(filter{}); len(entries) != 1 || entries[0].Idle || len(outages(entries)) != 1 {
+		t.Errorf("after a request: %+v", entries)
+	}
 }
