@@ -4,6 +4,8 @@ package alive
 
 import (
 	"net/http"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -94,6 +96,12 @@ func TestCaddyfileHintsNameOptions(t *testing.T) {
 		d.Next()
 		if common, _ := new(HealthCheck).unmarshalOption(d); !common {
 			t.Errorf("'%s' is not an option of every check", option)
+		}
+	}
+	for field := range reflect.TypeFor[HealthCheck]().Fields() {
+		option, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		if option != "" && option != "probe" && !slices.Contains(commonOptions, option) {
+			t.Errorf("commonOptions lacks '%s'", option)
 		}
 	}
 	for option, kind := range kindOptions {
