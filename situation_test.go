@@ -102,11 +102,14 @@ func TestFailOpen_ByCaddysOwnHealthIsTold(t *testing.T) {
 				if got := p.failsOpen(); got != tc.open {
 					t.Errorf("after requests: the list says fail-open %v, want %v", got, tc.open)
 				}
-				setAllHealthy(p.upstreams, "1101")
+				setAllHealthy(p.upstreams, "1111")
 				if p.failsOpen() {
 					t.Error("the list says fail-open, but enough are healthy again")
 				}
 				p.picks(get, 20)
+				if said := mood(p.said.Load()); said != fine {
+					t.Errorf("after requests that found enough healthy, the mood told is %d", said)
+				}
 				p.refresh()
 				p.picks(get, 20)
 				var lines []string
@@ -122,8 +125,6 @@ func TestFailOpen_ByCaddysOwnHealthIsTold(t *testing.T) {
 				if got := p.failOpenEvents(); !slices.Equal(got, events) {
 					t.Errorf("fail_open events %v, want %v", got, events)
 				}
-				setAllHealthy(p.upstreams, "1111")
-				p.picks(get, 20)
 			}
 			if now := p.current.Load(); now.quick != now.direct.Load() {
 				t.Error("picks still look closely after the end")
@@ -408,8 +409,8 @@ func TestFailOpenTally_TellsEveryOther(t *testing.T) {
 		var told []bool // one goroutine at a time tells, so it needs no lock
 		tell := func() {
 			f.tell(func(active bool) {
+				time.Sleep(rand.N(20 * time.Microsecond)) // others may overtake
 				told = append(told, active)
-				time.Sleep(time.Microsecond) // give others a chance to overtake
 			})
 		}
 		policies := make([]*Selection, 4)
