@@ -131,7 +131,7 @@ var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
 // is depends on the request. If probes run, the first one follows after the
 // delay.
 func (s *Selection) watch(dial string, delay time.Duration) ([]*watch, error) {
-	address := shownAddress(dial)
+	address := constants().ReplaceKnown(dial, "")
 	if address == "" {
 		return nil, errors.New("its placeholders are empty")
 	}
