@@ -91,7 +91,7 @@ func describeSource(options map[string]any) string {
 		description += " (" + strings.Join(parts, ", ") + ")"
 	}
 	if description == kind && len(options) > 1 {
-		// the hash is of all, for which of it is secret is not known
+		// a hash of all of it, since which part is secret is not known
 		encoded, _ := json.Marshal(options)
 		sum := sha256.Sum256(encoded)
 		description += fmt.Sprintf(" #%x", sum[:4])
@@ -100,7 +100,7 @@ func describeSource(options map[string]any) string {
 }
 
 // poolNames gives names to the pools of one config that have none. Pools of the same
-// upstreams that differ in who gets requests are numbered in the order of the config,
+// upstreams that differ in which get requests are numbered in the order of the config,
 // and not in that in which Caddy provisions them, which differs from one load to the
 // next: so each keeps its number, and with it the weights that were set at run time.
 type poolNames struct {
@@ -233,7 +233,7 @@ func convert(decoded, value any) error {
 }
 
 // poolKey returns what tells the pool apart from others of the same upstreams: all
-// that is configured about who gets requests. Nothing must be provisioned yet.
+// that is configured about which upstreams get requests. Nothing must be provisioned yet.
 func (s *Selection) poolKey() poolKey {
 	type check struct {
 		Probe    string
@@ -264,7 +264,7 @@ func (s *Selection) poolKey() poolKey {
 		}
 		_, probe, _ := identify(c.ProbeRaw)
 		settings, _ := c.resolve()
-		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol}})
+		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection}})
 		different.Checks = append(different.Checks, string(encoded))
 	}
 	if len(s.Checks) == 0 {

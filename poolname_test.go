@@ -54,7 +54,7 @@ func proxying(name, options string) string {
 		alive(`"checks":[{"probe":{"kind":"tcp"},"name":"`+name+`"}]`+options) + `}`
 }
 
-// Handlers of the same upstreams that differ in who gets requests are pools of their
+// Handlers of the same upstreams that differ in which get requests are pools of their
 // own, numbered in the order of the config whatever order Caddy provisions them in.
 // Those that do not differ are one pool.
 func TestPoolName_NumberedInTheOrderOfTheConfig(t *testing.T) {

@@ -219,7 +219,7 @@ func TestServices_LeaveOutWhatRequestsDoNotBring(t *testing.T) {
 	p.Checks = []*HealthCheck{} // nothing is known of it: it counts as alive
 	const dial = "10.9.9.9:80"
 	p.dynamic.mu.Lock()
-	p.dynamic.sight(dial, time.Now())
+	p.dynamic.sight(dial, elapsed(time.Now()))
 	p.dynamic.mu.Unlock()
 	if entries := p.entries(filter{}); len(entries) != 1 || !entries[0].Idle || len(outages(entries)) > 0 {
 		t.Errorf("before a request: %+v", entries)
