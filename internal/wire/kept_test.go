@@ -145,10 +145,11 @@ func TestTransport_KeepsNoMoreAfterTwoMisses(t *testing.T) {
 		var gaveUp []error
 		transport := &Transport{MaxAge: time.Hour, GaveUp: func(err error) { gaveUp = append(gaveUp, err) }}
 		kept := []bool{good, bad, good, bad, good, good, bad, bad} // how a kept connection answers
-		opened, open := 0, 0
+		opened := 0
+		var open atomic.Int64
 		transport.Open = func(context.Context) (Line, error) {
 			opened++
-			open++
+			open.Add(1)
 			s := &script{closed: make(chan struct{})}
 			s.answer = func(nth int, closed <-chan struct{}) (int, error) {
 				if nth == 1 {
@@ -161,7 +162,7 @@ func TestTransport_KeepsNoMoreAfterTwoMisses(t *testing.T) {
 				}
 				return http.StatusOK, nil
 			}
-			go func() { <-s.closed; open-- }()
+			go func() { <-s.closed; open.Add(-1) }()
 			return s, nil
 		}
 		defer transport.Close()
@@ -183,7 +184,7 @@ func TestTransport_KeepsNoMoreAfterTwoMisses(t *testing.T) {
 			equal(t, "error", err, nil)
 			equal(t, "time", took, 0)
 			synctest.Wait()
-			equal(t, "open connections between requests", open, 0)
+			equal(t, "open connections between requests", open.Load(), 0)
 		}
 		equal(t, "connections", opened, 8)
 		equal(t, "gave up", len(gaveUp), 1)
