@@ -10,7 +10,7 @@ import (
 )
 
 // headerLabel returns the part of a label that tells header fields apart: the Host,
-// and of the others the names only, for their values may be secret.
+// and of the others the names only, since their values may be secret.
 func headerLabel(header http.Header) string {
 	label := ""
 	var names []string
