@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -52,8 +53,18 @@ func TestCaddyChaos(t *testing.T) {
 	t.Logf("go test -run TestCaddyChaos -chaos %d -seed %d", *chaosSteps, *chaosSeed)
 	chance := rand.New(rand.NewPCG(*chaosSeed, 0))
 	c := &chaos{t: t, chaosPool: &chaosPool{failOpen: "none_up", ramps: chance.IntN(2) == 0}, flips: make(map[string][]string)}
-	for i, b := range startBackends(t, "a", "b", "c", "d", "e") {
-		c.all = append(c.all, &chaotic{backend: b, mode: modeReady, own: []int{1, 2, 3, 1, 2}[i], set: -1, backup: i > 2, check: "http /healthz"})
+	core := chance.IntN(2) == 0
+	for i, name := range []string{"a", "b", "c", "d", "e"} {
+		shunned := new(atomic.Bool)
+		b := startBackend(t, name, func(r *http.Request) {
+			if r.URL.Path == coreCheck && shunned.Load() {
+				panic(http.ErrAbortHandler)
+			}
+		})
+		c.all = append(c.all, &chaotic{
+			backend: b, mode: modeReady, own: []int{1, 2, 3, 1, 2}[i], set: -1, backup: i > 2, check: "http /healthz",
+			core: core, shunned: shunned,
+		})
 		c.flips[b.addr] = []string{"from unknown to up"}
 	}
 	record(t, nil)
@@ -132,8 +143,14 @@ func (c *chaos) states() map[string]string {
 func (c *chaos) settles(within time.Duration) {
 	c.t.Helper()
 	wrong := ""
+	some, _ := c.gets()
 	settled := func() bool {
 		for _, u := range c.all {
+			// of what Caddy itself finds out, there is no other sign
+			if e := c.caddy.one(u.addr); u.core && e.Serving != (u.serves() && slices.Contains(some, u)) {
+				wrong = fmt.Sprintf("%s is shown as serving: %v, %s", u, e.Serving, e.Why)
+				return false
+			}
 			if e := c.caddy.one(u.addr); u.mode != modeMaintenance && e.Status != u.state() {
 				wrong = fmt.Sprintf("%s is shown as %s", u, e.Status)
 				return false
@@ -248,7 +265,7 @@ func (c *chaos) check() {
 	states := map[string]float64{"up": 0, "down": 0, "draining": 0, "maintenance": 0, "unknown": 0}
 	for _, u := range c.all {
 		e := c.caddy.one(u.addr)
-		if e.Serving != u.serves() || e.Mode != u.mode || e.Weight != u.weight() || e.Backup != u.backup || e.FailOpen != failsOpen || e.Why == "" {
+		if e.Serving != (gets[u] && u.serves()) || e.Mode != u.mode || e.Weight != u.weight() || e.Backup != u.backup || e.FailOpen != failsOpen || e.Why == "" {
 			c.t.Errorf("%s is shown as %+v, fail-open is %v", u, e, failsOpen)
 		}
 		if (e.EffectiveWeight > 0) != gets[u] || gets[u] && e.EffectiveWeight != float64(u.weight()) {
@@ -271,7 +288,7 @@ func (c *chaos) check() {
 	quiet := make(map[*chaotic]int)
 	for _, u := range c.those(func(u *chaotic) bool { return u.mode == modeMaintenance }) {
 		requests, probes := u.seen()
-		quiet[u] = requests + probes
+		quiet[u] = requests + probes - u.probed(coreCheck) // Caddy knows of no maintenance
 	}
 	if len(quiet) > 0 {
 		time.Sleep(250 * time.Millisecond) // for two probes, at least
@@ -279,10 +296,54 @@ func (c *chaos) check() {
 	if !slow { // each would take until the timeout
 		shares(c.t, "after that", tally(c.caddy.plain(), c.caddy.url(), cycles*all), want)
 	}
+	tries := c.mayTry()
+	if !slices.ContainsFunc(tries, func(u *chaotic) bool { return u.conduct == hanging }) {
+		answered := http.StatusOK
+		if !slices.ContainsFunc(tries, (*chaotic).answers) {
+			answered = http.StatusBadGateway
+		}
+		if len(tries) == 0 {
+			answered = http.StatusServiceUnavailable
+		}
+		for range 5 {
+			if got := c.ask(c.caddy.plain()); got.status != answered {
+				c.t.Errorf("with retries: answer %v, want %d; it may try %v", got, answered, tries)
+			}
+		}
+		// now both handlers have seen what Caddy itself found out
+		c.toldOfFailOpen(failsOpen)
+	}
 	for u, before := range quiet {
 		// one may have been under way
-		if requests, probes := u.seen(); requests+probes > before+1 {
-			c.t.Errorf("%s is asked in maintenance: %d times", u, requests+probes-before)
+		requests, probes := u.seen()
+		if seen := requests + probes - u.probed(coreCheck); seen > before+1 {
+			c.t.Errorf("%s is asked in maintenance: %d times", u, seen-before)
 		}
+	}
+}
+
+// toldOfFailOpen wants the events of fail-open to begin and end in turn, and the last of
+// them to be true.
+func (c *chaos) toldOfFailOpen(failsOpen bool) {
+	c.t.Helper()
+	var told []bool
+	right := func() bool {
+		recorded.Lock()
+		defer recorded.Unlock()
+		told = nil
+		for _, e := range recorded.events {
+			if e.Name() == "fail_open" {
+				told = append(told, e.Data["active"].(bool))
+			}
+		}
+		for i, active := range told {
+			if active != (i%2 == 0) {
+				return false
+			}
+		}
+		return failsOpen == (len(told)%2 == 1)
+	}
+	if !poll(slack, right) {
+		c.t.Errorf("told of fail-open: %v, want one event each time that it begins or ends, and now %v", told, failsOpen)
 	}
 }

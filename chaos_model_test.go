@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,6 +21,8 @@ type chaotic struct {
 	set     int // weight set at run time, below 0 for none
 	backup  bool
 	check   string
+	core    bool         // Caddy has checks of its own
+	shunned *atomic.Bool // it does not pass them
 }
 
 func (u *chaotic) weight() int {
@@ -31,15 +34,20 @@ func (u *chaotic) weight() int {
 
 // up reports whether its check passes. That of the sick one is what fails, not what
 // requests ask for.
-func (u *chaotic) up() bool       { return u.conduct == well || u.conduct == sick && u.check == "http /" }
-func (u *chaotic) ready() bool    { return u.mode == modeReady && u.weight() > 0 }
-func (u *chaotic) serves() bool   { return u.ready() && u.up() }
-func (u *chaotic) answers() bool  { return u.conduct == well || u.conduct == sick }
-func (u *chaotic) primary() bool  { return !u.backup }
-func (u *chaotic) drained() bool  { return u.mode == modeDrain && u.weight() > 0 && u.up() }
+func (u *chaotic) up() bool     { return u.conduct == well || u.conduct == sick && u.check == "http /" }
+func (u *chaotic) ready() bool  { return u.mode == modeReady && u.weight() > 0 }
+func (u *chaotic) serves() bool { return u.ready() && u.up() && u.healthy() }
+
+// healthy reports whether Caddy itself holds it healthy.
+func (u *chaotic) healthy() bool { return !u.core || u.conduct == well && !u.shunned.Load() }
+func (u *chaotic) answers() bool { return u.conduct == well || u.conduct == sick }
+func (u *chaotic) primary() bool { return !u.backup }
+func (u *chaotic) drained() bool {
+	return u.mode == modeDrain && u.weight() > 0 && u.up() && u.healthy()
+}
 func (u *chaotic) isBackup() bool { return u.backup }
 func (u *chaotic) String() string {
-	return fmt.Sprintf("%s:%d/%s×%d", u.name, u.conduct, u.mode, u.weight())
+	return fmt.Sprintf("%s:%d/%s×%d/%v", u.name, u.conduct, u.mode, u.weight(), u.healthy())
 }
 
 // state is what is known of it, nothing in maintenance.
@@ -59,6 +67,8 @@ const (
 	chaosFast     = 50 * time.Millisecond
 	chaosTimeout  = time.Second
 	chaosRamp     = 200 * time.Millisecond
+
+	coreCheck = "/healthz/core" // of Caddy itself
 )
 
 // toNotice is how long it may take until the check tells of a change: an interval and
@@ -119,6 +129,17 @@ func (p *chaosPool) gets() (some []*chaotic, failsOpen bool) {
 	return readyBackups, len(readyBackups) > 0
 }
 
+// mayTry returns what a request may try at last, each once: all that serve or would if
+// they did not drain, and where health may be ignored, all the others that are ready.
+func (p *chaosPool) mayTry() (some []*chaotic) {
+	for _, u := range p.all {
+		if u.serves() || u.drained() || u.ready() && p.failOpen != "off" {
+			some = append(some, u)
+		}
+	}
+	return some
+}
+
 // reliable returns who serves and does answer.
 func (p *chaosPool) reliable() map[string]bool {
 	names := make(map[string]bool)
@@ -143,6 +164,10 @@ func (p *chaosPool) sites() string {
 	if p.ramps {
 		ramp = "slow_start " + chaosRamp.String()
 	}
+	core := ""
+	if p.all[0].core {
+		core = "health_uri " + coreCheck + "\n\t\t\thealth_interval 50ms\n\t\t\thealth_timeout 500ms"
+	}
 	proxy := fmt.Sprintf(`reverse_proxy %s {
 			lb_policy alive {
 				name chaos
@@ -156,11 +181,12 @@ func (p *chaosPool) sites() string {
 				fail_open %s
 				%s
 			}
+			%s
 			transport http {
 				response_header_timeout 2s
 				keepalive off
 			}`, strings.Join(addrs, " "), p.all[0].check, chaosInterval, chaosFast, chaosTimeout,
-		strings.Join(weights, "\n\t\t\t\t"), strings.Join(backups, " "), p.failOpen, ramp)
+		strings.Join(weights, "\n\t\t\t\t"), strings.Join(backups, " "), p.failOpen, ramp, core)
 	return fmt.Sprintf(`
 http:// {
 	header Version %d
@@ -193,7 +219,7 @@ func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*instance)) {
 		return func(c *instance) { c.patch(u.addr, fmt.Sprintf(format, args...)) }
 	}
 	reload := func(c *instance) { c.load(p.sites()) }
-	switch draw := chance.IntN(12); draw {
+	switch draw := chance.IntN(15); draw {
 	case 0, 1, 2, 3, 4:
 		u.conduct = other(chance, u.conduct, well, well, well, sick, sick, sick, sick, refusing, refusing, resetting, resetting, hanging)
 		return fmt.Sprintf("%s behaves like %d", u.name, u.conduct), func(*instance) { u.backend.set(u.conduct) }
@@ -205,6 +231,9 @@ func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*instance)) {
 			return u.name + ": weight as in the config", patch(`{"weight": null}`)
 		}
 		return fmt.Sprintf("%s: weight %d", u.name, u.set), patch(`{"weight": %d}`, u.set)
+	case 12, 13:
+		u.shunned.Store(!u.shunned.Load())
+		return fmt.Sprintf("%s fails the checks of Caddy itself: %v", u.name, u.shunned.Load()), func(*instance) {}
 	default:
 		p.version++
 		switch draw {
@@ -220,6 +249,11 @@ func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*instance)) {
 		case 10:
 			p.ramps = !p.ramps
 			return fmt.Sprintf("reload with slow start: %v", p.ramps), reload
+		case 14:
+			for _, u := range p.all {
+				u.core = !u.core
+			}
+			return fmt.Sprintf("reload with checks of Caddy itself: %v", u.core), reload
 		default:
 			return "reload", reload
 		}
