@@ -523,8 +523,12 @@ func (d *dynamic) sweep(now time.Duration) {
 	}
 	d.unlock()
 	d.takeBackPast()
+	var watches []*watch
 	for m := range gone {
-		d.policy.unwatch(m.watches)
+		watches = append(watches, m.watches...)
+	}
+	d.policy.unwatch(watches)
+	for m := range gone {
 		d.policy.app.forget(m.address)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -384,7 +383,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 			if err = prober.Probe(ctx, up); errors.Is(err, probe.ErrDraining) {
 				return true, nil
 			}
-			return false, err
+			return false, withShortage(err)
 		},
 		Bound: to.bound,
 		Probed: func(result health.Result) {
@@ -393,7 +392,10 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 				c.Write(fields[0], fields[1], zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
 			}
 		},
-		Late: func(by time.Duration) { warnOfLateness(logger.With(fields...), by) },
+		Inconclusive: func(why *health.InconclusiveError) {
+			tally.void.Add(1)
+			inconclusiveWarnings.warn(logger, why, fields...)
+		},
 		Report: func(change health.Transition) {
 			tally.flipped(change)
 			past := w.isPast()
@@ -429,18 +431,44 @@ func logTransition(logger *zap.Logger, change health.Transition, past bool) {
 	}
 }
 
-// latenessWarned is when the last warning of this process's lateness was, for
-// many probes find it out at once.
-var latenessWarned atomic.Int64
+// inconclusiveWarnings are those of this process, as many probes find out the same
+// at once.
+var inconclusiveWarnings causes
 
-// warnOfLateness says, once a minute at most, that timeouts count for nothing.
-func warnOfLateness(logger *zap.Logger, by time.Duration) {
-	last, now := latenessWarned.Load(), time.Now().UnixNano()
-	if last != 0 && now-last < int64(time.Minute) || !latenessWarned.CompareAndSwap(last, now) {
+// causes limits warnings: each cause gets one a minute.
+type causes struct {
+	mu     sync.Mutex
+	warned map[string]time.Time // when last, by cause
+}
+
+// warn says why results count for nothing.
+func (c *causes) warn(logger *zap.Logger, why *health.InconclusiveError, fields ...zap.Field) {
+	if !c.due(why.Shortage, time.Now()) {
 		return
 	}
-	logger.Warn("this process runs late, stopped or starved of CPU time: probes that time out meanwhile count for nothing",
-		zap.Duration("late_by", by))
+	logger = logger.With(fields...)
+	if why.Shortage != "" {
+		logger.Warn("this process has a shortage: probes that fail by it count for nothing as long as it lasts",
+			zap.String("shortage", why.Shortage), zap.String("reason", why.Reason))
+		return
+	}
+	logger.Warn("this process runs late, stopped or starved of CPU time: probes that time out meanwhile count for nothing, as many in a row as turn an upstream down",
+		zap.Duration("late_by", why.Late))
+}
+
+// due reports whether a cause is to be named now. There are as many as the operating
+// system has words for.
+func (c *causes) due(cause string, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last, warned := c.warned[cause]; warned && now.Sub(last) < time.Minute {
+		return false
+	}
+	if c.warned == nil {
+		c.warned = make(map[string]time.Time)
+	}
+	c.warned[cause] = now
+	return true
 }
 
 // follow has changed called whenever the status does.

@@ -350,7 +350,6 @@ func drive(policies []*Selection) {
 		var delay time.Duration
 		if i, ok := fresh[w.target]; ok {
 			share := float64(i) / float64(len(fresh))
-			w.target.Drift(share)
 			delay = time.Duration(share * float64(min(w.key.settings.Interval, time.Duration(len(fresh))*firstProbeSpacing)))
 		}
 		w.attach(delay)

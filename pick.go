@@ -266,6 +266,7 @@ func (d *decision) wait() bool {
 	if d.tally != nil {
 		d.tally.held.Add(1)
 	}
+	d.now.probeUnknown()
 	limit := time.NewTimer(d.hold)
 	defer limit.Stop()
 	var grace <-chan time.Time

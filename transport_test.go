@@ -21,11 +21,9 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -325,25 +323,6 @@ func TestSharedTransportsGetACopy(t *testing.T) {
 		})
 	}
 	probes.Wait()
-}
-
-// That this process is late is said once a minute, whichever of many probes finds
-// out.
-func TestLatenessIsSaidOnceAMinute(t *testing.T) {
-	before := latenessWarned.Swap(0)
-	defer latenessWarned.Store(before)
-	synctest.Test(t, func(t *testing.T) {
-		core, logs := observer.New(zap.WarnLevel)
-		for range 3 {
-			for range 5 {
-				warnOfLateness(zap.New(core), time.Second)
-			}
-			if got := logs.TakeAll(); len(got) != 1 {
-				t.Errorf("got %d lines, want 1", len(got))
-			}
-			time.Sleep(time.Minute)
-		}
-	})
 }
 
 // Where requests do not keep connections, probes do not, either.

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -187,13 +188,17 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*wa
 	return watches, nil
 }
 
-// unwatch ends watches. It may wait for probes to be cut off.
+// unwatch ends watches. It may wait for probes to be cut off, for all of them at once.
 func (s *Selection) unwatch(watches []*watch) {
 	s.watchesMu.Lock()
 	s.watches = slices.DeleteFunc(s.watches, func(w *watch) bool { return slices.Contains(watches, w) })
 	s.watchesMu.Unlock()
+	var ending sync.WaitGroup
 	for _, w := range watches {
-		w.release()
+		ending.Go(w.release)
+	}
+	ending.Wait()
+	for _, w := range watches {
 		if err := w.forget(); err != nil {
 			s.logger.Error("forgetting an upstream", zap.Error(err))
 		}
