@@ -56,8 +56,8 @@ type dynamic struct {
 
 	mu        sync.Mutex // guards what follows; locked before that of the list and of waiters
 	sightings map[string]*sighting
-	said      map[uint64]*atomic.Int32 // the mood last logged, by the addresses in any order
-	lastUse   time.Duration            // when a request last brought a pool, as far as noted
+	sets      map[uint64]*addressSet // by the addresses in any order
+	lastUse   time.Duration          // when a request last brought a pool, as far as noted
 	lastSweep time.Duration
 	batch     int  // how many sightings there were before the pool at hand
 	together  bool // nothing was known of any address of the pool at hand
@@ -86,7 +86,14 @@ type dynamicPool struct {
 	last      atomic.Int64 // when a request last brought it, as elapsed
 	making    sync.Mutex   // held while a snapshot is made
 	current   atomic.Pointer[datedSnapshot]
-	said      *atomic.Int32 // the mood last logged, shared by all orders of the addresses
+	set       *addressSet
+}
+
+// addressSet is what pools have in common whose addresses are the same in another order.
+// It outlives pools that are not kept ready.
+type addressSet struct {
+	said atomic.Int32 // the mood last logged
+	last atomic.Int64 // when a request last brought it, as elapsed
 
 	mu         sync.Mutex    // guards what follows
 	back, away time.Duration // as in presence
@@ -104,7 +111,7 @@ func newDynamic(s *Selection) *dynamic {
 	d := &dynamic{
 		policy: s, seed: maphash.MakeSeed(), list: newWatchList(), stop: make(chan struct{}),
 		unchecked: &member{weight: 1},
-		sightings: make(map[string]*sighting), said: make(map[uint64]*atomic.Int32),
+		sightings: make(map[string]*sighting), sets: make(map[uint64]*addressSet),
 	}
 	d.pools.Store(new(map[uint64]*dynamicPool))
 	return d
@@ -210,7 +217,7 @@ func (d *dynamic) renew(p *dynamicPool, now time.Time) *datedSnapshot {
 func (d *dynamic) make(p *dynamicPool, now time.Time) *datedSnapshot {
 	generation := d.policy.generation.Load()
 	made := &datedSnapshot{snapshot: newSnapshot(p.members, d.policy.rules, now), generation: generation}
-	made.said = p.said
+	made.said = &p.set.said
 	if made.next > 0 {
 		made.until = now.Add(made.next)
 	}
@@ -233,17 +240,15 @@ func (d *dynamic) holds(s *datedSnapshot, now time.Time) bool {
 
 // takeBackPast takes back what was said of pools that are past. It is said again when
 // requests bring them again: only those that do say something of a pool, for one that
-// requests do not bring is no reason for an alarm.
+// requests do not bring is no reason for an alarm. It waits for a sweep, so that
+// answers that alternate are known as such before that.
 func (d *dynamic) takeBackPast() {
-	present, _ := d.split()
+	present := d.presentSets()
 	d.mu.Lock()
-	past := maps.Clone(d.said)
+	sets := slices.Collect(maps.Values(d.sets))
 	d.mu.Unlock()
-	for _, p := range present {
-		maps.DeleteFunc(past, func(_ uint64, said *atomic.Int32) bool { return said == p.said })
-	}
-	for _, said := range past {
-		if d.policy.unsay(said) {
+	for _, set := range sets {
+		if !present(set) && d.policy.unsay(&set.said) {
 			d.policy.logger.Info("requests bring other upstreams now than those of which too few were alive")
 		}
 	}
@@ -287,31 +292,25 @@ func (d *dynamic) add(pool reverseproxy.UpstreamPool, hash uint64) *dynamicPool 
 		p.members = append(p.members, d.sight(u.Dial, at))
 		unordered += maphash.String(d.seed, u.Dial)
 	}
-	if p.said = d.said[unordered]; p.said == nil {
-		if len(d.said) >= maxDynamic { // rather say something twice than remember without end
-			all := slices.Collect(maps.Values(d.said))
+	if p.set = d.sets[unordered]; p.set == nil {
+		if len(d.sets) >= maxDynamic { // rather say something twice than remember without end
+			all := slices.Collect(maps.Values(d.sets))
 			d.untold = append(d.untold, func() {
-				for _, said := range all {
-					d.policy.forgetMood(said)
+				for _, set := range all {
+					d.policy.forgetMood(&set.said)
 				}
 			})
-			clear(d.said)
+			clear(d.sets)
 			d.pools.Store(new(map[uint64]*dynamicPool))
 		}
-		p.said = new(atomic.Int32)
-		d.said[unordered] = p.said
+		p.set = new(addressSet)
+		p.set.last.Store(int64(at))
+		d.sets[unordered] = p.set
 	}
 	p.last.Store(int64(at))
 	d.keep(p)
-	d.newest.Store(p)
 	d.lastUse = at
 	d.startSweeper()
-	for _, said := range d.said {
-		if mood(said.Load()) > fine { // maybe p replaces the pool of which that was said
-			d.untold = append(d.untold, d.takeBackPast)
-			break
-		}
-	}
 	return p
 }
 
@@ -340,10 +339,10 @@ func (d *dynamic) keep(p *dynamicPool) {
 	}
 	if len(pools) >= maxPools || size > maxPooled {
 		// some more than needed, so as not to do this for every new one
-		present, past := d.split()
+		others := d.byLastUse()
 		clear(pools)
 		size = len(p.dials)
-		for _, other := range append(present, past...) {
+		for _, other := range others {
 			if size += len(other.dials); len(pools) < maxPools*3/4 && size <= maxPooled {
 				pools[other.hash] = other
 			} else {
@@ -459,7 +458,7 @@ func (d *dynamic) all() []*member {
 
 // note remembers when requests brought the upstreams of a pool. d.mu must be held.
 func (d *dynamic) note(p *dynamicPool) {
-	when := p.presence()
+	when := p.set.presence()
 	d.lastUse = max(d.lastUse, when.last)
 	for _, dial := range p.dials {
 		if s := d.sightings[dial]; s != nil {

@@ -944,6 +944,7 @@ func TestCaddyDynamicForgets(t *testing.T) {
 		defer d.mu.Unlock()
 		for _, p := range *d.pools.Load() {
 			p.last.Add(-int64(by))
+			p.set.last.Add(-int64(by))
 		}
 		for _, s := range d.sightings {
 			s.last -= by

@@ -4,6 +4,7 @@ package alive
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -80,62 +81,84 @@ func (p *presence) merge(other presence) {
 	p.back, p.away = max(p.back, other.back), max(p.away, other.away)
 }
 
-// presence returns when requests brought the pool.
-func (p *dynamicPool) presence() presence {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return presence{last: time.Duration(p.last.Load()), back: p.back, away: p.away}
+// presence returns when requests brought the addresses.
+func (a *addressSet) presence() presence {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return presence{last: time.Duration(a.last.Load()), back: a.back, away: a.away}
 }
 
 // brought notes that a request brings a pool.
 func (d *dynamic) brought(p *dynamicPool, now time.Time) {
-	at := elapsed(now)
-	last := time.Duration(p.last.Swap(int64(at)))
-	if d.newest.Load() == p {
+	at, a := elapsed(now), p.set
+	p.last.Store(int64(at))
+	last := time.Duration(a.last.Swap(int64(at)))
+	before := d.newest.Load()
+	if before == p {
 		return
 	}
 	d.newest.Store(p)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if at > last { // else it is new
-		was := presence{last: last, back: p.back, away: p.away}
-		was.cameBack(at)
-		p.back, p.away = was.back, was.away
+	if before == nil || before.set == a || at <= last { // it comes first, in another order, or is new
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	was := presence{last: last, back: a.back, away: a.away}
+	was.cameBack(at)
+	a.back, a.away = was.back, was.away
+}
+
+// presentSets returns a function that reports whether requests bring addresses at
+// present.
+func (d *dynamic) presentSets() func(*addressSet) bool {
+	awaited := make(map[*addressSet]bool)
+	for p := range d.waiters.pools() {
+		awaited[p.set] = true
+	}
+	newest := d.newest.Load()
+	if newest == nil {
+		return func(*addressSet) bool { return true }
+	}
+	used := time.Duration(newest.set.last.Load())
+	return func(a *addressSet) bool {
+		when := a.presence()
+		return a == newest.set || awaited[a] || used-when.last < when.window()
 	}
 }
 
 // lastUsed returns when a request last brought any pool. d.mu must be held.
 func (d *dynamic) lastUsed() time.Duration {
 	if newest := d.newest.Load(); newest != nil {
-		return max(d.lastUse, time.Duration(newest.last.Load()))
+		return max(d.lastUse, time.Duration(newest.set.last.Load()))
 	}
 	return d.lastUse
 }
 
-// split returns the pools that requests bring at present, the last one first, and the
-// others.
-func (d *dynamic) split() (present, past []*dynamicPool) {
-	newest := d.newest.Load()
-	awaited := d.waiters.pools()
-	all := make(map[*dynamicPool]presence) // requests may bring one meanwhile
+// byLastUse returns the pools that are kept ready, or that requests wait for, the last
+// one that a request brought first.
+func (d *dynamic) byLastUse() []*dynamicPool {
+	last := make(map[*dynamicPool]int64) // requests may bring one meanwhile
 	for _, p := range *d.pools.Load() {
-		all[p] = p.presence()
+		last[p] = p.last.Load()
 	}
-	for p := range awaited { // it may be kept ready no more
-		all[p] = p.presence()
+	for p := range d.waiters.pools() {
+		last[p] = p.last.Load()
 	}
-	pools := make([]*dynamicPool, 0, len(all))
-	for p := range all {
-		pools = append(pools, p)
-	}
-	slices.SortFunc(pools, func(a, b *dynamicPool) int { return cmp.Compare(all[b].last, all[a].last) })
-	var used time.Duration
-	if newest != nil {
-		used = time.Duration(newest.last.Load())
-	}
-	for _, p := range pools {
-		when := all[p]
-		if p == newest || awaited[p] || used-when.last < when.window() {
+	pools := slices.Collect(maps.Keys(last))
+	slices.SortFunc(pools, func(a, b *dynamicPool) int { return cmp.Compare(last[b], last[a]) })
+	return pools
+}
+
+// split returns the pools that requests bring at present, the last one first, and the
+// others. Of those with the same addresses in another order, it returns the last one.
+func (d *dynamic) split() (present, past []*dynamicPool) {
+	isPresent := d.presentSets()
+	seen := make(map[*addressSet]bool)
+	for _, p := range d.byLastUse() {
+		if seen[p.set] {
+			continue
+		}
+		if seen[p.set] = true; isPresent(p.set) {
 			present = append(present, p)
 		} else {
 			past = append(past, p)
