@@ -231,7 +231,7 @@ func TestCaddyDrainMode(t *testing.T) {
 	a.set(sick)
 	eventually(t, patience, "the other one is down", func() bool { return is(health.Down, a.addr) })
 	shares(t, "alone", tally(client, c.url(), 20), map[string]int{"b": 20})
-	if got := c.one(b.addr); got.EffectiveWeight != 1 || !strings.Contains(got.Why, "nobody else serves") {
+	if got := c.one(b.addr); got.EffectiveWeight != 1 || !strings.Contains(got.Why, "no other upstream serves") {
 		t.Errorf("alone: %+v", got)
 	}
 
