@@ -31,7 +31,7 @@ import (
 // While the first verdicts are still out, requests are held for a moment. If
 // no upstream is alive, requests go to all of them, as the last resort.
 // Retries (`lb_retries`, `lb_try_duration`) go to upstreams that the request
-// has not tried yet.
+// has not tried yet, at last to those that are down, unless `fail_open` is `off`.
 //
 // Upstreams from a dynamic source are checked from when a request first brings
 // them along, until requests no longer do. Those with a placeholder in their
