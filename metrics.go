@@ -159,16 +159,16 @@ func (t *poolTally) selections() map[string]uint64 {
 			delete(t.ended, upstream)
 		}
 	}
-	past := []map[string]uint64{t.ended}
-	for _, e := range t.ending {
-		past = append(past, e.selections())
-	}
-	for _, counts := range past {
-		for upstream, n := range counts {
+	add := func(past map[string]uint64) {
+		for upstream, n := range past {
 			if _, there := all[upstream]; there {
 				all[upstream] += n
 			}
 		}
+	}
+	add(t.ended)
+	for _, e := range t.ending {
+		add(e.selections())
 	}
 	// a ticket counts before it is known whether it is followed, and a counter must not
 	// go back
