@@ -234,6 +234,9 @@ func TestCaddyFailOpen_ByCaddysOwnHealth(t *testing.T) {
 		{"a leftover health_uri", "health_uri /gone\nhealth_interval 50ms\nhealth_status 418", true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			if tc.warns && !mayCheckItself {
+				t.Skip("the race detector finds that Caddy's health checks emit events before its events app starts")
+			}
 			record(t, nil)
 			backends := startBackends(t, "a", "b")
 			c := startOperated(t, recordEvents, fmt.Sprintf(`
