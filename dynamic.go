@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -375,7 +376,7 @@ func (d *dynamic) sight(dial string, at time.Duration) *member {
 	d.sightings[dial] = &sighting{member: m, presence: presence{last: at}}
 	d.list.add(dial)
 	if d.policy.running.Load() { // else another config's modes hold
-		m.pause(d.policy.rules.operations) // it may have changed since it is watched
+		d.policy.pause(m) // it may have changed since it is watched
 	}
 	return m
 }
@@ -386,6 +387,25 @@ func (d *dynamic) memberAt(dial string) *member {
 	defer d.mu.Unlock()
 	if s := d.sightings[dial]; s != nil {
 		return s.member
+	}
+	return nil
+}
+
+// memberShownAs returns the member that operators know by an address, nil if none is
+// watched.
+func (d *dynamic) memberShownAs(address string) *member {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s := d.sightings[address]; s != nil && s.member.address == address {
+		return s.member
+	}
+	if !strings.Contains(address, `\x`) {
+		return nil
+	}
+	for _, s := range d.sightings { // its dial address is not valid UTF-8
+		if s.member.address == address {
+			return s.member
+		}
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,18 +18,28 @@ import (
 // starts is when the probes of one target began, counted from when it was made.
 type starts struct {
 	began  time.Time
-	at     []time.Duration
+	mu     sync.Mutex
+	at     []time.Duration // to be read without the mutex when it is detached
 	detach func()
 }
 
 // now is the time in which the starts are.
 func (s *starts) now() time.Duration { return time.Since(s.began) }
 
+// last returns the last one.
+func (s *starts) last() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.at[len(s.at)-1]
+}
+
 // recordStarts attaches a driver, and writes down when its probes begin.
 func recordStarts(target *Target, d Driver, delay ...time.Duration) *starts {
 	r, ask := &starts{began: time.Now()}, d.Probe
 	d.Probe = func(ctx context.Context, fresh bool) (bool, error) {
+		r.mu.Lock()
 		r.at = append(r.at, r.now())
+		r.mu.Unlock()
 		return ask(ctx, fresh)
 	}
 	r.detach = target.Attach(d, append(delay, 0)[0])
@@ -161,9 +172,11 @@ func TestSlots_AreGivenBack(t *testing.T) {
 				target.Pause(false)
 			}
 			taken := 0
+			slots.mu.Lock()
 			for _, n := range slots.taken {
 				taken += n
 			}
+			slots.mu.Unlock()
 			if taken > len(targets) {
 				t.Fatalf("%d targets have %d slots", len(targets), taken)
 			}
@@ -171,6 +184,8 @@ func TestSlots_AreGivenBack(t *testing.T) {
 		for _, f := range detach {
 			f()
 		}
+		slots.mu.Lock()
+		defer slots.mu.Unlock()
 		if len(slots.taken) != 0 || len(slots.running) != 0 {
 			t.Errorf("at the end there are %v, %v", slots.taken, slots.running)
 		}

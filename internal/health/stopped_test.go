@@ -68,7 +68,7 @@ func TestStoppedProcess_SpreadsOverdueProbes(t *testing.T) {
 				advance(0)
 				atOnce := 0
 				for _, s := range all {
-					if last := s.at[len(s.at)-1]; last == stopped {
+					if s.last() == stopped {
 						atOnce++
 					}
 				}
