@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -68,7 +70,13 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	switch r.Method {
-	case http.MethodGet, http.MethodHead:
+	case http.MethodHead:
+		w.Header().Set("Content-Type", "application/json")
+		return nil
+	case http.MethodGet:
+		if only.upstream == "" {
+			return writeListing(w, only.pool)
+		}
 	case http.MethodPatch:
 		changed, err := patch(w, r, only)
 		if err != nil {
@@ -81,6 +89,22 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 	return writeEntries(w, overview(only))
 }
 
+// writeListing writes the list of all pools, or of one, as all viewers share it.
+func writeListing(w http.ResponseWriter, pool string) error {
+	render := (*listing).jsonList
+	if pool != "" {
+		render = func(l *listing) ([]byte, error) { return l.jsonPool(pool) }
+	}
+	text, err := listings.render(render)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, err = w.Write(text)
+	return err
+}
+
+// writeEntries writes a few upstreams as they are at this moment.
 func writeEntries(w http.ResponseWriter, entries []entry) error {
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(entries)
@@ -88,11 +112,13 @@ func writeEntries(w http.ResponseWriter, entries []entry) error {
 
 // parseFilter reads the query, in which only these can stand.
 func parseFilter(r *http.Request, allowed ...string) (filter, error) {
-	known := strings.Join(allowed, ", ")
-	query := r.URL.Query()
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil { // what parsed before that must not pass for all that was meant
+		return filter{}, apiError(http.StatusBadRequest, "reading the parameters: %v", err)
+	}
 	for name, values := range query {
-		if !strings.Contains(", "+known+", ", ", "+name+", ") {
-			return filter{}, apiError(http.StatusBadRequest, "unknown parameter '%s'; allowed: %s", name, known)
+		if !slices.Contains(allowed, name) {
+			return filter{}, apiError(http.StatusBadRequest, "unknown parameter '%s'; allowed: %s", name, strings.Join(allowed, ", "))
 		}
 		if len(values) > 1 {
 			return filter{}, apiError(http.StatusBadRequest, "parameter '%s' is given twice", name)
@@ -263,7 +289,9 @@ func (Admin) check(w http.ResponseWriter, r *http.Request) error {
 	if len(targets) == 0 {
 		return apiError(http.StatusBadRequest, "the upstream '%s' is not checked", only.upstream)
 	}
-	if err := checkAll(r.Context(), targets); err != nil {
+	err = checkAll(r.Context(), targets)
+	listings.changed()
+	if err != nil {
 		return apiError(http.StatusServiceUnavailable, "checking '%s': %v", only.upstream, err)
 	}
 	return writeEntries(w, overview(only))

@@ -4,10 +4,12 @@ package alive
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -20,6 +22,7 @@ import (
 //	lb_policy alive [<uri>] {
 //		name <label>
 //		check <kind> [<args...>] {
+//			name          <label>
 //			interval      <duration>
 //			fast_interval <duration>
 //			down_interval <duration>
@@ -30,6 +33,7 @@ import (
 //			port          <port>
 //			address       <address>
 //			proxy_protocol off|v1|v2
+//			keep_connection
 //			...
 //		}
 //		weight     <upstream> <n>
@@ -48,8 +52,13 @@ import (
 func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the policy's name
 	kind := d.Token()
-	inline := d.NextArg()
-	if inline {
+	inline, uri := d.NextArg(), d.Val()
+	if !inline {
+		uri = ""
+	} else {
+		if _, err := caddy.GetModule("alive.probes." + uri); uri != "" && err == nil {
+			return d.Errf("lb_policy alive takes a URI, like /healthz; write a check of a kind in its block: check %s", uri)
+		}
 		// the same as a check block without options
 		kind.Text = "http"
 		raw, err := parseProbe(caddyfile.NewDispenser([]caddyfile.Token{kind, d.Token()}))
@@ -65,17 +74,18 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		if inline && d.Val() == "check" {
 			return d.Err("a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too")
 		}
-		if err := s.unmarshalOption(d); err != nil {
+		if err := s.unmarshalOption(d, uri); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// unmarshalOption reads the option that d is at.
-func (s *Selection) unmarshalOption(d *caddyfile.Dispenser) error {
+// unmarshalOption reads the option that d is at, in the block of a policy that has
+// that URI.
+func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, uri string) error {
 	option := d.Val()
-	once := func(given bool) error {
+	twice := func(given bool) error {
 		if given {
 			return d.Errf("option '%s' is given twice", option)
 		}
@@ -83,15 +93,25 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser) error {
 	}
 	switch option {
 	case "check":
+		place := d.Token()
 		check, err := parseCheck(d)
 		if err != nil {
 			return err
+		}
+		check.place = place
+		if same := slices.IndexFunc(s.Checks, check.equal); same >= 0 {
+			first := s.Checks[same].place
+			return errAt(place, "this check is the same as the one at %s:%d", first.File, first.Line)
+		}
+		if same := slices.IndexFunc(s.Checks, check.hasNameOf); same >= 0 {
+			first := s.Checks[same].place
+			return errAt(place, "this check has the name of the one at %s:%d: %s", first.File, first.Line, check.Name)
 		}
 		s.Checks = append(s.Checks, check)
 		return nil
 
 	case "name":
-		if err := once(s.Name != ""); err != nil {
+		if err := twice(s.Name != ""); err != nil {
 			return err
 		}
 		var err error
@@ -100,6 +120,9 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser) error {
 		}
 		if s.Name == "" {
 			return d.Err("name must not be empty")
+		}
+		if err := checkName(s.Name); err != nil {
+			return d.WrapErr(err)
 		}
 		return nil
 
@@ -115,19 +138,22 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser) error {
 			if slices.Contains(s.Backups, name) {
 				return d.Errf("%s is named as a backup twice", name)
 			}
+			if err := nameOnce(&s.backedUp, name); err != nil {
+				return d.Errf("backup: %v", err)
+			}
 			s.Backups = append(s.Backups, name)
 		}
 		return nil
 
 	case "slow_start":
-		if err := once(s.SlowStart != nil); err != nil {
+		if err := twice(s.SlowStart != nil); err != nil {
 			return err
 		}
 		s.SlowStart = new(SlowStart)
 		return s.SlowStart.parse(d)
 
 	case "fail_open":
-		if err := once(s.FailOpen != ""); err != nil {
+		if err := twice(s.FailOpen != ""); err != nil {
 			return err
 		}
 		var err error
@@ -140,14 +166,14 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser) error {
 		return nil
 
 	case "hold":
-		if err := once(s.Hold != nil); err != nil {
+		if err := twice(s.Hold != nil); err != nil {
 			return err
 		}
 		s.Hold = new(caddy.Duration)
 		return parseHold(d, s.Hold)
 
 	case "select":
-		if err := once(s.SelectRaw != nil); err != nil {
+		if err := twice(s.SelectRaw != nil); err != nil {
 			return err
 		}
 		if !d.NextArg() {
@@ -170,7 +196,7 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser) error {
 		return nil
 
 	default:
-		return d.Errf("unrecognized option '%s': lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select", option)
+		return errOption(d, uri)
 	}
 }
 
@@ -190,17 +216,40 @@ func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
 	if !d.AllArgs(&name, &text) {
 		return d.Errf("weight takes an upstream and a whole number from 0 to %d, like weight app1:8080 3", maxWeight)
 	}
-	weight, err := strconv.Atoi(text)
-	if err != nil || weight < 0 || weight > maxWeight {
-		return d.Errf("weight must be a whole number from 0 to %d; got '%s'", maxWeight, text)
+	weight, err := parseWeight(text)
+	if err != nil {
+		return d.WrapErr(err)
 	}
 	if _, given := s.Weights[name]; given {
 		return d.Errf("the weight of %s is given twice", name)
 	}
+	if err := nameOnce(&s.weighed, name); err != nil {
+		return d.Errf("weight: %v", err)
+	}
 	if s.Weights == nil {
-		s.Weights = make(map[string]int)
+		s.Weights = make(map[string]Weight)
 	}
 	s.Weights[name] = weight
+	return nil
+}
+
+// nameOnce notes that an option names an upstream, and reports an error if that is no
+// address, or if the option has named the same upstream in another way. What
+// placeholders stand for is known when the config is loaded.
+func nameOnce(named *map[string]string, name string) error {
+	dials, err := dialAddresses(name)
+	if err != nil {
+		return fmt.Errorf("%s: %v", name, err)
+	}
+	if *named == nil {
+		*named = make(map[string]string)
+	}
+	for _, dial := range dials {
+		if other, given := (*named)[dial]; given {
+			return fmt.Errorf("%s and %s are the same upstream", other, name)
+		}
+		(*named)[dial] = name
+	}
 	return nil
 }
 
@@ -237,6 +286,9 @@ func parseHold(d *caddyfile.Dispenser, hold *caddy.Duration) error {
 	if err != nil || duration <= 0 {
 		return d.Errf("hold must be off or a duration above 0, like 2s; got '%s'", text)
 	}
+	if duration < minHold {
+		return d.Errf("hold must be at least %s; got '%s'", minHold, text)
+	}
 	*hold = caddy.Duration(duration)
 	return nil
 }
@@ -254,11 +306,15 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 	check := new(HealthCheck)
 	var own []caddyfile.Token
 	seen := make(map[string]bool)
+	fresh := false // fresh_connection is given
 	for d.NextBlock(0) {
 		option := d.Val()
 		common, err := check.unmarshalOption(d)
 		if err != nil {
 			return nil, err
+		}
+		if fresh = fresh || option == "fresh_connection"; fresh && check.KeepConnection {
+			return nil, d.WrapErr(errKeepFresh)
 		}
 		if !common {
 			own = append(own, d.NextSegment()...)
@@ -269,7 +325,11 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 		}
 		seen[option] = true
 	}
-	if err := check.validateOptions(); err != nil {
+	invalid := check.validateOptions()
+	if invalid == nil && check.KeepConnection {
+		invalid = checkKeeps(args[0].Text)
+	}
+	if err := invalid; err != nil {
 		d.Reset()
 		d.Next() // what is wrong is the block, so point to its beginning
 		return nil, d.WrapErr(err)
@@ -280,7 +340,13 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 		tokens = slices.Concat(args, []caddyfile.Token{opening}, own, []caddyfile.Token{closing})
 	}
 	var err error
-	check.ProbeRaw, err = parseProbe(caddyfile.NewDispenser(tokens))
+	if check.ProbeRaw, err = parseProbe(caddyfile.NewDispenser(tokens)); err != nil {
+		return nil, explainOption(err, own)
+	}
+	if _, check.identity, err = identify(check.ProbeRaw); err != nil {
+		return nil, err
+	}
+	check.settings, err = check.resolve()
 	return check, err
 }
 
@@ -304,14 +370,23 @@ func (c *HealthCheck) validateOptions() error {
 // have in common.
 func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err error) {
 	switch d.Val() {
+	case "name":
+		if c.Name, err = parseArg(d, "a label, like web"); err != nil {
+			return true, err
+		}
+		if c.Name == "" {
+			err = d.Err("name must not be empty")
+		} else if invalid := checkName(c.Name); invalid != nil {
+			err = d.WrapErr(invalid)
+		}
 	case "interval":
-		err = parsePositiveDuration(d, &c.Interval)
+		err = parsePositiveDuration(d, &c.Interval, minInterval)
 	case "fast_interval":
-		err = parsePositiveDuration(d, &c.FastInterval)
+		err = parsePositiveDuration(d, &c.FastInterval, minInterval)
 	case "down_interval":
-		err = parsePositiveDuration(d, &c.DownInterval)
+		err = parsePositiveDuration(d, &c.DownInterval, minInterval)
 	case "timeout":
-		err = parsePositiveDuration(d, &c.Timeout)
+		err = parsePositiveDuration(d, &c.Timeout, minTimeout)
 	case "passes":
 		err = parseCount(d, &c.Passes)
 	case "fails":
@@ -345,6 +420,10 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err 
 		if invalid := checkProxyProtocol(c.ProxyProtocol); invalid != nil || c.ProxyProtocol == "" {
 			err = d.Errf("proxy_protocol must be off, v1 or v2; got '%s'", c.ProxyProtocol)
 		}
+	case "keep_connection":
+		if c.KeepConnection = true; d.NextArg() {
+			err = d.Errf("keep_connection takes no argument; got '%s'", d.Val())
+		}
 	default:
 		return false, nil
 	}
@@ -362,7 +441,7 @@ func parseArg(d *caddyfile.Dispenser, what string) (string, error) {
 }
 
 // parsePositiveDuration reads the value of the option that d is at.
-func parsePositiveDuration(d *caddyfile.Dispenser, value *caddy.Duration) error {
+func parsePositiveDuration(d *caddyfile.Dispenser, value *caddy.Duration, shortest time.Duration) error {
 	option := d.Val()
 	text, err := parseArg(d, "one duration above 0, like 5s")
 	if err != nil {
@@ -371,6 +450,12 @@ func parsePositiveDuration(d *caddyfile.Dispenser, value *caddy.Duration) error 
 	duration, err := caddy.ParseDuration(text)
 	if err != nil || duration <= 0 {
 		return d.Errf("%s must be a duration above 0, like 5s; got '%s'", option, text)
+	}
+	if duration < shortest {
+		return d.Errf("%s must be at least %s; got '%s'", option, shortest, text)
+	}
+	if err := validateDuration(option, duration, shortest, maxDuration); err != nil {
+		return d.WrapErr(err)
 	}
 	*value = caddy.Duration(duration)
 	return nil
@@ -454,7 +539,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 				return nil, d.WrapErr(err)
 			}
 		default:
-			return nil, d.Errf("unrecognized option '%s': alive has fleet and sync_interval", option)
+			return nil, d.Errf("unrecognized option '%s': alive has %s%s", option, enumerate(globalOptions), didYouMean(option, globalOptions))
 		}
 	}
 	if app.SyncInterval != 0 && app.Fleet == "" {

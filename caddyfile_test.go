@@ -108,6 +108,19 @@ var policies = []struct{ name, input, want string }{
 			`"fail_open":"50%","slow_start":{"window":30000000000,"floor":"35%"}}`,
 	},
 	{
+		"placeholders of upstreams and weights", "alive {\nweight {env.APP} 3\nweight app2:80 {env.W}\nbackup {env.SPARE}:80\n}",
+		`{"weights":{"app2:80":"{env.W}","{env.APP}":3},"backups":["{env.SPARE}:80"]}`,
+	},
+	{
+		"names of checks", "alive {\ncheck tcp {\nname \"all ports\"\n}\ncheck tcp {\nport 81\nname other\nfails 1\n}\n}",
+		`{"checks":[{"probe":{"kind":"tcp"},"name":"all ports"},{"probe":{"kind":"tcp"},"name":"other","fails":1,"port":81}]}`,
+	},
+	{
+		"shortest times", "alive {\ncheck tcp {\ninterval 10ms\nfast_interval 10ms\ndown_interval 10ms\ntimeout 1ms\n}\nhold 1ms\nslow_start 10ms\n}",
+		`{"checks":[{"probe":{"kind":"tcp"},"interval":10000000,"fast_interval":10000000,"down_interval":10000000,"timeout":1000000}],` +
+			`"hold":1000000,"slow_start":{"window":10000000}}`,
+	},
+	{
 		"another policy selects", "alive {\nselect cookie lb secret {\nfallback first\n}\nfail_open off\n}",
 		`{"fail_open":"off","select":{"fallback":{"policy":"first"},"name":"lb","policy":"cookie","secret":"secret"}}`,
 	},
@@ -254,8 +267,9 @@ func TestCaddyfileErrors(t *testing.T) {
 		ofAlive  = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
 		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
-		ofHTTP   = "besides the options of every check, an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, tls_insecure_skip_verify and fresh_connection"
-		ofTCP    = "besides the options of every check, a tcp check has send and expect"
+		ofEvery  = "besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), "
+		ofHTTP   = ofEvery + "an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name and tls_insecure_skip_verify"
+		ofTCP    = ofEvery + "a tcp check has send and expect"
 		args     = "%s takes %s, at Testfile:%d"
 		twice    = "option '%s' is given twice, at Testfile:%d"
 		uri      = "uri must be a path that begins with one '/', with a query if need be; got '%s', at Testfile:%d"
@@ -285,10 +299,13 @@ func TestCaddyfileErrors(t *testing.T) {
 	// The inline URI.
 	rejects("alive /a /b", "lb_policy alive takes one URI at most; got '/b' too, at Testfile:1")
 	rejects("alive /a {\nhold 1s\ncheck tcp\n}", "a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too, at Testfile:3")
-	for _, bad := range []string{"healthz", "", "http://app/healthz", "?a=b", "//host/x", "/a b", "/a?b c", "/a#b"} {
+	for _, bad := range []string{"healthz", "", "?a=b", "//host/x", "/a b", "/a?b c", "/a#b"} {
 		rejects("alive `"+bad+"`", uri, bad, 1)
 		inPolicy("check http `"+bad+"`", uri, bad, 2)
 	}
+	full := "uri must be a path that begins with one '/', with a query if need be; give only the path, like /healthz: it is the upstream that is asked; got 'http://app/healthz', at Testfile:%d"
+	rejects("alive http://app/healthz", full, 1)
+	inPolicy("check http http://app/healthz", full, 2)
 	inPolicy("check http \"/a\x01\"", `uri must be a path that begins with one '/', with a query if need be: parse "/a\x01": net/url: invalid control character in URL, at Testfile:2`)
 	inPolicy("check http /%zz", `uri must be a path that begins with one '/', with a query if need be: parse "/%%zz": invalid URL escape "%%zz", at Testfile:2`)
 
@@ -298,16 +315,16 @@ func TestCaddyfileErrors(t *testing.T) {
 	inPolicy("name \"\"", "name must not be empty, at Testfile:2")
 	inPolicy("name a\nname b", twice, "name", 3)
 
-	// Options that nobody knows, here or there.
-	for _, option := range []string{"colour", "interval", "uri"} {
+	// Options that are not known, here or there.
+	for _, option := range []string{"colour", "limit", "X"} {
 		inPolicy("hold 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:3", option, ofAlive)
 	}
-	for _, option := range []string{"authority", "hold", "check", "uri"} {
+	for _, option := range []string{"authority", "uri"} {
 		inCheck("http /a", "timeout 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:4", option, ofHTTP)
 		inCheck("tcp", "timeout 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:4", option, ofTCP)
 	}
 	inCheck("tcp", "method GET", "unrecognized option 'method': %s, at Testfile:3", ofTCP)
-	for _, kind := range []string{"exec", "HTTP", ""} {
+	for _, kind := range []string{"quic", ""} {
 		inPolicy("check `"+kind+"`", "unknown kind of check '%s'; this build has %s, at Testfile:2", kind, knownKinds())
 	}
 	for _, kind := range []string{"http", "tcp", "tls", "grpc"} {
@@ -424,7 +441,7 @@ func TestCaddyfileErrors(t *testing.T) {
 	inCheck("http /a", "header Host ``\nheader Host b", "header Host can be given once only, at Testfile:4")
 	inCheck("http /a", "header host a\nheader Host b", "header Host can be given once only, at Testfile:4")
 	inCheck("http /a", "method HEAD\nexpect_body ok", "expect_body: an answer to HEAD has no body to look at, at Testfile:5")
-	inPolicy("check http x{env.URI}", uri, "x", 2)
+	inPolicy("check http x{env.URI}", uri, "x{env.URI}", 2)
 	inCheck("http /a", "expect_body (", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:3")
 	inCheck("http /a", "expect_body ``", "expect_body must not be empty: it would match anything, at Testfile:3")
 
@@ -520,6 +537,11 @@ func FuzzCaddyfile(f *testing.F) {
 		if got := encode(t, after); got != want {
 			t.Errorf("JSON:\n got %s\nwant %s", got, want)
 		}
+		for name, weight := range after.Weights {
+			if _, err := weight.resolve(); err != nil && !hasPlaceholder(string(weight)) {
+				t.Errorf("accepted by the parser, but not by Provision: weight of %s: %v", name, err)
+			}
+		}
 		for _, check := range after.Checks {
 			if _, err := check.resolve(); err != nil {
 				t.Errorf("accepted by the parser, but not by Provision: %v", err)
@@ -537,8 +559,8 @@ func FuzzCaddyfile(f *testing.F) {
 			if err := caddy.StrictUnmarshalJSON([]byte(encode(t, options)), info.New()); err != nil {
 				t.Errorf("probe %s: %v", check.ProbeRaw, err)
 			}
-			if check.Port < 0 || check.Port > 65535 || checkProxyProtocol(check.ProxyProtocol) != nil {
-				t.Errorf("accepted by the parser, but not by Provision: port %d, proxy_protocol '%s'", check.Port, check.ProxyProtocol)
+			if check.Port < 0 || checkName(check.Name) != nil || check.Port > 65535 || checkProxyProtocol(check.ProxyProtocol) != nil {
+				t.Errorf("accepted by the parser, but not by Provision: port %d, name %q, proxy_protocol '%s'", check.Port, check.Name, check.ProxyProtocol)
 			}
 		}
 	})
@@ -624,8 +646,8 @@ func TestProvisionErrors(t *testing.T) {
 		{one + alive(`"checks":[{"probe":{"uri":"/"}}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
 		{one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tls"}},{"probe":{"kind":"tcp"},"interval":"5s"}]`), inAlive + "checks: position 2 is the same as position 0"},
 		{one + alive(`"checks":[{"probe":{"kind":"http","uri":"/","header":{"Content-Length":["3"]}}}]`), inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: header Content-Length cannot be set: it follows from request_body"},
-		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, tls_server_name, tls_insecure_skip_verify, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc"},
-		{one + alive(`"checks":[{"probe":{"kind":"exec"}}]`), inAlive + "checks: position 0: unknown kind of check 'exec'; this build has " + knownKinds()},
+		{one + alive(`"checks":[{"probe":{"kind":"exec"}}]`), inAlive + "checks: position 0: unknown kind of check 'exec'; this build has " + knownKinds() + "; it is built in with the package github.com/caddy-alive/caddy-alive/probe/exec"},
+		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc"},
 		{request(`"method":"GET"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got ''"},
 		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got 'healthz'"},
 		{request(`"uri":"/{http.request.uri}"`), inHTTP + "uri: unrecognized placeholder {http.request.uri}" + global},
@@ -650,7 +672,7 @@ func TestProvisionErrors(t *testing.T) {
 		{request(`"uri":"/","expression":"status"`), inHTTP + "expression must be true or false, and not a value of the type int; got 'status'"},
 		{request(`"uri":"/","method":"HEAD","expression":"json.ok"`), inHTTP + "expression: an answer to HEAD has no body to look at"},
 		{request(`"uri":"/","tls_server_name":"{http.request.host}"`), inHTTP + "tls_server_name: unrecognized placeholder {http.request.host}" + global},
-		{request(`"uri":"/","tls_server_name":"a"`), inAlive + "upstream 127.0.0.1:1: check 'http /': tls_server_name and tls_insecure_skip_verify need TLS, which probes do not use there; set scheme https if they should"},
+		{request(`"uri":"/","tls_server_name":"a"`), inAlive + "upstream 127.0.0.1:1: check 'http / tls_server_name a': tls_server_name and tls_insecure_skip_verify need TLS, which probes do not use there; set scheme https if they should"},
 		{request(`"uri":"/","authority":"a"`), `alive.probes.http: json: unknown field "authority"`},
 		{one + alive(`"checks":[{"probe":{"kind":"grpc","uri":"/"}}]`), `alive.probes.grpc: json: unknown field "uri"`},
 		{one + alive(`"checks":[{"probe":{"kind":"tls","send":"a"}}]`), `alive.probes.tls: json: unknown field "send"`},
@@ -667,15 +689,15 @@ func TestProvisionErrors(t *testing.T) {
 		{options(`"address":"{env.ALIVE_TEST_UNSET}:80"`), inAlive + "checks: position 0: address: evaluated placeholder {env.ALIVE_TEST_UNSET} is empty" + global},
 		{options(`"address":"127.0.0.1:81","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: 127.0.0.1:81"},
 		{options(`"address":"unix//run/app.sock","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: unix//run/app.sock"},
-		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"port":81`), inAlive + "upstream unix//run/app.sock: check 'tcp': the upstream has no host to probe a port of; name one by address"},
-		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1"`), inAlive + "upstream unix//run/app.sock: check 'tcp': the upstream has no port to probe at that address; add one to it"},
+		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"port":81`), inAlive + "upstream unix//run/app.sock: check 'tcp port 81': the upstream has no host to probe a port of; name one by address"},
+		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1"`), inAlive + "upstream unix//run/app.sock: check 'tcp address 127.0.0.1': the upstream has no port to probe at that address; add one to it"},
 
 		{one + alive(`"weights":{"127.0.0.1:1":257}`), inAlive + "weights: 127.0.0.1:1: a weight must be a whole number from 0 to 256; got 257"},
-		{one + alive(`"weights":{"127.0.0.1:2":1}`), inAlive + "weights: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1"},
-		{one + alive(`"weights":{"127.0.0.1:1-2":1}`), inAlive + "weights: 127.0.0.1:1-2 is not one of the upstreams, which are 127.0.0.1:1"},
+		{one + alive(`"weights":{"127.0.0.1:2":1}`), inAlive + "weights: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1; did you mean '127.0.0.1:1'?"},
+		{one + alive(`"weights":{"127.0.0.1:1-2":1}`), inAlive + "weights: 127.0.0.1:1-2 is not one of the upstreams, which are 127.0.0.1:1; did you mean '127.0.0.1:1'?"},
 		{one + alive(`"weights":{"127.0.0.1:1":1,"http://127.0.0.1:1":1}`), inAlive + "weights: 127.0.0.1:1 and http://127.0.0.1:1 are the same upstream"},
 		{one + alive(`"weights":{"ftp://x":1}`), inAlive + "weights: ftp://x: not an address as reverse_proxy names upstreams"},
-		{one + alive(`"backups":["127.0.0.1:2"]`), inAlive + "backups: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1"},
+		{one + alive(`"backups":["127.0.0.1:2"]`), inAlive + "backups: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1; did you mean '127.0.0.1:1'?"},
 		{one + alive(`"backups":["127.0.0.1:1"]`), inAlive + "backups: every upstream is a backup; leave out at least one, to be backed up"},
 		{one + alive(`"fail_open":"50"`), inAlive + "fail_open must be none_up, off or a percentage from 0% to 100%, like 50%; got '50'"},
 		{one + alive(`"slow_start":{}`), inAlive + "slow_start needs a window above 0 and not longer than 24h0m0s"},
@@ -848,7 +870,7 @@ func TestGlobalOption(t *testing.T) {
 		{"alive {\nfleet a/b\n}", "", "fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got 'a/b', at Testfile:2"},
 		{"alive {\nfleet a\nfleet b\n}", "", "option 'fleet' is given twice, at Testfile:3"},
 		{"alive {\nfleet a\nsync_interval soon\n}", "", "sync_interval must be a duration, like 2s; got 'soon', at Testfile:3"},
-		{"alive {\nfleet a\nsync_interval 1ms\n}", "", "sync_interval must be from 100ms to 24h0m0s, at Testfile:3"},
+		{"alive {\nfleet a\nsync_interval 1ms\n}", "", "sync_interval must be from 100ms to 24h0m0s; got 1ms, at Testfile:3"},
 		{"alive {\nfleet a\nsync_interval 1s\nsync_interval 1s\n}", "", "option 'sync_interval' is given twice, at Testfile:4"},
 		{"alive {\nsync_interval 1s\n}", "", "sync_interval has no meaning without fleet, at Testfile:3"},
 		{"alive {\nsize 3\n}", "", "unrecognized option 'size': alive has fleet and sync_interval, at Testfile:2"},

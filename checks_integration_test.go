@@ -174,6 +174,7 @@ http://site%d.localhost {
 		lb_policy alive {
 			check http %s {
 				interval %s
+				keep_connection
 			}
 			fail_open off
 		}
@@ -256,8 +257,8 @@ http://site%d.localhost {
 	stays(t, 4*interval, "no probe arrives", func() bool { return s.count("/healthz/1") == n })
 }
 
-// Probes share a connection for as long as they pass, over every version of HTTP.
-// With fresh_connection each has its own.
+// Every probe has a connection of its own, over every version of HTTP. With
+// keep_connection they share one for as long as they pass.
 func TestCaddyProbesKeepAConnection(t *testing.T) {
 	ca := newAuthority(t)
 	const many = 20
@@ -277,10 +278,10 @@ http:// {
 		lb_policy alive {
 			check http /healthz/kept {
 				interval 20ms
+				keep_connection
 			}
 			check http /healthz/fresh {
 				interval 20ms
-				fresh_connection
 			}
 		}
 		transport http {
@@ -297,7 +298,7 @@ http:// {
 			fresh := s.asked("/healthz/fresh")
 			for _, v := range fresh {
 				if len(v.requests) != 1 {
-					t.Errorf("probes on a connection with fresh_connection: got %d, want 1", len(v.requests))
+					t.Errorf("probes on a connection: got %d, want 1", len(v.requests))
 				}
 			}
 			eventually(t, patience, "and closed after its probe", func() bool {
@@ -307,8 +308,8 @@ http:// {
 	}
 }
 
-// While results speak against the status, and while it is down, every probe
-// connects anew; when it is up and settled a connection is kept again.
+// With keep_connection, while results speak against the status, and while it is down,
+// every probe connects anew; when it is up and settled a connection is kept again.
 func TestCaddyProbesConnectAnewInAStreak(t *testing.T) {
 	s := startScripted(t, "a", nil)
 	startCaddy(t, fmt.Sprintf(`
@@ -319,6 +320,7 @@ http:// {
 				interval 20ms
 				fails 5
 				passes 5
+				keep_connection
 			}
 		}
 	}
@@ -351,13 +353,13 @@ http:// {
 	}
 }
 
-// A listener that is gone while an old connection still answers is found by those
-// who connect anew: probes with fresh_connection, and those that follow a failed
-// request. Until the kept connection ends, after a minute at most, others do not.
+// A listener that is gone while an old connection still answers is found by probes that
+// connect anew: all of them without keep_connection, and with it those that follow a
+// failed request. Until the kept connection ends, after a minute at most, others do not.
 func TestCaddyDeadListener(t *testing.T) {
 	for _, test := range []struct{ name, check, proxy string }{
-		{"fresh_connection", "fresh_connection", ""},
-		{"a failed request", "", "lb_retries 1"},
+		{"the default", "", ""},
+		{"a failed request", "keep_connection", "lb_retries 1"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s, other := startScripted(t, "a", nil), startScripted(t, "b", nil)
@@ -380,7 +382,7 @@ http:// {
 				return statuses(s.addr, other.addr)[health.Up] == 2 && s.count("/healthz") > 3
 			})
 			s.stream.Close()
-			if test.check == "" {
+			if test.check != "" {
 				n := s.count("/healthz")
 				eventually(t, patience, "probes pass over the kept connection", func() bool { return s.count("/healthz") > n+5 })
 				if !is(health.Up, s.addr) {
@@ -410,9 +412,11 @@ http://%s.localhost {
 		lb_policy alive {
 			check http /healthz {
 				interval 20ms
+				keep_connection
 			}
 			check http /healthz/%[2]d {
 				interval 20ms
+				keep_connection
 			}
 		}
 		transport http {

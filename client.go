@@ -53,12 +53,8 @@ func newClient(cmd *cobra.Command) (*client, error) {
 	return &client{cmd: cmd, admin: admin}, nil
 }
 
-// list returns the upstreams at an address, or all if that is empty.
-func (c *client) list(limit time.Duration, upstream string) ([]entry, []byte, error) {
-	query := make(url.Values)
-	if upstream != "" {
-		query.Set("upstream", upstream)
-	}
+// list returns the upstreams that a query wants, all if it is nil.
+func (c *client) list(limit time.Duration, query url.Values) ([]entry, []byte, error) {
 	text, err := c.ask(limit, http.MethodGet, "/alive/upstreams", query, nil)
 	if err != nil {
 		return nil, nil, err

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -50,11 +52,13 @@ func addCommands(root *cobra.Command) {
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 	status := &cobra.Command{
-		Use: "status [--watch] [--json]", Short: "Shows all upstreams by pool", Args: exactly(0, "no arguments"),
+		Use: "status [--watch|--check] [--json]", Short: "Shows all upstreams by pool", Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmdStatus(cmd) },
 	}
 	status.Flags().BoolP("watch", "w", false, "Show it again every second, until interrupted")
 	status.Flags().Bool("json", false, "Print JSON, for scripts")
+	status.Flags().Bool("check", false, "Show only the pools in which no upstream serves, in a line each; exit status 3 if there are any")
+	status.MarkFlagsMutuallyExclusive("watch", "check")
 	root.AddCommand(status)
 
 	for _, m := range []struct {
@@ -62,7 +66,7 @@ func addCommands(root *cobra.Command) {
 		short string
 	}{
 		{modeReady, "Has an upstream get requests while it is alive"},
-		{modeDrain, "Has an upstream get no new requests while anybody else serves"},
+		{modeDrain, "Has an upstream get no new requests while another one serves"},
 		{modeMaintenance, "Has an upstream get no requests and no probes"},
 	} {
 		cmd := &cobra.Command{
@@ -125,17 +129,21 @@ func exactly(n int, what string) cobra.PositionalArgs {
 // cmdStatus shows the upstreams, once or until interrupted.
 func cmdStatus(cmd *cobra.Command) error {
 	watch, _ := cmd.Flags().GetBool("watch")
+	check, _ := cmd.Flags().GetBool("check")
 	asJSON, _ := cmd.Flags().GetBool("json")
 	c, err := newClient(cmd)
 	if err != nil {
 		return err
+	}
+	if check {
+		return c.checkPools(asJSON)
 	}
 	out := cmd.OutOrStdout()
 	var last []byte // what the last answer showed
 	for {
 		screen := screenOf(out)
 		inPlace := watch && !asJSON && screen.columns > 0
-		entries, text, err := c.list(askTimeout, "")
+		entries, text, err := c.list(askTimeout, nil)
 		var show bytes.Buffer
 		switch {
 		case err != nil && (!watch || last == nil):
@@ -165,6 +173,37 @@ func cmdStatus(cmd *cobra.Command) error {
 	}
 }
 
+// exitOutage is the exit status of status --check when a pool serves nothing.
+const exitOutage = 3
+
+// checkPools shows the pools in which no upstream serves. With JSON on the standard
+// output, the lines go where warnings do.
+func (c *client) checkPools(asJSON bool) error {
+	entries, text, err := c.list(askTimeout, nil)
+	if err != nil {
+		return err
+	}
+	out := c.cmd.OutOrStdout()
+	if asJSON {
+		if _, err := out.Write(printableJSON(text)); err != nil {
+			return err
+		}
+		out = c.cmd.ErrOrStderr()
+	}
+	lines := outages(entries)
+	for _, line := range lines {
+		if _, err := fmt.Fprintln(out, printable(line)); err != nil {
+			return err
+		}
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	c.cmd.SilenceErrors = true // the lines say it
+	exit := func(caddycmd.Flags) (int, error) { return exitOutage, nil }
+	return caddycmd.WrapCommandFuncForCobra(exit)(c.cmd, nil)
+}
+
 // cmdMode sets the mode of an upstream, and waits until it is done with its requests
 // if that is wanted.
 func cmdMode(cmd *cobra.Command, upstream string, m mode) error {
@@ -185,16 +224,59 @@ func cmdMode(cmd *cobra.Command, upstream string, m mode) error {
 		return err
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(upstream), m)
+	if m == modeMaintenance {
+		c.warnOfOutages(limit, entries)
+	}
 	if wait > 0 {
 		return c.waitUntilIdle(upstream, m, wait)
 	}
-	if m == modeDrain && getsRequests(entries) {
-		c.warn("it " + stillGets)
+	if still := stillGets(entries); m == modeDrain && still != "" {
+		c.warn(still)
 	}
 	return nil
 }
 
-const stillGets = "still gets new requests, for nobody else serves"
+// stillGets says in which pools an upstream that is to get none gets new requests,
+// empty if there is none.
+func stillGets(entries []entry) string {
+	var pools []string
+	for _, e := range entries {
+		if e.EffectiveWeight > 0 {
+			pools = append(pools, printable(e.Pool))
+		}
+	}
+	switch len(pools) {
+	case 0:
+		return ""
+	case 1:
+		return "it still gets new requests: no other upstream of the pool " + pools[0] + " serves"
+	default:
+		return "it still gets new requests: no other upstream serves in the pools " + strings.Join(aFew(pools), ", ")
+	}
+}
+
+// maxWarned bounds how many pools are asked for, for warnings.
+const maxWarned = 10
+
+// warnOfOutages warns of the pools of these entries in which no upstream serves now.
+// What was asked for is done, whatever comes of that.
+func (c *client) warnOfOutages(limit time.Duration, changed []entry) {
+	var pools []string
+	for _, e := range changed {
+		if !e.Gone && !slices.Contains(pools, e.Pool) {
+			pools = append(pools, e.Pool)
+		}
+	}
+	for _, pool := range pools[:min(len(pools), maxWarned)] {
+		entries, _, err := c.list(limit, url.Values{"pool": {pool}})
+		if err != nil {
+			continue
+		}
+		for _, line := range outages(entries) {
+			c.warn(printable(line))
+		}
+	}
+}
 
 // waitUntilIdle waits until an upstream has no requests in flight, and gets no new ones
 // unless it is ready.
@@ -212,20 +294,21 @@ func (c *client) waitUntilIdle(upstream string, m mode, wait time.Duration) erro
 		if err := c.pause(max(0, min(waitInterval, time.Until(deadline)))); err != nil {
 			return err
 		}
-		entries, _, err := c.list(within(deadline), upstream)
+		entries, _, err := c.list(within(deadline), url.Values{"upstream": {upstream}})
 		if err != nil {
 			return err
 		}
 		entries = slices.DeleteFunc(entries, func(e entry) bool { return e.Gone })
 		if len(entries) == 0 {
-			return fmt.Errorf("%s: no pool has it any more, so nobody knows what is in flight", name)
+			return fmt.Errorf("%s: no pool has it any more, so it is not known what is in flight", name)
 		}
 		var left string
+		still := stillGets(entries)
 		switch n := inFlight(entries); {
 		case n > 0:
 			left = fmt.Sprintf("requests in flight: %d", n)
-		case m != modeReady && getsRequests(entries):
-			left = "it " + stillGets
+		case m != modeReady && still != "":
+			left = still
 		case time.Now().Before(quiet):
 			left = fmt.Sprintf("the others of the fleet %s may not know yet: they look every %s", fleet, every)
 		case fleet != "":
@@ -250,11 +333,6 @@ func inFlight(entries []entry) (most int) {
 	return most
 }
 
-// getsRequests reports whether any pool sends new requests to an upstream.
-func getsRequests(entries []entry) bool {
-	return slices.ContainsFunc(entries, func(e entry) bool { return e.EffectiveWeight > 0 })
-}
-
 // cmdWeight sets a weight, or resets it.
 func cmdWeight(cmd *cobra.Command, upstream, text string) error {
 	var weight any
@@ -273,6 +351,9 @@ func cmdWeight(cmd *cobra.Command, upstream, text string) error {
 	entries, err := c.patch(askTimeout, upstream, pool, map[string]any{"weight": weight})
 	for _, e := range entries {
 		fmt.Fprintf(cmd.OutOrStdout(), "%s: weight %d in the pool %s\n", printable(e.Upstream), e.Weight, printable(e.Pool))
+	}
+	if err == nil && weight == 0 {
+		c.warnOfOutages(askTimeout, entries)
 	}
 	return err
 }

@@ -66,7 +66,7 @@ func TestCaddyCommands(t *testing.T) {
 		t.Error(err)
 	}
 	// of two that drain, both serve
-	if _, stderr, err := command(t.Context(), c.admin, "drain", b.addr); err != nil || !strings.HasPrefix(stderr, "warning: it still gets new requests") {
+	if _, stderr, err := command(t.Context(), c.admin, "drain", b.addr); err != nil || !strings.HasPrefix(stderr, "warning: it still gets new requests: no other upstream of the pool shop serves") {
 		t.Errorf("the last one that serves is drained: %q, %v", stderr, err)
 	}
 	stdout, _, err = command(t.Context(), c.admin, "status", "--json")
@@ -74,7 +74,7 @@ func TestCaddyCommands(t *testing.T) {
 		t.Errorf("status --json: %q, %v, %v", stdout, err, broken)
 	}
 	stdout, _, err = command(t.Context(), c.admin, "status")
-	if err != nil || !strings.HasPrefix(stdout, "pool shop\nUPSTREAM ") || !strings.Contains(stdout, b.addr) || strings.Contains(stdout, "\x1b") {
+	if err != nil || !strings.HasPrefix(stdout, "pool shop\n!! No upstream serves: ") || !strings.Contains(stdout, "\nUPSTREAM ") || !strings.Contains(stdout, b.addr) || strings.Contains(stdout, "\x1b") {
 		t.Errorf("status: %q, %v", stdout, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -111,7 +111,7 @@ func TestCaddyCommandWaits(t *testing.T) {
 	}
 	all[1].held.open()
 	_, _, err = command(t.Context(), c.admin, "drain", all[1].addr, "--wait", "1s")
-	if err == nil || !strings.HasSuffix(err.Error(), "after 1s, it still gets new requests, for nobody else serves") {
+	if err == nil || !strings.HasSuffix(err.Error(), "after 1s, it still gets new requests: no other upstream of the pool shop serves") {
 		t.Errorf("with nobody else: %v", err)
 	}
 	if stdout, _, err := command(t.Context(), c.admin, "maintenance", all[1].addr, "--wait", "10s"); err != nil || !strings.HasSuffix(stdout, ": nothing is in flight\n") {
@@ -169,7 +169,7 @@ func TestCaddyCommandWaitsForOneThatGoes(t *testing.T) {
 	}()
 	eventually(t, patience, "it is drained", func() bool { return c.one(all[0].addr).Mode == modeDrain })
 	c.load(fmt.Sprintf(operated, all[1].addr))
-	if err := <-done; err == nil || !strings.HasSuffix(err.Error(), "no pool has it any more, so nobody knows what is in flight") {
+	if err := <-done; err == nil || !strings.HasSuffix(err.Error(), "no pool has it any more, so it is not known what is in flight") {
 		t.Errorf("got %v", err)
 	}
 	for i := range 2 {
@@ -331,7 +331,7 @@ func TestTable(t *testing.T) {
 			}
 		}
 		whole := strings.Join(strings.Fields(to.String()), " ")
-		if columns >= 20 && strings.Count(whole, "!! FAIL-OPEN") != 1 {
+		if columns >= 20 && strings.Count(whole, "!! Fail-open: ") != 1 {
 			t.Errorf("%d columns: fail-open is not shown once:\n%s", columns, to.String())
 		}
 		// what is broken into lines is there

@@ -9,9 +9,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
-// Picks are counted from the tickets that are drawn anyway: a snapshot's order says
-// how often each upstream had its turn. Only what its order does not decide is
-// counted by itself.
+// Picks of the proxy's own list are counted from the tickets that are drawn anyway: a
+// snapshot's order says how often each upstream had its turn. What its order does not
+// decide is counted by itself, and so is every pick of a pool that requests bring.
 
 // retired is a snapshot that another replaced. A pick may still draw a ticket of it
 // that began before, so it is counted a while later.
@@ -104,13 +104,6 @@ func (s *Selection) selections() map[string]uint64 {
 	var snapshots []*snapshot
 	if now := s.current.Load(); now != nil {
 		snapshots = append(snapshots, now)
-	}
-	if s.dynamic != nil {
-		for _, p := range *s.dynamic.pools.Load() {
-			if now := p.current.Load(); now != nil {
-				snapshots = append(snapshots, now.snapshot)
-			}
-		}
 	}
 	for _, r := range s.retired {
 		snapshots = append(snapshots, r.snapshot)

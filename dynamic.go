@@ -6,14 +6,15 @@ import (
 	"cmp"
 	"hash/maphash"
 	"maps"
+	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
@@ -24,9 +25,6 @@ const (
 	// and maxPooled how many addresses they may have in all if they are several.
 	maxPools  = 256
 	maxPooled = 1 << 16
-	// pastAfter is how long requests have to bring other pools until one is past: a
-	// deployment that replaces every upstream leaves such behind, all of them dead.
-	pastAfter = time.Minute
 	// missingFor is how long requests have to see pools without an address until
 	// it is forgotten.
 	missingFor = 5 * time.Minute
@@ -34,6 +32,9 @@ const (
 	idleFor = time.Hour
 	// sweepInterval is how often that is looked after.
 	sweepInterval = 30 * time.Second
+	// sweepAgain is when a sweep that is due is tried again while the config does not
+	// run.
+	sweepAgain = time.Second
 )
 
 // dynamic has the upstreams that are not in the proxy's own list: requests bring
@@ -47,29 +48,32 @@ type dynamic struct {
 	// pools are the answers seen last, by hash. The map is never changed, but
 	// replaced.
 	pools atomic.Pointer[map[uint64]*dynamicPool]
+	// newest is the pool that a request brought last, nil before the first request.
+	newest  atomic.Pointer[dynamicPool]
+	waiters waiters
 	// unchecked stands for all addresses past the limit
 	unchecked *member
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards what follows; locked before that of the list and of waiters
 	sightings map[string]*sighting
-	said      map[uint64]*atomic.Int32 // the mood last logged, by the addresses in any order
-	lastUse   time.Time                // when a request last brought a pool
-	lastSweep time.Time
+	sets      map[uint64]*addressSet // by the addresses in any order
+	lastUse   time.Duration          // when a request last brought a pool, as far as noted
+	lastSweep time.Duration
 	batch     int  // how many sightings there were before the pool at hand
 	together  bool // nothing was known of any address of the pool at hand
 	warned    bool // that there are too many
 	sweeping  bool
 	closed    bool
+	untold    []func() // log lines to write once mu is free
 
 	stop    chan struct{} // closed with closed
 	sweeper sync.WaitGroup
 }
 
-// sighting is one address, and when it was seen.
+// sighting is one address, and when requests brought it.
 type sighting struct {
-	member  *member
-	last    time.Time // when it was last in a pool
-	missing time.Time // since when pools came without it, zero if they did not
+	member *member
+	presence
 }
 
 // dynamicPool is one answer of a source: the same addresses in the same order.
@@ -79,10 +83,20 @@ type dynamicPool struct {
 	members []*member
 	// upstreams are those of a request that brought it
 	upstreams atomic.Pointer[reverseproxy.UpstreamPool]
-	seen      atomic.Int64 // when a request last brought it, in Unix nanoseconds
-	making    sync.Mutex   // held by whoever makes a snapshot
+	last      atomic.Int64 // when a request last brought it, as elapsed
+	making    sync.Mutex   // held while a snapshot is made
 	current   atomic.Pointer[datedSnapshot]
-	said      *atomic.Int32 // the mood last logged, shared by all orders of the addresses
+	set       *addressSet
+}
+
+// addressSet is what pools have in common whose addresses are the same in another order.
+// It outlives pools that are not kept ready.
+type addressSet struct {
+	said atomic.Int32 // the mood last logged
+	last atomic.Int64 // when a request last brought it, as elapsed
+
+	mu         sync.Mutex    // guards what follows
+	back, away time.Duration // as in presence
 }
 
 // datedSnapshot is a snapshot with what tells whether it still holds.
@@ -92,34 +106,57 @@ type datedSnapshot struct {
 	until      time.Time // when a slow start goes on; zero if there is none
 }
 
-func newDynamic(s *Selection, key string, list *watchList) *dynamic {
+// newDynamic makes one that watches nothing yet.
+func newDynamic(s *Selection) *dynamic {
 	d := &dynamic{
-		policy: s, seed: maphash.MakeSeed(), key: key, list: list, stop: make(chan struct{}),
+		policy: s, seed: maphash.MakeSeed(), list: newWatchList(), stop: make(chan struct{}),
 		unchecked: &member{weight: 1},
-		sightings: make(map[string]*sighting), said: make(map[uint64]*atomic.Int32),
+		sightings: make(map[string]*sighting), sets: make(map[uint64]*addressSet),
 	}
 	d.pools.Store(new(map[uint64]*dynamicPool))
 	return d
 }
 
-// resume watches what an earlier config with the same source did.
+// resume watches what an earlier config with the same source did, and goes on with its
+// times: neither a reload nor many of them put off that an address is forgotten.
 func (d *dynamic) resume() {
+	for _, other := range d.list.join(d) {
+		other.flush()
+	}
+	known, used, swept := d.list.known()
+	now := elapsed(time.Now())
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	now := time.Now()
-	d.lastUse, d.lastSweep = now, now
-	for _, dial := range d.list.addresses() {
-		d.sight(dial, now)
+	d.lastUse, d.lastSweep = cmp.Or(used, now), cmp.Or(swept, now)
+	for _, dial := range slices.Sorted(maps.Keys(known)) {
+		d.sight(dial, known[dial].last)
+		if s := d.sightings[dial]; s != nil {
+			s.presence = known[dial]
+		}
 	}
 	d.startSweeper()
+	d.unlock()
 }
 
-// snapshotOf returns who of a pool may get requests at this moment.
+// unlock unlocks d.mu, and then writes the log lines that had to wait for it.
+func (d *dynamic) unlock() {
+	untold := d.untold
+	d.untold = nil
+	d.mu.Unlock()
+	for _, tell := range untold {
+		tell()
+	}
+}
+
+// snapshotOf returns which members of a pool may get requests at this moment.
 func (d *dynamic) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
 	p := d.find(pool)
-	p.seen.Store(time.Now().UnixNano())
 	p.keepUpstreams(pool)
-	return d.snapshotNow(p)
+	return d.snapshotNow(p, false)
+}
+
+// freshSnapshotOf is snapshotOf, but waits while another request makes the snapshot.
+func (d *dynamic) freshSnapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
+	return d.snapshotNow(d.find(pool), true)
 }
 
 // keepUpstreams keeps the upstreams of a request if those kept are outdated: Caddy
@@ -132,55 +169,89 @@ func (p *dynamicPool) keepUpstreams(pool reverseproxy.UpstreamPool) {
 	}
 }
 
-// lately returns the pools that requests brought, the last one first, and how many of
-// them are not past.
-func (d *dynamic) lately() (pools []*dynamicPool, present int) {
-	seen := make(map[*dynamicPool]int64) // requests may bring one meanwhile
-	for _, p := range *d.pools.Load() {
-		pools = append(pools, p)
-		seen[p] = p.seen.Load()
+// snapshotNow returns which members of a known pool, which a request brings, may get
+// requests at this moment. While another request makes the snapshot, the one before
+// serves: it is older than a verdict at most by the time that it takes to make two. A
+// request that is patient waits for the new one, and so does one that would get
+// no upstream by the old one.
+func (d *dynamic) snapshotNow(p *dynamicPool, patient bool) *snapshot {
+	now := time.Now()
+	d.brought(p, now)
+	known := p.current.Load()
+	if !d.holds(known, now) {
+		if known == nil || patient || len(known.tiers) == 0 {
+			p.making.Lock()
+		} else if !p.making.TryLock() {
+			return known.snapshot
+		}
+		known = d.renew(p, now)
+		p.making.Unlock()
 	}
-	slices.SortFunc(pools, func(a, b *dynamicPool) int { return cmp.Compare(seen[b], seen[a]) })
-	for present < len(pools) && seen[pools[0]]-seen[pools[present]] < int64(pastAfter) {
-		present++
-	}
-	return pools, present
+	return known.snapshot
 }
 
-// snapshotNow returns who of a known pool may get requests at this moment.
-func (d *dynamic) snapshotNow(p *dynamicPool) *snapshot {
-	now := time.Now()
+// renew makes a new snapshot of a pool, unless that was done meanwhile. p.making must
+// be held.
+func (d *dynamic) renew(p *dynamicPool, now time.Time) *datedSnapshot {
 	known := p.current.Load()
 	if d.holds(known, now) {
-		return known.snapshot
+		return known
 	}
-	if known == nil {
-		p.making.Lock()
-	} else if !p.making.TryLock() {
-		return known.snapshot // somebody is at it; until then the old one does
+	made := d.make(p, now)
+	made.first = uint64(rand.Uint32()) // every pool begins somewhere else
+	if known != nil {
+		made.first = known.tickets.Load()
 	}
-	defer p.making.Unlock()
-	if known = p.current.Load(); d.holds(known, now) {
-		return known.snapshot
+	made.tickets.Store(made.first)
+	if len(made.tiers) > 0 {
+		// Each pick is counted by itself: a pool can be dropped at any moment, and
+		// tickets that are drawn after that would be lost.
+		made.tiers[0].counted = false
 	}
+	p.current.Store(made)
+	return made
+}
+
+// make makes a snapshot of a pool as it is now. The generation is read first: a verdict
+// that follows makes it a snapshot of the past.
+func (d *dynamic) make(p *dynamicPool, now time.Time) *datedSnapshot {
 	generation := d.policy.generation.Load()
 	made := &datedSnapshot{snapshot: newSnapshot(p.members, d.policy.rules, now), generation: generation}
-	made.said = p.said
+	made.said = &p.set.said
 	if made.next > 0 {
 		made.until = now.Add(made.next)
 	}
-	var before *snapshot
-	if known != nil {
-		before = known.snapshot
+	return made
+}
+
+// peek returns the snapshot of a pool as it is now, and changes nothing.
+func (d *dynamic) peek(p *dynamicPool) *snapshot {
+	now := time.Now()
+	if known := p.current.Load(); d.holds(known, now) {
+		return known.snapshot
 	}
-	d.policy.succeed(made.snapshot, before, func() { p.current.Store(made) })
-	d.policy.announce(p.said, func() situation { return d.policy.situation(p.current.Load().snapshot, *p.upstreams.Load()) }, func() []string { return aFew(p.dials) })
-	return made.snapshot
+	return d.make(p, now).snapshot
 }
 
 // holds reports whether nothing has changed since a snapshot was made.
 func (d *dynamic) holds(s *datedSnapshot, now time.Time) bool {
 	return s != nil && s.generation == d.policy.generation.Load() && (s.until.IsZero() || now.Before(s.until))
+}
+
+// takeBackPast takes back what was said of pools that are past. It is said again when
+// requests bring them again: only those that do say something of a pool, for one that
+// requests do not bring is no reason for an alarm. It waits for a sweep, so that
+// answers that alternate are known as such before that.
+func (d *dynamic) takeBackPast() {
+	present := d.presentSets()
+	d.mu.Lock()
+	sets := slices.Collect(maps.Values(d.sets))
+	d.mu.Unlock()
+	for _, set := range sets {
+		if !present(set) && d.policy.unsay(&set.said) {
+			d.policy.logger.Info("requests bring other upstreams now than those of which too few were alive")
+		}
+	}
 }
 
 // find returns the pool as it is known, after watching what is new in it.
@@ -195,13 +266,21 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 	if p := d.known(pool, hash); p != nil {
 		return p
 	}
-
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if p := d.known(pool, hash); p != nil {
-		return p
+	p := d.known(pool, hash)
+	if p == nil {
+		p = d.add(pool, hash)
 	}
-	now := time.Now()
+	d.unlock()
+	return p
+}
+
+// add makes a pool known, and watches what is new in it. d.mu must be held.
+func (d *dynamic) add(pool reverseproxy.UpstreamPool, hash uint64) *dynamicPool {
+	if newest := d.newest.Load(); newest != nil {
+		d.note(newest) // so that what it lacks is known to come back
+	}
+	at := elapsed(time.Now())
 	d.batch = len(d.sightings)
 	p := &dynamicPool{hash: hash}
 	d.together = d.allNew(pool)
@@ -210,23 +289,27 @@ func (d *dynamic) find(pool reverseproxy.UpstreamPool) *dynamicPool {
 	var unordered uint64
 	for _, u := range pool {
 		p.dials = append(p.dials, u.Dial)
-		p.members = append(p.members, d.sight(u.Dial, now))
+		p.members = append(p.members, d.sight(u.Dial, at))
 		unordered += maphash.String(d.seed, u.Dial)
 	}
-	if p.said = d.said[unordered]; p.said == nil {
-		if len(d.said) >= maxDynamic {
-			for _, said := range d.said {
-				d.policy.forgetMood(said)
-			}
-			clear(d.said) // rather say something twice than remember without end
-			d.replace(make(map[uint64]*dynamicPool))
+	if p.set = d.sets[unordered]; p.set == nil {
+		if len(d.sets) >= maxDynamic { // rather say something twice than remember without end
+			all := slices.Collect(maps.Values(d.sets))
+			d.untold = append(d.untold, func() {
+				for _, set := range all {
+					d.policy.forgetMood(&set.said)
+				}
+			})
+			clear(d.sets)
+			d.pools.Store(new(map[uint64]*dynamicPool))
 		}
-		p.said = new(atomic.Int32)
-		d.said[unordered] = p.said
+		p.set = new(addressSet)
+		p.set.last.Store(int64(at))
+		d.sets[unordered] = p.set
 	}
-	p.seen.Store(now.UnixNano())
+	p.last.Store(int64(at))
 	d.keep(p)
-	d.lastUse = now
+	d.lastUse = at
 	d.startSweeper()
 	return p
 }
@@ -256,10 +339,10 @@ func (d *dynamic) keep(p *dynamicPool) {
 	}
 	if len(pools) >= maxPools || size > maxPooled {
 		// some more than needed, so as not to do this for every new one
-		lately, _ := d.lately()
+		others := d.byLastUse()
 		clear(pools)
 		size = len(p.dials)
-		for _, other := range lately {
+		for _, other := range others {
 			if size += len(other.dials); len(pools) < maxPools*3/4 && size <= maxPooled {
 				pools[other.hash] = other
 			} else {
@@ -268,23 +351,11 @@ func (d *dynamic) keep(p *dynamicPool) {
 		}
 	}
 	pools[p.hash] = p
-	d.replace(pools)
-}
-
-// replace puts other pools in place of those there are. d.mu must be held.
-func (d *dynamic) replace(pools map[uint64]*dynamicPool) {
-	d.policy.counting.Lock()
-	defer d.policy.counting.Unlock()
-	for hash, p := range *d.pools.Load() {
-		if now := p.current.Load(); now != nil && pools[hash] != p {
-			d.policy.retire(now.snapshot)
-		}
-	}
 	d.pools.Store(&pools)
 }
 
-// startSweeper has somebody look after what to forget, once there is something.
-// d.mu must be held.
+// startSweeper has the sweeps begin, once there is something to look after. d.mu must
+// be held.
 func (d *dynamic) startSweeper() {
 	if !d.sweeping && !d.closed && len(d.sightings) > 0 {
 		d.sweeping = true
@@ -303,22 +374,28 @@ func (d *dynamic) known(pool reverseproxy.UpstreamPool, hash uint64) *dynamicPoo
 
 // sight returns the member at an address, which is watched from now on if it can
 // be. d.mu must be held.
-func (d *dynamic) sight(dial string, now time.Time) *member {
+func (d *dynamic) sight(dial string, at time.Duration) *member {
 	if m := d.policy.byDial[dial]; m != nil {
 		return m // in the proxy's own list, too
 	}
 	if s := d.sightings[dial]; s != nil {
-		s.last = now
+		if s.last < d.lastUse { // it was not in the last one that a request brought
+			s.cameBack(at)
+		}
+		s.last, s.missing = at, 0
 		return s.member
 	}
 	if d.closed {
 		return d.unchecked
 	}
+	logger := d.policy.logger
 	if len(d.sightings) >= maxDynamic {
 		if !d.warned {
 			d.warned = true
-			d.policy.logger.Warn("too many upstreams from a dynamic source: those past the limit are not checked and count as alive",
-				zap.Int("limit", maxDynamic), zap.String("upstream", dial))
+			d.untold = append(d.untold, func() {
+				logger.Warn("too many upstreams from a dynamic source: those past the limit are not checked and count as alive",
+					zap.Int("limit", maxDynamic), zap.String("upstream", dial))
+			})
 		}
 		return d.unchecked
 	}
@@ -326,13 +403,15 @@ func (d *dynamic) sight(dial string, now time.Time) *member {
 	watches, err := d.policy.watch(dial, delay, d.together)
 	if err != nil {
 		// Caddy itself will say so when a request gets it
-		d.policy.logger.Debug("upstream from a dynamic source cannot be checked", zap.String("upstream", dial), zap.Error(err))
+		d.untold = append(d.untold, func() {
+			logger.Debug("upstream from a dynamic source cannot be checked", zap.String("upstream", dial), zap.Error(err))
+		})
 	}
 	m := &member{address: shownAddress(dial), watches: watches, weight: 1}
-	d.sightings[dial] = &sighting{member: m, last: now}
+	d.sightings[dial] = &sighting{member: m, presence: presence{last: at}}
 	d.list.add(dial)
 	if d.policy.running.Load() { // else another config's modes hold
-		m.pause(d.policy.rules.operations) // it may have changed since it is watched
+		d.policy.pause(m) // it may have changed since it is watched
 	}
 	return m
 }
@@ -343,6 +422,25 @@ func (d *dynamic) memberAt(dial string) *member {
 	defer d.mu.Unlock()
 	if s := d.sightings[dial]; s != nil {
 		return s.member
+	}
+	return nil
+}
+
+// memberShownAs returns the member that operators know by an address, nil if none is
+// watched.
+func (d *dynamic) memberShownAs(address string) *member {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s := d.sightings[address]; s != nil && s.member.address == address {
+		return s.member
+	}
+	if !strings.Contains(address, `\x`) {
+		return nil
+	}
+	for _, s := range d.sightings { // its dial address is not valid UTF-8
+		if s.member.address == address {
+			return s.member
+		}
 	}
 	return nil
 }
@@ -358,79 +456,98 @@ func (d *dynamic) all() []*member {
 	return members
 }
 
-// note remembers when the addresses of a pool were seen. d.mu must be held.
+// note remembers when requests brought the upstreams of a pool. d.mu must be held.
 func (d *dynamic) note(p *dynamicPool) {
-	seen := time.Unix(0, p.seen.Load())
-	if seen.After(d.lastUse) {
-		d.lastUse = seen
-	}
+	when := p.set.presence()
+	d.lastUse = max(d.lastUse, when.last)
 	for _, dial := range p.dials {
-		if s := d.sightings[dial]; s != nil && seen.After(s.last) {
-			s.last = seen
+		if s := d.sightings[dial]; s != nil {
+			s.merge(when)
 		}
+	}
+}
+
+// noteAll does so for all pools. d.mu must be held.
+func (d *dynamic) noteAll() {
+	for _, p := range *d.pools.Load() {
+		d.note(p)
+	}
+}
+
+// flush shows the list what requests brought until now.
+func (d *dynamic) flush() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.closed {
+		d.noteAll()
+		d.list.update(d.sightings, d.lastUse, d.lastSweep)
 	}
 }
 
 // sweepUntilClosed forgets addresses until the config ends.
 func (d *dynamic) sweepUntilClosed() {
-	ticker := time.NewTicker(sweepInterval)
-	defer ticker.Stop()
+	d.mu.Lock()
+	due := d.lastSweep + sweepInterval // that of an earlier config, maybe
+	d.mu.Unlock()
+	timer := time.NewTimer(due - elapsed(time.Now()))
+	defer timer.Stop()
 	for {
 		select {
 		case <-d.stop:
 			return
-		case <-ticker.C:
-			d.sweep(time.Now())
+		case <-timer.C:
 		}
+		if !d.policy.running.Load() { // it is up to those that do
+			timer.Reset(sweepAgain)
+			continue
+		}
+		d.sweep(elapsed(time.Now()))
+		timer.Reset(sweepInterval)
 	}
 }
 
-// sweep forgets what requests have not seen for long.
-func (d *dynamic) sweep(now time.Time) {
+// sweep forgets what requests have not brought for long.
+func (d *dynamic) sweep(now time.Duration) {
 	d.mu.Lock()
-	for _, p := range *d.pools.Load() {
-		d.note(p)
-	}
-	idle := now.Sub(d.lastUse) >= idleFor
-	used := d.lastUse.After(d.lastSweep)
+	d.noteAll()
+	idle := now-d.lastUse >= idleFor
+	used := d.lastUse > d.lastSweep
 	gone := make(map[*member]bool)
 	for dial, s := range d.sightings {
 		switch {
 		case d.closed: // the list is no longer this policy's business
 			continue
-		case !idle && s.last.After(d.lastSweep):
-			s.missing = time.Time{}
-		case !idle && used && s.missing.IsZero():
+		case !idle && s.last > d.lastSweep:
+			s.missing = 0
+		case !idle && used && s.missing == 0:
 			s.missing = d.lastSweep
 		}
-		if idle || !s.missing.IsZero() && d.lastUse.Sub(s.missing) >= missingFor {
+		if idle || s.missing != 0 && d.lastUse-s.missing >= missingFor {
 			gone[s.member] = true
 			delete(d.sightings, dial)
 			d.list.remove(dial)
 		}
 	}
 	d.lastSweep = now
+	if !d.closed {
+		d.list.update(d.sightings, d.lastUse, d.lastSweep)
+	}
 	if len(gone) > 0 {
 		gone[d.unchecked] = true // there is room again for those past the limit
 		pools := maps.Clone(*d.pools.Load())
 		maps.DeleteFunc(pools, func(_ uint64, p *dynamicPool) bool {
 			return slices.ContainsFunc(p.members, func(m *member) bool { return gone[m] })
 		})
-		d.replace(pools)
+		d.pools.Store(&pools)
 	}
-	moods := maps.Clone(d.said)
-	pools, present := d.lately()
-	for _, p := range pools[:present] {
-		maps.DeleteFunc(moods, func(_ uint64, said *atomic.Int32) bool { return said == p.said })
-	}
-	d.mu.Unlock()
-	for _, said := range moods {
-		if d.policy.unsay(said) {
-			d.policy.logger.Info("requests bring other upstreams now than those of which too few were alive")
-		}
-	}
+	d.unlock()
+	d.takeBackPast()
+	var watches []*watch
 	for m := range gone {
-		d.policy.unwatch(m.watches)
+		watches = append(watches, m.watches...)
+	}
+	d.policy.unwatch(watches)
+	for m := range gone {
 		d.policy.app.forget(m.address)
 	}
 }
@@ -439,6 +556,7 @@ func (d *dynamic) sweep(now time.Time) {
 func (d *dynamic) close() {
 	d.mu.Lock()
 	if !d.closed {
+		d.list.leave(d)
 		d.closed = true
 		close(d.stop)
 		for dial := range d.sightings {
@@ -447,37 +565,4 @@ func (d *dynamic) close() {
 	}
 	d.mu.Unlock()
 	d.sweeper.Wait()
-}
-
-// watchLists are the addresses that policies watch, by where these come from:
-// what one has seen, the same policy of the next config goes on watching.
-var watchLists = caddy.NewUsagePool()
-
-// watchList is a set of addresses.
-type watchList struct {
-	mu  sync.Mutex
-	set map[string]int // how many policies watch it
-}
-
-// Destruct has nothing to do.
-func (*watchList) Destruct() error { return nil }
-
-func (l *watchList) add(dial string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.set[dial]++
-}
-
-func (l *watchList) remove(dial string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.set[dial]--; l.set[dial] <= 0 {
-		delete(l.set, dial)
-	}
-}
-
-func (l *watchList) addresses() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Sorted(maps.Keys(l.set))
 }

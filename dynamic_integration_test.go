@@ -943,15 +943,16 @@ func TestCaddyDynamicForgets(t *testing.T) {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		for _, p := range *d.pools.Load() {
-			p.seen.Add(-int64(by))
+			p.last.Add(-int64(by))
+			p.set.last.Add(-int64(by))
 		}
 		for _, s := range d.sightings {
-			s.last = s.last.Add(-by)
-			if !s.missing.IsZero() {
-				s.missing = s.missing.Add(-by)
+			s.last -= by
+			if s.missing != 0 {
+				s.missing -= by
 			}
 		}
-		d.lastUse, d.lastSweep = d.lastUse.Add(-by), d.lastSweep.Add(-by)
+		d.lastUse, d.lastSweep = d.lastUse-by, d.lastSweep-by
 	}
 	for minute := range 7 {
 		if got := len(watchedOnLists()); minute < 5 && got != 2 {
@@ -959,7 +960,7 @@ func TestCaddyDynamicForgets(t *testing.T) {
 		}
 		ago(time.Minute)
 		ask(client, c.url())
-		d.sweep(time.Now())
+		d.sweep(elapsed(time.Now()))
 	}
 	if got, want := watchedOnLists(), []string{backends[0].addr}; !slices.Equal(got, want) {
 		t.Errorf("watched after 7 minutes: got %v, want %v", got, want)

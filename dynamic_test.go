@@ -453,7 +453,7 @@ func TestDynamicPoolsThatArePast(t *testing.T) {
 				}
 				if want := map[string]string{
 					"a:80": "down false 0 true ", "b:80": "down false 0 true ",
-					"c:80": "up false 1 false up false 1 false ", "d:80": "up false 1 false up false 1 false ",
+					"c:80": "up false 1 false ", "d:80": "up false 1 false ",
 				}; !maps.Equal(got, want) {
 					t.Errorf("entries %v, want %v", got, want)
 				}

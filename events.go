@@ -5,6 +5,7 @@ package alive
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"go.uber.org/zap"
@@ -18,8 +19,8 @@ import (
 // maxEvents is how many events wait at most while a handler is slow.
 const maxEvents = 1024
 
-// announcer hands events to Caddy's events app, one after the other. Whoever has one
-// to tell never waits: an event handler may take its time, or call the admin API.
+// announcer hands events to Caddy's events app, one after the other. A push never
+// waits: an event handler may take its time, or call the admin API.
 type announcer struct {
 	emit   func(name string, data map[string]any)
 	logger *zap.Logger
@@ -28,7 +29,7 @@ type announcer struct {
 	mu    sync.Mutex // guards what follows
 	queue []event
 	lost  bool // an event was dropped, and that was logged
-	ended bool // the config has, and others tell
+	ended bool // the config has ended, and the queue is handed on
 }
 
 type event struct {
@@ -39,7 +40,7 @@ type event struct {
 // newAnnouncer returns one that emits with the app as the origin. The context of an
 // app that a policy loads ends up with that of other modules in it, so it takes one
 // of its own.
-func newAnnouncer(ctx caddy.Context) (*announcer, error) {
+func newAnnouncer(ctx caddy.Context, begun func()) (*announcer, error) {
 	app, err := ctx.App("events")
 	if err != nil {
 		return nil, err
@@ -57,7 +58,9 @@ func newAnnouncer(ctx caddy.Context) (*announcer, error) {
 		wake:   make(chan struct{}, 1),
 		emit:   func(name string, data map[string]any) { events.Emit(origin.ctx, name, data) },
 	}
-	return a, events.On("started", starter{ctx, a})
+	// also if the config never starts: what was pushed until then is handed back
+	context.AfterFunc(ctx, a.end)
+	return a, events.On("started", starter{ctx, a, begun})
 }
 
 // starter has the events go out once Caddy says that the config has started: until
@@ -65,11 +68,13 @@ func newAnnouncer(ctx caddy.Context) (*announcer, error) {
 type starter struct {
 	ctx       context.Context
 	announcer *announcer
+	begun     func() // called first
 }
 
 // Handle is told that the config has started.
 func (s starter) Handle(context.Context, caddy.Event) error {
-	// It ends with the config. Nobody waits for it: it may be in an event handler that
+	s.begun()
+	// It ends with the config. Nothing waits for it: it may be in an event handler that
 	// itself waits for the end of the config.
 	go s.announcer.run(s.ctx)
 	return nil
@@ -108,8 +113,8 @@ func (a *announcer) push(name string, data map[string]any) {
 	a.mu.Lock()
 	if a.ended {
 		a.mu.Unlock()
-		if next := newestApp().announcer(); next != a {
-			next.push(name, data)
+		if heir := a.heir(); heir != nil {
+			heir.push(name, data)
 		}
 		return
 	}
@@ -131,7 +136,6 @@ func (a *announcer) push(name string, data map[string]any) {
 
 // run emits events until the context ends.
 func (a *announcer) run(ctx context.Context) {
-	defer context.AfterFunc(ctx, a.end)()
 	for {
 		select {
 		case <-ctx.Done():
@@ -155,15 +159,46 @@ func (a *announcer) next() (e event, ok bool) {
 	return e, true
 }
 
-// end leaves what still waits to the newest config, if there is another.
+// end hands on what still waits, and what is pushed meanwhile, in its order. Without
+// another config there are no handlers any more.
 func (a *announcer) end() {
-	a.mu.Lock()
-	left := a.queue
-	a.queue, a.ended = nil, true
-	a.mu.Unlock()
-	for _, e := range left {
-		a.push(e.name, e.data)
+	heir := a.heir()
+	for {
+		a.mu.Lock()
+		if heir == nil || len(a.queue) == 0 {
+			left := len(a.queue)
+			a.queue, a.ended = nil, true
+			a.mu.Unlock()
+			if left > 0 {
+				a.logger.Warn("the last config has ended: events are dropped", zap.Int("waiting", left))
+			}
+			return
+		}
+		e := a.queue[0]
+		a.queue = a.queue[1:]
+		a.mu.Unlock()
+		heir.push(e.name, e.data)
 	}
+}
+
+// heir returns the queue of the newest running config other than this one that has not
+// ended, nil if there is none.
+func (a *announcer) heir() *announcer {
+	running.Lock()
+	apps := slices.Clone(running.apps)
+	running.Unlock()
+	for _, app := range slices.Backward(apps) {
+		if other := app.events; other != nil && other != a && !other.hasEnded() {
+			return other
+		}
+	}
+	return nil
+}
+
+func (a *announcer) hasEnded() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ended
 }
 
 // flipped tells of a change of status. What only changes whether an upstream is

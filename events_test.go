@@ -29,6 +29,7 @@ func TestEventsWait(t *testing.T) {
 			got = append(got, name)
 		}}
 		ctx, stop := context.WithCancel(t.Context())
+		context.AfterFunc(ctx, a.end)
 		var running sync.WaitGroup
 		running.Go(func() { a.run(ctx) })
 
@@ -138,6 +139,7 @@ func TestEventsAreHandedOn(t *testing.T) {
 		}}
 		ctx, stop := context.WithCancel(t.Context())
 		var runs sync.WaitGroup
+		context.AfterFunc(ctx, a.end)
 		runs.Go(func() { a.run(ctx) })
 		later, end := context.WithCancel(t.Context())
 		runs.Go(func() { next.events.run(later) })

@@ -13,12 +13,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/probe"
@@ -39,19 +39,25 @@ type HealthCheck struct {
 	// What to ask the upstream. Required.
 	ProbeRaw json.RawMessage `json:"probe,omitempty" caddy:"namespace=alive.probes inline_key=kind"`
 
+	// The label of the check, as operators see it and as metrics, events and logs
+	// have it: one line of 200 bytes at most. Default: the kind, with the options
+	// that tell checks of one upstream apart, such as `http /healthz port 8081`.
+	Name string `json:"name,omitempty"`
+
 	// The time from the start of one probe to the start of the next while the
-	// status is settled, `24h` at most. Default: `5s`.
+	// status is settled, from `10ms` to `24h`. Default: `5s`.
 	Interval caddy.Duration `json:"interval,omitempty"`
 
 	// The interval while results in a row speak against the status, and until
-	// the upstream was up once; not longer than `interval`. Default: `1s`, or
-	// `interval` if that is less.
+	// the upstream was up once; at least `10ms`, and not longer than `interval`.
+	// Default: `1s`, or `interval` if that is less.
 	FastInterval caddy.Duration `json:"fast_interval,omitempty"`
 
-	// The interval while the upstream is down, `24h` at most. Default: `interval`.
+	// The interval while the upstream is down, from `10ms` to `24h`. Default:
+	// `interval`.
 	DownInterval caddy.Duration `json:"down_interval,omitempty"`
 
-	// How long one probe may take, `24h` at most. Default: `2s`.
+	// How long one probe may take, from `1ms` to `24h`. Default: `2s`.
 	Timeout caddy.Duration `json:"timeout,omitempty"`
 
 	// How many passes in a row bring an upstream back that is down. Default: 2.
@@ -77,14 +83,25 @@ type HealthCheck struct {
 	// UNKNOWN) or `v2` (which says LOCAL). Default: the version of the transport.
 	ProxyProtocol string `json:"proxy_protocol,omitempty"`
 
+	// Whether the connection of a probe is kept for the next one, for 60 seconds at
+	// most and while probes pass. That is cheaper, above all with TLS, but occupies a
+	// worker of servers that serve one connection at a time. It is an error for kinds
+	// that send no requests: `tcp`, `tls` and `exec`. Default: false, every probe has
+	// a connection of its own, which ends with it.
+	KeepConnection bool `json:"keep_connection,omitempty"`
+
 	prober    probe.Prober
 	overrides probe.Overrides
 	address   *caddy.NetworkAddress // Address, nil if it is that of the upstream
 	identity  string                // its kind and options, in a form that can be compared
 	kind      string
-	label     string // its kind and arguments, as people see it
+	label     string // as operators see it
 	settings  health.Settings
+	place     caddyfile.Token // where a Caddyfile has it
 }
+
+// defaultCheck is what finds out which upstreams are alive where nothing is configured.
+func defaultCheck() *HealthCheck { return &HealthCheck{ProbeRaw: json.RawMessage(`{"kind":"tcp"}`)} }
 
 // provision loads the probe and fills in the defaults.
 func (c *HealthCheck) provision(ctx caddy.Context) error {
@@ -95,6 +112,11 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := checkName(c.Name); err != nil {
+		return err
+	}
+	c.kind, c.identity = kind, identity
+	c.label = c.defaultLabel()
 	mod, err := ctx.LoadModule(c, "ProbeRaw")
 	if err != nil {
 		return fmt.Errorf("loading probe: %v", err)
@@ -103,15 +125,15 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 	if !ok {
 		return fmt.Errorf("loading probe: module alive.probes.%s (%T) cannot probe", kind, mod)
 	}
-	c.prober, c.identity, c.kind, c.label = prober, identity, kind, kind
-	if s, ok := prober.(fmt.Stringer); ok {
-		c.label = s.String()
-	}
+	c.prober = prober
 	if o, ok := prober.(probe.Overrider); ok {
 		c.overrides = o.Overrides()
 	}
 	if c.overrides.NoConnection && c.ProxyProtocol != "" {
 		return fmt.Errorf("proxy_protocol has no meaning for %s, which makes no connection of its own", kind)
+	}
+	if err := c.checkConnection(ctx.Logger()); err != nil {
+		return err
 	}
 	if err := c.provisionAddress(); err != nil {
 		return err
@@ -143,10 +165,12 @@ func (c *HealthCheck) provisionAddress() error {
 	return c.checkPort(addr)
 }
 
-// equal reports whether another check, provisioned like this one, is the same.
+// equal reports whether another check, resolved like this one, is the same, whatever
+// its name.
 func (c *HealthCheck) equal(other *HealthCheck) bool {
 	return c.identity == other.identity && c.settings == other.settings &&
-		c.Port == other.Port && c.Address == other.Address && c.ProxyProtocol == other.ProxyProtocol
+		c.Port == other.Port && c.Address == other.Address && c.ProxyProtocol == other.ProxyProtocol &&
+		c.KeepConnection == other.KeepConnection
 }
 
 // checkPort rejects a port beside an address that has one, or needs none.
@@ -172,7 +196,7 @@ func checkProxyProtocol(version string) error {
 func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
 	addr, err := caddy.ParseNetworkAddress(text)
 	tcp := addr.Network == "tcp" || addr.Network == "tcp4" || addr.Network == "tcp6"
-	if err != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
+	if err != nil || checkSpaces(text) != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
 		return addr, fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", text)
 	}
 	return addr, nil
@@ -227,10 +251,6 @@ func errNoProbe() error {
 	return fmt.Errorf("a check needs a probe with one of the kinds %s", knownKinds())
 }
 
-func errUnknownKind(kind string) error {
-	return fmt.Errorf("unknown kind of check '%s'; this build has %s", kind, knownKinds())
-}
-
 // validate reports why the check cannot work for an upstream, if it cannot.
 func (c *HealthCheck) validate(to *route) error {
 	if v, ok := c.prober.(probe.UpstreamValidator); ok {
@@ -238,20 +258,6 @@ func (c *HealthCheck) validate(to *route) error {
 	}
 	return nil
 }
-
-// knownKinds lists the kinds of probe that this build has.
-func knownKinds() string {
-	modules := caddy.GetModules("alive.probes")
-	kinds := make([]string, 0, len(modules))
-	for _, info := range modules {
-		kinds = append(kinds, info.ID.Name())
-	}
-	slices.Sort(kinds)
-	return strings.Join(kinds, ", ")
-}
-
-// maxDuration is the longest that any time of a check can be.
-const maxDuration = 24 * time.Hour
 
 // resolve returns the settings with all defaults, or what is wrong with them.
 func (c *HealthCheck) resolve() (health.Settings, error) {
@@ -264,22 +270,26 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 		Fails:        c.Fails,
 	}
 	for _, option := range []struct {
-		name        string
-		value, most int64
+		name            string
+		value, shortest time.Duration
 	}{
-		{"interval", int64(c.Interval), int64(maxDuration)},
-		{"fast_interval", int64(c.FastInterval), int64(maxDuration)},
-		{"down_interval", int64(c.DownInterval), int64(maxDuration)},
-		{"timeout", int64(c.Timeout), int64(maxDuration)},
-		{"passes", int64(c.Passes), math.MaxInt64},
-		{"fails", int64(c.Fails), math.MaxInt64},
+		{"interval", set.Interval, minInterval},
+		{"fast_interval", set.FastInterval, minInterval},
+		{"down_interval", set.DownInterval, minInterval},
+		{"timeout", set.Timeout, minTimeout},
 	} {
-		if option.value < 0 {
-			return set, fmt.Errorf("%s must not be negative", option.name)
+		if option.value == 0 {
+			continue // its default
 		}
-		if option.value > option.most {
-			return set, fmt.Errorf("%s must not be longer than %s", option.name, maxDuration)
+		if err := validateDuration(option.name, option.value, option.shortest, maxDuration); err != nil {
+			return set, err
 		}
+	}
+	if c.Passes < 0 {
+		return set, errors.New("passes must not be negative")
+	}
+	if c.Fails < 0 {
+		return set, errors.New("fails must not be negative")
 	}
 	orDefault(&set.Interval, 5*time.Second)
 	orDefault(&set.FastInterval, min(time.Second, set.Interval))
@@ -343,6 +353,9 @@ type watch struct {
 	to          *route
 	driver      health.Driver
 	unsubscribe func() // nil while not followed
+	// past reports whether requests no longer bring the upstream; nil if the handler
+	// lists it. It is set before attach.
+	past func() bool
 
 	mu     sync.Mutex
 	detach func() // nil while not attached
@@ -362,7 +375,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 		return nil, err
 	}
 	w.target = shared.(sharedTarget).Target
-	tally, err := newCheckTally(seriesKey{to.up.Address, check.label})
+	tally, err := newCheckTally(newSeriesKey(to.up.Address, check.label))
 	if err != nil {
 		_, forgetting := targets.Delete(w.key)
 		return nil, errors.Join(err, forgetting)
@@ -373,6 +386,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 	// one logger for all of them, for a logger with fields takes more memory than
 	// the rest of a target
 	fields := []zap.Field{zap.String("upstream", up.Address), zap.String("check", check.label)}
+	to.warnGaveUp(logger, fields)
 	w.driver = health.Driver{
 		Probe: func(ctx context.Context, fresh bool) (draining bool, err error) {
 			if fresh {
@@ -381,7 +395,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 			if err = prober.Probe(ctx, up); errors.Is(err, probe.ErrDraining) {
 				return true, nil
 			}
-			return false, err
+			return false, withShortage(err)
 		},
 		Bound: to.bound,
 		Probed: func(result health.Result) {
@@ -390,20 +404,31 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 				c.Write(fields[0], fields[1], zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
 			}
 		},
-		Late: func(by time.Duration) { warnOfLateness(logger.With(fields...), by) },
+		Inconclusive: func(why *health.InconclusiveError) {
+			tally.void.Add(1)
+			inconclusiveWarnings.warn(logger, why, fields...)
+		},
 		Report: func(change health.Transition) {
 			tally.flipped(change)
-			logTransition(logger.With(fields...), change)
+			past := w.isPast()
+			logTransition(logger.With(fields...), change, past)
+			if past && change.To == health.Down {
+				return // no alarm; that it is healthy is told, for an earlier alarm may go on
+			}
 			events.flipped(up.Address, check.label, change)
 		},
 	}
 	return w, nil
 }
 
-// logTransition writes the one line of a change.
-func logTransition(logger *zap.Logger, change health.Transition) {
+// logTransition writes the one line of a change. Of an upstream that is past it is for
+// debugging only.
+func logTransition(logger *zap.Logger, change health.Transition, past bool) {
 	before := []zap.Field{zap.Stringer("previous", change.From), zap.Duration("previous_duration", change.Lasted)}
 	switch {
+	case past:
+		logger.Debug("upstream changed, but requests no longer bring it",
+			append(before, zap.Stringer("status", change.To), zap.Bool("draining", change.Draining), zap.String("reason", change.Reason))...)
 	case change.To == health.Down:
 		logger.Warn("upstream is down", append(before, zap.String("reason", change.Reason))...)
 	case change.From != health.Up:
@@ -418,18 +443,44 @@ func logTransition(logger *zap.Logger, change health.Transition) {
 	}
 }
 
-// latenessWarned is when the last warning of this process's lateness was, for
-// many probes find it out at once.
-var latenessWarned atomic.Int64
+// inconclusiveWarnings are those of this process, as many probes find out the same
+// at once.
+var inconclusiveWarnings causes
 
-// warnOfLateness says, once a minute at most, that timeouts count for nothing.
-func warnOfLateness(logger *zap.Logger, by time.Duration) {
-	last, now := latenessWarned.Load(), time.Now().UnixNano()
-	if last != 0 && now-last < int64(time.Minute) || !latenessWarned.CompareAndSwap(last, now) {
+// causes limits warnings: each cause gets one a minute.
+type causes struct {
+	mu     sync.Mutex
+	warned map[string]time.Time // when last, by cause
+}
+
+// warn says why results count for nothing.
+func (c *causes) warn(logger *zap.Logger, why *health.InconclusiveError, fields ...zap.Field) {
+	if !c.due(why.Shortage, time.Now()) {
 		return
 	}
-	logger.Warn("this process runs late, stopped or starved of CPU time: probes that time out meanwhile count for nothing",
-		zap.Duration("late_by", by))
+	logger = logger.With(fields...)
+	if why.Shortage != "" {
+		logger.Warn("this process has a shortage: probes that fail by it count for nothing as long as it lasts",
+			zap.String("shortage", why.Shortage), zap.String("reason", why.Reason))
+		return
+	}
+	logger.Warn("this process runs late, stopped or starved of CPU time: probes that time out meanwhile count for nothing, as many in a row as turn an upstream down",
+		zap.Duration("late_by", why.Late))
+}
+
+// due reports whether a cause is to be named now. There are as many as the operating
+// system has words for.
+func (c *causes) due(cause string, now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last, warned := c.warned[cause]; warned && now.Sub(last) < time.Minute {
+		return false
+	}
+	if c.warned == nil {
+		c.warned = make(map[string]time.Time)
+	}
+	c.warned[cause] = now
+	return true
 }
 
 // follow has changed called whenever the status does.
@@ -462,7 +513,7 @@ func (w *watch) forget() error {
 	if w.unsubscribe != nil {
 		w.unsubscribe()
 	}
-	_, errTally := checkTallies.Delete(seriesKey{w.to.up.Address, w.check.label})
+	_, errTally := checkTallies.Delete(newSeriesKey(w.to.up.Address, w.check.label))
 	_, err := targets.Delete(w.key)
 	return errors.Join(err, errTally)
 }

@@ -330,7 +330,7 @@ func TestAChangedCheckTakesOverOnReload(t *testing.T) {
 					t.Errorf("before the start: status %v, want %v", got, tc.status)
 				}
 				start(newer)
-				if err := older.Stop(); err != nil {
+				if err := older.Cleanup(); err != nil {
 					t.Fatal(err)
 				}
 				if got := of(p, changed).target.Status(); got != tc.status {
@@ -369,7 +369,7 @@ func TestAChangedCheckTakesOverOnReload(t *testing.T) {
 				if !slices.Equal(got, want) {
 					t.Errorf("what both configs check: probes began at %v, want %v", got, want)
 				}
-				if err := newer.Stop(); err != nil {
+				if err := newer.Cleanup(); err != nil {
 					t.Fatal(err)
 				}
 			})

@@ -231,7 +231,40 @@ func (c *instance) tryLoad(sites string) error {
 	if err := caddy.Load(config, true); err != nil {
 		return fmt.Errorf("loading:\n%s\n%v", text, err)
 	}
+	c.awaitOneListener()
 	return nil
+}
+
+// awaitOneListener waits until the listeners of the config before are closed. Caddy does
+// not wait for that, and on Linux each config has a socket of its own: connections that
+// wait to be accepted by the old one are reset, or served by the old config.
+func (c *instance) awaitOneListener() {
+	c.t.Helper()
+	ports := []int{c.httpPort, c.httpsPort}
+	if _, text, err := net.SplitHostPort(c.admin); err == nil {
+		port, _ := strconv.Atoi(text)
+		ports = append(ports, port)
+	}
+	for _, port := range ports {
+		if !poll(patience, func() bool { return listeners(port) <= 1 }) {
+			c.t.Fatalf("the port %d still has %d listeners", port, listeners(port))
+		}
+	}
+}
+
+// listeners counts the TCP sockets that listen on a port, as far as Linux tells.
+func listeners(port int) (n int) {
+	text, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		// the local address and the state are the second and fourth field of a line
+		if fields := strings.Fields(line); len(fields) > 3 && fields[3] == "0A" && strings.HasSuffix(fields[1], fmt.Sprintf(":%04X", port)) {
+			n++
+		}
+	}
+	return n
 }
 
 // stop stops Caddy, and fails the test if anything of this project stays

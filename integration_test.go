@@ -82,11 +82,12 @@ func TestCaddyFaultyUpstreamLeavesAndReturns(t *testing.T) {
 		name   string
 		fault  conduct
 		counts bool // the backend sees the probes that fail
+		expect string
 	}{
-		{"its check answers 503", sick, true},
-		{"it refuses connections", refusing, false},
-		{"it accepts and hangs", hanging, true},
-		{"it closes in the middle of an answer", truncating, true},
+		{"its check answers 503", sick, true, ""},
+		{"it refuses connections", refusing, false, ""},
+		{"it accepts and hangs", hanging, true, ""},
+		{"it closes in the middle of an answer", truncating, true, "expect_body .*"}, // else the status decides
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			backends := startBackends(t, "a", "b", "faulty")
@@ -101,13 +102,14 @@ http:// {
 				timeout %s
 				fails %d
 				passes %d
+				%s
 			}
 		}
 		transport http {
 			response_header_timeout 100ms
 		}
 	}
-}`, addresses(backends...), interval, fast, timeout, fails, passes))
+}`, addresses(backends...), interval, fast, timeout, fails, passes, test.expect))
 			client := c.plain()
 			two := func() map[string]int { return tally(client, c.url(), 6) }
 			all := map[string]int{"a": 2, "b": 2, "faulty": 2}

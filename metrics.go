@@ -17,9 +17,14 @@ import (
 // seriesKey is what metrics of checks are told apart by.
 type seriesKey struct{ upstream, check string }
 
+// newSeriesKey returns a key whose parts can be labels.
+func newSeriesKey(upstream, check string) seriesKey {
+	return seriesKey{validText(upstream), validText(check)}
+}
+
 // checkTally counts what comes of a check of an upstream, for all configs and
 // handlers of the process.
-type checkTally struct{ passed, failed, up, down atomic.Uint64 }
+type checkTally struct{ passed, failed, void, up, down atomic.Uint64 }
 
 // checkTallies has them by seriesKey, as long as anybody watches: so they go on
 // across reloads, and go away with the last one who does.
@@ -139,7 +144,7 @@ func (t *poolTally) selections() map[string]uint64 {
 // config anew: labels of two could be the same, and that would be an error for all.
 var (
 	upDesc          = desc("upstream_up", "Whether an upstream passes a check, the worst if several have its label. None in maintenance, for nothing is checked.", "upstream", "check")
-	checksDesc      = desc("checks_total", "Results of checks.", "upstream", "check", "result")
+	checksDesc      = desc("checks_total", "Results of checks: pass, fail, or void for one that says something about this process only and does not count.", "upstream", "check", "result")
 	transitionsDesc = desc("transitions_total", "Changes of status by a check.", "upstream", "check", "to")
 	poolDesc        = desc("pool_upstreams", "Upstreams of a pool by state: up, down, unknown, draining or maintenance.", "pool", "state")
 	failOpenDesc    = desc("pool_fail_open", "Whether a pool ignores health, for too few or none of its upstreams serve.", "pool")
@@ -180,6 +185,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		k, t := key.(seriesKey), value.(*checkTally)
 		counter(checksDesc, t.passed.Load(), k.upstream, k.check, "pass")
 		counter(checksDesc, t.failed.Load(), k.upstream, k.check, "fail")
+		counter(checksDesc, t.void.Load(), k.upstream, k.check, "void")
 		counter(transitionsDesc, t.up.Load(), k.upstream, k.check, "up")
 		counter(transitionsDesc, t.down.Load(), k.upstream, k.check, "down")
 		return true
@@ -196,7 +202,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	up := make(map[seriesKey]int)
 	states := make(map[string]map[string]int)
 	failOpen := make(map[string]int)
-	for _, e := range overview(filter{}) {
+	for _, e := range overview(filter{brief: true}) {
 		if e.Gone {
 			continue
 		}
@@ -210,8 +216,8 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		if e.FailOpen {
 			failOpen[e.Pool] = 1
 		}
-		if e.Mode == modeMaintenance {
-			continue // nobody checks it
+		if e.past || e.Mode == modeMaintenance {
+			continue // its status is no alarm, or there is none
 		}
 		for _, c := range e.Checks {
 			key, value := seriesKey{e.Upstream, c.Check}, 0

@@ -140,26 +140,25 @@ func TestCaddyMetrics(t *testing.T) {
 	c.wantMetrics("what stays", map[string]float64{picks(a.addr): before[picks(a.addr)] + 5})
 }
 
-// Two checks with one label, and two pools with one upstream, leave the metrics
-// whole: counts are summed, and the gauge shows the worst.
+// Two checks with one label in different handlers, and two pools with one upstream,
+// leave the metrics whole: counts are summed, and the gauge shows the worst.
 func TestCaddyMetricsOfEqualLabels(t *testing.T) {
-	all := startBackends(t, "a", "sick")
-	all[1].set(sick)
-	_, port, _ := strings.Cut(all[1].addr, ":")
+	all := startBackends(t, "a")
 	site := func(name, checks string) string {
 		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname `%s`\n\t\t\t%s\n\t\t}\n\t}\n}\n", freePort(t), all[0].addr, name, checks)
 	}
-	passes, fails := "check http /healthz\n", "check http /healthz {\n\t\t\t\tport "+port+"\n\t\t\t}\n"
+	passes, fails := "check http /healthz\n", "check http /healthz {\n\t\t\t\tstatus 418\n\t\t\t}\n"
 	c := startOperated(t, "", site("one", passes+fails)+site(`tw"o\`, fails+passes)+site("three", passes))
 	eventually(t, patience, "all have a verdict", func() bool {
 		n := statuses(all[0].addr)
 		return n[health.Up] == 1 && n[health.Down] == 1
 	})
 	c.wantMetrics("equal labels", map[string]float64{
-		fmt.Sprintf(`upstream_up{check="http /healthz",upstream="%s"}`, all[0].addr): 0,
-		`pool_upstreams{pool="one",state="down"}`:                                    1,
-		`pool_upstreams{pool="tw\"o\\",state="down"}`:                                1,
-		`pool_upstreams{pool="three",state="down"}`:                                  0,
+		fmt.Sprintf(`upstream_up{check="http /healthz",upstream="%s"}`, all[0].addr):    0,
+		fmt.Sprintf(`upstream_up{check="http /healthz #2",upstream="%s"}`, all[0].addr): 0,
+		`pool_upstreams{pool="one",state="down"}`:                                       1,
+		`pool_upstreams{pool="tw\"o\\",state="down"}`:                                   1,
+		`pool_upstreams{pool="three",state="down"}`:                                     0,
 	})
 }
 

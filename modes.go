@@ -38,6 +38,11 @@ type setting struct {
 	Mode    mode                 `json:"mode"`
 	Changed time.Time            `json:"changed"` // of the mode
 	Weights map[string]weightSet `json:"weights,omitempty"`
+
+	// Left is when the last pool lost the address, and Returned when one had it again;
+	// not kept in a fleet, in which another instance may have it.
+	Left     time.Time `json:"left,omitzero"`
+	Returned time.Time `json:"returned,omitzero"`
 }
 
 // weightSet is a weight that was set in place of that of the config.
@@ -84,6 +89,19 @@ func (s *setting) newest() time.Time {
 	return newest
 }
 
+// latest returns the latest of all its times.
+func (s *setting) latest() time.Time {
+	return slices.MaxFunc([]time.Time{s.newest(), s.Left, s.Returned}, time.Time.Compare)
+}
+
+// absentSince returns since when no pool has the address, the zero time if one has.
+func (s *setting) absentSince() time.Time {
+	if s.Left.After(s.Returned) {
+		return s.Left
+	}
+	return time.Time{}
+}
+
 // idle reports whether all is as without it.
 func (s *setting) idle() bool {
 	for _, w := range s.Weights {
@@ -112,6 +130,7 @@ func merged(a, b *setting) *setting {
 	if cmp.Or(b.Changed.Compare(a.Changed), strings.Compare(string(b.Mode), string(a.Mode))) > 0 {
 		m.Mode, m.Changed = b.Mode, b.Changed
 	}
+	m.Left, m.Returned = later(a.Left, b.Left), later(a.Returned, b.Returned)
 	m.Weights = maps.Clone(a.Weights)
 	for pool, w := range b.Weights {
 		if m.Weights == nil {
@@ -125,9 +144,17 @@ func merged(a, b *setting) *setting {
 	return &m
 }
 
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
 // equal reports whether both say the same.
 func (s *setting) equal(other *setting) bool {
 	return s.Address == other.Address && s.Mode == other.Mode && s.Changed.Equal(other.Changed) &&
+		s.Left.Equal(other.Left) && s.Returned.Equal(other.Returned) &&
 		maps.EqualFunc(s.Weights, other.Weights, func(a, b weightSet) bool {
 			return a.Changed.Equal(b.Changed) && (a.Weight == nil) == (b.Weight == nil) && (a.Weight == nil || *a.Weight == *b.Weight)
 		})
@@ -222,25 +249,58 @@ func (o *operations) set(address string, c change) *setting {
 	o.unstored[address] = true
 	o.mu.Unlock()
 	o.apply(address)
+	listings.changed()
 	return s
 }
 
-// learn takes over what is newer in a stored setting than here, and has what is
-// older there stored again. It reports whether anything was newer.
-func (o *operations) learn(stored *setting) (changed bool) {
+// note has a setting say since when the address is in no pool, or in one again.
+func (o *operations) note(address string, present bool) {
 	o.mu.Lock()
-	known := o.of(stored.Address)
-	all := merged(known, stored)
-	changed = known == nil || !all.equal(known)
-	if changed {
-		o.replace(all)
+	defer o.mu.Unlock()
+	known := o.of(address)
+	if known == nil {
+		return
 	}
-	if !all.equal(stored) {
-		o.unstored[stored.Address] = true
+	s := *known
+	now := later(time.Now().UTC(), later(s.Left, s.Returned).Add(1))
+	if present {
+		s.Returned = now
+	} else {
+		s.Left = now
 	}
+	o.replace(&s)
+	o.unstored[address] = true
+}
+
+// learn takes over what is newer in stored settings than here, and has what is older
+// there stored again. It returns those in which anything was newer.
+func (o *operations) learn(stored ...*setting) (changed []*setting) {
+	if len(stored) == 0 {
+		return nil
+	}
+	o.mu.Lock()
+	current := o.settings()
+	for _, s := range stored {
+		known := current[s.Address]
+		all := merged(known, s)
+		if known == nil || !all.equal(known) {
+			if len(changed) == 0 {
+				current = maps.Clone(current)
+			}
+			if current == nil {
+				current = make(map[string]*setting)
+			}
+			current[s.Address] = all
+			changed = append(changed, s)
+		}
+		if !all.equal(s) {
+			o.unstored[s.Address] = true
+		}
+	}
+	o.current.Store(&current)
 	o.mu.Unlock()
-	if changed {
-		o.apply(stored.Address)
+	for _, s := range changed {
+		o.apply(s.Address)
 	}
 	return changed
 }
@@ -268,7 +328,7 @@ func (o *operations) forget(s *setting) {
 	delete(o.unstored, s.Address)
 }
 
-// apply has everybody whom a setting concerns look at it.
+// apply has all policies that a setting concerns follow it.
 func (o *operations) apply(address string) {
 	o.mu.Lock()
 	apps := slices.Collect(maps.Keys(o.apps))
@@ -306,6 +366,7 @@ func (o *operations) stored(s *setting) {
 	defer o.mu.Unlock()
 	if o.of(s.Address) == s {
 		delete(o.unstored, s.Address)
+		listings.changed() // it is persisted now
 	} else if o.of(s.Address) != nil {
 		o.unstored[s.Address] = true
 	}
@@ -331,17 +392,22 @@ func (o *operations) leave(a *App) {
 	delete(o.apps, a)
 }
 
-// forget takes back what was set for an address that no policy has any more. In a
-// fleet it stays: another instance may have the address. An app that is nil has nothing
-// to forget.
+// forget takes back what was set for an address that a dynamic source does not bring
+// any more. In a fleet it stays: another instance may have the address. An app that is
+// nil has nothing to forget.
 func (a *App) forget(address string) {
 	if a == nil || a.keeper.every > 0 || a.operations.of(address) == nil {
 		return
 	}
-	if slices.ContainsFunc(a.all(), func(s *Selection) bool { return s.byAddress(address) != nil }) {
+	if a.has(address) {
 		return
 	}
 	a.operations.set(address, change{clear: true})
+}
+
+// has reports whether any pool has an address.
+func (a *App) has(address string) bool {
+	return slices.ContainsFunc(a.all(), func(s *Selection) bool { return s.byAddress(address) != nil })
 }
 
 // applyMode has the policy follow a change of the setting of an address: targets
@@ -351,7 +417,7 @@ func (s *Selection) applyMode(address string) {
 	if m == nil {
 		return
 	}
-	m.pause(s.rules.operations)
+	s.pause(m)
 	s.renew()
 }
 
@@ -359,11 +425,11 @@ func (s *Selection) applyMode(address string) {
 // others.
 func (s *Selection) applyModes() {
 	for _, m := range s.byDial {
-		m.pause(s.rules.operations)
+		s.pause(m)
 	}
 	if s.dynamic != nil {
 		for _, m := range s.dynamic.all() {
-			m.pause(s.rules.operations)
+			s.pause(m)
 		}
 	}
 }
@@ -371,24 +437,41 @@ func (s *Selection) applyModes() {
 // byAddress returns the member at an address as operators name it, nil if there is
 // none.
 func (s *Selection) byAddress(address string) *member {
-	for _, m := range s.byDial {
-		if m.address == address {
-			return m
+	if m := s.byDial[address]; m != nil && m.address == address {
+		return m
+	}
+	s.indexing.Do(func() {
+		for dial, m := range s.byDial {
+			if m.address != dial {
+				if s.byShown == nil {
+					s.byShown = make(map[string]*member)
+				}
+				s.byShown[m.address] = m
+			}
 		}
+	})
+	if m := s.byShown[address]; m != nil {
+		return m
 	}
 	if s.dynamic != nil {
-		return s.dynamic.memberAt(address)
+		return s.dynamic.memberShownAs(address)
 	}
 	return nil
 }
 
-// pause has probes go on or not, as the mode says. Several may do so at once, and
-// whoever is the last follows the last change.
-func (m *member) pause(o *operations) {
+// pause has probes of a member go on or not, as its mode says. Several may do so at
+// once, and the last of them follows the last change. A target that runs for another
+// config is left alone until this one has started: it may be of another fleet, and it
+// may never start.
+func (s *Selection) pause(m *member) {
+	o := s.rules.operations
 	for {
+		yet := s.running.Load() && !s.app.isStarting()
 		set := o.of(m.address)
 		for _, w := range m.watches {
-			w.target.Pause(set.mode() == modeMaintenance)
+			if yet || !w.target.Running() {
+				w.target.Pause(set.mode() == modeMaintenance)
+			}
 		}
 		if o.of(m.address) == set {
 			return

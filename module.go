@@ -48,6 +48,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -101,9 +102,16 @@ type App struct {
 	exiting    chan struct{} // closed when the process begins to exit
 	ending     sync.Once     // for end
 
+	before   []string      // the names of the pools of the config before, nil if there is none
+	carried  []carried     // weights that follow their upstreams, until the config has begun
+	starting atomic.Bool   // this app has started beside another, and its config not yet as a whole
+	begun    chan struct{} // closed when the config has started as a whole
+	begin    sync.Once
+
 	// inheritance is used while the config is provisioned, one policy after the
 	// other, and has no effect after that.
 	inheritance inheritance
+	names       poolNames // of the pools of this config
 
 	mu       sync.Mutex
 	policies []*Selection
@@ -157,7 +165,8 @@ func (a *App) Provision(ctx caddy.Context) error {
 	}
 	a.keeper = newKeeper(a.operations, storage, prefix, every, ctx.Logger())
 	a.keeper.sync(ctx, true)
-	if a.events, err = newAnnouncer(ctx); err != nil {
+	a.begun = make(chan struct{})
+	if a.events, err = newAnnouncer(ctx, a.hasBegun); err != nil {
 		return err
 	}
 	if a.exiting, err = notifyExit(ctx); err != nil {
@@ -217,7 +226,7 @@ func (a *App) syncInterval() time.Duration {
 // checkSyncInterval keeps a fleet from asking its storage without a pause.
 func checkSyncInterval(interval time.Duration) error {
 	if interval < minSyncInterval || interval > maxDuration {
-		return fmt.Errorf("sync_interval must be from %s to %s", minSyncInterval, maxDuration)
+		return fmt.Errorf("sync_interval must be from %s to %s; got %s%s", minSyncInterval, maxDuration, interval, missingUnit(interval))
 	}
 	return nil
 }
@@ -229,6 +238,7 @@ func (a *App) Start() error {
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
 	a.inheritance = inheritance{}
+	met := a.meet(newestApp())
 	drive(policies)
 	running.Lock()
 	running.apps = append(running.apps, a)
@@ -236,6 +246,7 @@ func (a *App) Start() error {
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
 	a.keeping.Go(func() { a.keeper.run(ctx) })
+	a.keeping.Go(func() { a.attend(ctx, met) })
 	return nil
 }
 
@@ -254,9 +265,11 @@ func (a *App) Cleanup() error {
 	if a.stop != nil {
 		a.stop()
 		a.keeping.Wait()
+		a.keepCarried()
 		a.keeper.wait()
 	}
 	a.operations.leave(a)
+	a.dropCarried()
 	_, err := allOperations.Delete(a.scope)
 	return err
 }
@@ -273,10 +286,12 @@ func (a *App) end() {
 		running.Lock()
 		running.apps = slices.DeleteFunc(running.apps, func(other *App) bool { return other == a })
 		running.Unlock()
+		listings.drop(a)
 		release(policies)
 		if other := newestApp(); other != nil {
 			// they share targets, and this one may have paused what others do not, or the
 			// reverse: another fleet has other modes
+			other.starting.Store(false)
 			for _, s := range other.all() {
 				s.applyModes()
 			}
@@ -316,6 +331,7 @@ func (a *App) adopt(s *Selection) {
 	}
 	if started {
 		drive([]*Selection{s})
+		listings.changed()
 	}
 }
 
@@ -350,7 +366,6 @@ func drive(policies []*Selection) {
 		var delay time.Duration
 		if i, ok := fresh[w.target]; ok {
 			share := float64(i) / float64(len(fresh))
-			w.target.Drift(share)
 			delay = time.Duration(share * float64(min(w.key.settings.Interval, time.Duration(len(fresh))*firstProbeSpacing)))
 		}
 		w.attach(delay)

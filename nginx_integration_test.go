@@ -134,13 +134,14 @@ http:// {
 				interval %s
 				jitter 25%%
 				fails 1
+				keep_connection
 			}
 			fail_open off
 		}
 	}
 }`
 
-// Probes of nginx share a connection if it keeps one, and connect again when it
+// With keep_connection, probes of nginx share a connection if it keeps one, and connect again when it
 // does not, or ends it: after its time, or after some requests. None of that is a
 // failure, be it one alone that would take it down.
 func TestCaddyNginxConnections(t *testing.T) {

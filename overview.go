@@ -49,6 +49,9 @@ type entry struct {
 	// Gone says that the pool, or every pool if that is empty, has it no more: what is
 	// shown was set at run time.
 	Gone bool `json:"gone,omitempty"`
+	// Idle says that requests do not bring it at present: it is in no pool that
+	// balances now.
+	Idle bool `json:"idle,omitempty"`
 
 	whys     []string // of the handlers that are merged here, each once
 	position int      // below 0 if the config lists it, 0 if requests bring it
@@ -88,7 +91,12 @@ type resultEntry struct {
 }
 
 // filter says which entries are wanted; what is empty is any.
-type filter struct{ pool, upstream string }
+type filter struct {
+	pool, upstream string
+	// brief leaves out what metrics do not need: recent results, reasons, and what is
+	// in no pool.
+	brief bool
+}
 
 // wants reports whether an entry of that pool and upstream is wanted.
 func (f filter) wants(pool, upstream string) bool {
@@ -104,10 +112,14 @@ func overview(only filter) []entry {
 	if app == nil {
 		return entries
 	}
-	at := make(map[filter]int) // by pool and upstream
+	type place struct{ pool, upstream string }
+	at := make(map[place]int)
 	for _, s := range app.all() {
+		if only.pool != "" && only.pool != s.pool || only.upstream != "" && s.byAddress(only.upstream) == nil {
+			continue
+		}
 		for _, e := range s.entries(only) {
-			key := filter{e.Pool, e.Upstream}
+			key := place{e.Pool, e.Upstream}
 			if i, seen := at[key]; seen {
 				entries[i].merge(e)
 				continue
@@ -119,6 +131,9 @@ func overview(only filter) []entry {
 	slices.SortFunc(entries, func(a, b entry) int {
 		return cmp.Or(strings.Compare(a.Pool, b.Pool), cmp.Compare(a.position, b.position), strings.Compare(a.Upstream, b.Upstream))
 	})
+	if only.brief {
+		return entries
+	}
 	return append(entries, app.leftOver(only)...)
 }
 
@@ -126,23 +141,24 @@ func overview(only filter) []entry {
 // weights of pools that do not have the address any more.
 func (a *App) leftOver(only filter) []entry {
 	var entries []entry
+	policies := a.all()
 	for address, set := range a.operations.settings() {
 		if set.idle() || only.upstream != "" && only.upstream != address {
 			continue
 		}
 		left := func(pool string, weight int) entry {
-			who := "no pool"
+			owner := "no pool"
 			if pool != "" {
-				who += fmt.Sprintf(" '%s'", pool)
+				owner += fmt.Sprintf(" '%s'", pool)
 			}
 			return entry{
 				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: set.mode(), Weight: weight, Checks: []checkEntry{},
-				Why:       fmt.Sprintf("%s has it; what was set at %s is kept for when one does", who, set.newest().Format(time.RFC3339)),
+				Why:       fmt.Sprintf("%s has it; what was set at %s is kept for when one does", owner, set.newest().Format(time.RFC3339)),
 				Persisted: a.notPersisted(address), Gone: true,
 			}
 		}
 		pools := make(map[string]bool)
-		for _, s := range a.all() {
+		for _, s := range policies {
 			if s.byAddress(address) != nil {
 				pools[s.pool] = true
 			}
@@ -183,6 +199,7 @@ func (e *entry) merge(other entry) {
 	e.FailOpen = e.FailOpen || other.FailOpen
 	e.position = min(e.position, other.position)
 	e.past = e.past && other.past
+	e.Idle = e.Idle && other.Idle
 	if worse(other.Status, e.Status) {
 		e.Status, e.Since = other.Status, other.Since
 	}
@@ -219,28 +236,45 @@ func (s *Selection) entries(only filter) []entry {
 	if s.dynamic == nil {
 		return entries
 	}
-	pools, present := s.dynamic.lately()
-	for _, p := range pools[:present] {
-		entries = append(entries, s.entriesOf(*p.upstreams.Load(), p.members, s.dynamic.snapshotNow(p), only)...)
+	present, past := s.dynamic.split()
+	for _, p := range present {
+		entries = append(entries, s.entriesOf(*p.upstreams.Load(), p.members, s.dynamic.peek(p), only)...)
 	}
 	shown := make(map[string]bool)
 	for _, e := range entries {
 		shown[e.Upstream] = true
 	}
-	also := func(pool reverseproxy.UpstreamPool, members []*member, past bool, why string) {
-		for _, e := range s.entriesOf(pool, members, nil, only) {
-			if e.past, e.Why = past, why; !shown[e.Upstream] {
-				shown[e.Upstream] = true
-				entries = append(entries, e)
+	also := func(pool reverseproxy.UpstreamPool, m *member, past bool) {
+		for _, e := range s.entriesOf(pool, []*member{m}, nil, only) {
+			if shown[e.Upstream] {
+				continue
 			}
+			shown[e.Upstream] = true
+			switch e.past = past; {
+			case past:
+				e.Why = "requests bring other upstreams now, so it gets none: forgotten in a while"
+			case s.dynamic.newest.Load() == nil:
+				e.Why = "no request has brought it since the config was loaded"
+			default:
+				e.Why = "requests bring several sets of upstreams in turn, the last of them without it"
+			}
+			entries = append(entries, e)
 		}
 	}
-	for _, p := range pools[present:] {
-		also(*p.upstreams.Load(), p.members, true, "requests bring other upstreams now, so it gets none: forgotten in a while")
+	watched := s.dynamic.watchedNow()
+	isPast := make(map[*member]bool, len(watched))
+	for _, w := range watched {
+		isPast[w.member] = w.past
 	}
-	// what the config before was brought
-	watched := s.dynamic.all()
-	also(make(reverseproxy.UpstreamPool, len(watched)), watched, false, "no request has brought it since the config was loaded")
+	for _, p := range past {
+		upstreams := *p.upstreams.Load()
+		for i, m := range p.members {
+			also(upstreams[i:], m, isPast[m])
+		}
+	}
+	for _, w := range watched { // those of pools that are not kept, and of an earlier config
+		also(make(reverseproxy.UpstreamPool, 1), w.member, w.past)
+	}
 	return entries
 }
 
@@ -263,13 +297,13 @@ func (s *Selection) entriesOf(pool reverseproxy.UpstreamPool, members []*member,
 			continue
 		}
 		at[m] = len(entries)
-		entries = append(entries, s.entry(pool[i], m, now, here, effective))
+		entries = append(entries, s.entry(pool[i], m, now, here, effective, only.brief))
 	}
 	return entries
 }
 
 // entry returns what is to be said of one upstream.
-func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, here situation, effective float64) entry {
+func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, here situation, effective float64, brief bool) entry {
 	set := s.rules.operations.of(m.address)
 	status := m.status()
 	e := entry{
@@ -285,7 +319,11 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, he
 	}
 	var since time.Time
 	for _, w := range m.watches {
-		v := w.target.View()
+		view := w.target.View
+		if brief {
+			view = w.target.Brief
+		}
+		v := view()
 		if v.Status == status && v.Since.After(since) {
 			since = v.Since
 		}
@@ -295,17 +333,20 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, he
 		e.Since = &since
 	}
 	if now == nil {
-		return e // the caller knows why
+		e.Idle = true
+		return e // the caller says why
 	}
 	e.Serving = effective > 0 && e.Mode == modeReady && status == health.Up && !m.draining() && healthy
-	e.whys = []string{s.why(e, u, m, set, here, healthy)}
-	e.Why = e.whys[0]
+	if !brief {
+		e.whys = []string{s.why(e, u, m, set, here, healthy)}
+		e.Why = e.whys[0]
+	}
 	return e
 }
 
 func newCheckEntry(label string, v health.View) checkEntry {
 	c := checkEntry{
-		Check: label, Status: v.Status.String(), Draining: v.Draining,
+		Check: validText(label), Status: v.Status.String(), Draining: v.Draining,
 		ConsecutivePasses: v.Passes, ConsecutiveFails: v.Fails,
 		Last: newResultEntry(v.Last), LastFailed: newResultEntry(v.LastFailed),
 		Recent: make([]float64, 0, len(v.Recent)),

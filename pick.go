@@ -266,12 +266,14 @@ func (d *decision) wait() bool {
 	if d.tally != nil {
 		d.tally.held.Add(1)
 	}
+	d.now.probeUnknown()
 	limit := time.NewTimer(d.hold)
 	defer limit.Stop()
 	var grace <-chan time.Time
+	look, done := d.observe(d.pool)
+	defer done()
 	for {
-		superseded := d.current.Load().superseded
-		now := d.snapshotOf(d.pool)
+		now, changed := look()
 		if !now.undecided {
 			return true
 		}
@@ -281,7 +283,7 @@ func (d *decision) wait() bool {
 			grace = timer.C
 		}
 		select {
-		case <-superseded:
+		case <-changed:
 		case <-grace:
 			return true
 		case <-limit.C:

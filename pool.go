@@ -52,6 +52,18 @@ func (m *member) status() health.Status {
 	return status
 }
 
+// probeUnknown has those without a verdict probed at once, instead of when it is their
+// turn among all first probes: a request waits for them.
+func (s *snapshot) probeUnknown() {
+	for _, m := range s.members {
+		for _, w := range m.watches {
+			if w.target.Status() == health.Unknown {
+				w.target.ProbeNow()
+			}
+		}
+	}
+}
+
 // draining reports whether any check was told that no new requests are wanted.
 func (m *member) draining() bool {
 	return slices.ContainsFunc(m.watches, func(w *watch) bool { return w.target.Draining() })

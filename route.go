@@ -3,6 +3,7 @@
 package alive
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -31,12 +32,13 @@ const (
 	maxProbeHeader = 64 << 10
 	// maxProbeBuffer bounds what an HTTP/2 upstream may send ahead, in bytes.
 	maxProbeBuffer = 256 << 10
-	// maxProbeConnection is how long a connection is kept for further probes.
+	// maxProbeConnection is how long a connection is kept for further probes, with
+	// keep_connection.
 	maxProbeConnection = time.Minute
 )
 
-// errPerRequest says that the way to an upstream depends on the request, so that
-// a probe cannot go it.
+// errPerRequest says that the way to an upstream depends on the request, or can change
+// from one to the next, so that a probe cannot go it.
 var errPerRequest = errors.New("the TLS server name depends on the request")
 
 // route is how the probes of one check reach one upstream: as the requests of
@@ -62,6 +64,7 @@ type routeKey struct {
 	upstream      string
 	at            string
 	proxyProtocol string
+	keeps         bool // its connection
 	transport     transportKey
 }
 
@@ -117,9 +120,9 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 	own := t.speaks == overTCP || t.speaks == overQUIC && (target.Scheme == "http" || differs.HTTP2) ||
 		t.speaks == fastCGI && differs.Scheme != ""
 	if t.speaks == thirdParty || t.speaks == overQUIC && !own {
-		if differs != (probe.Overrides{NoConnection: differs.NoConnection}) || version != t.proxyProtocol {
+		if differs != (probe.Overrides{NoConnection: differs.NoConnection}) || version != t.proxyProtocol || check.KeepConnection {
 			return nil, errors.New("over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: " +
-				"scheme, tls_server_name, tls_insecure_skip_verify, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc")
+				"scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc")
 		}
 		r.bound = true
 	}
@@ -131,7 +134,7 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 			return nil, err
 		}
 	}
-	r.key = routeKey{upstream: r.upstream.String(), at: r.at.String(), proxyProtocol: version, transport: t.key}
+	r.key = routeKey{upstream: r.upstream.String(), at: r.at.String(), proxyProtocol: version, keeps: check.KeepConnection, transport: t.key}
 	if r.forwardProxy != nil {
 		r.key.transport.proxy = r.forwardProxy.String()
 	}
@@ -146,11 +149,14 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 		r.up.Transport = r // the handler's own
 	case own:
 		r.http2 = differs.HTTP2
-		r.connection = &wire.Transport{Open: r.opener(), MaxAge: maxProbeConnection}
-		if differs.FreshConnection || r.base.DisableKeepAlives {
-			r.connection.MaxAge = 0
+		r.connection = &wire.Transport{Open: r.opener()}
+		if check.KeepConnection {
+			r.connection.MaxAge = maxProbeConnection
 		}
 		r.up.Transport = r.connection
+		if r.forwardProxy != nil && strings.HasPrefix(r.forwardProxy.Scheme, "http") && r.up.Scheme == "http" {
+			r.up.Transport = toUpstream{r.connection, r.up.Host}
+		}
 	}
 	return r, nil
 }
@@ -202,7 +208,7 @@ func (r *route) configureTLS(differs probe.Overrides) error {
 	if differs.ServerName != "" {
 		r.tls.ServerName = differs.ServerName
 	}
-	r.tls.ServerName = r.replacer().ReplaceKnown(r.tls.ServerName, "")
+	r.tls.ServerName = r.describeTo(constants()).ReplaceKnown(r.tls.ServerName, "")
 	if strings.Contains(r.tls.ServerName, "{") {
 		return errPerRequest
 	}
@@ -215,9 +221,8 @@ func (r *route) configureTLS(differs probe.Overrides) error {
 	return nil
 }
 
-// replacer knows the placeholders of the upstream.
-func (r *route) replacer() *caddy.Replacer {
-	repl := caddy.NewReplacer()
+// describeTo lets a replacer know the placeholders of the upstream.
+func (r *route) describeTo(repl *caddy.Replacer) *caddy.Replacer {
 	repl.Set("http.reverse_proxy.upstream.address", r.upstream.String())
 	repl.Set("http.reverse_proxy.upstream.hostport", r.upstream.Address)
 	repl.Set("http.reverse_proxy.upstream.host", r.upstream.Host)
@@ -287,6 +292,8 @@ func (r *route) opener() func(ctx context.Context) (wire.Line, error) {
 
 	own := r.base.Clone()
 	own.DisableCompression = true
+	own.DisableKeepAlives = false // whether they are kept is up to wire.Transport
+	own.IdleConnTimeout = 0       // or what is left of an HTTP/2 connection stays for so long after its end
 	own.MaxResponseHeaderBytes = limit
 	own.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerConnection: maxProbeBuffer, MaxReceiveBufferPerStream: maxProbeBuffer}
 	own.DialTLSContext = nil
@@ -325,10 +332,13 @@ func (r *route) opener() func(ctx context.Context) (wire.Line, error) {
 func (r *route) RoundTrip(req *http.Request) (*http.Response, error) {
 	// a probe has no client, so a PROXY protocol header names this host
 	client := reverseproxy.ProxyProtocolInfo{AddrPort: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)}
-	ctx := context.WithValue(req.Context(), caddy.ReplacerCtxKey, r.replacer())
+	ctx := context.WithValue(req.Context(), caddy.ReplacerCtxKey, r.describeTo(caddy.NewReplacer()))
 	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, map[string]any{"reverse_proxy.proxy_protocol_info": client})
 	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), r.at)
-	return r.shared.RoundTrip(req.Clone(ctx)) // it may add to the header
+	there := req.Clone(ctx) // it may add to the header
+	there.Host = cmp.Or(there.Host, there.URL.Host)
+	there.URL.Scheme, there.URL.Host = r.up.Scheme, r.up.Host // whatever a redirect named
+	return r.shared.RoundTrip(there)
 }
 
 // renew has the next probe connect anew, where connections are its own.

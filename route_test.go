@@ -231,6 +231,7 @@ http:// {
 		lb_policy alive {
 			check http /healthz {
 				interval 50ms
+				keep_connection
 			}
 		}
 	}

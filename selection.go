@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -33,12 +34,14 @@ import (
 // has not tried yet, at last to those that are down, unless `fail_open` is `off`.
 //
 // Upstreams from a dynamic source are checked from when a request first brings
-// them along, until requests no longer do. Those with a placeholder of the
-// request in their address are not checked: they count as alive.
+// them along, until requests no longer do. Those with a placeholder in their
+// address that depends on the request, or that can change while Caddy runs, such as
+// `{file.*}`, are not checked: they count as alive.
 type Selection struct {
 	// The name of the pool of upstreams, as operators see it. Handlers whose pools
 	// have the same name are one pool there. Default: the upstreams as they are
-	// configured.
+	// configured, with a number, such as ` #2`, for handlers of the same upstreams
+	// that differ in their checks or in which upstreams get requests.
 	Name string `json:"name,omitempty"`
 
 	// How to find out who is alive. With several checks, an upstream is alive
@@ -47,19 +50,21 @@ type Selection struct {
 
 	// How long requests are held at most at a cold start, while no upstream is
 	// known to be alive and the first verdict of some is still out. They go on
-	// as soon as all have a verdict, or 100 ms after the first is alive. 0 holds
-	// none. Default: the longest `timeout` of the checks, but 5s at most.
+	// as soon as all have a verdict, or 100 ms after the first is alive. At least
+	// `1ms`; 0 holds none. Default: the longest `timeout` of the checks, but 5s at
+	// most.
 	Hold *caddy.Duration `json:"hold,omitempty"`
 
 	// How many requests upstreams get in proportion to each other, from 0 to
-	// 256, by address as in the list of upstreams. With 0, one gets none at all,
-	// not even as the last resort. With weights of 5, 1 and 1 for a, b and c, they
+	// 256, by address as in the list of upstreams. Global placeholders can stand for
+	// an address and for a number. With 0, one gets none at all, not even as the last
+	// resort; at least one must have more. With weights of 5, 1 and 1 for a, b and c, they
 	// serve in the order `aabacaa`, and each has its exact share, also among those
 	// that are left when others are down. Default: 1.
-	Weights map[string]int `json:"weights,omitempty"`
+	Weights map[string]Weight `json:"weights,omitempty"`
 
-	// The addresses of upstreams that get requests only while no other one can
-	// serve. Default: none.
+	// The addresses of upstreams, or placeholders for them, that get requests only
+	// while no other one can serve. Default: none.
 	Backups []string `json:"backups,omitempty"`
 
 	// When the health of upstreams that are not backups is ignored: `none_up` as
@@ -78,6 +83,9 @@ type Selection struct {
 	// their weights.
 	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
+	// what a Caddyfile has named by weight and by backup, by address
+	weighed, backedUp map[string]string
+
 	logger    *zap.Logger
 	app       *App
 	adopted   bool
@@ -85,6 +93,8 @@ type Selection struct {
 	upstreams reverseproxy.UpstreamPool // those in the proxy's own list
 	members   []*member                 // the same, by position
 	byDial    map[string]*member
+	indexing  sync.Once
+	byShown   map[string]*member // those whose dial address is not what operators name; after indexing
 	dynamic   *dynamic
 	transport *transport
 	rules     rules
@@ -125,7 +135,7 @@ type Selection struct {
 // one of those that serve beside them (primaries, or backups) is past its own slow
 // start. So none has one when a whole pool starts.
 type SlowStart struct {
-	// How long it takes to the full weight, `24h` at most. Required.
+	// How long it takes to the full weight, from `10ms` to `24h`. Required.
 	Window caddy.Duration `json:"window,omitempty"`
 
 	// The share of the weight that it begins with, rounded up to a multiple of
@@ -178,12 +188,12 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	s.app = app.(*App)
 	s.exiting = s.app.exiting
-	if err := s.provisionName(); err != nil {
+	if err := s.provisionName(ctx); err != nil {
 		return err
 	}
 
 	if len(s.Checks) == 0 {
-		s.Checks = []*HealthCheck{{ProbeRaw: json.RawMessage(`{"kind":"tcp"}`)}}
+		s.Checks = []*HealthCheck{defaultCheck()}
 	}
 	for i, check := range s.Checks {
 		if err := check.provision(ctx); err != nil {
@@ -194,11 +204,13 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		}
 		s.hold = min(max(s.hold, check.settings.Timeout), maxHold)
 	}
+	if err := labelChecks(s.Checks); err != nil {
+		return err
+	}
 	if s.Hold != nil {
-		if *s.Hold < 0 {
-			return fmt.Errorf("hold must not be negative; 0 holds no request")
+		if s.hold, err = resolveHold(time.Duration(*s.Hold)); err != nil {
+			return err
 		}
-		s.hold = time.Duration(*s.Hold)
 	}
 	if err := s.provisionRules(ctx); err != nil {
 		return err
@@ -210,6 +222,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if err := s.gather(); err != nil {
 		return err
 	}
+	s.dynamic = newDynamic(s) // before the first change of a status can be told
 	for _, w := range s.watches {
 		w.follow(s.refresh)
 	}
@@ -245,7 +258,7 @@ func (s *Selection) provisionRules(ctx caddy.Context) error {
 		return errors.New("slow_start cannot be combined with select, which decides by itself how often an upstream is picked")
 	}
 	for name, weight := range s.Weights {
-		if weight != 0 {
+		if number, err := weight.resolve(); err == nil && number != 0 {
 			return fmt.Errorf("weights: %s: only a weight of 0 can be combined with select, which decides by itself how often an upstream is picked", name)
 		}
 	}
@@ -267,6 +280,17 @@ func (s *Selection) provisionRules(ctx caddy.Context) error {
 	}
 	s.inner, s.selects = mod.(reverseproxy.Selector), name.Policy
 	return nil
+}
+
+// resolveHold checks how long requests are held; 0 is not at all.
+func resolveHold(hold time.Duration) (time.Duration, error) {
+	if hold < 0 {
+		return 0, errors.New("hold must not be negative; 0 holds no request")
+	}
+	if hold == 0 {
+		return 0, nil
+	}
+	return hold, validateDuration("hold", hold, minHold, math.MaxInt64)
 }
 
 // canSelect reports whether a policy can pick among the upstreams alive.
@@ -328,6 +352,9 @@ func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
 	if window <= 0 || window > maxDuration {
 		return 0, 0, fmt.Errorf("slow_start needs a window above 0 and not longer than %s", maxDuration)
 	}
+	if err := validateDuration("slow_start: window", window, minRampWindow, maxDuration); err != nil {
+		return 0, 0, err
+	}
 	if c.Floor != "" {
 		percent, err := parsePercent(c.Floor)
 		if err != nil {
@@ -371,8 +398,10 @@ func (s *Selection) Cleanup() error {
 	errs = append(errs, s.leavePool())
 	if s.dynamic != nil {
 		s.dynamic.close()
-		_, err := watchLists.Delete(s.dynamic.key)
-		errs = append(errs, err)
+		if s.dynamic.key != "" {
+			_, err := watchLists.Delete(s.dynamic.key)
+			errs = append(errs, err)
+		}
 	}
 	if s.adopted {
 		s.app.disown(s)
@@ -429,6 +458,9 @@ func (s *Selection) renew() {
 	if before != nil {
 		close(before.superseded)
 	}
+	if s.dynamic != nil {
+		s.dynamic.waiters.wake() // after the generation has changed
+	}
 	s.announceOwn()
 }
 
@@ -482,6 +514,15 @@ func (s *Selection) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
 		return s.current.Load()
 	}
 	return s.dynamic.snapshotOf(pool)
+}
+
+// freshSnapshotOf is snapshotOf, but never returns one that another goroutine replaces
+// at this moment.
+func (s *Selection) freshSnapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
+	if s.owns(pool) {
+		return s.current.Load()
+	}
+	return s.dynamic.freshSnapshotOf(pool)
 }
 
 // circuitOpen reports whether the circuit breaker of the proxy, which is one for

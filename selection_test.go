@@ -82,7 +82,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 		f(p.Selection)
 	}
 	p.refresh()
-	p.dynamic = newDynamic(p.Selection, "", &watchList{set: make(map[string]int)})
+	p.dynamic = newDynamic(p.Selection)
 	tb.Cleanup(func() {
 		unload()
 		p.dynamic.close()

@@ -120,7 +120,7 @@ func (d *decision) report() {
 		d.now.direct.Store(direct)
 	}
 	if said := d.now.said; mood(said.Load()) != d.saw {
-		d.announce(said, func() situation { return d.situation(d.look(), d.pool) }, d.names)
+		d.announce(said, func() situation { return d.situation(d.freshSnapshotOf(d.pool), d.pool) }, d.names)
 	}
 }
 

@@ -482,12 +482,12 @@ func TestFailOpenEvents_OfForgottenPools(t *testing.T) {
 	pool := brought(address(0))
 	p.Select(pool, get(), nil)
 	known := p.dynamic.find(pool)
-	p.forgetMood(known.said)
-	if p.unsay(known.said) {
+	p.forgetMood(&known.set.said)
+	if p.unsay(&known.set.said) {
 		t.Error("there was something to take back of one that is forgotten")
 	}
 	before := p.tally.failOpen.count()
-	p.announce(known.said, func() situation { return situation{mood: lastResort} }, p.names)
+	p.announce(&known.set.said, func() situation { return situation{mood: lastResort} }, p.names)
 	if got := p.tally.failOpen.count(); got != before || before != 1 {
 		t.Errorf("%d pools ignore health after the late request and %d before, want the proxy's own list", got, before)
 	}

@@ -85,13 +85,24 @@ func (Status) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 		header.Set("Allow", "GET, HEAD")
 		return caddyhttp.Error(http.StatusMethodNotAllowed, errors.New("the status page can only be read"))
 	}
-	if !wantsHTML(r.Header) {
-		return writeEntries(w, overview(filter{}))
+	render := (*listing).jsonList
+	if wantsHTML(r.Header) {
+		header.Set("Content-Type", "text/html; charset=utf-8")
+		header.Set("Content-Security-Policy", statusPolicy)
+		header.Set("Referrer-Policy", "no-referrer")
+		render = (*listing).htmlPage
+	} else {
+		header.Set("Content-Type", "application/json")
 	}
-	header.Set("Content-Type", "text/html; charset=utf-8")
-	header.Set("Content-Security-Policy", statusPolicy)
-	header.Set("Referrer-Policy", "no-referrer")
-	return writeStatus(w, overview(filter{}), time.Now())
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	text, err := listings.render(render)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(text)
+	return err
 }
 
 // wantsHTML reports whether a client accepts HTML by name, and no less than JSON: what
@@ -119,30 +130,26 @@ func wantsHTML(header http.Header) bool {
 	return html > 0 && html >= asJSON
 }
 
-// writeStatus writes the page.
-func writeStatus(w http.ResponseWriter, entries []entry, now time.Time) error {
+// renderStatus returns the page. The list is that of the entries as JSON, with which
+// the script begins; encoding/json leaves nothing in it that could end the script.
+func renderStatus(entries []entry, list []byte, now time.Time) ([]byte, error) {
 	var page bytes.Buffer
 	err := statusPage.Execute(&page, map[string]any{
-		"CSS": template.CSS(statusCSS), //nolint:gosec // it is part of the program
-		"JS":  template.JS(statusJS),   //nolint:gosec // so is this
-		// the script begins with what the page shows
-		"Data":    entries,
+		"CSS":     template.CSS(statusCSS), //nolint:gosec // it is part of the program
+		"JS":      template.JS(statusJS),   //nolint:gosec // so is this
+		"Data":    template.JS(list),       //nolint:gosec // see above
 		"Pools":   pages(entries),
 		"Now":     now.UTC().Format("2006-01-02 15:04:05 UTC"),
 		"Summary": summary(entries),
 	})
-	if err != nil {
-		return err
-	}
-	_, err = page.WriteTo(w)
-	return err
+	return page.Bytes(), err
 }
 
 // poolPage is a pool as the page shows it.
 type poolPage struct {
-	Title    string
-	FailOpen bool
-	Rows     []upstreamPage
+	Title string
+	Alarm string
+	Rows  []upstreamPage
 }
 
 // upstreamPage is an upstream as the page shows it.
@@ -174,14 +181,14 @@ func pages(entries []entry) []poolPage {
 	for _, e := range entries {
 		totals[e.title()] += e.EffectiveWeight
 	}
+	alarm := alarms(entries)
 	var pools []poolPage
 	for i, e := range entries {
 		title := e.title()
 		if i == 0 || title != entries[i-1].title() {
-			pools = append(pools, poolPage{Title: title})
+			pools = append(pools, poolPage{Title: title, Alarm: alarm[title]})
 		}
 		pool := &pools[len(pools)-1]
-		pool.FailOpen = pool.FailOpen || e.FailOpen
 		row := upstreamPage{entry: e, State: e.state(), Since: "—", Share: "0 %"}
 		if e.Since != nil {
 			row.Since = e.Since.UTC().Format("2006-01-02 15:04:05 UTC")
@@ -229,23 +236,31 @@ func newChart(c checkEntry) chart {
 // summary is the page in a sentence.
 func summary(entries []entry) string {
 	serving, all := 0, 0
-	pools, open := make(map[string]bool), make(map[string]bool)
 	for _, e := range entries {
 		if e.Gone {
 			continue
 		}
 		all++
-		pools[e.Pool] = true
 		if e.Serving {
 			serving++
 		}
-		if e.FailOpen {
-			open[e.Pool] = true
-		}
 	}
 	text := fmt.Sprintf("%d of %d upstreams serve", serving, all)
-	if len(open) > 0 {
-		text = fmt.Sprintf("Fail-open in %d of %d pools: %s", len(open), len(pools), text)
+	open, out := 0, 0
+	pools := services(entries)
+	for _, p := range pools {
+		switch {
+		case p.failOpen:
+			open++
+		case !p.serving:
+			out++
+		}
+	}
+	if open > 0 {
+		text = fmt.Sprintf("Fail-open in %d of %d pools: %s", open, len(pools), text)
+	}
+	if out > 0 {
+		text = fmt.Sprintf("No upstream serves in %d of %d pools. %s", out, len(pools), text)
 	}
 	return text
 }

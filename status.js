@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 "use strict";
 // The page is there without this: it only follows what changes, and narrows down
 // what is shown. All text goes in as text.
@@ -9,6 +10,12 @@
     const node = document.createElement(name);
     if (className) node.className = className;
     if (text !== undefined) node.textContent = text;
+    return node;
+  };
+  // isolate keeps the direction in which text is read inside of it.
+  const isolate = (name, className, text) => {
+    const node = make(name, className);
+    node.append(make("bdi", "", text));
     return node;
   };
   const draw = (name, attributes) => {
@@ -25,6 +32,28 @@
   };
 
   const titleOf = (e) => (e.gone ? "Set at run time, but in no pool" : e.pool);
+
+  // servicesOf and alarmOf say how well each pool serves, as service.go does.
+  const servicesOf = (entries) => {
+    const pools = new Map();
+    for (const e of entries) {
+      if (e.gone || e.idle) continue;
+      const p = pools.get(e.pool) || { serving: false, gets: false, failOpen: false };
+      p.serving ||= e.serving;
+      p.gets ||= e.effective_weight > 0;
+      p.failOpen ||= Boolean(e.fail_open);
+      pools.set(e.pool, p);
+    }
+    return pools;
+  };
+
+  const alarmOf = (p) => {
+    if (!p) return "";
+    if (p.failOpen) return "Fail-open: too few upstreams serve, so requests go to upstreams whatever their health.";
+    if (p.serving) return "";
+    if (p.gets) return "No upstream serves: requests go to upstreams that drain, or have no verdict yet.";
+    return "No upstream serves, and none gets requests: they are answered 503.";
+  };
 
   const chartOf = (c) => {
     const failed = c.recent_ms.filter((ms) => ms < 0).length;
@@ -50,20 +79,24 @@
   const rowOf = (e, share) => {
     const state = stateOf(e);
     const row = make("li", `upstream ${state}${e.serving ? " serving" : ""}`);
-    row.append(make("h3", "", e.upstream));
+    row.append(isolate("h3", "", e.upstream));
     const facts = make("p", "facts");
     facts.append(make("b", "state", state));
     const said = [e.mode, `share ${share} %`, `weight ${e.weight}`];
     if (e.backup) said.push("backup");
     said.push(`${e.requests} in flight`, `since ${e.since ? time(e.since) : "—"}`);
     for (const text of said) facts.append(" ", make("span", "", text));
-    row.append(facts, make("p", "why", e.why));
+    row.append(facts, isolate("p", "why", e.why));
     for (const c of e.checks) {
       const check = make("div", "check");
       const head = make("p");
-      head.append(make("b", "", c.check), ` ${c.status}`);
+      head.append(isolate("b", "", c.check), ` ${c.status}`);
       check.append(head, chartOf(c));
-      if (c.last_failed) check.append(make("p", "reason", `last failure: ${c.last_failed.reason} (${time(c.last_failed.at)})`));
+      if (c.last_failed) {
+        const reason = make("p", "reason");
+        reason.append("last failure: ", make("bdi", "", c.last_failed.reason), ` (${time(c.last_failed.at)})`);
+        check.append(reason);
+      }
       row.append(check);
     }
     return row;
@@ -97,7 +130,7 @@
     const there = entries.filter((e) => !e.gone);
     const totals = new Map(); // by title, which can be any text
     for (const e of entries) totals.set(titleOf(e), (totals.get(titleOf(e)) || 0) + e.effective_weight);
-    const open = new Set(there.filter((e) => e.fail_open).map((e) => e.pool));
+    const services = servicesOf(entries);
     const seen = new Set();
     // keep puts what has a key behind another node, and makes it if it is not there.
     const keep = (key, from, build, parent, before) => {
@@ -117,10 +150,11 @@
     let after = null;
     for (const [title, total] of totals) {
       after = keep(`pool ${title}`, "", () => make("section"), pools, after);
-      let part = keep(`title ${title}`, "", () => make("h2", "", title), after, null);
-      if (open.has(title)) {
-        part = keep(`alarm ${title}`, "", () => {
-          const alarm = make("p", "alarm", "Fail-open: too few upstreams serve, so requests go to upstreams whatever their health.");
+      let part = keep(`title ${title}`, "", () => isolate("h2", "", title), after, null);
+      const text = alarmOf(services.get(title));
+      if (text) {
+        part = keep(`alarm ${title}`, text, () => {
+          const alarm = make("p", "alarm", text);
           alarm.setAttribute("role", "alert");
           return alarm;
         }, after, part);
@@ -142,7 +176,11 @@
       shown.delete(key);
     }
     let summary = `${there.filter((e) => e.serving).length} of ${there.length} upstreams serve`;
-    if (open.size) summary = `Fail-open in ${open.size} of ${new Set(there.map((e) => e.pool)).size} pools: ${summary}`;
+    const all = [...services.values()];
+    const open = all.filter((p) => p.failOpen).length;
+    const out = all.filter((p) => !p.failOpen && !p.serving).length;
+    if (open) summary = `Fail-open in ${open} of ${all.length} pools: ${summary}`;
+    if (out) summary = `No upstream serves in ${out} of ${all.length} pools. ${summary}`;
     if (byId("summary").textContent !== summary) byId("summary").textContent = document.title = summary;
   };
 

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
@@ -69,7 +67,7 @@ func TestCaddyStatusPage(t *testing.T) {
 		return response, string(text)
 	}
 	response, page := get(http.MethodGet, "text/html")
-	for _, want := range []string{"<h2>shop</h2>", all[0].addr, all[1].addr, "1 of 2 upstreams serve", "share 100 %", "last failure: status 503, want 2xx", "results, 0 failed"} {
+	for _, want := range []string{"<h2><bdi>shop</bdi></h2>", all[0].addr, all[1].addr, "1 of 2 upstreams serve", "share 100 %", "last failure: <bdi>status 503, want 2xx</bdi>", "results, 0 failed"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)
 		}
@@ -100,15 +98,11 @@ func TestCaddyStatusPage(t *testing.T) {
 // Names and reasons can be anything; on the page they are text.
 func TestStatusPageEscapes(t *testing.T) {
 	const hostile = `</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>`
-	w := httptest.NewRecorder()
-	err := writeStatus(w, []entry{{
+	entries := []entry{{
 		Pool: "pool " + hostile, Upstream: "upstream " + hostile, Status: "down", Mode: modeReady, Why: "why " + hostile, FailOpen: true,
 		Checks: []checkEntry{{Check: "check " + hostile, Status: "down", LastFailed: &resultEntry{Reason: "reason " + hostile}, Recent: []float64{1, -2}}},
-	}}, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	page := w.Body.String()
+	}}
+	page := rendered(t, entries)
 	if strings.Contains(page, "<img") || strings.Contains(page, "<script>alert") {
 		t.Errorf("it is not escaped:\n%s", page)
 	}
@@ -127,8 +121,18 @@ func TestStatusPageEscapes(t *testing.T) {
 	if !strings.Contains(page, "<title>Fail-open in 1 of 1 pools: 0 of 1 upstreams serve</title>") {
 		t.Error("the title does not tell of fail-open")
 	}
-	w = httptest.NewRecorder()
-	if err := writeStatus(w, []entry{}, time.Now()); err != nil || !strings.Contains(w.Body.String(), "No reverse_proxy uses lb_policy alive.") {
-		t.Errorf("without any: %v", err)
+	if page := rendered(t, []entry{}); !strings.Contains(page, "No reverse_proxy uses lb_policy alive.") {
+		t.Errorf("without any: %s", page)
 	}
+}
+
+// rendered returns the page that shows entries.
+func rendered(t *testing.T, entries []entry) string {
+	t.Helper()
+	l := &listing{entries: entries}
+	page, err := l.htmlPage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(page)
 }

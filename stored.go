@@ -20,7 +20,7 @@ import (
 )
 
 const (
-	// storageTimeout bounds how long anybody waits for the storage.
+	// storageTimeout bounds how long a change or a start waits for the storage.
 	storageTimeout = 2 * time.Second
 	// exchangeTimeout bounds how long it may take in the background.
 	exchangeTimeout = time.Minute
@@ -33,13 +33,24 @@ const (
 	// listTries is how often a list is asked for while it changes.
 	listTries = 20
 	// keepIdle is how long a setting that changes nothing any more is kept, so that
-	// everybody in the fleet learns that it does not.
+	// the whole fleet learns that it does not.
 	keepIdle = 24 * time.Hour
+	// maxAhead is how far ahead of this clock a stored time may be. One that is further
+	// ahead would win over every change that is still to come.
+	maxAhead = 24 * time.Hour
+	// restFactor and restPerKey bound what it costs to follow others: after each look a
+	// pause follows that is so many times as long as the look took, but no longer than
+	// this for each stored setting, so that a slow storage is not followed more slowly.
+	restFactor = 10
+	restPerKey = time.Millisecond
+	// aheadInterval is how often settings are looked at again that were too far ahead,
+	// in case that this clock was wrong.
+	aheadInterval = time.Minute
 )
 
 // keeper keeps the operations of an app in Caddy's storage, one key an address, and
 // follows what others of its fleet do there. A storage may be slow, gone or full of
-// garbage: nobody waits for it longer than storageTimeout.
+// garbage: no change and no start waits for it longer than storageTimeout.
 type keeper struct {
 	*operations
 	storage certmagic.Storage
@@ -47,19 +58,23 @@ type keeper struct {
 	every   time.Duration // between two looks at what others did, 0 if there are none
 	logger  *zap.Logger
 
-	busy chan struct{} // has an element while the storage is used
+	busy   chan struct{} // has an element while the storage is used
+	wake   chan struct{} // has an element when there is something to store
+	loaded chan struct{} // closed when all that the storage held at the start is known
 
 	mu      sync.Mutex // guards what follows
 	listed  bool       // the storage has told what is in it
-	loaded  bool       // and all of that is known
 	failing bool       // the last use of the storage failed, and that was logged
 	strange map[string]bool
+	ahead   bool      // the last look found times that are too far ahead
+	next    time.Time // when to look again, at the earliest
 }
 
 func newKeeper(o *operations, storage certmagic.Storage, prefix string, every time.Duration, logger *zap.Logger) *keeper {
 	return &keeper{
 		operations: o, storage: storage, prefix: prefix, every: every, logger: logger,
-		busy: make(chan struct{}, 1), strange: make(map[string]bool),
+		busy: make(chan struct{}, 1), wake: make(chan struct{}, 1), loaded: make(chan struct{}),
+		strange: make(map[string]bool),
 	}
 }
 
@@ -72,9 +87,20 @@ func (k *keeper) key(address string) string {
 
 // isLoaded reports whether what the storage held at the start is known.
 func (k *keeper) isLoaded() bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.loaded
+	select {
+	case <-k.loaded:
+		return true
+	default:
+		return false
+	}
+}
+
+// nudge has what is yet to be stored be stored soon.
+func (k *keeper) nudge() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
 }
 
 // run follows others, and stores what could not be stored, until the context ends.
@@ -90,11 +116,32 @@ func (k *keeper) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			if follow := k.every > 0 || !k.isLoaded(); follow || len(k.toStore()) > 0 {
-				k.sync(ctx, follow)
-			}
+		case <-k.wake:
+		}
+		if follow := k.isDue(time.Now()); follow || len(k.toStore()) > 0 {
+			k.sync(ctx, follow)
 		}
 	}
+}
+
+// isDue reports whether to look at the storage again: for what others do, or for what
+// could not be read at the start.
+func (k *keeper) isDue(now time.Time) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return (k.every > 0 || !k.isLoaded() || k.ahead) && !now.Before(k.next)
+}
+
+// looked notes that a look at so many keys has ended, and how long to rest now.
+func (k *keeper) looked(keys int, began time.Time) {
+	now := time.Now()
+	rest := min(restFactor*now.Sub(began), time.Duration(keys)*restPerKey)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ahead && k.every == 0 && k.isLoaded() {
+		rest = max(rest, aheadInterval)
+	}
+	k.next = now.Add(rest)
 }
 
 // sync stores what is yet to be stored, and reads what others changed, if it is to
@@ -179,15 +226,18 @@ func (k *keeper) exchange(ctx context.Context, follow bool) error {
 
 // load reads all that is stored.
 func (k *keeper) load(ctx context.Context) error {
+	began := time.Now()
 	keys, err := k.list(ctx)
 	if err != nil {
 		return err
 	}
+	defer func() { k.looked(len(keys), began) }()
 	k.mu.Lock()
-	k.listed = true
+	k.listed, k.ahead = true, false
 	k.mu.Unlock()
 	var mu sync.Mutex // guards what follows
 	listed := make(map[string]bool)
+	var batch []*setting // read, and not yet taken over
 	var errs []error
 
 	var reading sync.WaitGroup
@@ -195,12 +245,22 @@ func (k *keeper) load(ctx context.Context) error {
 	for range min(readers, len(keys)) {
 		reading.Go(func() {
 			for key := range next {
-				address, err := k.follow(ctx, key)
+				s, err := k.follow(ctx, key)
+				var due []*setting
 				mu.Lock()
-				if listed[address] = true; err != nil {
+				if err != nil {
 					errs = append(errs, err)
 				}
+				if s != nil {
+					listed[s.Address] = true
+					batch = append(batch, s)
+				}
+				// the first ones at once; many together, for each batch copies all
+				if len(batch) > len(k.settings())/batchShare {
+					due, batch = batch, nil
+				}
 				mu.Unlock()
+				k.takeOver(due)
 			}
 		})
 	}
@@ -211,29 +271,38 @@ func (k *keeper) load(ctx context.Context) error {
 	}
 	close(next)
 	reading.Wait()
-	if len(errs) == 0 {
-		k.mu.Lock()
-		k.loaded = true
-		k.mu.Unlock()
+	k.takeOver(batch)
+	if len(errs) == 0 && !k.isLoaded() { // there is one look at a time
+		close(k.loaded)
 	}
 	k.storeAllBut(listed)
 	return errors.Join(errs...)
 }
 
-// follow takes over what is stored at a key, and returns whose setting it is: nobody's
-// if it makes no sense or changes nothing any more.
-func (k *keeper) follow(ctx context.Context, key string) (address string, err error) {
+// batchShare is how large a part of all settings is taken over at a time at most.
+const batchShare = 16
+
+// follow returns what is stored at a key: nil if it makes no sense or changes nothing any
+// more.
+func (k *keeper) follow(ctx context.Context, key string) (*setting, error) {
 	s, err := k.read(ctx, key)
 	if err != nil || s == nil {
-		return "", err
+		return nil, err
 	}
 	if k.outlived(s) {
-		return "", k.storage.Delete(ctx, key)
+		return nil, k.storage.Delete(ctx, key)
 	}
-	if k.learn(s) {
-		k.logger.Info("as it was set before, or at another instance of the fleet", s.fields()...)
+	return s, nil
+}
+
+// takeOver learns stored settings. Before all are known, the config that begins logs
+// which of them apply to it.
+func (k *keeper) takeOver(stored []*setting) {
+	for _, s := range k.learn(stored...) {
+		if k.isLoaded() {
+			k.logger.Info("set at another instance of the fleet, or at this one before the storage failed", s.fields()...)
+		}
 	}
-	return s.Address, nil
 }
 
 // list returns the keys of all that is stored.
@@ -257,17 +326,31 @@ func (k *keeper) outlived(s *setting) bool {
 	return s.idle() && (k.every == 0 || time.Since(s.newest()) > keepIdle)
 }
 
+// errTooLong is what is wrong with a stored setting that is too long to be one.
+var errTooLong = fmt.Errorf("it is longer than %d bytes", maxStored)
+
+// errAhead is what is wrong with a setting from the future.
+var errAhead = errors.New("its time is more than a day ahead of the clock of this machine")
+
 // read returns a stored setting, nil if there is none that makes sense.
 func (k *keeper) read(ctx context.Context, key string) (*setting, error) {
-	text, err := k.storage.Load(ctx, key)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxStored {
-		err = fmt.Errorf("it is longer than %d bytes", maxStored)
+	var text []byte
+	// What is too long should not even be read. Stat is not to be relied on: some
+	// storages cannot do it, and some say that what is there is not.
+	info, err := k.storage.Stat(ctx, key)
+	if err == nil && info.Size > maxStored {
+		err = errTooLong
+	} else {
+		text, err = k.storage.Load(ctx, key)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(text) > maxStored {
+			err = errTooLong
+		}
 	}
 	var s *setting
 	if err == nil {
@@ -276,13 +359,17 @@ func (k *keeper) read(ctx context.Context, key string) (*setting, error) {
 	if err == nil && k.key(s.Address) != key {
 		err = fmt.Errorf("it is that of another address, %q", s.Address)
 	}
+	if err == nil && s.latest().After(time.Now().Add(maxAhead)) {
+		err = errAhead
+	}
 	if err != nil {
 		k.mu.Lock()
 		told := k.strange[key]
 		k.strange[key] = true
+		k.ahead = k.ahead || errors.Is(err, errAhead)
 		k.mu.Unlock()
 		if !told {
-			k.logger.Warn("ignoring what is stored as a mode, for it is none", zap.String("key", key), zap.Error(err))
+			k.logger.Warn("ignoring a stored mode or weight that is not valid: the next change of it replaces it", zap.String("key", key), zap.Error(err))
 		}
 		return nil, nil
 	}

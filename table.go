@@ -98,20 +98,22 @@ func (s screen) writeTable(to *bytes.Buffer, entries []entry, now time.Time) {
 		return
 	}
 	t := newTable(s, entries, now)
+	alarm := alarms(entries)
 	above := ""
 	for i, e := range entries {
 		if title := e.title(); i == 0 || title != above {
 			if above = title; i > 0 {
 				to.WriteByte('\n')
 			}
+			shown := title
 			if !e.Gone {
-				title = "pool " + title
+				shown = "pool " + title
 			}
-			for _, line := range wrap(printable(title), s.columns) {
+			for _, line := range wrap(printable(shown), s.columns) {
 				to.WriteString(line + "\n")
 			}
-			if failsOpen(entries[i:], e.Pool) {
-				s.alarm(to, "FAIL-OPEN: too few upstreams serve, so requests go to upstreams whatever their health")
+			if text := alarm[title]; text != "" && !e.Gone {
+				s.alarm(to, text)
 			}
 			if t.inRows {
 				t.writeRow(to, tableHeader, "")
@@ -192,15 +194,6 @@ func (t *table) writeBelow(to *bytes.Buffer, texts ...string) {
 			to.WriteString(strings.TrimRight(indent+line, " ") + "\n")
 		}
 	}
-}
-
-func failsOpen(entries []entry, pool string) bool {
-	for _, e := range entries {
-		if e.Pool == pool && e.FailOpen {
-			return true
-		}
-	}
-	return false
 }
 
 func statusColour(e entry) string {

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -17,6 +18,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/fastcgi"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
 // dialer connects to an address.
@@ -153,6 +156,30 @@ type dialTimeoutError struct{ error }
 
 // Timeout reports that it is one.
 func (dialTimeoutError) Timeout() bool { return true }
+
+// Unwrap returns the error of the dial.
+func (e dialTimeoutError) Unwrap() error { return e.error }
+
+// shortageError is an error by which a dial failed for want of something that this
+// process lacks.
+type shortageError struct {
+	error
+	shortage error
+}
+
+// Unwrap returns both.
+func (e shortageError) Unwrap() []error { return []error{e.error, e.shortage} }
+
+// withShortage adds what this process lacks to the error of a probe. Caddy's own type of
+// error for a dial has only the text of it.
+func withShortage(err error) error {
+	if dial, ok := errors.AsType[reverseproxy.DialError](err); ok {
+		if shortage := health.ShortageIn(dial.Error()); shortage != nil {
+			return shortageError{err, shortage}
+		}
+	}
+	return err
+}
 
 // canonicalRoots returns the one pool that stands for all that are equal to
 // roots among the targets there are. Pools can be compared but not put into

@@ -21,11 +21,9 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -213,15 +211,23 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// A server name may have placeholders: those of the upstream are known, those
-// of a request make the upstream one that cannot be checked.
+// A server name may have placeholders: those of the upstream and of the environment
+// are known, those of a request and of a file, which can change, make the upstream one
+// that cannot be checked.
 func TestServerNameWithPlaceholders(t *testing.T) {
+	t.Setenv("ALIVE_TEST_NAME", "app.internal")
+	file := filepath.Join(t.TempDir(), "name")
+	if err := os.WriteFile(file, []byte("app.internal"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
 	defer cancel()
 	for name, perRequest := range map[string]bool{
 		"app.internal":                       false,
 		"{http.reverse_proxy.upstream.host}": false,
+		"{env.ALIVE_TEST_NAME}":              false,
 		"{http.request.host}":                true,
+		"{file." + file + "}":                true,
 	} {
 		h := &reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{ServerName: name}}
 		if err := h.Provision(ctx); err != nil {
@@ -327,31 +333,14 @@ func TestSharedTransportsGetACopy(t *testing.T) {
 	probes.Wait()
 }
 
-// That this process is late is said once a minute, whichever of many probes finds
-// out.
-func TestLatenessIsSaidOnceAMinute(t *testing.T) {
-	before := latenessWarned.Swap(0)
-	defer latenessWarned.Store(before)
-	synctest.Test(t, func(t *testing.T) {
-		core, logs := observer.New(zap.WarnLevel)
-		for range 3 {
-			for range 5 {
-				warnOfLateness(zap.New(core), time.Second)
-			}
-			if got := logs.TakeAll(); len(got) != 1 {
-				t.Errorf("got %d lines, want 1", len(got))
-			}
-			time.Sleep(time.Minute)
-		}
-	})
-}
-
-// Where requests do not keep connections, probes do not, either.
-func TestProbesKeepNoMoreThanRequests(t *testing.T) {
+// Probes keep their connection where their check says so, and only there, whether or not
+// requests keep theirs.
+func TestRoute_KeepsWhatTheCheckSays(t *testing.T) {
 	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
 	defer cancel()
-	for _, keep := range []bool{true, false} {
-		h := &reverseproxy.HTTPTransport{KeepAlive: &reverseproxy.KeepAlive{Enabled: &keep}}
+	for i := range 4 {
+		requests, keep := i&1 != 0, i&2 != 0
+		h := &reverseproxy.HTTPTransport{KeepAlive: &reverseproxy.KeepAlive{Enabled: &requests}}
 		if err := h.Provision(ctx); err != nil {
 			t.Fatal(err)
 		}
@@ -359,7 +348,7 @@ func TestProbesKeepNoMoreThanRequests(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		to, err := routeTo(way, "app:80", new(HealthCheck))
+		to, err := routeTo(way, "app:80", &HealthCheck{KeepConnection: keep})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,16 +3,15 @@
 package alive
 
 import (
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
-	"unicode/utf8"
 
 	"go.uber.org/zap"
 
@@ -21,113 +20,119 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
-// maxWeight is the largest weight of an upstream.
-const maxWeight = 256
-
 // gather makes the members of the proxy's own list, and their watches.
 func (s *Selection) gather() error {
 	s.byDial = make(map[string]*member)
 	for _, u := range s.upstreams {
 		// one that is listed twice counts twice, but is probed once
 		if s.byDial[u.Dial] == nil {
+			address := shownAddress(u.Dial)
+			if err := checkSpaces(address); err != nil {
+				return fmt.Errorf("upstream %s: %v", u.Dial, err)
+			}
 			watches, err := s.watch(u.Dial, 0, false)
 			if err != nil {
 				return fmt.Errorf("upstream %s: %v", u.Dial, err)
 			}
-			s.byDial[u.Dial] = &member{address: shownAddress(u.Dial), watches: watches, weight: 1}
+			s.byDial[u.Dial] = &member{address: address, watches: watches, weight: 1}
 		}
 		s.members = append(s.members, s.byDial[u.Dial])
 	}
+	if err := s.gatherWeights(); err != nil {
+		return fmt.Errorf("weights: %v", err)
+	}
+	if err := s.gatherBackups(); err != nil {
+		return fmt.Errorf("backups: %v", err)
+	}
+	return nil
+}
 
+// gatherWeights gives members the weights that are configured.
+func (s *Selection) gatherWeights() error {
 	weighed := make(map[*member]string)
 	for _, name := range slices.Sorted(maps.Keys(s.Weights)) {
 		members, err := s.named(name)
 		if err != nil {
-			return fmt.Errorf("weights: %v", err)
+			return err
 		}
-		weight := s.Weights[name]
-		if weight < 0 || weight > maxWeight {
-			return fmt.Errorf("weights: %s: a weight must be a whole number from 0 to %d; got %d", name, maxWeight, weight)
+		weight, err := s.Weights[name].resolve()
+		if err != nil {
+			return fmt.Errorf("%s: %v", name, err)
 		}
 		for _, m := range members {
 			if other, given := weighed[m]; given {
-				return fmt.Errorf("weights: %s and %s are the same upstream", other, name)
+				return fmt.Errorf("%s and %s are the same upstream", other, name)
 			}
 			m.weight, weighed[m] = weight, name
 		}
 	}
+	if len(s.members) > 0 && s.proxy.DynamicUpstreamsRaw == nil && !slices.ContainsFunc(s.members, func(m *member) bool { return m.weight > 0 }) {
+		return errors.New("every upstream has the weight 0, so none would ever get a request; leave out at least one, or give it another weight")
+	}
+	return nil
+}
+
+// gatherBackups makes those members backups that are configured as such.
+func (s *Selection) gatherBackups() error {
+	named := make(map[*member]string)
 	for _, name := range s.Backups {
 		members, err := s.named(name)
 		if err != nil {
-			return fmt.Errorf("backups: %v", err)
+			return err
 		}
 		for _, m := range members {
-			m.backup = true
+			if other, given := named[m]; given && other != name {
+				return fmt.Errorf("%s and %s are the same upstream", other, name)
+			}
+			m.backup, named[m] = true, name
 		}
 	}
 	if len(s.Backups) > 0 && s.proxy.DynamicUpstreamsRaw == nil && !slices.ContainsFunc(s.members, func(m *member) bool { return !m.backup }) {
-		return errors.New("backups: every upstream is a backup; leave out at least one, to be backed up")
+		return errors.New("every upstream is a backup; leave out at least one, to be backed up")
 	}
 	return nil
 }
 
-// shownAddress returns a dial address as operators see it and name it.
-func shownAddress(dial string) string { return caddy.NewReplacer().ReplaceKnown(dial, "") }
+// shownAddress returns a dial address as operators see it and name it: with the
+// placeholders replaced whose values cannot change while Caddy runs. Those of the
+// environment and of the system are such; a file can change, and so does the time.
+func shownAddress(dial string) string { return validText(constants().ReplaceKnown(dial, "")) }
 
-// provisionName checks the name of the pool, or finds one.
-func (s *Selection) provisionName() error {
-	if len(s.Name) > maxName || strings.ContainsFunc(s.Name, unicode.IsControl) || !utf8.ValidString(s.Name) {
-		return fmt.Errorf("name must be one line of %d bytes at most", maxName)
-	}
-	s.pool = s.Name
-	if s.pool == "" {
-		names := make([]string, 0, len(s.upstreams))
-		for i, u := range s.upstreams {
-			names = append(names, shownAddress(u.Dial))
-			if !utf8.ValidString(names[i]) {
-				return fmt.Errorf("the address of upstream %d is not valid UTF-8: %q", i, names[i])
-			}
+// constants returns a replacer that knows the placeholders whose values cannot
+// change while Caddy runs.
+func constants() *caddy.Replacer {
+	known, constant := caddy.NewReplacer(), caddy.NewEmptyReplacer()
+	constant.Map(func(key string) (any, bool) {
+		if strings.HasPrefix(key, "env.") || strings.HasPrefix(key, "system.") {
+			return known.Get(key)
 		}
-		if source := s.proxy.DynamicUpstreamsRaw; source != nil {
-			names = append(names, sourceName(source))
-		}
-		s.pool = bounded(strings.Join(names, " "))
+		return nil, false
+	})
+	return constant
+}
+
+// checkSpaces rejects an address with spaces, which no connection can be made to,
+// unless they are part of the path of a unix socket.
+func checkSpaces(address string) error {
+	network, _, _, err := caddy.SplitNetworkAddress(address)
+	if err == nil && caddy.IsUnixNetwork(network) {
+		return nil
 	}
-	s.rules.operations, s.rules.pool = s.app.operations, s.pool
+	outside := placeholder.ReplaceAllString(address, "")
+	if strings.ContainsFunc(outside, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+		return errors.New("an address has no spaces in it")
+	}
 	return nil
 }
 
-// bounded shortens what is too long for a name, so that what differs still does.
-func bounded(name string) string {
-	if len(name) <= maxName {
-		return name
-	}
-	sum := sha256.Sum256([]byte(name))
-	end := fmt.Sprintf("… #%x", sum[:4])
-	return strings.ToValidUTF8(name[:maxName-len(end)], "") + end
-}
-
-// maxName bounds the name of a pool, in bytes.
-const maxName = 200
-
-// sourceName names a dynamic source by its kind and what it asks for.
-func sourceName(source json.RawMessage) string {
-	var options map[string]any
-	_ = json.Unmarshal(source, &options) // what is no JSON never loads
-	name := []string{"dynamic"}
-	for _, key := range []string{"source", "service", "proto", "name", "port"} {
-		if text, ok := options[key].(string); ok && text != "" {
-			name = append(name, shownAddress(text))
-		}
-	}
-	return strings.Join(name, " ")
-}
+// placeholder is what can stand for a part of an address.
+var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
 
 // watch sets up the watches of the upstream at a dial address, none if what it
 // is depends on the request. If probes run, the first one follows after the
 // delay, and withAll is what [health.Target.Begin] says.
 func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*watch, error) {
-	address := caddy.NewReplacer().ReplaceKnown(dial, "")
+	address := constants().ReplaceKnown(dial, "")
 	if address == "" {
 		return nil, errors.New("its placeholders are empty")
 	}
@@ -136,7 +141,7 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*wa
 		if provisioned && s.warned.Swap(true) {
 			return // so would be thousands more
 		}
-		s.logger.Warn("upstream cannot be checked: its address or TLS server name depends on the request; it counts as alive",
+		s.logger.Warn("upstream cannot be checked: its address or TLS server name depends on the request or can change at any time; it counts as alive",
 			append(fields, zap.String("upstream", dial))...)
 	}
 	if strings.Contains(address, "{") {
@@ -172,6 +177,7 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*wa
 	s.watches = append(s.watches, watches...)
 	if provisioned { // else all are followed when the pool is complete
 		for _, w := range watches {
+			w.past = func() bool { return s.dynamic.isPast(dial) }
 			w.follow(s.refresh)
 		}
 	}
@@ -186,13 +192,17 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*wa
 	return watches, nil
 }
 
-// unwatch ends watches. It may wait for probes to be cut off.
+// unwatch ends watches. It may wait for probes to be cut off, for all of them at once.
 func (s *Selection) unwatch(watches []*watch) {
 	s.watchesMu.Lock()
 	s.watches = slices.DeleteFunc(s.watches, func(w *watch) bool { return slices.Contains(watches, w) })
 	s.watchesMu.Unlock()
+	var ending sync.WaitGroup
 	for _, w := range watches {
-		w.release()
+		ending.Go(w.release)
+	}
+	ending.Wait()
+	for _, w := range watches {
 		if err := w.forget(); err != nil {
 			s.logger.Error("forgetting an upstream", zap.Error(err))
 		}
@@ -211,12 +221,12 @@ func (s *Selection) resumeDynamic() error {
 		}
 	}
 	list, _, err := watchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
-		return &watchList{set: make(map[string]int)}, nil
+		return newWatchList(), nil
 	})
 	if err != nil {
 		return err
 	}
-	s.dynamic = newDynamic(s, key, list.(*watchList))
+	s.dynamic.key, s.dynamic.list = key, list.(*watchList)
 	s.dynamic.resume()
 	return nil
 }
@@ -242,22 +252,55 @@ func (s *Selection) validateDynamic() error {
 }
 
 // named returns the members that an option means by a name: what stands in the
-// proxy's list, or another way to write it.
+// proxy's list, another way to write it, or what its placeholders stand for.
 func (s *Selection) named(name string) ([]*member, error) {
-	dials, err := dialAddresses(name)
+	if len(s.upstreams) == 0 {
+		return nil, fmt.Errorf("%s: only upstreams in the proxy's own list can be named, and it has none", name)
+	}
+	members, err := s.membersAt(name)
+	if resolved := shownAddress(name); len(members) == 0 && err == nil && resolved != name {
+		if resolved == "" {
+			return nil, fmt.Errorf("%s: its placeholders are empty", name)
+		}
+		members, err = s.membersAt(resolved)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %v", name, err)
 	}
-	members := make([]*member, 0, len(dials))
+	if len(members) == 0 {
+		known := make([]string, 0, len(s.upstreams))
+		for _, u := range s.upstreams {
+			known = append(known, u.Dial)
+		}
+		return nil, fmt.Errorf("%s is not one of the upstreams, which are %s%s", name, strings.Join(s.names(), ", "), didYouMean(name, known))
+	}
+	return members, nil
+}
+
+// membersAt returns the members that a name means: all of a range of ports, or
+// none.
+func (s *Selection) membersAt(name string) ([]*member, error) {
+	dials, err := dialAddresses(name)
+	if err != nil {
+		return nil, err
+	}
+	var members []*member
 	for _, dial := range dials {
-		m := s.byDial[dial]
-		if m == nil && len(s.upstreams) == 0 {
-			return nil, fmt.Errorf("%s: only upstreams in the proxy's own list can be named, and it has none", name)
+		at := s.byDial[dial]
+		if at != nil {
+			members = append(members, at)
+			continue
 		}
-		if m == nil {
-			return nil, fmt.Errorf("%s is not one of the upstreams, which are %s", name, strings.Join(s.names(), ", "))
+		found := false
+		for _, written := range slices.Sorted(maps.Keys(s.byDial)) {
+			// an address without a port is not the one with Caddy's default
+			if m := s.byDial[written]; m.address == dial || m.address == name {
+				members, found = append(members, m), true
+			}
 		}
-		members = append(members, m)
+		if !found {
+			return nil, nil
+		}
 	}
 	return members, nil
 }
@@ -273,6 +316,9 @@ func dialAddresses(name string) ([]string, error) {
 	}
 	dials := make([]string, 0, len(h.Upstreams))
 	for _, u := range h.Upstreams {
+		if err := checkSpaces(u.Dial); err != nil {
+			return nil, err
+		}
 		dials = append(dials, u.Dial)
 	}
 	return dials, nil

@@ -27,6 +27,7 @@ const (
 	maxTargets = 8000
 
 	coreChecks = "Caddy's own checks"
+	keeping    = thisBuild + ", keep_connection"
 )
 
 // backend answers the probes of all targets, which are addresses of the loopback
@@ -124,8 +125,10 @@ http://127.0.0.1:0 {
 `, strings.Join(to.upstreams, " "), policy)
 		}
 	}
+	const check = "lb_policy alive {\n\t\t\tcheck http / {\n\t\t\t\tinterval 1s\n\t\t\t\ttimeout 2s\n%s\t\t\t}\n\t\t}"
 	all := []peer{
-		{name: thisBuild, path: b.caddy, args: caddyArgs, config: caddyProbes("lb_policy alive {\n\t\t\tcheck http / {\n\t\t\t\tinterval 1s\n\t\t\t\ttimeout 2s\n\t\t\t}\n\t\t}")},
+		{name: thisBuild, path: b.caddy, args: caddyArgs, config: caddyProbes(fmt.Sprintf(check, ""))},
+		{name: keeping, path: b.caddy, args: caddyArgs, config: caddyProbes(fmt.Sprintf(check, "\t\t\t\tkeep_connection\n"))},
 		{name: coreChecks, path: b.stock, args: caddyArgs, config: caddyProbes("lb_policy round_robin\n\t\thealth_uri /\n\t\thealth_interval 1s\n\t\thealth_timeout 2s")},
 	}
 	if haproxy, err := exec.LookPath("haproxy"); err == nil {
@@ -175,10 +178,10 @@ func (b *bench) probes(ctx context.Context) error {
 	defer to.server.Close()
 	all := b.checkers()
 	const memory = "memory a target (KiB)"
-	t := b.table("Probes", fmt.Sprintf("One HTTP probe of each target a second; medians of %s, %s each. HAProxy opens a connection for each probe, the others keep theirs.", rounds(b.rounds), b.duration),
+	t := b.table("Probes", fmt.Sprintf("One HTTP probe of each target a second; medians of %s, %s each. HAProxy and caddy-alive open a connection for each probe; caddy-alive with keep_connection and Caddy keep theirs.", rounds(b.rounds), b.duration),
 		label("targets"), label("checker"), typical("CPU a probe (µs)"), typical(memory), typical("worst lateness (ms)"), typical("densest 50 ms (%)"), typical("probes a target and second"))
 	for _, targets := range b.targets {
-		var ratios []float64
+		var ratios, kept []float64
 		for round := range b.rounds {
 			used := make(map[string]float64)
 			for _, i := range turns(len(all), round) {
@@ -190,9 +193,11 @@ func (b *bench) probes(ctx context.Context) error {
 				t.sample(round, targets, all[i].name, s.cpu, s.memory/1024, milliseconds(s.late), 100*s.dense, s.probes)
 			}
 			ratios = append(ratios, used[thisBuild]/used[coreChecks])
+			kept = append(kept, used[keeping]/used[coreChecks])
 		}
 		if targets == 1000 {
-			b.ratio("CPU of a probe at 1,000 targets, beside Caddy's own checker", ratios, 0.5)
+			b.ratio("CPU of a probe at 1,000 targets, beside Caddy's own checker, which keeps its connections", ratios, 1.3)
+			b.ratio("the same with keep_connection", kept, 0.75)
 			b.budget("memory of a target at 1,000 targets, in KiB", t.value(memory, targets, thisBuild), 25)
 		}
 	}

@@ -154,18 +154,18 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 		cel    = "expression must be CEL over status, headers, body, json and duration: line "
 		drain  = "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
 		exp    = "expect_header takes a name and a regular expression, like expect_header Content-Type ^application/json"
-		known  = ": besides the options of every check, an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, tls_insecure_skip_verify and fresh_connection"
+		known  = ": " + everyCheck + "an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name and tls_insecure_skip_verify"
 	)
 	for _, test := range []struct{ input, want string }{
 		{"http", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},
 		{"http {\n\tmethod GET\n}", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},
 		{`http ""`, uri + "; got '', at Testfile:1"},
 		{"http healthz", uri + "; got 'healthz', at Testfile:1"},
-		{"http http://app1/healthz", uri + "; got 'http://app1/healthz', at Testfile:1"},
+		{"http http://app1/healthz", uri + "; give only the path, like /healthz: it is the upstream that is asked; got 'http://app1/healthz', at Testfile:1"},
 		{"http *", uri + "; got '*', at Testfile:1"},
 		{"http //app1/healthz", uri + "; got '//app1/healthz', at Testfile:1"},
 		{"http \"/a b\"", uri + "; got '/a b', at Testfile:1"},
-		{"http app1/{env.PROBE_UNSET}", uri + "; got 'app1/', at Testfile:1"},
+		{"http app1/{env.PROBE_UNSET}", uri + "; got 'app1/{env.PROBE_UNSET}', at Testfile:1"},
 		{"http /%zz", uri + `: parse "/%zz": invalid URL escape "%zz", at Testfile:1`},
 		{"http /healthz /ready", "an http check takes one URI; got '/ready' too, at Testfile:1"},
 
@@ -261,7 +261,7 @@ func TestHTTPCaddyfileErrors(t *testing.T) {
 
 		{"http /x {\n\tauthority a\n}", "unrecognized option 'authority'" + known + ", at Testfile:2"},
 		{"http /x {\n\tbody ok\n}", "unrecognized option 'body'" + known + ", at Testfile:2"},
-		{"http /x {\n\tMETHOD GET\n}", "unrecognized option 'METHOD'" + known + ", at Testfile:2"},
+		{"http /x {\n\tMETHOD GET\n}", "unrecognized option 'METHOD'" + known + "; did you mean 'method'?, at Testfile:2"},
 		{"http /x {\n\n\n\tmethod GET {\n\t}\n}", "unrecognized option '{'" + known + ", at Testfile:4"},
 	} {
 		err := new(HTTP).UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input))

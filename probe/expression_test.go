@@ -14,7 +14,7 @@ import (
 // compileCEL compiles an expression that is meant to be valid.
 func compileCEL(tb testing.TB, source string) *expression {
 	tb.Helper()
-	e, err := compileExpression(source)
+	e, err := compileExpression(source, source)
 	if err != nil {
 		tb.Fatalf("%s: %v", source, err)
 	}
@@ -97,13 +97,13 @@ func TestExpression(t *testing.T) {
 		{"1 % (status - 200) == 1", "", "expression: modulus by zero"},
 		{"9223372036854775807 + status > 0", "", "expression: integer overflow"},
 
-		{"json.ok", "", "expression: the first 0 bytes of the body are not JSON: unexpected end of JSON input"},
-		{"json.ok", app[:16], "expression: the first 16 bytes of the body are not JSON: unexpected end of JSON input"},
-		{"json.ok", "<p>", "expression: the first 3 bytes of the body are not JSON: invalid character '<' looking for beginning of value"},
-		{"json.ok", "{} {}", "expression: the first 5 bytes of the body are not JSON: invalid character '{' after top-level value"},
-		{"json.ok", "{'ok':true}", "expression: the first 11 bytes of the body are not JSON: invalid character '\\'' looking for beginning of object key string"},
-		{"has(json.ok)", "<p>", "expression: the first 3 bytes of the body are not JSON: invalid character '<' looking for beginning of value"},
-		{"status == 200 && json.ok", "<p>", "expression: the first 3 bytes of the body are not JSON: invalid character '<' looking for beginning of value"},
+		{"json.ok", "", "expression: the body is not JSON: unexpected end of JSON input"},
+		{"json.ok", app[:16], "expression: the body is not JSON: unexpected end of JSON input"},
+		{"json.ok", "<p>", "expression: the body is not JSON: invalid character '<' looking for beginning of value"},
+		{"json.ok", "{} {}", "expression: the body is not JSON: invalid character '{' after top-level value"},
+		{"json.ok", "{'ok':true}", "expression: the body is not JSON: invalid character '\\'' looking for beginning of object key string"},
+		{"has(json.ok)", "<p>", "expression: the body is not JSON: invalid character '<' looking for beginning of value"},
+		{"status == 200 && json.ok", "<p>", "expression: the body is not JSON: invalid character '<' looking for beginning of value"},
 		// what need not be looked at decides nothing, on either side
 		{"status == 200 || json.ok", "<p>", ""},
 		{"json.ok || status == 200", "<p>", ""},
@@ -119,7 +119,7 @@ func TestExpression(t *testing.T) {
 		{"body.size() == 1", "\xff", ""},
 		{"json.a == '\uFFFD'", "{\"a\":\"\xff\"}", ""},
 		{"body.matches('^ready')", "ready\xff\xfe", ""},
-		{"json.ok", "\xff", "expression: the first 1 bytes of the body are not JSON: invalid character 'ÿ' looking for beginning of value"},
+		{"json.ok", "\xff", "expression: the body is not JSON: invalid character 'ÿ' looking for beginning of value"},
 		{"body == '\\u0000'", "\x00", ""},
 	} {
 		e := compileCEL(t, test.expression)
@@ -163,7 +163,7 @@ func TestExpressionErrors(t *testing.T) {
 
 		{"body.matches('(')", "expression: error parsing regexp: missing closing ): `(`; got 'body.matches('(')'"},
 	} {
-		_, err := compileExpression(test.expression)
+		_, err := compileExpression(test.expression, test.expression)
 		if got := text(err); got != test.want {
 			t.Errorf("%s:\n got %q\nwant %q", test.expression, got, test.want)
 		}

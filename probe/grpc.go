@@ -23,6 +23,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
 const (
@@ -50,7 +52,9 @@ type GRPC struct {
 
 	TLSOptions
 
-	message []byte // the request, with its prefix
+	authority string        // with its placeholders replaced
+	message   []byte        // the request, with its prefix
+	secrets   redact.Values // what must not be in a reason
 }
 
 // CaddyModule returns the Caddy module information.
@@ -86,7 +90,7 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if hasPlaceholder(g.Authority) {
 				return nil
 			}
-			return wrap(d, checkAuthority(g.Authority))
+			return wrap(d, checkAuthority(g.Authority, g.Authority))
 		case "scheme":
 			if !d.AllArgs(&g.Scheme) || g.Scheme == "" {
 				return d.Err("scheme takes http or https")
@@ -95,28 +99,32 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 		known, err := g.TLSOptions.unmarshalOption(d)
 		if !known {
-			return d.Errf("unrecognized option '%s': besides the options of every check, a grpc check has authority, scheme, tls_server_name and tls_insecure_skip_verify", option)
+			return UnrecognizedOption(d, "a grpc check", "authority", "scheme", "tls_server_name", "tls_insecure_skip_verify")
 		}
 		return err
 	})
 }
 
-func checkAuthority(name string) error {
+func checkAuthority(written, name string) error {
 	if !httpguts.ValidHostHeader(name) {
-		return fmt.Errorf("authority must be a host, with a port if need be; got '%s'", name)
+		return fmt.Errorf("authority must be a host, with a port if need be; got '%s'", written)
 	}
 	return nil
 }
 
 // Provision resolves placeholders and makes what every probe sends.
 func (g *GRPC) Provision(_ caddy.Context) (err error) {
-	if g.Service, err = resolve("service", g.Service); err != nil {
+	for _, option := range []string{g.Service, g.Authority, g.TLSServerName} {
+		g.secrets.Learn(option)
+	}
+	service, err := resolve("service", g.Service)
+	if err != nil {
 		return err
 	}
-	if g.Authority, err = resolve("authority", g.Authority); err != nil {
+	if g.authority, err = resolve("authority", g.Authority); err != nil {
 		return err
 	}
-	if err := checkAuthority(g.Authority); err != nil {
+	if err := checkAuthority(g.Authority, g.authority); err != nil {
 		return err
 	}
 	if err := checkScheme(g.Scheme); err != nil {
@@ -125,7 +133,7 @@ func (g *GRPC) Provision(_ caddy.Context) (err error) {
 	if err := g.TLSOptions.provision(); err != nil {
 		return err
 	}
-	message, err := proto.Marshal(&grpc_health_v1.HealthCheckRequest{Service: g.Service})
+	message, err := proto.Marshal(&grpc_health_v1.HealthCheckRequest{Service: service})
 	if err != nil {
 		return fmt.Errorf("service: %v", err)
 	}
@@ -153,10 +161,14 @@ func (g *GRPC) ValidateUpstream(up Upstream) error {
 // Probe calls the method Check. What it sends and takes is the gRPC protocol over
 // HTTP/2 for a call with one message each way.
 func (g *GRPC) Probe(ctx context.Context, up Upstream) error {
+	return g.secrets.Error(g.probe(ctx, up))
+}
+
+func (g *GRPC) probe(ctx context.Context, up Upstream) error {
 	req := (&http.Request{
 		Method: http.MethodPost,
 		URL:    &url.URL{Scheme: up.Scheme, Host: up.Host, Path: grpc_health_v1.Health_Check_FullMethodName},
-		Host:   g.Authority,
+		Host:   g.authority,
 		Header: http.Header{
 			"Content-Type":    {"application/grpc"},
 			"Te":              {"trailers"},
@@ -180,7 +192,7 @@ func (g *GRPC) Probe(ctx context.Context, up Upstream) error {
 		return fmt.Errorf("the upstream speaks %s, not HTTP/2", resp.Proto)
 	}
 	if kind := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(kind, "application/grpc") {
-		return fmt.Errorf("not an answer of a gRPC server: status %d, content type '%s'", resp.StatusCode, kind)
+		return fmt.Errorf("not an answer of a gRPC server: status %d, content type %s", resp.StatusCode, quote(&g.secrets, []byte(kind)))
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxGRPC+1))
 	if err != nil {
@@ -206,7 +218,7 @@ func (g *GRPC) checkStatus(status, message string) error {
 	}
 	number, err := strconv.ParseUint(status, 10, 32)
 	if err != nil {
-		return fmt.Errorf("the answer has no number as its gRPC status, but '%s'", status)
+		return fmt.Errorf("the answer has no number as its gRPC status, but %s", quote(&g.secrets, []byte(status)))
 	}
 	code := codes.Code(number)
 	if code == codes.OK {
@@ -223,7 +235,7 @@ func (g *GRPC) checkStatus(status, message string) error {
 		if decoded, err := url.PathUnescape(message); err == nil {
 			message = decoded
 		}
-		text += ": " + message
+		text += ": " + visible(g.secrets.Text(strings.TrimSpace(message)))
 	}
 	return errors.New(text)
 }
@@ -247,7 +259,13 @@ func (g *GRPC) checkMessage(body []byte) error {
 }
 
 // String returns the check as it is shown.
-func (g *GRPC) String() string { return strings.TrimSuffix("grpc "+g.Service, " ") }
+func (g *GRPC) String() string {
+	label := strings.TrimSuffix("grpc "+g.Service, " ")
+	if g.Authority != "" {
+		label += " authority " + g.Authority
+	}
+	return label + g.TLSOptions.label()
+}
 
 // Interface guards
 var (

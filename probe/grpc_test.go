@@ -124,7 +124,7 @@ func TestGRPCError(t *testing.T) {
 		err  error
 		want string
 	}{
-		{status.Error(codes.PermissionDenied, "nicht für „dich“: 100% sure\n"), "gRPC status PermissionDenied: nicht für „dich“: 100% sure\n"},
+		{status.Error(codes.PermissionDenied, "nicht für „dich“: 100% sure\n"), "gRPC status PermissionDenied: nicht für „dich“: 100% sure"},
 		{status.Error(codes.Unavailable, ""), "gRPC status Unavailable"},
 		{status.Error(codes.Code(99), "a%20b"), "gRPC status Code(99): a%20b"},
 		{errors.New("plain"), "gRPC status Unknown: plain"},
@@ -295,11 +295,11 @@ func TestGRPCAnswer(t *testing.T) {
 		"serving, and fields to be": {grpcAnswer("0", "", "\x00\x00\x00\x00\x04"+serving+"\x10\x05"), ""},
 		"a message with a success":  {grpcAnswer("0", "fine", message5+serving), ""},
 
-		"HTML":           {plainAnswer(200, "text/html"), "not an answer of a gRPC server: status 200, content type 'text/html'"},
-		"not found":      {plainAnswer(404, "text/html"), "not an answer of a gRPC server: status 404, content type 'text/html'"},
-		"no type":        {func(w http.ResponseWriter, _ *http.Request) { w.Header()["Content-Type"] = nil }, "not an answer of a gRPC server: status 200, content type ''"},
-		"gRPC, but 503":  {plainAnswer(503, "application/grpc"), "not an answer of a gRPC server: status 503, content type 'application/grpc'"},
-		"a redirect":     {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusFound) }, "not an answer of a gRPC server: status 302, content type ''"},
+		"HTML":           {plainAnswer(200, "text/html"), `not an answer of a gRPC server: status 200, content type "text/html"`},
+		"not found":      {plainAnswer(404, "text/html"), `not an answer of a gRPC server: status 404, content type "text/html"`},
+		"no type":        {func(w http.ResponseWriter, _ *http.Request) { w.Header()["Content-Type"] = nil }, `not an answer of a gRPC server: status 200, content type ""`},
+		"gRPC, but 503":  {plainAnswer(503, "application/grpc"), `not an answer of a gRPC server: status 503, content type "application/grpc"`},
+		"a redirect":     {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusFound) }, `not an answer of a gRPC server: status 302, content type ""`},
 		"an empty body":  {grpcAnswer("0", "", ""), "the answer is not one gRPC message"},
 		"a short prefix": {grpcAnswer("0", "", "\x00\x00\x00"), "the answer is not one gRPC message"},
 		"a prefix only":  {grpcAnswer("0", "", message5), "the answer is not one gRPC message"},
@@ -318,8 +318,8 @@ func TestGRPCAnswer(t *testing.T) {
 		"failed, and garbage": {grpcAnswer("14", "", "garbage"), "gRPC status Unavailable"},
 
 		"no gRPC status":       {grpcAnswer("", "", message5+serving), "the answer has no gRPC status"},
-		"a word for a status":  {grpcAnswer("OK", "", message5+serving), "the answer has no number as its gRPC status, but 'OK'"},
-		"a negative status":    {grpcAnswer("-1", "", message5+serving), "the answer has no number as its gRPC status, but '-1'"},
+		"a word for a status":  {grpcAnswer("OK", "", message5+serving), `the answer has no number as its gRPC status, but "OK"`},
+		"a negative status":    {grpcAnswer("-1", "", message5+serving), `the answer has no number as its gRPC status, but "-1"`},
 		"an unknown status":    {grpcAnswer("17", "", ""), "gRPC status Code(17)"},
 		"a broken escape":      {grpcAnswer("2", "100%", ""), "gRPC status Unknown: 100%"},
 		"an escaped message":   {grpcAnswer("2", "a%20b+c%C3%A4", ""), "gRPC status Unknown: a b+cä"},
@@ -640,10 +640,10 @@ func TestGRPCValidateUpstream(t *testing.T) {
 	}
 }
 
-// The check is shown with its service.
+// The check is shown with its service and the name that it asks for.
 func TestGRPCString(t *testing.T) {
 	t.Parallel()
-	for config, want := range map[string]string{`{}`: "grpc", `{"service":"pkg.Service","authority":"a"}`: "grpc pkg.Service"} {
+	for config, want := range map[string]string{`{}`: "grpc", `{"service":"pkg.Service","authority":"a"}`: "grpc pkg.Service authority a"} {
 		if got := loadKind(t, new(GRPC), config).String(); got != want {
 			t.Errorf("%s: got %q, want %q", config, got, want)
 		}
@@ -657,7 +657,7 @@ func TestGRPCProvisionErrors(t *testing.T) {
 		{`{"service":"{http.request.host}"}`, "service: unrecognized placeholder {http.request.host}" + onlyGlobal},
 		{`{"service":"{env.PROBE_UNSET}"}`, "service: evaluated placeholder {env.PROBE_UNSET} is empty" + onlyGlobal},
 		{`{"authority":"{http.request.host}"}`, "authority: unrecognized placeholder {http.request.host}" + onlyGlobal},
-		{`{"authority":"{env.PROBE_NAME}"}`, "authority must be a host, with a port if need be; got 'not a name'"},
+		{`{"authority":"{env.PROBE_NAME}"}`, "authority must be a host, with a port if need be; got '{env.PROBE_NAME}'"},
 		{`{"scheme":"h2c"}`, "scheme must be http or https; got 'h2c'"},
 		{`{"tls_server_name":"{http.request.host}"}`, "tls_server_name: unrecognized placeholder {http.request.host}" + onlyGlobal},
 		{`{"sevrice":""}`, `json: unknown field "sevrice"`},
@@ -675,7 +675,7 @@ func TestGRPCProvisionErrors(t *testing.T) {
 // also loads.
 func TestGRPCCaddyfile(t *testing.T) {
 	t.Setenv("PROBE_NAME", "app.internal")
-	const known = ": besides the options of every check, a grpc check has authority, scheme, tls_server_name and tls_insecure_skip_verify"
+	const known = ": " + everyCheck + "a grpc check has authority, scheme, tls_server_name and tls_insecure_skip_verify"
 	for _, test := range []struct{ input, want, err string }{
 		{"grpc", `{}`, ""},
 		{"grpc {\n}", `{}`, ""},

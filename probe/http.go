@@ -7,19 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
-	"regexp"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/dustin/go-humanize"
 	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
 const (
@@ -34,12 +32,15 @@ const (
 // is expected of the answer has to hold.
 //
 // Global placeholders such as `{env.*}` are resolved when the config is
-// loaded; placeholders of a request are errors, for there is none.
+// loaded; placeholders of a request are errors: there is no request. What they stand
+// for is shown nowhere: labels, reasons and errors have the options as they are
+// written.
 type HTTP struct {
 	// The path, with a query if need be, to ask for. Required.
 	URI string `json:"uri,omitempty"`
 
-	// The request method. Default: `GET`.
+	// The request method. Those of HTTP itself, such as `GET`, can be written in lower
+	// case, too. Default: `GET`.
 	Method string `json:"method,omitempty"`
 
 	// What to send in the header, by field. `Host` replaces the host, which by
@@ -71,23 +72,27 @@ type HTTP struct {
 	// has to match somewhere in a value of its field.
 	ExpectHeader map[string]string `json:"expect_header,omitempty"`
 
-	// A regular expression (RE2) that has to match somewhere in the body. By
-	// default, the body is read but not looked at.
+	// A regular expression (RE2) that has to match somewhere in the body, which has
+	// to arrive in full, or up to `max_size`. By default, and unless `expression`
+	// needs the body, the status decides and the body is not waited for.
 	ExpectBody string `json:"expect_body,omitempty"`
 
 	// A CEL expression that has to be true, such as
 	// `headers['X-Role'][0] == 'primary' && json.db == 'ok'`. It knows `status` (a
 	// number), `headers` (lists of values by canonical name), `body` (a string),
-	// `json` (what the body is as JSON) and `duration` (of the probe).
+	// `json` (what the body is as JSON, of 250000 values at most) and `duration` (of
+	// the probe). An evaluation is given up that costs more than 10000000: 5 for each
+	// call, also in loops, and 1 for each byte of a text that a call makes.
 	Expression string `json:"expression,omitempty"`
 
 	// How many bytes of the body to read at most; `expect_body` and `expression` see
-	// no more. Default: 65536 (64 KiB), at most 67108864 (64 MiB).
+	// no more. A costly regular expression takes its time over a large body and cannot
+	// be interrupted: a probe that ends after its timeout counts as timed out. Default:
+	// 65536 (64 KiB), at most 67108864 (64 MiB).
 	MaxSize int64 `json:"max_size,omitempty"`
 
-	// Whether every probe has a connection of its own. Default: one is kept for
-	// further probes, for a minute at most and while they pass, unless the method is
-	// one that changes something, such as `POST`.
+	// Deprecated: it has no effect. Every probe has a connection of its own, unless
+	// `keep_connection` of the check says otherwise.
 	FreshConnection bool `json:"fresh_connection,omitempty"`
 
 	TLSOptions
@@ -96,14 +101,9 @@ type HTTP struct {
 	status     []statusRange
 	draining   []statusRange
 	header     []expectedHeader
-	body       *regexp.Regexp
+	body       *pattern
 	expression *expression
-}
-
-// expectedHeader is a header field that an answer must have.
-type expectedHeader struct {
-	name  string
-	value *regexp.Regexp
+	secrets    redact.Values // what must not be in a reason
 }
 
 // CaddyModule returns the Caddy module information.
@@ -125,41 +125,53 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 	if err := checkScheme(h.Scheme); err != nil {
 		return err
 	}
+	h.secrets.Learn(h.TLSServerName)
 	return h.TLSOptions.provision()
+}
+
+// resolve replaces global placeholders in the value of an option, and takes note of
+// what they stand for.
+func (h *HTTP) resolve(option, value string) (string, error) {
+	h.secrets.Learn(value)
+	return resolve(option, value)
 }
 
 // provisionRequest makes what every probe sends.
 func (h *HTTP) provisionRequest() error {
-	uri, err := resolve("uri", h.URI)
+	uri, err := h.resolve("uri", h.URI)
 	if err != nil {
 		return err
 	}
-	target, err := parseURI(uri)
+	target, err := parseURI(h.URI, uri)
 	if err != nil {
 		return err
 	}
 	if h.Method == "" {
 		h.Method = http.MethodGet
 	}
-	if h.Method, err = resolve("method", h.Method); err != nil {
+	method, err := h.resolve("method", h.Method)
+	if err != nil {
 		return err
 	}
-	if err := checkMethod(h.Method); err != nil {
+	method = standardMethod(method)
+	if err := checkMethod(h.Method, method); err != nil {
 		return err
 	}
+	h.Method = method
 	header := make(http.Header)
 	for name, values := range h.Header {
 		for _, value := range values {
 			if _, given := header["Host"]; given && strings.EqualFold(name, "Host") {
 				return errors.New("header Host can be given once only")
 			}
-			if value, err = resolve("header "+name, value); err != nil {
+			resolved, err := h.resolve("header "+name, value)
+			if err != nil {
 				return err
 			}
-			if err := checkHeader(name, value); err != nil {
+			if err := checkHeader(name, value, resolved); err != nil {
 				return err
 			}
-			header.Add(name, value)
+			header.Add(name, resolved)
 		}
 	}
 	if _, given := header["User-Agent"]; !given {
@@ -171,6 +183,7 @@ func (h *HTTP) provisionRequest() error {
 	}
 	header.Del("Host")
 
+	h.secrets.Learn(h.RequestBody)
 	if h.RequestBody, err = resolveText("request_body", h.RequestBody); err != nil {
 		return err
 	}
@@ -184,65 +197,6 @@ func (h *HTTP) provisionRequest() error {
 		}
 	}
 	return nil
-}
-
-// provisionAnswer compiles what is expected.
-func (h *HTTP) provisionAnswer() (err error) {
-	if len(h.Status) == 0 {
-		h.Status = []string{"2xx"}
-	}
-	if h.status, err = provisionStatus("status", h.Status); err != nil {
-		return err
-	}
-	if h.draining, err = provisionStatus("drain_status", h.DrainStatus); err != nil {
-		return err
-	}
-	for _, name := range slices.Sorted(maps.Keys(h.ExpectHeader)) {
-		if err := checkFieldName(name); err != nil {
-			return fmt.Errorf("expect_header: %v", err)
-		}
-		value, err := resolvePattern("expect_header "+name, h.ExpectHeader[name])
-		if err != nil {
-			return err
-		}
-		h.header = append(h.header, expectedHeader{name: http.CanonicalHeaderKey(name), value: value})
-	}
-	if h.ExpectBody != "" {
-		if h.body, err = resolvePattern("expect_body", h.ExpectBody); err != nil {
-			return err
-		}
-	}
-	if h.Expression != "" {
-		text, err := resolveText("expression", h.Expression)
-		if err != nil {
-			return err
-		}
-		if h.expression, err = compileExpression(text); err != nil {
-			return err
-		}
-	}
-	if err := h.checkBody(); err != nil {
-		return err
-	}
-	if h.MaxSize == 0 {
-		h.MaxSize = defaultMaxSize
-	}
-	return checkMaxSize(h.MaxSize)
-}
-
-// provisionStatus resolves placeholders in a list of codes and reads it.
-func provisionStatus(option string, list []string) (ranges []statusRange, err error) {
-	for i, text := range list {
-		if list[i], err = resolve(option, text); err != nil {
-			return nil, err
-		}
-		r, err := parseStatus(option, list[i])
-		if err != nil {
-			return nil, err
-		}
-		ranges = append(ranges, r)
-	}
-	return ranges, nil
 }
 
 // Overrides returns how probes differ from proxied requests.
@@ -262,48 +216,7 @@ func (h *HTTP) ValidateUpstream(up Upstream) error {
 
 // Probe sends the request and judges the answer.
 func (h *HTTP) Probe(ctx context.Context, up Upstream) error {
-	began := time.Now()
-	resp, err := h.send(ctx, up)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-
-	draining := matches(h.draining, resp.StatusCode)
-	if !draining {
-		if !matches(h.status, resp.StatusCode) {
-			return fmt.Errorf("status %d, want %s", resp.StatusCode, strings.Join(h.Status, " "))
-		}
-		for _, want := range h.header {
-			if err := want.check(resp.Header.Values(want.name)); err != nil {
-				return err
-			}
-		}
-	}
-	// The body is read even if nobody looks at it: an upstream that dies in the
-	// middle of an answer is not alive.
-	var body []byte
-	limited := io.LimitReader(resp.Body, h.MaxSize)
-	if h.looksAtBody() && !draining {
-		body, err = io.ReadAll(limited)
-	} else {
-		_, err = io.Copy(io.Discard, limited)
-	}
-	if err != nil {
-		return fmt.Errorf("reading the body: %w", err)
-	}
-	if draining {
-		return fmt.Errorf("status %d: %w", resp.StatusCode, ErrDraining)
-	}
-	if h.body != nil && !h.body.Match(body) {
-		return fmt.Errorf("body does not match '%s' in its first %s", h.body, humanize.IBytes(uint64(h.MaxSize)))
-	}
-	if h.expression != nil {
-		return h.expression.check(ctx, reply{
-			status: resp.StatusCode, header: resp.Header, body: body, took: time.Since(began),
-		})
-	}
-	return nil
+	return h.secrets.Error(h.probe(ctx, up))
 }
 
 // send sends the request and returns the answer.
@@ -340,48 +253,31 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// check reports what is wrong with the values of the field.
-func (e *expectedHeader) check(values []string) error {
-	if slices.ContainsFunc(values, e.value.MatchString) {
-		return nil
-	}
-	if len(values) == 0 {
-		return fmt.Errorf("header %s is missing, want '%s'", e.name, e.value)
-	}
-	return fmt.Errorf("header %s is '%s', want '%s'", e.name, values[0], e.value)
-}
-
-// looksAtBody reports whether the body of the answer is part of what is expected.
-func (h *HTTP) looksAtBody() bool {
-	return h.body != nil || h.expression != nil && h.expression.readsBody
-}
-
 // String returns the check as it is shown.
-func (h *HTTP) String() string { return "http " + h.URI }
+func (h *HTTP) String() string { return "http " + h.URI + headerLabel(h.Header) + h.TLSOptions.label() }
 
-func parseURI(uri string) (*url.URL, error) {
-	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") || strings.ContainsAny(uri, " #") {
-		return nil, fmt.Errorf("uri must be a path that begins with one '/', with a query if need be; got '%s'", uri)
-	}
+// parseURI reads what a URI comes to with its placeholders replaced. Errors show it
+// as it was written.
+func parseURI(written, uri string) (*url.URL, error) {
+	const must = "uri must be a path that begins with one '/', with a query if need be"
 	u, err := url.ParseRequestURI(uri)
-	if err != nil {
-		return nil, fmt.Errorf("uri must be a path that begins with one '/', with a query if need be: %v", err)
+	if strings.HasPrefix(uri, "http://") || strings.HasPrefix(uri, "https://") {
+		path := "/healthz"
+		if err == nil && uri == written { // no placeholder is a part of it
+			path = u.RequestURI()
+		}
+		return nil, fmt.Errorf("%s; give only the path, like %s: it is the upstream that is asked; got '%s'", must, path, written)
 	}
-	return u, nil
-}
-
-// checkBody rejects a check that could never pass.
-func (h *HTTP) checkBody() error {
-	if h.Method != http.MethodHead {
-		return nil
+	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") || strings.ContainsAny(uri, " #") {
+		return nil, fmt.Errorf("%s; got '%s'", must, written)
 	}
-	if h.ExpectBody != "" {
-		return fmt.Errorf("expect_body: %w", errHEAD)
+	switch {
+	case err == nil:
+		return u, nil
+	case uri != written:
+		return nil, fmt.Errorf("%s; got '%s'", must, written)
 	}
-	if h.expression != nil && h.expression.readsBody {
-		return fmt.Errorf("expression: %w", errHEAD)
-	}
-	return nil
+	return nil, fmt.Errorf("%s: %v", must, err)
 }
 
 func checkRequestBody(body string) error {
@@ -391,9 +287,20 @@ func checkRequestBody(body string) error {
 	return nil
 }
 
-func checkMethod(method string) error {
+// standardMethod returns a method that HTTP itself has in upper case, however it is
+// written. Others are what they are: names of methods are case-sensitive.
+func standardMethod(method string) string {
+	switch upper := strings.ToUpper(method); upper {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
+		http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace:
+		return upper
+	}
+	return method
+}
+
+func checkMethod(written, method string) error {
 	if !httpguts.ValidHeaderFieldName(method) { // both are tokens, RFC 9110, section 9.1
-		return fmt.Errorf("method must be an HTTP method, like GET or HEAD; got '%s'", method)
+		return fmt.Errorf("method must be an HTTP method, like GET or HEAD; got '%s'", written)
 	}
 	return nil
 }
@@ -405,7 +312,7 @@ func checkFieldName(name string) error {
 	return nil
 }
 
-func checkHeader(name, value string) error {
+func checkHeader(name, written, value string) error {
 	if err := checkFieldName(name); err != nil {
 		return fmt.Errorf("header: %v", err)
 	}
@@ -417,14 +324,7 @@ func checkHeader(name, value string) error {
 		return fmt.Errorf("header %s cannot be set: it follows from request_body", name)
 	}
 	if strings.EqualFold(name, "Host") && !httpguts.ValidHostHeader(value) {
-		return fmt.Errorf("header Host must be a host, with a port if need be; got '%s'", value)
-	}
-	return nil
-}
-
-func checkMaxSize(size int64) error {
-	if size < 1 || size > maxMaxSize {
-		return errors.New("max_size must be a size from 1 byte to 64MiB, like 64KiB")
+		return fmt.Errorf("header Host must be a host, with a port if need be; got '%s'", written)
 	}
 	return nil
 }

@@ -27,7 +27,6 @@ import (
 //		max_size      <size>
 //		tls_server_name <name>
 //		tls_insecure_skip_verify
-//		fresh_connection
 //	}
 func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the kind
@@ -37,7 +36,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	h.URI = d.Val()
 	// what a placeholder stands for is only known when the config is loaded
 	if literal, _, _ := strings.Cut(h.URI, "{"); literal != "" || h.URI == "" {
-		if _, err := parseURI(literal); err != nil {
+		if _, err := parseURI(h.URI, literal); err != nil {
 			return d.WrapErr(err)
 		}
 	}
@@ -53,9 +52,8 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			known, err = h.TLSOptions.unmarshalOption(d)
 		}
 		if !known && err == nil {
-			return d.Errf("unrecognized option '%s': besides the options of every check, an http check has method, header, request_body, scheme, "+
-				"follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name, "+
-				"tls_insecure_skip_verify and fresh_connection", option)
+			return UnrecognizedOption(d, "an http check", "method", "header", "request_body", "scheme", "follow_redirects", "status", "drain_status",
+				"expect_header", "expect_body", "expression", "max_size", "tls_server_name", "tls_insecure_skip_verify")
 		}
 		return err
 	}, "header", "expect_header")
@@ -72,8 +70,9 @@ func (h *HTTP) unmarshalRequestOption(d *caddyfile.Dispenser, option string) (kn
 		if !d.AllArgs(&h.Method) {
 			return true, d.Err("method takes one HTTP method, like HEAD")
 		}
+		h.Method = standardMethod(h.Method)
 		if !hasPlaceholder(h.Method) {
-			err = wrap(d, checkMethod(h.Method))
+			err = wrap(d, checkMethod(h.Method, h.Method))
 		}
 
 	case "header":
@@ -91,7 +90,7 @@ func (h *HTTP) unmarshalRequestOption(d *caddyfile.Dispenser, option string) (kn
 		if hasPlaceholder(value) {
 			value = ""
 		}
-		err = wrap(d, checkHeader(name, value))
+		err = wrap(d, checkHeader(name, value, value))
 
 	case "request_body":
 		if !d.AllArgs(&h.RequestBody) || h.RequestBody == "" {
@@ -109,7 +108,7 @@ func (h *HTTP) unmarshalRequestOption(d *caddyfile.Dispenser, option string) (kn
 		h.FollowRedirects = true
 		err = noArg(d)
 
-	case "fresh_connection":
+	case "fresh_connection": // which is the default
 		h.FreshConnection = true
 		err = noArg(d)
 
@@ -159,7 +158,7 @@ func (h *HTTP) unmarshalAnswerOption(d *caddyfile.Dispenser, option string) (kno
 			return true, d.Err("expression takes one CEL expression, in quotes, like \"json.db == 'ok'\"")
 		}
 		if !hasPlaceholder(h.Expression) { // which can also be a map
-			h.expression, err = compileExpression(h.Expression)
+			h.expression, err = compileExpression(h.Expression, h.Expression)
 			err = wrap(d, err)
 		}
 

@@ -90,7 +90,7 @@ func TestHTTPRedirect(t *testing.T) {
 		http.Redirect(w, r, "/login", http.StatusFound)
 	})
 	for config, want := range map[string]string{
-		`{"uri":"/"}`:                  "status 302, want 2xx",
+		`{"uri":"/"}`:                  `status 302, want 2xx; Location "/login"`,
 		`{"uri":"/","status":["302"]}`: "",
 	} {
 		if got := text(run(t, load(t, config), up, long)); got != want {
@@ -216,39 +216,40 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 func TestHTTPBody(t *testing.T) {
 	t.Setenv("PROBE_WORD", "re.dy")
 	kilobytes := func(n int) string { return strings.Repeat("x", n<<10) }
+	cut := `"` + strings.Repeat("x", 64) + `"…`
 	for _, test := range []struct{ config, body, want string }{
 		{`"expect_body":"ready"`, "I am ready.", ""},
 		{`"expect_body":"^ready$"`, "ready", ""},
 		{`"expect_body":"(?i)READY|fine"`, "all fine", ""},
 		{`"expect_body":"\"db\": ?\"ok\""`, `{"db":"ok"}`, ""},
 		{`"expect_body":"^$"`, "", ""},
-		{`"expect_body":"ready"`, "", "body does not match 'ready' in its first 64 KiB"},
-		{`"expect_body":"ready"`, "READY", "body does not match 'ready' in its first 64 KiB"},
-		{`"expect_body":"^ready$"`, "not ready", "body does not match '^ready$' in its first 64 KiB"},
+		{`"expect_body":"ready"`, "", "body does not match 'ready'; got an empty body"},
+		{`"expect_body":"ready"`, "READY", `body does not match 'ready'; got 5 bytes: "READY"`},
+		{`"expect_body":"^ready$"`, "not ready", `body does not match '^ready$'; got 9 bytes: "not ready"`},
 
 		// braces that are no placeholder belong to the expression
 		{`"expect_body":"^a{2,3}$"`, "aaa", ""},
-		{`"expect_body":"^a{2,3}$"`, "a", "body does not match '^a{2,3}$' in its first 64 KiB"},
-		{`"expect_body":"^a{2,3}$"`, "a{2,3}", "body does not match '^a{2,3}$' in its first 64 KiB"},
+		{`"expect_body":"^a{2,3}$"`, "a", `body does not match '^a{2,3}$'; got 1 byte: "a"`},
+		{`"expect_body":"^a{2,3}$"`, "a{2,3}", `body does not match '^a{2,3}$'; got 6 bytes: "a{2,3}"`},
 		{`"expect_body":"^a{2}b{3}$"`, "aabbb", ""},
 		{`"expect_body":"^\\p{Lu}\\d{2}$"`, "A12", ""},
 		// and a backslash before one is the expression's, too
 		{`"expect_body":"^a\\{2\\}$"`, "a{2}", ""},
-		{`"expect_body":"^a\\{2\\}$"`, "aa", "body does not match '^a\\{2\\}$' in its first 64 KiB"},
+		{`"expect_body":"^a\\{2\\}$"`, "aa", `body does not match '^a\{2\}$'; got 2 bytes: "aa"`},
 		{`"expect_body":"^\\{\"ok\":true\\}$"`, `{"ok":true}`, ""},
 		{`"expect_body":"^\\{env.PROBE_WORD\\}$"`, "{env.PROBE_WORD}", ""},
 		// a placeholder stands for an expression
 		{`"expect_body":"^{env.PROBE_WORD}$"`, "ready", ""},
-		{`"expect_body":"^{env.PROBE_WORD}$"`, "steady", "body does not match '^re.dy$' in its first 64 KiB"},
+		{`"expect_body":"^{env.PROBE_WORD}$"`, "steady", "body does not match '^{env.PROBE_WORD}$'; got 6 bytes"},
 
 		{`"expect_body":"ready","max_size":8`, "   ready and more", ""},
-		{`"expect_body":"ready","max_size":8`, "    ready", "body does not match 'ready' in its first 8 B"},
+		{`"expect_body":"ready","max_size":8`, "    ready", `body does not match 'ready' in its first 8 B; got more than 8 bytes: "    read"`},
 		// where the body is cut, it ends
 		{`"expect_body":"^ready$","max_size":5`, "ready, or not", ""},
 		{`"expect_body":"ready"`, kilobytes(64)[5:] + "ready", ""},
-		{`"expect_body":"ready"`, kilobytes(64)[4:] + "ready", "body does not match 'ready' in its first 64 KiB"},
+		{`"expect_body":"ready"`, kilobytes(64)[4:] + "ready", "body does not match 'ready' in its first 64 KiB; got more than 65536 bytes: " + cut},
 		{`"expect_body":"ready","max_size":1048576`, kilobytes(1000) + "ready", ""},
-		{`"expect_body":"ready","max_size":1048576`, kilobytes(1024) + "ready", "body does not match 'ready' in its first 1.0 MiB"},
+		{`"expect_body":"ready","max_size":1048576`, kilobytes(1024) + "ready", "body does not match 'ready' in its first 1.0 MiB; got more than 1048576 bytes: " + cut},
 
 		// without expect_body any body will do, of whatever size
 		{`"max_size":1`, "", ""},
@@ -266,9 +267,8 @@ func TestHTTPBody(t *testing.T) {
 	}
 }
 
-// An upstream that dies in the middle of an answer is not alive, whether or
-// not anybody looks at the body, and whatever was read of it so far. Only what
-// comes after max_size bytes is nobody's business.
+// A body of which something is expected has to arrive in full, up to max_size bytes,
+// whatever was read of it so far. One of which nothing is expected decides nothing.
 func TestHTTPBodyTruncated(t *testing.T) {
 	t.Parallel()
 	const (
@@ -277,15 +277,16 @@ func TestHTTPBodyTruncated(t *testing.T) {
 		truncated = "reading the body: unexpected EOF"
 	)
 	for _, test := range []struct{ config, answer, want string }{
-		{`{"uri":"/"}`, sized, truncated},
-		{`{"uri":"/"}`, chunked, truncated},
+		{`{"uri":"/"}`, sized, ""},
+		{`{"uri":"/"}`, chunked, ""},
 		{`{"uri":"/"}`, chunked + "0\r\n\r\n", ""},
 		{`{"uri":"/","expect_body":"ready"}`, sized, truncated},
 		{`{"uri":"/","expect_body":"ready"}`, chunked, truncated},
 		{`{"uri":"/","expect_body":"ready"}`, chunked + "0\r\n\r\n", ""},
 		// that it was cut explains more than that it does not match
 		{`{"uri":"/","expect_body":"fine"}`, sized, truncated},
-		{`{"uri":"/","max_size":6}`, sized, truncated},
+		{`{"uri":"/","max_size":6}`, sized, ""},
+		{`{"uri":"/","max_size":6,"expect_body":"ready"}`, sized, truncated},
 		{`{"uri":"/","max_size":5}`, sized, ""},
 		{`{"uri":"/","max_size":5,"expect_body":"ready"}`, sized, ""},
 		// the end of the connection is the end of such a body
@@ -381,7 +382,11 @@ func TestHTTPHostile(t *testing.T) {
 			if strings.Contains(test.want, deadline) {
 				limit = short
 			}
-			err := run(t, load(t, `{"uri":"/"}`), up, limit)
+			config := `{"uri":"/"}`
+			if strings.HasPrefix(test.want, "reading the body") { // which decides nothing unless something is expected of it
+				config = `{"uri":"/","expect_body":"."}`
+			}
+			err := run(t, load(t, config), up, limit)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want an error with %q", err, test.want)
 			}
@@ -425,7 +430,7 @@ func TestHTTPCanceled(t *testing.T) {
 			})
 			ctx, cancel := context.WithTimeout(t.Context(), 10*grace)
 			defer cancel()
-			result := start(ctx, load(t, `{"uri":"/"}`), newUpstream(t, "tcp", addr, nil))
+			result := start(ctx, load(t, `{"uri":"/","expect_body":"."}`), newUpstream(t, "tcp", addr, nil))
 			wait(t, asked, grace)
 			cancel()
 			if err := wait(t, result, grace); !errors.Is(err, context.Canceled) {
@@ -587,13 +592,13 @@ func TestHTTPProvisionErrors(t *testing.T) {
 	for _, test := range []struct{ config, want string }{
 		{`{}`, uri + "; got ''"},
 		{`{"uri":"healthz"}`, uri + "; got 'healthz'"},
-		{`{"uri":"http://app1/healthz"}`, uri + "; got 'http://app1/healthz'"},
+		{`{"uri":"http://app1/healthz"}`, uri + "; give only the path, like /healthz: it is the upstream that is asked; got 'http://app1/healthz'"},
 		{`{"uri":"//app1/healthz"}`, uri + "; got '//app1/healthz'"},
 		{`{"uri":"/a b"}`, uri + "; got '/a b'"},
 		{`{"uri":"/?a b"}`, uri + "; got '/?a b'"},
 		{`{"uri":"/?a#f"}`, uri + "; got '/?a#f'"},
 		{`{"uri":"/","method":"{http.request.method}"}`, "method: unrecognized placeholder {http.request.method}" + global},
-		{`{"uri":"/","status":["{env.PROBE_WORD}"]}`, status + "'word'"},
+		{`{"uri":"/","status":["{env.PROBE_WORD}"]}`, status + "'{env.PROBE_WORD}'"},
 		{`{"uri":"/","header":{"Host":["a"],"host":["b"]}}`, "header Host can be given once only"},
 		{`{"uri":"/","expect_body":"{env.PROBE_EMPTY}"}`, "expect_body must not be empty, as it is with its placeholders replaced"},
 		{`{"uri":"/","expect_body":"` + strings.Repeat("{", 102) + `"}`, "expect_body must not be empty, as it is with its placeholders replaced"},
@@ -603,7 +608,7 @@ func TestHTTPProvisionErrors(t *testing.T) {
 		{`{"uri":"/{http.request.host}"}`, "uri: unrecognized placeholder {http.request.host}" + global},
 		{`{"uri":"/{host}"}`, "uri: unrecognized placeholder {host}" + global},
 		{`{"uri":"/{env.PROBE_EMPTY}"}`, "uri: evaluated placeholder {env.PROBE_EMPTY} is empty" + global},
-		{`{"uri":"{env.PROBE_WORD}"}`, uri + "; got 'word'"},
+		{`{"uri":"{env.PROBE_WORD}"}`, uri + "; got '{env.PROBE_WORD}'"},
 
 		{`{"uri":"/","method":"GET /"}`, "method must be an HTTP method, like GET or HEAD; got 'GET /'"},
 		{`{"uri":"/","method":"GET\r\n"}`, "method must be an HTTP method, like GET or HEAD; got 'GET\r\n'"},

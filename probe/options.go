@@ -6,10 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"regexp/syntax"
+	"slices"
+	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/redact"
+	"github.com/caddy-alive/caddy-alive/internal/suggest"
 )
 
 const onlyGlobal = "; only global placeholders, such as {env.*}, can be used in a check"
@@ -23,17 +30,19 @@ type TLSOptions struct {
 	// Whether to accept any certificate. This says nothing of what the proxy
 	// accepts. Default: as the proxy has it.
 	TLSInsecureSkipVerify bool `json:"tls_insecure_skip_verify,omitempty"`
+
+	serverName string // with its placeholders replaced
 }
 
-// provision resolves placeholders.
+// provision resolves placeholders. What is shown stays as it is written.
 func (o *TLSOptions) provision() (err error) {
-	o.TLSServerName, err = resolve("tls_server_name", o.TLSServerName)
+	o.serverName, err = resolve("tls_server_name", o.TLSServerName)
 	return err
 }
 
 // overrides is what the options come to.
 func (o *TLSOptions) overrides() Overrides {
-	return Overrides{ServerName: o.TLSServerName, InsecureSkipVerify: o.TLSInsecureSkipVerify}
+	return Overrides{ServerName: o.serverName, InsecureSkipVerify: o.TLSInsecureSkipVerify}
 }
 
 // unmarshalOption reads the option that d is at, if it is one of these.
@@ -78,14 +87,41 @@ func resolveText(option, value string) (string, error) {
 	return resolved, nil
 }
 
+// pattern is a compiled regular expression. It is shown as it was written.
+type pattern struct {
+	*regexp.Regexp
+	written string
+	secret  bool // it has placeholders, so what it is compared with is not to be shown
+}
+
+// String returns the beginning of what was written.
+func (p *pattern) String() string { return brief(p.written) }
+
+// brief shortens the text of an option for a reason, of which it is only a part.
+func brief(text string) string {
+	const most = 160
+	if len(text) <= most {
+		return text
+	}
+	return strings.ToValidUTF8(text[:most], "") + "…"
+}
+
 // resolvePattern replaces global placeholders in a regular expression and
-// compiles it.
-func resolvePattern(option, expr string) (*regexp.Regexp, error) {
-	resolved, err := resolveText(option, expr)
+// compiles it. Errors show it as it was written.
+func resolvePattern(option, written string) (*pattern, error) {
+	resolved, err := resolveText(option, written)
 	if err != nil {
 		return nil, err
 	}
-	return compile(option, resolved)
+	re, err := compile(option, resolved)
+	if err != nil && resolved != written {
+		reason := "placeholders replaced"
+		if invalid, ok := errors.AsType[*syntax.Error](err); ok {
+			reason += ": " + invalid.Code.String()
+		}
+		return nil, fmt.Errorf("%s must be a regular expression in RE2 syntax, also with its %s; got '%s'", option, reason, written)
+	}
+	return &pattern{Regexp: re, written: written, secret: resolved != written}, err
 }
 
 // compile compiles a regular expression.
@@ -95,9 +131,40 @@ func compile(option, expr string) (*regexp.Regexp, error) {
 	}
 	re, err := regexp.Compile(expr)
 	if err != nil {
-		return nil, fmt.Errorf("%s must be a regular expression in RE2 syntax: %v", option, err)
+		return nil, fmt.Errorf("%s must be a regular expression in RE2 syntax: %w", option, err)
 	}
 	return re, nil
+}
+
+// maxShown is how much of a value that an upstream sends a reason shows, in bytes.
+const maxShown = 64
+
+// quote returns the beginning of what an upstream sent, for a reason: in quotes, with
+// what cannot be seen in it escaped, and without values of placeholders.
+func quote(secrets *redact.Values, value []byte) string {
+	begin, more := secrets.Cut(value, maxShown)
+	if more {
+		return strconv.Quote(begin) + "…"
+	}
+	return strconv.Quote(begin)
+}
+
+// visible returns text of an upstream with what cannot be seen in it escaped.
+func visible(text string) string {
+	var out strings.Builder
+	for len(text) > 0 {
+		r, size := utf8.DecodeRuneInString(text)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			fmt.Fprintf(&out, `\x%02x`, text[0])
+		case strconv.IsPrint(r):
+			out.WriteRune(r)
+		default:
+			out.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+		text = text[size:]
+	}
+	return out.String()
 }
 
 func checkScheme(scheme string) error {
@@ -123,7 +190,36 @@ func noArg(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// options reads a block whose options can be given once each, but for those that
+// commonOptions are the options that all checks have, in the order of the
+// documentation. They are taken out before a kind sees its lines.
+var commonOptions = []string{
+	"name", "interval", "fast_interval", "down_interval", "timeout", "passes", "fails", "jitter",
+	"port", "address", "proxy_protocol", "keep_connection",
+}
+
+// CommonOptions returns the names of the options that all checks have, in the order of
+// the documentation.
+func CommonOptions() []string { return slices.Clone(commonOptions) }
+
+// UnrecognizedOption returns the error of a kind for the option that d is at, if the
+// kind does not have it. It names the one that is probably meant, and all there are.
+// The check is shown as given, such as "an http check"; own are the options of its
+// kind.
+func UnrecognizedOption(d *caddyfile.Dispenser, check string, own ...string) error {
+	hint := ""
+	if meant := suggest.Close(d.Val(), slices.Concat(own, commonOptions)); meant != "" {
+		hint = fmt.Sprintf("; did you mean '%s'?", meant)
+	}
+	has := "no other"
+	if last := len(own) - 1; last == 0 {
+		has = own[0]
+	} else if last > 0 {
+		has = strings.Join(own[:last], ", ") + " and " + own[last]
+	}
+	return d.Errf("unrecognized option '%s': besides the options of every check (%s), %s has %s%s", d.Val(), strings.Join(commonOptions, ", "), check, has, hint)
+}
+
+// options reads a block whose options can be given once each, except those that
 // repeat. read gets one after the other.
 func options(d *caddyfile.Dispenser, read func(option string) error, repeat ...string) error {
 	seen := make(map[string]bool)

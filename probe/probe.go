@@ -7,9 +7,10 @@
 //
 // A kind that also implements caddyfile.Unmarshaler has its arguments and its
 // lines of the block handed to it. The options that all checks have in common
-// (interval, fast_interval, down_interval, timeout, passes, fails, jitter, port,
-// address, proxy_protocol) are taken out before, so a kind cannot have options of
-// these names. Its JSON fields are what tells two checks of the kind apart.
+// (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter,
+// port, address, proxy_protocol, keep_connection) are taken out before, so a kind
+// cannot have options of these names. Its JSON fields are what tells two checks of
+// the kind apart.
 package probe
 
 import (
@@ -28,7 +29,9 @@ import (
 // be called for many upstreams at once.
 //
 // A Prober may implement fmt.Stringer to be shown with its arguments, as
-// "http /healthz".
+// "http /healthz": with what tells two checks of one upstream apart, and with
+// nothing that may be secret. String is called before Provision, so placeholders
+// are shown as they are written.
 type Prober interface {
 	Probe(ctx context.Context, up Upstream) error
 }
@@ -42,6 +45,13 @@ var ErrDraining = errors.New("alive, but no new requests are wanted")
 // upstream. An error stops the config from loading.
 type UpstreamValidator interface {
 	ValidateUpstream(up Upstream) error
+}
+
+// NoRequests may be implemented by a Prober that does not use Transport, so that it is
+// an error to ask for its connection to be kept. Whether it does goes by the type alone.
+type NoRequests interface {
+	// NoRequests is not called.
+	NoRequests()
 }
 
 // Overrider may be implemented by a Prober that reaches upstreams in another way
@@ -67,7 +77,8 @@ type Overrides struct {
 	// HTTP2 speaks HTTP/2 only, with TLS or without.
 	HTTP2 bool
 
-	// FreshConnection has every probe connect anew.
+	// FreshConnection has every probe connect anew. That is the default; it is an error
+	// beside keep_connection, and logs a warning that says so otherwise.
 	FreshConnection bool
 
 	// NoConnection says that probes use neither Transport nor Dial, nor DialTLS, so
@@ -94,10 +105,11 @@ type Upstream struct {
 
 	// Transport sends requests as the proxy does: with its TLS trust, client
 	// certificate, HTTP versions, PROXY protocol and dialer, whatever host the URL
-	// names, over a connection of its own that is kept for a minute at most. Over
-	// HTTP/3 and third-party transports, connections are the proxy's. The body of
-	// an answer has to be closed, as ever. It is nil where the proxy does not speak
-	// HTTP, as with FastCGI.
+	// names. Each request has a connection of its own, which ends when the body of
+	// the answer is closed; with the option keep_connection, one is kept for further
+	// requests for a minute at most, as long as their methods are safe. Over HTTP/3
+	// and third-party transports, connections are the proxy's. It is nil where the
+	// proxy does not speak HTTP, as with FastCGI.
 	Transport http.RoundTripper
 
 	// Dial connects as the proxy does, before any TLS handshake. It is nil where

@@ -28,6 +28,9 @@ const (
 	grace = 10 * time.Second
 )
 
+// everyCheck is how errors list the options that all checks have.
+const everyCheck = "besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), "
+
 // decode reads a probe from JSON as Caddy does: unknown fields are errors.
 func decode(tb testing.TB, config string) *HTTP {
 	tb.Helper()

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +17,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
 const (
@@ -41,8 +42,9 @@ type TCP struct {
 	// that come back before the timeout. Default: nothing is waited for.
 	Expect string `json:"expect,omitempty"`
 
-	send   []byte
-	expect *regexp.Regexp
+	send    []byte
+	expect  *pattern
+	secrets redact.Values // what must not be in a reason
 }
 
 // CaddyModule returns the Caddy module information.
@@ -79,12 +81,14 @@ func (t *TCP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			_, err := compile(option, t.Expect)
 			return wrap(d, err)
 		}
-		return d.Errf("unrecognized option '%s': besides the options of every check, a tcp check has send and expect", option)
+		return UnrecognizedOption(d, "a tcp check", "send", "expect")
 	})
 }
 
 // Provision resolves placeholders and compiles what Probe needs.
 func (t *TCP) Provision(_ caddy.Context) error {
+	t.secrets.Learn(t.Send)
+	t.secrets.Learn(t.Expect)
 	text, err := unescape(t.Send)
 	if err != nil {
 		return err
@@ -148,8 +152,15 @@ func (t *TCP) ValidateUpstream(up Upstream) error {
 	return nil
 }
 
+// NoRequests says that it sends none.
+func (*TCP) NoRequests() {}
+
 // Probe connects, sends, waits for what is expected, and hangs up.
 func (t *TCP) Probe(ctx context.Context, up Upstream) error {
+	return t.secrets.Error(t.probe(ctx, up))
+}
+
+func (t *TCP) probe(ctx context.Context, up Upstream) error {
 	conn, err := up.Dial(ctx)
 	if err != nil {
 		return err
@@ -192,15 +203,15 @@ func (t *TCP) await(ctx context.Context, conn net.Conn) error {
 		case n > 0 && t.expect.Match(got):
 			return nil
 		case errors.Is(err, io.EOF):
-			return fmt.Errorf("the connection was closed after %s, want '%s'", shown(got), t.expect)
+			return fmt.Errorf("the connection was closed after %s, want '%s'", t.shown(got), t.expect)
 		case err != nil:
-			return fmt.Errorf("got %s, want '%s': %w", shown(got), t.expect, cause(ctx, err))
+			return fmt.Errorf("got %s, want '%s': %w", t.shown(got), t.expect, cause(ctx, err))
 		}
 		if len(got) > muchExpected {
 			pause(ctx, collecting)
 		}
 	}
-	return fmt.Errorf("got %s, which does not match '%s' in its first %s", shown(got), t.expect, humanize.IBytes(maxExpected))
+	return fmt.Errorf("got %s, which does not match '%s' in its first %s", t.shown(got), t.expect, humanize.IBytes(maxExpected))
 }
 
 // pause waits, until the context ends at most.
@@ -213,16 +224,16 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// shown returns the beginning of what came back, for a reason.
-func shown(got []byte) string {
-	const most = 64
+// shown returns the beginning of what came back, for a reason, or only its size
+// where it is compared with what may be a secret.
+func (t *TCP) shown(got []byte) string {
 	switch {
 	case len(got) == 0:
 		return "nothing"
-	case len(got) > most:
-		return strconv.Quote(string(got[:most])) + "…"
+	case t.expect.secret:
+		return inBytes(len(got))
 	default:
-		return strconv.Quote(string(got))
+		return quote(&t.secrets, got)
 	}
 }
 

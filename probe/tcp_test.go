@@ -415,7 +415,7 @@ func TestTCPProvisionErrors(t *testing.T) {
 func TestTCPCaddyfile(t *testing.T) {
 	t.Setenv("PROBE_WORD", "ready")
 	const (
-		known   = ": besides the options of every check, a tcp check has send and expect"
+		known   = ": " + everyCheck + "a tcp check has send and expect"
 		escapes = `send knows the escapes \r, \n, \t, \\ and \x00 to \xff; got `
 		sends   = `send takes one text, like "PING\r\n"; put it into quotes if it has spaces, at Testfile:2`
 		expects = "expect takes one regular expression; put it into quotes if it has spaces, at Testfile:2"

@@ -13,6 +13,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
 // certificateVerdict is how long a TLS check waits for an upstream that asked for
@@ -24,6 +26,8 @@ const certificateVerdict = 500 * time.Millisecond
 // name and client certificate.
 type TLS struct {
 	TLSOptions
+
+	secrets redact.Values // what must not be in a reason
 }
 
 // CaddyModule returns the Caddy module information.
@@ -48,14 +52,17 @@ func (t *TLS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return options(d, func(option string) error {
 		known, err := t.TLSOptions.unmarshalOption(d)
 		if !known {
-			return d.Errf("unrecognized option '%s': besides the options of every check, a tls check has tls_server_name and tls_insecure_skip_verify", option)
+			return UnrecognizedOption(d, "a tls check", "tls_server_name", "tls_insecure_skip_verify")
 		}
 		return err
 	})
 }
 
 // Provision resolves placeholders.
-func (t *TLS) Provision(_ caddy.Context) error { return t.TLSOptions.provision() }
+func (t *TLS) Provision(_ caddy.Context) error {
+	t.secrets.Learn(t.TLSServerName)
+	return t.TLSOptions.provision()
+}
 
 // Overrides returns how probes differ from proxied requests.
 func (t *TLS) Overrides() Overrides {
@@ -72,8 +79,15 @@ func (t *TLS) ValidateUpstream(up Upstream) error {
 	return nil
 }
 
+// NoRequests says that it sends none.
+func (*TLS) NoRequests() {}
+
 // Probe connects, completes the handshake, and hangs up.
 func (t *TLS) Probe(ctx context.Context, up Upstream) error {
+	return t.secrets.Error(t.probe(ctx, up))
+}
+
+func (t *TLS) probe(ctx context.Context, up Upstream) error {
 	asked := false
 	conn, err := up.DialTLS(ctx, func(config *tls.Config) {
 		own, get := config.Certificates, config.GetClientCertificate
@@ -125,7 +139,7 @@ func (t *TLS) Probe(ctx context.Context, up Upstream) error {
 }
 
 // String returns the check as it is shown.
-func (t *TLS) String() string { return "tls" }
+func (t *TLS) String() string { return "tls" + t.TLSOptions.label() }
 
 // Interface guards
 var (

@@ -390,7 +390,7 @@ func TestTLSValidateUpstream(t *testing.T) {
 // also loads.
 func TestTLSCaddyfile(t *testing.T) {
 	t.Setenv("PROBE_NAME", "app.internal")
-	const known = ": besides the options of every check, a tls check has tls_server_name and tls_insecure_skip_verify"
+	const known = ": " + everyCheck + "a tls check has tls_server_name and tls_insecure_skip_verify"
 	for _, test := range []struct{ input, want, err string }{
 		{"tls", `{}`, ""},
 		{"tls {\n}", `{}`, ""},

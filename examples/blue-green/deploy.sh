@@ -1,4 +1,6 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
 # Deploys one upstream after the other. Give it the command that replaces what runs at
 # an address, which is its last argument, and that returns when the new one was started:
 #

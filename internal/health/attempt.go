@@ -12,32 +12,47 @@ import (
 const (
 	// beats is how often, within a timeout, this process looks whether it is late.
 	beats = 8
-	// minBeat is the shortest time between two looks. Timers are a little late
-	// always, and that must not add up to something.
+	// minBeat is the shortest time between two looks.
 	minBeat = 10 * time.Millisecond
+	// maxGrace is the longest time that a probe is waited for after it was to end.
+	maxGrace = 100 * time.Millisecond
 )
 
-// attempt is a probe in flight, and its context. That it ends in time is up to who
-// has it beat; so a target needs one timer for everything, and a probe that is
-// answered soon needs none.
+// attempt is a probe in flight, and its context. The timer of the target ends it in
+// time, so a target needs one timer for everything, and a probe that is answered soon
+// needs none.
 //
-// How late the beats are adds up to how late this process is meanwhile, be it
-// stopped, starved or throttled: then a timeout says nothing of the other side.
+// The timer beats meanwhile. How late a beat is, at most, says how late this process
+// is, be it stopped, starved or throttled: a timeout then says nothing of the other
+// side. Small delays are usual and do not add up to something.
 //
-// But for the context, all is guarded by the target's mutex.
+// Except for the context, all is guarded by the target's mutex.
 type attempt struct {
 	ending
+	began    time.Time
+	due      time.Time // it was due then, from which the interval counts
 	deadline time.Time
 	driver   *Driver
-	discard  bool // it counts for nothing
-	step     time.Duration
-	due      time.Time // the next beat is
-	late     time.Duration
+	waiters  []chan<- answer // are sent what came of it
+	fresh    bool            // it is not to rely on an earlier connection
+	discard  bool            // it counts for nothing
+	unasked  bool            // it is not made, as an earlier one is still running
+	givenUp  bool            // nothing waits for it any more
+	over     chan struct{}   // closed when one that was given up has ended, if detach waits
+
+	step    time.Duration
+	grace   time.Duration
+	beatDue time.Time     // the next beat is
+	ended   bool          // the context ended, so the next beat is the last
+	late    time.Duration // most that a beat was late
 }
 
 // newAttempt begins to measure.
 func newAttempt(driver *Driver, now time.Time, timeout time.Duration) *attempt {
-	a := &attempt{driver: driver, deadline: now.Add(timeout), step: max(timeout/beats, minBeat)}
+	a := &attempt{
+		driver: driver, began: now, deadline: now.Add(timeout),
+		step: max(timeout/beats, minBeat), grace: min(max(timeout/4, minBeat), maxGrace),
+	}
 	a.next(now)
 	return a
 }
@@ -46,28 +61,36 @@ func newAttempt(driver *Driver, now time.Time, timeout time.Duration) *attempt {
 func (a *attempt) Deadline() (time.Time, bool) { return a.deadline, true }
 
 // beat looks how late it is, ends the context if it is time, and returns after
-// which time to look again.
+// which time to look again: 0 or less if the probe was to end and has not.
 func (a *attempt) beat(now time.Time) time.Duration {
 	a.look(now)
-	if !now.Before(a.deadline) {
-		a.cut(context.DeadlineExceeded)
+	switch {
+	case a.ended:
+	case now.Before(a.deadline):
+		a.next(now)
+	default:
+		a.end(now, context.DeadlineExceeded)
 	}
-	a.next(now)
-	return a.due.Sub(now)
+	return a.beatDue.Sub(now)
 }
 
-// look adds the time by which the next beat is overdue.
-func (a *attempt) look(now time.Time) {
-	if over := now.Sub(a.due); over > 0 {
-		a.late += over
+// end ends the context. One beat follows, when the probe must have returned.
+func (a *attempt) end(now time.Time, err error) {
+	a.cut(err)
+	if !a.ended {
+		a.ended = true
+		a.beatDue = now.Add(a.grace)
 	}
 }
+
+// look notes by how much the next beat is overdue.
+func (a *attempt) look(now time.Time) { a.late = max(a.late, now.Sub(a.beatDue)) }
 
 // next sets when the next beat is due. One is when the deadline is.
 func (a *attempt) next(now time.Time) {
-	a.due = now.Add(a.step)
-	if now.Before(a.deadline) && a.due.After(a.deadline) {
-		a.due = a.deadline
+	a.beatDue = now.Add(a.step)
+	if a.beatDue.After(a.deadline) {
+		a.beatDue = a.deadline
 	}
 }
 
@@ -84,7 +107,7 @@ func (a *attempt) lateness(now time.Time) time.Duration {
 type ending struct {
 	mu      sync.Mutex
 	err     error
-	done    chan struct{} // nil until somebody asks for it
+	done    chan struct{} // nil until it is asked for
 	waiting []*waiter
 	room    [1]*waiter // for the usual one
 }

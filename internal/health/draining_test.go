@@ -130,12 +130,12 @@ func TestDrainingTargetsAreSettled(t *testing.T) {
 	var s state
 	for range 3 {
 		s.record(true, true, &set)
-		if got := s.delay(&set, time.Now()); got != set.Interval {
+		if got := s.interval(&set); got != set.Interval {
 			t.Errorf("delay %v while draining, want the interval %v", got, set.Interval)
 		}
 	}
 	s.record(false, false, &set)
-	if got := s.delay(&set, time.Now()); got != set.FastInterval {
+	if got := s.interval(&set); got != set.FastInterval {
 		t.Errorf("delay %v with a fail while draining, want the fast interval %v", got, set.FastInterval)
 	}
 }

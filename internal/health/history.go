@@ -68,12 +68,25 @@ type View struct {
 func (t *Target) View() View {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	v := t.brief()
+	v.Recent = t.history.recent()
+	return v
+}
+
+// Brief is [Target.View] without the recent results, which are the most of it.
+func (t *Target) Brief() View {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.brief()
+}
+
+// brief is Brief; t.mu must be held.
+func (t *Target) brief() View {
 	v := View{
 		Status: t.state.status, Draining: t.state.draining, Paused: t.paused,
 		Passes: t.state.passes, Fails: t.state.fails,
 		Since: t.Since(),
 		Last:  t.history.last, LastFailed: t.history.failed,
-		Recent: t.history.recent(),
 	}
 	if t.loop != nil && !t.loop.probing && !t.paused {
 		v.Next = t.loop.due

@@ -7,16 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// How late the beats are adds up. One that comes early, as the last look may,
-// takes nothing back.
-func TestLatenessAddsUp(t *testing.T) {
+// What counts is the beat that was the latest. Small delays do not add up to
+// something, and a beat that comes early takes nothing back.
+func TestLateness_IsTheLargestDelayOfABeat(t *testing.T) {
 	const ms = time.Millisecond
 	for _, tc := range []struct {
 		rule  string
@@ -26,9 +25,9 @@ func TestLatenessAddsUp(t *testing.T) {
 	}{
 		{"on time", []time.Duration{250 * ms, 500 * ms, 750 * ms}, 900 * ms, 0},
 		{"before the first is due", nil, 100 * ms, 0},
-		{"a little, all the time", []time.Duration{251 * ms, 502 * ms, 754 * ms}, 800 * ms, 4 * ms},
+		{"a little, all the time", []time.Duration{251 * ms, 502 * ms, 754 * ms}, 800 * ms, 2 * ms},
 		{"stopped once", []time.Duration{250 * ms, 2500 * ms, 2750 * ms}, 2760 * ms, 2000 * ms},
-		{"stopped twice", []time.Duration{750 * ms, 1000 * ms, 1500 * ms}, 1510 * ms, 750 * ms},
+		{"stopped twice", []time.Duration{750 * ms, 1000 * ms, 1500 * ms}, 1510 * ms, 500 * ms},
 		{"an early look takes nothing back", []time.Duration{350 * ms}, 400 * ms, 100 * ms},
 		{"the last beat is overdue, and never came", []time.Duration{250 * ms}, 1500 * ms, 1000 * ms},
 		{"stopped from the first", nil, 2000 * ms, 1750 * ms},
@@ -53,12 +52,12 @@ func (t *Target) overdue(by time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a := t.loop.attempt
-	a.due = a.due.Add(-by)
+	a.beatDue = a.beatDue.Add(-by)
 }
 
 // It beats 8 times in a timeout, but not more often than every 10 ms, and when the
-// timeout is over; then the context ends, and it beats on, for a probe may take
-// longer to notice.
+// timeout is over; then the context ends. The last beat is when the probe must have
+// noticed that: after a quarter of the timeout, from 10 to 100 ms.
 func TestBeats(t *testing.T) {
 	const ms = time.Millisecond
 	for _, tc := range []struct {
@@ -66,18 +65,20 @@ func TestBeats(t *testing.T) {
 		want    []time.Duration // from one to the next
 	}{
 		{24 * time.Hour, []time.Duration{3 * time.Hour, 3 * time.Hour}},
-		{80 * ms, []time.Duration{10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms}},
-		{25 * ms, []time.Duration{10 * ms, 10 * ms, 5 * ms, 10 * ms, 10 * ms}},
-		{ms, []time.Duration{ms, 10 * ms, 10 * ms}},
+		{80 * ms, []time.Duration{10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 10 * ms, 20 * ms}},
+		{400 * ms, []time.Duration{50 * ms, 50 * ms, 50 * ms, 50 * ms, 50 * ms, 50 * ms, 50 * ms, 50 * ms, 100 * ms}},
+		{500 * ms, []time.Duration{62500 * time.Microsecond, 62500 * time.Microsecond}},
+		{25 * ms, []time.Duration{10 * ms, 10 * ms, 5 * ms, 10 * ms}},
+		{ms, []time.Duration{ms, 10 * ms}},
 	} {
 		now := time.Now()
 		end := now.Add(tc.timeout)
 		a := newAttempt(nil, now, tc.timeout)
-		if got := a.due.Sub(now); got != tc.want[0] {
+		if got := a.beatDue.Sub(now); got != tc.want[0] {
 			t.Errorf("timeout %v: the first beat is due after %v, want %v", tc.timeout, got, tc.want[0])
 		}
 		for i, want := range tc.want[1:] {
-			now = a.due
+			now = a.beatDue
 			if got := a.beat(now); got != want {
 				t.Errorf("timeout %v: beat %d is due after %v, want %v", tc.timeout, i+2, got, want)
 			}
@@ -96,8 +97,8 @@ func TestBeats(t *testing.T) {
 	}
 }
 
-// Whoever waits for the context of a probe is woken by its deadline, and so is who
-// waits for one that is derived from it; a probe that is cut off was not too slow.
+// The deadline of a probe ends its context, and one that is derived from it; a probe
+// that is cut off was not too slow.
 func TestAttemptContext(t *testing.T) {
 	now := time.Now()
 	for _, want := range []error{context.DeadlineExceeded, context.Canceled} {
@@ -146,9 +147,9 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 		{"more than a quarter late", late, hung, Up, 0, false, Up, false, 5 * time.Second},
 		{"very late", time.Hour, hung, Up, 0, false, Up, false, 5 * time.Second},
 		{"late, while down", late, hung, Down, 0, false, Down, false, 10 * time.Second},
-		{"late, with no verdict yet", late, hung, Unknown, 0, false, Unknown, false, time.Second},
-		{"late, in a streak", late, hung, Up, 1, false, Up, false, time.Second},
-		{"late, in a burst", late, hung, Up, 0, true, Up, false, 250 * time.Millisecond},
+		{"late, with no verdict yet", late, hung, Unknown, 0, false, Unknown, false, 2 * time.Second},
+		{"late, in a streak", late, hung, Up, 1, false, Up, false, 2 * time.Second},
+		{"late, in a burst", late, hung, Up, 0, true, Up, false, 2 * time.Second},
 		{"a timeout of something the probe does", late, func(context.Context) (bool, error) {
 			return false, fmt.Errorf("read: %w", os.ErrDeadlineExceeded)
 		}, Up, 0, false, Up, false, 5 * time.Second},
@@ -178,22 +179,22 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 				state, suspicion := target.state, target.suspicion
 
 				var told []Result
-				var warned []time.Duration
+				var warned []InconclusiveError
 				var reported []Transition
 				detach := attachByHand(target, Driver{
 					Probe: func(ctx context.Context, _ bool) (bool, error) {
 						target.mu.Lock()
-						target.loop.attempt.late += tc.by // the beats, as they would have found it
+						target.loop.attempt.late = tc.by // the beats, as they would have found it
 						target.mu.Unlock()
 						return tc.answer(ctx)
 					},
-					Probed: func(r Result) { told = append(told, r) },
-					Late:   func(by time.Duration) { warned = append(warned, by) },
-					Report: func(change Transition) { reported = append(reported, change) },
+					Probed:       func(r Result) { told = append(told, r) },
+					Inconclusive: func(why *InconclusiveError) { warned = append(warned, *why) },
+					Report:       func(change Transition) { reported = append(reported, change) },
 				})
 				defer detach()
 				began := time.Now()
-				next := target.probeOnce(target.loop, began, began).Sub(began)
+				next := target.probeByHand().Sub(began)
 
 				if got := target.Status(); got != tc.want {
 					t.Errorf("status %v, want %v", got, tc.want)
@@ -204,12 +205,8 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 				if got := len(told) == 1; got != tc.counts || len(told) > 1 {
 					t.Errorf("results %+v, want one: %v", told, tc.counts)
 				}
-				want := []time.Duration{tc.by}
-				if tc.counts {
-					want = nil
-				}
-				if !slices.Equal(warned, want) {
-					t.Errorf("said to be late by %v, want %v", warned, want)
+				if got := len(warned) == 1; got == tc.counts || len(warned) > 1 || got && (warned[0].Late != tc.by || warned[0].Reason == "" || warned[0].Shortage != "") {
+					t.Errorf("told that it is inconclusive by %+v, want it late by %v, once: %v", warned, tc.by, !tc.counts)
 				}
 				if !tc.counts && (target.state != state || target.suspicion != suspicion || len(reported) != 0) {
 					t.Errorf("it went from %+v, %+v to %+v, %+v, and reported %+v; want no change",
@@ -220,7 +217,7 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 	}
 }
 
-// Nor does it count where nobody wants to know of it.
+// Nor does it count where nothing is to be told of it.
 func TestALateTimeoutIsNotAResult(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
@@ -233,8 +230,8 @@ func TestALateTimeoutIsNotAResult(t *testing.T) {
 			Report: func(change Transition) { t.Errorf("reported %+v", change) },
 		})()
 		began := time.Now()
-		if next := target.probeOnce(target.loop, began, began).Sub(began); next != time.Second {
-			t.Errorf("the next comes after %v, want the fast interval", next)
+		if next := target.probeByHand().Sub(began); next != 2*time.Second {
+			t.Errorf("the next comes after %v, want at once: the timeout is longer than the fast interval", next)
 		}
 	})
 }
@@ -242,13 +239,18 @@ func TestALateTimeoutIsNotAResult(t *testing.T) {
 // attachByHand makes d the driver of a target, whose probes the test begins.
 func attachByHand(target *Target, d Driver) (detach func()) {
 	target.drivers = append(target.drivers, &d)
-	l := &loop{probing: true}
+	l := &loop{}
 	l.timer = time.AfterFunc(time.Hour, func() { target.tick(l) })
 	target.loop, target.ran = l, true
-	return func() {
-		l.probing = false
-		target.detach(&d)
-	}
+	slots.run(target.settings.Interval, 1)
+	return func() { target.detach(&d) }
+}
+
+// probeByHand makes a probe and returns when the next one is due.
+func (t *Target) probeByHand() time.Time {
+	t.loop.due = time.Now()
+	t.tick(t.loop)
+	return t.loop.due
 }
 
 // Timeouts on time are no lateness, one after the other: the clock of a target is
@@ -260,7 +262,7 @@ func TestTimeoutsOnTimeCount(t *testing.T) {
 		d := s.driver()
 		results := 0
 		d.Probed = func(Result) { results++ }
-		d.Late = func(by time.Duration) { t.Errorf("late by %v in virtual time", by) }
+		d.Inconclusive = func(why *InconclusiveError) { t.Errorf("in virtual time: %v", why) }
 		defer target.Attach(d, 0)()
 		advance(time.Second)
 		s.set(hang)
@@ -317,8 +319,8 @@ func TestIntervalsCountFromWhenDue(t *testing.T) {
 		{time.Second, punctual, 5*time.Second - punctual},
 		{time.Second, punctual + 1, 5 * time.Second},
 		{time.Second, time.Minute, 5 * time.Second},
-		{marks * time.Millisecond, time.Millisecond, 5*time.Second - time.Millisecond},
-		{marks * time.Millisecond, punctual, 5 * time.Second}, // a short interval would lose too much
+		{minSlots * time.Millisecond, time.Millisecond, 5*time.Second - time.Millisecond},
+		{minSlots * time.Millisecond, punctual, 5 * time.Second}, // a short interval would lose too much
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			set := settings()
@@ -328,7 +330,7 @@ func TestIntervalsCountFromWhenDue(t *testing.T) {
 			detach := attachByHand(target, Driver{Probe: func(context.Context, bool) (bool, error) { return false, nil }})
 			defer detach()
 			l := target.loop
-			l.probing, l.due = false, time.Now().Add(-tc.late)
+			l.due = time.Now().Add(-tc.late)
 			target.tick(l)
 			if got := time.Until(l.due); got != tc.want {
 				t.Errorf("fast interval %v, %v late: the next comes after %v, want %v", tc.fast, tc.late, got, tc.want)

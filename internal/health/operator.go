@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// ErrEnded says that there is nobody to probe any more.
+// ErrEnded says that there is nothing to probe any more.
 var ErrEnded = errors.New("the probes have ended")
 
 // Pause ends the probes until they are resumed, and waits for none: one in flight is
@@ -22,17 +22,17 @@ func (t *Target) Pause(paused bool) {
 	}
 	t.paused = paused
 	known := t.state.status != Unknown
-	t.state = state{drift: t.state.drift}
+	t.state = state{}
 	t.suspicion = suspicion{}
+	t.lateInRow = 0
 	t.publish(time.Time{})
 	if l := t.loop; l != nil {
-		if a := l.attempt; a != nil {
-			a.discard = true
-			a.cut(context.Canceled)
+		if l.attempt != nil {
+			l.discard(time.Now())
 		}
 		switch {
-		case !paused || len(t.asked) > 0:
-			l.hurry()
+		case !paused || len(t.waiters) > 0:
+			l.probeNext()
 		case !l.probing:
 			l.timer.Stop()
 		}
@@ -47,25 +47,35 @@ func (t *Target) Pause(paused bool) {
 	}
 }
 
+// answer is what came of a probe, and why that counts for nothing, if it does.
+type answer struct {
+	Result
+	inconclusive *InconclusiveError
+}
+
 // Check probes at once, or as soon as the probe in flight is over, on a fresh
 // connection and even in a pause, and returns what came of it. The result counts as
-// any other does, but in a pause. The error is [ErrEnded], or that of the context.
+// any other does, except in a pause. The error is [ErrEnded], that of the context, or
+// an [InconclusiveError] beside a result that says nothing of the target.
 func (t *Target) Check(ctx context.Context) (Result, error) {
-	answer := make(chan Result, 1)
+	waiter := make(chan answer, 1)
 	t.mu.Lock()
 	if t.loop == nil {
 		t.mu.Unlock()
 		return Result{}, ErrEnded
 	}
-	t.asked = append(t.asked, answer)
-	t.loop.hurry()
+	t.waiters = append(t.waiters, waiter)
+	t.loop.probeNext()
 	t.mu.Unlock()
 	select {
-	case result, ok := <-answer:
-		if !ok {
+	case found, ok := <-waiter:
+		switch {
+		case !ok:
 			return Result{}, ErrEnded
+		case found.inconclusive != nil:
+			return found.Result, found.inconclusive
 		}
-		return result, nil
+		return found.Result, nil
 	case <-ctx.Done():
 		return Result{}, context.Cause(ctx)
 	}
@@ -74,12 +84,14 @@ func (t *Target) Check(ctx context.Context) (Result, error) {
 // ProbeNow has the next probe begin at once, but no sooner than a quarter of the fast
 // interval after the last one began, however often it is called. It never waits. It
 // has no effect in a pause, when the probes have ended, or while a probe is in flight,
-// whose result is the answer.
+// whose result is the answer. Before the probes begin it has the first one do so without
+// a delay.
 func (t *Target) ProbeNow() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l := t.loop
 	if l == nil || l.probing || t.paused {
+		t.wanted = t.wanted || !t.ran
 		return
 	}
 	at := time.Now()
@@ -91,16 +103,16 @@ func (t *Target) ProbeNow() {
 	}
 }
 
-// askAgain has those who asked wait for the next probe, if there is one, for theirs
-// counts for nothing. t.mu must be held.
-func (t *Target) askAgain(asked []chan<- Result) {
-	t.asked = append(t.asked, asked...)
+// askAgain has waiters wait for the next probe, if there is one, as theirs counts for
+// nothing. t.mu must be held.
+func (t *Target) askAgain(waiters []chan<- answer) {
+	t.waiters = append(t.waiters, waiters...)
 	if t.loop == nil {
-		for _, answer := range t.asked {
-			close(answer)
+		for _, waiter := range t.waiters {
+			close(waiter)
 		}
-		t.asked = nil
-	} else if len(t.asked) > 0 {
-		t.loop.hurry()
+		t.waiters = nil
+	} else if len(t.waiters) > 0 {
+		t.loop.probeNext()
 	}
 }

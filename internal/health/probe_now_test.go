@@ -87,3 +87,22 @@ func TestProbeNow_HasNoEffectWithoutProbes(t *testing.T) {
 		wantProbes(t, s, nil)
 	})
 }
+
+// Before the probes begin it has the first one do so without a delay; after they ended
+// it has no effect on those that begin anew.
+func TestProbeNow_BeforeTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		target := NewTarget(settings())
+		target.ProbeNow()
+		advance(time.Second)
+		s := newScript(pass)
+		detach := target.Attach(s.driver(), time.Minute)
+		advance(time.Second)
+		wantProbes(t, s, seconds(0))
+		detach()
+		target.ProbeNow()
+		defer target.Attach(s.driver(), time.Minute)()
+		advance(30 * time.Second)
+		wantProbes(t, s, nil)
+	})
+}

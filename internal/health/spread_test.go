@@ -6,7 +6,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,15 +17,29 @@ import (
 
 // starts is when the probes of one target began, counted from when it was made.
 type starts struct {
-	at     []time.Duration
+	began  time.Time
+	mu     sync.Mutex
+	at     []time.Duration // to be read without the mutex when it is detached
 	detach func()
+}
+
+// now is the time in which the starts are.
+func (s *starts) now() time.Duration { return time.Since(s.began) }
+
+// last returns the last one.
+func (s *starts) last() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.at[len(s.at)-1]
 }
 
 // recordStarts attaches a driver, and writes down when its probes begin.
 func recordStarts(target *Target, d Driver, delay ...time.Duration) *starts {
-	r, began, ask := new(starts), time.Now(), d.Probe
+	r, ask := &starts{began: time.Now()}, d.Probe
 	d.Probe = func(ctx context.Context, fresh bool) (bool, error) {
-		r.at = append(r.at, time.Since(began))
+		r.mu.Lock()
+		r.at = append(r.at, r.now())
+		r.mu.Unlock()
 		return ask(ctx, fresh)
 	}
 	r.detach = target.Attach(d, append(delay, 0)[0])
@@ -30,13 +47,13 @@ func recordStarts(target *Target, d Driver, delay ...time.Duration) *starts {
 }
 
 // paced attaches a driver to each of n new targets, the first probes a millisecond
-// apart, as at the start of a config, and ends them after a time.
+// apart or spread over the interval, as at the start of a config, and ends them after a
+// time.
 func paced(n int, set Settings, during time.Duration, driver func(i int) Driver) (all []*starts, targets []*Target) {
 	for i := range n {
 		target := NewTarget(set)
-		target.Drift(float64(i) / float64(n))
 		targets = append(targets, target)
-		all = append(all, recordStarts(target, driver(i), time.Duration(i)*time.Millisecond))
+		all = append(all, recordStarts(target, driver(i), min(time.Duration(n)*time.Millisecond, set.Interval)*time.Duration(i)/time.Duration(n)))
 	}
 	advance(during)
 	for _, s := range all {
@@ -68,76 +85,142 @@ func crowd(all []*starts, window, from, to time.Duration) (most int) {
 	return most
 }
 
-// Targets that were started together do not fire together: their first probes come
-// a millisecond apart, and from then on the jitter has them drift apart, however
-// they began. It is a matter of chance, and about one run in 300 is beyond the
-// bounds for a moment; so two of three have to keep to them.
-func TestTargetsDriftApart(t *testing.T) {
-	const (
-		n      = 200
-		window = 50 * time.Millisecond
-	)
-	for _, tc := range []struct {
-		rule     string
-		interval time.Duration
-		from, to time.Duration
-		most     int // of n
-	}{
-		{"first probes: 1 ms a target", time.Second, 0, time.Second, n * 25 / 100},
-		{"an interval of 1s, after 20 of them", time.Second, 20 * time.Second, 80 * time.Second, n * 15 / 100},
-		{"an interval that is no multiple of 100 ms, after 40 of them", 1610 * time.Millisecond, 65 * time.Second, 125 * time.Second, n * 15 / 100},
-		{"one that is not divisible by 16, after 40 of them", time.Second + 3, 40 * time.Second, 100 * time.Second, n * 15 / 100},
-		{"first probes: 1 ms a target, whatever the interval", 5 * time.Second, 0, 5 * time.Second, n * 25 / 100},
-		{"the default interval, after 5 of them", 5 * time.Second, 25 * time.Second, 85 * time.Second, n * 15 / 100},
-	} {
-		t.Run(tc.rule, func(t *testing.T) {
-			var got []int
-			kept := 0
-			for len(got) < 3 && kept < 2 && len(got)-kept < 2 {
-				synctest.Test(t, func(*testing.T) {
-					set := settings()
-					set.Interval, set.Jitter = tc.interval, 0.1
-					all, _ := paced(n, set, tc.to, healthy)
-					got = append(got, crowd(all, window, tc.from, tc.to))
+// Targets that were started together do not fire together: from the second interval on,
+// no 5 % of an interval has more than 15 % of 100 or more of them, at no time.
+func TestArrival_IsEvenFromTheSecondIntervalOn(t *testing.T) {
+	for _, interval := range []time.Duration{time.Second, 1610 * time.Millisecond, time.Second + 3, 5 * time.Second, time.Minute} {
+		for _, n := range []int{100, 200, 1000} {
+			for _, answers := range []struct {
+				rule   string
+				driver func(int) Driver
+			}{{"up", healthy}, {"never up", answering(false, errSick)}} {
+				t.Run(fmt.Sprintf("%v, %d targets, %s", interval, n, answers.rule), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						set := settings()
+						set.Interval, set.FastInterval, set.DownInterval, set.Jitter = interval, interval, interval, 0.1
+						all, _ := paced(n, set, 40*interval, answers.driver)
+						got := crowd(all, interval/20, interval, 40*interval)
+						if got > n*15/100 {
+							t.Errorf("%d of %d probes begin within 5 %% of the interval", got, n)
+						}
+						t.Logf("densest 5 %%: %.1f %%", 100*float64(got)/float64(n))
+						wantFirstGaps(t, all, interval)
+					})
 				})
-				if got[len(got)-1] <= tc.most {
-					kept++
-				}
 			}
-			if kept < 2 {
-				t.Errorf("of %d probes up to %v begin within %v, run by run; want %d at most in two of three", n, got, window, tc.most)
-			}
-		})
+		}
 	}
 }
 
-// Probes start at marks, which all targets of an interval have in common, if the jitter
-// reaches one; so this process wakes up for many of them at once.
-func TestProbesStartAtMarks(t *testing.T) {
+// wantFirstGaps checks the time between two probes: never shorter than the interval, and
+// longer than that and the jitter once only, by half of it at most.
+func wantFirstGaps(t *testing.T, all []*starts, interval time.Duration) {
+	t.Helper()
+	for i, s := range all {
+		most := interval*16/10 + 1
+		for k := range s.at[1:] {
+			if gap := s.at[k+1] - s.at[k]; gap < interval || gap > most {
+				t.Fatalf("target %d: probe %d came after %v, want %v to %v", i, k+1, gap, interval, most)
+			}
+			most = interval * 11 / 10
+		}
+	}
+}
+
+// Fewer targets than that are no crowd, and each is probed within the jitter also in the
+// first interval; so is each of a crowd that has probed already, however it came to be.
+func TestArrival_OnlyTheFirstIntervalOfACrowdIsLonger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := settings()
+		set.Jitter = 0.1
+		all, _ := paced(manyTargets-1, set, time.Minute, healthy)
+		wantGaps(t, all, 5*time.Second, 5500*time.Millisecond)
+	})
+}
+
+// A slot is given back with whatever ends the plan to probe then.
+func TestSlots_AreGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		set := settings()
+		set.Jitter = 0.1
+		var targets []*Target
+		var detach []func()
+		for i := range 50 {
+			target := NewTarget(set)
+			s := newScript(func(context.Context) error {
+				time.Sleep(time.Duration(i) * 10 * time.Millisecond)
+				if i%3 == 0 {
+					return errSick
+				}
+				return nil
+			})
+			targets = append(targets, target)
+			detach = append(detach, target.Attach(s.driver(), 0))
+		}
+		for range 200 {
+			advance(137 * time.Millisecond)
+			target := targets[rand.IntN(len(targets))]
+			switch rand.IntN(4) {
+			case 0:
+				target.Suspect()
+			case 1:
+				target.ProbeNow()
+			case 2:
+				target.Pause(true)
+				defer target.Pause(false)
+			case 3:
+				target.Pause(false)
+			}
+			taken := 0
+			slots.mu.Lock()
+			for _, n := range slots.taken {
+				taken += n
+			}
+			slots.mu.Unlock()
+			if taken > len(targets) {
+				t.Fatalf("%d targets have %d slots", len(targets), taken)
+			}
+		}
+		for _, f := range detach {
+			f()
+		}
+		slots.mu.Lock()
+		defer slots.mu.Unlock()
+		if len(slots.taken) != 0 || len(slots.running) != 0 {
+			t.Errorf("at the end there are %v, %v", slots.taken, slots.running)
+		}
+	})
+}
+
+// Probes start at slots, which all targets of an interval have in common, so this process
+// wakes up for many of them at once. A short jitter has shorter slots, none has none.
+func TestProbesStartAtSlots(t *testing.T) {
 	for _, tc := range []struct {
 		interval time.Duration
 		jitter   float64
-		step     time.Duration // between two marks, 0 if there are none
+		step     time.Duration // between two slots, 0 if there are none
 	}{
 		{time.Second, 0.1, time.Second / 16},
 		{time.Second, 1, time.Second / 16},
 		{5 * time.Second, 0.1, 100 * time.Millisecond},
 		{2250 * time.Millisecond, 0.05, 97826087}, // 23 of them
-		{time.Second, 0.06, 0},
-		{5 * time.Second, 0.01, 0},
+		{time.Second, 0.06, 30 * time.Millisecond},
+		{5 * time.Second, 0.01, 25 * time.Millisecond},
+		{time.Minute, 0.1, 750 * time.Millisecond},
+		{5 * time.Second, 0, 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			set := settings()
 			set.Interval, set.Jitter = tc.interval, tc.jitter
 			all, _ := paced(100, set, 10*tc.interval, healthy)
-			places := make(map[time.Duration]bool) // between two marks
+			places := make(map[time.Duration]bool) // between two slots
 			for _, s := range all {
 				for _, at := range s.at[1:] {
 					places[at%cmp.Or(tc.step, tc.interval)] = true
 				}
 			}
 			if got := len(places) == 1; got != (tc.step > 0) {
-				t.Errorf("interval %v, jitter %v: probes start at %d places between two marks; marks are %v apart, 0 for none", tc.interval, tc.jitter, len(places), tc.step)
+				t.Errorf("interval %v, jitter %v: probes start at %d places between two slots; slots are %v apart, 0 for none", tc.interval, tc.jitter, len(places), tc.step)
 			}
 		})
 	}

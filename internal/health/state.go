@@ -5,10 +5,7 @@
 // it at the right moments, counts, and tells its subscribers of every change.
 package health
 
-import (
-	"math/rand/v2"
-	"time"
-)
+import "time"
 
 // Status is what is known of a target.
 type Status int32
@@ -59,11 +56,10 @@ type Settings struct {
 // state is the whole decision, free of clocks and locks.
 type state struct {
 	status   Status
-	draining bool    // it is up, but asked for no new requests
-	wasUp    bool    // it was up at least once
-	passes   int     // consecutive passes
-	fails    int     // consecutive fails
-	drift    float64 // share of the jitter that is its own, from 0 to 1
+	draining bool // it is up, but asked for no new requests
+	wasUp    bool // it was up at least once
+	passes   int  // consecutive passes
+	fails    int  // consecutive fails
 }
 
 // record counts one result and reports whether it changed the status. Only
@@ -101,40 +97,16 @@ func (s *state) count(passed bool, set *Settings) {
 // settled reports whether it is up and nothing speaks against that.
 func (s *state) settled() bool { return s.status == Up && s.fails == 0 }
 
-// Probes start at marks, where the jitter leaves room for it: to wake up once for
-// some of them takes a fraction of the CPU time of waking up for each. An interval
-// is a whole number of steps from mark to mark, but for nanoseconds, or it would end
-// just past one each time, with less to choose from: 16 at least, and of 100 ms at most.
-const (
-	marks   = 16
-	maxStep = 100 * time.Millisecond
-)
-
-// epoch is one mark. It is this process's own, for a clock that is set moves none.
-var epoch = time.Now()
-
-// delay is the time from the start of one probe, which was due at that time, to the
-// start of the next. Half of the jitter is the target's own: targets that started
-// together drift apart with every probe, and not only as far as chance takes them.
-func (s *state) delay(set *Settings, due time.Time) time.Duration {
-	d := set.Interval
+// interval is the time from the start of one probe to the start of the next, without
+// the jitter.
+func (s *state) interval(set *Settings) time.Duration {
 	switch {
 	case !s.wasUp,
 		s.status == Up && s.fails > 0,
 		s.status == Down && s.passes > 0:
-		d = set.FastInterval
+		return set.FastInterval
 	case s.status == Down:
-		d = set.DownInterval
+		return set.DownInterval
 	}
-	most := time.Duration(set.Jitter * float64(d))
-	share := (s.drift + rand.Float64()) / 2
-	steps := max(marks, (d+maxStep-1)/maxStep)
-	step := (d + steps - 1) / steps
-	if most < step {
-		return d + time.Duration(share*float64(most))
-	}
-	// one of the marks that the jitter reaches
-	first := (step - due.Add(d).Sub(epoch)%step) % step
-	further := float64((most - first) / step)
-	return d + first + time.Duration(share*(further+1))*step
+	return set.Interval
 }

@@ -3,7 +3,6 @@
 package health
 
 import (
-	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -60,7 +59,7 @@ func TestOnlyResultsInARowChangeTheStatus(t *testing.T) {
 	}
 }
 
-func TestDelay(t *testing.T) {
+func TestInterval(t *testing.T) {
 	for _, tc := range []struct {
 		rule    string
 		results string
@@ -83,30 +82,35 @@ func TestDelay(t *testing.T) {
 			for _, r := range tc.results {
 				s.record(r == 'P', false, &set)
 			}
-			if got := s.delay(&set, time.Now()); got != tc.want {
-				t.Errorf("after %q: delay %v, want %v", tc.results, got, tc.want)
+			if got := s.interval(&set); got != tc.want {
+				t.Errorf("after %q: interval %v, want %v", tc.results, got, tc.want)
 			}
 		})
 	}
 }
 
-// Jitter only ever lengthens an interval: nothing is probed faster than
-// configured, and the time to notice stays bounded.
+// Jitter only ever lengthens an interval: nothing is probed faster than configured, and
+// the time to notice stays bounded.
 func TestJitterStaysInItsBounds(t *testing.T) {
-	set := settings()
-	set.Jitter = 0.1
-	var s state
-	s.record(true, false, &set)
-	var got []time.Duration
-	for range 1000 {
-		s.drift = rand.Float64()
-		got = append(got, s.delay(&set, time.Now()))
-	}
-	// the lowest and highest marks that chance comes by are within a step of the bounds
-	if lowest := slices.Min(got); lowest < 5*time.Second || lowest > 5*time.Second+maxStep {
-		t.Errorf("lowest of 1000 delays is %v, want about 5s and not less", lowest)
-	}
-	if highest := slices.Max(got); highest > 5500*time.Millisecond || highest < 5500*time.Millisecond-maxStep {
-		t.Errorf("highest of 1000 delays is %v, want about 5.5s and not more", highest)
+	for _, jitter := range []time.Duration{1, time.Millisecond, 50 * time.Millisecond, 500 * time.Millisecond, 5 * time.Second} {
+		set := settings()
+		set.Jitter = float64(jitter) / float64(set.Interval)
+		target := NewTarget(set)
+		target.Inherit(Up, false, time.Now())
+		var got []time.Duration
+		for range 1000 {
+			from := time.Now()
+			at, taken := target.next(new(loop), from)
+			slots.free(&taken)
+			got = append(got, at.Sub(from))
+		}
+		// the lowest and highest slots that chance comes by are within a step of the bounds
+		step := min(slotLength, jitter)
+		if lowest := slices.Min(got); lowest < set.Interval || lowest > set.Interval+step {
+			t.Errorf("jitter %v: lowest of 1000 delays is %v, want about 5s and not less", jitter, lowest)
+		}
+		if highest := slices.Max(got); highest > set.Interval+jitter || highest < set.Interval+jitter-step {
+			t.Errorf("jitter %v: highest of 1000 delays is %v, want about that beyond 5s and not more", jitter, highest)
+		}
 	}
 }

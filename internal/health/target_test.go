@@ -430,6 +430,11 @@ func TestReasonIsBoundedAndPrintable(t *testing.T) {
 		{"connection refused", "connection refused"},
 		{"two\nlines\x00and\x1b[31m\u009b31m colour", "two?lines?and?[31m?31m colour"},
 		{"broken \xff\xfe bytes", "broken ?? bytes"},
+		{"right\u202eto\u2066left\u2069\u200f", "right?to?left??"},
+		{"zero\u200bwidth\u200d\ufeff\u00ad", "zero?width???"},
+		{"lines\u2028and\u2029paragraphs\u0085", "lines?and?paragraphs?"},
+		{"no\u00a0break, \ue000private, \U000e0041tag", "no?break, ?private, ?tag"},
+		{"café 健康 ✓ 🙂", "café 健康 ✓ 🙂"},
 		{strings.Repeat("é", 200), strings.Repeat("é", maxReason/2) + "…"},
 		{"x" + strings.Repeat("é", 200), "x" + strings.Repeat("é", (maxReason-1)/2) + "…"},
 	} {

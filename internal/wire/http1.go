@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"math"
@@ -18,13 +17,8 @@ import (
 	"time"
 )
 
-const (
-	// bufferSize is that of the buffers that requests borrow, in bytes.
-	bufferSize = 4 << 10
-	// maxInterim is how many answers of a status 1xx may come before the answer.
-	// net/http has the same limit.
-	maxInterim = 5
-)
+// bufferSize is that of the buffers that requests borrow, in bytes.
+const bufferSize = 4 << 10
 
 // HTTP1 is a plain HTTP/1.1 connection. In place of the two goroutines and the
 // buffers that net/http gives each, it has what it needs while a request is
@@ -109,7 +103,7 @@ func (c *HTTP1) RoundTrip(req *http.Request) (*http.Response, error) {
 // cannot be read.
 func (c *HTTP1) send(req *http.Request) error {
 	c.sendErr = nil
-	if c.socket == nil {
+	if c.socket == nil && !req.Close { // it is for the requests that follow
 		c.socket = newSocket(c.Conn)
 	}
 	if req.Body != nil && req.Body != http.NoBody {
@@ -126,6 +120,10 @@ func (c *HTTP1) send(req *http.Request) error {
 		if err := req.Write(&text); err != nil {
 			return err
 		}
+		if req.Close {
+			c.unsent = text.Bytes()
+			return nil
+		}
 		c.last = rendered{method: req.Method, host: req.Host, url: *req.URL, header: req.Header.Clone(), text: text.Bytes()}
 	}
 	c.unsent = c.last.text
@@ -139,9 +137,10 @@ func (c *HTTP1) awaitHeader() {
 	}
 }
 
-// readAnswer reads the header of the answer, past those of interim ones.
+// readAnswer reads the header of the answer, past those of interim ones. However many
+// there are, they count towards the limit of the header, as they do in net/http.
 func readAnswer(r *bufio.Reader, req *http.Request) (*http.Response, error) {
-	for range maxInterim + 1 {
+	for {
 		resp, err := http.ReadResponse(r, req)
 		if err != nil {
 			return nil, err
@@ -150,7 +149,6 @@ func readAnswer(r *bufio.Reader, req *http.Request) (*http.Response, error) {
 			return resp, nil
 		}
 	}
-	return nil, fmt.Errorf("more than %d interim answers", maxInterim)
 }
 
 func release(r *bufio.Reader) {
@@ -231,8 +229,8 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close leaves the connection ready for another request, or closes it. Nobody may
-// read meanwhile.
+// Close leaves the connection ready for another request, or closes it. It must not be
+// called while Read is under way.
 func (b *body) Close() error {
 	if b.buffer == nil {
 		return nil

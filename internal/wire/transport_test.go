@@ -236,8 +236,8 @@ func TestTransportContext(t *testing.T) {
 			for _, cancels := range []bool{false, true} {
 				t.Run(name+map[bool]string{true: ", kept"}[kept]+map[bool]string{true: ", canceled"}[cancels], func(t *testing.T) {
 					t.Parallel()
-					asked := make(chan struct{}, 1)
-					over := make(chan struct{}, 1)
+					asked := make(chan struct{}, 2) // a kept connection that is silent is asked anew
+					over := make(chan struct{}, 2)
 					s := serve(t, func(c *client) {
 						for {
 							req, _ := c.request()

@@ -38,8 +38,8 @@ func TestCaddyfile(t *testing.T) {
 		{"exec", "", needs},
 		{"exec \"\"", "", needs},
 		{"exec {\n\tcommand /bin/check\n}", "", needs},
-		{"exec check {\n\tenv A b\n}", "", "unrecognized option 'env': an exec check has the options of every check only, at Testfile:2"},
-		{"exec check a {\n\n\tcommand b\n}", "", "unrecognized option 'command': an exec check has the options of every check only, at Testfile:3"},
+		{"exec check {\n\tenv A b\n}", "", "unrecognized option 'env': besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), an exec check has no other, at Testfile:2"},
+		{"exec check a {\n\n\tcommand b\n}", "", "unrecognized option 'command': besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), an exec check has no other, at Testfile:3"},
 	} {
 		p := new(Exec)
 		if got := text(p.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.input))); got != test.err {

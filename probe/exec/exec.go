@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package exec adds the kind of health check that runs a command. It is not part
-// of the plugin unless a build names this package, for with it whoever can change
-// the config can run commands. It also shows what a kind of check from elsewhere
-// looks like: nothing in it is known to the rest.
+// of the plugin unless a build names this package: with it, a right to change the
+// config is a right to run commands. It also shows what a kind of check from elsewhere
+// looks like: the rest knows nothing of it.
 package exec
 
 import (
@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -35,21 +36,26 @@ const (
 
 // Exec checks that a command succeeds: that its exit status is 0. What it writes
 // is part of the reason if it does not. The address of the upstream, or the one that
-// the check has instead, is in the variable `ALIVE_UPSTREAM` of its environment, which
-// is otherwise that of Caddy.
+// the check has instead, is in the variable `ALIVE_UPSTREAM` of its environment.
 //
-// The command runs without a shell, in the working directory of Caddy, as the
-// same user. When the timeout is over it is killed, on Unix together with the
-// processes that it started.
+// The command runs without a shell, in the working directory of Caddy, as the same
+// user, and inherits the whole environment of Caddy, with all secrets that are in it.
+// To keep them from a command, have the check run it by `env -i`.
+//
+// When the timeout is over the command is killed, on Unix together with the processes
+// of its process group. What has left that group, by `setsid` for example, or was left
+// running by a command that ended in time, goes on.
 type Exec struct {
 	// The command: a path, or a name that is looked up in `PATH`. Required.
 	Command string `json:"command,omitempty"`
 
-	// Its arguments. Default: none.
+	// Its arguments. All users of the machine can see them while the command runs.
+	// Default: none.
 	Args []string `json:"args,omitempty"`
 
-	path string
-	args []string
+	path    string
+	args    []string
+	secrets redact.Values // what must not be in a reason
 }
 
 // CaddyModule returns the Caddy module information.
@@ -71,7 +77,7 @@ func (e *Exec) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	e.Command = d.Val()
 	e.Args = d.RemainingArgs()
 	if d.NextBlock(0) {
-		return d.Errf("unrecognized option '%s': an exec check has the options of every check only", d.Val())
+		return probe.UnrecognizedOption(d, "an exec check")
 	}
 	return nil
 }
@@ -80,6 +86,7 @@ func (e *Exec) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 func (e *Exec) Provision(_ caddy.Context) error {
 	repl := caddy.NewReplacer()
 	resolve := func(option, value string) (string, error) {
+		e.secrets.Learn(value)
 		resolved, err := repl.ReplaceOrErr(value, true, true)
 		if err != nil {
 			return "", fmt.Errorf("%s: %v; only global placeholders, such as {env.*}, can be used in a check", option, err)
@@ -94,6 +101,12 @@ func (e *Exec) Provision(_ caddy.Context) error {
 		return errors.New("an exec check needs a command")
 	}
 	if e.path, err = exec.LookPath(command); err != nil {
+		if command != e.Command { // show it as it is written
+			for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
+				err = inner
+			}
+			err = fmt.Errorf("%s: %w", e.Command, err)
+		}
 		return fmt.Errorf("command must be a program that can be executed: %v", err)
 	}
 	for i, arg := range e.Args {
@@ -109,6 +122,9 @@ func (e *Exec) Provision(_ caddy.Context) error {
 // Overrides returns how probes differ from proxied requests.
 func (*Exec) Overrides() probe.Overrides { return probe.Overrides{NoConnection: true} }
 
+// NoRequests says that it sends none.
+func (*Exec) NoRequests() {}
+
 // Probe runs the command.
 func (e *Exec) Probe(ctx context.Context, up probe.Upstream) error {
 	output := new(head)
@@ -121,13 +137,19 @@ func (e *Exec) Probe(ctx context.Context, up probe.Upstream) error {
 	switch {
 	case err == nil || errors.Is(err, exec.ErrWaitDelay):
 		return nil // what it left running is its own affair
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && cmd.Process != nil:
 		err = ctx.Err()
 	}
-	if text := output.line(); text != "" {
-		return fmt.Errorf("%w: %s", err, text)
+	return e.failure(err, output)
+}
+
+// failure adds to an error what the command wrote. It stays the same error, such as
+// one of the system that there are too many processes.
+func (e *Exec) failure(err error, output *head) error {
+	if text := output.line(&e.secrets); text != "" {
+		err = fmt.Errorf("%w: %s", err, text)
 	}
-	return err
+	return e.secrets.Error(err)
 }
 
 // String returns the check as it is shown.
@@ -144,8 +166,10 @@ func (h *head) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// line returns the output in one line.
-func (h *head) line() string { return strings.Join(strings.Fields(string(h.kept)), " ") }
+// line returns the output in one line, without values of placeholders.
+func (h *head) line(secrets *redact.Values) string {
+	return strings.Join(strings.Fields(secrets.Text(string(h.kept))), " ")
+}
 
 // Interface guards
 var (

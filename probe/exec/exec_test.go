@@ -117,9 +117,9 @@ func TestEnvironmentAndArguments(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("the test is a script for a Unix shell")
 	}
-	p := load(t, "{env.EXEC_SHELL}", "-c", `echo "$ALIVE_UPSTREAM|$EXEC_VALUE|$0|$1|$2|$#"; exit 1`, "zero", "<{env.EXEC_VALUE}>", `*;\{x\}`, "")
+	p := load(t, "{env.EXEC_SHELL}", "-c", `[ "$1" = "<$EXEC_VALUE>" ] || exit 2; echo "$ALIVE_UPSTREAM|$EXEC_VALUE|$0|$1|$2|$#"; exit 1`, "zero", "<{env.EXEC_VALUE}>", `*;\{x\}`, "")
 	for _, address := range []string{"app1:8080", "unix//run/app.sock"} {
-		want := "exit status 1: " + address + "|a b $HOME {env.EXEC_SHELL}|zero|<a b $HOME {env.EXEC_SHELL}>|*;{x}|3"
+		want := "exit status 1: " + address + "|{env.EXEC_VALUE}|zero|<{env.EXEC_VALUE}>|*;{x}|3" // as written
 		if got := text(run(t, p, probe.Upstream{At: address}, long)); got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}

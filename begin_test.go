@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// pooled returns a policy over addresses, as far as what was set at run time goes. A
+// name that ends in ! is one that the config gives.
+func pooled(pool string, addresses ...string) *Selection {
+	s := &Selection{pool: strings.TrimSuffix(pool, "!"), byDial: make(map[string]*member), logger: zap.NewNop()}
+	s.refresh()
+	if s.pool != pool {
+		s.Name = s.pool
+	}
+	for _, address := range addresses {
+		s.byDial[address] = &member{address: address, weight: 1}
+	}
+	return s
+}
+
+// beginning returns an app with policies, and what it logs. A storage without an
+// interval is that of no fleet.
+func beginning(o *operations, every time.Duration, policies ...*Selection) (*App, *observer.ObservedLogs) {
+	core, logs := observer.New(zapcore.InfoLevel)
+	a := &App{operations: o, keeper: newKeeper(o, newFaulty(), "f", every, zap.New(core)), policies: policies, begun: make(chan struct{})}
+	close(a.keeper.loaded)
+	return a, logs
+}
+
+// weights returns the weights of an address that hold, by pool, in a line.
+func (o *operations) weights(address string) string {
+	var all []string
+	for pool, w := range o.of(address).Weights {
+		if w.Weight != nil {
+			all = append(all, fmt.Sprintf("%s %d", pool, *w.Weight))
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, ", ")
+}
+
+// A weight follows its upstream when the list, and so the name, of its pool changes;
+// where that is not clear, it stays, and a warning names the pools.
+func TestWeights_FollowTheirUpstream(t *testing.T) {
+	for _, tc := range []struct {
+		rule          string
+		before        []*Selection // nil: a restart
+		now           []*Selection
+		every         time.Duration
+		want, warning string
+	}{
+		{"one was added", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("a b c", "a", "b", "c")}, 0, "a b c 0", ""},
+		{"the order changed, at a restart", nil, []*Selection{pooled("b a", "a", "b")}, 0, "b a 0", ""},
+		{"others in a fleet still have the old list", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("b a", "a", "b")}, time.Second, "a b 0, b a 0", ""},
+		{"the pool is the same", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("a b", "a", "b"), pooled("x", "a")}, 0, "a b 0", ""},
+		{"another pool had the upstream before, too", []*Selection{pooled("a b", "a", "b"), pooled("x", "a")}, []*Selection{pooled("b a", "a", "b"), pooled("x", "a")}, 0, "b a 0", ""},
+		{"only another pool is left", []*Selection{pooled("a b", "a", "b"), pooled("x", "a")}, []*Selection{pooled("x", "a")}, 0, "a b 0", "x"},
+		{"two pools could be meant", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("b a", "a", "b"), pooled("x", "a")}, 0, "a b 0", "b a, x"},
+		{"two pools could be meant, at a restart", nil, []*Selection{pooled("b a", "a", "b"), pooled("x", "a")}, 0, "a b 0", "b a, x"},
+		{"the config names the pool", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("shop!", "a", "b")}, 0, "a b 0", "shop"},
+		{"no pool has it", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("b", "b")}, 0, "a b 0", ""},
+		{"it was of no pool before", []*Selection{pooled("b", "b")}, []*Selection{pooled("b a", "a", "b")}, 0, "a b 0", ""},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			o := newOperations()
+			o.set("a", change{pool: "a b", weight: new(new(0))})
+			var before *App
+			if tc.before != nil {
+				before, _ = beginning(o, tc.every, tc.before...)
+			}
+			a, logs := beginning(o, tc.every, tc.now...)
+			if !a.meet(before) {
+				t.Fatal("the settings are not known")
+			}
+			close(a.begun)
+			a.keepCarried()
+			if got := o.weights("a"); got != tc.want {
+				t.Errorf("weights %q, want %q", got, tc.want)
+			}
+			warnings := logs.FilterLevelExact(zapcore.WarnLevel).All()
+			if tc.warning == "" && len(warnings) > 0 || tc.warning != "" && (len(warnings) != 1 ||
+				!slices.Equal(warnings[0].ContextMap()["pools"].([]any), asAny(strings.Split(tc.warning, ", ")))) {
+				t.Errorf("warned %v, want %q", warnings, tc.warning)
+			}
+			// the next one of the same config has nothing more to do
+			again, logs := beginning(o, tc.every, tc.now...)
+			again.meet(a)
+			close(again.begun)
+			again.keepCarried()
+			if got := o.weights("a"); got != tc.want || logs.Len() > 0 {
+				t.Errorf("again: weights %q, logged %v", got, logs.All())
+			}
+		})
+	}
+}
+
+func asAny(texts []string) (all []any) {
+	for _, text := range texts {
+		all = append(all, text)
+	}
+	return all
+}
+
+// What an operator changes later follows back when the list does, the newest change
+// first, with and without a fleet.
+func TestWeights_FollowBack(t *testing.T) {
+	for _, every := range []time.Duration{0, time.Second} {
+		for _, later := range []**int{nil, new(new(5)), new((*int)(nil))} {
+			o := newOperations()
+			o.set("a", change{pool: "a b", weight: new(new(3))})
+			load := func(before *App, pool string) *App {
+				a, _ := beginning(o, every, pooled(pool, "a", "b"))
+				a.meet(before)
+				close(a.begun)
+				a.keepCarried()
+				return a
+			}
+			one := load(nil, "a b")
+			two := load(one, "b a")
+			if got := o.of("a").weight("b a", 1); got != 3 {
+				t.Errorf("there: weight %d", got)
+			}
+			want := 3
+			if later != nil {
+				o.set("a", change{pool: "b a", weight: later})
+				if want = 1; *later != nil {
+					want = **later
+				}
+			}
+			load(two, "a b")
+			if got := o.of("a").weight("a b", 1); got != want {
+				t.Errorf("sync_interval %v: back: weight %d, want %d: %+v", every, got, want, o.of("a"))
+			}
+		}
+	}
+}
+
+// A policy of select takes no weight but 0, a config that never starts changes nothing,
+// and hundreds of warnings are a few lines.
+func TestWeights_AreNotCarriedInto(t *testing.T) {
+	picks := pooled("b a", "a", "b")
+	picks.inner = reverseproxy.RandomSelection{}
+	for weight, want := range map[int]string{0: "b a 0", 3: "a b 3"} {
+		o := newOperations()
+		o.set("a", change{pool: "a b", weight: new(&weight)})
+		a, _ := beginning(o, 0, picks)
+		a.meet(nil)
+		close(a.begun)
+		a.keepCarried()
+		if got := o.weights("a"); got != want {
+			t.Errorf("select, weight %d: %q, want %q", weight, got, want)
+		}
+	}
+
+	o := newOperations()
+	before := o.set("a", change{pool: "a b", weight: new(new(0))})
+	old, _ := beginning(o, 0, pooled("a b", "a", "b"))
+	failing, _ := beginning(o, 0, pooled("b a", "a", "b"))
+	failing.meet(old)
+	if got := o.weights("a"); got != "a b 0, b a 0" {
+		t.Errorf("before it begins: %q", got)
+	}
+	failing.keepCarried()
+	failing.dropCarried()
+	if got := o.of("a"); !got.equal(before) {
+		t.Errorf("after it failed: %+v, want %+v", got, before)
+	}
+
+	many := []*Selection{pooled("x", "a"), pooled("y", "a")}
+	for i := range 300 {
+		address := fmt.Sprintf("a%03d", i)
+		o.set(address, change{pool: "gone", weight: new(new(0))})
+		for _, s := range many {
+			s.byDial[address] = &member{address: address}
+		}
+	}
+	a, logs := beginning(o, 0, many...)
+	a.meet(nil)
+	if got := logs.Len(); got != maxBeginLines+1 {
+		t.Errorf("%d lines", got)
+	}
+}
+
+// What applies to a config is logged when it begins, a line each and not too many; what
+// does not apply is not.
+func TestBegin_LogsWhatApplies(t *testing.T) {
+	o := newOperations()
+	o.set("a", change{mode: new(modeDrain)})
+	o.set("b", change{pool: "shop", weight: new(new(0))})
+	o.set("c", change{pool: "gone", weight: new(new(2))})
+	o.set("d", change{mode: new(modeMaintenance)}) // in no pool
+	o.set("e", change{mode: new(modeReady)})
+	a, logs := beginning(o, 0, pooled("shop!", "a", "b", "c", "e"))
+	a.logSettings()
+	var got []string
+	for _, line := range logs.All() {
+		fields := line.ContextMap()
+		got = append(got, fmt.Sprint(line.Level, fields["upstream"], fields["mode"], fields["pool"], fields["weight"]))
+	}
+	want := []string{fmt.Sprint(zapcore.InfoLevel, "a", "drain", nil, nil), fmt.Sprint(zapcore.InfoLevel, "b", "ready", "shop", int64(0))}
+	if !slices.Equal(got, want) {
+		t.Errorf("logged %q, want %q", got, want)
+	}
+	s := pooled("shop!")
+	for i := range 300 {
+		address := fmt.Sprintf("a%03d", i)
+		o.set(address, change{mode: new(modeDrain)})
+		s.byDial[address] = &member{address: address}
+	}
+	a, logs = beginning(o, 0, s)
+	a.logSettings()
+	if n := logs.Len(); n != maxBeginLines+1 || logs.All()[maxBeginLines].ContextMap()["upstreams"] != int64(300-maxBeginLines) {
+		t.Errorf("%d lines, the last is %v", n, logs.All()[n-1])
+	}
+}
+
+// What was set for an address that left is forgotten a day later, over restarts, unless
+// the address returned or there is a fleet.
+func TestModes_AreForgottenADayAfterTheAddressLeft(t *testing.T) {
+	for _, tc := range []struct {
+		rule    string
+		every   time.Duration
+		returns time.Duration // after it left, 0: never
+		want    mode          // 25 hours after it left
+	}{
+		{"it left", 0, 0, modeReady},
+		{"it returned after 23 hours", 0, 23 * time.Hour, modeDrain},
+		{"in a fleet", time.Minute, 0, modeDrain},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				storage := newFaulty()
+				var end func()
+				start := func(policies ...*Selection) *keeper {
+					if end != nil {
+						end()
+					}
+					o := newOperations() // as after a restart
+					a := &App{operations: o, keeper: newKeeper(o, storage, "f", tc.every, zap.NewNop()), policies: policies, begun: make(chan struct{})}
+					a.keeper.sync(t.Context(), true)
+					if err := a.Start(); err != nil {
+						t.Fatal(err)
+					}
+					a.hasBegun()
+					end = func() {
+						if err := a.Cleanup(); err != nil {
+							t.Error(err)
+						}
+					}
+					return a.keeper
+				}
+				k := start(pooled("a b", "a", "b"))
+				k.set("a", change{mode: new(modeDrain)})
+				k.sync(t.Context(), false)
+				time.Sleep(100 * time.Hour) // it is there
+				k = start(pooled("b", "b"))
+				if tc.returns > 0 {
+					time.Sleep(tc.returns)
+					start(pooled("b a", "a", "b"))
+					time.Sleep(2 * time.Minute)
+					k = start(pooled("b", "b"))
+					time.Sleep(2 * time.Hour)
+				} else {
+					time.Sleep(12 * time.Hour)
+					k = start(pooled("b", "b"))
+					if got := k.of("a").mode(); got != modeDrain {
+						t.Errorf("after half a day: mode %s", got)
+					}
+					time.Sleep(13 * time.Hour)
+				}
+				synctest.Wait()
+				if got := k.of("a").mode(); got != tc.want {
+					t.Errorf("mode %s, want %s", got, tc.want)
+				}
+				end()
+				if stored := len(storage.values) > 0; stored != (tc.want == modeDrain) {
+					t.Errorf("stored: %v", storage.values)
+				}
+			})
+		})
+	}
+}
+
+// A file of an earlier version says nothing of that, and is read.
+func TestSettings_OfEarlierVersionsAreRead(t *testing.T) {
+	s, err := parseSetting([]byte(`{"address":"a:80","mode":"drain","changed":"2026-01-02T03:04:05Z"}`))
+	if err != nil || s.mode() != modeDrain || !s.absentSince().IsZero() {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// A config of another fleet that may still fail pauses nothing of the one that runs.
+func TestPause_WaitsForTheConfigToBegin(t *testing.T) {
+	old := newPolicy(t, "uu", following(t))
+	defer old.targets[0].Attach(health.Driver{Probe: nil}, time.Hour)()
+	next := newPolicy(t, "??", following(t))
+	next.run(false)
+	next.byDial[next.members[0].address].watches = old.members[0].watches // they share the target
+	next.set(0, change{mode: new(modeMaintenance)})
+	for step, then := range []func(){
+		func() { next.set(0, change{mode: new(modeMaintenance)}) }, // it is provisioned
+		func() { next.app.starting.Store(true); drive([]*Selection{next.Selection}) },
+		func() { next.set(0, change{mode: new(modeMaintenance)}) },
+	} {
+		then()
+		if old.targets[0].View().Paused || old.targets[0].Status() != health.Up {
+			t.Fatalf("step %d: the target of the running config is paused", step)
+		}
+	}
+	next.app.begun = make(chan struct{})
+	next.app.hasBegun()
+	if !old.targets[0].View().Paused {
+		t.Error("the config has begun, but the target is not paused")
+	}
+	release([]*Selection{next.Selection})
+}
+
+// A config that fails to start leaves what is known as it was, whatever modes it has.
+func TestCaddyFailedReload_KeepsTheVerdictsOfAnotherFleet(t *testing.T) {
+	all := startBackends(t, "a", "b")
+	one, two := "alive {\n fleet one\n}", "alive {\n fleet two\n}"
+	sites := fmt.Sprintf(operated, addresses(all...))
+	c := startOperated(t, two, sites)
+	up := func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 }
+	eventually(t, patience, "both are up", up)
+	c.patch(all[0].addr, `{"mode":"maintenance"}`)
+	c.global = one
+	c.load(sites)
+	eventually(t, patience, "both are up in the other fleet", up)
+
+	var wrong sync.Once
+	over := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			if !up() {
+				wrong.Do(func() { t.Error("a config that fails to start paused a target") })
+			}
+			time.Sleep(100 * time.Microsecond)
+		}
+	})
+	c.global = two
+	for range 20 {
+		if err := c.tryLoad(sites + "\nhttp://127.0.0.1:1 {\n\tbind 192.0.2.1\n}\n"); err == nil {
+			t.Fatal("it loads")
+		}
+	}
+	close(over)
+	watching.Wait()
+	c.load(sites)
+	eventually(t, patience, "the mode of the fleet holds", func() bool { return is(health.Unknown, all[0].addr) })
+}
+
+// Weight 0, then the list changes: the excluded one stays excluded, with a line in the
+// log, over a restart too.
+func TestCaddyWeightFollowsWhenTheListChanges(t *testing.T) {
+	all := startBackends(t, "a", "b", "c")
+	sites := func(list ...*backend) string {
+		return strings.Replace(fmt.Sprintf(operated, addresses(list...)), "name shop", "", 1)
+	}
+	c := startOperated(t, "", sites(all[0], all[1]))
+	up := func(n int) {
+		t.Helper()
+		eventually(t, patience, "they are up", func() bool { return statuses(all[0].addr, all[1].addr, all[2].addr)[health.Up] == n })
+	}
+	up(2)
+	c.patch(all[0].addr, `{"weight":0}`)
+	shares(t, "excluded", tally(c.plain(), c.url(), 10), map[string]int{"b": 10})
+	c.load(sites(all...))
+	up(3)
+	shares(t, "one is added", tally(c.plain(), c.url(), 10), map[string]int{"b": 5, "c": 5})
+	if n := len(c.entries(url.Values{})); n != 3 {
+		t.Errorf("%d entries: %+v", n, c.entries(nil))
+	}
+	eventually(t, patience, "it is logged", func() bool {
+		return len(c.lines("a weight that was set at run time follows its upstream into another pool")) == 1 &&
+			len(c.lines("set at run time, and applies to this config")) == 1
+	})
+	eventually(t, patience, "it is stored", func() bool { return c.one(all[0].addr).Persisted == nil })
+	c.stop()
+	c.load(sites(all[2], all[1], all[0]))
+	up(3)
+	shares(t, "reordered at a restart", tally(c.plain(), c.url(), 10), map[string]int{"b": 5, "c": 5})
+	c.patch(all[0].addr, `{"weight":null}`)
+	shares(t, "taken back", tally(c.plain(), c.url(), 9), map[string]int{"a": 3, "b": 3, "c": 3})
+	c.load(sites(all...))
+	shares(t, "taken back, and the list changes", tally(c.plain(), c.url(), 9), map[string]int{"a": 3, "b": 3, "c": 3})
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/probe"
+)
+
+// notHere is an address that no host has, so that connections from it fail by want of a
+// local address.
+const notHere = "192.0.2.1"
+
+// A shortage of this process is found whatever probes and over whatever connection, and
+// is no verdict.
+func TestShortage_IsVoidForEveryKind(t *testing.T) {
+	server := startBackend(t, "a", nil)
+	for name, prober := range map[string]interface {
+		probe.Prober
+		Provision(ctx caddy.Context) error
+	}{
+		"http": &probe.HTTP{URI: "/"}, "tcp": new(probe.TCP), "tls": new(probe.TLS), "grpc": new(probe.GRPC),
+	} {
+		for _, transport := range []*reverseproxy.HTTPTransport{
+			{LocalAddress: notHere},
+			{LocalAddress: notHere, TLS: &reverseproxy.TLSConfig{InsecureSkipVerify: true}},
+			{LocalAddress: notHere, Versions: []string{"h2c", "2"}},
+		} {
+			if name == "tls" && transport.TLS == nil {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s over TLS %v, versions %v", name, transport.TLS != nil, transport.Versions), func(t *testing.T) {
+				ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
+				defer cancel()
+				if err := errors.Join(transport.Provision(ctx), prober.Provision(ctx)); err != nil {
+					t.Fatal(err)
+				}
+				way, err := newTransport(ctx, &reverseproxy.Handler{Transport: transport})
+				if err != nil {
+					t.Fatal(err)
+				}
+				check := newSaying('u').checking()
+				check.prober, check.identity, check.kind = prober, t.Name(), name
+				if o, ok := prober.(probe.Overrider); ok {
+					check.overrides = o.Overrides()
+				}
+				to, err := routeTo(way, server.addr, check)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w, err := newWatch(check, to, zap.NewNop(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.attach(time.Hour)
+				defer func() {
+					w.release()
+					if err := w.forget(); err != nil {
+						t.Error(err)
+					}
+				}()
+				_, err = w.target.Check(t.Context())
+				if why, ok := errors.AsType[*health.InconclusiveError](err); !ok || why.Shortage == "" {
+					t.Errorf("got %v, want a shortage", err)
+				}
+				if got := w.target.Status(); got != health.Unknown {
+					t.Errorf("status %v, want none", got)
+				}
+			})
+		}
+	}
+}
+
+// While this process has a shortage, probes are counted as void, the log names the
+// cause, and a check that an operator asks for is answered with it. Nothing goes down.
+func TestCaddyShortage_IsShown(t *testing.T) {
+	b := startBackend(t, "a", nil)
+	site := func(options string) string {
+		return fmt.Sprintf(`
+http:// {
+	reverse_proxy %s {
+		transport http {
+			%s
+		}
+		lb_policy alive {
+			check http /healthz {
+				interval 20ms
+				fails 1
+			}
+		}
+	}
+}`, b.addr, options)
+	}
+	inconclusiveWarnings.mu.Lock()
+	inconclusiveWarnings.warned = nil // an earlier test can have got the one of this minute
+	inconclusiveWarnings.mu.Unlock()
+	c := startOperated(t, "", site("local_address "+notHere))
+	eventually(t, patience, "the log names the cause", func() bool {
+		return len(c.lines("this process has a shortage: probes that fail by it count for nothing as long as it lasts")) > 0
+	})
+	of := func(result string) string {
+		return fmt.Sprintf(`checks_total{check="http /healthz",result="%s",upstream="%s"}`, result, b.addr)
+	}
+	eventually(t, patience, "void results are counted", func() bool { return c.metrics()[of("void")] >= 3 })
+	c.wantMetrics("in a shortage", map[string]float64{of("pass"): 0, of("fail"): 0})
+	status, text := c.call(http.MethodPost, "/alive/check", url.Values{"upstream": {b.addr}}, "")
+	if status != http.StatusServiceUnavailable || !strings.Contains(text, "this process has a shortage") {
+		t.Errorf("a check got %d: %s", status, text)
+	}
+	if !is(health.Unknown, b.addr) {
+		t.Error("it has a verdict")
+	}
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package suggest finds the known name that a mistyped one probably means. It
+// knows nothing of what the names stand for.
+package suggest
+
+import "strings"
+
+// maxLength bounds the names that are compared, in bytes: the work grows with the
+// product of the two lengths.
+const maxLength = 256
+
+// shortestPrefix is how many characters a name needs to mean a longer one that
+// begins with it.
+const shortestPrefix = 3
+
+// Close returns the known name that is most like the given one, or "" if none is
+// close. Case, hyphens, underscores and spaces do not count, and two adjacent
+// characters in the wrong order count as one mistake. One mistake is close in a
+// name of up to 4 characters, two are in one of up to 8, and three in a longer
+// one. A name that a known one begins with is close, too. Among equals, the first
+// wins. A name that is known is its own closest one.
+func Close(name string, known []string) string {
+	given := normalize(name)
+	if len(given) == 0 || len(name) > maxLength {
+		return ""
+	}
+	allowed := 3
+	switch {
+	case len(given) <= 4:
+		allowed = 1
+	case len(given) <= 8:
+		allowed = 2
+	}
+	best, least := "", allowed+1
+	prefixed, shortest := "", maxLength+1
+	for _, candidate := range known {
+		if candidate == name {
+			return candidate
+		}
+		if len(candidate) > maxLength {
+			continue
+		}
+		other := normalize(candidate)
+		if d := distance(given, other); d < least && d < len(other) {
+			best, least = candidate, d
+		}
+		if len(given) >= shortestPrefix && len(other) < shortest && strings.HasPrefix(string(other), string(given)) {
+			prefixed, shortest = candidate, len(other)
+		}
+	}
+	if best == "" {
+		return prefixed
+	}
+	return best
+}
+
+// normalize returns the characters of a name that count.
+func normalize(name string) []rune {
+	return []rune(strings.NewReplacer("-", "", "_", "", " ", "").Replace(strings.ToLower(name)))
+}
+
+// distance counts the mistakes that turn one text into the other: characters
+// added, left out or replaced, and neighbours exchanged.
+func distance(a, b []rune) int {
+	older, old, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range old {
+		old[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			replaced := old[j-1]
+			if a[i-1] != b[j-1] {
+				replaced++
+			}
+			row[j] = min(replaced, old[j]+1, row[j-1]+1)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				row[j] = min(row[j], older[j-2]+1)
+			}
+		}
+		older, old, row = old, row, older
+	}
+	return old[len(b)]
+}
