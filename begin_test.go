@@ -270,7 +270,7 @@ func TestModes_AreForgottenADayAfterTheAddressLeft(t *testing.T) {
 				k.set("a", change{mode: new(modeDrain)})
 				k.sync(t.Context(), false)
 				time.Sleep(100 * time.Hour) // it is there
-				k = start(pooled("b", "b"))
+				start(pooled("b", "b"))
 				if tc.returns > 0 {
 					time.Sleep(tc.returns)
 					start(pooled("b a", "a", "b"))

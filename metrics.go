@@ -4,8 +4,10 @@ package alive
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -71,7 +73,8 @@ type poolTally struct {
 
 	mu       sync.Mutex // guards what follows
 	policies map[*Selection]bool
-	ended    map[string]uint64 // selections of policies that ended, by upstream
+	ending   []ended           // policies that ended a short while ago, the oldest first
+	ended    map[string]uint64 // selections of those that ended before, by upstream
 	told     map[string]uint64 // what was told last
 }
 
@@ -104,20 +107,46 @@ func (s *Selection) leavePool() error {
 	}
 	s.tally.failOpen.leave(s)
 	s.tally.failOpen.tell(func(active bool) { newestApp().announcer().failedOpen(s.pool, active) })
-	s.tally.mu.Lock()
-	delete(s.tally.policies, s)
-	for upstream, n := range s.selections() {
-		s.tally.ended[upstream] += n
-	}
-	s.tally.mu.Unlock()
+	s.tally.end(s, time.Now())
 	_, err := poolTallies.Delete(s.pool)
 	return err
+}
+
+// ended is a policy that left its pool. Requests that are in flight may still pick by it,
+// so it is counted a while later.
+type ended struct {
+	*Selection
+	at time.Time
+}
+
+// end has a policy count as one of the past.
+func (t *poolTally) end(s *Selection, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.policies, s)
+	t.ending = append(t.ending, ended{s, now})
+	t.settle(now)
+}
+
+// settle adds up what policies have counted that ended long ago. t.mu must be held.
+func (t *poolTally) settle(now time.Time) {
+	due := max(0, len(t.ending)-maxRetired)
+	for due < len(t.ending) && now.Sub(t.ending[due].at) > retiredFor {
+		due++
+	}
+	for _, e := range t.ending[:due] {
+		for upstream, n := range e.selections() {
+			t.ended[upstream] += n
+		}
+	}
+	t.ending = slices.Delete(t.ending, 0, due)
 }
 
 // selections returns how often the upstreams were picked that are in the pool now.
 func (t *poolTally) selections() map[string]uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.settle(time.Now())
 	all := make(map[string]uint64)
 	defer func() { t.told = all }()
 	for s := range t.policies {
@@ -125,12 +154,21 @@ func (t *poolTally) selections() map[string]uint64 {
 			all[upstream] += n
 		}
 	}
-	for upstream, n := range t.ended {
-		if _, there := all[upstream]; there {
-			all[upstream] += n
-		} else {
+	for upstream := range t.ended {
+		if _, there := all[upstream]; !there {
 			delete(t.ended, upstream)
 		}
+	}
+	add := func(past map[string]uint64) {
+		for upstream, n := range past {
+			if _, there := all[upstream]; there {
+				all[upstream] += n
+			}
+		}
+	}
+	add(t.ended)
+	for _, e := range t.ending {
+		add(e.selections())
 	}
 	// a ticket counts before it is known whether it is followed, and a counter must not
 	// go back

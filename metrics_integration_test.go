@@ -5,6 +5,7 @@ package alive
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"regexp"
 	"strconv"
@@ -25,19 +26,35 @@ import (
 // and labels.
 func (c *instance) metrics() map[string]float64 {
 	c.t.Helper()
-	status, text := c.call(http.MethodGet, "/metrics", nil, "")
-	if status != http.StatusOK {
-		c.t.Fatalf("status %d: %s", status, text)
-	}
-	all := make(map[string]float64)
-	for _, m := range regexp.MustCompile(`(?m)^caddy_alive_(\S+\{.*\}|\S+) (\S+)$`).FindAllStringSubmatch(text, -1) {
-		value, err := strconv.ParseFloat(m[2], 64)
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		all[m[1]] = value
+	all, err := c.tryMetrics()
+	if err != nil {
+		c.t.Fatal(err)
 	}
 	return all
+}
+
+// tryMetrics is metrics for a time at which there may be no admin endpoint: a reload
+// closes the one before.
+func (c *instance) tryMetrics() (map[string]float64, error) {
+	response, err := http.Get("http://" + c.admin + "/metrics")
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, err
+	}
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("status %d: %s", response.StatusCode, text)
+	}
+	all := make(map[string]float64)
+	for _, m := range regexp.MustCompile(`(?m)^caddy_alive_(\S+\{.*\}|\S+) (\S+)$`).FindAllStringSubmatch(string(text), -1) {
+		if all[m[1]], err = strconv.ParseFloat(m[2], 64); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 // wantMetrics checks some of them; those that must not be there have the value -1.

@@ -83,7 +83,7 @@ func describeSource(options map[string]any) string {
 		}
 	}
 	if sources, ok := options["sources"].([]any); ok { // as multi has them
-		var parts []string
+		parts := make([]string, 0, len(sources))
 		for _, source := range sources {
 			options, _ := source.(map[string]any)
 			parts = append(parts, describeSource(options))

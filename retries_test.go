@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -143,10 +144,13 @@ func TestRetries_ProbesAtOnceAreBounded(t *testing.T) {
 		}
 		verdicts[0] = 'u'
 		p := newPolicy(t, string(verdicts), retrying)
-		probed := make(map[int]int)
+		var mu sync.Mutex // guards probed
+		probed := make(map[int]bool)
 		for i, target := range p.targets[1:] {
 			defer target.Attach(health.Driver{Probe: func(context.Context, bool) (bool, error) {
-				probed[i]++
+				mu.Lock()
+				defer mu.Unlock()
+				probed[i] = true
 				return false, http.ErrServerClosed
 			}}, time.Hour)()
 		}
@@ -154,8 +158,11 @@ func TestRetries_ProbesAtOnceAreBounded(t *testing.T) {
 		for request := range 3 {
 			p.picks(same(), 2)
 			time.Sleep(time.Second)
-			if want := (request + 1) * maxProbedDown; len(probed) != want {
-				t.Errorf("after %d requests %d are probed, want %d", request+1, len(probed), want)
+			mu.Lock()
+			got := len(probed)
+			mu.Unlock()
+			if want := (request + 1) * maxProbedDown; got != want {
+				t.Errorf("after %d requests %d are probed, want %d", request+1, got, want)
 			}
 		}
 	})

@@ -91,7 +91,7 @@ type countedBody struct {
 
 func (b *countedBody) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
-	b.ended = b.ended || err == io.EOF //nolint:errorlint // the very same
+	b.ended = b.ended || err == io.EOF
 	return n, err
 }
 

@@ -72,14 +72,14 @@ func TestValues_CutNeverEndsInsideAValue(t *testing.T) {
 func TestValues_ErrorsStayWhatTheyAre(t *testing.T) {
 	t.Setenv("REDACT_SECRET", "secret-value")
 	var v Values
-	if err := v.Error(io.EOF); err != io.EOF { //nolint:errorlint // the very same
+	if err := v.Error(io.EOF); err != io.EOF {
 		t.Errorf("got %v", err)
 	}
 	v.Learn("{env.REDACT_SECRET}")
 	if err := v.Error(nil); err != nil {
 		t.Errorf("got %v", err)
 	}
-	if err := v.Error(io.EOF); err != io.EOF { //nolint:errorlint // the very same
+	if err := v.Error(io.EOF); err != io.EOF {
 		t.Errorf("got %v", err)
 	}
 	err := v.Error(fmt.Errorf("reading secret-value: %w", io.ErrUnexpectedEOF))
