@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -150,6 +151,44 @@ func TestEvents_PushedAtTheEndAreToldOnceAndInOrder(t *testing.T) {
 		})
 		if t.Failed() {
 			return
+		}
+	}
+}
+
+// An event that is pushed while a long queue is handed on does not overtake what waits.
+func TestEvents_PushedAtTheEndDoNotOvertake(t *testing.T) {
+	const waiting = maxEvents - 10
+	for range 200 {
+		old := startEventful(t, new([]string), false, nil)
+		heir := startEventful(t, new([]string), false, nil)
+		var want []string
+		for i := range waiting {
+			want = append(want, fmt.Sprint(i))
+			old.events.push(want[i], nil)
+		}
+		queued := func() int {
+			heir.events.mu.Lock()
+			defer heir.events.mu.Unlock()
+			return len(heir.events.queue)
+		}
+		var ending sync.WaitGroup
+		ending.Go(old.events.end)
+		for queued() == 0 {
+			runtime.Gosched()
+		}
+		for i := range 5 {
+			want = append(want, fmt.Sprint("late ", i))
+			old.events.push(want[len(want)-1], nil)
+		}
+		ending.Wait()
+		var got []string
+		for _, e := range heir.events.queue {
+			got = append(got, e.name)
+		}
+		old.leave()
+		heir.leave()
+		if !slices.Equal(got, want) {
+			t.Fatalf("%d events, want %d; the last are %v", len(got), len(want), got[max(0, len(got)-8):])
 		}
 	}
 }
