@@ -620,6 +620,7 @@ func TestProvisionErrors(t *testing.T) {
 		inHTTP   = inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: "
 		global   = "; only global placeholders, such as {env.*}, can be used in a check"
 	)
+	t.Setenv("ALIVE_TEST_PROBED", "127.0.0.1:81")
 	t.Setenv("ALIVE_TEST_PORTS", "127.0.0.1:80-81")
 	const badAddress = "checks: position 0: address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got "
 	options := func(options string) string { return one + check("tcp", options) }
@@ -683,11 +684,12 @@ func TestProvisionErrors(t *testing.T) {
 		{options(`"address":"127.0.0.1:80-81"`), inAlive + badAddress + "'127.0.0.1:80-81'"},
 		{options(`"address":":80"`), inAlive + badAddress + "':80'"},
 		{options(`"address":"udp/127.0.0.1:80"`), inAlive + badAddress + "'udp/127.0.0.1:80'"},
-		{options(`"address":"{env.ALIVE_TEST_PORTS}"`), inAlive + badAddress + "'127.0.0.1:80-81'"},
+		{options(`"address":"{env.ALIVE_TEST_PORTS}"`), inAlive + badAddress + "what {env.ALIVE_TEST_PORTS} stands for"},
 		{options(`"address":"{http.request.host}:80"`), inAlive + "checks: position 0: address: unrecognized placeholder {http.request.host}" + global},
 		{options(`"address":"{nosuch}"`), inAlive + "checks: position 0: address: unrecognized placeholder {nosuch}" + global},
 		{options(`"address":"{env.ALIVE_TEST_UNSET}:80"`), inAlive + "checks: position 0: address: evaluated placeholder {env.ALIVE_TEST_UNSET} is empty" + global},
 		{options(`"address":"127.0.0.1:81","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: 127.0.0.1:81"},
+		{options(`"address":"{env.ALIVE_TEST_PROBED}","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: {env.ALIVE_TEST_PROBED}"},
 		{options(`"address":"unix//run/app.sock","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: unix//run/app.sock"},
 		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"port":81`), inAlive + "upstream unix//run/app.sock: check 'tcp port 81': the upstream has no host to probe a port of; name one by address"},
 		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1"`), inAlive + "upstream unix//run/app.sock: check 'tcp address 127.0.0.1': the upstream has no port to probe at that address; add one to it"},

@@ -4,6 +4,7 @@ package alive
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -136,4 +137,11 @@ func TestDynamicClock_HandlersOfOneSource(t *testing.T) {
 			t.Errorf("on the list: %v, want %v", got, want)
 		}
 	})
+}
+
+// addresses returns the addresses that are watched.
+func (l *watchList) addresses() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Sorted(maps.Keys(l.records))
 }

@@ -158,7 +158,9 @@ func (c *HealthCheck) provisionAddress() error {
 		return fmt.Errorf("address: %v; only global placeholders, such as {env.*}, can be used in a check", err)
 	}
 	addr, err := parseProbeAddress(text)
-	if err != nil {
+	if err != nil && text != c.Address {
+		return errProbeAddress("what " + c.Address + " stands for")
+	} else if err != nil {
 		return err
 	}
 	c.address = &addr
@@ -176,7 +178,7 @@ func (c *HealthCheck) equal(other *HealthCheck) bool {
 // checkPort rejects a port beside an address that has one, or needs none.
 func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
 	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
-		return fmt.Errorf("port cannot be combined with an address that says it all: %s", addr)
+		return fmt.Errorf("port cannot be combined with an address that says it all: %s", c.Address)
 	}
 	return nil
 }
@@ -197,9 +199,13 @@ func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
 	addr, err := caddy.ParseNetworkAddress(text)
 	tcp := addr.Network == "tcp" || addr.Network == "tcp4" || addr.Network == "tcp6"
 	if err != nil || checkSpaces(text) != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
-		return addr, fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", text)
+		return addr, errProbeAddress("'" + text + "'")
 	}
 	return addr, nil
+}
+
+func errProbeAddress(got string) error {
+	return fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got %s", got)
 }
 
 // where returns the address at which an upstream is probed.

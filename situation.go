@@ -258,14 +258,7 @@ func (f *failOpenTally) add(s *Selection, delta int) {
 	}
 }
 
-// count returns how many pools ignore health.
-func (f *failOpenTally) count() (n int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.sum()
-}
-
-// sum is count. f.mu must be held.
+// sum returns how many pools ignore health. f.mu must be held.
 func (f *failOpenTally) sum() (n int) {
 	for _, pools := range f.pools {
 		n += pools

@@ -509,3 +509,10 @@ func TestPick_OwnHealthCostsNoAllocation(t *testing.T) {
 		t.Errorf("%v allocations a pick, want 0", n)
 	}
 }
+
+// count returns how many pools ignore health.
+func (f *failOpenTally) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sum()
+}

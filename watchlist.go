@@ -102,10 +102,3 @@ func (l *watchList) known() (addresses map[string]presence, used, swept time.Dur
 	}
 	return addresses, l.used, l.swept
 }
-
-// addresses returns the addresses that are watched.
-func (l *watchList) addresses() []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Sorted(maps.Keys(l.records))
-}

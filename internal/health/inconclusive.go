@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -67,6 +68,9 @@ func (t *Target) inconclusive(a *attempt, o outcome) *InconclusiveError {
 func shortage(err error) string {
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		if slices.Contains(shortages, errno) {
+			if dial, ok := errors.AsType[*net.OpError](err); ok && errno == noAddress && dial.Addr != nil && isOutOfReach(dial.Addr.String()) {
+				return ""
+			}
 			return errno.Error()
 		}
 		// A process that cannot be started. Of a connection the same number is the
@@ -90,6 +94,9 @@ func shortage(err error) string {
 func ShortageIn(text string) error {
 	for _, errno := range shortages {
 		if strings.HasSuffix(text, errno.Error()) {
+			if errno == noAddress && isOutOfReach(dialed(text)) {
+				return nil
+			}
 			return errno
 		}
 	}
@@ -104,4 +111,32 @@ func ShortageIn(text string) error {
 		}
 	}
 	return nil
+}
+
+// isOutOfReach reports whether this process has no address from which to reach another
+// one, such as an IPv6 address where there is no IPv6. The error is that of a process
+// that has used up its local ports, but no port would help. UDP has ports of its own, so
+// it tells the two apart. Nothing is sent.
+func isOutOfReach(address string) bool {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return false
+	}
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+	if err == nil {
+		_ = conn.Close()
+		return false
+	}
+	errno, ok := errors.AsType[syscall.Errno](err)
+	return ok && errno == noAddress
+}
+
+// dialed returns the address in the text of a failed dial, empty if there is none.
+func dialed(text string) string {
+	_, text, _ = strings.Cut(text, "dial tcp ")
+	address, _, _ := strings.Cut(text, ": ")
+	if _, to, found := strings.Cut(address, "->"); found {
+		return to
+	}
+	return address
 }

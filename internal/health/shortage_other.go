@@ -8,4 +8,7 @@ import "syscall"
 
 // shortages are errors by which the operating system refuses something to this process
 // itself: a descriptor, memory, a local port.
-var shortages = []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL}
+var shortages = []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, noAddress}
+
+// noAddress is that there is no local port left, or no local address at all.
+const noAddress = syscall.EADDRNOTAVAIL

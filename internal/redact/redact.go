@@ -83,11 +83,16 @@ func (v *Values) Text(text string) string {
 // Cut returns the first most bytes of the text, without values of placeholders,
 // and whether there were more. It looks at no more of the text than it needs.
 func (v *Values) Cut(text []byte, most int) (begin string, more bool) {
-	begin = v.Text(string(text[:min(len(text), most+v.longest)]))
-	if more = len(begin) > most || len(text) > most+v.longest; len(begin) > most {
-		begin = begin[:most]
+	for size := most + v.longest; ; size *= 2 {
+		size = min(size, len(text))
+		begin = v.Text(string(text[:size]))
+		// The end can be a part of a value. A placeholder is often shorter than its
+		// value, so more of the text may be needed until that is past what is returned.
+		if size == len(text) || len(begin)-v.longest >= most {
+			more = len(begin) > most || size < len(text)
+			return begin[:min(len(begin), most)], more
+		}
 	}
-	return begin, more
 }
 
 // Error returns an error whose text has the placeholders in place of their values.

@@ -62,6 +62,16 @@ func TestValues_CutNeverEndsInsideAValue(t *testing.T) {
 			t.Errorf("after %d bytes: got %q, %t", before, got, more)
 		}
 	}
+	// What stands before it in the text is shorter once it is replaced.
+	t.Setenv("REDACT_LONG", strings.Repeat("L", 100))
+	v.Learn("{env.REDACT_LONG}")
+	for between := range 120 {
+		text := strings.Repeat(strings.Repeat("L", 100), 2) + strings.Repeat("x", between) + "secret-value" + strings.Repeat("y", 500)
+		got, more := v.Cut([]byte(text), 64)
+		if strings.Contains(got, "sec") || strings.Contains(got, "LL") || len(got) > 64 || !more {
+			t.Errorf("with %d bytes between: got %q, %t", between, got, more)
+		}
+	}
 	for text, want := range map[string]bool{"": false, strings.Repeat("x", 64): false, strings.Repeat("x", 65): true} {
 		if got, more := v.Cut([]byte(text), 64); more != want || got != text[:min(64, len(text))] {
 			t.Errorf("%d bytes: got %d bytes, %t", len(text), len(got), more)

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package health
+
+import (
+	"errors"
+	"net"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// An upstream with an IPv6 address, in a process that has no IPv6, fails with the same
+// error as if local ports were used up. But it stays out of reach, so its probes count.
+func TestShortage_AnAddressOutOfReachIsNone(t *testing.T) {
+	runtime.LockOSThread() // for good, so that the thread ends with the test
+	if err := syscall.Unshare(syscall.CLONE_NEWNET); err != nil {
+		t.Skipf("a network without any address needs more rights: %v", err)
+	}
+	for _, address := range []string{"[::1]:9", "[2001:db8::1]:80"} {
+		dialer := net.Dialer{Timeout: time.Second}
+		_, err := dialer.DialContext(t.Context(), "tcp", address)
+		if !errors.Is(err, syscall.EADDRNOTAVAIL) {
+			t.Fatalf("%s: got %v, so this tests nothing", address, err)
+		}
+		if got := shortage(err); got != "" {
+			t.Errorf("%v: taken for the shortage %q", err, got)
+		}
+		if got := ShortageIn(err.Error()); got != nil {
+			t.Errorf("the text of it: taken for the shortage %q", got)
+		}
+	}
+}
+
+// Where only the ports are used up, it is a shortage, also by the text alone.
+func TestShortage_OfPortsIsOne(t *testing.T) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	err = &net.OpError{Op: "dial", Net: "tcp", Addr: server.Addr(), Err: syscall.EADDRNOTAVAIL}
+	if shortage(err) == "" || ShortageIn(err.Error()) == nil {
+		t.Errorf("%v: taken for a failure of the other side", err)
+	}
+}
