@@ -38,9 +38,12 @@ func (a *App) isStarting() bool { return a != nil && a.starting.Load() }
 func (a *App) meet(other *App) bool {
 	if other != nil {
 		a.starting.Store(true)
-		a.before = []string{}
+		a.before, a.had = []string{}, make(map[string]bool)
 		for _, s := range other.all() {
 			a.before = append(a.before, s.pool)
+			for _, m := range s.allMembers() {
+				a.had[m.address] = true
+			}
 		}
 	}
 	if !a.keeper.isLoaded() {
@@ -102,7 +105,8 @@ func having(policies []*Selection, address string) map[string]*Selection {
 
 // carryWeights has weights that were set at run time follow their upstreams: the name of
 // a pool is the list of its upstreams, unless the config names it, so a weight would be
-// lost when the list changes.
+// lost when the list changes. What was set for pools that the config before did not have
+// either is of interest where that had the upstream in no pool: it returns now.
 func (a *App) carryWeights() {
 	policies := a.all()
 	current := make(map[string]bool)
@@ -113,7 +117,7 @@ func (a *App) carryWeights() {
 	lines := 0
 	for _, address := range slices.Sorted(maps.Keys(settings)) {
 		from, weight := settings[address].lostWeight(func(pool string) bool {
-			return !current[pool] && (a.before == nil || slices.Contains(a.before, pool))
+			return !current[pool] && (a.before == nil || slices.Contains(a.before, pool) || !a.had[address])
 		})
 		if from == "" {
 			continue

@@ -76,7 +76,8 @@ func TestWeights_FollowTheirUpstream(t *testing.T) {
 		{"two pools could be meant, at a restart", nil, []*Selection{pooled("b a", "a", "b"), pooled("x", "a")}, 0, "a b 0", "b a, x"},
 		{"the config names the pool", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("shop!", "a", "b")}, 0, "a b 0", "shop"},
 		{"no pool has it", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("b", "b")}, 0, "a b 0", ""},
-		{"it was of no pool before", []*Selection{pooled("b", "b")}, []*Selection{pooled("b a", "a", "b")}, 0, "a b 0", ""},
+		{"it was of no pool before", []*Selection{pooled("b", "b")}, []*Selection{pooled("b a", "a", "b")}, 0, "b a 0", ""},
+		{"it was of no pool before, and now of one that the config names", []*Selection{pooled("b", "b")}, []*Selection{pooled("shop!", "a", "b")}, 0, "a b 0", "shop"},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			o := newOperations()

@@ -23,6 +23,7 @@ func TestCaddyfileMistakes(t *testing.T) {
 		{"alive {\nbackups app1\n}", "unrecognized option 'backups': " + ofAlive + "; did you mean 'backup'?, at Testfile:2"},
 		{"alive {\ncheck htp /a\n}", "unknown kind of check 'htp'; this build has " + kinds + "; did you mean 'http'?, at Testfile:2"},
 		{"alive {\ncheck HTTP /a\n}", "unknown kind of check 'HTTP'; this build has " + kinds + "; did you mean 'http'?, at Testfile:2"},
+		{"alive {\nselect least-con\n}", "select takes one of the selection policies " + strings.Join(selectable(), ", ") + "; got 'least-con'; did you mean 'least_conn'?, at Testfile:2"},
 
 		// options of a check in the block of the policy
 		{"alive /healthz {\ninterval 2s\n}", "'interval' is an option of a check; in place of the URI after lb_policy alive, write check http /healthz { interval 2s }, at Testfile:2"},

@@ -424,14 +424,18 @@ func (s *Selection) applyMode(address string) {
 // applyModes pauses the targets of all that are in maintenance, and resumes the
 // others.
 func (s *Selection) applyModes() {
-	for _, m := range s.byDial {
+	for _, m := range s.allMembers() {
 		s.pause(m)
 	}
+}
+
+// allMembers returns those of the proxy's own list, and those that requests brought.
+func (s *Selection) allMembers() []*member {
+	members := slices.Collect(maps.Values(s.byDial))
 	if s.dynamic != nil {
-		for _, m := range s.dynamic.all() {
-			s.pause(m)
-		}
+		members = append(members, s.dynamic.all()...)
 	}
+	return members
 }
 
 // byAddress returns the member at an address as operators name it, nil if there is

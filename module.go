@@ -102,10 +102,11 @@ type App struct {
 	exiting    chan struct{} // closed when the process begins to exit
 	ending     sync.Once     // for end
 
-	before   []string      // the names of the pools of the config before, nil if there is none
-	carried  []carried     // weights that follow their upstreams, until the config has begun
-	starting atomic.Bool   // this app has started beside another, and its config not yet as a whole
-	begun    chan struct{} // closed when the config has started as a whole
+	before   []string        // the names of the pools of the config before, nil if there is none
+	had      map[string]bool // the addresses of the upstreams that it had
+	carried  []carried       // weights that follow their upstreams, until the config has begun
+	starting atomic.Bool     // this app has started beside another, and its config not yet as a whole
+	begun    chan struct{}   // closed when the config has started as a whole
 	begin    sync.Once
 
 	// inheritance is used while the config is provisioned, one policy after the

@@ -297,7 +297,7 @@ func resolveHold(hold time.Duration) (time.Duration, error) {
 func canSelect(policy string) bool { return slices.Contains(selectable(), policy) }
 
 func errCannotSelect(policy string) error {
-	return fmt.Errorf("select takes one of the selection policies %s; got '%s'", strings.Join(selectable(), ", "), policy)
+	return fmt.Errorf("select takes one of the selection policies %s; got '%s'%s", strings.Join(selectable(), ", "), policy, didYouMean(policy, selectable()))
 }
 
 // selectsByPosition reports whether any policy in the JSON of another one, such as its
