@@ -138,7 +138,7 @@ func newTier(members []*member, weight func(i int, m *member) int) *tier {
 type snapshot struct {
 	// best is the order of the first tier, empty if that ignores health.
 	best rotation.Order
-	// quick: a ticket of best may decide, unless whose turn it is cannot take the request.
+	// quick: a ticket of best may decide, unless the one drawn cannot take the request.
 	// direct: it does, since Caddy's own health makes no difference to the mood.
 	quick  bool
 	direct atomic.Bool

@@ -62,7 +62,7 @@ const (
 	enoughAgain    = "info: enough upstreams are alive again: requests go to those alive only"
 )
 
-// TestFailOpen_ByCaddysOwnHealthIsTold: whoever causes it, fail-open is told once when a
+// TestFailOpen_ByCaddysOwnHealthIsTold: whatever causes it, fail-open is told once when a
 // pick ignores health, and its end once when a pick does not. The list says it at once.
 func TestFailOpen_ByCaddysOwnHealthIsTold(t *testing.T) {
 	percent := func(s *Selection) { s.rules.failOpen.percent, s.countHealthy = 50, true }
