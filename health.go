@@ -419,7 +419,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 			past := w.isPast()
 			logTransition(logger.With(fields...), change, past)
 			if past && change.To == health.Down {
-				return // no alarm; that it is healthy is told, for an earlier alarm may go on
+				return // no alarm; that it is healthy is told, since an earlier alarm may go on
 			}
 			events.flipped(up.Address, check.label, change)
 		},

@@ -251,10 +251,18 @@ func (a *App) Start() error {
 	return nil
 }
 
-// Stop does nothing yet: Caddy stops its apps one after the other, and the http app
-// serves requests for as long as its shutdown_delay lasts. They need the probes, and
-// operators need their views. All of that ends in Cleanup, which follows every Stop.
-func (*App) Stop() error { return nil }
+// Stop ends the probes of a config that has failed to start. Otherwise it does nothing
+// yet: Caddy stops its apps one after the other, and the http app serves requests for as
+// long as its shutdown_delay lasts. They need the probes, and operators need their views.
+// All of that ends in Cleanup, which follows every Stop.
+func (a *App) Stop() error {
+	select {
+	case <-a.begun:
+	default:
+		a.end()
+	}
+	return nil
+}
 
 // Cleanup ends what Provision and Start began.
 func (a *App) Cleanup() error {

@@ -255,7 +255,7 @@ func (k *keeper) load(ctx context.Context) error {
 					listed[s.Address] = true
 					batch = append(batch, s)
 				}
-				// the first ones at once; many together, for each batch copies all
+				// the first ones at once; many together, as each batch copies all
 				if len(batch) > len(k.settings())/batchShare {
 					due, batch = batch, nil
 				}

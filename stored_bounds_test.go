@@ -166,7 +166,7 @@ func TestStore_RestsAfterALook(t *testing.T) {
 	}{
 		// 16 are read at a time: a look takes 1.25 s, a rest 5 s
 		"many":                   {5000, 4 * time.Millisecond, 11, 8},
-		"a few, a slow storage":  {5, 50 * time.Millisecond, 600, 300},
+		"a few, a slow storage":  {5, 50 * time.Millisecond, 601, 300},
 		"a few, a quick storage": {100, 10 * time.Microsecond, 601, 500},
 		"many on a slow storage": {1000, 50 * time.Millisecond, 20, 13},
 	} {

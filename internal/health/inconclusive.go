@@ -68,7 +68,7 @@ func (t *Target) inconclusive(a *attempt, o outcome) *InconclusiveError {
 func shortage(err error) string {
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		if slices.Contains(shortages, errno) {
-			if dial, ok := errors.AsType[*net.OpError](err); ok && errno == noAddress && dial.Addr != nil && isOutOfReach(dial.Addr.String()) {
+			if dial, ok := errors.AsType[*net.OpError](err); ok && errno == errNoAddress && dial.Addr != nil && isOutOfReach(dial.Addr.String()) {
 				return ""
 			}
 			return errno.Error()
@@ -94,7 +94,7 @@ func shortage(err error) string {
 func ShortageIn(text string) error {
 	for _, errno := range shortages {
 		if strings.HasSuffix(text, errno.Error()) {
-			if errno == noAddress && isOutOfReach(dialed(text)) {
+			if errno == errNoAddress && isOutOfReach(dialed(text)) {
 				return nil
 			}
 			return errno
@@ -128,7 +128,7 @@ func isOutOfReach(address string) bool {
 		return false
 	}
 	errno, ok := errors.AsType[syscall.Errno](err)
-	return ok && errno == noAddress
+	return ok && errno == errNoAddress
 }
 
 // dialed returns the address in the text of a failed dial, empty if there is none.

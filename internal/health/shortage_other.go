@@ -8,7 +8,7 @@ import "syscall"
 
 // shortages are errors by which the operating system refuses something to this process
 // itself: a descriptor, memory, a local port.
-var shortages = []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, noAddress}
+var shortages = []syscall.Errno{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, errNoAddress}
 
-// noAddress is that there is no local port left, or no local address at all.
-const noAddress = syscall.EADDRNOTAVAIL
+// errNoAddress is that there is no local port left, or no local address at all.
+const errNoAddress = syscall.EADDRNOTAVAIL

@@ -12,9 +12,9 @@ var shortages = []syscall.Errno{
 	8,     // ERROR_NOT_ENOUGH_MEMORY
 	1450,  // ERROR_NO_SYSTEM_RESOURCES
 	10024, // WSAEMFILE
-	noAddress,
+	errNoAddress,
 	10055, // WSAENOBUFS
 }
 
-// noAddress is WSAEADDRNOTAVAIL: there is no local port left, or no local address at all.
-const noAddress syscall.Errno = 10049
+// errNoAddress is WSAEADDRNOTAVAIL: there is no local port left, or no local address at all.
+const errNoAddress syscall.Errno = 10049

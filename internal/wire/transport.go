@@ -289,7 +289,7 @@ func (a *answer) Close() error {
 	}
 	line := a.line
 	a.line = nil
-	if a.last { // at first, for the body may wait for what the other side still sends
+	if a.last { // at first, since the body may wait for what the other side still sends
 		a.stop()
 		line.end()
 		_ = a.ReadCloser.Close() // which may complain about that
