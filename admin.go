@@ -215,9 +215,18 @@ func appWith(only filter) (*App, error) {
 	case only.upstream == "":
 		return nil, apiError(http.StatusBadRequest, "name one upstream by the parameter upstream, as the list of upstreams has it")
 	case app == nil || len(overview(only)) == 0:
-		return nil, apiError(http.StatusNotFound, "unknown upstream '%s'%s; "+listedBy+" lists those there are", only.upstream, inPool(only.pool))
+		return nil, apiError(http.StatusNotFound, "unknown upstream '%s'%s; "+listedBy+" lists those there are%s", only.upstream, inPool(only.pool), didYouMean(only.upstream, known(only.pool)))
 	}
 	return app, nil
+}
+
+// known returns the addresses of the upstreams of a pool, of all pools if that is empty.
+func known(pool string) []string {
+	var addresses []string
+	for _, e := range overview(filter{pool: pool, brief: true}) {
+		addresses = append(addresses, e.Upstream)
+	}
+	return addresses
 }
 
 func inPool(pool string) string {

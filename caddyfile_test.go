@@ -684,7 +684,7 @@ func TestProvisionErrors(t *testing.T) {
 		{options(`"address":"127.0.0.1:80-81"`), inAlive + badAddress + "'127.0.0.1:80-81'"},
 		{options(`"address":":80"`), inAlive + badAddress + "':80'"},
 		{options(`"address":"udp/127.0.0.1:80"`), inAlive + badAddress + "'udp/127.0.0.1:80'"},
-		{options(`"address":"{env.ALIVE_TEST_PORTS}"`), inAlive + badAddress + "what {env.ALIVE_TEST_PORTS} stands for"},
+		{options(`"address":"{env.ALIVE_TEST_PORTS}"`), inAlive + badAddress + "'{env.ALIVE_TEST_PORTS}'"},
 		{options(`"address":"{http.request.host}:80"`), inAlive + "checks: position 0: address: unrecognized placeholder {http.request.host}" + global},
 		{options(`"address":"{nosuch}"`), inAlive + "checks: position 0: address: unrecognized placeholder {nosuch}" + global},
 		{options(`"address":"{env.ALIVE_TEST_UNSET}:80"`), inAlive + "checks: position 0: address: evaluated placeholder {env.ALIVE_TEST_UNSET} is empty" + global},

@@ -184,6 +184,9 @@ func (a *announcer) end() {
 // heir returns the queue of the newest running config other than this one that has not
 // ended, nil if there is none.
 func (a *announcer) heir() *announcer {
+	if a == nil {
+		return nil
+	}
 	running.Lock()
 	apps := slices.Clone(running.apps)
 	running.Unlock()

@@ -21,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -93,6 +94,7 @@ type HealthCheck struct {
 	prober    probe.Prober
 	overrides probe.Overrides
 	address   *caddy.NetworkAddress // Address, nil if it is that of the upstream
+	secrets   redact.Values         // what Address must not show in a reason
 	identity  string                // its kind and options, in a form that can be compared
 	kind      string
 	label     string // as operators see it
@@ -158,13 +160,15 @@ func (c *HealthCheck) provisionAddress() error {
 		return fmt.Errorf("address: %v; only global placeholders, such as {env.*}, can be used in a check", err)
 	}
 	addr, err := parseProbeAddress(text)
-	if err != nil && text != c.Address {
-		return errProbeAddress("what " + c.Address + " stands for")
-	} else if err != nil {
+	if err != nil {
+		if hasPlaceholder(c.Address) {
+			return errProbeAddress(c.Address) // what it stands for may be secret
+		}
 		return err
 	}
+	c.secrets.Learn(c.Address)
 	c.address = &addr
-	return c.checkPort(addr)
+	return c.secrets.Error(c.checkPort(addr))
 }
 
 // equal reports whether another check, resolved like this one, is the same, whatever
@@ -199,13 +203,13 @@ func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
 	addr, err := caddy.ParseNetworkAddress(text)
 	tcp := addr.Network == "tcp" || addr.Network == "tcp4" || addr.Network == "tcp6"
 	if err != nil || checkSpaces(text) != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
-		return addr, errProbeAddress("'" + text + "'")
+		return addr, errProbeAddress(text)
 	}
 	return addr, nil
 }
 
 func errProbeAddress(got string) error {
-	return fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got %s", got)
+	return fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", got)
 }
 
 // where returns the address at which an upstream is probed.
@@ -401,7 +405,7 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 			if err = prober.Probe(ctx, up); errors.Is(err, probe.ErrDraining) {
 				return true, nil
 			}
-			return false, withShortage(err)
+			return false, withShortage(check.secrets.Error(err))
 		},
 		Bound: to.bound,
 		Probed: func(result health.Result) {

@@ -106,10 +106,18 @@ func (s *Selection) leavePool() error {
 		return nil
 	}
 	s.tally.failOpen.leave(s)
-	s.tally.failOpen.tell(func(active bool) { newestApp().announcer().failedOpen(s.pool, active) })
+	s.tally.failOpen.tell(s.tellLeft)
 	s.tally.end(s, time.Now())
 	_, err := poolTallies.Delete(s.pool)
 	return err
+}
+
+// tellLeft tells that a pool ignores health no longer, since a config ended: in the
+// config that runs on. At the end of the last one nothing is left to tell it to.
+func (s *Selection) tellLeft(active bool) {
+	if newest := newestApp(); newest != s.app || newest.announcer().heir() != nil {
+		newest.announcer().failedOpen(s.pool, active)
+	}
 }
 
 // ended is a policy that left its pool. Requests that are in flight may still pick by it,

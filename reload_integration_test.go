@@ -5,8 +5,8 @@ package alive
 import (
 	"fmt"
 	"net"
-	"slices"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
