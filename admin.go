@@ -222,8 +222,9 @@ func appWith(only filter) (*App, error) {
 
 // known returns the addresses of the upstreams of a pool, of all pools if that is empty.
 func known(pool string) []string {
-	var addresses []string
-	for _, e := range overview(filter{pool: pool, brief: true}) {
+	entries := overview(filter{pool: pool, brief: true})
+	addresses := make([]string, 0, len(entries))
+	for _, e := range entries {
 		addresses = append(addresses, e.Upstream)
 	}
 	return addresses
