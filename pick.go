@@ -44,7 +44,7 @@ func (d *decision) choose() *reverseproxy.Upstream {
 		return u // one that is full serves, and so the rest must not be bothered
 	}
 	if d.circuitOpen() {
-		d.saw = nobody
+		d.saw = unavailable
 		return nil // nor is there anything to wait for
 	}
 	if now.undecided && d.tried.mayHold() {
@@ -57,7 +57,7 @@ func (d *decision) choose() *reverseproxy.Upstream {
 			return u
 		}
 		if d.circuitOpen() {
-			d.saw = nobody
+			d.saw = unavailable
 			return nil
 		}
 	}
@@ -114,7 +114,7 @@ func (d *decision) notServing(now *snapshot) *reverseproxy.Upstream {
 	case !resort.empty():
 		d.saw = lastResort
 	default:
-		d.saw = nobody
+		d.saw = unavailable
 	}
 	if u != nil {
 		return u

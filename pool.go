@@ -284,7 +284,7 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	if len(s.tiers) == 0 && len(members) > 0 && s.unknown().empty() {
 		s.mood = lastResort
 		if s.resort().empty() {
-			s.mood = nobody
+			s.mood = unavailable
 		}
 	}
 	return s

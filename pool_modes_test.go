@@ -80,7 +80,7 @@ func TestModeTiers(t *testing.T) {
 		{"drain: by itself, too", "r1:d u1", failOpen{}, [][]int{{0, 1}, {1, 0}}, none, []int{0, 1}, fine},
 		{"drain: a backup", "d1 u1b:d u1b", failOpen{}, [][]int{{0, 0, 1}, {0, 1, 0}}, none, []int{1, 0, 0}, fine},
 		{"drain: one that is down is no last resort", "d1:d d1", failOpen{}, nil, none, []int{0, 1}, lastResort},
-		{"drain: nor when it is alone", "d1:d", failOpen{}, nil, none, none, nobody},
+		{"drain: nor when it is alone", "d1:d", failOpen{}, nil, none, none, unavailable},
 		{"drain: one without a verdict is not waited for", "?1:d d1", failOpen{}, nil, none, []int{0, 1}, lastResort},
 		{"drain: fail_open counts it neither way, 1 of 2", "u1 d1 u1:d d1:d", half, [][]int{{1, 0, 0, 0}, {0, 0, 1, 0}}, none, []int{1, 1, 0, 0}, fine},
 		{"drain: fail_open counts it neither way, 1 of 3", "u1 d1 d1 u1:d", half, [][]int{{1, 1, 1, 0}, {1, 0, 0, 0}, {0, 0, 0, 1}}, none, []int{1, 1, 1, 0}, failedOpen},
@@ -88,7 +88,7 @@ func TestModeTiers(t *testing.T) {
 
 		{"maintenance: nothing", "u1:m u2", failOpen{}, [][]int{{0, 1}}, none, []int{0, 1}, fine},
 		{"maintenance: not as the last resort", "u1:m d1", failOpen{}, nil, none, []int{0, 1}, lastResort},
-		{"maintenance: of all", "u1:m d1:m u1b:m", failOpen{}, nil, none, none, nobody},
+		{"maintenance: of all", "u1:m d1:m u1b:m", failOpen{}, nil, none, none, unavailable},
 		{"maintenance: of the primaries: a backup", "u1:m u1b", failOpen{}, [][]int{{0, 1}}, none, []int{0, 1}, fine},
 		{"maintenance: of the primaries, the backup is down", "u1:m d1b", failOpen{}, nil, none, []int{0, 1}, lastResort},
 		{"maintenance: is not waited for", "?1:m d1", failOpen{}, nil, none, []int{0, 1}, lastResort},

@@ -15,10 +15,10 @@ import (
 type mood int32
 
 const (
-	fine       mood = iota
-	failedOpen      // too few serve, so health is ignored
-	lastResort      // none serves, so health is ignored
-	nobody          // none serves, and health is not ignored
+	fine        mood = iota
+	failedOpen       // too few serve, so health is ignored
+	lastResort       // none serves, so health is ignored
+	unavailable      // none serves, and health is not ignored
 
 	// forgotten is the mood last told of a pool of which nothing is told any more.
 	forgotten mood = -1
@@ -51,7 +51,7 @@ func (s *Selection) situation(now *snapshot, pool reverseproxy.UpstreamPool) sit
 	}
 	ownHealth := s.running.Load() && pool[0].Host != nil // else the handler may not be provisioned yet
 	if ownHealth && s.circuitOpen() {
-		return situation{mood: nobody, byCaddy: true, broken: true}
+		return situation{mood: unavailable, byCaddy: true, broken: true}
 	}
 	serves := func(t *tier) bool {
 		if t.empty() || t.anyHealth || !ownHealth {
@@ -83,7 +83,7 @@ func (s *Selection) situation(now *snapshot, pool reverseproxy.UpstreamPool) sit
 	if t := now.resort(); !t.empty() {
 		return is(lastResort, t)
 	}
-	return is(nobody, nil)
+	return is(unavailable, nil)
 }
 
 // tooFewHealthy reports whether fail_open ignores health because Caddy itself
@@ -171,7 +171,7 @@ func (s *Selection) logMood(now situation, pool zap.Field) {
 			return
 		}
 		s.logger.Warn("no upstream is alive: requests go to all of them, as the last resort", pool)
-	case nobody:
+	case unavailable:
 		switch {
 		case now.broken:
 			s.logger.Warn("the circuit breaker is open: requests are answered 503", pool)
