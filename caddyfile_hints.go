@@ -82,7 +82,7 @@ func errOption(d *caddyfile.Dispenser, uri string) error {
 	if hint := hintOf(option, "the block of lb_policy alive"); hint != "" {
 		return d.Err(hint)
 	}
-	return d.Errf("unrecognized option '%s': lb_policy alive has %s%s", option, enumerate(policyOptions), didYouMean(option, policyOptions))
+	return d.Errf("unrecognized option '%s': lb_policy alive has %s%s", option, enumerate(policyOptions), didYouMean(option, slices.Concat(policyOptions, commonOptions)))
 }
 
 // optionName returns the first word of a line.

@@ -33,6 +33,9 @@ func TestCaddyfileMistakes(t *testing.T) {
 		{"alive {\nuri /a\n}", "'uri' is an option of a check; write it in the block of one: check http /healthz { uri }, at Testfile:2"},
 		{"alive {\nsend PING\n}", "'send' is an option of a check; write it in the block of one: check tcp { send }, at Testfile:2"},
 
+		// a mistyped one of a check, in the block of the policy
+		{"alive {\nintervall 2s\n}", "unrecognized option 'intervall': " + ofAlive + "; did you mean 'interval'?, at Testfile:2"},
+
 		// options of the policy in the block of a check
 		{"alive {\ncheck tcp {\ntimeout 1s\nhold 1s\n}\n}", "'hold' is an option of lb_policy alive; write it beside the check, not in its block, at Testfile:4"},
 		{"alive {\ncheck http /a {\nmethod GET\nweight app1 3\n}\n}", "'weight' is an option of lb_policy alive; write it beside the check, not in its block, at Testfile:4"},

@@ -15,6 +15,8 @@ type poolService struct {
 // alarm is what must not be overlooked of a pool, empty if there is nothing.
 func (p poolService) alarm() string {
 	switch {
+	case p.failOpen && !p.serving:
+		return "Fail-open: no upstream serves, so requests go to upstreams whatever their health."
 	case p.failOpen:
 		return "Fail-open: too few upstreams serve, so requests go to upstreams whatever their health."
 	case p.serving:

@@ -33,8 +33,8 @@ func TestServices_SayWhatEachPoolServes(t *testing.T) {
 		{"one serves", []entry{down, up}, "", false},
 		{"some drain, and get requests", []entry{gets, down}, "No upstream serves: requests go to ", true},
 		{"none gets requests", []entry{down}, "No upstream serves, and none gets requests", true},
-		{"fail-open, and none serves", []entry{open}, "Fail-open: ", true},
-		{"fail-open, and one serves", []entry{open, up}, "Fail-open: ", false},
+		{"fail-open, and none serves", []entry{open}, "Fail-open: no upstream serves, ", true},
+		{"fail-open, and one serves", []entry{open, up}, "Fail-open: too few upstreams serve, ", false},
 		{"requests bring it no more", []entry{{Upstream: "e:80", Idle: true}}, "", false},
 		{"one that requests bring no more serves", []entry{{Serving: true, Idle: true}, down}, "No upstream serves, and", true},
 		{"only what was set", []entry{{Upstream: "f:80", Gone: true}}, "", false},
@@ -79,7 +79,7 @@ func TestSummary_SaysHowManyPoolsServeNothing(t *testing.T) {
 	if got, want := summary(entries), "No upstream serves in 1 of 3 pools. Fail-open in 1 of 3 pools: 1 of 3 upstreams serve"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	for _, p := range []poolService{{failOpen: true}, {gets: true}, {}} {
+	for _, p := range []poolService{{failOpen: true}, {failOpen: true, serving: true}, {gets: true}, {}} {
 		if !strings.Contains(statusJS, fmt.Sprintf("return %q;", p.alarm())) {
 			t.Errorf("the script does not say %q", p.alarm())
 		}

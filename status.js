@@ -49,6 +49,7 @@
 
   const alarmOf = (p) => {
     if (!p) return "";
+    if (p.failOpen && !p.serving) return "Fail-open: no upstream serves, so requests go to upstreams whatever their health.";
     if (p.failOpen) return "Fail-open: too few upstreams serve, so requests go to upstreams whatever their health.";
     if (p.serving) return "";
     if (p.gets) return "No upstream serves: requests go to upstreams that drain, or have no verdict yet.";
