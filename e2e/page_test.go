@@ -134,7 +134,7 @@ func TestPageFollows(t *testing.T) {
 	}
 	a.sick.Store(true)
 	eventually(t, "the page says that health is ignored", func() bool {
-		return strings.Contains(text(t, tab), "Fail-open: too few") && strings.HasPrefix(evaluate[string](t, tab, "document.title"), "Fail-open in 1 of 1 pools")
+		return strings.Contains(text(t, tab), "Fail-open: no upstream serves") && strings.HasPrefix(evaluate[string](t, tab, "document.title"), "Fail-open in 1 of 1 pools")
 	})
 	evaluate[bool](t, tab, "document.getElementById('troubled').click(), true")
 	a.sick.Store(false)
