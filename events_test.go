@@ -108,7 +108,7 @@ func TestFailOpenOfSeveralHandlers(t *testing.T) {
 		{"one begins", func() error { one.decide("dd"); return nil }, []bool{true}},
 		{"the other, too", func() error { two.decide("dd"); return nil }, nil},
 		{"one does no longer", func() error { one.decide("u?"); return nil }, nil},
-		{"the other ends", two.leavePool, []bool{false}},
+		{"the other ends with the config before", func() error { two.app = new(App); return two.leavePool() }, []bool{false}},
 		{"one begins again", func() error { one.decide("d?"); return nil }, []bool{true}},
 		{"one does no longer again", func() error { one.decide("u?"); return nil }, []bool{false}},
 		{"one ends", one.leavePool, nil},
