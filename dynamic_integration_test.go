@@ -638,7 +638,10 @@ func TestCaddyDynamicOddAnswers(t *testing.T) {
 	s.by(func(*http.Request) ([]string, error) { return []string{a}, errors.New("by test") })
 	shares(t, "an error", tally(client, c.url(), 4), map[string]int{"static": 4})
 	s.set(a, backends[2].addr)
-	shares(t, "one that is static, too", tally(client, c.url(), 1), map[string]int{"static": 1}) // the only one known to be up
+	// the only one known to be up, unless the machine was so busy that the first probe passed
+	if got := ask(client, c.url()); got.body != "static" && (got.body != "a" || !is(health.Up, a)) {
+		t.Errorf("one that is static, too: got %v, want the only one known to be up", got)
+	}
 	eventually(t, patience, "both are up", func() bool { return is(health.Up, a) })
 	shares(t, "one that is static, too", tally(client, c.url(), 6), map[string]int{"a": 3, "static": 3})
 	s.set(a, a, b, a)

@@ -164,7 +164,8 @@ func startOperated(tb testing.TB, global, sites string) *instance {
 
 func startInstance(tb testing.TB, with instance, sites string) *instance {
 	tb.Helper()
-	if found := leftovers(); len(found) > 0 {
+	var found []string // what an earlier test has just ended may take a moment
+	if !poll(patience, func() bool { found = leftovers(); return len(found) == 0 }) {
 		tb.Fatalf("there before Caddy started: %s", strings.Join(found, "\n"))
 	}
 	c := &with
