@@ -274,7 +274,9 @@ func TestCaddyManyReloadsWithHangingUpstream(t *testing.T) {
 		}
 		return version >= 20 && probes > 0
 	})
-	if probes > 6 {
+	// on a busy machine as many timeouts in a row are void as turn it down, and again after
+	// each that is on time
+	if probes > 12 {
 		t.Errorf("probes until it was down, of which 3 are enough: got %d in %d reloads", probes, version)
 	}
 	if got := probing(b.addr, `"tcp"`); got != health.Up {
