@@ -535,7 +535,11 @@ func TestCaddyReadme(t *testing.T) {
 				t.Errorf("%s: got\n%s\nwant\n%s", b, got, want)
 			}
 		case strings.HasPrefix(b.text, "{\n  \"pool\""):
-			_, text := c.call(http.MethodGet, "/alive/upstreams", url.Values{"upstream": {second}}, "")
+			var text string
+			eventually(t, patience, "no probe is in flight", func() bool {
+				_, text = c.call(http.MethodGet, "/alive/upstreams", url.Values{"upstream": {second}}, "")
+				return !strings.Contains(text, `"next":null`)
+			})
 			sameKeys(t, b.String(), asShown.Replace(strings.Trim(strings.TrimSpace(text), "[]")), b.text,
 				"since", "checks")
 			var got, want struct{ Checks []json.RawMessage }
