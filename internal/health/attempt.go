@@ -23,7 +23,7 @@ const (
 // needs none.
 //
 // The timer beats meanwhile. How late a beat is, at most, says how late this process
-// is, be it stopped, starved or throttled: a timeout then says nothing of the other
+// is (stopped, starved or throttled): a timeout then says nothing of the other
 // side. Small delays are usual and do not add up to something.
 //
 // Except for the context, all is guarded by the target's mutex.

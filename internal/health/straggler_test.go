@@ -114,7 +114,7 @@ func TestStraggler_AnswersACheck(t *testing.T) {
 }
 
 // The end of a config waits a second at most for a probe that goes on, whether it was
-// given up before or is cut off by then. What comes of it is dropped, be it a panic.
+// given up before or is cut off by then. What comes of it is dropped, a panic too.
 func TestStraggler_DetachWaitsASecondAtMost(t *testing.T) {
 	for _, after := range []time.Duration{time.Second, 3 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
