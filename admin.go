@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // maxBody bounds what an operator can send, in bytes.
@@ -105,7 +106,7 @@ func writeListing(w http.ResponseWriter, pool string) error {
 }
 
 // writeEntries writes a few upstreams as they are at this moment.
-func writeEntries(w http.ResponseWriter, entries []entry) error {
+func writeEntries(w http.ResponseWriter, entries []view.Upstream) error {
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(entries)
 }
@@ -188,7 +189,7 @@ func (asked request) change() (c change, err error) {
 		return c, apiError(http.StatusBadRequest, `nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to take it back`)
 	}
 	if asked.Mode != nil {
-		m := modeReady
+		m := mode(modeReady)
 		if !isNull(asked.Mode) {
 			if err := json.Unmarshal(asked.Mode, &m); err != nil || !m.valid() {
 				return c, apiError(http.StatusBadRequest, "mode must be ready, drain, maintenance or null; got %s", asked.Mode)

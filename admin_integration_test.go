@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // call asks the admin API, and returns the status and the body of the answer.
@@ -41,7 +42,7 @@ func (c *instance) call(method, path string, query url.Values, body string) (sta
 }
 
 // entries asks for the list of upstreams.
-func (c *instance) entries(query url.Values) []entry {
+func (c *instance) entries(query url.Values) []view.Upstream {
 	c.t.Helper()
 	status, text := c.call(http.MethodGet, "/alive/upstreams", query, "")
 	if status != http.StatusOK {
@@ -55,7 +56,7 @@ func (c *instance) entries(query url.Values) []entry {
 }
 
 // patch changes an upstream.
-func (c *instance) patch(upstream, body string) []entry {
+func (c *instance) patch(upstream, body string) []view.Upstream {
 	c.t.Helper()
 	status, text := c.call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {upstream}}, body)
 	if status != http.StatusOK {
@@ -69,7 +70,7 @@ func (c *instance) patch(upstream, body string) []entry {
 }
 
 // one returns the entry of an upstream.
-func (c *instance) one(upstream string) entry {
+func (c *instance) one(upstream string) view.Upstream {
 	c.t.Helper()
 	entries := c.entries(url.Values{"upstream": {upstream}})
 	if len(entries) != 1 {
@@ -396,7 +397,7 @@ func TestCaddyAdminAddresses(t *testing.T) {
 			if _, _, err := command(t.Context(), c.admin, string(m), e.Upstream); err != nil {
 				t.Error(err)
 			}
-			if got := c.one(e.Upstream).Mode; got != m {
+			if got := c.one(e.Upstream).Mode; got != string(m) {
 				t.Errorf("%s: mode %s, want %s", e.Upstream, got, m)
 			}
 		}

@@ -203,11 +203,11 @@ func TestWeights_AreNotCarriedInto(t *testing.T) {
 // does not apply is not.
 func TestBegin_LogsWhatApplies(t *testing.T) {
 	o := newOperations()
-	o.set("a", change{mode: new(modeDrain)})
+	o.set("a", change{mode: new(mode(modeDrain))})
 	o.set("b", change{pool: "shop", weight: new(new(0))})
 	o.set("c", change{pool: "gone", weight: new(new(2))})
-	o.set("d", change{mode: new(modeMaintenance)}) // in no pool
-	o.set("e", change{mode: new(modeReady)})
+	o.set("d", change{mode: new(mode(modeMaintenance))}) // in no pool
+	o.set("e", change{mode: new(mode(modeReady))})
 	a, logs := beginning(o, 0, pooled("shop!", "a", "b", "c", "e"))
 	a.logSettings()
 	var got []string
@@ -222,7 +222,7 @@ func TestBegin_LogsWhatApplies(t *testing.T) {
 	s := pooled("shop!")
 	for i := range 300 {
 		address := fmt.Sprintf("a%03d", i)
-		o.set(address, change{mode: new(modeDrain)})
+		o.set(address, change{mode: new(mode(modeDrain))})
 		s.byDial[address] = &member{address: address}
 	}
 	a, logs = beginning(o, 0, s)
@@ -268,7 +268,7 @@ func TestModes_AreForgottenADayAfterTheAddressLeft(t *testing.T) {
 					return a.keeper
 				}
 				k := start(pooled("a b", "a", "b"))
-				k.set("a", change{mode: new(modeDrain)})
+				k.set("a", change{mode: new(mode(modeDrain))})
 				k.sync(t.Context(), false)
 				time.Sleep(100 * time.Hour) // it is there
 				start(pooled("b", "b"))
@@ -314,11 +314,11 @@ func TestPause_WaitsForTheConfigToBegin(t *testing.T) {
 	next := newPolicy(t, "??", following(t))
 	next.run(false)
 	next.byDial[next.members[0].address].watches = old.members[0].watches // they share the target
-	next.set(0, change{mode: new(modeMaintenance)})
+	next.set(0, change{mode: new(mode(modeMaintenance))})
 	for step, then := range []func(){
-		func() { next.set(0, change{mode: new(modeMaintenance)}) }, // it is provisioned
+		func() { next.set(0, change{mode: new(mode(modeMaintenance))}) }, // it is provisioned
 		func() { next.app.starting.Store(true); drive([]*Selection{next.Selection}) },
-		func() { next.set(0, change{mode: new(modeMaintenance)}) },
+		func() { next.set(0, change{mode: new(mode(modeMaintenance))}) },
 	} {
 		then()
 		if old.targets[0].View().Paused || old.targets[0].Status() != health.Up {

@@ -265,7 +265,7 @@ func (c *chaos) check() {
 	states := map[string]float64{"up": 0, "down": 0, "draining": 0, "maintenance": 0, "unknown": 0}
 	for _, u := range c.all {
 		e := c.caddy.one(u.addr)
-		if e.Serving != (gets[u] && u.serves()) || e.Mode != u.mode || e.Weight != u.weight() || e.Backup != u.backup || e.FailOpen != failsOpen || e.Why == "" {
+		if e.Serving != (gets[u] && u.serves()) || e.Mode != string(u.mode) || e.Weight != u.weight() || e.Backup != u.backup || e.FailOpen != failsOpen || e.Why == "" {
 			c.t.Errorf("%s is shown as %+v, fail-open is %v", u, e, failsOpen)
 		}
 		if (e.EffectiveWeight > 0) != gets[u] || gets[u] && e.EffectiveWeight != float64(u.weight()) {

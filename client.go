@@ -21,6 +21,8 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 const (
@@ -54,7 +56,7 @@ func newClient(cmd *cobra.Command) (*client, error) {
 }
 
 // list returns the upstreams that a query wants, all if it is nil.
-func (c *client) list(limit time.Duration, query url.Values) ([]entry, []byte, error) {
+func (c *client) list(limit time.Duration, query url.Values) ([]view.Upstream, []byte, error) {
 	text, err := c.ask(limit, http.MethodGet, "/alive/upstreams", query, nil)
 	if err != nil {
 		return nil, nil, err
@@ -64,7 +66,7 @@ func (c *client) list(limit time.Duration, query url.Values) ([]entry, []byte, e
 }
 
 // patch changes an upstream, and warns if that could not be stored.
-func (c *client) patch(limit time.Duration, upstream, pool string, change map[string]any) ([]entry, error) {
+func (c *client) patch(limit time.Duration, upstream, pool string, change map[string]any) ([]view.Upstream, error) {
 	query := url.Values{"upstream": {upstream}}
 	if pool != "" {
 		query.Set("pool", pool)
@@ -88,7 +90,7 @@ func (c *client) patch(limit time.Duration, upstream, pool string, change map[st
 }
 
 // check has an upstream checked at once.
-func (c *client) check(limit time.Duration, upstream string) ([]entry, error) {
+func (c *client) check(limit time.Duration, upstream string) ([]view.Upstream, error) {
 	text, err := c.ask(limit, http.MethodPost, "/alive/check", url.Values{"upstream": {upstream}}, nil)
 	if err != nil {
 		return nil, err
@@ -131,8 +133,8 @@ func (c *client) pause(wait time.Duration) error {
 	}
 }
 
-func parseEntries(text []byte) ([]entry, error) {
-	var entries []entry
+func parseEntries(text []byte) ([]view.Upstream, error) {
+	var entries []view.Upstream
 	if err := json.Unmarshal(text, &entries); err != nil {
 		return nil, fmt.Errorf("this is no answer of Caddy's admin API: %v", err)
 	}

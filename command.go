@@ -17,6 +17,8 @@ import (
 	"github.com/spf13/cobra"
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 func init() {
@@ -190,7 +192,7 @@ func (c *client) checkPools(asJSON bool) error {
 		}
 		out = c.cmd.ErrOrStderr()
 	}
-	lines := outages(entries)
+	lines := view.Outages(entries)
 	for _, line := range lines {
 		if _, err := fmt.Fprintln(out, printable(line)); err != nil {
 			return err
@@ -238,7 +240,7 @@ func cmdMode(cmd *cobra.Command, upstream string, m mode) error {
 
 // stillGets says in which pools an upstream that is to get none gets new requests,
 // empty if there is none.
-func stillGets(entries []entry) string {
+func stillGets(entries []view.Upstream) string {
 	var pools []string
 	for _, e := range entries {
 		if e.EffectiveWeight > 0 {
@@ -260,7 +262,7 @@ const maxWarned = 10
 
 // warnOfOutages warns of the pools of these entries in which no upstream serves now.
 // What was asked for is done, whatever comes of that.
-func (c *client) warnOfOutages(limit time.Duration, changed []entry) {
+func (c *client) warnOfOutages(limit time.Duration, changed []view.Upstream) {
 	var pools []string
 	for _, e := range changed {
 		if !e.Gone && !slices.Contains(pools, e.Pool) {
@@ -272,7 +274,7 @@ func (c *client) warnOfOutages(limit time.Duration, changed []entry) {
 		if err != nil {
 			continue
 		}
-		for _, line := range outages(entries) {
+		for _, line := range view.Outages(entries) {
 			c.warn(printable(line))
 		}
 	}
@@ -298,7 +300,7 @@ func (c *client) waitUntilIdle(upstream string, m mode, wait time.Duration) erro
 		if err != nil {
 			return err
 		}
-		entries = slices.DeleteFunc(entries, func(e entry) bool { return e.Gone })
+		entries = slices.DeleteFunc(entries, func(e view.Upstream) bool { return e.Gone })
 		if len(entries) == 0 {
 			return fmt.Errorf("%s: no pool has it any more, so it is not known what is in flight", name)
 		}
@@ -326,7 +328,7 @@ func (c *client) waitUntilIdle(upstream string, m mode, wait time.Duration) erro
 
 // inFlight returns the requests in flight to an upstream. Caddy counts them by
 // address, so each pool that has it shows them all.
-func inFlight(entries []entry) (most int) {
+func inFlight(entries []view.Upstream) (most int) {
 	for _, e := range entries {
 		most = max(most, e.Requests)
 	}
@@ -382,7 +384,7 @@ func cmdCheck(cmd *cobra.Command, upstream string) error {
 		switch {
 		case failed:
 			err = fmt.Errorf("%s does not pass", printable(upstream))
-		case slices.ContainsFunc(entries, func(e entry) bool { return e.Mode != modeMaintenance && e.Status != "up" }):
+		case slices.ContainsFunc(entries, func(e view.Upstream) bool { return e.Mode != modeMaintenance && e.Status != "up" }):
 			err = fmt.Errorf("%s passes, but is %s until it did so more often in a row", printable(upstream), printable(entries[0].Status))
 		default:
 			return nil
@@ -398,7 +400,7 @@ func cmdCheck(cmd *cobra.Command, upstream string) error {
 }
 
 // writeResults writes what came of each check, and reports whether any failed.
-func writeResults(out io.Writer, entries []entry) (failed bool) {
+func writeResults(out io.Writer, entries []view.Upstream) (failed bool) {
 	told := make(map[string]bool)
 	for _, e := range entries {
 		for _, c := range e.Checks {

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // command runs `caddy alive` with arguments, and returns what it prints.
@@ -310,7 +311,7 @@ func TestCommandWarnsOfTheStorage(t *testing.T) {
 func TestTable(t *testing.T) {
 	now := time.Now()
 	since := now.Add(-90 * time.Second)
-	entries := []entry{
+	entries := []view.Upstream{
 		{Pool: "shop", Upstream: "app1.internal:8080", Status: "up", Mode: modeReady, Weight: 3, EffectiveWeight: 1.5, Serving: true, Why: "up, in its slow start: gets requests by 50 % of its weight", Since: &since},
 		{Pool: "shop", Upstream: "unix//run/\x1b[2Jevil\n.sock", Status: "down", Mode: modeDrain, Weight: 1, Backup: true, Why: "check 'http /' failed: \x1b]0;title\x07 \u202e reversed", Requests: 12},
 		{Pool: strings.Repeat("app.internal:8080 ", 10) + "end-of-title", Upstream: "app9:80", Status: "unknown", Mode: modeReady, Weight: 1, FailOpen: true, Why: strings.Repeat("long ", 100) + "end-of-reason"},

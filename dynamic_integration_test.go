@@ -941,7 +941,7 @@ func TestCaddyDynamicForgets(t *testing.T) {
 	ask(client, c.url())
 	d := s.selection.Load().dynamic
 	operations := s.selection.Load().app.operations
-	drain := modeDrain
+	drain := mode(modeDrain)
 	for _, b := range backends {
 		operations.set(b.addr, change{mode: &drain})
 	}

@@ -356,7 +356,7 @@ func TestDynamicUpstreamsHaveModes(t *testing.T) {
 		p := newDynamicPolicy(t, n, "x", following(t))
 		app, o := p.app, p.app.operations
 		for _, address := range []string{"b:80", "c:80"} {
-			o.set(address, change{mode: new(modeMaintenance)})
+			o.set(address, change{mode: new(mode(modeMaintenance))})
 		}
 		if got, want := p.served(60, "a:80", "b:80", "c:80"), map[string]int{"a:80": 60}; !maps.Equal(got, want) {
 			t.Errorf("served by %v, want %v", got, want)
@@ -452,7 +452,7 @@ func TestDynamicPoolsThatArePast(t *testing.T) {
 				}
 				got := make(map[string]string)
 				for _, e := range p.entries(filter{}) {
-					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.past)
+					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.Past)
 				}
 				if want := map[string]string{
 					"a:80": "down false 0 true ", "b:80": "down false 0 true ",

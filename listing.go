@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 const (
@@ -27,7 +29,7 @@ type listing struct {
 	changes uint64 // of operators, before it was begun
 	at      time.Time
 	took    time.Duration // to build and to render it
-	entries []entry
+	entries []view.Upstream
 	json    []byte   // of all entries
 	rows    [][]byte // the same, by entry
 	html    []byte

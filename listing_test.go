@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // answering has the app of a policy answer operators until the test ends.
@@ -103,7 +104,7 @@ func TestListing_ShowsAChangeAtOnce(t *testing.T) {
 			p.set(0, change{mode: new(m)})
 			for _, url := range []string{"/alive/upstreams", "/alive/upstreams?pool=shop", "/"} {
 				entries, err := parseEntries([]byte(look(t, http.MethodGet, url, "")))
-				if err != nil || len(entries) != 3 || entries[0].Mode != m {
+				if err != nil || len(entries) != 3 || entries[0].Mode != string(m) {
 					t.Errorf("change %d: %s shows %+v, %v", i, url, entries, err)
 				}
 			}
@@ -136,8 +137,8 @@ func TestListing_FollowsTheConfig(t *testing.T) {
 // The list as it is shared is what encoding the entries gives, and a pool is the part
 // of it that it was.
 func TestListing_IsTheEntriesAsJSON(t *testing.T) {
-	entries := []entry{
-		{Pool: "a<b>", Upstream: "x:80", Checks: []checkEntry{{Check: "tcp", Recent: []float64{1, -2}}}},
+	entries := []view.Upstream{
+		{Pool: "a<b>", Upstream: "x:80", Checks: []view.Check{{Check: "tcp", Recent: []float64{1, -2}}}},
 		{Pool: "b", Upstream: "y:80"},
 		{Upstream: "z:80", Gone: true},
 		{Pool: "b", Upstream: "w:80", Gone: true},
@@ -155,7 +156,7 @@ func TestListing_IsTheEntriesAsJSON(t *testing.T) {
 		if got := string(list); got != string(want)+"\n" {
 			t.Errorf("%d entries: got %s, want %s", n, got, want)
 		}
-		for pool, members := range map[string][]entry{"a<b>": entries[:1], "b": {entries[1], entries[3]}, "c": {}} {
+		for pool, members := range map[string][]view.Upstream{"a<b>": entries[:1], "b": {entries[1], entries[3]}, "c": {}} {
 			if n < len(entries) {
 				continue
 			}
@@ -240,7 +241,7 @@ func TestDynamicAddressesThatAreNotUTF8(t *testing.T) {
 		if m := p.byAddress(shown); m == nil || m.address != shown || p.byAddress(pool[i].Dial) != nil {
 			t.Fatalf("%s is %+v", shown, m)
 		}
-		p.app.operations.set(shown, change{mode: new(modeDrain)})
+		p.app.operations.set(shown, change{mode: new(mode(modeDrain))})
 		if now := p.snapshotOf(pool); p.situation(now, pool).gets.weights[i] != 0 && i == 0 {
 			t.Errorf("%s gets requests while it drains", shown)
 		}

@@ -256,13 +256,13 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 			states[e.Pool] = map[string]int{"up": 0, "down": 0, "unknown": 0, "draining": 0, "maintenance": 0}
 			failOpen[e.Pool] = 0
 		}
-		if !e.past {
-			states[e.Pool][e.state()]++
+		if !e.Past {
+			states[e.Pool][e.State()]++
 		}
 		if e.FailOpen {
 			failOpen[e.Pool] = 1
 		}
-		if e.past || e.Mode == modeMaintenance {
+		if e.Past || e.Mode == modeMaintenance {
 			continue // its status is no alarm, or there is none
 		}
 		for _, c := range e.Checks {
@@ -286,28 +286,6 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(failOpenDesc, failOpen[pool], pool)
 	}
 	checkDuration.Collect(ch)
-}
-
-// state is the one word for an upstream.
-func (e *entry) state() string {
-	switch {
-	case e.Mode == modeMaintenance:
-		return "maintenance"
-	case e.Mode == modeDrain || e.draining():
-		return "draining"
-	default:
-		return e.Status
-	}
-}
-
-// draining reports whether any check was told that no new requests are wanted.
-func (e *entry) draining() bool {
-	for _, c := range e.Checks {
-		if c.Draining {
-			return true
-		}
-	}
-	return false
 }
 
 // registerMetrics shows the metrics in the registry of a config.

@@ -23,9 +23,9 @@ import (
 type mode string
 
 const (
-	modeReady       mode = "ready"       // requests while it is alive
-	modeDrain       mode = "drain"       // no new requests while anybody else serves
-	modeMaintenance mode = "maintenance" // no requests and no probes
+	modeReady       = "ready"       // requests while it is alive
+	modeDrain       = "drain"       // no new requests while anybody else serves
+	modeMaintenance = "maintenance" // no requests and no probes
 )
 
 func (m mode) valid() bool { return m == modeReady || m == modeDrain || m == modeMaintenance }

@@ -82,7 +82,7 @@ func TestAChangeHereWins(t *testing.T) {
 	ahead.Mode, ahead.Changed = modeDrain, time.Now().Add(time.Hour)
 	ahead.Weights["shop"] = weightSet{Weight: new(4), Changed: time.Now().Add(2 * time.Hour)}
 	o.learn(ahead)
-	o.set("a:80", change{mode: new(modeReady)})
+	o.set("a:80", change{mode: new(mode(modeReady))})
 	o.set("a:80", change{pool: "shop", weight: new(new(6))})
 	o.learn(ahead)
 	if got := o.of("a:80"); got.mode() != modeReady || got.weight("shop", 1) != 6 {
@@ -110,7 +110,7 @@ func TestAStorageThatFailsAtTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
 		before, _ := keep(t, storage, "alive/instances/x", 0)
-		before.set("a:80", change{mode: new(modeDrain)})
+		before.set("a:80", change{mode: new(mode(modeDrain))})
 		before.sync(t.Context(), false)
 		storage.set(errors.New("disk on fire"), nil)
 		k, _ := keep(t, storage, "alive/instances/x", 0)
@@ -249,7 +249,7 @@ func TestAFleetFollows(t *testing.T) {
 		two, _ := keep(t, storage, "alive/fleets/a", 2*time.Second)
 		other, _ := keep(t, storage, "alive/fleets/b", 2*time.Second)
 		none, _ := keep(t, storage, "alive/instances/x", 0)
-		one.set("a:80", change{mode: new(modeDrain)})
+		one.set("a:80", change{mode: new(mode(modeDrain))})
 		one.sync(t.Context(), false)
 		two.set("a:80", change{pool: "shop", weight: new(new(4))})
 		two.sync(t.Context(), false)
@@ -266,7 +266,7 @@ func TestAFleetFollows(t *testing.T) {
 			}
 		}
 
-		two.set("a:80", change{mode: new(modeReady)})
+		two.set("a:80", change{mode: new(mode(modeReady))})
 		two.sync(t.Context(), false)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
@@ -305,7 +305,7 @@ func TestAStorageThatFails(t *testing.T) {
 				for i := range 5 {
 					began := time.Now()
 					address := fmt.Sprintf("a:%d", i)
-					k.set(address, change{mode: new(modeDrain)})
+					k.set(address, change{mode: new(mode(modeDrain))})
 					k.sync(t.Context(), false)
 					if waited := time.Since(began); waited > storageTimeout {
 						t.Errorf("it took %v", waited)
@@ -350,7 +350,7 @@ func TestAListThatBreaksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
 		before, _ := keep(t, storage, "alive/instances/x", 0)
-		before.set("a:80", change{mode: new(modeDrain)})
+		before.set("a:80", change{mode: new(mode(modeDrain))})
 		before.sync(t.Context(), false)
 		for gaps, loaded := range map[int]bool{listTries - 1: true, listTries: false} {
 			storage.mu.Lock()
@@ -376,7 +376,7 @@ func TestGarbageInTheStorage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
 		good, _ := keep(t, storage, "alive/fleets/a", time.Second)
-		good.set("a:80", change{mode: new(modeDrain)})
+		good.set("a:80", change{mode: new(mode(modeDrain))})
 		good.sync(t.Context(), false)
 		of := func(address string) string { return good.key(address) }
 		storage.mu.Lock()
@@ -415,7 +415,7 @@ func TestConcurrentChangesAreAllStored(t *testing.T) {
 		}
 		writers.Go(func() {
 			address := fmt.Sprintf("10.0.0.%d:80", i)
-			k.set(address, change{mode: new(modeDrain)})
+			k.set(address, change{mode: new(mode(modeDrain))})
 			k.sync(t.Context(), false)
 			if !k.persisted(address) { // on a busy machine it can take longer than anybody waits for it
 				eventually(t, patience, address+" is stored", func() bool { return k.persisted(address) })
@@ -442,7 +442,7 @@ func TestAKeeperEndsBesideWriters(t *testing.T) {
 		var writers sync.WaitGroup
 		for i := range 30 {
 			writers.Go(func() {
-				k.set(fmt.Sprint("a", i), change{mode: new(modeDrain)})
+				k.set(fmt.Sprint("a", i), change{mode: new(mode(modeDrain))})
 				k.sync(t.Context(), false)
 			})
 		}
@@ -476,7 +476,7 @@ func TestASlowStorageWithManySettings(t *testing.T) {
 		storage := newFaulty()
 		one, _ := keep(t, storage, "f", time.Hour)
 		for i := range 1000 {
-			one.set(fmt.Sprintf("x%d:80", i), change{mode: new(modeDrain)})
+			one.set(fmt.Sprintf("x%d:80", i), change{mode: new(mode(modeDrain))})
 		}
 		one.sync(t.Context(), false)
 		began := time.Now()
@@ -499,15 +499,15 @@ func TestOneBadKey(t *testing.T) {
 		storage := &slow{newFaulty(), 0, "f/a.json"}
 		storage.values["f/a.json"] = "{}"
 		before, _ := keep(t, storage.faulty, "f", 0)
-		before.set("x:80", change{mode: new(modeDrain)})
+		before.set("x:80", change{mode: new(mode(modeDrain))})
 		before.sync(t.Context(), false)
 		k, _ := keep(t, storage, "f", time.Second)
 		if k.of("x:80").mode() != modeDrain {
 			t.Errorf("settings %v", k.settings())
 		}
 		storage.bad = k.key("a:80")
-		k.set("a:80", change{mode: new(modeDrain)})
-		k.set("z:80", change{mode: new(modeDrain)})
+		k.set("a:80", change{mode: new(mode(modeDrain))})
+		k.set("z:80", change{mode: new(mode(modeDrain))})
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		if got := k.toStore(); !slices.Equal(got, []string{"a:80"}) {
@@ -521,7 +521,7 @@ func TestOneBadKey(t *testing.T) {
 func TestAnotherStorage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		one, _ := keep(t, newFaulty(), "i", 0)
-		one.set("x:80", change{mode: new(modeMaintenance)})
+		one.set("x:80", change{mode: new(mode(modeMaintenance))})
 		one.sync(t.Context(), false)
 		other := newFaulty()
 		other.set(errors.New("down"), nil)
@@ -542,7 +542,7 @@ func TestAnotherStorage(t *testing.T) {
 func TestAClientThatLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, logs := keep(t, &slow{newFaulty(), 300 * time.Millisecond, ""}, "i", 0)
-		k.set("x:80", change{mode: new(modeDrain)})
+		k.set("x:80", change{mode: new(mode(modeDrain))})
 		ctx, leave := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer leave()
 		k.sync(ctx, false)
@@ -558,7 +558,7 @@ func TestAFleetDoesNotForget(t *testing.T) {
 	for every, want := range map[time.Duration]mode{0: modeReady, time.Second: modeMaintenance} {
 		o := newOperations()
 		a := &App{operations: o, keeper: newKeeper(o, newFaulty(), "f", every, zap.NewNop())}
-		o.set("x:80", change{mode: new(modeMaintenance)})
+		o.set("x:80", change{mode: new(mode(modeMaintenance))})
 		a.forget("x:80")
 		if got := o.of("x:80").mode(); got != want {
 			t.Errorf("sync_interval %v: mode %s, want %s", every, got, want)
@@ -579,7 +579,7 @@ func TestAChangeIsFollowedWhenItReturns(t *testing.T) {
 		})
 	}
 	for i := range 199 {
-		p.set(i, change{mode: new(modeDrain)})
+		p.set(i, change{mode: new(mode(modeDrain))})
 		if p.current.Load().tiers[0].weights[i] > 0 {
 			t.Errorf("upstream %d still gets requests", i)
 		}

@@ -46,9 +46,9 @@ func handMadeModes(words string) ([]*member, *operations) {
 			switch weight, err := strconv.Atoi(c); {
 			case c == "":
 			case c == "d":
-				o.set(m.address, change{mode: new(modeDrain)})
+				o.set(m.address, change{mode: new(mode(modeDrain))})
 			case c == "m":
-				o.set(m.address, change{mode: new(modeMaintenance)})
+				o.set(m.address, change{mode: new(mode(modeMaintenance))})
 			case err == nil:
 				o.set(m.address, change{pool: "shop", weight: new(&weight)})
 			default:
@@ -179,10 +179,10 @@ func TestModesAndSlowStart(t *testing.T) {
 			then func()
 			want []int
 		}{
-			{"it drains", func() { p.set(0, change{mode: new(modeDrain)}) }, []int{0, 1, 1}},
-			{"it is ready", func() { p.set(0, change{mode: new(modeReady)}) }, []int{1, 1, 1}},
-			{"it is in maintenance", func() { p.set(0, change{mode: new(modeMaintenance)}) }, []int{0, 1, 1}},
-			{"it is ready, but not probed yet", func() { p.set(0, change{mode: new(modeReady)}) }, []int{0, 1, 1}},
+			{"it drains", func() { p.set(0, change{mode: new(mode(modeDrain))}) }, []int{0, 1, 1}},
+			{"it is ready", func() { p.set(0, change{mode: new(mode(modeReady))}) }, []int{1, 1, 1}},
+			{"it is in maintenance", func() { p.set(0, change{mode: new(mode(modeMaintenance))}) }, []int{0, 1, 1}},
+			{"it is ready, but not probed yet", func() { p.set(0, change{mode: new(mode(modeReady))}) }, []int{0, 1, 1}},
 			{"it passes", func() { p.decide("u??") }, []int{1, 10, 10}},
 		} {
 			step.then()

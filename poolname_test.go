@@ -14,6 +14,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // poolsOf returns the names of the pools of a config, by the name of the first check of
@@ -200,7 +202,7 @@ func TestCaddyPoolsThatDiffer(t *testing.T) {
 	c := startOperated(t, "", sites)
 	all[0].set(sick)
 	name := addresses(all...)
-	row := func(pool string) entry {
+	row := func(pool string) view.Upstream {
 		t.Helper()
 		rows := c.entries(url.Values{"upstream": {all[0].addr}, "pool": {pool}})
 		if len(rows) != 1 {

@@ -26,6 +26,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // What the README says is so, as far as a program can tell.
@@ -519,7 +520,7 @@ func TestCaddyReadme(t *testing.T) {
 				t.Fatal(err)
 			}
 			eventually(t, patience, "it is down, and nothing is in flight", func() bool {
-				return is(health.Down, second) && !slices.ContainsFunc(c.entries(nil), func(e entry) bool { return e.Requests != 0 })
+				return is(health.Down, second) && !slices.ContainsFunc(c.entries(nil), func(e view.Upstream) bool { return e.Requests != 0 })
 			})
 			var got strings.Builder
 			for line := range strings.Lines(b.text) {

@@ -34,8 +34,8 @@ func TestRetries_LeastRecentlyFailedFirst(t *testing.T) {
 					p.decide("????????"[:i] + "d")
 					time.Sleep(time.Second)
 				}
-				p.set(5, change{mode: new(modeMaintenance)})
-				p.set(6, change{mode: new(modeDrain)})
+				p.set(5, change{mode: new(mode(modeMaintenance))})
+				p.set(6, change{mode: new(mode(modeDrain))})
 				p.upstreams[7].MaxRequests = 1
 				setRequests(p.upstreams[7], 1)
 				if got := p.picks(same(), 8); !slices.Equal(got, tc.want) {

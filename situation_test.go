@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // counted has a policy count for its pool, so that its events are told.
@@ -51,7 +53,7 @@ func (p *policy) failOpenEvents() (active []bool) {
 
 // failsOpen reports what the list, and so the page and the metrics, says.
 func (p *policy) failsOpen() bool {
-	return slices.ContainsFunc(p.entries(filter{}), func(e entry) bool { return e.FailOpen })
+	return slices.ContainsFunc(p.entries(filter{}), func(e view.Upstream) bool { return e.FailOpen })
 }
 
 const (
@@ -392,9 +394,9 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 // TestWhy_MergesWhatDiffers: of a row that stands for several handlers, each sentence
 // is there once, and those of handlers for which it serves come first.
 func TestWhy_MergesWhatDiffers(t *testing.T) {
-	e := entry{Why: "down"}
-	for _, other := range []entry{{Why: "down"}, {Why: "up", Serving: true}, {Why: "up", Serving: true}, {Why: "draining"}} {
-		e.merge(other)
+	e := view.Upstream{Why: "down"}
+	for _, other := range []view.Upstream{{Why: "down"}, {Why: "up", Serving: true}, {Why: "up", Serving: true}, {Why: "draining"}} {
+		e.Merge(other)
 	}
 	if want := "up; elsewhere in this pool: down; elsewhere in this pool: draining"; e.Why != want || !e.Serving {
 		t.Errorf("%q, serving %v; want %q and true", e.Why, e.Serving, want)

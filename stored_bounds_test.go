@@ -63,7 +63,7 @@ func TestStore_SizeIsKnownBeforeReading(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				storage := &telling{faulty: newFaulty(), stat: tc.stat}
 				writer, _ := keep(t, storage.faulty, "f", 0)
-				writer.set("a:80", change{mode: new(modeDrain)})
+				writer.set("a:80", change{mode: new(mode(modeDrain))})
 				writer.sync(t.Context(), false)
 				storage.values[writer.key("b:80")] = `{"address":"b:80","mode":"drain"}` + strings.Repeat(" ", maxStored)
 				k, logs := keep(t, storage, "f", 0)
@@ -76,7 +76,7 @@ func TestStore_SizeIsKnownBeforeReading(t *testing.T) {
 				if got := logs.FilterLevelExact(zapcore.WarnLevel).All(); len(got) != 1 || !strings.Contains(fmt.Sprint(got[0].ContextMap()["error"]), "longer than") {
 					t.Errorf("warned: %v", got)
 				}
-				k.set("b:80", change{mode: new(modeMaintenance)})
+				k.set("b:80", change{mode: new(mode(modeMaintenance))})
 				k.sync(t.Context(), false)
 				if s, err := parseSetting([]byte(storage.values[k.key("b:80")])); err != nil || s.mode() != modeMaintenance {
 					t.Errorf("the next change does not replace it: %v", err)
@@ -186,7 +186,7 @@ func TestStore_RestsAfterALook(t *testing.T) {
 					t.Errorf("%.1f looks in a minute, want %d to %d", n, tc.atBest, tc.atMost)
 				}
 				// what is set here is stored at once all the same
-				k.set("mine:80", change{mode: new(modeDrain)})
+				k.set("mine:80", change{mode: new(mode(modeDrain))})
 				k.sync(t.Context(), false)
 				if !k.persisted("mine:80") {
 					time.Sleep(2 * time.Second)

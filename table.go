@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/term"
 	"golang.org/x/text/width"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // screen is what a command writes to.
@@ -92,16 +94,16 @@ type table struct {
 }
 
 // writeTable writes upstreams by pool.
-func (s screen) writeTable(to *bytes.Buffer, entries []entry, now time.Time) {
+func (s screen) writeTable(to *bytes.Buffer, entries []view.Upstream, now time.Time) {
 	if len(entries) == 0 {
 		to.WriteString("no upstreams: no reverse_proxy uses lb_policy alive\n")
 		return
 	}
 	t := newTable(s, entries, now)
-	alarm := alarms(entries)
+	alarm := view.Alarms(entries)
 	above := ""
 	for i, e := range entries {
-		if title := e.title(); i == 0 || title != above {
+		if title := e.Title(); i == 0 || title != above {
 			if above = title; i > 0 {
 				to.WriteByte('\n')
 			}
@@ -123,7 +125,7 @@ func (s screen) writeTable(to *bytes.Buffer, entries []entry, now time.Time) {
 	}
 }
 
-func newTable(s screen, entries []entry, now time.Time) *table {
+func newTable(s screen, entries []view.Upstream, now time.Time) *table {
 	t := &table{screen: s}
 	last := len(tableHeader) - 1
 	widths := make([]int, last+1)
@@ -134,7 +136,7 @@ func newTable(s screen, entries []entry, now time.Time) *table {
 	}
 	measure(tableHeader)
 	for _, e := range entries {
-		row := []string{printable(e.Upstream), printable(e.Status), printable(string(e.Mode)), weightCell(e), strconv.Itoa(e.Requests), sinceCell(e.Since, now), printable(e.Why)}
+		row := []string{printable(e.Upstream), printable(e.Status), printable(e.Mode), weightCell(e), strconv.Itoa(e.Requests), sinceCell(e.Since, now), printable(e.Why)}
 		t.rows = append(t.rows, row)
 		measure(row)
 	}
@@ -196,7 +198,7 @@ func (t *table) writeBelow(to *bytes.Buffer, texts ...string) {
 	}
 }
 
-func statusColour(e entry) string {
+func statusColour(e view.Upstream) string {
 	switch {
 	case e.Status == "down":
 		return red
@@ -208,7 +210,7 @@ func statusColour(e entry) string {
 }
 
 // weightCell shows the weight, and the one at this moment if that differs.
-func weightCell(e entry) string {
+func weightCell(e view.Upstream) string {
 	text := strconv.Itoa(e.Weight)
 	if e.EffectiveWeight != float64(e.Weight) && e.EffectiveWeight > 0 {
 		text = strconv.FormatFloat(e.EffectiveWeight, 'g', 3, 64) + "/" + text
