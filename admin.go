@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -199,8 +200,8 @@ func (asked request) change() (c change, err error) {
 	}
 	if asked.Weight != nil {
 		var weight *int
-		if err := json.Unmarshal(asked.Weight, &weight); err != nil || weight != nil && (*weight < 0 || *weight > maxWeight) {
-			return c, apiError(http.StatusBadRequest, "weight must be a whole number from 0 to %d, or null; got %s", maxWeight, asked.Weight)
+		if err := json.Unmarshal(asked.Weight, &weight); err != nil || weight != nil && !limits.IsWeight(*weight) {
+			return c, apiError(http.StatusBadRequest, "weight must be %s, or null; got %s", limits.WeightRange, asked.Weight)
 		}
 		c.weight = &weight
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -532,10 +533,10 @@ func TestCaddyLargePools(t *testing.T) {
 	}
 	c := startOperated(t, "", fmt.Sprintf("http:// {\n\treverse_proxy %s {\n\t\tlb_policy alive\n\t}\n}\n", strings.Join(upstreams, " ")))
 	_, text := c.call(http.MethodGet, "/metrics", nil, "")
-	if name := c.entries(nil)[0].Pool; len(name) > maxName || len(text) > 2<<20 {
+	if name := c.entries(nil)[0].Pool; len(name) > limits.MaxName || len(text) > 2<<20 {
 		t.Errorf("the pool is called %q; metrics have %d bytes", name, len(text))
 	}
-	if a, b := bounded(strings.Repeat("a", 300)), bounded(strings.Repeat("a", 301)); a == b || bounded("a b") != "a b" {
+	if a, b := limits.ShortName(strings.Repeat("a", 300)), limits.ShortName(strings.Repeat("a", 301)); a == b || limits.ShortName("a b") != "a b" {
 		t.Errorf("%s and %s", a, b)
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -106,7 +107,7 @@ func addCommands(root *cobra.Command) {
 var negative = regexp.MustCompile(`-\d+$`)
 
 func errWeight(got string) error {
-	return fmt.Errorf("the weight must be a whole number from 0 to %d, or reset; got %q", maxWeight, got)
+	return fmt.Errorf("the weight must be %s, or reset; got %q", limits.WeightRange, got)
 }
 
 // waitOf returns the flag of that name.

@@ -224,7 +224,7 @@ func TestValidText(t *testing.T) {
 		"app:80": "app:80", "": "", `C:\x`: `C:\x`, "漢": "漢", "\ufffd": "\ufffd",
 		"a\xff:80": `a\xff:80`, "\xfe\xff": `\xfe\xff`, "a\\\xff": `a\\\xff`, "\xe6\xbc": `\xe6\xbc`,
 	} {
-		if got := validText(text); got != want {
+		if got := view.ValidText(text); got != want {
 			t.Errorf("%q: got %q, want %q", text, got, want)
 		}
 	}

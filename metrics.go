@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // seriesKey is what metrics of checks are told apart by.
@@ -21,7 +22,7 @@ type seriesKey struct{ upstream, check string }
 
 // newSeriesKey returns a key whose parts can be labels.
 func newSeriesKey(upstream, check string) seriesKey {
-	return seriesKey{validText(upstream), validText(check)}
+	return seriesKey{view.ValidText(upstream), view.ValidText(check)}
 }
 
 // checkTally counts what comes of a check of an upstream, for all configs and

@@ -17,6 +17,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 )
 
 // mode says what operators want of the upstream at an address.
@@ -173,7 +175,7 @@ func parseSetting(text []byte) (*setting, error) {
 		return nil, fmt.Errorf("it has the unknown mode %q", s.Mode)
 	}
 	for pool, w := range s.Weights {
-		if w.Weight != nil && (*w.Weight < 0 || *w.Weight > maxWeight) {
+		if w.Weight != nil && !limits.IsWeight(*w.Weight) {
 			return nil, fmt.Errorf("it has the weight %d for %s", *w.Weight, pool)
 		}
 	}

@@ -44,8 +44,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -55,6 +53,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -180,17 +179,13 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-const (
-	// defaultSyncInterval is that of a fleet that sets none.
-	defaultSyncInterval = 2 * time.Second
-	// minSyncInterval is the shortest that can be set.
-	minSyncInterval = 100 * time.Millisecond
-)
+// defaultSyncInterval is that of a fleet that sets none.
+const defaultSyncInterval = 2 * time.Second
 
 // validate checks the options, and returns where settings are stored.
 func (a *App) validate() (prefix string, err error) {
 	if a.SyncInterval != 0 {
-		if err := checkSyncInterval(time.Duration(a.SyncInterval)); err != nil {
+		if err := limits.SyncInterval(time.Duration(a.SyncInterval)); err != nil {
 			return "", err
 		}
 	}
@@ -204,17 +199,10 @@ func (a *App) validate() (prefix string, err error) {
 		}
 		return "alive/instances/" + id.String(), nil
 	}
-	if !fleetName.MatchString(a.Fleet) {
-		return "", errFleet(a.Fleet)
+	if err := limits.Fleet(a.Fleet); err != nil {
+		return "", err
 	}
 	return "alive/fleets/" + a.Fleet, nil
-}
-
-// fleetName is what can be part of a key of any storage.
-var fleetName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-
-func errFleet(got string) error {
-	return fmt.Errorf("fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got '%s'", got)
 }
 
 var errNoFleet = errors.New("sync_interval has no meaning without fleet")
@@ -222,14 +210,6 @@ var errNoFleet = errors.New("sync_interval has no meaning without fleet")
 // syncInterval is how often the members of a fleet look at the storage.
 func (a *App) syncInterval() time.Duration {
 	return cmp.Or(time.Duration(a.SyncInterval), defaultSyncInterval)
-}
-
-// checkSyncInterval keeps a fleet from asking its storage without a pause.
-func checkSyncInterval(interval time.Duration) error {
-	if interval < minSyncInterval || interval > maxDuration {
-		return fmt.Errorf("sync_interval must be from %s to %s; got %s%s", minSyncInterval, maxDuration, interval, missingUnit(interval))
-	}
-	return nil
 }
 
 // Start starts the probes.

@@ -234,7 +234,7 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, he
 
 func newCheckEntry(label string, v health.View) view.Check {
 	c := view.Check{
-		Check: validText(label), Status: v.Status.String(), Draining: v.Draining,
+		Check: view.ValidText(label), Status: v.Status.String(), Draining: v.Draining,
 		ConsecutivePasses: v.Passes, ConsecutiveFails: v.Fails,
 		Last: newResultEntry(v.Last), LastFailed: newResultEntry(v.LastFailed),
 		Recent: make([]float64, 0, len(v.Recent)),

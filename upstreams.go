@@ -18,6 +18,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // gather makes the members of the proxy's own list, and their watches.
@@ -96,7 +98,7 @@ func (s *Selection) gatherBackups() error {
 // shownAddress returns a dial address as operators see it and name it: with the
 // placeholders replaced whose values cannot change while Caddy runs. Those of the
 // environment and of the system are such; a file can change, and so does the time.
-func shownAddress(dial string) string { return validText(constants().ReplaceKnown(dial, "")) }
+func shownAddress(dial string) string { return view.ValidText(constants().ReplaceKnown(dial, "")) }
 
 // constants returns a replacer that knows the placeholders whose values cannot
 // change while Caddy runs.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package view
 
 import (
 	"fmt"
@@ -8,9 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// validText returns text that is valid UTF-8, as labels and JSON must be. Bytes that are
-// none are written as \xff, so that addresses that differ are still told apart.
-func validText(text string) string {
+// ValidText returns text that is valid UTF-8, as labels and JSON must be. Invalid bytes
+// are written like \xff, so that addresses that differ are still told apart.
+func ValidText(text string) string {
 	if utf8.ValidString(text) {
 		return text
 	}
