@@ -29,6 +29,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // nameServer is a DNS server whose answers a test changes while it runs.
@@ -206,7 +207,7 @@ func loopbackOf(i, port int) string {
 
 // watchedOnLists returns what is on all watch lists.
 func watchedOnLists() (found []string) {
-	watchLists.Range(func(_, value any) bool {
+	shared.WatchLists.Range(func(_, value any) bool {
 		found = append(found, value.(*watchList).addresses()...)
 		return true
 	})
@@ -219,7 +220,7 @@ func startDynamic(tb testing.TB, sites string) *instance {
 	tb.Helper()
 	tb.Cleanup(func() { // after Caddy stopped
 		lists := 0
-		watchLists.Range(func(_, _ any) bool {
+		shared.WatchLists.Range(func(_, _ any) bool {
 			lists++
 			return true
 		})

@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -111,7 +112,7 @@ func bubble(t *testing.T, f func(t *testing.T)) {
 	synctest.Test(t, f)
 	for name, pool := range map[string]interface {
 		Range(f func(key, value any) bool)
-	}{"targets": targets, "watch lists": watchLists} {
+	}{"targets": shared.Targets, "watch lists": shared.WatchLists} {
 		pool.Range(func(key, _ any) bool {
 			t.Errorf("%s: %v is left", name, key)
 			return true

@@ -16,8 +16,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/caddyserver/caddy/v2"
-
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 )
 
@@ -183,7 +181,7 @@ func parseSetting(text []byte) (*setting, error) {
 }
 
 // operations are the settings that the configs of one scope share: one fleet, or
-// this instance. They outlive reloads.
+// this instance. They are in shared.Settings, by scope, and outlive reloads.
 type operations struct {
 	// current is never changed, but replaced.
 	current atomic.Pointer[map[string]*setting]
@@ -192,9 +190,6 @@ type operations struct {
 	unstored map[string]bool
 	apps     map[*App]struct{} // that apply changes
 }
-
-// allOperations has the operations in use, by scope.
-var allOperations = caddy.NewUsagePool()
 
 func newOperations() *operations {
 	o := &operations{unstored: make(map[string]bool), apps: make(map[*App]struct{})}

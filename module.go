@@ -54,6 +54,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -150,11 +151,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.scope = prefix
-	shared, _, err := allOperations.LoadOrNew(prefix, func() (caddy.Destructor, error) { return newOperations(), nil })
+	found, _, err := shared.Settings.LoadOrNew(prefix, func() (caddy.Destructor, error) { return newOperations(), nil })
 	if err != nil {
 		return err
 	}
-	a.operations = shared.(*operations)
+	a.operations = found.(*operations)
 	var every time.Duration
 	if a.Fleet != "" {
 		every = a.syncInterval()
@@ -259,7 +260,7 @@ func (a *App) Cleanup() error {
 	}
 	a.operations.leave(a)
 	a.dropCarried()
-	_, err := allOperations.Delete(a.scope)
+	_, err := shared.Settings.Delete(a.scope)
 	return err
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -222,7 +223,7 @@ func (s *Selection) resumeDynamic() error {
 			return fmt.Errorf("dynamic upstreams: %v", err)
 		}
 	}
-	list, _, err := watchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
+	list, _, err := shared.WatchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
 		return newWatchList(), nil
 	})
 	if err != nil {
