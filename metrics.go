@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
@@ -33,33 +34,50 @@ type checkTally struct{ passed, failed, void, up, down atomic.Uint64 }
 // Destruct has nothing to do.
 func (*checkTally) Destruct() error { return nil }
 
-// newCheckTally finds or makes the tally of a check.
-func newCheckTally(key seriesKey) (*checkTally, error) {
+// checkCounters are a tally as one monitor uses it.
+type checkCounters struct {
+	*checkTally
+	key      seriesKey
+	duration prometheus.Observer
+}
+
+// openCheckCounters finds or makes the tally of a check of an upstream.
+func openCheckCounters(upstream string, check *monitor.Check) (monitor.Counters, error) {
+	key := newSeriesKey(upstream, check.Label)
 	tally, _, err := shared.CheckCounters.LoadOrNew(key, func() (caddy.Destructor, error) { return new(checkTally), nil })
 	if err != nil {
 		return nil, err
 	}
-	return tally.(*checkTally), nil
+	return &checkCounters{tally.(*checkTally), key, checkDuration.WithLabelValues(check.Kind)}, nil
 }
 
-// probed counts a result.
-func (t *checkTally) probed(duration prometheus.Observer, r health.Result) {
+// Close undoes openCheckCounters.
+func (c *checkCounters) Close() error {
+	_, err := shared.CheckCounters.Delete(c.key)
+	return err
+}
+
+// Probed counts a result.
+func (c *checkCounters) Probed(r health.Result) {
 	if r.Passed() {
-		t.passed.Add(1)
+		c.passed.Add(1)
 	} else {
-		t.failed.Add(1)
+		c.failed.Add(1)
 	}
-	duration.Observe(r.Took.Seconds())
+	c.duration.Observe(r.Took.Seconds())
 }
 
-// flipped counts a change of status.
-func (t *checkTally) flipped(change health.Transition) {
+// Inconclusive counts a result that does not count.
+func (c *checkCounters) Inconclusive() { c.void.Add(1) }
+
+// Changed counts a change of status.
+func (c *checkCounters) Changed(change health.Transition) {
 	switch {
 	case change.From == change.To:
 	case change.To == health.Up:
-		t.up.Add(1)
+		c.up.Add(1)
 	default:
-		t.down.Add(1)
+		c.down.Add(1)
 	}
 }
 

@@ -470,8 +470,8 @@ func (s *Selection) pause(m *member) {
 		yet := s.running.Load() && !s.app.isStarting()
 		set := o.of(m.address)
 		for _, w := range m.watches {
-			if yet || !w.target.Running() {
-				w.target.Pause(set.mode() == modeMaintenance)
+			if yet || !w.Target.Running() {
+				w.Target.Pause(set.mode() == modeMaintenance)
 			}
 		}
 		if o.of(m.address) == set {
