@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
@@ -257,7 +258,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		if e.FailOpen {
 			failOpen[e.Pool] = 1
 		}
-		if e.Past || e.Mode == modeMaintenance {
+		if e.Past || e.Mode == settings.Maintenance {
 			continue // its status is no alarm, or there is none
 		}
 		for _, c := range e.Checks {
