@@ -30,7 +30,7 @@
 // sets up for each of the upstreams of upstreams.go and dynamic.go, and which all
 // configs and handlers of the process share. Its probes are made by a module of the
 // package probe, over the route of route.go: as the requests of the handler travel
-// (transport.go), over a connection of its own (internal/wire). The [App] starts and
+// (transport.go), over a connection of its own (internal/conn). The [App] starts and
 // stops them, and hands on what is known when a check changes (inherit.go).
 //
 // The way of an operator is the admin API (admin.go), which the commands ask
