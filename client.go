@@ -22,6 +22,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -118,7 +119,7 @@ func (c *client) fleet(limit time.Duration) (name string, every time.Duration, e
 // within is how long Caddy may take to answer if the command is to wait until a
 // deadline, with what the storage may take.
 func within(deadline time.Time) time.Duration {
-	return min(askTimeout, max(storageTimeout+time.Second, time.Until(deadline)))
+	return min(askTimeout, max(settings.Timeout+time.Second, time.Until(deadline)))
 }
 
 func (c *client) warn(text string) { fmt.Fprintln(c.cmd.ErrOrStderr(), "warning: "+text) }

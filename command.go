@@ -19,6 +19,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -65,12 +66,12 @@ func addCommands(root *cobra.Command) {
 	root.AddCommand(status)
 
 	for _, m := range []struct {
-		mode  mode
+		mode  settings.Mode
 		short string
 	}{
-		{modeReady, "Has an upstream get requests while it is alive"},
-		{modeDrain, "Has an upstream get no new requests while another one serves"},
-		{modeMaintenance, "Has an upstream get no requests and no probes"},
+		{settings.Ready, "Has an upstream get requests while it is alive"},
+		{settings.Drain, "Has an upstream get no new requests while another one serves"},
+		{settings.Maintenance, "Has an upstream get no requests and no probes"},
 	} {
 		cmd := &cobra.Command{
 			Use: string(m.mode) + " <upstream> [--wait <duration>]", Short: m.short, Args: exactly(1, "one upstream, as caddy alive status shows it"),
@@ -209,7 +210,7 @@ func (c *client) checkPools(asJSON bool) error {
 
 // cmdMode sets the mode of an upstream, and waits until it is done with its requests
 // if that is wanted.
-func cmdMode(cmd *cobra.Command, upstream string, m mode) error {
+func cmdMode(cmd *cobra.Command, upstream string, m settings.Mode) error {
 	wait, err := waitOf(cmd)
 	if err != nil {
 		return err
@@ -227,13 +228,13 @@ func cmdMode(cmd *cobra.Command, upstream string, m mode) error {
 		return err
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(upstream), m)
-	if m == modeMaintenance {
+	if m == settings.Maintenance {
 		c.warnOfOutages(limit, entries)
 	}
 	if wait > 0 {
 		return c.waitUntilIdle(upstream, m, wait)
 	}
-	if still := stillGets(entries); m == modeDrain && still != "" {
+	if still := stillGets(entries); m == settings.Drain && still != "" {
 		c.warn(still)
 	}
 	return nil
@@ -283,7 +284,7 @@ func (c *client) warnOfOutages(limit time.Duration, changed []view.Upstream) {
 
 // waitUntilIdle waits until an upstream has no requests in flight, and gets no new ones
 // unless it is ready.
-func (c *client) waitUntilIdle(upstream string, m mode, wait time.Duration) error {
+func (c *client) waitUntilIdle(upstream string, m settings.Mode, wait time.Duration) error {
 	name := printable(upstream)
 	deadline := time.Now().Add(wait)
 	fleet, every, err := c.fleet(within(deadline))
@@ -310,7 +311,7 @@ func (c *client) waitUntilIdle(upstream string, m mode, wait time.Duration) erro
 		switch n := inFlight(entries); {
 		case n > 0:
 			left = fmt.Sprintf("requests in flight: %d", n)
-		case m != modeReady && still != "":
+		case m != settings.Ready && still != "":
 			left = still
 		case time.Now().Before(quiet):
 			left = fmt.Sprintf("the others of the fleet %s may not know yet: they look every %s", fleet, every)
@@ -385,7 +386,7 @@ func cmdCheck(cmd *cobra.Command, upstream string) error {
 		switch {
 		case failed:
 			err = fmt.Errorf("%s does not pass", printable(upstream))
-		case slices.ContainsFunc(entries, func(e view.Upstream) bool { return e.Mode != modeMaintenance && e.Status != "up" }):
+		case slices.ContainsFunc(entries, func(e view.Upstream) bool { return e.Mode != settings.Maintenance && e.Status != "up" }):
 			err = fmt.Errorf("%s passes, but is %s until it did so more often in a row", printable(upstream), printable(entries[0].Status))
 		default:
 			return nil

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -46,7 +47,7 @@ func TestCaddyCommands(t *testing.T) {
 		}
 	}
 	run(fmt.Sprintf("%s: drain\n%[1]s: nothing is in flight\n", b.addr), "drain", b.addr, "--wait", "5s")
-	if got := c.one(b.addr).Mode; got != modeDrain {
+	if got := c.one(b.addr).Mode; got != settings.Drain {
 		t.Errorf("mode %s", got)
 	}
 	run(b.addr+": maintenance\n", "maintenance", b.addr)
@@ -168,7 +169,7 @@ func TestCaddyCommandWaitsForOneThatGoes(t *testing.T) {
 		_, _, err := command(t.Context(), c.admin, "drain", all[0].addr, "--wait", "10s")
 		done <- err
 	}()
-	eventually(t, patience, "it is drained", func() bool { return c.one(all[0].addr).Mode == modeDrain })
+	eventually(t, patience, "it is drained", func() bool { return c.one(all[0].addr).Mode == settings.Drain })
 	c.load(fmt.Sprintf(operated, all[1].addr))
 	if err := <-done; err == nil || !strings.HasSuffix(err.Error(), "no pool has it any more, so it is not known what is in flight") {
 		t.Errorf("got %v", err)
@@ -312,10 +313,10 @@ func TestTable(t *testing.T) {
 	now := time.Now()
 	since := now.Add(-90 * time.Second)
 	entries := []view.Upstream{
-		{Pool: "shop", Upstream: "app1.internal:8080", Status: "up", Mode: modeReady, Weight: 3, EffectiveWeight: 1.5, Serving: true, Why: "up, in its slow start: gets requests by 50 % of its weight", Since: &since},
-		{Pool: "shop", Upstream: "unix//run/\x1b[2Jevil\n.sock", Status: "down", Mode: modeDrain, Weight: 1, Backup: true, Why: "check 'http /' failed: \x1b]0;title\x07 \u202e reversed", Requests: 12},
-		{Pool: strings.Repeat("app.internal:8080 ", 10) + "end-of-title", Upstream: "app9:80", Status: "unknown", Mode: modeReady, Weight: 1, FailOpen: true, Why: strings.Repeat("long ", 100) + "end-of-reason"},
-		{Pool: "漢字", Upstream: "漢字漢字漢字漢字漢字.example:80", Status: "up", Mode: modeMaintenance, Weight: 1, Why: strings.Repeat("絵", 100) + "e\u0301nd"},
+		{Pool: "shop", Upstream: "app1.internal:8080", Status: "up", Mode: settings.Ready, Weight: 3, EffectiveWeight: 1.5, Serving: true, Why: "up, in its slow start: gets requests by 50 % of its weight", Since: &since},
+		{Pool: "shop", Upstream: "unix//run/\x1b[2Jevil\n.sock", Status: "down", Mode: settings.Drain, Weight: 1, Backup: true, Why: "check 'http /' failed: \x1b]0;title\x07 \u202e reversed", Requests: 12},
+		{Pool: strings.Repeat("app.internal:8080 ", 10) + "end-of-title", Upstream: "app9:80", Status: "unknown", Mode: settings.Ready, Weight: 1, FailOpen: true, Why: strings.Repeat("long ", 100) + "end-of-reason"},
+		{Pool: "漢字", Upstream: "漢字漢字漢字漢字漢字.example:80", Status: "up", Mode: settings.Maintenance, Weight: 1, Why: strings.Repeat("絵", 100) + "e\u0301nd"},
 	}
 	for _, columns := range []int{0, 1, 2, 20, 40, 60, 80, 120, 200} {
 		var to bytes.Buffer

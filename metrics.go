@@ -15,6 +15,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
@@ -275,7 +276,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		if e.FailOpen {
 			failOpen[e.Pool] = 1
 		}
-		if e.Past || e.Mode == modeMaintenance {
+		if e.Past || e.Mode == settings.Maintenance {
 			continue // its status is no alarm, or there is none
 		}
 		for _, c := range e.Checks {

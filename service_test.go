@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -153,8 +154,8 @@ func TestCommandStatusCheck_ExitStatus(t *testing.T) {
 // To take the last upstream that serves out of a pool is done, and the command says
 // plainly what comes of that, by pool.
 func TestCommandWarnsOfTheLastServingUpstream(t *testing.T) {
-	gets := view.Upstream{Pool: "shop", Upstream: "a:80", Mode: modeDrain, EffectiveWeight: 1}
-	also := view.Upstream{Pool: "api", Upstream: "a:80", Mode: modeDrain, EffectiveWeight: 1}
+	gets := view.Upstream{Pool: "shop", Upstream: "a:80", Mode: settings.Drain, EffectiveWeight: 1}
+	also := view.Upstream{Pool: "api", Upstream: "a:80", Mode: settings.Drain, EffectiveWeight: 1}
 	none := view.Upstream{Pool: "api", Upstream: "a:80"}
 	well := view.Upstream{Pool: "api", Upstream: "b:80", Serving: true, EffectiveWeight: 1}
 	for _, tc := range []struct {
@@ -225,7 +226,7 @@ func TestServices_LeaveOutWhatRequestsDoNotBring(t *testing.T) {
 	if entries := p.entries(filter{}); len(entries) != 1 || !entries[0].Idle || len(view.Outages(entries)) > 0 {
 		t.Errorf("before a request: %+v", entries)
 	}
-	p.app.operations.set(dial, change{mode: new(mode(modeMaintenance))})
+	p.app.operations.Change(dial, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
 	p.snapshotOf(reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: dial}})
 	if entries := p.entries(filter{}); len(entries) != 1 || entries[0].Idle || len(view.Outages(entries)) != 1 {
 		t.Errorf("after a request: %+v", entries)

@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
@@ -163,7 +164,7 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) (watch
 	defer s.watchesMu.Unlock()
 	s.watches = append(s.watches, watches...)
 	if s.running.Load() {
-		paused := s.rules.operations.of(monitor.DisplayAddress(dial)).mode() == modeMaintenance
+		paused := s.rules.operations.Of(monitor.DisplayAddress(dial)).ModeNow() == settings.Maintenance
 		for _, w := range watches {
 			w.Target.Begin(withAll)
 			w.Target.Pause(paused)

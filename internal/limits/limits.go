@@ -27,6 +27,10 @@ const (
 	MinRampWindow   = 10 * time.Millisecond
 	MinSyncInterval = 100 * time.Millisecond
 	MaxDuration     = 24 * time.Hour
+	// DefaultSyncInterval is how often the members of a fleet look at the storage.
+	DefaultSyncInterval = 2 * time.Second
+	// StorageTimeout bounds how long a change at run time waits for the storage.
+	StorageTimeout = 2 * time.Second
 )
 
 const (

@@ -19,7 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"github.com/caddy-alive/caddy-alive/internal/wire"
+	"github.com/caddy-alive/caddy-alive/internal/conn"
 )
 
 const (
@@ -47,15 +47,15 @@ func (r *Route) Dial(ctx context.Context) (net.Conn, error) {
 }
 
 func (r *Route) dialTo(ctx context.Context, network, address string) (net.Conn, error) {
-	conn, err := r.transport.dial(ctx, network, address)
+	opened, err := r.transport.dial(ctx, network, address)
 	if err != nil || r.proxyProtocol == nil {
-		return conn, err
+		return opened, err
 	}
-	if _, err := conn.Write(r.proxyProtocol); err != nil {
-		_ = conn.Close()
+	if _, err := opened.Write(r.proxyProtocol); err != nil {
+		_ = opened.Close()
 		return nil, err
 	}
-	return conn, nil
+	return opened, nil
 }
 
 // DialTLS connects and completes the TLS handshake. Configure, if not nil, may change the
@@ -64,7 +64,7 @@ func (r *Route) DialTLS(ctx context.Context, configure func(*tls.Config)) (*tls.
 	if r.tls == nil {
 		return nil, errors.New("the probe does not use TLS")
 	}
-	conn, err := r.Dial(ctx)
+	plain, err := r.Dial(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -77,9 +77,9 @@ func (r *Route) DialTLS(ctx context.Context, configure func(*tls.Config)) (*tls.
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
-	secure := tls.Client(conn, config)
+	secure := tls.Client(plain, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
-		_ = conn.Close()
+		_ = plain.Close()
 		return nil, err
 	}
 	return secure, nil
@@ -87,7 +87,7 @@ func (r *Route) DialTLS(ctx context.Context, configure func(*tls.Config)) (*tls.
 
 // useOwnConnections has requests use connections that are not the handler's.
 func (r *Route) useOwnConnections(http2, keep bool) {
-	r.connection = &wire.Transport{Open: r.opener(http2)}
+	r.connection = &conn.Transport{Open: r.opener(http2)}
 	if keep {
 		r.connection.MaxAge = maxConnectionAge
 	}
@@ -99,7 +99,7 @@ func (r *Route) useOwnConnections(http2, keep bool) {
 
 // opener returns what opens connections for requests; http2 says that they use nothing
 // else.
-func (r *Route) opener(http2 bool) func(ctx context.Context) (wire.Line, error) {
+func (r *Route) opener(http2 bool) func(ctx context.Context) (conn.Conn, error) {
 	base := r.transport.base
 	h2c := base.Protocols != nil && base.Protocols.UnencryptedHTTP2()
 	limit := base.MaxResponseHeaderBytes
@@ -107,12 +107,12 @@ func (r *Route) opener(http2 bool) func(ctx context.Context) (wire.Line, error) 
 		limit = maxProbeHeader
 	}
 	if r.Scheme == "http" && !h2c && !http2 && r.forwardProxy == nil {
-		return func(ctx context.Context) (wire.Line, error) {
-			conn, err := r.Dial(ctx)
+		return func(ctx context.Context) (conn.Conn, error) {
+			opened, err := r.Dial(ctx)
 			if err != nil {
 				return nil, err
 			}
-			return &wire.HTTP1{Conn: conn, MaxHeader: limit, HeaderTimeout: base.ResponseHeaderTimeout}, nil
+			return &conn.HTTP1{Conn: opened, MaxHeader: limit, HeaderTimeout: base.ResponseHeaderTimeout}, nil
 		}
 	}
 
@@ -143,12 +143,12 @@ func (r *Route) opener(http2 bool) func(ctx context.Context) (wire.Line, error) 
 	if _, _, err := net.SplitHostPort(host); err != nil {
 		host = net.JoinHostPort(host, "0") // of a unix socket: it is not used
 	}
-	return func(ctx context.Context) (wire.Line, error) {
-		conn, err := own.NewClientConn(ctx, r.Scheme, host)
+	return func(ctx context.Context) (conn.Conn, error) {
+		opened, err := own.NewClientConn(ctx, r.Scheme, host)
 		if err != nil {
 			return nil, err
 		}
-		return wire.Standard{ClientConn: conn}, nil
+		return conn.Standard{ClientConn: opened}, nil
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"github.com/caddy-alive/caddy-alive/internal/wire"
+	"github.com/caddy-alive/caddy-alive/internal/conn"
 )
 
 // Route is how the probes of one check reach one upstream: as the requests of its handler
@@ -40,7 +40,7 @@ type Route struct {
 	forwardProxy  *url.URL
 	proxyProtocol []byte          // the header to send first
 	tls           *tls.Config     // nil without TLS
-	connection    *wire.Transport // nil if connections are the handler's
+	connection    *conn.Transport // nil if connections are the handler's
 }
 
 // routeKey tells whether two routes are the same, except for what the kind of probe says:
