@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
-	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
 
 // drainable is an upstream that says by its own mouth whether it wants requests.
@@ -60,14 +60,12 @@ func (d *drainable) probes() int { return len(d.arrivals("/healthz")) }
 
 // isDraining reports whether the checks of the address know that it drains.
 func isDraining(address string) bool {
-	found := false
-	shared.Targets.Range(func(key, value any) bool {
-		if strings.HasSuffix(key.(targetKey).upstream, "/"+address) {
-			found = found || value.(sharedTarget).Draining()
+	for upstream, target := range monitor.Targets() {
+		if strings.HasSuffix(upstream, "/"+address) && target.Draining() {
+			return true
 		}
-		return true
-	})
-	return found
+	}
+	return false
 }
 
 const drainingCheck = `

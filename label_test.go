@@ -25,7 +25,7 @@ func labels(t *testing.T, policy string) (labels []string, err error) {
 		shared.PoolCounters.Range(func(_, tally any) bool {
 			for s := range tally.(*poolTally).policies {
 				for _, c := range s.Checks {
-					labels = append(labels, c.label)
+					labels = append(labels, c.resolved.Label)
 				}
 			}
 			return true
