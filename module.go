@@ -34,7 +34,7 @@
 // stops them, and hands on what is known when a check changes (inherit.go).
 //
 // The way of an operator is the admin API (admin.go), which the commands ask
-// (command.go, table.go). What is set there (modes.go) is kept in Caddy's storage
+// (internal/cli). What is set there (modes.go) is kept in Caddy's storage
 // (stored.go), and followed by new snapshots. The API, the commands, the page
 // (status.go) and the metrics (metrics.go, counting.go) show one model (overview.go).
 // Changes that others want to hear of are events (events.go).
@@ -52,6 +52,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
+	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/probe"
@@ -179,9 +180,6 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
-// defaultSyncInterval is that of a fleet that sets none.
-const defaultSyncInterval = 2 * time.Second
-
 // validate checks the options, and returns where settings are stored.
 func (a *App) validate() (prefix string, err error) {
 	if a.SyncInterval != 0 {
@@ -209,7 +207,7 @@ var errNoFleet = errors.New("sync_interval has no meaning without fleet")
 
 // syncInterval is how often the members of a fleet look at the storage.
 func (a *App) syncInterval() time.Duration {
-	return cmp.Or(time.Duration(a.SyncInterval), defaultSyncInterval)
+	return cmp.Or(time.Duration(a.SyncInterval), limits.DefaultSyncInterval)
 }
 
 // Start starts the probes.

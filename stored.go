@@ -17,11 +17,13 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 )
 
 const (
 	// storageTimeout bounds how long a change or a start waits for the storage.
-	storageTimeout = 2 * time.Second
+	storageTimeout = limits.StorageTimeout
 	// exchangeTimeout bounds how long it may take in the background.
 	exchangeTimeout = time.Minute
 	// readers is how many settings are read at once.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+// Package cli is the command caddy alive, which it registers. It asks the admin API of
+// a running Caddy, and shows the rows of package view. It knows nothing of the Caddy
+// that balances: all it has is the API's answers. It has no locks.
+package cli
 
 import (
 	"bytes"
@@ -35,6 +38,13 @@ weights; checks them at once. It asks the admin API, whose address can be given 
 	})
 }
 
+// The modes of an upstream.
+const (
+	ready       = "ready"
+	drain       = "drain"
+	maintenance = "maintenance"
+)
+
 const (
 	watchInterval = time.Second            // between two looks of status --watch
 	waitInterval  = 200 * time.Millisecond // between two looks of --wait
@@ -65,15 +75,15 @@ func addCommands(root *cobra.Command) {
 	root.AddCommand(status)
 
 	for _, m := range []struct {
-		mode  mode
+		mode  string
 		short string
 	}{
-		{modeReady, "Has an upstream get requests while it is alive"},
-		{modeDrain, "Has an upstream get no new requests while another one serves"},
-		{modeMaintenance, "Has an upstream get no requests and no probes"},
+		{ready, "Has an upstream get requests while it is alive"},
+		{drain, "Has an upstream get no new requests while another one serves"},
+		{maintenance, "Has an upstream get no requests and no probes"},
 	} {
 		cmd := &cobra.Command{
-			Use: string(m.mode) + " <upstream> [--wait <duration>]", Short: m.short, Args: exactly(1, "one upstream, as caddy alive status shows it"),
+			Use: m.mode + " <upstream> [--wait <duration>]", Short: m.short, Args: exactly(1, "one upstream, as caddy alive status shows it"),
 			RunE: func(cmd *cobra.Command, args []string) error { return cmdMode(cmd, args[0], m.mode) },
 		}
 		cmd.Flags().Duration("wait", 0, "How long to wait until its requests in flight have ended, and it gets no new ones unless it is ready; exit status 1 if that takes longer")
@@ -209,7 +219,7 @@ func (c *client) checkPools(asJSON bool) error {
 
 // cmdMode sets the mode of an upstream, and waits until it is done with its requests
 // if that is wanted.
-func cmdMode(cmd *cobra.Command, upstream string, m mode) error {
+func cmdMode(cmd *cobra.Command, upstream, m string) error {
 	wait, err := waitOf(cmd)
 	if err != nil {
 		return err
@@ -227,13 +237,13 @@ func cmdMode(cmd *cobra.Command, upstream string, m mode) error {
 		return err
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(upstream), m)
-	if m == modeMaintenance {
+	if m == maintenance {
 		c.warnOfOutages(limit, entries)
 	}
 	if wait > 0 {
 		return c.waitUntilIdle(upstream, m, wait)
 	}
-	if still := stillGets(entries); m == modeDrain && still != "" {
+	if still := stillGets(entries); m == drain && still != "" {
 		c.warn(still)
 	}
 	return nil
@@ -254,7 +264,7 @@ func stillGets(entries []view.Upstream) string {
 	case 1:
 		return "it still gets new requests: no other upstream of the pool " + pools[0] + " serves"
 	default:
-		return "it still gets new requests: no other upstream serves in the pools " + strings.Join(aFew(pools), ", ")
+		return "it still gets new requests: no other upstream serves in the pools " + strings.Join(view.Few(pools), ", ")
 	}
 }
 
@@ -283,7 +293,7 @@ func (c *client) warnOfOutages(limit time.Duration, changed []view.Upstream) {
 
 // waitUntilIdle waits until an upstream has no requests in flight, and gets no new ones
 // unless it is ready.
-func (c *client) waitUntilIdle(upstream string, m mode, wait time.Duration) error {
+func (c *client) waitUntilIdle(upstream, m string, wait time.Duration) error {
 	name := printable(upstream)
 	deadline := time.Now().Add(wait)
 	fleet, every, err := c.fleet(within(deadline))
@@ -310,7 +320,7 @@ func (c *client) waitUntilIdle(upstream string, m mode, wait time.Duration) erro
 		switch n := inFlight(entries); {
 		case n > 0:
 			left = fmt.Sprintf("requests in flight: %d", n)
-		case m != modeReady && still != "":
+		case m != ready && still != "":
 			left = still
 		case time.Now().Before(quiet):
 			left = fmt.Sprintf("the others of the fleet %s may not know yet: they look every %s", fleet, every)
@@ -385,7 +395,7 @@ func cmdCheck(cmd *cobra.Command, upstream string) error {
 		switch {
 		case failed:
 			err = fmt.Errorf("%s does not pass", printable(upstream))
-		case slices.ContainsFunc(entries, func(e view.Upstream) bool { return e.Mode != modeMaintenance && e.Status != "up" }):
+		case slices.ContainsFunc(entries, func(e view.Upstream) bool { return e.Mode != maintenance && e.Status != "up" }):
 			err = fmt.Errorf("%s passes, but is %s until it did so more often in a row", printable(upstream), printable(entries[0].Status))
 		default:
 			return nil

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -105,20 +107,23 @@ func (c *client) fleet(limit time.Duration) (name string, every time.Duration, e
 	if err != nil {
 		return "", 0, err
 	}
-	var app App // null changes nothing
+	var app struct { // null changes nothing
+		Fleet        string         `json:"fleet"`
+		SyncInterval caddy.Duration `json:"sync_interval"`
+	}
 	if err := json.Unmarshal(text, &app); err != nil {
 		return "", 0, fmt.Errorf("reading the config of Caddy at %s: %v", c.admin, err)
 	}
 	if app.Fleet == "" {
 		return "", 0, nil
 	}
-	return app.Fleet, app.syncInterval(), nil
+	return app.Fleet, cmp.Or(time.Duration(app.SyncInterval), limits.DefaultSyncInterval), nil
 }
 
 // within is how long Caddy may take to answer if the command is to wait until a
 // deadline, with what the storage may take.
 func within(deadline time.Time) time.Duration {
-	return min(askTimeout, max(storageTimeout+time.Second, time.Until(deadline)))
+	return min(askTimeout, max(limits.StorageTimeout+time.Second, time.Until(deadline)))
 }
 
 func (c *client) warn(text string) { fmt.Fprintln(c.cmd.ErrOrStderr(), "warning: "+text) }
@@ -205,7 +210,7 @@ func (c *client) explain(err error) error {
 	case answer.Error == "":
 		return fmt.Errorf("the server at %s answers with the status %s", c.admin, match[1])
 	}
-	return errors.New(printable(strings.Replace(answer.Error, listedBy, "caddy alive status", 1)))
+	return errors.New(printable(strings.Replace(answer.Error, "GET /alive/upstreams", "caddy alive status", 1)))
 }
 
 // ours is what the admin API says itself where it answers 404.
