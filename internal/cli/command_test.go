@@ -40,8 +40,8 @@ func refused(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// A Caddy that hangs is given up, also in the middle of a wait.
-func TestCommandGivesUp(t *testing.T) {
+// The command gives up a Caddy that hangs, also in the middle of a wait.
+func TestCommand_GivesUpIfCaddyHangs(t *testing.T) {
 	hung := make(chan struct{})
 	var answers atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -67,8 +67,8 @@ func TestCommandGivesUp(t *testing.T) {
 	}
 }
 
-// status --watch goes on when Caddy does not answer for a while.
-func TestCommandWatchesOn(t *testing.T) {
+// status --watch goes on after a request that fails.
+func TestStatus_WatchesOnAfterAnError(t *testing.T) {
 	var n atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if n.Add(1) == 2 {
@@ -86,8 +86,8 @@ func TestCommandWatchesOn(t *testing.T) {
 	}
 }
 
-// What goes wrong is one line that says what to do, and nothing else is printed.
-func TestCommandErrors(t *testing.T) {
+// An error is one line that says what to do, and nothing else is printed.
+func TestCommand_ErrorsAreOneLine(t *testing.T) {
 	answers := func(status int, body string) string {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(status)
@@ -137,8 +137,8 @@ func TestCommandErrors(t *testing.T) {
 	}
 }
 
-// A change that could not be stored is warned of.
-func TestCommandWarnsOfTheStorage(t *testing.T) {
+// A change that could not be stored has a warning.
+func TestMode_WarnsIfItIsNotStored(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, `[{"pool":"shop","upstream":"a:80","mode":"drain","persisted":false}]`)
 	}))

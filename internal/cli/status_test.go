@@ -44,9 +44,9 @@ func listOf(t *testing.T, entries ...view.Upstream) (address string) {
 	return server.Listener.Addr().String()
 }
 
-// status --check is for scripts: 3 if a pool serves nothing, with a line that says
-// which; 0 and nothing otherwise; 1 if that is not known.
-func TestCommandStatusCheck_ExitStatus(t *testing.T) {
+// The exit status of status --check is 3 if no upstream of a pool serves, with one line
+// for each such pool; 0 and no output if there is none; 1 if the list is not known.
+func TestStatusCheck_ExitStatus(t *testing.T) {
 	well := view.Upstream{Pool: "shop", Upstream: "a:80", Serving: true, EffectiveWeight: 1}
 	dead := view.Upstream{Pool: "api", Upstream: "b:80", Status: "down"}
 	const line = "pool api: No upstream serves, and none gets requests: they are answered 503.\n"
@@ -76,9 +76,9 @@ func TestCommandStatusCheck_ExitStatus(t *testing.T) {
 	}
 }
 
-// To take the last upstream that serves out of a pool is done, and the command says
-// plainly what comes of that, by pool.
-func TestCommandWarnsOfTheLastServingUpstream(t *testing.T) {
+// A change that takes the last serving upstream out of a pool is made, with a warning
+// for each such pool.
+func TestChange_WarnsOfTheLastServingUpstream(t *testing.T) {
 	gets := view.Upstream{Pool: "shop", Upstream: "a:80", Mode: drain, EffectiveWeight: 1}
 	also := view.Upstream{Pool: "api", Upstream: "a:80", Mode: drain, EffectiveWeight: 1}
 	none := view.Upstream{Pool: "api", Upstream: "a:80"}
@@ -96,7 +96,7 @@ func TestCommandWarnsOfTheLastServingUpstream(t *testing.T) {
 		{"weight a:80 0", []view.Upstream{none}, "warning: pool api: No upstream serves, and none gets requests: they are answered 503.\n"},
 		{"weight a:80 2", []view.Upstream{none}, ""},
 	} {
-		// the server of the test answers a change with the whole list
+		// the server of this test answers a change with the whole list
 		_, stderr, err := command(t.Context(), listOf(t, tc.entries...), strings.Fields(tc.args)...)
 		if err != nil || stderr != tc.stderr {
 			t.Errorf("%s: printed %q, %v, want %q", tc.args, stderr, err, tc.stderr)

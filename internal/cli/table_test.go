@@ -12,9 +12,9 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
-// The table fits the terminal, whatever is in it; nothing in it is a command to the
-// terminal, and nothing is left out; fail-open cannot be overlooked.
-func TestTable(t *testing.T) {
+// The table has one layout at every width. Its lines fit the terminal, nothing is left
+// out, no character is a command to the terminal, and fail-open is shown once.
+func TestTable_FitsTheTerminal(t *testing.T) {
 	now := time.Now()
 	since := now.Add(-90 * time.Second)
 	entries := []view.Upstream{
@@ -41,7 +41,7 @@ func TestTable(t *testing.T) {
 		if columns >= 20 && strings.Count(whole, "!! Fail-open: ") != 1 {
 			t.Errorf("%d columns: fail-open is not shown once:\n%s", columns, to.String())
 		}
-		// what is broken into lines is there
+		// also where it is broken into lines
 		whole = strings.Join(strings.Fields(to.String()), "")
 		for _, want := range []string{"app1.internal:8080", "50%ofitsweight", "end-of-title", "end-of-reason", "漢字漢字漢字漢字漢字.example:80", "reversed", "絵e\u0301nd"} {
 			if !strings.Contains(whole, want) {
@@ -54,22 +54,41 @@ func TestTable(t *testing.T) {
 		want   string
 	}{
 		{screen{colours: true}, "pool shop\n" +
-			"UPSTREAM            STATUS  MODE   WEIGHT  REQUESTS  SINCE  WHY\n" +
-			"app1.internal:8080  \x1b[32mup\x1b[0m      ready  1.5/3   0         1m     up, in its slow start: gets requests by 50 % of its weight\n"},
-		{screen{columns: 90}, "pool shop\n" +
-			"UPSTREAM            STATUS  MODE   WEIGHT  REQUESTS  SINCE  WHY\n" +
-			"app1.internal:8080  up      ready  1.5/3   0         1m     up, in its slow start: gets\n" +
-			"                                                            requests by 50 % of its weight\n"},
-		{screen{columns: 70}, "pool shop\n" +
+			"UPSTREAM            STATUS  MODE   WEIGHT  REQUESTS  SINCE\n" +
+			"app1.internal:8080  \x1b[32mup\x1b[0m      ready  1.5/3   0         1m\n" +
+			"    up, in its slow start: gets requests by 50 % of its weight\n"},
+		{screen{columns: 59}, "pool shop\n" +
 			"UPSTREAM            STATUS  MODE   WEIGHT  REQUESTS  SINCE\n" +
 			"app1.internal:8080  up      ready  1.5/3   0         1m\n" +
-			"    up, in its slow start: gets requests by 50 % of its weight\n"},
+			"    up, in its slow start: gets requests by 50 % of its\n" +
+			"    weight\n"},
 		{screen{columns: 40}, "pool shop\n" +
-			"app1.internal:8080\n" +
-			"    up ready, weight 1.5/3, 0 requests,\n" +
-			"    1m\n" +
+			"UPSTREAM            STATUS  MODE\n" +
+			"    WEIGHT  REQUESTS  SINCE\n" +
+			"app1.internal:8080  up      ready\n" +
+			"    1.5/3   0         1m\n" +
 			"    up, in its slow start: gets requests\n" +
 			"    by 50 % of its weight\n"},
+		{screen{columns: 16, colours: true}, "pool shop\n" +
+			"UPSTREAM\n" +
+			"    STATUS\n" +
+			"    MODE\n" +
+			"    WEIGHT\n" +
+			"    REQUESTS\n" +
+			"    SINCE\n" +
+			"app1.interna\n" +
+			"    l:8080\n" +
+			"    \x1b[32mup\x1b[0m\n" +
+			"    ready\n" +
+			"    1.5/3\n" +
+			"    0\n" +
+			"    1m\n" +
+			"    up, in its\n" +
+			"    slow start:\n" +
+			"    gets\n" +
+			"    requests by\n" +
+			"    50 % of its\n" +
+			"    weight\n"},
 	} {
 		var to bytes.Buffer
 		tc.screen.writeTable(&to, entries[:1], now)
@@ -84,7 +103,7 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// What must not be overlooked of a pool stands above its rows, and else nothing does.
+// A pool has its alarm above its rows, and a pool without one has none.
 func TestTable_ShowsAlarms(t *testing.T) {
 	for _, tc := range []struct {
 		entry view.Upstream
@@ -108,8 +127,8 @@ func TestTable_ShowsAlarms(t *testing.T) {
 	}
 }
 
-// What is below the end of the terminal is left out, and that is said.
-func TestScreenFits(t *testing.T) {
+// Lines below the end of the terminal are left out and counted.
+func TestScreen_LeavesOutWhatDoesNotFit(t *testing.T) {
 	text := strings.Repeat("line\n", 10)
 	for lines, want := range map[int]string{
 		0:  text,
@@ -124,8 +143,8 @@ func TestScreenFits(t *testing.T) {
 	}
 }
 
-// JSON for scripts says the same, and a terminal takes none of it for a command.
-func TestPrintableJSON(t *testing.T) {
+// Escaped JSON has the same value, and no character that is a command to a terminal.
+func TestPrintableJSON_EscapesTerminalCommands(t *testing.T) {
 	const hostile = "漢 \u202e \u009b2J \x7f \U000e0001 \U0001f600\n"
 	text, err := json.Marshal([]string{hostile})
 	if err != nil {
