@@ -34,7 +34,7 @@
 // stops them, and hands on what is known when a check changes (inherit.go).
 //
 // The way of an operator is the admin API (admin.go), which the commands ask
-// (command.go, table.go). What is set there (modes.go) is kept in Caddy's storage
+// (internal/cli). What is set there (modes.go) is kept in Caddy's storage
 // (stored.go), and followed by new snapshots. The API, the commands, the page
 // (status.go) and the metrics (metrics.go, counting.go) show one model (overview.go).
 // Changes that others want to hear of are events (events.go).
@@ -49,14 +49,16 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
+	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/probe"
-	"go.uber.org/zap"
 )
 
 func init() {

@@ -338,10 +338,4 @@ func (s *Selection) names() []string {
 }
 
 // aFew returns names that fit into a line.
-func aFew(names []string) []string {
-	const most = 10
-	if len(names) <= most {
-		return names
-	}
-	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
-}
+func aFew(names []string) []string { return view.Few(names) }
