@@ -36,8 +36,8 @@
 // The way of an operator is the admin API (admin.go), which the commands ask
 // (command.go, table.go). What is set there (modes.go) is kept in Caddy's storage
 // (stored.go), and followed by new snapshots. The API, the commands, the page
-// (status.go) and the metrics (metrics.go, counting.go) show one model (overview.go).
-// Changes that others want to hear of are events (events.go).
+// (status.go) and the metrics (internal/telemetry) show one model (overview.go).
+// Changes that others want to hear of are events (internal/telemetry).
 package alive
 
 import (
@@ -55,6 +55,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -65,7 +67,7 @@ func init() {
 	caddy.RegisterModule(Status{})
 	httpcaddyfile.RegisterHandlerDirective("alive_status", parseStatus)
 	httpcaddyfile.RegisterDirectiveOrder("alive_status", httpcaddyfile.Before, "metrics")
-	caddy.RegisterModule(originModule{})
+	caddy.RegisterModule(telemetry.OriginModule(new(App).CaddyModule()))
 	httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption)
 	caddy.RegisterModule(probe.HTTP{})
 	caddy.RegisterModule(probe.TCP{})
@@ -94,7 +96,7 @@ type App struct {
 
 	operations *operations
 	keeper     *keeper
-	events     *announcer
+	events     *telemetry.Queue
 	scope      string // of the operations
 	cleaned    bool
 	stop       context.CancelFunc
@@ -167,13 +169,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.keeper = newKeeper(a.operations, storage, prefix, every, ctx.Logger())
 	a.keeper.sync(ctx, true)
 	a.begun = make(chan struct{})
-	if a.events, err = newAnnouncer(ctx, a.hasBegun); err != nil {
+	if a.events, err = telemetry.Connect(ctx, a.hasBegun, runningQueues); err != nil {
 		return err
 	}
-	if a.exiting, err = notifyExit(ctx); err != nil {
+	if a.exiting, err = telemetry.NotifyExit(ctx); err != nil {
 		return err
 	}
-	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+	rows := func() []view.Upstream { return overview(filter{brief: true}) }
+	if err := telemetry.Register(ctx.GetMetricsRegistry(), rows); err != nil {
 		return err
 	}
 	a.operations.join(a)
@@ -289,8 +292,8 @@ func (a *App) end() {
 	})
 }
 
-// announcer returns where to tell of events, nil for nowhere.
-func (a *App) announcer() *announcer {
+// eventQueue returns where to tell of events, nil for nowhere.
+func (a *App) eventQueue() *telemetry.Queue {
 	if a == nil {
 		return nil
 	}
