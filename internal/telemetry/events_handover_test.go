@@ -96,8 +96,8 @@ func TestEvents_OfAConfigThatNeverStartsGoBack(t *testing.T) {
 	})
 }
 
-// A config that has ended, but not left yet, is no successor; and without any successor a push
-// returns.
+// A config that has ended, but not left yet, is no successor. Without any successor, what
+// is emitted is dropped.
 func TestEvents_NotHandedToOneThatEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var all configs
@@ -127,8 +127,8 @@ func TestEvents_NotHandedToOneThatEnded(t *testing.T) {
 	})
 }
 
-// What is pushed while a config ends is told once and in order, however it meets the end.
-func TestEvents_PushedAtTheEndAreToldOnceAndInOrder(t *testing.T) {
+// What is emitted while a config ends is told once and in order, however it meets the end.
+func TestEvents_EmittedAtTheEndAreToldOnceAndInOrder(t *testing.T) {
 	for range 300 {
 		synctest.Test(t, func(t *testing.T) {
 			var all configs
@@ -142,8 +142,8 @@ func TestEvents_PushedAtTheEndAreToldOnceAndInOrder(t *testing.T) {
 			for i := range 50 {
 				want = append(want, fmt.Sprint(i))
 			}
-			var pushing sync.WaitGroup
-			pushing.Go(func() {
+			var emitting sync.WaitGroup
+			emitting.Go(func() {
 				for i, name := range want {
 					if i == 25 {
 						go old.cancel()
@@ -151,7 +151,7 @@ func TestEvents_PushedAtTheEndAreToldOnceAndInOrder(t *testing.T) {
 					old.Emit(name, nil)
 				}
 			})
-			pushing.Wait()
+			emitting.Wait()
 			synctest.Wait()
 			if !slices.Equal(got, want) {
 				t.Errorf("told %v", got)
@@ -164,8 +164,8 @@ func TestEvents_PushedAtTheEndAreToldOnceAndInOrder(t *testing.T) {
 	}
 }
 
-// An event that is pushed while a long queue is handed on does not overtake what waits.
-func TestEvents_PushedAtTheEndDoNotOvertake(t *testing.T) {
+// An event that is emitted while a long queue is handed on does not overtake what waits.
+func TestEvents_EmittedAtTheEndDoNotOvertake(t *testing.T) {
 	const waiting = maxEvents - 10
 	for range 200 {
 		var all configs
