@@ -20,7 +20,6 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/cobra"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -305,8 +304,7 @@ func TestReadmeMetrics(t *testing.T) {
 // other command does.
 func TestReadmeCommands(t *testing.T) {
 	_, _, tables := readme(t)
-	root := &cobra.Command{Use: "alive"}
-	addCommands(root)
+	root := aliveCommand()
 	named := make(map[string]bool)
 	for _, table := range headed(t, "command", tables) {
 		for _, row := range table.rows {

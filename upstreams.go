@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
@@ -185,7 +186,7 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*wa
 		}
 	}
 	if s.running.Load() {
-		paused := s.rules.operations.of(shownAddress(dial)).mode() == modeMaintenance
+		paused := s.rules.operations.Of(shownAddress(dial)).ModeNow() == settings.Maintenance
 		for _, w := range watches {
 			w.target.Begin(withAll)
 			w.target.Pause(paused)
@@ -337,10 +338,4 @@ func (s *Selection) names() []string {
 }
 
 // aFew returns names that fit into a line.
-func aFew(names []string) []string {
-	const most = 10
-	if len(names) <= most {
-		return names
-	}
-	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
-}
+func aFew(names []string) []string { return view.Few(names) }
