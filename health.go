@@ -22,6 +22,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -340,6 +341,7 @@ type watch struct {
 	target      *health.Target
 	key         targetKey
 	to          *route
+	counters    *telemetry.CheckCounters
 	driver      health.Driver
 	unsubscribe func() // nil while not followed
 	// past reports whether requests no longer bring the upstream; nil if the handler
@@ -352,7 +354,7 @@ type watch struct {
 
 // newWatch finds or makes the target for an upstream. Nothing is probed before
 // attach.
-func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announcer) (*watch, error) {
+func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *telemetry.Queue) (*watch, error) {
 	if err := check.validate(to); err != nil {
 		return nil, err
 	}
@@ -364,14 +366,13 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 		return nil, err
 	}
 	w.target = found.(sharedTarget).Target
-	tally, err := newCheckTally(newSeriesKey(to.up.Address, check.label))
+	w.counters, err = telemetry.NewCheckCounters(to.up.Address, check.label, check.kind)
 	if err != nil {
 		_, forgetting := shared.Targets.Delete(w.key)
 		return nil, errors.Join(err, forgetting)
 	}
 
 	prober, up := check.prober, to.up
-	duration := checkDuration.WithLabelValues(check.kind)
 	// one logger for all of them, for a logger with fields takes more memory than
 	// the rest of a target
 	fields := []zap.Field{zap.String("upstream", up.Address), zap.String("check", check.label)}
@@ -388,23 +389,23 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 		},
 		Bound: to.bound,
 		Probed: func(result health.Result) {
-			tally.probed(duration, result)
+			w.counters.Probed(result)
 			if c := logger.Check(zap.DebugLevel, "probed"); c != nil {
 				c.Write(fields[0], fields[1], zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
 			}
 		},
 		Inconclusive: func(why *health.InconclusiveError) {
-			tally.void.Add(1)
+			w.counters.Inconclusive()
 			inconclusiveWarnings.warn(logger, why, fields...)
 		},
 		Report: func(change health.Transition) {
-			tally.flipped(change)
+			w.counters.Changed(change)
 			past := w.isPast()
 			logTransition(logger.With(fields...), change, past)
 			if past && change.To == health.Down {
 				return // no alarm; that it is healthy is told, since an earlier alarm may go on
 			}
-			events.flipped(up.Address, check.label, change)
+			events.StatusChanged(up.Address, check.label, change)
 		},
 	}
 	return w, nil
@@ -502,9 +503,9 @@ func (w *watch) forget() error {
 	if w.unsubscribe != nil {
 		w.unsubscribe()
 	}
-	_, errTally := shared.CheckCounters.Delete(newSeriesKey(w.to.up.Address, w.check.label))
+	errCounters := w.counters.Release()
 	_, err := shared.Targets.Delete(w.key)
-	return errors.Join(err, errTally)
+	return errors.Join(err, errCounters)
 }
 
 var errNoProxy = errors.New("the selection policy alive works in a reverse_proxy handler only")

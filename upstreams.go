@@ -168,7 +168,7 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*wa
 		}
 		var w *watch
 		if err == nil {
-			w, err = newWatch(check, to, s.logger, s.app.announcer())
+			w, err = newWatch(check, to, s.logger, s.app.eventQueue())
 		}
 		if err != nil {
 			for _, w := range watches {
