@@ -55,8 +55,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
-	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/view"
@@ -118,8 +118,8 @@ type App struct {
 
 	// inheritance is used while the config is provisioned, one policy after the
 	// other, and has no effect after that.
-	inheritance inheritance
-	names       poolNames // of the pools of this config
+	carryOver monitor.CarryOver
+	names     poolNames // of the pools of this config
 
 	mu       sync.Mutex
 	policies []*Selection
@@ -226,7 +226,7 @@ func (a *App) Start() error {
 	a.started = true
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
-	a.inheritance = inheritance{}
+	a.carryOver = monitor.CarryOver{}
 	met := a.meet(newestApp())
 	drive(policies)
 	running.Lock()
@@ -318,9 +318,9 @@ func (a *App) adopt(s *Selection) {
 	a.mu.Unlock()
 	if newestApp() != nil && !started {
 		// and not at the start of this app: requests may come before that
-		a.inheritance.add(s.allWatches())
+		a.carryOver.Add(s.allWatches())
 	} else {
-		begin(s.allWatches(), false)
+		monitor.Begin(s.allWatches(), false)
 	}
 	if len(a.operations.All()) > 0 {
 		s.refresh() // one may have changed while nobody told this policy of it
@@ -339,48 +339,26 @@ func (a *App) disown(s *Selection) {
 	a.mu.Unlock()
 }
 
-// firstProbeSpacing is the time between the first probes of two targets, so
-// that a start with many of them is no burst.
-const firstProbeSpacing = time.Millisecond
-
-// drive attaches all watches of the policies to their targets. The first
-// probes of targets that are not running yet are spread over a millisecond a
-// target, or over their interval if that is shorter.
+// drive starts the probes of the policies.
 func drive(policies []*Selection) {
-	var watches []*watch
-	fresh := make(map[*health.Target]int)
+	var watches []*monitor.Monitor
 	for _, s := range policies {
 		s.applyModes()
-		for _, w := range s.run(true) {
-			watches = append(watches, w)
-			if _, seen := fresh[w.target]; !seen && !w.target.Running() {
-				fresh[w.target] = len(fresh)
-			}
-		}
+		watches = append(watches, s.run(true)...)
 	}
-	for _, w := range watches {
-		var delay time.Duration
-		if i, ok := fresh[w.target]; ok {
-			share := float64(i) / float64(len(fresh))
-			delay = time.Duration(share * float64(min(w.key.settings.Interval, time.Duration(len(fresh))*firstProbeSpacing)))
-		}
-		w.attach(delay)
-	}
+	monitor.StartAll(watches)
 	for _, s := range policies {
 		s.announceOwn() // what was known before, from an earlier config
 	}
 }
 
-// release detaches all watches of the policies, at once rather than one after
-// the other: each may have to wait for a probe to notice.
+// release ends the probes of the policies that no other config relies on.
 func release(policies []*Selection) {
-	var wg sync.WaitGroup
+	var watches []*monitor.Monitor
 	for _, s := range policies {
-		for _, w := range s.run(false) {
-			wg.Go(w.release)
-		}
+		watches = append(watches, s.run(false)...)
 	}
-	wg.Wait()
+	monitor.StopAll(watches)
 }
 
 // Interface guards

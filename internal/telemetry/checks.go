@@ -33,7 +33,7 @@ type CheckCounters struct {
 }
 
 // NewCheckCounters returns the counters of a check of an upstream: those that are in use,
-// or new ones. Release must follow.
+// or new ones. Close must follow.
 func NewCheckCounters(upstream, label, kind string) (*CheckCounters, error) {
 	key := checkKey{view.ValidText(upstream), view.ValidText(label)}
 	counts, _, err := shared.CheckCounters.LoadOrNew(key, func() (caddy.Destructor, error) { return new(checkCounts), nil })
@@ -43,9 +43,9 @@ func NewCheckCounters(upstream, label, kind string) (*CheckCounters, error) {
 	return &CheckCounters{counts.(*checkCounts), key, checkDuration.WithLabelValues(kind)}, nil
 }
 
-// Release ends the use of the counters. The last user that releases them removes their
+// Close ends the use of the counters. The last user that releases them removes their
 // metrics.
-func (c *CheckCounters) Release() error {
+func (c *CheckCounters) Close() error {
 	_, err := shared.CheckCounters.Delete(c.key)
 	return err
 }

@@ -132,7 +132,7 @@ func TestCollector_ChecksCountTogether(t *testing.T) {
 	}
 	for _, c := range counters {
 		wantSeries(t, scrape(t, registry), want)
-		if err := c.Release(); err != nil {
+		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
 	}
@@ -158,7 +158,7 @@ func TestCollector_LabelsAreValid(t *testing.T) {
 		}
 	}
 	leave(t, p, s)
-	if err := c.Release(); err != nil {
+	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
 	wantSeries(t, scrape(t, registry), nil)
