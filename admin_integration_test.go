@@ -43,6 +43,12 @@ func (c *instance) call(method, path string, query url.Values, body string) (sta
 	return response.StatusCode, string(read)
 }
 
+// parseEntries reads the list of an answer.
+func parseEntries(text []byte) (entries []view.Upstream, err error) {
+	err = json.Unmarshal(text, &entries)
+	return entries, err
+}
+
 // entries asks for the list of upstreams.
 func (c *instance) entries(query url.Values) []view.Upstream {
 	c.t.Helper()

@@ -89,7 +89,7 @@ func openWatch(tb testing.TB, upstream string, check *HealthCheck) *monitor.Moni
 	if err != nil {
 		tb.Fatal(err)
 	}
-	w, err := defaultTransport.Open(u, &check.resolved, monitor.Hooks{Logger: zap.NewNop(), Counters: openCheckCounters})
+	w, err := defaultTransport.Open(u, &check.resolved, monitor.Hooks{Logger: zap.NewNop(), Counters: openCounters})
 	if err != nil {
 		tb.Fatal(err)
 	}

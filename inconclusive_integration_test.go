@@ -62,7 +62,7 @@ func TestShortage_IsVoidForEveryKind(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				w, err := way.Open(upstream, &check.resolved, monitor.Hooks{Logger: zap.NewNop(), Counters: openCheckCounters})
+				w, err := way.Open(upstream, &check.resolved, monitor.Hooks{Logger: zap.NewNop(), Counters: openCounters})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -34,10 +34,10 @@
 // stops them, and hands on what is known when a check changes (inherit.go).
 //
 // The way of an operator is the admin API (admin.go), which the commands ask
-// (command.go, table.go). What is set there (modes.go) is kept in Caddy's storage
+// (internal/cli). What is set there (modes.go) is kept in Caddy's storage
 // (stored.go), and followed by new snapshots. The API, the commands, the page
-// (status.go) and the metrics (metrics.go, counting.go) show one model (overview.go).
-// Changes that others want to hear of are events (events.go).
+// (status.go) and the metrics (internal/telemetry) show one model (overview.go).
+// Changes that others want to hear of are events (internal/telemetry).
 package alive
 
 import (
@@ -49,14 +49,18 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
+	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 	"github.com/caddy-alive/caddy-alive/probe"
-	"go.uber.org/zap"
 )
 
 func init() {
@@ -66,7 +70,7 @@ func init() {
 	caddy.RegisterModule(Status{})
 	httpcaddyfile.RegisterHandlerDirective("alive_status", parseStatus)
 	httpcaddyfile.RegisterDirectiveOrder("alive_status", httpcaddyfile.Before, "metrics")
-	caddy.RegisterModule(originModule{})
+	caddy.RegisterModule(telemetry.OriginModule(new(App).CaddyModule()))
 	httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption)
 	caddy.RegisterModule(probe.HTTP{})
 	caddy.RegisterModule(probe.TCP{})
@@ -95,7 +99,7 @@ type App struct {
 
 	operations  *settings.Set
 	keeper      *settings.Store
-	events      *announcer
+	events      *telemetry.Queue
 	scope       string // of the operations
 	unsubscribe func()
 	logger      *zap.Logger
@@ -169,13 +173,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.keeper = settings.NewStore(a.operations, storage, prefix, every, a.logger)
 	a.keeper.Sync(ctx, true)
 	a.begun = make(chan struct{})
-	if a.events, err = newAnnouncer(ctx, a.hasBegun); err != nil {
+	if a.events, err = telemetry.Connect(ctx, a.hasBegun, runningQueues); err != nil {
 		return err
 	}
-	if a.exiting, err = notifyExit(ctx); err != nil {
+	if a.exiting, err = telemetry.NotifyExit(ctx); err != nil {
 		return err
 	}
-	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+	rows := func() []view.Upstream { return overview(filter{brief: true}) }
+	if err := telemetry.Register(ctx.GetMetricsRegistry(), rows); err != nil {
 		return err
 	}
 	a.unsubscribe = a.operations.Subscribe(a.applySetting)
@@ -290,8 +295,8 @@ func (a *App) end() {
 	})
 }
 
-// announcer returns where to tell of events, nil for nowhere.
-func (a *App) announcer() *announcer {
+// eventQueue returns where to tell of events, nil for nowhere.
+func (a *App) eventQueue() *telemetry.Queue {
 	if a == nil {
 		return nil
 	}

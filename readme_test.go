@@ -20,12 +20,12 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/cobra"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -278,8 +278,7 @@ var metricDesc = regexp.MustCompile(`^Desc\{fqName: "([^"]*)".* variableLabels: 
 func TestReadmeMetrics(t *testing.T) {
 	_, _, tables := readme(t)
 	descs := make(chan *prometheus.Desc, 100)
-	collector{}.Describe(descs)
-	checkDuration.Describe(descs)
+	telemetry.Collector{}.Describe(descs)
 	close(descs)
 	var want, got []string
 	for d := range descs {
@@ -305,8 +304,7 @@ func TestReadmeMetrics(t *testing.T) {
 // other command does.
 func TestReadmeCommands(t *testing.T) {
 	_, _, tables := readme(t)
-	root := &cobra.Command{Use: "alive"}
-	addCommands(root)
+	root := aliveCommand()
 	named := make(map[string]bool)
 	for _, table := range headed(t, "command", tables) {
 		for _, row := range table.rows {

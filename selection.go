@@ -23,6 +23,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
 // Selection is a policy that selects upstreams in turn among those that are
@@ -115,7 +116,7 @@ type Selection struct {
 	unloaded     <-chan struct{} // closed when the config ends
 	exiting      <-chan struct{} // closed when the process begins to exit; requests are not held then
 
-	tally    *poolTally
+	counters *telemetry.PoolCounters
 	counting sync.Mutex // held while a snapshot succeeds another
 	retired  []retired  // guarded by counting
 

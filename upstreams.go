@@ -22,6 +22,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // gather makes the members of the proxy's own list, and their watches.
@@ -176,15 +178,20 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) (watch
 
 // hooks connect the monitors of s to its log, the counters and the events.
 func (s *Selection) hooks() monitor.Hooks {
-	events := s.app.announcer()
+	events := s.app.eventQueue()
 	return monitor.Hooks{
 		Logger:   s.logger,
-		Counters: openCheckCounters,
+		Counters: openCounters,
 		Emit: func(upstream string, check *monitor.Check, change health.Transition) {
-			events.flipped(upstream, check.Label, change)
+			events.StatusChanged(upstream, check.Label, change)
 		},
 		Stale: s.isStale,
 	}
+}
+
+// openCounters returns the counters of a check of an upstream.
+func openCounters(upstream string, check *monitor.Check) (monitor.Counters, error) {
+	return telemetry.NewCheckCounters(upstream, check.Label, check.Kind)
 }
 
 // unwatch ends watches. It may wait for probes to be cut off, for all of them at once.
@@ -321,10 +328,4 @@ func (s *Selection) names() []string {
 }
 
 // aFew returns names that fit into a line.
-func aFew(names []string) []string {
-	const most = 10
-	if len(names) <= most {
-		return names
-	}
-	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
-}
+func aFew(names []string) []string { return view.Few(names) }

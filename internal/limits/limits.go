@@ -27,9 +27,13 @@ const (
 	MinRampWindow   = 10 * time.Millisecond
 	MinSyncInterval = 100 * time.Millisecond
 	MaxDuration     = 24 * time.Hour
-	// DefaultSyncInterval is how often the members of a fleet look at the storage.
+)
+
+const (
+	// DefaultSyncInterval is how often the members of a fleet look at the storage, if
+	// the config does not say.
 	DefaultSyncInterval = 2 * time.Second
-	// StorageTimeout bounds how long a change at run time waits for the storage.
+	// StorageTimeout is how long a change or a start waits for the storage at most.
 	StorageTimeout = 2 * time.Second
 )
 
