@@ -71,6 +71,14 @@ func TestKeepConnection_JSON(t *testing.T) {
 	}
 }
 
+// A check that keeps its connection is another one than a check that does not.
+func TestKeepConnection_MakesAnotherCheck(t *testing.T) {
+	keeps, closes := &HealthCheck{KeepConnection: true}, new(HealthCheck)
+	if keeps.equal(closes) || !closes.equal(new(HealthCheck)) {
+		t.Error("checks that differ in it are equal, or equal ones are not")
+	}
+}
+
 // fresh_connection is the default: it does what it says, and a warning names the option
 // that there is now.
 func TestCaddyFreshConnection_Warns(t *testing.T) {

@@ -90,8 +90,8 @@ func TestCarryOver_WorstOfTheChecksThatLeave(t *testing.T) {
 					check := newProber('u').check()
 					first, again := open(t, this, check), open(t, this, check)
 					second := open(t, this, newProber('u').check())
-					told := 0
-					first.Subscribe(func() { told++ })
+					calls := 0
+					first.Subscribe(func() { calls++ })
 					carryOver(append(stay, first), []*Monitor{again, second})
 					for _, w := range []*Monitor{first, again, second} {
 						if got := knownOf(w, began); got != tc.wanted {
@@ -102,8 +102,8 @@ func TestCarryOver_WorstOfTheChecksThatLeave(t *testing.T) {
 					if tc.wanted.status != health.Unknown {
 						want = 1
 					}
-					if told != want {
-						t.Errorf("told %d times, want %d", told, want)
+					if calls != want {
+						t.Errorf("subscriber called %d times, want %d", calls, want)
 					}
 				})
 			}
@@ -160,7 +160,7 @@ func TestCarryOver_CorrectedWhenAllHandlersAreKnown(t *testing.T) {
 		{"the worse one stays", 'u', 'd', "last", known{health.Down, false, 2}, known{health.Up, false, 1}},
 		{"the better one stays", 'u', 'd', "first", known{health.Down, false, 2}, known{health.Down, false, 2}},
 		{"both stay", 'u', 'd', "both", known{health.Down, false, 2}, known{}},
-		{"the one that drains stays", 'r', 'u', "first", known{health.Up, true, 2}, known{health.Up, false, 2}},
+		{"the draining one stays", 'r', 'u', "first", known{health.Up, true, 2}, known{health.Up, false, 2}},
 		{"neither stays", 'r', 'u', "", known{health.Up, true, 2}, known{health.Up, true, 2}},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
@@ -173,25 +173,25 @@ func TestCarryOver_CorrectedWhenAllHandlersAreKnown(t *testing.T) {
 				last := running(t, this, tc.last)
 				kept := map[string][]*Monitor{"first": {first}, "last": {last}, "both": {first, last}}[tc.keeps]
 				fresh := open(t, this, newProber('u').check())
-				told := 0
-				fresh.Subscribe(func() { told++ })
+				calls := 0
+				fresh.Subscribe(func() { calls++ })
 
 				carryOver([]*Monitor{fresh})
 				tc.before.since *= time.Minute
-				if got := knownOf(fresh, began); got != tc.before || told != 1 {
-					t.Errorf("by itself: %+v, told %d times; want %+v, once", got, told, tc.before)
+				if got := knownOf(fresh, began); got != tc.before || calls != 1 {
+					t.Errorf("by itself: %+v, subscriber called %d times; want %+v, once", got, calls, tc.before)
 				}
 				carryOver([]*Monitor{fresh}, kept)
 				tc.after.since *= time.Minute
 				if got := knownOf(fresh, began); got != tc.after {
 					t.Errorf("with all of them: %+v, want %+v", got, tc.after)
 				}
-				wantTold := 2
+				wantCalls := 2
 				if tc.before == tc.after {
-					wantTold = 1
+					wantCalls = 1
 				}
-				if told != wantTold {
-					t.Errorf("told %d times, want %d: once a change", told, wantTold)
+				if calls != wantCalls {
+					t.Errorf("subscriber called %d times, want %d: once a change", calls, wantCalls)
 				}
 			})
 		})
@@ -238,7 +238,7 @@ func TestCarryOver_KeepsSinceAndOrigin(t *testing.T) {
 		b.Start(0)
 		time.Sleep(time.Second)
 		c := open(t, "c", check)
-		Begin([]*Monitor{a, b, c}, true) // which changes nothing for a and b
+		Begin([]*Monitor{a, b, c}, true) // this changes nothing for a and b
 		c.Start(0)
 		time.Sleep(time.Second)
 		joined := c.Target.Since()
@@ -246,16 +246,16 @@ func TestCarryOver_KeepsSinceAndOrigin(t *testing.T) {
 
 		changed := answer.check()
 		changed.Settings.Fails = 7
-		changedOnes := []*Monitor{open(t, "a", changed), open(t, "b", changed), open(t, "c", changed), open(t, "d", changed)}
-		carryOver(changedOnes)
-		wantOriginal(t, "after", []bool{true, true, false, false}, changedOnes...)
-		if got := changedOnes[2].Target.Since(); !got.Equal(joined) {
+		successors := []*Monitor{open(t, "a", changed), open(t, "b", changed), open(t, "c", changed), open(t, "d", changed)}
+		carryOver(successors)
+		wantOriginal(t, "after", []bool{true, true, false, false}, successors...)
+		if got := successors[2].Target.Since(); !got.Equal(joined) {
 			t.Errorf("one that joined is up since %v, want %v", got, joined)
 		}
-		for _, w := range changedOnes {
+		for _, w := range successors {
 			w.Start(0)
 		}
 		time.Sleep(time.Second)
-		wantOriginal(t, "after its first probes", []bool{true, true, false, false}, changedOnes...)
+		wantOriginal(t, "after its first probes", []bool{true, true, false, false}, successors...)
 	})
 }

@@ -9,9 +9,10 @@
 // The package knows neither the configuration types nor the kinds of probe: a [Check] has
 // what it needs of both. It does not know which upstreams get requests.
 //
-// Locks: each Monitor has a mutex for its attachment to the target, and the limit of
-// warnings has one. Neither is held while another one is taken, or while a function of a
-// check, a hook or a subscriber runs.
+// Locks, in their order: the mutex of a Monitor, which guards its attachment to the target;
+// the lock of shared.Targets; the mutex of a target. The limit of warnings has a mutex that
+// is held together with no other. No lock is held while a function of a check, a hook or a
+// subscriber runs.
 package monitor
 
 import (
