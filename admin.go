@@ -22,6 +22,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -229,35 +230,35 @@ func patch(w http.ResponseWriter, r *http.Request, only filter) (filter, error) 
 	if c, err = app.checkChange(only, c); err != nil {
 		return only, err
 	}
-	set := app.operations.set(only.upstream, c)
-	app.keeper.logger.Info("set by an operator", set.fields()...)
-	app.keeper.sync(r.Context(), false)
-	if c.mode != nil {
+	set := app.operations.Change(only.upstream, c)
+	app.logger.Info("set by an operator", set.Fields()...)
+	app.keeper.Sync(r.Context(), false)
+	if c.Mode != nil {
 		only.pool = "" // a mode applies to all pools
 	}
 	return only, nil
 }
 
 // change returns the change that the request asks for.
-func (asked request) change() (c change, err error) {
+func (asked request) change() (c settings.Change, err error) {
 	if asked.Mode == nil && asked.Weight == nil {
 		return c, nothingToChange.errorf(`nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to take it back`)
 	}
 	if asked.Mode != nil {
-		m := mode(modeReady)
+		m := settings.Mode(settings.Ready)
 		if !isNull(asked.Mode) {
-			if err := json.Unmarshal(asked.Mode, &m); err != nil || !m.valid() {
+			if err := json.Unmarshal(asked.Mode, &m); err != nil || !m.Valid() {
 				return c, invalidMode.errorf("mode must be ready, drain, maintenance or null; got %s", asked.Mode)
 			}
 		}
-		c.mode = &m
+		c.Mode = &m
 	}
 	if asked.Weight != nil {
 		var weight *int
 		if err := json.Unmarshal(asked.Weight, &weight); err != nil || weight != nil && !limits.IsWeight(*weight) {
 			return c, invalidWeight.errorf("weight must be %s, or null; got %s", limits.WeightRange, asked.Weight)
 		}
-		c.weight = &weight
+		c.Weight = &weight
 	}
 	return c, nil
 }
@@ -294,7 +295,7 @@ func inPool(pool string) string {
 }
 
 // checkChange returns an error if a change cannot be made, and else completes it.
-func (a *App) checkChange(only filter, c change) (change, error) {
+func (a *App) checkChange(only filter, c settings.Change) (settings.Change, error) {
 	pools := make(map[string]*Selection)
 	for _, s := range a.all() {
 		if s.byAddress(only.upstream) != nil && (only.pool == "" || only.pool == s.pool) {
@@ -302,26 +303,26 @@ func (a *App) checkChange(only filter, c change) (change, error) {
 		}
 	}
 	if len(pools) == 0 {
-		if c.mode != nil && *c.mode != modeReady || c.weight != nil && *c.weight != nil {
+		if c.Mode != nil && *c.Mode != settings.Ready || c.Weight != nil && *c.Weight != nil {
 			return c, upstreamGone.errorf("no pool has the upstream '%s'; what is stored of it can only be taken back, by ready or null", only.upstream)
 		}
 		if only.pool == "" {
-			return change{clear: true}, nil
+			return settings.Change{Clear: true}, nil
 		}
-		if c.weight == nil {
+		if c.Weight == nil {
 			return c, poolGone.errorf("the pool '%s' is gone; only the weight that was set for it can be taken back, by null", only.pool)
 		}
-		c.pool = only.pool
+		c.Pool = only.pool
 		return c, nil
 	}
-	if c.weight == nil {
+	if c.Weight == nil {
 		return c, nil
 	}
 	if len(pools) > 1 {
 		return c, ambiguousPool.errorf("several pools have the upstream '%s'; name the one whose weight is meant by the parameter pool", only.upstream)
 	}
 	for name, s := range pools {
-		if c.pool = name; s.inner != nil && *c.weight != nil && **c.weight != 0 {
+		if c.Pool = name; s.inner != nil && *c.Weight != nil && **c.Weight != 0 {
 			return c, invalidWeight.errorf("the pool '%s' picks by the policy of select, which decides by itself: only a weight of 0 or null can be set", name)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 // command runs `caddy alive` with arguments, and returns what it prints.
@@ -50,7 +51,7 @@ func TestCaddyCommands(t *testing.T) {
 		}
 	}
 	run(fmt.Sprintf("%s: drain\n%[1]s: nothing is in flight\n", b.addr), "drain", b.addr, "--wait", "5s")
-	if got := c.one(b.addr).Mode; got != modeDrain {
+	if got := c.one(b.addr).Mode; got != settings.Drain {
 		t.Errorf("mode %s", got)
 	}
 	run(b.addr+": maintenance\n", "maintenance", b.addr)
@@ -172,7 +173,7 @@ func TestCaddyCommandWaitsForOneThatGoes(t *testing.T) {
 		_, _, err := command(t.Context(), c.admin, "drain", all[0].addr, "--wait", "10s")
 		done <- err
 	}()
-	eventually(t, patience, "it is drained", func() bool { return c.one(all[0].addr).Mode == modeDrain })
+	eventually(t, patience, "it is drained", func() bool { return c.one(all[0].addr).Mode == settings.Drain })
 	c.load(fmt.Sprintf(operated, all[1].addr))
 	if err := <-done; err == nil || !strings.HasSuffix(err.Error(), "no pool has it any more, so it is not known what is in flight") {
 		t.Errorf("got %v", err)

@@ -21,6 +21,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -319,12 +320,8 @@ func orDefault[T time.Duration | int](value *T, otherwise T) {
 	}
 }
 
-// targets are what is probed, by targetKey, for all configs and handlers of
-// the process. A target lives while any policy watches it, so what is known of
-// it outlives reloads.
-var targets = caddy.NewUsagePool()
-
-// targetKey says which probes are the same and therefore made once.
+// targetKey says which probes are the same and therefore made once: it is the key of
+// shared.Targets.
 type targetKey struct {
 	routeKey
 	probe    string
@@ -360,16 +357,16 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 		return nil, err
 	}
 	w := &watch{check: check, to: to, key: targetKey{routeKey: to.key, probe: check.identity, settings: check.settings}}
-	shared, _, err := targets.LoadOrNew(w.key, func() (caddy.Destructor, error) {
+	found, _, err := shared.Targets.LoadOrNew(w.key, func() (caddy.Destructor, error) {
 		return sharedTarget{health.NewTarget(check.settings)}, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	w.target = shared.(sharedTarget).Target
+	w.target = found.(sharedTarget).Target
 	tally, err := newCheckTally(newSeriesKey(to.up.Address, check.label))
 	if err != nil {
-		_, forgetting := targets.Delete(w.key)
+		_, forgetting := shared.Targets.Delete(w.key)
 		return nil, errors.Join(err, forgetting)
 	}
 
@@ -505,8 +502,8 @@ func (w *watch) forget() error {
 	if w.unsubscribe != nil {
 		w.unsubscribe()
 	}
-	_, errTally := checkTallies.Delete(newSeriesKey(w.to.up.Address, w.check.label))
-	_, err := targets.Delete(w.key)
+	_, errTally := shared.CheckCounters.Delete(newSeriesKey(w.to.up.Address, w.check.label))
+	_, err := shared.Targets.Delete(w.key)
 	return errors.Join(err, errTally)
 }
 

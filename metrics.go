@@ -14,6 +14,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -29,16 +31,12 @@ func newSeriesKey(upstream, check string) seriesKey {
 // handlers of the process.
 type checkTally struct{ passed, failed, void, up, down atomic.Uint64 }
 
-// checkTallies has them by seriesKey, as long as anybody watches: so they go on
-// across reloads, and go away with the last one who does.
-var checkTallies = caddy.NewUsagePool()
-
 // Destruct has nothing to do.
 func (*checkTally) Destruct() error { return nil }
 
 // newCheckTally finds or makes the tally of a check.
 func newCheckTally(key seriesKey) (*checkTally, error) {
-	tally, _, err := checkTallies.LoadOrNew(key, func() (caddy.Destructor, error) { return new(checkTally), nil })
+	tally, _, err := shared.CheckCounters.LoadOrNew(key, func() (caddy.Destructor, error) { return new(checkTally), nil })
 	if err != nil {
 		return nil, err
 	}
@@ -79,21 +77,18 @@ type poolTally struct {
 	told     map[string]uint64 // what was told last
 }
 
-// poolTallies has them by name.
-var poolTallies = caddy.NewUsagePool()
-
 // Destruct has nothing to do.
 func (*poolTally) Destruct() error { return nil }
 
 // joinPool has s count for the pool of its name.
 func (s *Selection) joinPool() error {
-	shared, _, err := poolTallies.LoadOrNew(s.pool, func() (caddy.Destructor, error) {
+	found, _, err := shared.PoolCounters.LoadOrNew(s.pool, func() (caddy.Destructor, error) {
 		return &poolTally{policies: make(map[*Selection]bool), ended: make(map[string]uint64)}, nil
 	})
 	if err != nil {
 		return err
 	}
-	s.tally = shared.(*poolTally)
+	s.tally = found.(*poolTally)
 	s.tally.mu.Lock()
 	defer s.tally.mu.Unlock()
 	s.tally.policies[s] = true
@@ -109,7 +104,7 @@ func (s *Selection) leavePool() error {
 	s.tally.failOpen.leave(s)
 	s.tally.failOpen.tell(s.tellLeft)
 	s.tally.end(s, time.Now())
-	_, err := poolTallies.Delete(s.pool)
+	_, err := shared.PoolCounters.Delete(s.pool)
 	return err
 }
 
@@ -228,7 +223,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, n int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), labels...)
 	}
-	checkTallies.Range(func(key, value any) bool {
+	shared.CheckCounters.Range(func(key, value any) bool {
 		k, t := key.(seriesKey), value.(*checkTally)
 		counter(checksDesc, t.passed.Load(), k.upstream, k.check, "pass")
 		counter(checksDesc, t.failed.Load(), k.upstream, k.check, "fail")
@@ -237,7 +232,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		counter(transitionsDesc, t.down.Load(), k.upstream, k.check, "down")
 		return true
 	})
-	poolTallies.Range(func(key, value any) bool {
+	shared.PoolCounters.Range(func(key, value any) bool {
 		pool, t := key.(string), value.(*poolTally)
 		counter(heldDesc, t.held.Load(), pool)
 		for upstream, n := range t.selections() {
@@ -263,7 +258,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		if e.FailOpen {
 			failOpen[e.Pool] = 1
 		}
-		if e.Past || e.Mode == modeMaintenance {
+		if e.Past || e.Mode == settings.Maintenance {
 			continue // its status is no alarm, or there is none
 		}
 		for _, c := range e.Checks {

@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -24,7 +25,7 @@ func poolsOf(t *testing.T, servers string) map[string]string {
 	t.Helper()
 	names := make(map[string]string)
 	inspect = func() error {
-		poolTallies.Range(func(pool, tally any) bool {
+		shared.PoolCounters.Range(func(pool, tally any) bool {
 			for s := range tally.(*poolTally).policies {
 				names[s.Checks[0].Name] = pool.(string)
 			}

@@ -21,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // Selection is a policy that selects upstreams in turn among those that are
@@ -401,7 +402,7 @@ func (s *Selection) Cleanup() error {
 	if s.dynamic != nil {
 		s.dynamic.close()
 		if s.dynamic.key != "" {
-			_, err := watchLists.Delete(s.dynamic.key)
+			_, err := shared.WatchLists.Delete(s.dynamic.key)
 			errs = append(errs, err)
 		}
 	}

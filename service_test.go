@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -140,7 +141,7 @@ func TestServices_LeaveOutWhatRequestsDoNotBring(t *testing.T) {
 	if entries := p.entries(filter{}); len(entries) != 1 || !entries[0].Idle || len(view.Outages(entries)) > 0 {
 		t.Errorf("before a request: %+v", entries)
 	}
-	p.app.operations.set(dial, change{mode: new(mode(modeMaintenance))})
+	p.app.operations.Change(dial, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
 	p.snapshotOf(reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: dial}})
 	if entries := p.entries(filter{}); len(entries) != 1 || entries[0].Idle || len(view.Outages(entries)) != 1 {
 		t.Errorf("after a request: %+v", entries)

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -100,7 +101,7 @@ func TestCaddyStatusPage(t *testing.T) {
 func TestStatusPageEscapes(t *testing.T) {
 	const hostile = `</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>`
 	entries := []view.Upstream{{
-		Pool: "pool " + hostile, Upstream: "upstream " + hostile, Status: "down", Mode: modeReady, Why: "why " + hostile, FailOpen: true,
+		Pool: "pool " + hostile, Upstream: "upstream " + hostile, Status: "down", Mode: settings.Ready, Why: "why " + hostile, FailOpen: true,
 		Checks: []view.Check{{Check: "check " + hostile, Status: "down", LastFailed: &view.Result{Reason: "reason " + hostile}, Recent: []float64{1, -2}}},
 	}}
 	page := rendered(t, entries)

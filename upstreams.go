@@ -19,6 +19,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -184,7 +186,7 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*wa
 		}
 	}
 	if s.running.Load() {
-		paused := s.rules.operations.of(shownAddress(dial)).mode() == modeMaintenance
+		paused := s.rules.operations.Of(shownAddress(dial)).ModeNow() == settings.Maintenance
 		for _, w := range watches {
 			w.target.Begin(withAll)
 			w.target.Pause(paused)
@@ -222,7 +224,7 @@ func (s *Selection) resumeDynamic() error {
 			return fmt.Errorf("dynamic upstreams: %v", err)
 		}
 	}
-	list, _, err := watchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
+	list, _, err := shared.WatchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
 		return newWatchList(), nil
 	})
 	if err != nil {
