@@ -349,7 +349,7 @@ func (Admin) check(w http.ResponseWriter, r *http.Request) error {
 	for _, s := range app.all() {
 		if m := s.byAddress(only.upstream); m != nil && (only.pool == "" || only.pool == s.pool) {
 			for _, w := range m.watches {
-				targets[w.target] = w.key.settings.Timeout
+				targets[w.Target] = w.Check.Settings.Timeout
 			}
 		}
 	}

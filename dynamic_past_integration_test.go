@@ -34,10 +34,10 @@ func TestCaddyHold_DynamicPoolWakesAll(t *testing.T) {
 	}
 	eventually(t, patience, "all requests are held", func() bool {
 		policy := s.selection.Load()
-		if policy == nil || policy.tally == nil {
+		if policy == nil || policy.counters == nil {
 			return false
 		}
-		return policy.tally.held.Load() == requests
+		return policy.counters.Held() == requests
 	})
 	checked.open()
 	began := time.Now()

@@ -25,6 +25,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
 // Every example is a config that Caddy loads, without a warning: not even of
@@ -80,7 +81,7 @@ func TestExampleAlerts(t *testing.T) {
 		t.Fatal(err)
 	}
 	descs := make(chan *prometheus.Desc, 100)
-	collector{}.Describe(descs)
+	telemetry.Collector{}.Describe(descs)
 	close(descs)
 	var known []string
 	for d := range descs {

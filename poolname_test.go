@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 
 	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -25,8 +26,9 @@ func poolsOf(t *testing.T, servers string) map[string]string {
 	t.Helper()
 	names := make(map[string]string)
 	inspect = func() error {
-		shared.PoolCounters.Range(func(pool, tally any) bool {
-			for s := range tally.(*poolTally).policies {
+		shared.PoolCounters.Range(func(pool, counters any) bool {
+			for _, source := range counters.(*telemetry.PoolCounters).Sources() {
+				s := (*Selection)(source.(*picks))
 				names[s.Checks[0].Name] = pool.(string)
 			}
 			return true

@@ -25,6 +25,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -277,8 +278,7 @@ var metricDesc = regexp.MustCompile(`^Desc\{fqName: "([^"]*)".* variableLabels: 
 func TestReadmeMetrics(t *testing.T) {
 	_, _, tables := readme(t)
 	descs := make(chan *prometheus.Desc, 100)
-	collector{}.Describe(descs)
-	checkDuration.Describe(descs)
+	telemetry.Collector{}.Describe(descs)
 	close(descs)
 	var want, got []string
 	for d := range descs {
