@@ -145,8 +145,18 @@ func TestCaddyAdminList(t *testing.T) {
 	}
 }
 
-// What is wrong with a change is said, with what is allowed; and then nothing is
-// changed.
+// errorCode returns the code of an answer that is an error with a text, and is nothing else.
+func errorCode(answer string) string {
+	var object struct{ Error, Code string }
+	decoder := json.NewDecoder(strings.NewReader(answer))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&object); err != nil || object.Error == "" || decoder.More() {
+		return ""
+	}
+	return object.Code
+}
+
+// An error has a code, and says what is wrong and what is allowed. Nothing is changed.
 func TestCaddyAdminErrors(t *testing.T) {
 	all := startBackends(t, "a", "b")
 	site := func(port int, more string) string {
@@ -160,37 +170,40 @@ func TestCaddyAdminErrors(t *testing.T) {
 		query        url.Values
 		body         string
 		status       int
-		says         string
+		code, says   string
 	}{
-		{"PATCH", "upstreams", nil, `{"mode":"drain"}`, 400, "name one upstream"},
-		{"PATCH", "upstreams", url.Values{"upstream": {"nobody:1"}}, `{"mode":"drain"}`, 404, "unknown upstream 'nobody:1'"},
-		{"PATCH", "upstreams", url.Values{"upstream": {"127.0.0.1"}, "pool": {"third"}}, `{"mode":"drain"}`, 404, "lists those there are; did you mean '127.0.0.1:1'?"},
-		{"PATCH", "upstreams", a, `{"mode":"off"}`, 400, "mode must be ready, drain, maintenance or null"},
-		{"PATCH", "upstreams", a, `{"mode":3}`, 400, "mode must be ready, drain, maintenance or null"},
-		{"PATCH", "upstreams", a, `{"weight":-1}`, 400, "weight must be a whole number from 0 to 256, or null"},
-		{"PATCH", "upstreams", a, `{"weight":257}`, 400, "weight must be a whole number from 0 to 256, or null"},
-		{"PATCH", "upstreams", a, `{"weight":1.5}`, 400, "weight must be a whole number from 0 to 256, or null"},
-		{"PATCH", "upstreams", a, `{"mode":"drain","weight":"x"}`, 400, "weight must be a whole number from 0 to 256, or null"},
-		{"PATCH", "upstreams", a, `{"mode":"drain","weight":3}`, 409, "several pools have the upstream"},
-		{"PATCH", "upstreams", url.Values{"upstream": {"127.0.0.1:1"}}, `{"mode":"drain","weight":3}`, 400, "only a weight of 0 or null"},
-		{"PATCH", "upstreams", a, `{}`, 400, "nothing to change"},
-		{"PATCH", "upstreams", a, `{"mode":"drain"`, 400, "decoding the body"},
-		{"PATCH", "upstreams", a, `{"mode":"drain"}{}`, 400, "more than one value"},
-		{"PATCH", "upstreams", a, `{"mode":"drain"}}`, 400, "more than one value"},
-		{"PATCH", "upstreams", a, `{"mode":"drain"}]x`, 400, "more than one value"},
-		{"PATCH", "upstreams", a, `{"colour":"red"}`, 400, `unknown field \"colour\"`},
-		{"PATCH", "upstreams", a, `{"mode":"` + strings.Repeat("x", maxBody) + `"}`, 413, "larger than 65536 bytes"},
-		{"PATCH", "upstreams", url.Values{"upstream": {all[0].addr}, "up": {"1"}}, `{"mode":"drain"}`, 400, "unknown parameter 'up'"},
-		{"PATCH", "upstreams", url.Values{"upstream": {all[0].addr, all[1].addr}}, `{"mode":"drain"}`, 400, "given twice"},
-		{"POST", "upstreams", a, `{"mode":"drain"}`, 405, "allowed: GET, HEAD, PATCH"},
-		{"GET", "check", a, "", 405, "allowed: POST"},
-		{"POST", "check", nil, "", 400, "name one upstream"},
-		{"POST", "check", url.Values{"upstream": {"nobody:1"}}, "", 404, "unknown upstream"},
+		{"PATCH", "upstreams", nil, `{"mode":"drain"}`, 400, "missing_upstream", "name one upstream"},
+		{"PATCH", "upstreams", url.Values{"upstream": {"nobody:1"}}, `{"mode":"drain"}`, 404, "unknown_upstream", "unknown upstream 'nobody:1'"},
+		{"PATCH", "upstreams", url.Values{"upstream": {"127.0.0.1"}, "pool": {"third"}}, `{"mode":"drain"}`, 404, "unknown_upstream", "lists those there are; did you mean '127.0.0.1:1'?"},
+		{"PATCH", "upstreams", a, `{"mode":"off"}`, 400, "invalid_mode", "mode must be ready, drain, maintenance or null"},
+		{"PATCH", "upstreams", a, `{"mode":3}`, 400, "invalid_mode", "mode must be ready, drain, maintenance or null"},
+		{"PATCH", "upstreams", a, `{"weight":-1}`, 400, "invalid_weight", "weight must be a whole number from 0 to 256, or null"},
+		{"PATCH", "upstreams", a, `{"weight":257}`, 400, "invalid_weight", "weight must be a whole number from 0 to 256, or null"},
+		{"PATCH", "upstreams", a, `{"weight":1.5}`, 400, "invalid_weight", "weight must be a whole number from 0 to 256, or null"},
+		{"PATCH", "upstreams", a, `{"mode":"drain","weight":"x"}`, 400, "invalid_weight", "weight must be a whole number from 0 to 256, or null"},
+		{"PATCH", "upstreams", a, `{"mode":"drain","weight":3}`, 409, "ambiguous_pool", "several pools have the upstream"},
+		{"PATCH", "upstreams", url.Values{"upstream": {"127.0.0.1:1"}}, `{"mode":"drain","weight":3}`, 400, "invalid_weight", "only a weight of 0 or null"},
+		{"PATCH", "upstreams", a, `{}`, 400, "nothing_to_change", "nothing to change"},
+		{"PATCH", "upstreams", a, `{"mode":"drain"`, 400, "invalid_body", "decoding the body"},
+		{"PATCH", "upstreams", a, `{"mode":"drain"}{}`, 400, "invalid_body", "more than one value"},
+		{"PATCH", "upstreams", a, `{"mode":"drain"}}`, 400, "invalid_body", "more than one value"},
+		{"PATCH", "upstreams", a, `{"mode":"drain"}]x`, 400, "invalid_body", "more than one value"},
+		{"PATCH", "upstreams", a, `{"colour":"red"}`, 400, "invalid_body", `unknown field \"colour\"`},
+		{"PATCH", "upstreams", a, `{"mode":"` + strings.Repeat("x", maxBody) + `"}`, 413, "body_too_large", "larger than 65536 bytes"},
+		{"PATCH", "upstreams", url.Values{"upstream": {all[0].addr}, "up": {"1"}}, `{"mode":"drain"}`, 400, "unknown_parameter", "unknown parameter 'up'"},
+		{"PATCH", "upstreams", url.Values{"upstream": {all[0].addr, all[1].addr}}, `{"mode":"drain"}`, 400, "duplicate_parameter", "given twice"},
+		{"POST", "upstreams", a, `{"mode":"drain"}`, 405, "method_not_allowed", "allowed: GET, HEAD, PATCH"},
+		{"GET", "check", a, "", 405, "method_not_allowed", "allowed: POST"},
+		{"POST", "check", nil, "", 400, "missing_upstream", "name one upstream"},
+		{"POST", "check", url.Values{"upstream": {"nobody:1"}}, "", 404, "unknown_upstream", "unknown upstream"},
 	} {
 		status, text := c.call(tc.method, "/alive/"+tc.path, tc.query, tc.body)
-		if status != tc.status || !strings.Contains(text, tc.says) {
-			t.Errorf("%s %s %v %.60s: got %d %s, want %d and %q", tc.method, tc.path, tc.query, tc.body, status, text, tc.status, tc.says)
+		if status != tc.status || errorCode(text) != tc.code || !strings.Contains(text, tc.says) {
+			t.Errorf("%s %s %v %.60s: got %d %s, want %d, %s and %q", tc.method, tc.path, tc.query, tc.body, status, text, tc.status, tc.code, tc.says)
 		}
+	}
+	if n := c.logged(`"logger":"admin.api","msg":"request error","error":"unknown upstream 'nobody:1'; `); n != 2 {
+		t.Errorf("logged: %d errors of an unknown upstream, want 2", n)
 	}
 	for _, e := range c.entries(nil) {
 		if e.Mode != settings.Ready || e.Weight != 1 {
@@ -204,6 +217,38 @@ func TestCaddyAdminErrors(t *testing.T) {
 	status, text := c.call("PATCH", "/alive/upstreams", url.Values{"upstream": {all[0].addr}, "pool": {"second"}}, `{"weight":3}`)
 	if changed, _ := parseEntries([]byte(text)); status != 200 || len(changed) != 1 || changed[0].Pool != "second" || changed[0].Weight != 3 {
 		t.Errorf("with a pool: %d %s", status, text)
+	}
+}
+
+// Errors that depend on what is set or checked have codes, too.
+func TestCaddyAdminErrors_OfWhatIsGone(t *testing.T) {
+	const placeholder = "{http.request.header.Backend}"
+	all := startBackends(t, "a", "b")
+	site := func(name string, upstreams string) string {
+		return fmt.Sprintf("http:// {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname %s\n\t\t}\n\t}\n}\n", upstreams, name)
+	}
+	c := startOperated(t, "", site("first", addresses(all...)))
+	c.patch(all[0].addr, `{"weight":2}`)
+	c.patch(all[1].addr, `{"mode":"drain"}`)
+	c.load(site("second", all[0].addr+" "+placeholder))
+	for _, tc := range []struct {
+		method, path, upstream, pool, body string
+		status                             int
+		code                               string
+	}{
+		{"PATCH", "upstreams", all[1].addr, "", `{"mode":"maintenance"}`, 404, "upstream_gone"},
+		{"PATCH", "upstreams", all[0].addr, "first", `{"mode":null}`, 400, "pool_gone"},
+		{"POST", "check", placeholder, "", "", 400, "not_checked"},
+		{"GET", "upstreams?%", all[0].addr, "", "", 400, "invalid_query"},
+	} {
+		query := url.Values{"upstream": {tc.upstream}}
+		if tc.pool != "" {
+			query.Set("pool", tc.pool)
+		}
+		status, text := c.call(tc.method, "/alive/"+tc.path, query, tc.body)
+		if status != tc.status || errorCode(text) != tc.code {
+			t.Errorf("%s %s %v %s: got %d %s, want %d and %s", tc.method, tc.path, query, tc.body, status, text, tc.status, tc.code)
+		}
 	}
 }
 

@@ -342,6 +342,29 @@ func TestReadmeCommands(t *testing.T) {
 	}
 }
 
+// Every code of the admin API's errors is named, and no other one.
+func TestReadmeErrorCodes(t *testing.T) {
+	_, _, tables := readme(t)
+	source, err := os.ReadFile("admin.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want, got []string
+	for _, m := range regexp.MustCompile(`errorKind\{"(\w+)"`).FindAllStringSubmatch(string(source), -1) {
+		want = append(want, m[1])
+	}
+	for _, table := range headed(t, "code", tables) {
+		for _, row := range table.rows {
+			got = append(got, coded(row[0])...)
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("codes: got %q, want %q", got, want)
+	}
+}
+
 // Every link within the repository leads somewhere, and every test that is named is there.
 func TestReadmeReferences(t *testing.T) {
 	text, _, tables := readme(t)
