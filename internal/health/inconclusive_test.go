@@ -22,7 +22,7 @@ import (
 func lateHang(target *Target, by time.Duration) func(ctx context.Context) error {
 	return func(ctx context.Context) error {
 		target.mu.Lock()
-		target.loop.attempt.late = by
+		target.schedule.attempt.heartbeat.late = by
 		target.mu.Unlock()
 		return hang(ctx)
 	}
@@ -108,14 +108,13 @@ func TestLateness_HasANoiseFloor(t *testing.T) {
 func TestLateness_DoesNotAddUp(t *testing.T) {
 	const timeout = 500 * time.Millisecond
 	start := time.Now()
-	a := newAttempt(nil, start, timeout)
-	defer a.cut(context.Canceled)
+	h := newHeartbeat(start, timeout)
 	now := start
 	for now.Before(start.Add(timeout)) { // stopped for 80 ms of each 100 ms
-		now = a.beatDue.Add(80 * time.Millisecond)
-		a.beat(now)
+		now = h.due.Add(80 * time.Millisecond)
+		h.beat(now)
 	}
-	if got := a.lateness(now); got > timeout/4 {
+	if got := h.lateness(now); got > timeout/4 {
 		t.Errorf("late by %v, want a quarter of the timeout at most", got)
 	}
 }

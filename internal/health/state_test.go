@@ -100,7 +100,7 @@ func TestJitterStaysInItsBounds(t *testing.T) {
 		var got []time.Duration
 		for range 1000 {
 			from := time.Now()
-			at, taken := target.next(new(loop), from)
+			at, taken := target.nextDue(new(schedule), from)
 			slots.free(&taken)
 			got = append(got, at.Sub(from))
 		}

@@ -14,8 +14,8 @@ import (
 func stopProcess(targets []*Target, by time.Duration) {
 	for _, t := range targets {
 		t.mu.Lock()
-		t.loop.due = t.loop.due.Add(-by)
-		t.loop.timer.Reset(time.Until(t.loop.due))
+		t.schedule.due = t.schedule.due.Add(-by)
+		t.schedule.timer.Reset(time.Until(t.schedule.due))
 		t.mu.Unlock()
 	}
 }

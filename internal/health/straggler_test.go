@@ -238,11 +238,11 @@ func TestStraggler_ALateProbeThatIsNotMadeCountsForNothing(t *testing.T) {
 			defer target.Attach(d, 0)()
 			advance(2500 * time.Millisecond)
 			target.mu.Lock()
-			l := target.loop
+			l := target.schedule
 			l.due = time.Now().Add(-tc.late)
 			target.mu.Unlock()
 			s.set(pass)
-			target.tick(l)
+			target.fire(l)
 			if got := void.Load(); got != tc.want {
 				t.Errorf("late by %v: %d results count for nothing, want %d", tc.late, got, tc.want)
 			}

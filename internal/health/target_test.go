@@ -425,7 +425,8 @@ func TestAPanicIsAFailedProbe(t *testing.T) {
 // A reason may hold what a hostile upstream answered: it is bounded, one line,
 // and valid text.
 func TestReasonIsBoundedAndPrintable(t *testing.T) {
-	target := NewTarget(settings())
+	a := newAttempt(nil, time.Now(), time.Minute)
+	defer a.cancel()
 	for _, tc := range []struct{ text, want string }{
 		{"connection refused", "connection refused"},
 		{"two\nlines\x00and\x1b[31m\u009b31m colour", "two?lines?and?[31m?31m colour"},
@@ -438,7 +439,7 @@ func TestReasonIsBoundedAndPrintable(t *testing.T) {
 		{strings.Repeat("é", 200), strings.Repeat("é", maxReason/2) + "…"},
 		{"x" + strings.Repeat("é", 200), "x" + strings.Repeat("é", (maxReason-1)/2) + "…"},
 	} {
-		if got := target.reason(t.Context(), errors.New(tc.text)); got != tc.want {
+		if got := a.reason(errors.New(tc.text)); got != tc.want {
 			t.Errorf("reason of %q is %q, want %q", tc.text, got, tc.want)
 		}
 	}
