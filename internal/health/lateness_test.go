@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// What counts is the beat that was the latest. Small delays do not add up to
-// something, and a beat that comes early takes nothing back.
-func TestLateness_IsTheLargestDelayOfABeat(t *testing.T) {
+// The latest heartbeat counts. Small delays do not add up, and a heartbeat that comes
+// early does not reduce the lateness.
+func TestHeartbeat_LatenessIsTheLargestDelay(t *testing.T) {
 	const ms = time.Millisecond
 	for _, tc := range []struct {
 		rule  string
@@ -27,8 +27,8 @@ func TestLateness_IsTheLargestDelayOfABeat(t *testing.T) {
 		{"a little, all the time", []time.Duration{251 * ms, 502 * ms, 754 * ms}, 800 * ms, 2 * ms},
 		{"stopped once", []time.Duration{250 * ms, 2500 * ms, 2750 * ms}, 2760 * ms, 2000 * ms},
 		{"stopped twice", []time.Duration{750 * ms, 1000 * ms, 1500 * ms}, 1510 * ms, 500 * ms},
-		{"an early look takes nothing back", []time.Duration{350 * ms}, 400 * ms, 100 * ms},
-		{"the last beat is overdue, and never came", []time.Duration{250 * ms}, 1500 * ms, 1000 * ms},
+		{"an early heartbeat reduces nothing", []time.Duration{350 * ms}, 400 * ms, 100 * ms},
+		{"the last heartbeat is overdue, and never came", []time.Duration{250 * ms}, 1500 * ms, 1000 * ms},
 		{"stopped from the first", nil, 2000 * ms, 1750 * ms},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
@@ -44,8 +44,8 @@ func TestLateness_IsTheLargestDelayOfABeat(t *testing.T) {
 	}
 }
 
-// overdue makes it late, as being stopped does. The target's mutex must not be
-// held.
+// overdue makes the next heartbeat late, as if the process was stopped. The mutex of the
+// target must not be held.
 func (t *Target) overdue(by time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -53,10 +53,10 @@ func (t *Target) overdue(by time.Duration) {
 	h.due = h.due.Add(-by)
 }
 
-// It beats 8 times in a timeout, but not more often than every 10 ms, and when the
-// timeout is over; then the context ends. The last beat is when the probe must have
-// noticed that: after a quarter of the timeout, from 10 to 100 ms.
-func TestBeats(t *testing.T) {
+// There are 8 heartbeats in a timeout, but no more than one every 10 ms, and one at the
+// deadline, when the context ends. The last one is when the probe must have
+// returned: a quarter of the timeout later, from 10 to 100 ms.
+func TestHeartbeat_StepsAndDeadline(t *testing.T) {
 	const ms = time.Millisecond
 	for _, tc := range []struct {
 		timeout time.Duration
@@ -76,13 +76,13 @@ func TestBeats(t *testing.T) {
 			defer a.cancel()
 			h := &a.heartbeat
 			if got := h.due.Sub(now); got != tc.want[0] {
-				t.Errorf("timeout %v: the first beat is due after %v, want %v", tc.timeout, got, tc.want[0])
+				t.Errorf("timeout %v: the first heartbeat is due after %v, want %v", tc.timeout, got, tc.want[0])
 			}
 			for i, want := range tc.want[1:] {
 				now = h.due
 				advance(time.Until(now))
 				if got := h.beat(now); got != want {
-					t.Errorf("timeout %v: beat %d is due after %v, want %v", tc.timeout, i+2, got, want)
+					t.Errorf("timeout %v: heartbeat %d is due after %v, want %v", tc.timeout, i+2, got, want)
 				}
 				var ended error
 				if !now.Before(end) {
@@ -128,9 +128,9 @@ func TestAttempt_DeadlineEndsContext(t *testing.T) {
 
 // A timeout while this process is late by more than a quarter of it counts for
 // nothing: neither for the status nor as a result, and the next probe comes as if
-// it had not been. All other results count: they say something of the other
-// side, however late.
-func TestALateTimeoutCountsForNothing(t *testing.T) {
+// it had not been made. All other results count, however late: they say something about
+// the other side.
+func TestLateTimeout_CountsForNothing(t *testing.T) {
 	const late = 501 * time.Millisecond // of 2 seconds
 	hung := func(ctx context.Context) (bool, error) { return false, hang(ctx) }
 	for _, tc := range []struct {
@@ -178,7 +178,7 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 					target.Inherit(tc.before, false, time.Now())
 				}
 				target.state.fails, target.burst.active = tc.fails, tc.burst
-				state, suspicion := target.state, target.burst
+				state, burst := target.state, target.burst
 
 				var told []Result
 				var warned []InconclusiveError
@@ -186,7 +186,7 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 				detach := attachByHand(target, Driver{
 					Probe: func(ctx context.Context, _ bool) (bool, error) {
 						target.mu.Lock()
-						target.schedule.attempt.heartbeat.late = tc.by // the beats, as they would have found it
+						target.schedule.attempt.heartbeat.late = tc.by // as heartbeats would have found it
 						target.mu.Unlock()
 						return tc.answer(ctx)
 					},
@@ -208,19 +208,19 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 					t.Errorf("results %+v, want one: %v", told, tc.counts)
 				}
 				if got := len(warned) == 1; got == tc.counts || len(warned) > 1 || got && (warned[0].Late != tc.by || warned[0].Reason == "" || warned[0].Shortage != "") {
-					t.Errorf("told that it is inconclusive by %+v, want it late by %v, once: %v", warned, tc.by, !tc.counts)
+					t.Errorf("reported as inconclusive by %+v, want it late by %v, once: %v", warned, tc.by, !tc.counts)
 				}
-				if !tc.counts && (target.state != state || target.burst != suspicion || len(reported) != 0) {
+				if !tc.counts && (target.state != state || target.burst != burst || len(reported) != 0) {
 					t.Errorf("it went from %+v, %+v to %+v, %+v, and reported %+v; want no change",
-						state, suspicion, target.state, target.burst, reported)
+						state, burst, target.state, target.burst, reported)
 				}
 			})
 		})
 	}
 }
 
-// Nor does it count where nothing is to be told of it.
-func TestALateTimeoutIsNotAResult(t *testing.T) {
+// A late timeout counts for nothing also without a function to report it to.
+func TestLateTimeout_NeedsNoReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		defer attachByHand(target, Driver{
@@ -238,7 +238,7 @@ func TestALateTimeoutIsNotAResult(t *testing.T) {
 	})
 }
 
-// attachByHand makes d the driver of a target, whose probes the test begins.
+// attachByHand makes d the driver of a target. The test begins its probes.
 func attachByHand(target *Target, d Driver) (detach func()) {
 	target.drivers = append(target.drivers, &d)
 	l := &schedule{}
@@ -255,9 +255,8 @@ func (t *Target) probeByHand() time.Time {
 	return t.schedule.due
 }
 
-// Timeouts on time are no lateness, one after the other: the clock of a target is
-// used again for each.
-func TestTimeoutsOnTimeCount(t *testing.T) {
+// Timeouts on time count, one after the other: the timer of a target is reused for each.
+func TestTimeout_OnTimeCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(pass)
@@ -276,9 +275,9 @@ func TestTimeoutsOnTimeCount(t *testing.T) {
 	})
 }
 
-// Intervals count from when a probe was due, if it began as good as then; one that
-// began later is followed by the next a whole interval after it began.
-func TestIntervalsCountFromWhenDue(t *testing.T) {
+// An interval counts from when the probe was due, if it began on time. If it began later,
+// the interval counts from then.
+func TestInterval_CountsFromWhenDue(t *testing.T) {
 	for _, tc := range []struct{ fast, late, want time.Duration }{
 		{time.Second, 0, 5 * time.Second},
 		{time.Second, onTime, 5*time.Second - onTime},
