@@ -247,8 +247,10 @@ func TestReadmeOptions(t *testing.T) {
 		"## Options":               policy,
 		"## Options of the policy": policy,
 		everyCheck:                 slices.Sorted(slices.Values(common)),
-		"Options of `check http`:": optionsOf(t, parse("check http / {\nnonsense\n}")),
+		"## HTTP":                  optionsOf(t, parse("check http / {\nnonsense\n}")),
 		"## TCP":                   optionsOf(t, parse("check tcp {\nnonsense\n}")),
+		"## TLS":                   optionsOf(t, parse("check tls {\nnonsense\n}")),
+		"## gRPC":                  optionsOf(t, parse("check grpc {\nnonsense\n}")),
 	}
 	defaults, err := new(HealthCheck).resolve()
 	if err != nil {
