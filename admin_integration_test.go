@@ -19,6 +19,9 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // call asks the admin API, and returns the status and the body of the answer.
@@ -40,8 +43,14 @@ func (c *instance) call(method, path string, query url.Values, body string) (sta
 	return response.StatusCode, string(read)
 }
 
+// parseEntries reads the list of an answer.
+func parseEntries(text []byte) (entries []view.Upstream, err error) {
+	err = json.Unmarshal(text, &entries)
+	return entries, err
+}
+
 // entries asks for the list of upstreams.
-func (c *instance) entries(query url.Values) []entry {
+func (c *instance) entries(query url.Values) []view.Upstream {
 	c.t.Helper()
 	status, text := c.call(http.MethodGet, "/alive/upstreams", query, "")
 	if status != http.StatusOK {
@@ -55,7 +64,7 @@ func (c *instance) entries(query url.Values) []entry {
 }
 
 // patch changes an upstream.
-func (c *instance) patch(upstream, body string) []entry {
+func (c *instance) patch(upstream, body string) []view.Upstream {
 	c.t.Helper()
 	status, text := c.call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {upstream}}, body)
 	if status != http.StatusOK {
@@ -69,7 +78,7 @@ func (c *instance) patch(upstream, body string) []entry {
 }
 
 // one returns the entry of an upstream.
-func (c *instance) one(upstream string) entry {
+func (c *instance) one(upstream string) view.Upstream {
 	c.t.Helper()
 	entries := c.entries(url.Values{"upstream": {upstream}})
 	if len(entries) != 1 {
@@ -184,7 +193,7 @@ func TestCaddyAdminErrors(t *testing.T) {
 		}
 	}
 	for _, e := range c.entries(nil) {
-		if e.Mode != modeReady || e.Weight != 1 {
+		if e.Mode != settings.Ready || e.Weight != 1 {
 			t.Errorf("it was changed: %+v", e)
 		}
 	}
@@ -208,7 +217,7 @@ func TestCaddyDrainMode(t *testing.T) {
 	client := c.plain()
 
 	changed := c.patch(b.addr, `{"mode":"drain"}`)
-	if len(changed) != 1 || changed[0].Mode != modeDrain || changed[0].Serving || changed[0].Persisted != nil ||
+	if len(changed) != 1 || changed[0].Mode != settings.Drain || changed[0].Serving || changed[0].Persisted != nil ||
 		!strings.HasPrefix(changed[0].Why, "draining since ") {
 		t.Errorf("the answer: %+v", changed)
 	}
@@ -291,13 +300,13 @@ func TestCaddySettingsLast(t *testing.T) {
 	c.stop()
 	c.load(sites)
 	up()
-	if got, want := c.one(b.addr).Mode, modeDrain; got != want {
+	if got, want := c.one(b.addr).Mode, settings.Drain; got != want {
 		t.Errorf("after a restart: mode %s, want %s", got, want)
 	}
 	shares(t, "after a restart", tally(c.plain(), c.url(), 20), map[string]int{"a": 20})
 
 	c.load(fmt.Sprintf(operated, a.addr))
-	if got := c.one(b.addr); got.Pool != "" || got.Mode != modeDrain || !strings.HasPrefix(got.Why, "no pool has it") {
+	if got := c.one(b.addr); got.Pool != "" || got.Mode != settings.Drain || !strings.HasPrefix(got.Why, "no pool has it") {
 		t.Errorf("when it is gone: %+v", got)
 	}
 	if status, text := c.call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {b.addr}}, `{"mode":"maintenance"}`); status != http.StatusNotFound {
@@ -327,7 +336,7 @@ func TestCaddyStorageFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	changed := c.patch(b.addr, `{"mode":"drain"}`)
-	if changed[0].Mode != modeDrain || changed[0].Persisted == nil || *changed[0].Persisted {
+	if changed[0].Mode != settings.Drain || changed[0].Persisted == nil || *changed[0].Persisted {
 		t.Errorf("while the storage fails: %+v", changed)
 	}
 	if err := os.Remove(folder); err != nil {
@@ -392,11 +401,11 @@ func TestCaddyAdminAddresses(t *testing.T) {
 		if e.Upstream != socket && e.Upstream != six {
 			t.Fatalf("the list has %q", e.Upstream)
 		}
-		for _, m := range []mode{modeDrain, modeMaintenance, modeReady} {
+		for _, m := range []settings.Mode{settings.Drain, settings.Maintenance, settings.Ready} {
 			if _, _, err := command(t.Context(), c.admin, string(m), e.Upstream); err != nil {
 				t.Error(err)
 			}
-			if got := c.one(e.Upstream).Mode; got != m {
+			if got := c.one(e.Upstream).Mode; got != string(m) {
 				t.Errorf("%s: mode %s, want %s", e.Upstream, got, m)
 			}
 		}
@@ -426,10 +435,10 @@ func TestCaddyAConfigThatFailsLeavesModesAlone(t *testing.T) {
 		_, now := all[0].seen()
 		return now == before
 	})
-	if e := c.one(all[0].addr); e.Mode != modeMaintenance || e.Status != "unknown" {
+	if e := c.one(all[0].addr); e.Mode != settings.Maintenance || e.Status != "unknown" {
 		t.Errorf("%+v", e)
 	}
-	if e := c.one(all[1].addr); e.Mode != modeReady || e.Status != "up" {
+	if e := c.one(all[1].addr); e.Mode != settings.Ready || e.Status != "up" {
 		t.Errorf("%+v", e)
 	}
 }
@@ -446,10 +455,10 @@ func TestCaddyDynamicUpstreamsAreListedAfterAReload(t *testing.T) {
 	eventually(t, patience, "it is up", func() bool { return is(health.Up, all[0].addr) })
 	c.patch(all[0].addr, `{"mode":"drain"}`)
 	c.load(site + "\n# reloaded")
-	if e := c.one(all[0].addr); e.Mode != modeDrain || e.Status != "up" || e.Serving || !strings.HasPrefix(e.Why, "no request has brought it") {
+	if e := c.one(all[0].addr); e.Mode != settings.Drain || e.Status != "up" || e.Serving || !strings.HasPrefix(e.Why, "no request has brought it") {
 		t.Errorf("%+v", e)
 	}
-	if e := c.patch(all[0].addr, `{"mode":"ready"}`); len(e) != 1 || e[0].Mode != modeReady {
+	if e := c.patch(all[0].addr, `{"mode":"ready"}`); len(e) != 1 || e[0].Mode != settings.Ready {
 		t.Errorf("%+v", e)
 	}
 	ask(c.plain(), c.url())
@@ -479,7 +488,7 @@ func TestCaddyWeightsOfPoolsThatAreGone(t *testing.T) {
 	if status, text := c.call(http.MethodPatch, "/alive/upstreams", query, `{"weight":null}`); status != http.StatusOK {
 		t.Errorf("taking it back: status %d: %s", status, text)
 	}
-	if e := c.one(all[0].addr); e.Mode != modeDrain {
+	if e := c.one(all[0].addr); e.Mode != settings.Drain {
 		t.Errorf("the mode is gone, too: %+v", e)
 	}
 	c.load(site("first"))
@@ -517,7 +526,7 @@ func TestCaddyWithoutADataFolder(t *testing.T) {
 	c := startOperated(t, "", fmt.Sprintf(operated, addresses(all...)))
 	eventually(t, patience, "both are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 })
 	e := c.patch(all[0].addr, `{"mode":"drain"}`)[0]
-	if e.Mode != modeDrain || e.Persisted == nil || *e.Persisted {
+	if e.Mode != settings.Drain || e.Persisted == nil || *e.Persisted {
 		t.Errorf("%+v", e)
 	}
 	shares(t, "one drains", tally(c.plain(), c.url(), 4), map[string]int{"b": 4})
@@ -531,10 +540,10 @@ func TestCaddyLargePools(t *testing.T) {
 	}
 	c := startOperated(t, "", fmt.Sprintf("http:// {\n\treverse_proxy %s {\n\t\tlb_policy alive\n\t}\n}\n", strings.Join(upstreams, " ")))
 	_, text := c.call(http.MethodGet, "/metrics", nil, "")
-	if name := c.entries(nil)[0].Pool; len(name) > maxName || len(text) > 2<<20 {
+	if name := c.entries(nil)[0].Pool; len(name) > limits.MaxName || len(text) > 2<<20 {
 		t.Errorf("the pool is called %q; metrics have %d bytes", name, len(text))
 	}
-	if a, b := bounded(strings.Repeat("a", 300)), bounded(strings.Repeat("a", 301)); a == b || bounded("a b") != "a b" {
+	if a, b := limits.ShortName(strings.Repeat("a", 300)), limits.ShortName(strings.Repeat("a", 301)); a == b || limits.ShortName("a b") != "a b" {
 		t.Errorf("%s and %s", a, b)
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 var (
@@ -62,7 +64,7 @@ func TestCaddyChaos(t *testing.T) {
 			}
 		})
 		c.all = append(c.all, &chaotic{
-			backend: b, mode: modeReady, own: []int{1, 2, 3, 1, 2}[i], set: -1, backup: i > 2, check: "http /healthz",
+			backend: b, mode: settings.Ready, own: []int{1, 2, 3, 1, 2}[i], set: -1, backup: i > 2, check: "http /healthz",
 			core: core, shunned: shunned,
 		})
 		c.flips[b.addr] = []string{"from unknown to up"}
@@ -151,7 +153,7 @@ func (c *chaos) settles(within time.Duration) {
 				wrong = fmt.Sprintf("%s is shown as serving: %v, %s", u, e.Serving, e.Why)
 				return false
 			}
-			if e := c.caddy.one(u.addr); u.mode != modeMaintenance && e.Status != u.state() {
+			if e := c.caddy.one(u.addr); u.mode != settings.Maintenance && e.Status != u.state() {
 				wrong = fmt.Sprintf("%s is shown as %s", u, e.Status)
 				return false
 			}
@@ -265,16 +267,16 @@ func (c *chaos) check() {
 	states := map[string]float64{"up": 0, "down": 0, "draining": 0, "maintenance": 0, "unknown": 0}
 	for _, u := range c.all {
 		e := c.caddy.one(u.addr)
-		if e.Serving != (gets[u] && u.serves()) || e.Mode != u.mode || e.Weight != u.weight() || e.Backup != u.backup || e.FailOpen != failsOpen || e.Why == "" {
+		if e.Serving != (gets[u] && u.serves()) || e.Mode != string(u.mode) || e.Weight != u.weight() || e.Backup != u.backup || e.FailOpen != failsOpen || e.Why == "" {
 			c.t.Errorf("%s is shown as %+v, fail-open is %v", u, e, failsOpen)
 		}
 		if (e.EffectiveWeight > 0) != gets[u] || gets[u] && e.EffectiveWeight != float64(u.weight()) {
 			c.t.Errorf("%s has the weight %g at this moment, and gets requests: %v", u, e.EffectiveWeight, gets[u])
 		}
 		switch u.mode {
-		case modeMaintenance:
+		case settings.Maintenance:
 			states["maintenance"]++
-		case modeDrain:
+		case settings.Drain:
 			states["draining"]++
 		default:
 			states[u.state()]++
@@ -286,7 +288,7 @@ func (c *chaos) check() {
 	}
 	c.caddy.wantMetrics("after that", wanted)
 	quiet := make(map[*chaotic]int)
-	for _, u := range c.those(func(u *chaotic) bool { return u.mode == modeMaintenance }) {
+	for _, u := range c.those(func(u *chaotic) bool { return u.mode == settings.Maintenance }) {
 		requests, probes := u.seen()
 		quiet[u] = requests + probes - u.probed(coreCheck) // Caddy knows of no maintenance
 	}

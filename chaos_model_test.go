@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 // chaotic is an upstream as the test knows it. What requests have to do follows from
@@ -16,7 +18,7 @@ import (
 type chaotic struct {
 	*backend
 	conduct conduct
-	mode    mode
+	mode    settings.Mode
 	own     int // weight by the config
 	set     int // weight set at run time, below 0 for none
 	backup  bool
@@ -35,7 +37,7 @@ func (u *chaotic) weight() int {
 // up reports whether its check passes. That of the sick one is what fails, not what
 // requests ask for.
 func (u *chaotic) up() bool     { return u.conduct == well || u.conduct == sick && u.check == "http /" }
-func (u *chaotic) ready() bool  { return u.mode == modeReady && u.weight() > 0 }
+func (u *chaotic) ready() bool  { return u.mode == settings.Ready && u.weight() > 0 }
 func (u *chaotic) serves() bool { return u.ready() && u.up() && u.healthy() }
 
 // healthy reports whether Caddy itself holds it healthy.
@@ -43,7 +45,7 @@ func (u *chaotic) healthy() bool { return !u.core || u.conduct == well && !u.shu
 func (u *chaotic) answers() bool { return u.conduct == well || u.conduct == sick }
 func (u *chaotic) primary() bool { return !u.backup }
 func (u *chaotic) drained() bool {
-	return u.mode == modeDrain && u.weight() > 0 && u.up() && u.healthy()
+	return u.mode == settings.Drain && u.weight() > 0 && u.up() && u.healthy()
 }
 func (u *chaotic) isBackup() bool { return u.backup }
 func (u *chaotic) String() string {
@@ -53,7 +55,7 @@ func (u *chaotic) String() string {
 // state is what is known of it, nothing in maintenance.
 func (u *chaotic) state() string {
 	switch {
-	case u.mode == modeMaintenance:
+	case u.mode == settings.Maintenance:
 		return "unknown"
 	case u.up():
 		return "up"
@@ -227,7 +229,7 @@ func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*instance)) {
 		u.conduct = other(chance, u.conduct, well, well, well, sick, sick, sick, sick, refusing, refusing, resetting, resetting, hanging)
 		return fmt.Sprintf("%s behaves like %d", u.name, u.conduct), func(*instance) { u.backend.set(u.conduct) }
 	case 5, 6:
-		u.mode = other(chance, u.mode, modeReady, modeReady, modeDrain, modeMaintenance)
+		u.mode = other(chance, u.mode, settings.Ready, settings.Ready, settings.Drain, settings.Maintenance)
 		return fmt.Sprintf("%s: %s", u.name, u.mode), patch(`{"mode": %q}`, u.mode)
 	case 7:
 		if u.set = other(chance, u.set, -1, 0, 1, 2); u.set < 0 {

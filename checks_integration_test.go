@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // logLine is a line of Caddy's log, as far as tests look at it.
@@ -100,7 +101,7 @@ func (s *scripted) set(path string, status int) {
 
 // probing is the status of the check of an address whose options have a text.
 func probing(address, options string) (status health.Status) {
-	targets.Range(func(key, value any) bool {
+	shared.Targets.Range(func(key, value any) bool {
 		k := key.(targetKey)
 		if strings.HasSuffix(k.upstream, "/"+address) && strings.Contains(k.probe, options) {
 			status = value.(sharedTarget).Status()

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // drainable is an upstream that says by its own mouth whether it wants requests.
@@ -60,7 +61,7 @@ func (d *drainable) probes() int { return len(d.arrivals("/healthz")) }
 // isDraining reports whether the checks of the address know that it drains.
 func isDraining(address string) bool {
 	found := false
-	targets.Range(func(key, value any) bool {
+	shared.Targets.Range(func(key, value any) bool {
 		if strings.HasSuffix(key.(targetKey).upstream, "/"+address) {
 			found = found || value.(sharedTarget).Draining()
 		}

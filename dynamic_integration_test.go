@@ -29,6 +29,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // nameServer is a DNS server whose answers a test changes while it runs.
@@ -206,7 +208,7 @@ func loopbackOf(i, port int) string {
 
 // watchedOnLists returns what is on all watch lists.
 func watchedOnLists() (found []string) {
-	watchLists.Range(func(_, value any) bool {
+	shared.WatchLists.Range(func(_, value any) bool {
 		found = append(found, value.(*watchList).addresses()...)
 		return true
 	})
@@ -219,7 +221,7 @@ func startDynamic(tb testing.TB, sites string) *instance {
 	tb.Helper()
 	tb.Cleanup(func() { // after Caddy stopped
 		lists := 0
-		watchLists.Range(func(_, _ any) bool {
+		shared.WatchLists.Range(func(_, _ any) bool {
 			lists++
 			return true
 		})
@@ -927,7 +929,7 @@ func TestCaddyDynamicLogsOnce(t *testing.T) {
 	}
 }
 
-// An address that requests no longer bring is forgotten, with its mode: its probes
+// An address that requests no longer bring is forgotten, with its Mode: its probes
 // end.
 func TestCaddyDynamicForgets(t *testing.T) {
 	backends := startBackends(t, "stays", "leaves")
@@ -941,9 +943,9 @@ func TestCaddyDynamicForgets(t *testing.T) {
 	ask(client, c.url())
 	d := s.selection.Load().dynamic
 	operations := s.selection.Load().app.operations
-	drain := modeDrain
+	drain := settings.Mode(settings.Drain)
 	for _, b := range backends {
-		operations.set(b.addr, change{mode: &drain})
+		operations.Change(b.addr, settings.Change{Mode: &drain})
 	}
 	ago := func(by time.Duration) { // as if all were that much longer ago
 		d.mu.Lock()
@@ -974,7 +976,7 @@ func TestCaddyDynamicForgets(t *testing.T) {
 	if got := len(watched()); got != 1 {
 		t.Errorf("targets after 7 minutes: got %d, want 1", got)
 	}
-	if stays, leaves := operations.of(backends[0].addr).mode(), operations.of(backends[1].addr).mode(); stays != modeDrain || leaves != modeReady {
+	if stays, leaves := operations.Of(backends[0].addr).ModeNow(), operations.Of(backends[1].addr).ModeNow(); stays != settings.Drain || leaves != settings.Ready {
 		t.Errorf("modes after 7 minutes: %s and %s, want drain and ready", stays, leaves)
 	}
 	_, ended := backends[1].seen()

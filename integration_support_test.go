@@ -38,6 +38,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 const (
@@ -304,7 +305,7 @@ func (c *instance) showLog() {
 // leftovers returns what must not be there while no Caddy runs.
 func leftovers() []string {
 	left := append(goroutines(), watched()...)
-	for what, pool := range map[string]*caddy.UsagePool{"settings": allOperations, "counts of checks": checkTallies, "counts of pools": poolTallies} {
+	for what, pool := range map[string]*caddy.UsagePool{"settings": shared.Settings, "counts of checks": shared.CheckCounters, "counts of pools": shared.PoolCounters} {
 		pool.Range(func(key, _ any) bool {
 			left = append(left, fmt.Sprintf("%s of %v", what, key))
 			return true
@@ -341,7 +342,7 @@ func goroutines() []string {
 
 // watched returns the addresses that there are targets for.
 func watched() (addresses []string) {
-	targets.Range(func(key, _ any) bool {
+	shared.Targets.Range(func(key, _ any) bool {
 		addresses = append(addresses, "target "+key.(targetKey).upstream)
 		return true
 	})
@@ -351,7 +352,7 @@ func watched() (addresses []string) {
 // statuses counts the targets of the addresses by their status.
 func statuses(addresses ...string) map[health.Status]int {
 	count := make(map[health.Status]int)
-	targets.Range(func(key, value any) bool {
+	shared.Targets.Range(func(key, value any) bool {
 		_, address, _ := strings.Cut(key.(targetKey).upstream, "/") // after the network
 		if slices.Contains(addresses, address) {
 			count[value.(sharedTarget).Status()]++

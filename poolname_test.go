@@ -14,6 +14,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // poolsOf returns the names of the pools of a config, by the name of the first check of
@@ -22,7 +25,7 @@ func poolsOf(t *testing.T, servers string) map[string]string {
 	t.Helper()
 	names := make(map[string]string)
 	inspect = func() error {
-		poolTallies.Range(func(pool, tally any) bool {
+		shared.PoolCounters.Range(func(pool, tally any) bool {
 			for s := range tally.(*poolTally).policies {
 				names[s.Checks[0].Name] = pool.(string)
 			}
@@ -200,7 +203,7 @@ func TestCaddyPoolsThatDiffer(t *testing.T) {
 	c := startOperated(t, "", sites)
 	all[0].set(sick)
 	name := addresses(all...)
-	row := func(pool string) entry {
+	row := func(pool string) view.Upstream {
 		t.Helper()
 		rows := c.entries(url.Values{"upstream": {all[0].addr}, "pool": {pool}})
 		if len(rows) != 1 {

@@ -21,13 +21,11 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/cobra"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // What README.md and the pages of docs say is so, as far as a program can tell.
@@ -318,41 +316,11 @@ func TestReadmeKinds(t *testing.T) {
 	}
 }
 
-var metricDesc = regexp.MustCompile(`^Desc\{fqName: "([^"]*)".* variableLabels: \{(.*)\}\}$`)
-
-// The table has exactly the metrics that exist, with their labels.
-func TestReadmeMetrics(t *testing.T) {
-	_, _, tables := readme(t)
-	descs := make(chan *prometheus.Desc, 100)
-	collector{}.Describe(descs)
-	checkDuration.Describe(descs)
-	close(descs)
-	var want, got []string
-	for d := range descs {
-		m := metricDesc.FindStringSubmatch(d.String())
-		if m == nil {
-			t.Fatalf("not understood: %s", d)
-		}
-		want = append(want, m[1]+"{"+m[2]+"}")
-	}
-	for _, table := range headed(t, "metric", tables) {
-		for _, row := range table.rows {
-			got = append(got, coded(row[0])...)
-		}
-	}
-	slices.Sort(want)
-	slices.Sort(got)
-	if want = slices.Compact(want); !slices.Equal(got, want) {
-		t.Errorf("metrics: got %q, want %q", got, want)
-	}
-}
-
 // Every command and every flag exists, and so does every part of the admin API. No
 // other command does.
 func TestReadmeCommands(t *testing.T) {
 	_, blocks, tables := readme(t)
-	root := &cobra.Command{Use: "alive"}
-	addCommands(root)
+	root := aliveCommand()
 	named := make(map[string]bool)
 	check := func(where fmt.Stringer, text string) {
 		name, _, _ := strings.Cut(text, " ")
@@ -573,7 +541,7 @@ func TestFieldDocs(t *testing.T) {
 // The quickstart gives the answers, the log lines, the output of commands, the list and
 // the metrics that README.md and docs show. Times and the first upstream may differ.
 func TestCaddyReadme(t *testing.T) {
-	_, blocks, _ := readme(t)
+	_, blocks, tables := readme(t)
 	ports := make(map[string]string)
 	var there, here []string // addresses as in the README, and those of this test
 	for _, port := range []string{"9001", "9002", "9003"} {
@@ -655,7 +623,7 @@ func TestCaddyReadme(t *testing.T) {
 				t.Fatal(err)
 			}
 			eventually(t, patience, "it is down, and nothing is in flight", func() bool {
-				return is(health.Down, second) && !slices.ContainsFunc(c.entries(nil), func(e entry) bool { return e.Requests != 0 })
+				return is(health.Down, second) && !slices.ContainsFunc(c.entries(nil), func(e view.Upstream) bool { return e.Requests != 0 })
 			})
 			var got strings.Builder
 			for line := range strings.Lines(b.text) {
@@ -689,6 +657,7 @@ func TestCaddyReadme(t *testing.T) {
 				"consecutive_fails", "last", "last_failed", "recent_ms", "next")
 		case strings.HasPrefix(b.text, "$ curl -s localhost:2019/metrics"):
 			_, text := c.call(http.MethodGet, "/metrics", nil, "")
+			wantMetrics(t, text, tables)
 			for line := range strings.Lines(asShown.Replace(text)) {
 				metrics = append(metrics, line[:strings.LastIndex(line, " ")])
 			}
@@ -704,6 +673,48 @@ func TestCaddyReadme(t *testing.T) {
 	}
 	if metrics == nil {
 		t.Error("no metrics are shown")
+	}
+}
+
+var (
+	histogram = regexp.MustCompile(`(?m)^# TYPE (caddy_alive_\w+) histogram$`)
+	series    = regexp.MustCompile(`(?m)^(caddy_alive_\w+)\{(.*)\} `)
+	labelName = regexp.MustCompile(`(\w+)="`)
+	ofTable   = regexp.MustCompile(`^(\w+)\{(.*)\}$`)
+)
+
+// wantMetrics fails the test unless the tables have exactly the metrics of an answer of
+// Caddy, with their labels.
+func wantMetrics(t *testing.T, answer string, tables []readmeTable) {
+	t.Helper()
+	for _, m := range histogram.FindAllStringSubmatch(answer, -1) {
+		answer = regexp.MustCompile(m[1]+`_(bucket|sum|count)\b`).ReplaceAllString(answer, m[1])
+	}
+	var want, got []string
+	for _, m := range series.FindAllStringSubmatch(answer, -1) {
+		var labels []string
+		for _, label := range labelName.FindAllStringSubmatch(m[2], -1) {
+			if label[1] != "le" {
+				labels = append(labels, label[1])
+			}
+		}
+		want = append(want, fmt.Sprint(m[1], labels))
+	}
+	for _, table := range headed(t, "metric", tables) {
+		for _, row := range table.rows {
+			m := ofTable.FindStringSubmatch(coded(row[0])[0])
+			if m == nil {
+				t.Fatalf("%s: not a metric with labels: %s", table, row[0])
+			}
+			labels := strings.Split(m[2], ",")
+			slices.Sort(labels)
+			got = append(got, fmt.Sprint(m[1], labels))
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if want = slices.Compact(want); !slices.Equal(got, want) {
+		t.Errorf("metrics: got %q, want %q", got, want)
 	}
 }
 
