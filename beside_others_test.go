@@ -20,7 +20,7 @@ func TestBesideOthers(t *testing.T) {
 	_, _, tables := readme(t)
 	var named []string // what the README says that nginx refuses
 	var versions string
-	for _, table := range headed(t, "", tables) {
+	for _, table := range headed(t, "feature", tables) {
 		if column := slices.IndexFunc(table.head, func(head string) bool { return strings.HasPrefix(head, "nginx ") }); column > 0 {
 			versions = strings.Join(table.head, ", ")
 			for _, row := range table.rows {
