@@ -19,6 +19,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // eventful is a running app whose events go to a list.
@@ -250,11 +252,11 @@ func (failingApp) Stop() error  { return nil }
 
 // The queue of a config that never starts ends with it, so that what is in it goes back.
 func TestCaddyEvents_QueueOfAConfigThatFailsEnds(t *testing.T) {
-	b := startBackend(t, "b", nil)
-	sites := fmt.Sprintf(operated, b.addr)
-	c := startOperated(t, "", sites)
-	c.global = "alive_test_fails"
-	if err := c.tryLoad(sites); err == nil || !strings.Contains(err.Error(), "it does not start") {
+	b := testkit.StartBackend(t, "b", nil)
+	sites := fmt.Sprintf(testkit.ShopSite, b.Addr)
+	c := testkit.StartCaddyWith(t, "", sites)
+	c.Global = "alive_test_fails"
+	if err := c.TryLoad(sites); err == nil || !strings.Contains(err.Error(), "it does not start") {
 		t.Fatalf("loaded: %v", err)
 	}
 	provisioned.Lock()
@@ -262,7 +264,7 @@ func TestCaddyEvents_QueueOfAConfigThatFailsEnds(t *testing.T) {
 	if len(provisioned.apps) != 1 || provisioned.apps[0] == newestApp() {
 		t.Fatalf("apps %v", provisioned.apps)
 	}
-	eventually(t, patience, "its queue has ended", provisioned.apps[0].events.hasEnded)
+	testkit.Eventually(t, testkit.Patience, "its queue has ended", provisioned.apps[0].events.hasEnded)
 	if newestApp().events.hasEnded() {
 		t.Error("that of the running config has ended")
 	}

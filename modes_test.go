@@ -20,6 +20,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // newTestApp returns an app as it is after Provision, with a storage of its own.
@@ -418,7 +420,7 @@ func TestConcurrentChangesAreAllStored(t *testing.T) {
 			k.set(address, change{mode: new(modeDrain)})
 			k.sync(t.Context(), false)
 			if !k.persisted(address) { // on a busy machine it can take longer than anybody waits for it
-				eventually(t, patience, address+" is stored", func() bool { return k.persisted(address) })
+				testkit.Eventually(t, testkit.Patience, address+" is stored", func() bool { return k.persisted(address) })
 			}
 		})
 	}

@@ -26,129 +26,24 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // What the README says is so, as far as a program can tell.
 
-// block is a piece of the README between fences.
-type block struct {
-	line     int
-	language string
-	text     string
-}
-
-func (b block) String() string { return fmt.Sprintf("README.md:%d", b.line) }
-
-// table is one of the README, without its first line.
-type readmeTable struct {
-	line  int
-	about string // the line of text before it
-	head  []string
-	rows  [][]string
-}
-
-// readme returns the text, the blocks and the tables of the README.
-func readme(t *testing.T) (text string, blocks []block, tables []readmeTable) {
-	t.Helper()
-	read, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	text = strings.ReplaceAll(string(read), "\r\n", "\n")
-	var open *block
-	var table *readmeTable
-	about := ""
-	for i, line := range strings.Split(text, "\n") {
-		language, fence := strings.CutPrefix(line, "```")
-		switch {
-		case fence && open == nil:
-			open = &block{line: i + 1, language: language}
-		case fence:
-			blocks = append(blocks, *open)
-			open = nil
-		case open != nil:
-			open.text += line + "\n"
-		case strings.HasPrefix(line, "|"):
-			cells := tableCells(line)
-			switch {
-			case table == nil:
-				table = &readmeTable{line: i + 1, about: about, head: cells}
-			case !strings.HasPrefix(line, "|---"):
-				table.rows = append(table.rows, cells)
-			}
-			continue
-		case line != "":
-			about = line
-		}
-		if table != nil {
-			tables = append(tables, *table)
-			table = nil
-		}
-	}
-	if open != nil {
-		t.Fatalf("%s is never closed", open)
-	}
-	return text, blocks, tables
-}
-
-// tableCells returns what is between the bars of a line.
-func tableCells(line string) []string {
-	const bar = "\x00"
-	line = strings.ReplaceAll(strings.Trim(line, "|"), `\|`, bar)
-	cells := strings.Split(line, "|")
-	for i, cell := range cells {
-		cells[i] = strings.TrimSpace(strings.ReplaceAll(cell, bar, "|"))
-	}
-	return cells
-}
-
-// in returns the blocks of a language.
-func in(language string, blocks []block) (found []block) {
-	for _, b := range blocks {
-		if b.language == language {
-			found = append(found, b)
-		}
-	}
-	return found
-}
-
-// headed returns the tables whose first column has that title.
-func headed(t *testing.T, title string, tables []readmeTable) (found []readmeTable) {
-	t.Helper()
-	for _, table := range tables {
-		if table.head[0] == title {
-			found = append(found, table)
-		}
-	}
-	if len(found) == 0 {
-		t.Fatalf("the README has no table of each %s", title)
-	}
-	return found
-}
-
-var inCode = regexp.MustCompile("`([^`]*)`")
-
-// coded returns what stands in backticks in a text.
-func coded(text string) (found []string) {
-	for _, m := range inCode.FindAllStringSubmatch(text, -1) {
-		found = append(found, m[1])
-	}
-	return found
-}
-
 // Every Caddyfile, and every piece of one, is a config that Caddy loads. The one that
 // shows the grammar is looked at below.
 func TestReadmeCaddyfiles(t *testing.T) {
-	_, blocks, _ := readme(t)
-	for _, b := range in("caddyfile", blocks) {
-		if strings.HasPrefix(b.text, "lb_policy") {
+	_, blocks, _ := testkit.README(t)
+	for _, b := range testkit.BlocksIn("caddyfile", blocks) {
+		if strings.HasPrefix(b.Text, "lb_policy") {
 			continue
 		}
-		text := strings.ReplaceAll(b.text, "<hash>", "$2a$14$iRgAspVBf.1L1155YkKnOOM26uDHGXID5i5C9jYyy3LPzqkAcY33e")
+		text := strings.ReplaceAll(b.Text, "<hash>", "$2a$14$iRgAspVBf.1L1155YkKnOOM26uDHGXID5i5C9jYyy3LPzqkAcY33e")
 		if strings.HasPrefix(text, "reverse_proxy ") {
 			text = "example.com {\n" + text + "}\n"
 		}
-		if _, err := validateCaddyfile(t, b.String(), text); err != nil {
+		if _, err := testkit.Validate(t, b.String(), text); err != nil {
 			t.Errorf("%s: %v", b, err)
 		}
 	}
@@ -156,10 +51,10 @@ func TestReadmeCaddyfiles(t *testing.T) {
 
 // The config in JSON is loaded, and every other piece of JSON has the keys that it says.
 func TestReadmeJSON(t *testing.T) {
-	_, blocks, _ := readme(t)
-	for _, b := range in("json", blocks) {
+	_, blocks, _ := testkit.README(t)
+	for _, b := range testkit.BlocksIn("json", blocks) {
 		var value map[string]any
-		if err := json.Unmarshal([]byte(b.text), &value); err != nil {
+		if err := json.Unmarshal([]byte(b.Text), &value); err != nil {
 			t.Errorf("%s: %v", b, err)
 			continue
 		}
@@ -167,11 +62,11 @@ func TestReadmeJSON(t *testing.T) {
 			continue // compared with the real one by TestCaddyReadme
 		}
 		var config *caddy.Config
-		err := json.Unmarshal([]byte(`{"apps": {"http": {"servers": {"site": {"routes": [{"handle": [`+b.text+`]}]}}}}}`), &config)
+		err := json.Unmarshal([]byte(`{"apps": {"http": {"servers": {"site": {"routes": [{"handle": [`+b.Text+`]}]}}}}}`), &config)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := validateConfig(t, config); err != nil {
+		if err := testkit.ValidateConfig(t, config); err != nil {
 			t.Errorf("%s: %v", b, err)
 		}
 	}
@@ -195,7 +90,7 @@ func optionsOf(t *testing.T, err error) []string {
 // Every option of the tables exists, with its default, and no other one does. The same
 // goes for the grammar.
 func TestReadmeOptions(t *testing.T) {
-	_, blocks, tables := readme(t)
+	_, blocks, tables := testkit.README(t)
 	parse := func(text string) error {
 		return new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\n" + text + "\n}"))
 	}
@@ -211,29 +106,29 @@ func TestReadmeOptions(t *testing.T) {
 	}
 	of["Of every `check`:"] = slices.Sorted(slices.Values(common))
 
-	for _, table := range headed(t, "option", tables) {
-		want, special := of[table.about]
+	for _, table := range testkit.TablesOf(t, "option", tables) {
+		want, special := of[table.About]
 		if !special {
 			want = of[""]
 		}
 		var got []string
-		for _, row := range table.rows {
-			for _, option := range coded(row[0]) {
+		for _, row := range table.Rows {
+			for _, option := range testkit.InCode(row[0]) {
 				if option, _, _ = strings.Cut(option, " "); option != "<uri>" {
 					got = append(got, option)
 				}
 			}
 		}
 		if slices.Sort(got); !slices.Equal(got, want) {
-			t.Errorf("README.md:%d: options: got %v, want %v", table.line, got, want)
+			t.Errorf("README.md:%d: options: got %v, want %v", table.Line, got, want)
 		}
 	}
-	for _, b := range in("caddyfile", blocks) {
-		if !strings.HasPrefix(b.text, "lb_policy") {
+	for _, b := range testkit.BlocksIn("caddyfile", blocks) {
+		if !strings.HasPrefix(b.Text, "lb_policy") {
 			continue
 		}
 		var got []string
-		for _, m := range firstWord.FindAllStringSubmatch(b.text, -1) {
+		for _, m := range firstWord.FindAllStringSubmatch(b.Text, -1) {
 			got = append(got, m[1])
 		}
 		if slices.Sort(got); !slices.Equal(got, of[""]) {
@@ -249,9 +144,9 @@ func TestReadmeOptions(t *testing.T) {
 		"interval": defaults.Interval.String(), "timeout": defaults.Timeout.String(),
 		"passes": fmt.Sprint(defaults.Passes), "fails": fmt.Sprint(defaults.Fails), "jitter": fmt.Sprintf("%.0f%%", 100*defaults.Jitter),
 	}
-	for _, table := range headed(t, "option", tables) {
-		for _, row := range table.rows {
-			if name := strings.Trim(row[0], "`"); want[name] != "" && table.about == "Of every `check`:" && row[1] != want[name] {
+	for _, table := range testkit.TablesOf(t, "option", tables) {
+		for _, row := range table.Rows {
+			if name := strings.Trim(row[0], "`"); want[name] != "" && table.About == "Of every `check`:" && row[1] != want[name] {
 				t.Errorf("default of %s: got %s, want %s", name, row[1], want[name])
 			}
 		}
@@ -260,10 +155,10 @@ func TestReadmeOptions(t *testing.T) {
 
 // Every kind of check is a module.
 func TestReadmeKinds(t *testing.T) {
-	_, _, tables := readme(t)
-	for _, table := range headed(t, "kind", tables) {
-		for _, row := range table.rows {
-			kind, _, _ := strings.Cut(coded(row[0])[0], " ")
+	_, _, tables := testkit.README(t)
+	for _, table := range testkit.TablesOf(t, "kind", tables) {
+		for _, row := range table.Rows {
+			kind, _, _ := strings.Cut(testkit.InCode(row[0])[0], " ")
 			if _, err := caddy.GetModule("alive.probes." + kind); err != nil && kind != "exec" { // which is not compiled in
 				t.Error(err)
 			}
@@ -275,7 +170,7 @@ var metricDesc = regexp.MustCompile(`^Desc\{fqName: "([^"]*)".* variableLabels: 
 
 // Every metric exists, with its labels, and no other one does.
 func TestReadmeMetrics(t *testing.T) {
-	_, _, tables := readme(t)
+	_, _, tables := testkit.README(t)
 	descs := make(chan *prometheus.Desc, 100)
 	collector{}.Describe(descs)
 	checkDuration.Describe(descs)
@@ -288,9 +183,9 @@ func TestReadmeMetrics(t *testing.T) {
 		}
 		want = append(want, m[1]+"{"+m[2]+"}")
 	}
-	for _, table := range headed(t, "metric", tables) {
-		for _, row := range table.rows {
-			got = append(got, coded(row[0])...)
+	for _, table := range testkit.TablesOf(t, "metric", tables) {
+		for _, row := range table.Rows {
+			got = append(got, testkit.InCode(row[0])...)
 		}
 	}
 	slices.Sort(want)
@@ -303,13 +198,13 @@ func TestReadmeMetrics(t *testing.T) {
 // Every command and every flag exists, and so does every part of the admin API; no
 // other command does.
 func TestReadmeCommands(t *testing.T) {
-	_, _, tables := readme(t)
+	_, _, tables := testkit.README(t)
 	root := &cobra.Command{Use: "alive"}
 	addCommands(root)
 	named := make(map[string]bool)
-	for _, table := range headed(t, "command", tables) {
-		for _, row := range table.rows {
-			text := strings.TrimPrefix(coded(row[0])[0], "caddy alive ")
+	for _, table := range testkit.TablesOf(t, "command", tables) {
+		for _, row := range table.Rows {
+			text := strings.TrimPrefix(testkit.InCode(row[0])[0], "caddy alive ")
 			name, _, _ := strings.Cut(text, " ")
 			cmd, _, err := root.Find([]string{name})
 			if err != nil || cmd == root {
@@ -333,9 +228,9 @@ func TestReadmeCommands(t *testing.T) {
 	for _, route := range (Admin{}).Routes() {
 		paths = append(paths, route.Pattern)
 	}
-	for _, table := range headed(t, "request", tables) {
-		for _, row := range table.rows {
-			_, path, _ := strings.Cut(coded(row[0])[0], " ")
+	for _, table := range testkit.TablesOf(t, "request", tables) {
+		for _, row := range table.Rows {
+			_, path, _ := strings.Cut(testkit.InCode(row[0])[0], " ")
 			if path, _, _ = strings.Cut(path, "?"); !slices.Contains(paths, strings.TrimSuffix(path, "[")) {
 				t.Errorf("the admin API has no %s, but %v", path, paths)
 			}
@@ -345,7 +240,7 @@ func TestReadmeCommands(t *testing.T) {
 
 // Every link within the repository leads somewhere, and every test that is named is there.
 func TestReadmeReferences(t *testing.T) {
-	text, _, tables := readme(t)
+	text, _, tables := testkit.README(t)
 	for _, m := range regexp.MustCompile(`\]\(([^)]*)\)`).FindAllStringSubmatch(text, -1) {
 		file, anchor, _ := strings.Cut(m[1], "#")
 		switch {
@@ -362,7 +257,7 @@ func TestReadmeReferences(t *testing.T) {
 	}
 
 	var code strings.Builder
-	for _, pattern := range []string{"*_test.go", "probe/exec/*_test.go", "e2e/*_test.go"} {
+	for _, pattern := range []string{"*_test.go", "test/*_test.go", "probe/exec/*_test.go", "e2e/*_test.go"} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)
@@ -380,9 +275,9 @@ func TestReadmeReferences(t *testing.T) {
 			t.Errorf("there is no %s", name)
 		}
 	}
-	for _, table := range headed(t, "problem", tables) {
-		for _, row := range table.rows {
-			part := strings.ReplaceAll(coded(row[len(row)-1])[0], "_", " ")
+	for _, table := range testkit.TablesOf(t, "problem", tables) {
+		for _, row := range table.Rows {
+			part := strings.ReplaceAll(testkit.InCode(row[len(row)-1])[0], "_", " ")
 			if !strings.Contains(code.String(), fmt.Sprintf("t.Run(%q, beside", part)) {
 				t.Errorf("TestCaddyBesideCore has no part %q", part)
 			}
@@ -437,32 +332,32 @@ func TestFieldDocs(t *testing.T) {
 // The quickstart and the commands, the log, the list and the metrics that the README
 // shows of it are what one gets, but for times and for who is first.
 func TestCaddyReadme(t *testing.T) {
-	_, blocks, _ := readme(t)
+	_, blocks, _ := testkit.README(t)
 	ports := make(map[string]string)
 	var there, here []string // addresses as in the README, and those of this test
 	for _, port := range []string{"9001", "9002", "9003"} {
-		ports[port] = fmt.Sprint(freePort(t))
+		ports[port] = fmt.Sprint(testkit.FreePort(t))
 		there, here = append(there, port, ports[port]), append(here, ports[port], port)
 	}
 	dir := t.TempDir()
-	site := exampleOf(t, "quickstart", append(there, "root .", "root `"+dir+"`", "interval 2s", "interval 200ms")...)
+	site := testkit.Example(t, "quickstart", append(there, "root .", "root `"+dir+"`", "interval 2s", "interval 200ms")...)
 	_, site, _ = strings.Cut(site, "\n}\n") // its global options
-	c := startOperated(t, "", site)
+	c := testkit.StartCaddyWith(t, "", site)
 	asShown := strings.NewReplacer(here...)
-	client := c.speaking(2)
-	eventually(t, patience, "the site has its certificate", func() bool { return ask(client, c.secure()).err == nil })
-	address := loopback(0)
+	client := c.ClientOf(2)
+	testkit.Eventually(t, testkit.Patience, "the site has its certificate", func() bool { return testkit.Ask(client, c.SecureURL()).Err == nil })
+	address := testkit.Loopback(0)
 	second := strings.TrimSuffix(address, "0") + ports["9002"]
 	allUp := func() bool {
 		return is(health.Up, second) && statuses(strings.TrimSuffix(address, "0")+ports["9001"], strings.TrimSuffix(address, "0")+ports["9003"])[health.Up] == 2
 	}
-	eventually(t, patience, "all are up", allUp)
+	testkit.Eventually(t, testkit.Patience, "all are up", allUp)
 
 	logged := func(msg string) string {
 		t.Helper()
 		var line string
-		eventually(t, patience, "the log says "+msg, func() bool {
-			text, err := os.ReadFile(c.logFile())
+		testkit.Eventually(t, testkit.Patience, "the log says "+msg, func() bool {
+			text, err := os.ReadFile(c.LogFile())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -480,83 +375,83 @@ func TestCaddyReadme(t *testing.T) {
 	var metrics []string
 	for _, b := range blocks {
 		switch {
-		case strings.HasPrefix(b.text, "$ for i in 1 2 3 4 5 6; do curl -sk https://localhost:8443/; done\n"):
-			want := strings.Split(strings.TrimSpace(b.text), "\n")[1:]
+		case strings.HasPrefix(b.Text, "$ for i in 1 2 3 4 5 6; do curl -sk https://localhost:8443/; done\n"):
+			want := strings.Split(strings.TrimSpace(b.Text), "\n")[1:]
 			var got []string
 			// who is first is left to chance, and a verdict takes effect a moment later
-			if !poll(patience, func() bool {
+			if !testkit.Poll(testkit.Patience, func() bool {
 				for range want {
-					if ask(client, c.secure()).body == want[len(want)-1]+"\n" {
+					if testkit.Ask(client, c.SecureURL()).Body == want[len(want)-1]+"\n" {
 						break
 					}
 				}
 				got = nil
 				for range want {
-					got = append(got, strings.TrimSpace(ask(client, c.secure()).body))
+					got = append(got, strings.TrimSpace(testkit.Ask(client, c.SecureURL()).Body))
 				}
 				return slices.Equal(got, want)
 			}) {
 				t.Errorf("%s: got %q, want %q", b, got, want)
 			}
-		case b.text == "$ touch app2.sick\n":
+		case b.Text == "$ touch app2.sick\n":
 			if err := os.WriteFile(sick, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, patience, "it is down", func() bool { return is(health.Down, second) })
-		case b.text == "$ rm app2.sick\n":
+			testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return is(health.Down, second) })
+		case b.Text == "$ rm app2.sick\n":
 			if err := os.Remove(sick); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, patience, "it is up", func() bool { return is(health.Up, second) })
-		case strings.HasPrefix(b.text, `{"level"`):
+			testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return is(health.Up, second) })
+		case strings.HasPrefix(b.Text, `{"level"`):
 			var want map[string]any
-			if err := json.Unmarshal([]byte(b.text), &want); err != nil {
+			if err := json.Unmarshal([]byte(b.Text), &want); err != nil {
 				t.Fatal(err)
 			}
-			sameKeys(t, b.String(), logged(want["msg"].(string)), b.text, "ts", "previous_duration")
-		case strings.HasPrefix(b.text, "$ caddy alive "):
+			sameKeys(t, b.String(), logged(want["msg"].(string)), b.Text, "ts", "previous_duration")
+		case strings.HasPrefix(b.Text, "$ caddy alive "):
 			if err := os.WriteFile(sick, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, patience, "it is down, and nothing is in flight", func() bool {
-				return is(health.Down, second) && !slices.ContainsFunc(c.entries(nil), func(e entry) bool { return e.Requests != 0 })
+			testkit.Eventually(t, testkit.Patience, "it is down, and nothing is in flight", func() bool {
+				return is(health.Down, second) && !slices.ContainsFunc(c.List(nil), func(e testkit.Upstream) bool { return e.Requests != 0 })
 			})
 			var got strings.Builder
-			for line := range strings.Lines(b.text) {
+			for line := range strings.Lines(b.Text) {
 				args, isCommand := strings.CutPrefix(line, "$ caddy alive ")
 				if !isCommand {
 					continue
 				}
 				got.WriteString(line)
-				stdout, stderr, _ := command(t.Context(), c.admin, strings.Fields(strings.NewReplacer(there...).Replace(args))...)
+				stdout, stderr, _ := testkit.Command(t.Context(), c.Admin, strings.Fields(strings.NewReplacer(there...).Replace(args))...)
 				got.WriteString(asShown.Replace(stdout + stderr))
 			}
-			if got, want := withoutTimes(got.String()), withoutTimes(b.text); got != want {
+			if got, want := withoutTimes(got.String()), withoutTimes(b.Text); got != want {
 				t.Errorf("%s: got\n%s\nwant\n%s", b, got, want)
 			}
-		case strings.HasPrefix(b.text, "{\n  \"pool\""):
+		case strings.HasPrefix(b.Text, "{\n  \"pool\""):
 			var text string
-			eventually(t, patience, "no probe is in flight", func() bool {
-				_, text = c.call(http.MethodGet, "/alive/upstreams", url.Values{"upstream": {second}}, "")
+			testkit.Eventually(t, testkit.Patience, "no probe is in flight", func() bool {
+				_, text = c.Call(http.MethodGet, "/alive/upstreams", url.Values{"upstream": {second}}, "")
 				return !strings.Contains(text, `"next":null`)
 			})
-			sameKeys(t, b.String(), asShown.Replace(strings.Trim(strings.TrimSpace(text), "[]")), b.text,
+			sameKeys(t, b.String(), asShown.Replace(strings.Trim(strings.TrimSpace(text), "[]")), b.Text,
 				"since", "checks")
 			var got, want struct{ Checks []json.RawMessage }
 			if err := json.Unmarshal([]byte(strings.Trim(strings.TrimSpace(text), "[]")), &got); err != nil {
 				t.Fatal(err)
 			}
-			if err := json.Unmarshal([]byte(b.text), &want); err != nil {
+			if err := json.Unmarshal([]byte(b.Text), &want); err != nil {
 				t.Fatal(err)
 			}
 			sameKeys(t, b.String(), string(got.Checks[0]), string(want.Checks[0]),
 				"consecutive_fails", "last", "last_failed", "recent_ms", "next")
-		case strings.HasPrefix(b.text, "$ curl -s localhost:2019/metrics"):
-			_, text := c.call(http.MethodGet, "/metrics", nil, "")
+		case strings.HasPrefix(b.Text, "$ curl -s localhost:2019/metrics"):
+			_, text := c.Call(http.MethodGet, "/metrics", nil, "")
 			for line := range strings.Lines(asShown.Replace(text)) {
 				metrics = append(metrics, line[:strings.LastIndex(line, " ")])
 			}
-			for _, line := range strings.Split(strings.TrimSpace(b.text), "\n")[1:] {
+			for _, line := range strings.Split(strings.TrimSpace(b.Text), "\n")[1:] {
 				if line == "…" {
 					continue
 				}

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package alive
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
+)
+
+// leftovers returns what must not be there while no Caddy runs.
+func leftovers() []string {
+	left := append(testkit.Goroutines(), watched()...)
+	for what, pool := range map[string]*caddy.UsagePool{"settings": allOperations, "counts of checks": checkTallies, "counts of pools": poolTallies} {
+		pool.Range(func(key, _ any) bool {
+			left = append(left, fmt.Sprintf("%s of %v", what, key))
+			return true
+		})
+	}
+	return left
+}
+
+// watched returns the addresses that there are targets for.
+func watched() (addresses []string) {
+	targets.Range(func(key, _ any) bool {
+		addresses = append(addresses, "target "+key.(targetKey).upstream)
+		return true
+	})
+	return addresses
+}
+
+// statuses counts the targets of the addresses by their status.
+func statuses(addresses ...string) map[health.Status]int {
+	count := make(map[health.Status]int)
+	targets.Range(func(key, value any) bool {
+		_, address, _ := strings.Cut(key.(targetKey).upstream, "/") // after the network
+		if slices.Contains(addresses, address) {
+			count[value.(sharedTarget).Status()]++
+		}
+		return true
+	})
+	return count
+}
+
+// is reports whether all checks of the address have the status.
+func is(status health.Status, address string) bool {
+	count := statuses(address)
+	return count[status] > 0 && len(count) == 1
+}
