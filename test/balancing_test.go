@@ -778,7 +778,7 @@ http:// {
 		missing := new(testkit.Failures)
 		stream := listen(t, "tcp", testkit.Loopback(testkit.FreePort(t)))
 		address := stream.Addr().String()
-		probes := serve(t, testkit.ProxyProtocol{stream, missing}, nil, 1)
+		probes := serve(t, testkit.ProxyProtocol{Listener: stream, Missing: missing}, nil, 1)
 		passes(t, address, address, "transport http {\nproxy_protocol v2\n}", probes)
 		if err := missing.Err(); err != nil {
 			t.Errorf("connections without a header: %v", err)

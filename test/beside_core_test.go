@@ -269,7 +269,7 @@ func besidePROXYProtocol(t *testing.T) {
 			served := make(chan struct{})
 			go func() {
 				defer close(served)
-				_ = server.Serve(testkit.ProxyProtocol{stream, new(testkit.Failures)})
+				_ = server.Serve(testkit.ProxyProtocol{Listener: stream, Missing: new(testkit.Failures)})
 			}()
 			t.Cleanup(func() {
 				server.Close()

@@ -165,7 +165,9 @@ func TestCaddyDynamicSRV(t *testing.T) {
 	n, name := testkit.StartNameServer(t), testkit.NewName()
 	n.Set(testkit.ServiceHost, testkit.Records{A: []string{"127.0.0.1"}})
 	// different priorities, for those of one are shuffled
-	n.Set(name, testkit.Records{SRV: []testkit.SRV{{1, ports[0]}, {2, ports[1]}, {3, ports[0]}, {4, ports[2]}}})
+	n.Set(name, testkit.Records{SRV: []testkit.SRV{
+		{Priority: 1, Port: ports[0]}, {Priority: 2, Port: ports[1]}, {Priority: 3, Port: ports[0]}, {Priority: 4, Port: ports[2]},
+	}})
 	c := testkit.StartCaddy(t, testkit.DynamicSite(fmt.Sprintf("srv %s {\nresolvers %s\nrefresh 50ms\n}", name, n.Addr()), testkit.SingleCheck,
 		fmt.Sprintf("transport http {\nresolvers %s\n}", n.Addr())))
 	client := c.Client()
