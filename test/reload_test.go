@@ -249,7 +249,7 @@ func TestCaddyManyReloadsWithHangingUpstream(t *testing.T) {
 	if probes > 12 {
 		t.Errorf("probes until it was down, of which 3 are enough: got %d in %d reloads", probes, version)
 	}
-	if got := c.Status(b.Addr, `"tcp"`); got != "up" {
+	if got := c.Status(b.Addr, "tcp"); got != "up" {
 		t.Errorf("the check that changes is %s, want up: it passes all the time", got)
 	}
 }
