@@ -19,6 +19,9 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // maxBody bounds what an operator can send, in bytes.
@@ -105,7 +108,7 @@ func writeListing(w http.ResponseWriter, pool string) error {
 }
 
 // writeEntries writes a few upstreams as they are at this moment.
-func writeEntries(w http.ResponseWriter, entries []entry) error {
+func writeEntries(w http.ResponseWriter, entries []view.Upstream) error {
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(entries)
 }
@@ -173,35 +176,35 @@ func patch(w http.ResponseWriter, r *http.Request, only filter) (filter, error) 
 	if c, err = app.checkChange(only, c); err != nil {
 		return only, err
 	}
-	set := app.operations.set(only.upstream, c)
-	app.keeper.logger.Info("set by an operator", set.fields()...)
-	app.keeper.sync(r.Context(), false)
-	if c.mode != nil {
+	set := app.operations.Change(only.upstream, c)
+	app.logger.Info("set by an operator", set.Fields()...)
+	app.keeper.Sync(r.Context(), false)
+	if c.Mode != nil {
 		only.pool = "" // a mode is that of all pools
 	}
 	return only, nil
 }
 
 // change reads what is wanted.
-func (asked request) change() (c change, err error) {
+func (asked request) change() (c settings.Change, err error) {
 	if asked.Mode == nil && asked.Weight == nil {
 		return c, apiError(http.StatusBadRequest, `nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to take it back`)
 	}
 	if asked.Mode != nil {
-		m := modeReady
+		m := settings.Mode(settings.Ready)
 		if !isNull(asked.Mode) {
-			if err := json.Unmarshal(asked.Mode, &m); err != nil || !m.valid() {
+			if err := json.Unmarshal(asked.Mode, &m); err != nil || !m.Valid() {
 				return c, apiError(http.StatusBadRequest, "mode must be ready, drain, maintenance or null; got %s", asked.Mode)
 			}
 		}
-		c.mode = &m
+		c.Mode = &m
 	}
 	if asked.Weight != nil {
 		var weight *int
-		if err := json.Unmarshal(asked.Weight, &weight); err != nil || weight != nil && (*weight < 0 || *weight > maxWeight) {
-			return c, apiError(http.StatusBadRequest, "weight must be a whole number from 0 to %d, or null; got %s", maxWeight, asked.Weight)
+		if err := json.Unmarshal(asked.Weight, &weight); err != nil || weight != nil && !limits.IsWeight(*weight) {
+			return c, apiError(http.StatusBadRequest, "weight must be %s, or null; got %s", limits.WeightRange, asked.Weight)
 		}
-		c.weight = &weight
+		c.Weight = &weight
 	}
 	return c, nil
 }
@@ -238,7 +241,7 @@ func inPool(pool string) string {
 }
 
 // checkChange reports whether a change can be made, and completes it.
-func (a *App) checkChange(only filter, c change) (change, error) {
+func (a *App) checkChange(only filter, c settings.Change) (settings.Change, error) {
 	pools := make(map[string]*Selection)
 	for _, s := range a.all() {
 		if s.byAddress(only.upstream) != nil && (only.pool == "" || only.pool == s.pool) {
@@ -246,26 +249,26 @@ func (a *App) checkChange(only filter, c change) (change, error) {
 		}
 	}
 	if len(pools) == 0 {
-		if c.mode != nil && *c.mode != modeReady || c.weight != nil && *c.weight != nil {
+		if c.Mode != nil && *c.Mode != settings.Ready || c.Weight != nil && *c.Weight != nil {
 			return c, apiError(http.StatusNotFound, "no pool has the upstream '%s'; what is stored of it can only be taken back, by ready or null", only.upstream)
 		}
 		if only.pool == "" {
-			return change{clear: true}, nil
+			return settings.Change{Clear: true}, nil
 		}
-		if c.weight == nil {
+		if c.Weight == nil {
 			return c, apiError(http.StatusBadRequest, "the pool '%s' is gone; only the weight that was set for it can be taken back, by null", only.pool)
 		}
-		c.pool = only.pool
+		c.Pool = only.pool
 		return c, nil
 	}
-	if c.weight == nil {
+	if c.Weight == nil {
 		return c, nil
 	}
 	if len(pools) > 1 {
 		return c, apiError(http.StatusConflict, "several pools have the upstream '%s'; name the one whose weight is meant by the parameter pool", only.upstream)
 	}
 	for name, s := range pools {
-		if c.pool = name; s.inner != nil && *c.weight != nil && **c.weight != 0 {
+		if c.Pool = name; s.inner != nil && *c.Weight != nil && **c.Weight != 0 {
 			return c, apiError(http.StatusBadRequest, "the pool '%s' picks by the policy of select, which decides by itself: only a weight of 0 or null can be set", name)
 		}
 	}

@@ -15,12 +15,14 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // watchedOnLists returns what is on all watch lists.
 func watchedOnLists() (found []string) {
-	watchLists.Range(func(_, value any) bool {
+	shared.WatchLists.Range(func(_, value any) bool {
 		found = append(found, value.(*watchList).addresses()...)
 		return true
 	})
@@ -33,7 +35,7 @@ func startDynamic(tb testing.TB, sites string) *testkit.Caddy {
 	tb.Helper()
 	tb.Cleanup(func() { // after Caddy stopped
 		lists := 0
-		watchLists.Range(func(_, _ any) bool {
+		shared.WatchLists.Range(func(_, _ any) bool {
 			lists++
 			return true
 		})
@@ -136,9 +138,9 @@ func TestCaddyDynamicForgets(t *testing.T) {
 	testkit.Ask(client, c.URL())
 	d := s.Policy().(*Selection).dynamic
 	operations := s.Policy().(*Selection).app.operations
-	drain := modeDrain
+	drain := settings.Mode(settings.Drain)
 	for _, b := range backends {
-		operations.set(b.Addr, change{mode: &drain})
+		operations.Change(b.Addr, settings.Change{Mode: &drain})
 	}
 	ago := func(by time.Duration) { // as if all were that much longer ago
 		d.mu.Lock()
@@ -169,7 +171,7 @@ func TestCaddyDynamicForgets(t *testing.T) {
 	if got := len(watched()); got != 1 {
 		t.Errorf("targets after 7 minutes: got %d, want 1", got)
 	}
-	if stays, leaves := operations.of(backends[0].Addr).mode(), operations.of(backends[1].Addr).mode(); stays != modeDrain || leaves != modeReady {
+	if stays, leaves := operations.Of(backends[0].Addr).ModeNow(), operations.Of(backends[1].Addr).ModeNow(); stays != settings.Drain || leaves != settings.Ready {
 		t.Errorf("modes after 7 minutes: %s and %s, want drain and ready", stays, leaves)
 	}
 	_, ended := backends[1].Seen()

@@ -18,6 +18,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
@@ -112,7 +114,7 @@ func bubble(t *testing.T, f func(t *testing.T)) {
 	synctest.Test(t, f)
 	for name, pool := range map[string]interface {
 		Range(f func(key, value any) bool)
-	}{"targets": targets, "watch lists": watchLists} {
+	}{"targets": shared.Targets, "watch lists": shared.WatchLists} {
 		pool.Range(func(key, _ any) bool {
 			t.Errorf("%s: %v is left", name, key)
 			return true
@@ -357,7 +359,7 @@ func TestDynamicUpstreamsHaveModes(t *testing.T) {
 		p := newDynamicPolicy(t, n, "x", following(t))
 		app, o := p.app, p.app.operations
 		for _, address := range []string{"b:80", "c:80"} {
-			o.set(address, change{mode: new(modeMaintenance)})
+			o.Change(address, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
 		}
 		if got, want := p.served(60, "a:80", "b:80", "c:80"), map[string]int{"a:80": 60}; !maps.Equal(got, want) {
 			t.Errorf("served by %v, want %v", got, want)
@@ -390,10 +392,10 @@ func TestDynamicUpstreamsHaveModes(t *testing.T) {
 			next.served(1, "a:80")
 			other.served(1, "a:80", "c:80")
 		}
-		if got := o.of("b:80").mode(); got != modeReady {
+		if got := o.Of("b:80").ModeNow(); got != settings.Ready {
 			t.Errorf("the mode of one that was forgotten: %s", got)
 		}
-		if got := o.of("c:80").mode(); got != modeMaintenance {
+		if got := o.Of("c:80").ModeNow(); got != settings.Maintenance {
 			t.Errorf("the mode of one that another policy has: %s", got)
 		}
 	})
@@ -453,7 +455,7 @@ func TestDynamicPoolsThatArePast(t *testing.T) {
 				}
 				got := make(map[string]string)
 				for _, e := range p.entries(filter{}) {
-					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.past)
+					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.Past)
 				}
 				if want := map[string]string{
 					"a:80": "down false 0 true ", "b:80": "down false 0 true ",

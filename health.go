@@ -8,8 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,7 +19,9 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -114,7 +114,7 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := checkName(c.Name); err != nil {
+	if err := limits.Name(c.Name); err != nil {
 		return err
 	}
 	c.kind, c.identity = kind, identity
@@ -146,11 +146,15 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 
 // provisionAddress resolves where to probe.
 func (c *HealthCheck) provisionAddress() error {
-	if err := checkProxyProtocol(c.ProxyProtocol); err != nil {
-		return err
+	if c.ProxyProtocol != "" {
+		if err := limits.ProxyProtocol(c.ProxyProtocol); err != nil {
+			return err
+		}
 	}
-	if c.Port < 0 || c.Port > math.MaxUint16 {
-		return errPort(strconv.Itoa(c.Port))
+	if c.Port != 0 {
+		if _, err := limits.Port(strconv.Itoa(c.Port)); err != nil {
+			return err
+		}
 	}
 	if c.Address == "" {
 		return nil
@@ -183,17 +187,6 @@ func (c *HealthCheck) equal(other *HealthCheck) bool {
 func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
 	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
 		return fmt.Errorf("port cannot be combined with an address that says it all: %s", c.Address)
-	}
-	return nil
-}
-
-func errPort(got string) error {
-	return fmt.Errorf("port must be a whole number from 1 to %d; got '%s'", math.MaxUint16, got)
-}
-
-func checkProxyProtocol(version string) error {
-	if !slices.Contains([]string{"", "off", "v1", "v2"}, version) {
-		return fmt.Errorf("proxy_protocol must be off, v1 or v2; got '%s'", version)
 	}
 	return nil
 }
@@ -283,15 +276,15 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 		name            string
 		value, shortest time.Duration
 	}{
-		{"interval", set.Interval, minInterval},
-		{"fast_interval", set.FastInterval, minInterval},
-		{"down_interval", set.DownInterval, minInterval},
-		{"timeout", set.Timeout, minTimeout},
+		{"interval", set.Interval, limits.MinInterval},
+		{"fast_interval", set.FastInterval, limits.MinInterval},
+		{"down_interval", set.DownInterval, limits.MinInterval},
+		{"timeout", set.Timeout, limits.MinTimeout},
 	} {
 		if option.value == 0 {
 			continue // its default
 		}
-		if err := validateDuration(option.name, option.value, option.shortest, maxDuration); err != nil {
+		if err := limits.Duration(option.name, option.value, option.shortest, limits.MaxDuration); err != nil {
 			return set, err
 		}
 	}
@@ -312,7 +305,7 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 	}
 	set.Jitter = 0.1
 	if c.Jitter != "" {
-		percent, err := parsePercent(c.Jitter)
+		percent, err := limits.Percent(c.Jitter)
 		if err != nil {
 			return set, fmt.Errorf("jitter %v", err)
 		}
@@ -327,22 +320,8 @@ func orDefault[T time.Duration | int](value *T, otherwise T) {
 	}
 }
 
-// parsePercent returns the number before the sign: 10 for 10%.
-func parsePercent(text string) (float64, error) {
-	number, ok := strings.CutSuffix(text, "%")
-	percent, err := strconv.ParseFloat(number, 64)
-	if !ok || err != nil || !(percent >= 0 && percent <= 100) { // so that NaN is out, too
-		return 0, fmt.Errorf("must be a percentage from 0%% to 100%%, like 10%%; got '%s'", text)
-	}
-	return percent, nil
-}
-
-// targets are what is probed, by targetKey, for all configs and handlers of
-// the process. A target lives while any policy watches it, so what is known of
-// it outlives reloads.
-var targets = caddy.NewUsagePool()
-
-// targetKey says which probes are the same and therefore made once.
+// targetKey says which probes are the same and therefore made once: it is the key of
+// shared.Targets.
 type targetKey struct {
 	routeKey
 	probe    string
@@ -378,16 +357,16 @@ func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announc
 		return nil, err
 	}
 	w := &watch{check: check, to: to, key: targetKey{routeKey: to.key, probe: check.identity, settings: check.settings}}
-	shared, _, err := targets.LoadOrNew(w.key, func() (caddy.Destructor, error) {
+	found, _, err := shared.Targets.LoadOrNew(w.key, func() (caddy.Destructor, error) {
 		return sharedTarget{health.NewTarget(check.settings)}, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	w.target = shared.(sharedTarget).Target
+	w.target = found.(sharedTarget).Target
 	tally, err := newCheckTally(newSeriesKey(to.up.Address, check.label))
 	if err != nil {
-		_, forgetting := targets.Delete(w.key)
+		_, forgetting := shared.Targets.Delete(w.key)
 		return nil, errors.Join(err, forgetting)
 	}
 
@@ -523,8 +502,8 @@ func (w *watch) forget() error {
 	if w.unsubscribe != nil {
 		w.unsubscribe()
 	}
-	_, errTally := checkTallies.Delete(newSeriesKey(w.to.up.Address, w.check.label))
-	_, err := targets.Delete(w.key)
+	_, errTally := shared.CheckCounters.Delete(newSeriesKey(w.to.up.Address, w.check.label))
+	_, err := shared.Targets.Delete(w.key)
 	return errors.Join(err, errTally)
 }
 

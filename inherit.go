@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // inheritance gives targets that are new what is known of their upstream from checks
@@ -58,7 +59,7 @@ func (h *inheritance) add(watches []*watch) {
 func (h *inheritance) begin() {
 	h.stays = make(map[*health.Target]bool)
 	h.estates = make(map[string]*estate)
-	targets.Range(func(key, value any) bool {
+	shared.Targets.Range(func(key, value any) bool {
 		target := value.(sharedTarget).Target
 		if !target.Running() {
 			return true
@@ -136,7 +137,7 @@ func anyProbed(dials []string) (probed bool) {
 			upstreams[dialInfo(upstream).String()] = true
 		}
 	}
-	targets.Range(func(key, value any) bool {
+	shared.Targets.Range(func(key, value any) bool {
 		probed = upstreams[key.(targetKey).upstream] && !value.(sharedTarget).New()
 		return !probed
 	})

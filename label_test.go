@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // labels returns the labels of the checks of the first policy in a config, in its order.
@@ -19,7 +21,7 @@ func labels(t *testing.T, policy string) (labels []string, err error) {
 	}
 	_, options, _ := strings.Cut(strings.TrimSuffix(encode(t, s), "}"), "{")
 	err = validate(t, `"transport":{"protocol":"http","tls":{}},"upstreams":[{"dial":"127.0.0.1:1"}],`+alive(options), func() error {
-		poolTallies.Range(func(_, tally any) bool {
+		shared.PoolCounters.Range(func(_, tally any) bool {
 			for s := range tally.(*poolTally).policies {
 				for _, c := range s.Checks {
 					labels = append(labels, c.label)

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 const (
@@ -27,7 +29,7 @@ type listing struct {
 	changes uint64 // of operators, before it was begun
 	at      time.Time
 	took    time.Duration // to build and to render it
-	entries []entry
+	entries []view.Upstream
 	json    []byte   // of all entries
 	rows    [][]byte // the same, by entry
 	html    []byte
@@ -61,7 +63,11 @@ func (l *sharedListing) drop(a *App) {
 func (l *sharedListing) render(what func(*listing) ([]byte, error)) ([]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	app, changes, now := newestApp(), l.changes.Load(), time.Now()
+	app, now := newestApp(), time.Now()
+	changes := l.changes.Load()
+	if app != nil {
+		changes += app.operations.Revision()
+	}
 	known := l.newest
 	if known == nil || known.app != app || known.changes != changes || now.Sub(known.at) >= known.lasts() {
 		known = &listing{app: app, changes: changes, entries: overview(filter{}), at: now}

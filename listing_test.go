@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // answering has the app of a policy answer operators until the test ends.
@@ -93,18 +96,18 @@ func TestListing_ShowsAChangeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPolicy(t, "uuu", following(t))
 		answering(t, p)
-		for i, m := range []mode{modeDrain, modeMaintenance, modeReady} {
+		for i, m := range []settings.Mode{settings.Drain, settings.Maintenance, settings.Ready} {
 			for url, accept := range map[string]string{"/alive/upstreams": "", "/alive/upstreams?pool=shop": "", "/": "text/html"} {
 				look(t, http.MethodGet, url, accept) // it is as new as can be
 			}
-			p.set(0, change{mode: new(m)})
+			p.set(0, settings.Change{Mode: new(m)})
 			for _, url := range []string{"/alive/upstreams", "/alive/upstreams?pool=shop", "/"} {
 				entries, err := parseEntries([]byte(look(t, http.MethodGet, url, "")))
-				if err != nil || len(entries) != 3 || entries[0].Mode != m {
+				if err != nil || len(entries) != 3 || entries[0].Mode != string(m) {
 					t.Errorf("change %d: %s shows %+v, %v", i, url, entries, err)
 				}
 			}
-			if page := look(t, http.MethodGet, "/", "text/html"); m != modeReady && !strings.Contains(page, "<span>"+string(m)+"</span>") {
+			if page := look(t, http.MethodGet, "/", "text/html"); m != settings.Ready && !strings.Contains(page, "<span>"+string(m)+"</span>") {
 				t.Errorf("change %d: the page does not show %s", i, m)
 			}
 		}
@@ -133,8 +136,8 @@ func TestListing_FollowsTheConfig(t *testing.T) {
 // The list as it is shared is what encoding the entries gives, and a pool is the part
 // of it that it was.
 func TestListing_IsTheEntriesAsJSON(t *testing.T) {
-	entries := []entry{
-		{Pool: "a<b>", Upstream: "x:80", Checks: []checkEntry{{Check: "tcp", Recent: []float64{1, -2}}}},
+	entries := []view.Upstream{
+		{Pool: "a<b>", Upstream: "x:80", Checks: []view.Check{{Check: "tcp", Recent: []float64{1, -2}}}},
 		{Pool: "b", Upstream: "y:80"},
 		{Upstream: "z:80", Gone: true},
 		{Pool: "b", Upstream: "w:80", Gone: true},
@@ -152,7 +155,7 @@ func TestListing_IsTheEntriesAsJSON(t *testing.T) {
 		if got := string(list); got != string(want)+"\n" {
 			t.Errorf("%d entries: got %s, want %s", n, got, want)
 		}
-		for pool, members := range map[string][]entry{"a<b>": entries[:1], "b": {entries[1], entries[3]}, "c": {}} {
+		for pool, members := range map[string][]view.Upstream{"a<b>": entries[:1], "b": {entries[1], entries[3]}, "c": {}} {
 			if n < len(entries) {
 				continue
 			}
@@ -188,7 +191,7 @@ func TestValidText(t *testing.T) {
 		"app:80": "app:80", "": "", `C:\x`: `C:\x`, "漢": "漢", "\ufffd": "\ufffd",
 		"a\xff:80": `a\xff:80`, "\xfe\xff": `\xfe\xff`, "a\\\xff": `a\\\xff`, "\xe6\xbc": `\xe6\xbc`,
 	} {
-		if got := validText(text); got != want {
+		if got := view.ValidText(text); got != want {
 			t.Errorf("%q: got %q, want %q", text, got, want)
 		}
 	}
@@ -205,13 +208,13 @@ func TestDynamicAddressesThatAreNotUTF8(t *testing.T) {
 		if m := p.byAddress(shown); m == nil || m.address != shown || p.byAddress(pool[i].Dial) != nil {
 			t.Fatalf("%s is %+v", shown, m)
 		}
-		p.app.operations.set(shown, change{mode: new(modeDrain)})
+		p.app.operations.Change(shown, settings.Change{Mode: new(settings.Mode(settings.Drain))})
 		if now := p.snapshotOf(pool); p.situation(now, pool).gets.weights[i] != 0 && i == 0 {
 			t.Errorf("%s gets requests while it drains", shown)
 		}
 	}
 	for _, e := range p.entries(filter{})[1:] {
-		if !strings.HasPrefix(e.Upstream, `\xf`) || e.Mode != modeDrain {
+		if !strings.HasPrefix(e.Upstream, `\xf`) || e.Mode != settings.Drain {
 			t.Errorf("shown as %+v", e)
 		}
 	}

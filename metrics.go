@@ -14,6 +14,9 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // seriesKey is what metrics of checks are told apart by.
@@ -21,23 +24,19 @@ type seriesKey struct{ upstream, check string }
 
 // newSeriesKey returns a key whose parts can be labels.
 func newSeriesKey(upstream, check string) seriesKey {
-	return seriesKey{validText(upstream), validText(check)}
+	return seriesKey{view.ValidText(upstream), view.ValidText(check)}
 }
 
 // checkTally counts what comes of a check of an upstream, for all configs and
 // handlers of the process.
 type checkTally struct{ passed, failed, void, up, down atomic.Uint64 }
 
-// checkTallies has them by seriesKey, as long as anybody watches: so they go on
-// across reloads, and go away with the last one who does.
-var checkTallies = caddy.NewUsagePool()
-
 // Destruct has nothing to do.
 func (*checkTally) Destruct() error { return nil }
 
 // newCheckTally finds or makes the tally of a check.
 func newCheckTally(key seriesKey) (*checkTally, error) {
-	tally, _, err := checkTallies.LoadOrNew(key, func() (caddy.Destructor, error) { return new(checkTally), nil })
+	tally, _, err := shared.CheckCounters.LoadOrNew(key, func() (caddy.Destructor, error) { return new(checkTally), nil })
 	if err != nil {
 		return nil, err
 	}
@@ -78,21 +77,18 @@ type poolTally struct {
 	told     map[string]uint64 // what was told last
 }
 
-// poolTallies has them by name.
-var poolTallies = caddy.NewUsagePool()
-
 // Destruct has nothing to do.
 func (*poolTally) Destruct() error { return nil }
 
 // joinPool has s count for the pool of its name.
 func (s *Selection) joinPool() error {
-	shared, _, err := poolTallies.LoadOrNew(s.pool, func() (caddy.Destructor, error) {
+	found, _, err := shared.PoolCounters.LoadOrNew(s.pool, func() (caddy.Destructor, error) {
 		return &poolTally{policies: make(map[*Selection]bool), ended: make(map[string]uint64)}, nil
 	})
 	if err != nil {
 		return err
 	}
-	s.tally = shared.(*poolTally)
+	s.tally = found.(*poolTally)
 	s.tally.mu.Lock()
 	defer s.tally.mu.Unlock()
 	s.tally.policies[s] = true
@@ -108,7 +104,7 @@ func (s *Selection) leavePool() error {
 	s.tally.failOpen.leave(s)
 	s.tally.failOpen.tell(s.tellLeft)
 	s.tally.end(s, time.Now())
-	_, err := poolTallies.Delete(s.pool)
+	_, err := shared.PoolCounters.Delete(s.pool)
 	return err
 }
 
@@ -227,7 +223,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, n int, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), labels...)
 	}
-	checkTallies.Range(func(key, value any) bool {
+	shared.CheckCounters.Range(func(key, value any) bool {
 		k, t := key.(seriesKey), value.(*checkTally)
 		counter(checksDesc, t.passed.Load(), k.upstream, k.check, "pass")
 		counter(checksDesc, t.failed.Load(), k.upstream, k.check, "fail")
@@ -236,7 +232,7 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		counter(transitionsDesc, t.down.Load(), k.upstream, k.check, "down")
 		return true
 	})
-	poolTallies.Range(func(key, value any) bool {
+	shared.PoolCounters.Range(func(key, value any) bool {
 		pool, t := key.(string), value.(*poolTally)
 		counter(heldDesc, t.held.Load(), pool)
 		for upstream, n := range t.selections() {
@@ -256,13 +252,13 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 			states[e.Pool] = map[string]int{"up": 0, "down": 0, "unknown": 0, "draining": 0, "maintenance": 0}
 			failOpen[e.Pool] = 0
 		}
-		if !e.past {
-			states[e.Pool][e.state()]++
+		if !e.Past {
+			states[e.Pool][e.State()]++
 		}
 		if e.FailOpen {
 			failOpen[e.Pool] = 1
 		}
-		if e.past || e.Mode == modeMaintenance {
+		if e.Past || e.Mode == settings.Maintenance {
 			continue // its status is no alarm, or there is none
 		}
 		for _, c := range e.Checks {
@@ -286,28 +282,6 @@ func (collector) Collect(ch chan<- prometheus.Metric) {
 		gauge(failOpenDesc, failOpen[pool], pool)
 	}
 	checkDuration.Collect(ch)
-}
-
-// state is the one word for an upstream.
-func (e *entry) state() string {
-	switch {
-	case e.Mode == modeMaintenance:
-		return "maintenance"
-	case e.Mode == modeDrain || e.draining():
-		return "draining"
-	default:
-		return e.Status
-	}
-}
-
-// draining reports whether any check was told that no new requests are wanted.
-func (e *entry) draining() bool {
-	for _, c := range e.Checks {
-		if c.Draining {
-			return true
-		}
-	}
-	return false
 }
 
 // registerMetrics shows the metrics in the registry of a config.

@@ -30,11 +30,11 @@
 // sets up for each of the upstreams of upstreams.go and dynamic.go, and which all
 // configs and handlers of the process share. Its probes are made by a module of the
 // package probe, over the route of route.go: as the requests of the handler travel
-// (transport.go), over a connection of its own (internal/wire). The [App] starts and
+// (transport.go), over a connection of its own (internal/conn). The [App] starts and
 // stops them, and hands on what is known when a check changes (inherit.go).
 //
 // The way of an operator is the admin API (admin.go), which the commands ask
-// (command.go, table.go). What is set there (modes.go) is kept in Caddy's storage
+// (internal/cli). What is set there (modes.go) is kept in Caddy's storage
 // (stored.go), and followed by new snapshots. The API, the commands, the page
 // (status.go) and the metrics (metrics.go, counting.go) show one model (overview.go).
 // Changes that others want to hear of are events (events.go).
@@ -44,17 +44,20 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
+	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -92,21 +95,23 @@ type App struct {
 	// has no meaning without `fleet`, and is rejected there. Default: `2s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
 
-	operations *operations
-	keeper     *keeper
-	events     *announcer
-	scope      string // of the operations
-	cleaned    bool
-	stop       context.CancelFunc
-	keeping    sync.WaitGroup
-	exiting    chan struct{} // closed when the process begins to exit
-	ending     sync.Once     // for end
+	operations  *settings.Set
+	keeper      *settings.Store
+	events      *announcer
+	scope       string // of the operations
+	unsubscribe func()
+	logger      *zap.Logger
+	cleaned     bool
+	stop        context.CancelFunc
+	keeping     sync.WaitGroup
+	exiting     chan struct{} // closed when the process begins to exit
+	ending      sync.Once     // for end
 
-	before   []string        // the names of the pools of the config before, nil if there is none
-	had      map[string]bool // the addresses of the upstreams that it had
-	carried  []carried       // weights that follow their upstreams, until the config has begun
-	starting atomic.Bool     // this app has started beside another, and its config not yet as a whole
-	begun    chan struct{}   // closed when the config has started as a whole
+	before   []string           // the names of the pools of the config before, nil if there is none
+	had      map[string]bool    // the addresses of the upstreams that it had
+	carried  []settings.Carried // weights that follow their upstreams, until the config has begun
+	starting atomic.Bool        // this app has started beside another, and its config not yet as a whole
+	begun    chan struct{}      // closed when the config has started as a whole
 	begin    sync.Once
 
 	// inheritance is used while the config is provisioned, one policy after the
@@ -151,21 +156,20 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.scope = prefix
-	shared, _, err := allOperations.LoadOrNew(prefix, func() (caddy.Destructor, error) { return newOperations(), nil })
-	if err != nil {
+	if a.operations, err = settings.Open(prefix); err != nil {
 		return err
 	}
-	a.operations = shared.(*operations)
 	var every time.Duration
 	if a.Fleet != "" {
 		every = a.syncInterval()
 	}
 	storage := ctx.Storage()
 	if prefix == noScope {
-		storage = noStorage{errNoID}
+		storage = nil // nothing can be written
 	}
-	a.keeper = newKeeper(a.operations, storage, prefix, every, ctx.Logger())
-	a.keeper.sync(ctx, true)
+	a.logger = ctx.Logger()
+	a.keeper = settings.NewStore(a.operations, storage, prefix, every, a.logger)
+	a.keeper.Sync(ctx, true)
 	a.begun = make(chan struct{})
 	if a.events, err = newAnnouncer(ctx, a.hasBegun); err != nil {
 		return err
@@ -176,21 +180,17 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
 		return err
 	}
-	a.operations.join(a)
+	a.unsubscribe = a.operations.Subscribe(a.applySetting)
 	return nil
 }
 
-const (
-	// defaultSyncInterval is that of a fleet that sets none.
-	defaultSyncInterval = 2 * time.Second
-	// minSyncInterval is the shortest that can be set.
-	minSyncInterval = 100 * time.Millisecond
-)
+// noScope is where settings would be stored of an instance that has no ID.
+const noScope = "alive/instances/none"
 
 // validate checks the options, and returns where settings are stored.
 func (a *App) validate() (prefix string, err error) {
 	if a.SyncInterval != 0 {
-		if err := checkSyncInterval(time.Duration(a.SyncInterval)); err != nil {
+		if err := limits.SyncInterval(time.Duration(a.SyncInterval)); err != nil {
 			return "", err
 		}
 	}
@@ -204,32 +204,17 @@ func (a *App) validate() (prefix string, err error) {
 		}
 		return "alive/instances/" + id.String(), nil
 	}
-	if !fleetName.MatchString(a.Fleet) {
-		return "", errFleet(a.Fleet)
+	if err := limits.Fleet(a.Fleet); err != nil {
+		return "", err
 	}
 	return "alive/fleets/" + a.Fleet, nil
-}
-
-// fleetName is what can be part of a key of any storage.
-var fleetName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-
-func errFleet(got string) error {
-	return fmt.Errorf("fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got '%s'", got)
 }
 
 var errNoFleet = errors.New("sync_interval has no meaning without fleet")
 
 // syncInterval is how often the members of a fleet look at the storage.
 func (a *App) syncInterval() time.Duration {
-	return cmp.Or(time.Duration(a.SyncInterval), defaultSyncInterval)
-}
-
-// checkSyncInterval keeps a fleet from asking its storage without a pause.
-func checkSyncInterval(interval time.Duration) error {
-	if interval < minSyncInterval || interval > maxDuration {
-		return fmt.Errorf("sync_interval must be from %s to %s; got %s%s", minSyncInterval, maxDuration, interval, missingUnit(interval))
-	}
-	return nil
+	return cmp.Or(time.Duration(a.SyncInterval), limits.DefaultSyncInterval)
 }
 
 // Start starts the probes.
@@ -246,7 +231,7 @@ func (a *App) Start() error {
 	running.Unlock()
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
-	a.keeping.Go(func() { a.keeper.run(ctx) })
+	a.keeping.Go(func() { a.keeper.Run(ctx) })
 	a.keeping.Go(func() { a.attend(ctx, met) })
 	return nil
 }
@@ -275,12 +260,11 @@ func (a *App) Cleanup() error {
 		a.stop()
 		a.keeping.Wait()
 		a.keepCarried()
-		a.keeper.wait()
+		a.keeper.Wait()
 	}
-	a.operations.leave(a)
+	a.unsubscribe()
 	a.dropCarried()
-	_, err := allOperations.Delete(a.scope)
-	return err
+	return settings.Close(a.scope)
 }
 
 // end ends the probes that no other config relies on, and waits for them. The first
@@ -335,7 +319,7 @@ func (a *App) adopt(s *Selection) {
 	} else {
 		begin(s.allWatches(), false)
 	}
-	if len(a.operations.settings()) > 0 {
+	if len(a.operations.All()) > 0 {
 		s.refresh() // one may have changed while nobody told this policy of it
 	}
 	if started {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/rotation"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 const (
@@ -87,8 +88,8 @@ type rules struct {
 	slowStart time.Duration // window of the slow start, 0 for none
 	floor     float64       // where it begins, as a share of the weight
 
-	operations *operations // what is set at run time; nil for nothing
-	pool       string      // whose weights of these count
+	operations *settings.Set // what is set at run time; nil for nothing
+	pool       string        // whose weights of these count
 }
 
 // failOpen says when health is ignored.
@@ -189,12 +190,12 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	for i, m := range members {
 		statuses[i] = m.status()
 		up := statuses[i] == health.Up
-		set := r.operations.of(m.address)
-		weights[i] = set.weight(r.pool, m.weight)
-		ready[i] = weights[i] > 0 && set.mode() == modeReady && (!up || !m.draining())
+		set := r.operations.Of(m.address)
+		weights[i] = set.WeightIn(r.pool, m.weight)
+		ready[i] = weights[i] > 0 && set.ModeNow() == settings.Ready && (!up || !m.draining())
 		switch {
 		case weights[i] == 0:
-		case set.mode() == modeMaintenance, set.mode() == modeDrain && !up:
+		case set.ModeNow() == settings.Maintenance, set.ModeNow() == settings.Drain && !up:
 			weights[i] = 0
 		case !ready[i]:
 			draining[index(m.backup)]++

@@ -12,38 +12,17 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 )
-
-// maxName bounds the names of pools and checks, in bytes.
-const maxName = 200
-
-// checkName reports why a text cannot be a name or a label, if it cannot.
-func checkName(name string) error {
-	if len(name) > maxName || strings.ContainsFunc(name, unicode.IsControl) || !utf8.ValidString(name) {
-		return fmt.Errorf("name must be one line of %d bytes at most", maxName)
-	}
-	return nil
-}
-
-// bounded shortens what is too long for a name, so that what differs still does.
-func bounded(name string) string {
-	if len(name) <= maxName {
-		return name
-	}
-	sum := sha256.Sum256([]byte(name))
-	end := fmt.Sprintf("… #%x", sum[:4])
-	return strings.ToValidUTF8(name[:maxName-len(end)], "") + end
-}
 
 // provisionName checks the name of the pool, or finds one.
 func (s *Selection) provisionName(ctx caddy.Context) error {
-	if err := checkName(s.Name); err != nil {
+	if err := limits.Name(s.Name); err != nil {
 		return err
 	}
 	if s.pool = s.Name; s.pool == "" {
@@ -63,7 +42,7 @@ func (s *Selection) defaultName() string {
 	if source := s.proxy.DynamicUpstreamsRaw; source != nil {
 		names = append(names, sourceName(source))
 	}
-	return bounded(strings.Join(names, " "))
+	return limits.ShortName(strings.Join(names, " "))
 }
 
 // sourceName names a dynamic source by its kind and what it asks for.

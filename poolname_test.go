@@ -11,6 +11,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // poolsOf returns the names of the pools of a config, by the name of the first check of
@@ -19,7 +21,7 @@ func poolsOf(t *testing.T, servers string) map[string]string {
 	t.Helper()
 	names := make(map[string]string)
 	inspect = func() error {
-		poolTallies.Range(func(pool, tally any) bool {
+		shared.PoolCounters.Range(func(pool, tally any) bool {
 			for s := range tally.(*poolTally).policies {
 				names[s.Checks[0].Name] = pool.(string)
 			}

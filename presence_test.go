@@ -43,8 +43,8 @@ func (p *policy) told() (events []string) {
 func (p *policy) gauges() string {
 	states, failOpen, shown := make(map[string]int), false, make(map[string]bool)
 	for _, e := range p.entries(filter{}) {
-		if !e.past && !shown[e.Upstream] { // one of several pools can be shown once for each
-			states[e.state()]++
+		if !e.Past && !shown[e.Upstream] { // one of several pools can be shown once for each
+			states[e.State()]++
 		}
 		shown[e.Upstream] = true
 		failOpen = failOpen || e.FailOpen
@@ -275,7 +275,7 @@ func TestPast_SurvivesReloads(t *testing.T) {
 		why := func() map[string]string {
 			all := make(map[string]string)
 			for _, e := range next.entries(filter{}) {
-				all[e.Upstream] = fmt.Sprintf("past %v: %s", e.past, e.Why)
+				all[e.Upstream] = fmt.Sprintf("past %v: %s", e.Past, e.Why)
 			}
 			return all
 		}

@@ -20,7 +20,6 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/cobra"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -199,8 +198,7 @@ func TestReadmeMetrics(t *testing.T) {
 // other command does.
 func TestReadmeCommands(t *testing.T) {
 	_, _, tables := testkit.README(t)
-	root := &cobra.Command{Use: "alive"}
-	addCommands(root)
+	root := testkit.AliveCommand()
 	named := make(map[string]bool)
 	for _, table := range testkit.TablesOf(t, "command", tables) {
 		for _, row := range table.Rows {

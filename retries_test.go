@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 // TestRetries_LeastRecentlyFailedFirst: those that are down are tried after all that
@@ -33,8 +34,8 @@ func TestRetries_LeastRecentlyFailedFirst(t *testing.T) {
 					p.decide("????????"[:i] + "d")
 					time.Sleep(time.Second)
 				}
-				p.set(5, change{mode: new(modeMaintenance)})
-				p.set(6, change{mode: new(modeDrain)})
+				p.set(5, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
+				p.set(6, settings.Change{Mode: new(settings.Mode(settings.Drain))})
 				p.upstreams[7].MaxRequests = 1
 				setRequests(p.upstreams[7], 1)
 				if got := p.picks(same(), 8); !slices.Equal(got, tc.want) {

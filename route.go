@@ -22,7 +22,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"github.com/caddy-alive/caddy-alive/internal/wire"
+	"github.com/caddy-alive/caddy-alive/internal/conn"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -55,7 +55,7 @@ type route struct {
 	tls           *tls.Config
 	http2         bool // nothing else
 
-	connection *wire.Transport // nil if connections are the handler's
+	connection *conn.Transport // nil if connections are the handler's
 }
 
 // routeKey tells whether two routes are the same, but for what the kind of probe
@@ -149,7 +149,7 @@ func (t *transport) to(upstream caddy.NetworkAddress, address string, check *Hea
 		r.up.Transport = r // the handler's own
 	case own:
 		r.http2 = differs.HTTP2
-		r.connection = &wire.Transport{Open: r.opener()}
+		r.connection = &conn.Transport{Open: r.opener()}
 		if check.KeepConnection {
 			r.connection.MaxAge = maxProbeConnection
 		}
@@ -274,25 +274,25 @@ func (r *route) connectTLS(ctx context.Context, configure func(*tls.Config)) (*t
 }
 
 // opener returns what opens connections for requests.
-func (r *route) opener() func(ctx context.Context) (wire.Line, error) {
+func (r *route) opener() func(ctx context.Context) (conn.Conn, error) {
 	h2c := r.base.Protocols != nil && r.base.Protocols.UnencryptedHTTP2()
 	limit := r.base.MaxResponseHeaderBytes
 	if limit <= 0 || limit > maxProbeHeader {
 		limit = maxProbeHeader
 	}
 	if r.up.Scheme == "http" && !h2c && !r.http2 && r.forwardProxy == nil {
-		return func(ctx context.Context) (wire.Line, error) {
-			conn, err := r.connect(ctx)
+		return func(ctx context.Context) (conn.Conn, error) {
+			opened, err := r.connect(ctx)
 			if err != nil {
 				return nil, err
 			}
-			return &wire.HTTP1{Conn: conn, MaxHeader: limit, HeaderTimeout: r.base.ResponseHeaderTimeout}, nil
+			return &conn.HTTP1{Conn: opened, MaxHeader: limit, HeaderTimeout: r.base.ResponseHeaderTimeout}, nil
 		}
 	}
 
 	own := r.base.Clone()
 	own.DisableCompression = true
-	own.DisableKeepAlives = false // whether they are kept is up to wire.Transport
+	own.DisableKeepAlives = false // whether they are kept is up to conn.Transport
 	own.IdleConnTimeout = 0       // or what is left of an HTTP/2 connection stays for so long after its end
 	own.MaxResponseHeaderBytes = limit
 	own.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerConnection: maxProbeBuffer, MaxReceiveBufferPerStream: maxProbeBuffer}
@@ -317,12 +317,12 @@ func (r *route) opener() func(ctx context.Context) (wire.Line, error) {
 	if _, _, err := net.SplitHostPort(host); err != nil {
 		host = net.JoinHostPort(host, "0") // of a unix socket, where nobody looks at it
 	}
-	return func(ctx context.Context) (wire.Line, error) {
-		conn, err := own.NewClientConn(ctx, r.up.Scheme, host)
+	return func(ctx context.Context) (conn.Conn, error) {
+		opened, err := own.NewClientConn(ctx, r.up.Scheme, host)
 		if err != nil {
 			return nil, err
 		}
-		return wire.Standard{ClientConn: conn}, nil
+		return conn.Standard{ClientConn: opened}, nil
 	}
 }
 

@@ -19,6 +19,9 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // Selection is a policy that selects upstreams in turn among those that are
@@ -290,7 +293,7 @@ func resolveHold(hold time.Duration) (time.Duration, error) {
 	if hold == 0 {
 		return 0, nil
 	}
-	return hold, validateDuration("hold", hold, minHold, math.MaxInt64)
+	return hold, limits.Duration("hold", hold, limits.MinHold, math.MaxInt64)
 }
 
 // canSelect reports whether a policy can pick among the upstreams alive.
@@ -349,14 +352,14 @@ func selectable() []string {
 // resolve returns the window and the floor, or what is wrong with them.
 func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
 	window, floor = time.Duration(c.Window), defaultFloor
-	if window <= 0 || window > maxDuration {
-		return 0, 0, fmt.Errorf("slow_start needs a window above 0 and not longer than %s", maxDuration)
+	if window <= 0 || window > limits.MaxDuration {
+		return 0, 0, fmt.Errorf("slow_start needs a window above 0 and not longer than %s", limits.MaxDuration)
 	}
-	if err := validateDuration("slow_start: window", window, minRampWindow, maxDuration); err != nil {
+	if err := limits.Duration("slow_start: window", window, limits.MinRampWindow, limits.MaxDuration); err != nil {
 		return 0, 0, err
 	}
 	if c.Floor != "" {
-		percent, err := parsePercent(c.Floor)
+		percent, err := limits.Percent(c.Floor)
 		if err != nil {
 			return 0, 0, fmt.Errorf("slow_start: floor %v", err)
 		}
@@ -373,7 +376,7 @@ func parseFailOpen(text string) (failOpen, error) {
 	case "off":
 		return failOpen{never: true}, nil
 	}
-	percent, err := parsePercent(text)
+	percent, err := limits.Percent(text)
 	if err != nil {
 		return failOpen{}, fmt.Errorf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", text)
 	}
@@ -399,7 +402,7 @@ func (s *Selection) Cleanup() error {
 	if s.dynamic != nil {
 		s.dynamic.close()
 		if s.dynamic.key != "" {
-			_, err := watchLists.Delete(s.dynamic.key)
+			_, err := shared.WatchLists.Delete(s.dynamic.key)
 			errs = append(errs, err)
 		}
 	}

@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // counted has a policy count for its pool, so that its events are told.
@@ -51,7 +54,7 @@ func (p *policy) failOpenEvents() (active []bool) {
 
 // failsOpen reports what the list, and so the page and the metrics, says.
 func (p *policy) failsOpen() bool {
-	return slices.ContainsFunc(p.entries(filter{}), func(e entry) bool { return e.FailOpen })
+	return slices.ContainsFunc(p.entries(filter{}), func(e view.Upstream) bool { return e.FailOpen })
 }
 
 const (
@@ -228,7 +231,7 @@ func TestSituation_AgreesWithPicks(t *testing.T) {
 						p.decide(strings.Repeat("?", i) + string("ud"[rng.IntN(2)]))
 					}
 				default:
-					p.set(i, change{mode: new([]mode{modeReady, modeReady, modeDrain, modeMaintenance}[rng.IntN(4)])})
+					p.set(i, settings.Change{Mode: new([]settings.Mode{settings.Ready, settings.Ready, settings.Drain, settings.Maintenance}[rng.IntN(4)])})
 				}
 				entries := p.entries(filter{})
 				var total float64
@@ -251,7 +254,7 @@ func TestSituation_AgreesWithPicks(t *testing.T) {
 					if text := e.Why; got[i] == 0 && (strings.Contains(text, "gets requests all the same") || strings.HasPrefix(text, "up: ")) {
 						t.Errorf("seed %d, step %d: %s got no requests, but the list says: %s", seed, step, e.Upstream, text)
 					}
-					if e.Serving && (got[i] == 0 || e.Status != "up" || e.Mode != modeReady || !p.upstreams[i].Healthy()) {
+					if e.Serving && (got[i] == 0 || e.Status != "up" || e.Mode != settings.Ready || !p.upstreams[i].Healthy()) {
 						t.Errorf("seed %d, step %d: %s is not serving: %+v", seed, step, e.Upstream, e)
 					}
 				}
@@ -275,7 +278,7 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 		healthy   string
 		weights   []int
 		configure func(*Selection)
-		modes     map[int]mode
+		modes     map[int]settings.Mode
 		draining  int // the first of them ask for no new requests
 		want      []string
 		serving   string
@@ -314,7 +317,7 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 		},
 		{
 			rule: "drained, and down or unhealthy", verdicts: "duu", healthy: "101", weights: []int{1, 1, 1},
-			modes: map[int]mode{0: modeDrain, 1: modeDrain},
+			modes: map[int]settings.Mode{0: settings.Drain, 1: settings.Drain},
 			want: []string{
 				"draining since …, and check 'test' failed: sick: no requests",
 				"draining since …, and Caddy's own health checks hold it unhealthy: no requests",
@@ -324,7 +327,7 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 		},
 		{
 			rule: "the last ones are drained", verdicts: "uu?d", healthy: "1111", weights: []int{1, -1, 1, 1},
-			modes: map[int]mode{0: modeDrain, 1: modeDrain, 2: modeDrain},
+			modes: map[int]settings.Mode{0: settings.Drain, 1: settings.Drain, 2: settings.Drain},
 			want: []string{
 				"draining since …, but gets requests, since no other upstream serves",
 				"draining since …: no new requests while another upstream can take them",
@@ -374,7 +377,7 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 				refuse(p.targets[i], true)
 			}
 			for i, m := range tc.modes {
-				p.set(i, change{mode: new(m)})
+				p.set(i, settings.Change{Mode: new(m)})
 			}
 			for i, e := range p.entries(filter{}) {
 				before, after, cut := strings.Cut(tc.want[i], "…")
@@ -392,9 +395,9 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 // TestWhy_MergesWhatDiffers: of a row that stands for several handlers, each sentence
 // is there once, and those of handlers for which it serves come first.
 func TestWhy_MergesWhatDiffers(t *testing.T) {
-	e := entry{Why: "down"}
-	for _, other := range []entry{{Why: "down"}, {Why: "up", Serving: true}, {Why: "up", Serving: true}, {Why: "draining"}} {
-		e.merge(other)
+	e := view.Upstream{Why: "down"}
+	for _, other := range []view.Upstream{{Why: "down"}, {Why: "up", Serving: true}, {Why: "up", Serving: true}, {Why: "draining"}} {
+		e.Merge(other)
 	}
 	if want := "up; elsewhere in this pool: down; elsewhere in this pool: draining"; e.Why != want || !e.Serving {
 		t.Errorf("%q, serving %v; want %q and true", e.Why, e.Serving, want)

@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
@@ -66,7 +67,7 @@ func (*witnessSource) GetUpstreams(*http.Request) ([]*reverseproxy.Upstream, err
 
 // probing is the status of the check of an address whose options have a text.
 func probing(address, options string) (status health.Status) {
-	targets.Range(func(key, value any) bool {
+	shared.Targets.Range(func(key, value any) bool {
 		k := key.(targetKey)
 		if strings.HasSuffix(k.upstream, "/"+address) && strings.Contains(k.probe, options) {
 			status = value.(sharedTarget).Status()

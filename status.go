@@ -22,6 +22,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // Status is a page that shows what all `alive` selection policies of the config
@@ -132,7 +133,7 @@ func wantsHTML(header http.Header) bool {
 
 // renderStatus returns the page. The list is that of the entries as JSON, with which
 // the script begins; encoding/json leaves nothing in it that could end the script.
-func renderStatus(entries []entry, list []byte, now time.Time) ([]byte, error) {
+func renderStatus(entries []view.Upstream, list []byte, now time.Time) ([]byte, error) {
 	var page bytes.Buffer
 	err := statusPage.Execute(&page, map[string]any{
 		"CSS":     template.CSS(statusCSS), //nolint:gosec // it is part of the program
@@ -140,7 +141,7 @@ func renderStatus(entries []entry, list []byte, now time.Time) ([]byte, error) {
 		"Data":    template.JS(list),       //nolint:gosec // see above
 		"Pools":   pages(entries),
 		"Now":     now.UTC().Format("2006-01-02 15:04:05 UTC"),
-		"Summary": summary(entries),
+		"Summary": view.Summary(entries),
 	})
 	return page.Bytes(), err
 }
@@ -154,7 +155,7 @@ type poolPage struct {
 
 // upstreamPage is an upstream as the page shows it.
 type upstreamPage struct {
-	entry
+	view.Upstream
 	State  string
 	Since  string
 	Share  string
@@ -163,7 +164,7 @@ type upstreamPage struct {
 
 // checkPage is a check as the page shows it.
 type checkPage struct {
-	checkEntry
+	view.Check
 	Chart chart
 }
 
@@ -176,20 +177,20 @@ const (
 )
 
 // pages groups entries by pool.
-func pages(entries []entry) []poolPage {
+func pages(entries []view.Upstream) []poolPage {
 	totals := make(map[string]float64)
 	for _, e := range entries {
-		totals[e.title()] += e.EffectiveWeight
+		totals[e.Title()] += e.EffectiveWeight
 	}
-	alarm := alarms(entries)
+	alarm := view.Alarms(entries)
 	var pools []poolPage
 	for i, e := range entries {
-		title := e.title()
-		if i == 0 || title != entries[i-1].title() {
+		title := e.Title()
+		if i == 0 || title != entries[i-1].Title() {
 			pools = append(pools, poolPage{Title: title, Alarm: alarm[title]})
 		}
 		pool := &pools[len(pools)-1]
-		row := upstreamPage{entry: e, State: e.state(), Since: "—", Share: "0 %"}
+		row := upstreamPage{Upstream: e, State: e.State(), Since: "—", Share: "0 %"}
 		if e.Since != nil {
 			row.Since = e.Since.UTC().Format("2006-01-02 15:04:05 UTC")
 		}
@@ -197,7 +198,7 @@ func pages(entries []entry) []poolPage {
 			row.Share = strconv.FormatFloat(math.Round(1000*e.EffectiveWeight/totals[title])/10, 'f', -1, 64) + " %"
 		}
 		for _, c := range e.Checks {
-			row.Checks = append(row.Checks, checkPage{checkEntry: c, Chart: newChart(c)})
+			row.Checks = append(row.Checks, checkPage{Check: c, Chart: newChart(c)})
 		}
 		pool.Rows = append(pool.Rows, row)
 	}
@@ -207,7 +208,7 @@ func pages(entries []entry) []poolPage {
 // newChart draws the last results, the newest at the right, as high as they took in
 // proportion to the slowest. Those that failed have a mark at the top as well, for who
 // cannot tell the colours.
-func newChart(c checkEntry) chart {
+func newChart(c view.Check) chart {
 	slowest, failed := 0.0, 0
 	for _, ms := range c.Recent {
 		slowest = max(slowest, math.Abs(ms))
@@ -231,38 +232,6 @@ func newChart(c checkEntry) chart {
 		drawn.Text += fmt.Sprintf(", the last took %g ms, the slowest %g ms", c.Last.DurationMS, slowest)
 	}
 	return drawn
-}
-
-// summary is the page in a sentence.
-func summary(entries []entry) string {
-	serving, all := 0, 0
-	for _, e := range entries {
-		if e.Gone {
-			continue
-		}
-		all++
-		if e.Serving {
-			serving++
-		}
-	}
-	text := fmt.Sprintf("%d of %d upstreams serve", serving, all)
-	open, out := 0, 0
-	pools := services(entries)
-	for _, p := range pools {
-		switch {
-		case p.failOpen:
-			open++
-		case !p.serving:
-			out++
-		}
-	}
-	if open > 0 {
-		text = fmt.Sprintf("Fail-open in %d of %d pools: %s", open, len(pools), text)
-	}
-	if out > 0 {
-		text = fmt.Sprintf("No upstream serves in %d of %d pools. %s", out, len(pools), text)
-	}
-	return text
 }
 
 // Interface guard

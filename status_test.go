@@ -6,6 +6,9 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // The page is for those who accept HTML by name; all others get the list.
@@ -41,9 +44,9 @@ func TestWantsHTML(t *testing.T) {
 // Names and reasons can be anything; on the page they are text.
 func TestStatusPageEscapes(t *testing.T) {
 	const hostile = `</script><script>alert(1)</script>"'><img src=x onerror=alert(1)>`
-	entries := []entry{{
-		Pool: "pool " + hostile, Upstream: "upstream " + hostile, Status: "down", Mode: modeReady, Why: "why " + hostile, FailOpen: true,
-		Checks: []checkEntry{{Check: "check " + hostile, Status: "down", LastFailed: &resultEntry{Reason: "reason " + hostile}, Recent: []float64{1, -2}}},
+	entries := []view.Upstream{{
+		Pool: "pool " + hostile, Upstream: "upstream " + hostile, Status: "down", Mode: settings.Ready, Why: "why " + hostile, FailOpen: true,
+		Checks: []view.Check{{Check: "check " + hostile, Status: "down", LastFailed: &view.Result{Reason: "reason " + hostile}, Recent: []float64{1, -2}}},
 	}}
 	page := rendered(t, entries)
 	if strings.Contains(page, "<img") || strings.Contains(page, "<script>alert") {
@@ -64,13 +67,13 @@ func TestStatusPageEscapes(t *testing.T) {
 	if !strings.Contains(page, "<title>Fail-open in 1 of 1 pools: 0 of 1 upstreams serve</title>") {
 		t.Error("the title does not tell of fail-open")
 	}
-	if page := rendered(t, []entry{}); !strings.Contains(page, "No reverse_proxy uses lb_policy alive.") {
+	if page := rendered(t, []view.Upstream{}); !strings.Contains(page, "No reverse_proxy uses lb_policy alive.") {
 		t.Errorf("without any: %s", page)
 	}
 }
 
 // rendered returns the page that shows entries.
-func rendered(t *testing.T, entries []entry) string {
+func rendered(t *testing.T, entries []view.Upstream) string {
 	t.Helper()
 	l := &listing{entries: entries}
 	page, err := l.htmlPage()

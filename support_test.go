@@ -3,6 +3,7 @@
 package alive
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,13 +12,15 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // leftovers returns what must not be there while no Caddy runs.
 func leftovers() []string {
 	left := append(testkit.Goroutines(), watched()...)
-	for what, pool := range map[string]*caddy.UsagePool{"settings": allOperations, "counts of checks": checkTallies, "counts of pools": poolTallies} {
+	for what, pool := range map[string]*caddy.UsagePool{"settings": shared.Settings, "counts of checks": shared.CheckCounters, "counts of pools": shared.PoolCounters} {
 		pool.Range(func(key, _ any) bool {
 			left = append(left, fmt.Sprintf("%s of %v", what, key))
 			return true
@@ -28,7 +31,7 @@ func leftovers() []string {
 
 // watched returns the addresses that there are targets for.
 func watched() (addresses []string) {
-	targets.Range(func(key, _ any) bool {
+	shared.Targets.Range(func(key, _ any) bool {
 		addresses = append(addresses, "target "+key.(targetKey).upstream)
 		return true
 	})
@@ -38,7 +41,7 @@ func watched() (addresses []string) {
 // statuses counts the targets of the addresses by their status.
 func statuses(addresses ...string) map[health.Status]int {
 	count := make(map[health.Status]int)
-	targets.Range(func(key, value any) bool {
+	shared.Targets.Range(func(key, value any) bool {
 		_, address, _ := strings.Cut(key.(targetKey).upstream, "/") // after the network
 		if slices.Contains(addresses, address) {
 			count[value.(sharedTarget).Status()]++
@@ -52,4 +55,10 @@ func statuses(addresses ...string) map[health.Status]int {
 func is(status health.Status, address string) bool {
 	count := statuses(address)
 	return count[status] > 0 && len(count) == 1
+}
+
+// parseEntries decodes the list of an answer.
+func parseEntries(text []byte) (entries []view.Upstream, err error) {
+	err = json.Unmarshal(text, &entries)
+	return entries, err
 }

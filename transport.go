@@ -20,6 +20,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/fastcgi"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // dialer connects to an address.
@@ -188,7 +189,7 @@ func canonicalRoots(roots *x509.CertPool) *x509.CertPool {
 	if roots == nil {
 		return nil
 	}
-	targets.Range(func(key, _ any) bool {
+	shared.Targets.Range(func(key, _ any) bool {
 		if known := key.(targetKey).transport.roots; known != nil && known.Equal(roots) {
 			roots = known
 			return false

@@ -18,6 +18,10 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // gather makes the members of the proxy's own list, and their watches.
@@ -96,7 +100,7 @@ func (s *Selection) gatherBackups() error {
 // shownAddress returns a dial address as operators see it and name it: with the
 // placeholders replaced whose values cannot change while Caddy runs. Those of the
 // environment and of the system are such; a file can change, and so does the time.
-func shownAddress(dial string) string { return validText(constants().ReplaceKnown(dial, "")) }
+func shownAddress(dial string) string { return view.ValidText(constants().ReplaceKnown(dial, "")) }
 
 // constants returns a replacer that knows the placeholders whose values cannot
 // change while Caddy runs.
@@ -182,7 +186,7 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*wa
 		}
 	}
 	if s.running.Load() {
-		paused := s.rules.operations.of(shownAddress(dial)).mode() == modeMaintenance
+		paused := s.rules.operations.Of(shownAddress(dial)).ModeNow() == settings.Maintenance
 		for _, w := range watches {
 			w.target.Begin(withAll)
 			w.target.Pause(paused)
@@ -220,7 +224,7 @@ func (s *Selection) resumeDynamic() error {
 			return fmt.Errorf("dynamic upstreams: %v", err)
 		}
 	}
-	list, _, err := watchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
+	list, _, err := shared.WatchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
 		return newWatchList(), nil
 	})
 	if err != nil {
@@ -334,10 +338,4 @@ func (s *Selection) names() []string {
 }
 
 // aFew returns names that fit into a line.
-func aFew(names []string) []string {
-	const most = 10
-	if len(names) <= most {
-		return names
-	}
-	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
-}
+func aFew(names []string) []string { return view.Few(names) }

@@ -5,7 +5,6 @@ package testkit
 import (
 	"bytes"
 	"context"
-	"errors"
 	"reflect"
 
 	"github.com/spf13/cobra"
@@ -13,14 +12,16 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 )
 
+// AliveCommand returns `caddy alive`, as Caddy's main function runs it.
+func AliveCommand() *cobra.Command {
+	root := &cobra.Command{Use: "alive", SilenceUsage: true}
+	caddycmd.Commands()["alive"].CobraFunc(root)
+	return root
+}
+
 // Command runs `caddy alive` with arguments, and returns what it prints.
 func Command(ctx context.Context, address string, args ...string) (stdout, stderr string, err error) {
-	root := &cobra.Command{Use: "alive", SilenceUsage: true}
-	registered, ok := caddycmd.Commands()["alive"]
-	if !ok {
-		return "", "", errors.New("the command alive is not registered")
-	}
-	registered.CobraFunc(root)
+	root := AliveCommand()
 	var out, errs bytes.Buffer
 	root.SetOut(&out)
 	root.SetErr(&errs)

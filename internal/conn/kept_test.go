@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package wire
+package conn
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// script is a line whose answers a test sets, one after the other.
+// script is a connection whose answers a test sets, one after the other.
 type script struct {
 	answer func(nth int, closed <-chan struct{}) (status int, err error)
 	asked  int
@@ -44,7 +44,7 @@ func (s *script) Close() error {
 	return nil
 }
 
-// silent answers nothing until the line is closed.
+// silent answers nothing until the connection is closed.
 func silent(closed <-chan struct{}) (int, error) {
 	<-closed
 	return 0, net.ErrClosed
@@ -82,7 +82,7 @@ func TestTransport_FailureOfKeptConnectionIsAskedAnew(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				opened := 0
 				transport := &Transport{MaxAge: time.Minute}
-				transport.Open = func(context.Context) (Line, error) {
+				transport.Open = func(context.Context) (Conn, error) {
 					opened++
 					first := opened == 1
 					return &script{closed: make(chan struct{}), answer: func(nth int, closed <-chan struct{}) (int, error) {
@@ -114,7 +114,7 @@ func TestTransport_NewConnectionDecides(t *testing.T) {
 		transport := &Transport{MaxAge: time.Minute, GaveUp: func(error) { t.Error("gave up, though new connections are no better") }}
 		failing := silent
 		asked := 0
-		transport.Open = func(context.Context) (Line, error) {
+		transport.Open = func(context.Context) (Conn, error) {
 			return &script{closed: make(chan struct{}), answer: func(_ int, closed <-chan struct{}) (int, error) {
 				if asked++; asked == 1 {
 					return http.StatusOK, nil
@@ -147,7 +147,7 @@ func TestTransport_KeepsNoMoreAfterTwoMisses(t *testing.T) {
 		kept := []bool{good, bad, good, bad, good, good, bad, bad} // how a kept connection answers
 		opened := 0
 		var open atomic.Int64
-		transport.Open = func(context.Context) (Line, error) {
+		transport.Open = func(context.Context) (Conn, error) {
 			opened++
 			open.Add(1)
 			s := &script{closed: make(chan struct{})}
@@ -199,7 +199,7 @@ func TestTransport_SlowAnswersHaveAllTheTime(t *testing.T) {
 		opened := 0
 		transport := &Transport{MaxAge: time.Minute}
 		slow := 700 * time.Millisecond
-		transport.Open = func(context.Context) (Line, error) {
+		transport.Open = func(context.Context) (Conn, error) {
 			opened++
 			return &script{closed: make(chan struct{}), answer: func(int, <-chan struct{}) (int, error) {
 				time.Sleep(slow)
@@ -222,7 +222,7 @@ func TestTransport_SlowAnswersHaveAllTheTime(t *testing.T) {
 	})
 }
 
-// waiting is a line whose bodies, when closed, wait for the end of the connection, as
+// waiting is a connection whose bodies, when closed, wait for the end of the connection, as
 // those of HTTP/2 do while it takes no more writes.
 type waiting struct{ script }
 
@@ -242,7 +242,7 @@ func (c closer) Close() error { return c() }
 func TestTransport_ClosingDoesNotWaitForTheBody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		transport := &Transport{Open: func(context.Context) (Line, error) {
+		transport := &Transport{Open: func(context.Context) (Conn, error) {
 			return &waiting{script: script{closed: make(chan struct{})}}, nil
 		}}
 		status, took, err := ask(t, transport)
@@ -255,7 +255,6 @@ func TestTransport_ClosingDoesNotWaitForTheBody(t *testing.T) {
 // A firewall that forgets idle connections without a word costs no request.
 func TestTransport_ForgottenConnection(t *testing.T) {
 	t.Parallel()
-	needsKept(t)
 	s := serve(t, func(c *client) {
 		if req, _ := c.request(); req != nil {
 			c.send(named(c))
@@ -285,7 +284,7 @@ func TestTransport_OwnConnectionEndsWithItsRequest(t *testing.T) {
 	for name, test := range map[string]struct {
 		scheme string
 		set    func(p *http.Protocols)
-		line   bool // a line of this package
+		own    bool // a connection of this package
 	}{
 		"HTTP/1.1":           {"http", func(p *http.Protocols) { p.SetHTTP1(true) }, true},
 		"HTTP/1.1, net/http": {"http", func(p *http.Protocols) { p.SetHTTP1(true) }, false},
@@ -324,8 +323,8 @@ func TestTransport_OwnConnectionEndsWithItsRequest(t *testing.T) {
 			t.Cleanup(backend.Close)
 			addr := listener.Addr().String()
 			transport := plain(t, addr)
-			if !test.line {
-				transport.Open = func(ctx context.Context) (Line, error) {
+			if !test.own {
+				transport.Open = func(ctx context.Context) (Conn, error) {
 					conn, err := base.NewClientConn(ctx, test.scheme, addr)
 					return Standard{conn}, err
 				}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package wire
+package conn
 
 import (
 	"bufio"
@@ -22,7 +22,7 @@ import (
 
 // The body is what the answer's framing says, and another request can follow
 // only an answer whose end is known, that allows it, and that nothing follows.
-func TestHTTP1Answers(t *testing.T) {
+func TestHTTP1_FramingDecidesBodyAndReuse(t *testing.T) {
 	t.Parallel()
 	const early = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
 	for name, test := range map[string]struct {
@@ -68,26 +68,26 @@ func TestHTTP1Answers(t *testing.T) {
 					c.gone()
 				}
 			})
-			line := dial(t, s.addr)
-			defer line.Close()
-			resp, err := line.RoundTrip(request(t, test.method, ""))
+			conn := dial(t, s.addr)
+			defer conn.Close()
+			resp, err := conn.RoundTrip(request(t, test.method, ""))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if line.Usable() {
+			if conn.Usable() {
 				t.Error("usable before the body was closed")
 			}
 			equal(t, "status", resp.StatusCode, test.status)
 			if got := drain(t, resp); got != test.body {
 				t.Errorf("body: got %.99q, want %.99q", got, test.body)
 			}
-			equal(t, "usable", line.Usable(), test.usable && keeps)
+			equal(t, "usable", conn.Usable(), test.usable)
 		})
 	}
 }
 
 // What is no answer is an error, and no other request can follow.
-func TestHTTP1NoAnswer(t *testing.T) {
+func TestHTTP1_InvalidAnswerIsError(t *testing.T) {
 	t.Parallel()
 	const (
 		closed    = "the connection was closed before an answer was complete"
@@ -120,23 +120,23 @@ func TestHTTP1NoAnswer(t *testing.T) {
 				c.CloseWrite() // a half that is closed is as good as a whole one
 				c.gone()
 			})
-			line := dial(t, s.addr)
-			defer line.Close()
-			resp, err := line.RoundTrip(request(t, http.MethodGet, ""))
+			conn := dial(t, s.addr)
+			defer conn.Close()
+			resp, err := conn.RoundTrip(request(t, http.MethodGet, ""))
 			if err == nil {
 				t.Fatalf("an answer of status %d", resp.StatusCode)
 			}
 			if !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %q, want %q", err, test.want)
 			}
-			equal(t, "usable", line.Usable(), false)
+			equal(t, "usable", conn.Usable(), false)
 		})
 	}
 }
 
 // A body that breaks off is an error when it is read, and no other request can
 // follow.
-func TestHTTP1BodyBreaksOff(t *testing.T) {
+func TestHTTP1_IncompleteBodyIsError(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]string{
 		"length":     "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nready",
@@ -154,8 +154,8 @@ func TestHTTP1BodyBreaksOff(t *testing.T) {
 				c.CloseWrite()
 				c.gone() // and the client closes its half
 			})
-			line := dial(t, s.addr)
-			resp, err := line.RoundTrip(request(t, http.MethodGet, ""))
+			conn := dial(t, s.addr)
+			resp, err := conn.RoundTrip(request(t, http.MethodGet, ""))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -163,13 +163,13 @@ func TestHTTP1BodyBreaksOff(t *testing.T) {
 				t.Errorf("a whole body: %q", got)
 			}
 			resp.Body.Close()
-			equal(t, "usable", line.Usable(), false)
+			equal(t, "usable", conn.Usable(), false)
 		})
 	}
 }
 
 // An answer that is not read to its end takes its connection with it.
-func TestHTTP1BodyUnread(t *testing.T) {
+func TestHTTP1_UnreadBodyClosesConnection(t *testing.T) {
 	t.Parallel()
 	const chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nready\r\n0\r\n\r\n"
 	for name, test := range map[string]struct {
@@ -192,9 +192,9 @@ func TestHTTP1BodyUnread(t *testing.T) {
 				c.gone()
 				close(over)
 			})
-			line := dial(t, s.addr)
-			defer line.Close()
-			resp, err := line.RoundTrip(request(t, http.MethodGet, ""))
+			conn := dial(t, s.addr)
+			defer conn.Close()
+			resp, err := conn.RoundTrip(request(t, http.MethodGet, ""))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -202,7 +202,7 @@ func TestHTTP1BodyUnread(t *testing.T) {
 				t.Fatal(err)
 			}
 			resp.Body.Close()
-			equal(t, "usable", line.Usable(), test.usable && keeps)
+			equal(t, "usable", conn.Usable(), test.usable)
 			if !test.usable {
 				wait(t, over) // the server sees the end
 			}
@@ -212,17 +212,17 @@ func TestHTTP1BodyUnread(t *testing.T) {
 
 // A body that was closed gives nothing any more, whatever its buffer is used for
 // by then, and can be closed again.
-func TestHTTP1BodyClosed(t *testing.T) {
+func TestHTTP1_ClosedBodyGivesNothing(t *testing.T) {
 	t.Parallel()
 	s := serve(t, answering(ready))
-	line := dial(t, s.addr)
-	defer line.Close()
-	first, err := line.RoundTrip(request(t, http.MethodGet, ""))
+	conn := dial(t, s.addr)
+	defer conn.Close()
+	first, err := conn.RoundTrip(request(t, http.MethodGet, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
 	drain(t, first)
-	second, err := line.RoundTrip(request(t, http.MethodGet, ""))
+	second, err := conn.RoundTrip(request(t, http.MethodGet, ""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,16 +232,15 @@ func TestHTTP1BodyClosed(t *testing.T) {
 	if err := first.Body.Close(); err != nil {
 		t.Errorf("Close after Close: %v", err)
 	}
-	equal(t, "usable while the next answer is read", line.Usable(), false)
+	equal(t, "usable while the next answer is read", conn.Usable(), false)
 	equal(t, "next body", drain(t, second), "ready")
-	equal(t, "usable", line.Usable(), keeps)
+	equal(t, "usable", conn.Usable(), true)
 }
 
-// What the other side did to an idle connection shows: it has closed it, or it
-// has sent what nobody asked for. Silence lets the connection be used.
-func TestHTTP1UsableWhileIdle(t *testing.T) {
+// A connection that the other side closed, or sent something on that no request asked
+// for, is not usable. An idle one is.
+func TestHTTP1_UsableOnlyWhileIdle(t *testing.T) {
 	t.Parallel()
-	needsKept(t)
 	for name, then := range map[string]func(c *client){
 		"closes":       func(c *client) { c.Close() },
 		"closes half":  func(c *client) { c.CloseWrite() },
@@ -259,47 +258,47 @@ func TestHTTP1UsableWhileIdle(t *testing.T) {
 				then(c)
 				c.gone()
 			})
-			line := dial(t, s.addr)
-			defer line.Close()
-			get(t, line)
-			equal(t, "usable before", line.Usable(), true)
+			conn := dial(t, s.addr)
+			defer conn.Close()
+			get(t, conn)
+			equal(t, "usable before", conn.Usable(), true)
 			close(begin)
-			if !eventually(func() bool { return !line.Usable() }) {
+			if !eventually(func() bool { return !conn.Usable() }) {
 				t.Error("still usable")
 			}
 		})
 	}
 	t.Run("closed here", func(t *testing.T) {
 		t.Parallel()
-		line := dial(t, serve(t, answering(ready)).addr)
-		get(t, line)
-		line.Close()
-		equal(t, "usable", line.Usable(), false)
+		conn := dial(t, serve(t, answering(ready)).addr)
+		get(t, conn)
+		conn.Close()
+		equal(t, "usable", conn.Usable(), false)
 	})
 	t.Run("a deadline that passed", func(t *testing.T) {
 		t.Parallel()
-		line := dial(t, serve(t, answering(ready)).addr)
-		defer line.Close()
-		get(t, line)
-		line.Conn.SetReadDeadline(time.Now().Add(-time.Second)) // as connections with timeouts of their own do
-		equal(t, "usable", line.Usable(), true)
-		equal(t, "next body", get(t, line), "ready")
+		conn := dial(t, serve(t, answering(ready)).addr)
+		defer conn.Close()
+		get(t, conn)
+		conn.Conn.SetReadDeadline(time.Now().Add(-time.Second)) // as connections with timeouts of their own do
+		equal(t, "usable", conn.Usable(), true)
+		equal(t, "next body", get(t, conn), "ready")
 	})
 }
 
 // A request that asks for the end of the connection gets it.
-func TestHTTP1RequestCloses(t *testing.T) {
+func TestHTTP1_RequestWithCloseEndsConnection(t *testing.T) {
 	t.Parallel()
-	line := dial(t, serve(t, answering(ready)).addr)
-	defer line.Close()
+	conn := dial(t, serve(t, answering(ready)).addr)
+	defer conn.Close()
 	req := request(t, http.MethodGet, "")
 	req.Close = true
-	fetch(t, line, req)
-	equal(t, "usable", line.Usable(), false)
+	fetch(t, conn, req)
+	equal(t, "usable", conn.Usable(), false)
 }
 
 // The request is on the wire as it was given.
-func TestHTTP1Request(t *testing.T) {
+func TestHTTP1_RequestIsSentAsGiven(t *testing.T) {
 	t.Parallel()
 	seen := make(chan *http.Request, 1)
 	s := serve(t, func(c *client) {
@@ -309,14 +308,14 @@ func TestHTTP1Request(t *testing.T) {
 		c.send(ready)
 		c.gone()
 	})
-	line := dial(t, s.addr)
-	defer line.Close()
+	conn := dial(t, s.addr)
+	defer conn.Close()
 	req := request(t, http.MethodPut, "are you there?")
 	req.URL.RawQuery = "a=b&c"
 	req.Host = "www.example.com"
 	req.Header.Set("X-Probe", "1")
 	req.Header.Set("User-Agent", "tester")
-	fetch(t, line, req)
+	fetch(t, conn, req)
 	got := wait(t, seen)
 	body, _ := io.ReadAll(got.Body)
 	equal(t, "method", got.Method, http.MethodPut)
@@ -343,7 +342,7 @@ func (c counted) Read(p []byte) (int, error) {
 
 // The header of an answer, with those of interim ones, has a limit, and no more
 // than that is read of one that exceeds it. The error says so.
-func TestHTTP1MaxHeader(t *testing.T) {
+func TestHTTP1_HeaderIsLimited(t *testing.T) {
 	t.Parallel()
 	const limit = 10_000
 	// sized returns a header of so many bytes, and the body
@@ -377,11 +376,11 @@ func TestHTTP1MaxHeader(t *testing.T) {
 				}
 				c.gone()
 			})
-			line := dial(t, s.addr)
-			defer line.Close()
+			conn := dial(t, s.addr)
+			defer conn.Close()
 			var read atomic.Int64
-			line.Conn, line.MaxHeader = counted{line.Conn, &read}, limit
-			resp, err := line.RoundTrip(request(t, http.MethodGet, ""))
+			conn.Conn, conn.MaxHeader = counted{conn.Conn, &read}, limit
+			resp, err := conn.RoundTrip(request(t, http.MethodGet, ""))
 			if !errors.Is(err, test.want) {
 				t.Errorf("got %v, want %v", err, test.want)
 			}
@@ -390,7 +389,7 @@ func TestHTTP1MaxHeader(t *testing.T) {
 			}
 			if err == nil {
 				drain(t, resp)
-				equal(t, "usable", line.over, false)
+				equal(t, "usable", conn.expired, false)
 			}
 		})
 	}
@@ -398,7 +397,7 @@ func TestHTTP1MaxHeader(t *testing.T) {
 
 // A body without an end can be read in part. Closing it ends the connection and
 // reads no more of it.
-func TestHTTP1EndlessBody(t *testing.T) {
+func TestHTTP1_EndlessBodyCanBeClosed(t *testing.T) {
 	t.Parallel()
 	const part = 1 << 20
 	for name, test := range map[string]struct{ header, repeat string }{
@@ -415,9 +414,9 @@ func TestHTTP1EndlessBody(t *testing.T) {
 					err = c.send(test.repeat)
 				}
 			})
-			line := dial(t, s.addr)
-			defer line.Close()
-			resp, err := line.RoundTrip(request(t, http.MethodGet, ""))
+			conn := dial(t, s.addr)
+			defer conn.Close()
+			resp, err := conn.RoundTrip(request(t, http.MethodGet, ""))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -426,14 +425,14 @@ func TestHTTP1EndlessBody(t *testing.T) {
 				t.Errorf("got %d bytes, %v, want %d", n, err, part)
 			}
 			resp.Body.Close()
-			equal(t, "usable", line.Usable(), false)
+			equal(t, "usable", conn.Usable(), false)
 		})
 	}
 }
 
 // An upstream that rejects a request before it has read all of it is heard,
 // though the rest could not be sent. The connection is over.
-func TestHTTP1EarlyAnswer(t *testing.T) {
+func TestHTTP1_AnswerBeforeEndOfRequestCounts(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("elsewhere a reset may discard what was received before it")
@@ -444,33 +443,33 @@ func TestHTTP1EarlyAnswer(t *testing.T) {
 		}
 		c.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 5\r\n\r\nready")
 	})
-	line := dial(t, s.addr)
-	defer line.Close()
-	resp, err := line.RoundTrip(request(t, http.MethodPost, strings.Repeat("x", 32<<20)))
+	conn := dial(t, s.addr)
+	defer conn.Close()
+	resp, err := conn.RoundTrip(request(t, http.MethodPost, strings.Repeat("x", 32<<20)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	equal(t, "status", resp.StatusCode, http.StatusRequestEntityTooLarge)
 	equal(t, "body", drain(t, resp), "ready")
-	equal(t, "over", line.over, true) // half a request was sent, whatever the socket says
+	equal(t, "over", conn.expired, true) // only half of the request was sent
 }
 
-// A request that cannot be sent, and to which nobody answers, fails with the
-// reason why it cannot be sent.
-func TestHTTP1CannotSend(t *testing.T) {
+// A request that cannot be sent, and that is not answered, fails with the reason why it
+// cannot be sent.
+func TestHTTP1_SendErrorIsReturned(t *testing.T) {
 	t.Parallel()
-	line := dial(t, serve(t, (*client).gone).addr)
-	line.Close()
-	_, err := line.RoundTrip(request(t, http.MethodGet, ""))
+	conn := dial(t, serve(t, (*client).gone).addr)
+	conn.Close()
+	_, err := conn.RoundTrip(request(t, http.MethodGet, ""))
 	if !errors.Is(err, net.ErrClosed) {
 		t.Errorf("got %v, want %v", err, net.ErrClosed)
 	}
-	equal(t, "usable", line.Usable(), false)
+	equal(t, "usable", conn.Usable(), false)
 }
 
 // HeaderTimeout is the time from the end of the request to the end of the
 // header: neither the request nor the body count. Nothing is left running.
-func TestHTTP1HeaderTimeout(t *testing.T) {
+func TestHTTP1_HeaderTimeoutCoversHeaderOnly(t *testing.T) {
 	t.Parallel()
 	const limit = 10 * time.Second
 	for name, test := range map[string]struct {
@@ -508,10 +507,10 @@ func TestHTTP1HeaderTimeout(t *testing.T) {
 					time.Sleep(test.body)
 					io.WriteString(there, ready[len(ready)-5:])
 				})
-				line := &HTTP1{Conn: here, MaxHeader: maxHeader, HeaderTimeout: limit}
-				defer line.Close()
+				conn := &HTTP1{Conn: here, MaxHeader: maxHeader, HeaderTimeout: limit}
+				defer conn.Close()
 				start := time.Now()
-				resp, err := line.RoundTrip(request(t, http.MethodGet, ""))
+				resp, err := conn.RoundTrip(request(t, http.MethodGet, ""))
 				if !test.late {
 					if err != nil {
 						t.Fatal(err)
@@ -529,7 +528,7 @@ func TestHTTP1HeaderTimeout(t *testing.T) {
 }
 
 // The timeout of one answer does not count for the next.
-func TestHTTP1HeaderTimeoutAgain(t *testing.T) {
+func TestHTTP1_HeaderTimeoutIsPerRequest(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		here, there := net.Pipe()
@@ -544,17 +543,17 @@ func TestHTTP1HeaderTimeoutAgain(t *testing.T) {
 				io.WriteString(there, ready)
 			}
 		}()
-		line := &HTTP1{Conn: here, MaxHeader: maxHeader, HeaderTimeout: 10 * time.Second}
-		defer line.Close()
+		conn := &HTTP1{Conn: here, MaxHeader: maxHeader, HeaderTimeout: 10 * time.Second}
+		defer conn.Close()
 		for range 3 {
-			equal(t, "body", get(t, line), "ready")
+			equal(t, "body", get(t, conn), "ready")
 			time.Sleep(time.Minute)
 		}
 	})
 }
 
 // Between requests there is no goroutine, and no buffer is held.
-func TestHTTP1Idle(t *testing.T) {
+func TestHTTP1_IdleHoldsNoGoroutineOrBuffer(t *testing.T) {
 	t.Parallel()
 	// the bubble ends when its last goroutine does, which cannot be one that reads
 	// from a connection that stays open
@@ -567,8 +566,8 @@ func TestHTTP1Idle(t *testing.T) {
 			c.request()
 			io.WriteString(there, ready)
 		}()
-		line := &HTTP1{Conn: here, MaxHeader: maxHeader}
-		resp, err := line.RoundTrip(request(t, http.MethodGet, ""))
+		conn := &HTTP1{Conn: here, MaxHeader: maxHeader}
+		resp, err := conn.RoundTrip(request(t, http.MethodGet, ""))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -578,6 +577,75 @@ func TestHTTP1Idle(t *testing.T) {
 			t.Error("the buffer is held after Close")
 		}
 	})
+}
+
+// An answer that comes before the request is read: some servers send as soon as they are
+// connected to.
+func TestHTTP1_AnswerBeforeTheRequestIsRead(t *testing.T) {
+	t.Parallel()
+	for _, early := range []bool{false, true} {
+		sent := make(chan struct{})
+		s := serve(t, func(c *client) {
+			c.send(ready)
+			close(sent)
+			c.gone()
+		})
+		conn := dial(t, s.addr)
+		if early {
+			wait(t, sent)
+		}
+		stop := time.AfterFunc(grace, func() { conn.Close() }).Stop
+		equal(t, "body", get(t, conn), "ready")
+		stop()
+		conn.Close()
+	}
+}
+
+// The other side may close its half just before the next request is sent, and go on
+// reading. The request fails without a wait.
+func TestHTTP1_ClosedJustBeforeTheRequest(t *testing.T) {
+	t.Parallel()
+	begin, closed := make(chan struct{}), make(chan struct{})
+	s := serve(t, func(c *client) {
+		c.request()
+		c.send(ready)
+		<-begin
+		c.CloseWrite()
+		close(closed)
+		c.gone()
+	})
+	conn := dial(t, s.addr)
+	defer conn.Close()
+	equal(t, "body", get(t, conn), "ready")
+	equal(t, "usable", conn.Usable(), true)
+	close(begin)
+	wait(t, closed)
+	defer time.AfterFunc(grace, func() { conn.Close() }).Stop()
+	began := time.Now()
+	if resp, err := conn.RoundTrip(request(t, http.MethodGet, "")); err == nil {
+		t.Errorf("got %v, want an error", resp)
+	}
+	if took := time.Since(began); took > grace/2 {
+		t.Errorf("it took %v, want no wait", took)
+	}
+}
+
+// A connection of an unknown type may have timeouts of its own. It counts as idle, without
+// a read that could take long.
+func TestHTTP1_UnknownTypeCountsAsIdle(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(c *client) {
+		c.request()
+		c.send(ready)
+		c.gone()
+	})
+	conn := dial(t, s.addr)
+	defer conn.Close()
+	equal(t, "body", get(t, conn), "ready")
+	var read atomic.Int64
+	conn.Conn = counted{conn.Conn, &read}
+	conn.Close()
+	equal(t, "usable", conn.Usable(), true)
 }
 
 // benchmarked answers requests without a body at little cost, so that what is

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,21 +22,24 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 const (
 	// askTimeout is how long Caddy may take to answer.
 	askTimeout = 10 * time.Second
-	// checkTimeout is the same for a check, which takes as long as its own timeout.
+	// checkTimeout is how long a check may take, which has a timeout of its own.
 	checkTimeout = 2 * time.Minute
-	// maxAnswer bounds what is read of an answer, in bytes.
+	// maxAnswer is how much of an answer is read, in bytes.
 	maxAnswer = 256 << 20
 )
 
 // client asks the admin API of the Caddy that the flags of a command name.
 type client struct {
-	cmd   *cobra.Command
-	admin string
+	cmd     *cobra.Command
+	address string // of the admin API
 }
 
 func newClient(cmd *cobra.Command) (*client, error) {
@@ -50,11 +54,11 @@ func newClient(cmd *cobra.Command) (*client, error) {
 	if err != nil || !parsed.IsUnixNetwork() && !parsed.IsFdNetwork() && (parsed.StartPort == 0 || parsed.PortRangeSize() > 1 || strings.Contains(parsed.Host, "/")) {
 		return nil, fmt.Errorf("the address of the admin API must be like localhost:2019 or unix//run/caddy-admin.sock; got %q", admin)
 	}
-	return &client{cmd: cmd, admin: admin}, nil
+	return &client{cmd: cmd, address: admin}, nil
 }
 
-// list returns the upstreams that a query wants, all if it is nil.
-func (c *client) list(limit time.Duration, query url.Values) ([]entry, []byte, error) {
+// list returns the upstreams that a query selects, all if it is nil.
+func (c *client) list(limit time.Duration, query url.Values) ([]view.Upstream, []byte, error) {
 	text, err := c.ask(limit, http.MethodGet, "/alive/upstreams", query, nil)
 	if err != nil {
 		return nil, nil, err
@@ -64,7 +68,7 @@ func (c *client) list(limit time.Duration, query url.Values) ([]entry, []byte, e
 }
 
 // patch changes an upstream, and warns if that could not be stored.
-func (c *client) patch(limit time.Duration, upstream, pool string, change map[string]any) ([]entry, error) {
+func (c *client) patch(limit time.Duration, upstream, pool string, change map[string]any) ([]view.Upstream, error) {
 	query := url.Values{"upstream": {upstream}}
 	if pool != "" {
 		query.Set("pool", pool)
@@ -88,7 +92,7 @@ func (c *client) patch(limit time.Duration, upstream, pool string, change map[st
 }
 
 // check has an upstream checked at once.
-func (c *client) check(limit time.Duration, upstream string) ([]entry, error) {
+func (c *client) check(limit time.Duration, upstream string) ([]view.Upstream, error) {
 	text, err := c.ask(limit, http.MethodPost, "/alive/check", url.Values{"upstream": {upstream}}, nil)
 	if err != nil {
 		return nil, err
@@ -96,32 +100,35 @@ func (c *client) check(limit time.Duration, upstream string) ([]entry, error) {
 	return parseEntries(text)
 }
 
-// fleet returns the name of the fleet of that Caddy, and how often its members look
-// what others have set, or nothing if it is in none.
-func (c *client) fleet(limit time.Duration) (name string, every time.Duration, err error) {
+// fleet returns the name of the fleet of that Caddy, and how often its members read
+// what others have set. The name is empty if the Caddy is in no fleet.
+func (c *client) fleet(limit time.Duration) (name string, syncInterval time.Duration, err error) {
 	text, err := c.ask(limit, http.MethodGet, "/config/apps/alive", nil, nil)
 	if err != nil {
 		return "", 0, err
 	}
-	var app App // null changes nothing
+	var app struct { // null changes nothing
+		Fleet        string         `json:"fleet"`
+		SyncInterval caddy.Duration `json:"sync_interval"`
+	}
 	if err := json.Unmarshal(text, &app); err != nil {
-		return "", 0, fmt.Errorf("reading the config of Caddy at %s: %v", c.admin, err)
+		return "", 0, fmt.Errorf("reading the config of Caddy at %s: %v", c.address, err)
 	}
 	if app.Fleet == "" {
 		return "", 0, nil
 	}
-	return app.Fleet, app.syncInterval(), nil
+	return app.Fleet, cmp.Or(time.Duration(app.SyncInterval), limits.DefaultSyncInterval), nil
 }
 
-// within is how long Caddy may take to answer if the command is to wait until a
-// deadline, with what the storage may take.
-func within(deadline time.Time) time.Duration {
-	return min(askTimeout, max(storageTimeout+time.Second, time.Until(deadline)))
+// timeoutUntil is how long Caddy may take to answer a command that waits until a
+// deadline: at least as long as its storage may take.
+func timeoutUntil(deadline time.Time) time.Duration {
+	return min(askTimeout, max(limits.StorageTimeout+time.Second, time.Until(deadline)))
 }
 
 func (c *client) warn(text string) { fmt.Fprintln(c.cmd.ErrOrStderr(), "warning: "+text) }
 
-// pause waits, unless the command is given up.
+// pause waits. It returns an error at once if the command is interrupted.
 func (c *client) pause(wait time.Duration) error {
 	select {
 	case <-c.cmd.Context().Done():
@@ -131,15 +138,15 @@ func (c *client) pause(wait time.Duration) error {
 	}
 }
 
-func parseEntries(text []byte) ([]entry, error) {
-	var entries []entry
+func parseEntries(text []byte) ([]view.Upstream, error) {
+	var entries []view.Upstream
 	if err := json.Unmarshal(text, &entries); err != nil {
 		return nil, fmt.Errorf("this is no answer of Caddy's admin API: %v", err)
 	}
 	return entries, nil
 }
 
-// ask asks once.
+// ask sends one request, and gives up after the time limit.
 func (c *client) ask(limit time.Duration, method, path string, query url.Values, body []byte) ([]byte, error) {
 	if len(query) > 0 {
 		path += "?" + query.Encode()
@@ -148,8 +155,8 @@ func (c *client) ask(limit time.Duration, method, path string, query url.Values,
 		text []byte
 		err  error
 	}
-	// AdminAPIRequest has no end of its own, and takes no context. If it does not
-	// return, it ends with the command.
+	// AdminAPIRequest takes no context and has no timeout. If it does not return, its
+	// goroutine ends with the process of the command.
 	answered := make(chan answer, 1)
 	go func() {
 		text, err := c.request(method, path, body)
@@ -161,7 +168,7 @@ func (c *client) ask(limit time.Duration, method, path string, query url.Values,
 	case a := <-answered:
 		return a.text, a.err
 	case <-timer.C:
-		return nil, fmt.Errorf("no answer from Caddy at %s within %s", c.admin, limit.Round(time.Millisecond))
+		return nil, fmt.Errorf("no answer from Caddy at %s within %s", c.address, limit.Round(time.Millisecond))
 	case <-c.cmd.Context().Done():
 		return nil, context.Cause(c.cmd.Context())
 	}
@@ -172,14 +179,14 @@ func (c *client) request(method, path string, body []byte) ([]byte, error) {
 	if body != nil {
 		reader = bytes.NewReader(body)
 	}
-	response, err := caddycmd.AdminAPIRequest(c.admin, method, path, nil, reader)
+	response, err := caddycmd.AdminAPIRequest(c.address, method, path, nil, reader)
 	if err != nil {
 		return nil, c.explain(err)
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
 	if err != nil {
-		return nil, fmt.Errorf("reading the answer of Caddy at %s: %v", c.admin, err)
+		return nil, fmt.Errorf("reading the answer of Caddy at %s: %v", c.address, err)
 	}
 	return text, nil
 }
@@ -191,7 +198,7 @@ var errorAnswer = regexp.MustCompile(`(?s)HTTP (\d+): (.*)$`)
 func (c *client) explain(err error) error {
 	match := errorAnswer.FindStringSubmatch(err.Error())
 	if match == nil {
-		return fmt.Errorf("cannot reach Caddy at %s: is it running, and is its admin API there? %s", c.admin, printable(err.Error()))
+		return fmt.Errorf("cannot reach Caddy at %s: is it running, and is its admin API there? %s", c.address, printable(err.Error()))
 	}
 	var answer struct {
 		Error string `json:"error"`
@@ -199,11 +206,11 @@ func (c *client) explain(err error) error {
 	_ = json.Unmarshal([]byte(match[2]), &answer) // else it is empty
 	switch {
 	case match[1] == strconv.Itoa(http.StatusNotFound) && !ours.MatchString(answer.Error):
-		return fmt.Errorf("the Caddy at %s has no %s: it is a build without this plugin, or no Caddy", c.admin, caddy.ModuleID("admin.api.alive"))
+		return fmt.Errorf("the Caddy at %s has no %s: it is a build without this plugin, or no Caddy", c.address, caddy.ModuleID("admin.api.alive"))
 	case answer.Error == "":
-		return fmt.Errorf("the server at %s answers with the status %s", c.admin, match[1])
+		return fmt.Errorf("the server at %s answers with the status %s", c.address, match[1])
 	}
-	return errors.New(printable(strings.Replace(answer.Error, listedBy, "caddy alive status", 1)))
+	return errors.New(printable(strings.Replace(answer.Error, "GET /alive/upstreams", "caddy alive status", 1)))
 }
 
 // ours is what the admin API says itself where it answers 404.

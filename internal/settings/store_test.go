@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package settings
 
 import (
 	"context"
@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,50 +19,41 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
-
-	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// newTestApp returns an app as it is after Provision, with a storage of its own.
-func newTestApp(t *testing.T) *App {
-	t.Helper()
-	o := newOperations()
-	return &App{operations: o, keeper: newKeeper(o, &certmagic.FileStorage{Path: t.TempDir()}, "alive/test", 0, zap.NewNop())}
+func drained(at int) *Setting {
+	return &Setting{Address: "a:80", Mode: Drain, Changed: time.Unix(int64(at), 0)}
 }
 
-func drained(at int) *setting {
-	return &setting{Address: "a:80", Mode: modeDrain, Changed: time.Unix(int64(at), 0)}
-}
-
-func weighed(weight *int, at int) *setting {
-	return &setting{Address: "a:80", Weights: map[string]weightSet{"shop": {Weight: weight, Changed: time.Unix(int64(at), 0)}}}
+func weighed(weight *int, at int) *Setting {
+	return &Setting{Address: "a:80", Weights: map[string]Weight{"shop": {Weight: weight, Changed: time.Unix(int64(at), 0)}}}
 }
 
 // Of each part, the last change wins, whatever order they meet in.
 func TestSettingsMerge(t *testing.T) {
-	ready := &setting{Address: "a:80", Mode: modeReady, Changed: time.Unix(5, 0)}
+	ready := &Setting{Address: "a:80", Mode: Ready, Changed: time.Unix(5, 0)}
 	for _, tc := range []struct {
-		a, b   *setting
-		mode   mode
+		a, b   *Setting
+		mode   Mode
 		weight int
 	}{
-		{drained(3), ready, modeReady, 1},
-		{drained(7), ready, modeDrain, 1},
-		{drained(3), weighed(new(4), 2), modeDrain, 4},
-		{weighed(new(4), 2), weighed(new(6), 3), modeReady, 6},
-		{weighed(new(4), 2), weighed(nil, 3), modeReady, 1},
-		{weighed(nil, 2), weighed(new(4), 3), modeReady, 4},
-		{nil, drained(3), modeDrain, 1},
-		{drained(5), ready, modeReady, 1}, // at the same time: all take the same
-		{weighed(new(4), 2), weighed(new(6), 2), modeReady, 6},
-		{weighed(nil, 2), weighed(new(0), 2), modeReady, 0},
+		{drained(3), ready, Ready, 1},
+		{drained(7), ready, Drain, 1},
+		{drained(3), weighed(new(4), 2), Drain, 4},
+		{weighed(new(4), 2), weighed(new(6), 3), Ready, 6},
+		{weighed(new(4), 2), weighed(nil, 3), Ready, 1},
+		{weighed(nil, 2), weighed(new(4), 3), Ready, 4},
+		{nil, drained(3), Drain, 1},
+		{drained(5), ready, Ready, 1}, // at the same time: all take the same
+		{weighed(new(4), 2), weighed(new(6), 2), Ready, 6},
+		{weighed(nil, 2), weighed(new(0), 2), Ready, 0},
 	} {
-		one, other := merged(tc.a, tc.b), merged(tc.b, tc.a)
-		if !one.equal(other) || !one.equal(merged(one, tc.b)) || !one.equal(merged(tc.b, other)) {
+		one, other := Merge(tc.a, tc.b), Merge(tc.b, tc.a)
+		if !one.equal(other) || !one.equal(Merge(one, tc.b)) || !one.equal(Merge(tc.b, other)) {
 			t.Errorf("%+v and %+v: %+v one way, %+v the other", tc.a, tc.b, one, other)
 		}
-		if one.mode() != tc.mode || one.weight("shop", 1) != tc.weight || one.weight("other", 1) != 1 {
-			t.Errorf("%+v and %+v: mode %s, weight %d, want %s and %d", tc.a, tc.b, one.mode(), one.weight("shop", 1), tc.mode, tc.weight)
+		if one.ModeNow() != tc.mode || one.WeightIn("shop", 1) != tc.weight || one.WeightIn("other", 1) != 1 {
+			t.Errorf("%+v and %+v: mode %s, weight %d, want %s and %d", tc.a, tc.b, one.ModeNow(), one.WeightIn("shop", 1), tc.mode, tc.weight)
 		}
 	}
 }
@@ -71,7 +61,7 @@ func TestSettingsMerge(t *testing.T) {
 // Others may be reading what is merged.
 func TestSettingsAreNotChanged(t *testing.T) {
 	known := weighed(new(4), 2)
-	more := merged(known, &setting{Address: "a:80", Weights: map[string]weightSet{"market": {Weight: new(2), Changed: time.Unix(3, 0)}}})
+	more := Merge(known, &Setting{Address: "a:80", Weights: map[string]Weight{"market": {Weight: new(2), Changed: time.Unix(3, 0)}}})
 	if len(known.Weights) != 1 || len(more.Weights) != 2 {
 		t.Errorf("%+v became %+v", known, more)
 	}
@@ -79,30 +69,21 @@ func TestSettingsAreNotChanged(t *testing.T) {
 
 // A change here wins over what is known, though the clock of another be ahead.
 func TestAChangeHereWins(t *testing.T) {
-	o := newOperations()
+	o := NewSet()
 	ahead := weighed(new(4), 0)
-	ahead.Mode, ahead.Changed = modeDrain, time.Now().Add(time.Hour)
-	ahead.Weights["shop"] = weightSet{Weight: new(4), Changed: time.Now().Add(2 * time.Hour)}
-	o.learn(ahead)
-	o.set("a:80", change{mode: new(modeReady)})
-	o.set("a:80", change{pool: "shop", weight: new(new(6))})
-	o.learn(ahead)
-	if got := o.of("a:80"); got.mode() != modeReady || got.weight("shop", 1) != 6 {
-		t.Errorf("mode %s and weight %d, want ready and 6", got.mode(), got.weight("shop", 1))
+	ahead.Mode, ahead.Changed = Drain, time.Now().Add(time.Hour)
+	ahead.Weights["shop"] = Weight{Weight: new(4), Changed: time.Now().Add(2 * time.Hour)}
+	o.MergeStored(ahead)
+	o.Change("a:80", Change{Mode: new(Mode(Ready))})
+	o.Change("a:80", Change{Pool: "shop", Weight: new(new(6))})
+	o.MergeStored(ahead)
+	if got := o.Of("a:80"); got.ModeNow() != Ready || got.WeightIn("shop", 1) != 6 {
+		t.Errorf("mode %s and weight %d, want ready and 6", got.ModeNow(), got.WeightIn("shop", 1))
 	}
-	o.set("a:80", change{clear: true})
-	o.learn(ahead)
-	if got := o.of("a:80"); !got.idle() {
+	o.Change("a:80", Change{Clear: true})
+	o.MergeStored(ahead)
+	if got := o.Of("a:80"); !got.IsDefault() {
 		t.Errorf("cleared, but it is %+v", got)
-	}
-}
-
-// Requests go by what a storage tells, as by what is set here.
-func TestPicksFollowTheStorage(t *testing.T) {
-	p := newPolicy(t, "uu", following(t))
-	p.app.operations.learn(&setting{Address: p.members[0].address, Mode: modeDrain, Changed: time.Now()})
-	if got := counts(p.picks(get, 10), 2); !slices.Equal(got, []int{0, 10}) {
-		t.Errorf("picks %v, want all of them for who does not drain", got)
 	}
 }
 
@@ -112,18 +93,18 @@ func TestAStorageThatFailsAtTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
 		before, _ := keep(t, storage, "alive/instances/x", 0)
-		before.set("a:80", change{mode: new(modeDrain)})
-		before.sync(t.Context(), false)
+		before.set.Change("a:80", Change{Mode: new(Mode(Drain))})
+		before.Sync(t.Context(), false)
 		storage.set(errors.New("disk on fire"), nil)
 		k, _ := keep(t, storage, "alive/instances/x", 0)
-		if k.isLoaded() || k.of("a:80") != nil {
-			t.Fatalf("loaded from a storage that fails: %v", k.settings())
+		if k.IsLoaded() || k.set.Of("a:80") != nil {
+			t.Fatalf("loaded from a storage that fails: %v", k.set.All())
 		}
 		storage.set(nil, nil)
 		time.Sleep(retryInterval)
 		synctest.Wait()
-		if k.of("a:80").mode() != modeDrain {
-			t.Errorf("settings when the storage works: %v", k.settings())
+		if k.set.Of("a:80").ModeNow() != Drain {
+			t.Errorf("settings when the storage works: %v", k.set.All())
 		}
 	})
 }
@@ -226,18 +207,18 @@ func (f *faulty) Stat(context.Context, string) (certmagic.KeyInfo, error) {
 }
 
 // keep returns a running keeper, and what it logs.
-func keep(t *testing.T, storage certmagic.Storage, prefix string, every time.Duration) (*keeper, *observer.ObservedLogs) {
+func keep(t *testing.T, storage certmagic.Storage, prefix string, every time.Duration) (*Store, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	k := newKeeper(newOperations(), storage, prefix, every, zap.New(core))
-	k.sync(t.Context(), true)
+	k := NewStore(NewSet(), storage, prefix, every, zap.New(core))
+	k.Sync(t.Context(), true)
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
-	running.Go(func() { k.run(ctx) })
+	running.Go(func() { k.Run(ctx) })
 	t.Cleanup(func() {
 		stop()
 		running.Wait()
-		k.wait()
+		k.Wait()
 	})
 	return k, logs
 }
@@ -251,31 +232,31 @@ func TestAFleetFollows(t *testing.T) {
 		two, _ := keep(t, storage, "alive/fleets/a", 2*time.Second)
 		other, _ := keep(t, storage, "alive/fleets/b", 2*time.Second)
 		none, _ := keep(t, storage, "alive/instances/x", 0)
-		one.set("a:80", change{mode: new(modeDrain)})
-		one.sync(t.Context(), false)
-		two.set("a:80", change{pool: "shop", weight: new(new(4))})
-		two.sync(t.Context(), false)
+		one.set.Change("a:80", Change{Mode: new(Mode(Drain))})
+		one.Sync(t.Context(), false)
+		two.set.Change("a:80", Change{Pool: "shop", Weight: new(new(4))})
+		two.Sync(t.Context(), false)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		for name, k := range map[string]*keeper{"one": one, "two": two} {
-			if s := k.of("a:80"); s.mode() != modeDrain || s.weight("shop", 1) != 4 || !k.persisted("a:80") {
+		for name, k := range map[string]*Store{"one": one, "two": two} {
+			if s := k.set.Of("a:80"); s.ModeNow() != Drain || s.WeightIn("shop", 1) != 4 || !k.set.IsStored("a:80") {
 				t.Errorf("%s: %+v", name, s)
 			}
 		}
-		for name, k := range map[string]*keeper{"another fleet": other, "no fleet": none} {
-			if s := k.of("a:80"); s != nil {
+		for name, k := range map[string]*Store{"another fleet": other, "no fleet": none} {
+			if s := k.set.Of("a:80"); s != nil {
 				t.Errorf("%s: %+v", name, s)
 			}
 		}
 
-		two.set("a:80", change{mode: new(modeReady)})
-		two.sync(t.Context(), false)
+		two.set.Change("a:80", Change{Mode: new(Mode(Ready))})
+		two.Sync(t.Context(), false)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if got := one.of("a:80").mode(); got != modeReady {
+		if got := one.set.Of("a:80").ModeNow(); got != Ready {
 			t.Errorf("taken back: mode %s", got)
 		}
-		two.set("a:80", change{pool: "shop", weight: new((*int)(nil))})
+		two.set.Change("a:80", Change{Pool: "shop", Weight: new((*int)(nil))})
 		time.Sleep(25 * time.Hour)
 		synctest.Wait()
 		if len(storage.values) > 0 {
@@ -307,13 +288,13 @@ func TestAStorageThatFails(t *testing.T) {
 				for i := range 5 {
 					began := time.Now()
 					address := fmt.Sprintf("a:%d", i)
-					k.set(address, change{mode: new(modeDrain)})
-					k.sync(t.Context(), false)
-					if waited := time.Since(began); waited > storageTimeout {
+					k.set.Change(address, Change{Mode: new(Mode(Drain))})
+					k.Sync(t.Context(), false)
+					if waited := time.Since(began); waited > Timeout {
 						t.Errorf("it took %v", waited)
 					}
-					if k.of(address).mode() != modeDrain || k.persisted(address) {
-						t.Errorf("%s: %+v, persisted %v", address, k.of(address), k.persisted(address))
+					if k.set.Of(address).ModeNow() != Drain || k.set.IsStored(address) {
+						t.Errorf("%s: %+v, persisted %v", address, k.set.Of(address), k.set.IsStored(address))
 					}
 				}
 				time.Sleep(time.Minute + retryInterval/4) // not just when somebody ceases to wait
@@ -323,8 +304,8 @@ func TestAStorageThatFails(t *testing.T) {
 				mend()
 				time.Sleep(5 * time.Second)
 				synctest.Wait()
-				if len(k.toStore()) > 0 || len(storage.values) != 5 {
-					t.Errorf("when it returned: %v to store, stored %v", k.toStore(), storage.values)
+				if len(k.set.toStore()) > 0 || len(storage.values) != 5 {
+					t.Errorf("when it returned: %v to store, stored %v", k.set.toStore(), storage.values)
 				}
 				if got := logs.Len(); got != 2 {
 					t.Errorf("logged: %v", logs.All())
@@ -352,21 +333,21 @@ func TestAListThatBreaksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
 		before, _ := keep(t, storage, "alive/instances/x", 0)
-		before.set("a:80", change{mode: new(modeDrain)})
-		before.sync(t.Context(), false)
+		before.set.Change("a:80", Change{Mode: new(Mode(Drain))})
+		before.Sync(t.Context(), false)
 		for gaps, loaded := range map[int]bool{listTries - 1: true, listTries: false} {
 			storage.mu.Lock()
 			storage.gaps = gaps
 			storage.mu.Unlock()
 			k, logs := keep(t, storage, "alive/instances/x", 0)
 			warned := logs.FilterLevelExact(zapcore.WarnLevel).Len() > 0
-			if k.isLoaded() != loaded || (k.of("a:80") != nil) != loaded || warned == loaded {
-				t.Errorf("%d lists break off: loaded %v, settings %v, warned %v", gaps, k.isLoaded(), k.settings(), warned)
+			if k.IsLoaded() != loaded || (k.set.Of("a:80") != nil) != loaded || warned == loaded {
+				t.Errorf("%d lists break off: loaded %v, settings %v, warned %v", gaps, k.IsLoaded(), k.set.All(), warned)
 			}
 			time.Sleep(retryInterval)
 			synctest.Wait()
-			if k.of("a:80").mode() != modeDrain {
-				t.Errorf("%d lists break off: settings at the next try: %v", gaps, k.settings())
+			if k.set.Of("a:80").ModeNow() != Drain {
+				t.Errorf("%d lists break off: settings at the next try: %v", gaps, k.set.All())
 			}
 		}
 	})
@@ -378,8 +359,8 @@ func TestGarbageInTheStorage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
 		good, _ := keep(t, storage, "alive/fleets/a", time.Second)
-		good.set("a:80", change{mode: new(modeDrain)})
-		good.sync(t.Context(), false)
+		good.set.Change("a:80", Change{Mode: new(Mode(Drain))})
+		good.Sync(t.Context(), false)
 		of := func(address string) string { return good.key(address) }
 		storage.mu.Lock()
 		maps.Copy(storage.values, map[string]string{
@@ -394,8 +375,8 @@ func TestGarbageInTheStorage(t *testing.T) {
 		storage.mu.Unlock()
 		k, logs := keep(t, storage, "alive/fleets/a", time.Second)
 		time.Sleep(10 * time.Second)
-		if len(k.settings()) != 1 || k.of("a:80").mode() != modeDrain {
-			t.Errorf("settings: %v", k.settings())
+		if len(k.set.All()) != 1 || k.set.Of("a:80").ModeNow() != Drain {
+			t.Errorf("settings: %v", k.set.All())
 		}
 		if got := logs.FilterLevelExact(zapcore.WarnLevel).Len(); got != 6 {
 			t.Errorf("%d warnings, want one each: %v", got, logs.All())
@@ -417,17 +398,19 @@ func TestConcurrentChangesAreAllStored(t *testing.T) {
 		}
 		writers.Go(func() {
 			address := fmt.Sprintf("10.0.0.%d:80", i)
-			k.set(address, change{mode: new(modeDrain)})
-			k.sync(t.Context(), false)
-			if !k.persisted(address) { // on a busy machine it can take longer than anybody waits for it
-				testkit.Eventually(t, testkit.Patience, address+" is stored", func() bool { return k.persisted(address) })
+			k.set.Change(address, Change{Mode: new(Mode(Drain))})
+			k.Sync(t.Context(), false)
+			if !k.set.IsStored(address) { // on a busy machine it can take longer than Sync waits
+				for deadline := time.Now().Add(30 * time.Second); !k.set.IsStored(address) && time.Now().Before(deadline); {
+					time.Sleep(time.Millisecond)
+				}
 			}
 		})
 	}
 	writers.Wait()
 	later, logs := keep(t, storage, "alive/fleets/a", 0)
 	for i := range 200 {
-		if got := later.of(fmt.Sprintf("10.0.0.%d:80", i)).mode(); got != modeDrain {
+		if got := later.set.Of(fmt.Sprintf("10.0.0.%d:80", i)).ModeNow(); got != Drain {
 			t.Errorf("%d: mode %s", i, got)
 		}
 	}
@@ -440,15 +423,15 @@ func TestConcurrentChangesAreAllStored(t *testing.T) {
 // begin to use it.
 func TestAKeeperEndsBesideWriters(t *testing.T) {
 	for range 50 {
-		k := newKeeper(newOperations(), newFaulty(), "x", 0, zap.NewNop())
+		k := NewStore(NewSet(), newFaulty(), "x", 0, zap.NewNop())
 		var writers sync.WaitGroup
 		for i := range 30 {
 			writers.Go(func() {
-				k.set(fmt.Sprint("a", i), change{mode: new(modeDrain)})
-				k.sync(t.Context(), false)
+				k.set.Change(fmt.Sprint("a", i), Change{Mode: new(Mode(Drain))})
+				k.Sync(t.Context(), false)
 			})
 		}
-		k.wait()
+		k.Wait()
 		writers.Wait()
 	}
 }
@@ -478,18 +461,18 @@ func TestASlowStorageWithManySettings(t *testing.T) {
 		storage := newFaulty()
 		one, _ := keep(t, storage, "f", time.Hour)
 		for i := range 1000 {
-			one.set(fmt.Sprintf("x%d:80", i), change{mode: new(modeDrain)})
+			one.set.Change(fmt.Sprintf("x%d:80", i), Change{Mode: new(Mode(Drain))})
 		}
-		one.sync(t.Context(), false)
+		one.Sync(t.Context(), false)
 		began := time.Now()
 		two, logs := keep(t, &slow{storage, 50 * time.Millisecond, ""}, "f", time.Hour)
-		if took := time.Since(began); took > storageTimeout {
+		if took := time.Since(began); took > Timeout {
 			t.Errorf("it kept the start waiting for %v", took)
 		}
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if got := len(two.settings()); got != 1000 || !two.isLoaded() || len(two.toStore()) > 0 {
-			t.Errorf("%d settings, loaded %v, %d to store; %v", got, two.isLoaded(), len(two.toStore()), logs.All())
+		if got := len(two.set.All()); got != 1000 || !two.IsLoaded() || len(two.set.toStore()) > 0 {
+			t.Errorf("%d settings, loaded %v, %d to store; %v", got, two.IsLoaded(), len(two.set.toStore()), logs.All())
 		}
 	})
 }
@@ -501,18 +484,18 @@ func TestOneBadKey(t *testing.T) {
 		storage := &slow{newFaulty(), 0, "f/a.json"}
 		storage.values["f/a.json"] = "{}"
 		before, _ := keep(t, storage.faulty, "f", 0)
-		before.set("x:80", change{mode: new(modeDrain)})
-		before.sync(t.Context(), false)
+		before.set.Change("x:80", Change{Mode: new(Mode(Drain))})
+		before.Sync(t.Context(), false)
 		k, _ := keep(t, storage, "f", time.Second)
-		if k.of("x:80").mode() != modeDrain {
-			t.Errorf("settings %v", k.settings())
+		if k.set.Of("x:80").ModeNow() != Drain {
+			t.Errorf("settings %v", k.set.All())
 		}
 		storage.bad = k.key("a:80")
-		k.set("a:80", change{mode: new(modeDrain)})
-		k.set("z:80", change{mode: new(modeDrain)})
+		k.set.Change("a:80", Change{Mode: new(Mode(Drain))})
+		k.set.Change("z:80", Change{Mode: new(Mode(Drain))})
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if got := k.toStore(); !slices.Equal(got, []string{"a:80"}) {
+		if got := k.set.toStore(); !slices.Equal(got, []string{"a:80"}) {
 			t.Errorf("to store: %v", got)
 		}
 	})
@@ -523,18 +506,18 @@ func TestOneBadKey(t *testing.T) {
 func TestAnotherStorage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		one, _ := keep(t, newFaulty(), "i", 0)
-		one.set("x:80", change{mode: new(modeMaintenance)})
-		one.sync(t.Context(), false)
+		one.set.Change("x:80", Change{Mode: new(Mode(Maintenance))})
+		one.Sync(t.Context(), false)
 		other := newFaulty()
 		other.set(errors.New("down"), nil)
-		two := newKeeper(one.operations, other, "i", 0, zap.NewNop())
-		two.sync(t.Context(), true)
-		if two.persisted("x:80") {
+		two := NewStore(one.set, other, "i", 0, zap.NewNop())
+		two.Sync(t.Context(), true)
+		if two.set.IsStored("x:80") {
 			t.Error("persisted, but the other storage is down")
 		}
 		other.set(nil, nil)
-		two.sync(t.Context(), !two.isLoaded())
-		if len(other.values) != 1 || !two.persisted("x:80") || !two.isLoaded() {
+		two.Sync(t.Context(), !two.IsLoaded())
+		if len(other.values) != 1 || !two.set.IsStored("x:80") || !two.IsLoaded() {
 			t.Errorf("there: %v", other.values)
 		}
 	})
@@ -544,48 +527,13 @@ func TestAnotherStorage(t *testing.T) {
 func TestAClientThatLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, logs := keep(t, &slow{newFaulty(), 300 * time.Millisecond, ""}, "i", 0)
-		k.set("x:80", change{mode: new(modeDrain)})
+		k.set.Change("x:80", Change{Mode: new(Mode(Drain))})
 		ctx, leave := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer leave()
-		k.sync(ctx, false)
+		k.Sync(ctx, false)
 		time.Sleep(time.Second)
-		if logs.Len() > 0 || !k.persisted("x:80") {
-			t.Errorf("logged %v, persisted %v", logs.All(), k.persisted("x:80"))
+		if logs.Len() > 0 || !k.set.IsStored("x:80") {
+			t.Errorf("logged %v, persisted %v", logs.All(), k.set.IsStored("x:80"))
 		}
 	})
-}
-
-// What one instance of a fleet has not seen for long, another may have.
-func TestAFleetDoesNotForget(t *testing.T) {
-	for every, want := range map[time.Duration]mode{0: modeReady, time.Second: modeMaintenance} {
-		o := newOperations()
-		a := &App{operations: o, keeper: newKeeper(o, newFaulty(), "f", every, zap.NewNop())}
-		o.set("x:80", change{mode: new(modeMaintenance)})
-		a.forget("x:80")
-		if got := o.of("x:80").mode(); got != want {
-			t.Errorf("sync_interval %v: mode %s, want %s", every, got, want)
-		}
-	}
-}
-
-// When a change returns, picks follow it, however many verdicts change meanwhile.
-func TestAChangeIsFollowedWhenItReturns(t *testing.T) {
-	p := newPolicy(t, strings.Repeat("u", 200), following(t))
-	var over atomic.Bool
-	var verdicts sync.WaitGroup
-	for range 3 {
-		verdicts.Go(func() {
-			for !over.Load() {
-				p.refresh()
-			}
-		})
-	}
-	for i := range 199 {
-		p.set(i, change{mode: new(modeDrain)})
-		if p.current.Load().tiers[0].weights[i] > 0 {
-			t.Errorf("upstream %d still gets requests", i)
-		}
-	}
-	over.Store(true)
-	verdicts.Wait()
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package settings
 
 import (
 	"context"
@@ -63,12 +63,12 @@ func TestStore_SizeIsKnownBeforeReading(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				storage := &telling{faulty: newFaulty(), stat: tc.stat}
 				writer, _ := keep(t, storage.faulty, "f", 0)
-				writer.set("a:80", change{mode: new(modeDrain)})
-				writer.sync(t.Context(), false)
+				writer.set.Change("a:80", Change{Mode: new(Mode(Drain))})
+				writer.Sync(t.Context(), false)
 				storage.values[writer.key("b:80")] = `{"address":"b:80","mode":"drain"}` + strings.Repeat(" ", maxStored)
 				k, logs := keep(t, storage, "f", 0)
-				if k.of("a:80").mode() != modeDrain || k.of("b:80") != nil || !k.isLoaded() {
-					t.Errorf("settings %v", k.settings())
+				if k.set.Of("a:80").ModeNow() != Drain || k.set.Of("b:80") != nil || !k.IsLoaded() {
+					t.Errorf("settings %v", k.set.All())
 				}
 				if n := storage.loads.Load(); n != tc.loads {
 					t.Errorf("%d were read, want %d", n, tc.loads)
@@ -76,9 +76,9 @@ func TestStore_SizeIsKnownBeforeReading(t *testing.T) {
 				if got := logs.FilterLevelExact(zapcore.WarnLevel).All(); len(got) != 1 || !strings.Contains(fmt.Sprint(got[0].ContextMap()["error"]), "longer than") {
 					t.Errorf("warned: %v", got)
 				}
-				k.set("b:80", change{mode: new(modeMaintenance)})
-				k.sync(t.Context(), false)
-				if s, err := parseSetting([]byte(storage.values[k.key("b:80")])); err != nil || s.mode() != modeMaintenance {
+				k.set.Change("b:80", Change{Mode: new(Mode(Maintenance))})
+				k.Sync(t.Context(), false)
+				if s, err := parse([]byte(storage.values[k.key("b:80")])); err != nil || s.ModeNow() != Maintenance {
 					t.Errorf("the next change does not replace it: %v", err)
 				}
 			})
@@ -92,41 +92,41 @@ func TestStore_TimesFarAheadAreIgnored(t *testing.T) {
 	day := 24 * time.Hour
 	for name, tc := range map[string]struct {
 		ahead time.Duration
-		part  func(s *setting, at time.Time)
+		part  func(s *Setting, at time.Time)
 		taken bool
 	}{
-		"a little":             {time.Hour, func(s *setting, at time.Time) { s.Changed = at }, true},
-		"a year, the mode":     {365 * day, func(s *setting, at time.Time) { s.Changed = at }, false},
-		"a year, a weight":     {365 * day, func(s *setting, at time.Time) { s.Weights["shop"] = weightSet{new(3), at} }, false},
-		"a year, when it left": {365 * day, func(s *setting, at time.Time) { s.Left = at }, false},
-		"8,000 years":          {0, func(s *setting, _ time.Time) { s.Changed = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC) }, false},
+		"a little":             {time.Hour, func(s *Setting, at time.Time) { s.Changed = at }, true},
+		"a year, the mode":     {365 * day, func(s *Setting, at time.Time) { s.Changed = at }, false},
+		"a year, a weight":     {365 * day, func(s *Setting, at time.Time) { s.Weights["shop"] = Weight{new(3), at} }, false},
+		"a year, when it left": {365 * day, func(s *Setting, at time.Time) { s.Left = at }, false},
+		"8,000 years":          {0, func(s *Setting, _ time.Time) { s.Changed = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC) }, false},
 	} {
 		for _, every := range []time.Duration{0, time.Second} {
 			t.Run(fmt.Sprint(name, every), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					storage := newFaulty()
-					stored := &setting{Address: "a:80", Mode: modeMaintenance, Changed: time.Now(), Weights: make(map[string]weightSet)}
+					stored := &Setting{Address: "a:80", Mode: Maintenance, Changed: time.Now(), Weights: make(map[string]Weight)}
 					tc.part(stored, time.Now().Add(tc.ahead))
 					text, err := json.Marshal(stored)
 					if err != nil {
 						t.Fatal(err)
 					}
-					key := (&keeper{prefix: "f"}).key("a:80")
+					key := (&Store{prefix: "f"}).key("a:80")
 					storage.values[key] = string(text)
 					k, logs := keep(t, storage, "f", every)
-					if got := k.of("a:80").mode() == modeMaintenance; got != tc.taken {
+					if got := k.set.Of("a:80").ModeNow() == Maintenance; got != tc.taken {
 						t.Errorf("taken: %v, want %v", got, tc.taken)
 					}
 					time.Sleep(3 * time.Minute)
 					if got := logs.FilterLevelExact(zapcore.WarnLevel).Len(); (got == 1) == tc.taken || got > 1 {
 						t.Errorf("%d warnings", got)
 					}
-					for _, m := range []mode{modeDrain, modeReady} {
-						k.set("a:80", change{mode: &m})
-						k.sync(t.Context(), false)
+					for _, m := range []Mode{Drain, Ready} {
+						k.set.Change("a:80", Change{Mode: &m})
+						k.Sync(t.Context(), false)
 						time.Sleep(3 * time.Minute)
 						synctest.Wait()
-						if got := k.of("a:80"); got.mode() != m || !k.persisted("a:80") {
+						if got := k.set.Of("a:80"); got.ModeNow() != m || !k.set.IsStored("a:80") {
 							t.Errorf("%s is not stored: %+v", m, got)
 						}
 					}
@@ -141,15 +141,15 @@ func TestStore_TimesFarAheadAreIgnored(t *testing.T) {
 func TestStore_TimesAheadAreLookedAtAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
-		key := (&keeper{prefix: "f"}).key("a:80")
+		key := (&Store{prefix: "f"}).key("a:80")
 		storage.values[key] = fmt.Sprintf(`{"address":"a:80","mode":"drain","changed":%q}`, time.Now().Add(30*time.Hour).Format(time.RFC3339))
 		k, _ := keep(t, storage, "f", 0)
 		time.Sleep(5 * time.Hour)
-		if k.of("a:80") != nil {
+		if k.set.Of("a:80") != nil {
 			t.Error("taken while it is far ahead")
 		}
 		time.Sleep(2 * time.Hour)
-		if k.of("a:80").mode() != modeDrain {
+		if k.set.Of("a:80").ModeNow() != Drain {
 			t.Error("not taken when it is no longer far ahead")
 		}
 	})
@@ -173,7 +173,7 @@ func TestStore_RestsAfterALook(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				storage := &telling{faulty: newFaulty(), stat: truly, takes: tc.takes}
-				namer := &keeper{prefix: "f"}
+				namer := &Store{prefix: "f"}
 				for i := range tc.keys {
 					address := fmt.Sprintf("x%d:80", i)
 					storage.values[namer.key(address)] = fmt.Sprintf(`{"address":%q,"mode":"drain","changed":"2000-01-01T00:00:00Z"}`, address)
@@ -186,16 +186,24 @@ func TestStore_RestsAfterALook(t *testing.T) {
 					t.Errorf("%.1f looks in a minute, want %d to %d", n, tc.atBest, tc.atMost)
 				}
 				// what is set here is stored at once all the same
-				k.set("mine:80", change{mode: new(modeDrain)})
-				k.sync(t.Context(), false)
-				if !k.persisted("mine:80") {
+				k.set.Change("mine:80", Change{Mode: new(Mode(Drain))})
+				k.Sync(t.Context(), false)
+				if !k.set.IsStored("mine:80") {
 					time.Sleep(2 * time.Second)
 					synctest.Wait()
-					if !k.persisted("mine:80") {
+					if !k.set.IsStored("mine:80") {
 						t.Error("a change waits for the rest")
 					}
 				}
 			})
 		})
+	}
+}
+
+// A file of an earlier version says nothing of that, and is read.
+func TestSettings_OfEarlierVersionsAreRead(t *testing.T) {
+	s, err := parse([]byte(`{"address":"a:80","mode":"drain","changed":"2026-01-02T03:04:05Z"}`))
+	if err != nil || s.ModeNow() != Drain || !s.AbsentSince().IsZero() {
+		t.Errorf("%+v, %v", s, err)
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package wire
+package conn
 
 import (
 	"context"
@@ -15,36 +15,36 @@ import (
 	"time"
 )
 
-// Renew means a connection that is in use, too: it serves nobody afterwards.
-func TestTransportRenewInUse(t *testing.T) {
+// Renew means a connection that is in use, too: it is not used again.
+func TestTransport_RenewExpiresConnectionInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakes()
 		body := f.begin(t)
 		f.Renew()
 		body.Close()
 		f.begin(t).Close()
-		equal(t, "lines", f.state(), "-b")
+		equal(t, "connections", f.state(), "-b")
 		f.Close()
 	})
 }
 
 // Of two connections, the one is kept that can be used.
-func TestTransportKeepsTheUsable(t *testing.T) {
+func TestTransport_KeepsTheUsableConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakes()
 		first, second := f.begin(t), f.begin(t)
-		f.lines[0].closed.Store(true)
+		f.conns[0].closed.Store(true)
 		first.Close()
 		second.Close()
-		equal(t, "lines", f.state(), "-b")
+		equal(t, "connections", f.state(), "-b")
 		f.Close()
 	})
 }
 
 // A connection that the end of a context is about to close is not kept, or it
-// would be closed under the next request. Who comes first is up to chance, so it is
+// would be closed under the next request. Which comes first is random, so it is
 // tried often.
-func TestTransportContextEndsAtClose(t *testing.T) {
+func TestTransport_ContextThatEndsAtCloseExpiresConnection(t *testing.T) {
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFakes()
@@ -56,7 +56,7 @@ func TestTransportContextEndsAtClose(t *testing.T) {
 			cancel()
 			resp.Body.Close()
 			f.begin(t).Close()
-			equal(t, "lines", f.state(), "-b")
+			equal(t, "connections", f.state(), "-b")
 			f.Close()
 		})
 	}
@@ -75,10 +75,10 @@ func (w *watchedBody) Close() error {
 
 // The body of a request is closed, also if there is no connection to send it
 // over, as the documentation of http.RoundTripper wants it.
-func TestTransportClosesTheBody(t *testing.T) {
+func TestTransport_ClosesRequestBodyIfOpenFails(t *testing.T) {
 	t.Parallel()
 	for _, age := range []time.Duration{0, time.Hour} {
-		tr := &Transport{MaxAge: age, Open: func(context.Context) (Line, error) { return nil, errors.New("refused") }}
+		tr := &Transport{MaxAge: age, Open: func(context.Context) (Conn, error) { return nil, errors.New("refused") }}
 		body := &watchedBody{Reader: strings.NewReader("x")}
 		req := request(t, http.MethodOptions, "")
 		req.Body = body
@@ -93,7 +93,7 @@ func TestTransportClosesTheBody(t *testing.T) {
 
 // A request whose body cannot be read fails with that reason, and waits for no
 // answer.
-func TestHTTP1BodyFails(t *testing.T) {
+func TestHTTP1_ErrorOfRequestBodyIsReturned(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(c *client) { c.gone() })
 	tr := plain(t, s.addr)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package wire
+package conn
 
 import (
 	"bufio"
@@ -28,17 +28,7 @@ const (
 	maxHeader = 64 << 10
 	// ready is the usual answer.
 	ready = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready"
-	// keeps says whether quiet can tell that a plain connection is.
-	keeps = runtime.GOOS != "windows"
 )
-
-// needsKept skips a test of connections that are used again.
-func needsKept(tb testing.TB) {
-	tb.Helper()
-	if !keeps {
-		tb.Skip("plain connections are not used twice here")
-	}
-}
 
 // Neither a connection nor a request leaves a goroutine behind.
 func TestMain(m *testing.M) {
@@ -58,7 +48,7 @@ func strays() string {
 	var found []string
 	for i, stack := range strings.Split(string(stacks), "\n\n") {
 		// the first is this one
-		if i > 0 && (strings.Contains(stack, "/internal/wire.") || strings.Contains(stack, "net/http.")) {
+		if i > 0 && (strings.Contains(stack, "/internal/conn.") || strings.Contains(stack, "net/http.")) {
 			found = append(found, stack)
 		}
 	}
@@ -215,7 +205,7 @@ func dial(tb testing.TB, addr string) *HTTP1 {
 // of the test.
 func plain(tb testing.TB, addr string) *Transport {
 	tb.Helper()
-	t := &Transport{MaxAge: time.Hour, Open: func(ctx context.Context) (Line, error) {
+	t := &Transport{MaxAge: time.Hour, Open: func(ctx context.Context) (Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
 		if err != nil {
 			return nil, err
@@ -269,8 +259,8 @@ func drain(tb testing.TB, resp *http.Response) string {
 	return string(body)
 }
 
-// idle returns the line that a transport keeps, or nil.
-func idle(t *Transport) *keptLine {
+// idle returns the connection that a transport keeps, or nil.
+func idle(t *Transport) *keptConn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.kept

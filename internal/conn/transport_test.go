@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package wire
+package conn
 
 import (
 	"context"
@@ -22,9 +22,8 @@ import (
 
 // A connection serves the requests that can be sent again. Any other has one of
 // its own and says so, as has each without MaxAge.
-func TestTransportReuse(t *testing.T) {
+func TestTransport_ReusesConnectionIfRepeatable(t *testing.T) {
 	t.Parallel()
-	needsKept(t)
 	for name, test := range map[string]struct {
 		method string
 		key    bool
@@ -81,11 +80,21 @@ func TestTransportReuse(t *testing.T) {
 	}
 }
 
+// A request with a body also has its connection kept if it may be sent twice.
+func TestTransport_ReusesConnectionForBodies(t *testing.T) {
+	t.Parallel()
+	s := serve(t, answering(ready))
+	over := plain(t, s.addr)
+	for range 3 {
+		equal(t, "body", fetch(t, over, request(t, http.MethodGet, "are you there?")), "ready")
+	}
+	equal(t, "connections", s.accepted.Load(), 1)
+}
+
 // The other side may end an idle connection, or spoil it: the next request has a
 // new one, its own answer, and no error.
-func TestTransportReconnects(t *testing.T) {
+func TestTransport_ReconnectsAfterIdleConnectionEnded(t *testing.T) {
 	t.Parallel()
-	needsKept(t)
 	for name, test := range map[string]struct {
 		idle   func(c *client) // after the first answer
 		second func(c *client) // after the second request
@@ -136,9 +145,8 @@ func TestTransportReconnects(t *testing.T) {
 
 // A request is sent again once, and only if it was a kept connection that failed
 // it. Its body is sent again, too; one that is gone is not.
-func TestTransportSendsAgain(t *testing.T) {
+func TestTransport_SendsAgainOnceAfterKeptConnectionFailed(t *testing.T) {
 	t.Parallel()
-	needsKept(t)
 	for name, test := range map[string]struct {
 		first    bool // a request that is answered comes before
 		method   string
@@ -208,8 +216,8 @@ func all(int64) bool { return true }
 func only(nth int64) func(int64) bool { return func(n int64) bool { return n == nth } }
 
 // A request ends with its context, with the context's error, and its connection
-// ends then, too, even if nobody closes the body.
-func TestTransportContext(t *testing.T) {
+// ends then, too, even if the body is not closed.
+func TestTransport_ContextEndsRequest(t *testing.T) {
 	t.Parallel()
 	trickle := func(first, then string) func(c *client) {
 		return func(c *client) {
@@ -290,9 +298,9 @@ func TestTransportContext(t *testing.T) {
 	}
 }
 
-// The connection of a request whose body nobody reads or closes ends with the
+// The connection of a request whose body is not read or closed ends with the
 // context, and no other request is sent over it.
-func TestTransportContextAfterAnswer(t *testing.T) {
+func TestTransport_ContextEndsUnclosedAnswer(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(c *client) {
 		c.request()
@@ -315,7 +323,7 @@ func TestTransportContextAfterAnswer(t *testing.T) {
 
 // A body that is closed before its end closes the connection, at the server,
 // too.
-func TestTransportBodyUnread(t *testing.T) {
+func TestTransport_UnreadBodyClosesConnection(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(c *client) {
 		c.request()
@@ -338,7 +346,7 @@ func TestTransportBodyUnread(t *testing.T) {
 }
 
 // An answer that ends its connection has the next request connect anew.
-func TestTransportAnswerCloses(t *testing.T) {
+func TestTransport_ClosingAnswerIsNotReused(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]string{
 		"close":    "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nready",
@@ -362,7 +370,7 @@ func TestTransportAnswerCloses(t *testing.T) {
 }
 
 // A request that fails leaves no connection, though the server would go on.
-func TestTransportFails(t *testing.T) {
+func TestTransport_FailedRequestLeavesNoConnection(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(c *client) {
 		c.request()
@@ -382,18 +390,18 @@ func TestTransportFails(t *testing.T) {
 }
 
 // What keeps Open from connecting is what the request fails with.
-func TestTransportOpenFails(t *testing.T) {
+func TestTransport_ErrorOfOpenIsReturned(t *testing.T) {
 	t.Parallel()
 	want := errors.New("no way")
 	for _, age := range []time.Duration{0, time.Hour} {
-		transport := &Transport{MaxAge: age, Open: func(context.Context) (Line, error) { return nil, want }}
+		transport := &Transport{MaxAge: age, Open: func(context.Context) (Conn, error) { return nil, want }}
 		if _, err := transport.RoundTrip(request(t, http.MethodGet, "")); !errors.Is(err, want) {
 			t.Errorf("age %s: got %v, want %v", age, err, want)
 		}
 	}
 }
 
-// fake is a line whose answers are at hand.
+// fake is a connection whose answers are at hand.
 type fake struct {
 	requests int
 	closed   atomic.Bool
@@ -414,31 +422,31 @@ func (f *fake) Close() error {
 	return nil
 }
 
-// fakes is a transport of fake lines, with those that it has opened.
+// fakes is a transport of fake connections, with those that it has opened.
 type fakes struct {
 	Transport
 	mu    sync.Mutex
-	lines []*fake
+	conns []*fake
 }
 
 func newFakes() *fakes {
 	f := new(fakes)
 	f.MaxAge = time.Minute
-	f.Open = func(context.Context) (Line, error) {
+	f.Open = func(context.Context) (Conn, error) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.lines = append(f.lines, new(fake))
-		return f.lines[len(f.lines)-1], nil
+		f.conns = append(f.conns, new(fake))
+		return f.conns[len(f.conns)-1], nil
 	}
 	return f
 }
 
-// state shows the lines: a letter is one that is open.
+// state shows the connections: a letter is one that is open.
 func (f *fakes) state() string {
 	synctest.Wait()
 	var s strings.Builder
-	for i, line := range f.lines {
-		if line.closed.Load() {
+	for i, conn := range f.conns {
+		if conn.closed.Load() {
 			s.WriteByte('-')
 		} else {
 			s.WriteByte("abcdefgh"[i])
@@ -459,7 +467,7 @@ func (f *fakes) begin(tb testing.TB) io.Closer {
 
 // What is kept is one connection, until it is MaxAge old, Renew or Close. None
 // of these ends one that a request is under way on.
-func TestTransportKeeps(t *testing.T) {
+func TestTransport_KeepsOneConnection(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]func(t *testing.T, f *fakes){
 		"expires idle": func(t *testing.T, f *fakes) {
@@ -478,7 +486,7 @@ func TestTransportKeeps(t *testing.T) {
 			}
 			f.begin(t).Close()
 			equal(t, "before", f.state(), "a")
-			equal(t, "requests", f.lines[0].requests, 60)
+			equal(t, "requests", f.conns[0].requests, 60)
 			time.Sleep(time.Second)
 			equal(t, "then", f.state(), "-")
 		},
@@ -565,7 +573,7 @@ func TestTransportKeeps(t *testing.T) {
 		},
 		"not usable": func(t *testing.T, f *fakes) {
 			f.begin(t).Close()
-			f.lines[0].closed.Store(true)
+			f.conns[0].closed.Store(true)
 			f.begin(t).Close()
 			equal(t, "next", f.state(), "-b")
 		},
@@ -586,7 +594,7 @@ func TestTransportKeeps(t *testing.T) {
 
 // Requests from everywhere, with Renew and Close between them, all have their
 // answers, and leave nothing open.
-func TestTransportConcurrent(t *testing.T) {
+func TestTransport_ConcurrentRequests(t *testing.T) {
 	t.Parallel()
 	s := serve(t, answering(ready))
 	transport := plain(t, s.addr)
@@ -664,7 +672,7 @@ func (l *tracked) drop() {
 
 // Connections of net/http are kept, left and ended as plain ones are, whatever
 // they speak.
-func TestStandard(t *testing.T) {
+func TestStandard_BehavesAsHTTP1(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		scheme, proto string
@@ -703,7 +711,7 @@ func TestStandard(t *testing.T) {
 			}
 			t.Cleanup(backend.Close)
 			addr := listener.Addr().String()
-			transport := &Transport{MaxAge: time.Hour, Open: func(ctx context.Context) (Line, error) {
+			transport := &Transport{MaxAge: time.Hour, Open: func(ctx context.Context) (Conn, error) {
 				conn, err := base.NewClientConn(ctx, test.scheme, addr)
 				if err != nil {
 					return nil, err
