@@ -29,23 +29,6 @@ func watchedOnLists() (found []string) {
 	return found
 }
 
-// startDynamic runs Caddy with these sites until the test ends, and fails the
-// test if a watch list stays behind.
-func startDynamic(tb testing.TB, sites string) *testkit.Caddy {
-	tb.Helper()
-	tb.Cleanup(func() { // after Caddy stopped
-		lists := 0
-		shared.WatchLists.Range(func(_, _ any) bool {
-			lists++
-			return true
-		})
-		if lists > 0 {
-			tb.Errorf("watch lists after Caddy stopped: got %d with %v, want none", lists, watchedOnLists())
-		}
-	})
-	return testkit.StartCaddy(tb, sites)
-}
-
 // A policy watches at most 1,024 addresses of a source, says so once, and goes
 // on with a pool of any size.
 func TestCaddyDynamicHuge(t *testing.T) {
@@ -58,7 +41,7 @@ func TestCaddyDynamicHuge(t *testing.T) {
 	}
 	huge := testkit.ManyAddresses(testkit.FreePort(t), size)
 	s := testkit.NewSource(t, huge...)
-	c := startDynamic(t, testkit.DynamicSite(s.Name(), "check tcp {\ninterval 10m\n}"))
+	c := testkit.StartCaddy(t, testkit.DynamicSite(s.Name(), "check tcp {\ninterval 10m\n}"))
 	client := c.Client()
 	for range 3 { // those that are not checked count as alive
 		if got := testkit.Ask(client, c.URL()); got.Status != http.StatusBadGateway {
@@ -129,7 +112,7 @@ func TestCaddyDynamicHuge(t *testing.T) {
 func TestCaddyDynamicForgets(t *testing.T) {
 	backends := testkit.StartBackends(t, "stays", "leaves")
 	s := testkit.NewSource(t, backends[0].Addr, backends[1].Addr)
-	c := startDynamic(t, testkit.DynamicSite(s.Name(), testkit.QuickCheck))
+	c := testkit.StartCaddy(t, testkit.DynamicSite(s.Name(), testkit.QuickCheck))
 	client := c.Client()
 	testkit.Eventually(t, testkit.Patience, "both take turns", func() bool {
 		return maps.Equal(testkit.Tally(client, c.URL(), 4), map[string]int{"stays": 2, "leaves": 2})

@@ -9,7 +9,4 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-func TestMain(m *testing.M) {
-	testkit.Leftovers = leftovers
-	os.Exit(testkit.Main(m))
-}
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }

@@ -4,30 +4,15 @@ package alive
 
 import (
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 
-	"github.com/caddyserver/caddy/v2"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
-	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
-
-// leftovers returns what must not be there while no Caddy runs.
-func leftovers() []string {
-	left := append(testkit.Goroutines(), watched()...)
-	for what, pool := range map[string]*caddy.UsagePool{"settings": shared.Settings, "counts of checks": shared.CheckCounters, "counts of pools": shared.PoolCounters} {
-		pool.Range(func(key, _ any) bool {
-			left = append(left, fmt.Sprintf("%s of %v", what, key))
-			return true
-		})
-	}
-	return left
-}
 
 // watched returns the addresses that there are targets for.
 func watched() (addresses []string) {

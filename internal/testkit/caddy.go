@@ -32,10 +32,6 @@ type Caddy struct {
 	loaded              bool
 }
 
-// Leftovers returns what must not be there while no Caddy runs. Packages that see more
-// than goroutines replace it.
-var Leftovers = Goroutines
-
 // StartCaddy runs Caddy with these sites of a Caddyfile until the test ends. Sites on
 // `http://` and `https://localhost` are reached by its clients.
 func StartCaddy(tb testing.TB, sites string) *Caddy {
@@ -47,7 +43,7 @@ func StartCaddy(tb testing.TB, sites string) *Caddy {
 func StartCaddyWith(tb testing.TB, global, sites string) *Caddy {
 	tb.Helper()
 	var found []string // what an earlier test has just ended may take a moment
-	if !Poll(Patience, func() bool { found = Leftovers(); return len(found) == 0 }) {
+	if !Poll(Patience, func() bool { found = leftovers(); return len(found) == 0 }) {
 		tb.Fatalf("there before Caddy started: %s", strings.Join(found, "\n"))
 	}
 	c := &Caddy{
@@ -155,7 +151,7 @@ func listeners(port int) (n int) {
 }
 
 // Stop stops Caddy, and fails the test if anything of this project stays behind, such
-// as a probe that runs on.
+// as a probe that runs on, or what configs share.
 func (c *Caddy) Stop() {
 	c.T.Helper()
 	if !c.loaded {
@@ -167,7 +163,7 @@ func (c *Caddy) Stop() {
 	}
 	var leaks []string
 	Poll(Patience, func() bool {
-		leaks = Leftovers()
+		leaks = leftovers()
 		return len(leaks) == 0
 	})
 	for _, leak := range leaks {

@@ -3,8 +3,13 @@
 package testkit
 
 import (
+	"fmt"
 	"runtime"
 	"strings"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // Goroutines returns the stacks of goroutines that run code of this project
@@ -32,4 +37,20 @@ func Goroutines() []string {
 		}
 	}
 	return found
+}
+
+// leftovers returns what must not be there while no Caddy runs: goroutines, and state that
+// configs share.
+func leftovers() []string {
+	left := Goroutines()
+	for what, pool := range map[string]*caddy.UsagePool{
+		"target": shared.Targets, "counters of the check": shared.CheckCounters, "counters of the pool": shared.PoolCounters,
+		"watch list": shared.WatchLists, "settings": shared.Settings,
+	} {
+		pool.Range(func(key, _ any) bool {
+			left = append(left, fmt.Sprintf("%s %v", what, key))
+			return true
+		})
+	}
+	return left
 }
