@@ -4,11 +4,9 @@ package alive
 
 import (
 	"fmt"
-	"net/url"
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -334,81 +332,4 @@ func TestPause_WaitsForTheConfigToBegin(t *testing.T) {
 		t.Error("the config has begun, but the target is not paused")
 	}
 	release([]*Selection{next.Selection})
-}
-
-// A config that fails to start leaves what is known as it was, whatever modes it has.
-func TestCaddyFailedReload_KeepsTheVerdictsOfAnotherFleet(t *testing.T) {
-	all := startBackends(t, "a", "b")
-	one, two := "alive {\n fleet one\n}", "alive {\n fleet two\n}"
-	sites := fmt.Sprintf(operated, addresses(all...))
-	c := startOperated(t, two, sites)
-	up := func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 }
-	eventually(t, patience, "both are up", up)
-	c.patch(all[0].addr, `{"mode":"maintenance"}`)
-	c.global = one
-	c.load(sites)
-	eventually(t, patience, "both are up in the other fleet", up)
-
-	var wrong sync.Once
-	over := make(chan struct{})
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		for {
-			select {
-			case <-over:
-				return
-			default:
-			}
-			if !up() {
-				wrong.Do(func() { t.Error("a config that fails to start paused a target") })
-			}
-			time.Sleep(100 * time.Microsecond)
-		}
-	})
-	c.global = two
-	for range 20 {
-		if err := c.tryLoad(sites + "\nhttp://127.0.0.1:1 {\n\tbind 192.0.2.1\n}\n"); err == nil {
-			t.Fatal("it loads")
-		}
-	}
-	close(over)
-	watching.Wait()
-	c.load(sites)
-	eventually(t, patience, "the mode of the fleet holds", func() bool { return is(health.Unknown, all[0].addr) })
-}
-
-// Weight 0, then the list changes: the excluded one stays excluded, with a line in the
-// log, over a restart too.
-func TestCaddyWeightFollowsWhenTheListChanges(t *testing.T) {
-	all := startBackends(t, "a", "b", "c")
-	sites := func(list ...*backend) string {
-		return strings.Replace(fmt.Sprintf(operated, addresses(list...)), "name shop", "", 1)
-	}
-	c := startOperated(t, "", sites(all[0], all[1]))
-	up := func(n int) {
-		t.Helper()
-		eventually(t, patience, "they are up", func() bool { return statuses(all[0].addr, all[1].addr, all[2].addr)[health.Up] == n })
-	}
-	up(2)
-	c.patch(all[0].addr, `{"weight":0}`)
-	shares(t, "excluded", tally(c.plain(), c.url(), 10), map[string]int{"b": 10})
-	c.load(sites(all...))
-	up(3)
-	shares(t, "one is added", tally(c.plain(), c.url(), 10), map[string]int{"b": 5, "c": 5})
-	if n := len(c.entries(url.Values{})); n != 3 {
-		t.Errorf("%d entries: %+v", n, c.entries(nil))
-	}
-	eventually(t, patience, "it is logged", func() bool {
-		return len(c.lines("a weight that was set at run time follows its upstream into another pool")) == 1 &&
-			len(c.lines("set at run time, and applies to this config")) == 1
-	})
-	eventually(t, patience, "it is stored", func() bool { return c.one(all[0].addr).Persisted == nil })
-	c.stop()
-	c.load(sites(all[2], all[1], all[0]))
-	up(3)
-	shares(t, "reordered at a restart", tally(c.plain(), c.url(), 10), map[string]int{"b": 5, "c": 5})
-	c.patch(all[0].addr, `{"weight":null}`)
-	shares(t, "taken back", tally(c.plain(), c.url(), 9), map[string]int{"a": 3, "b": 3, "c": 3})
-	c.load(sites(all...))
-	shares(t, "taken back, and the list changes", tally(c.plain(), c.url(), 9), map[string]int{"a": 3, "b": 3, "c": 3})
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -265,7 +266,7 @@ func TestDynamicWatchListSurvivesAReload(t *testing.T) {
 
 // A source that never ends cannot make the watch list grow without bound.
 func TestDynamicUpstreamsHaveALimit(t *testing.T) {
-	if raceDetector {
+	if testkit.RaceDetector {
 		t.Skip("the race detector crashes by itself over thousands of timers of virtual time")
 	}
 	bubble(t, func(t *testing.T) {
@@ -287,7 +288,7 @@ func TestDynamicUpstreamsHaveALimit(t *testing.T) {
 
 // When there is room again, those past the limit are watched, too.
 func TestDynamicUpstreamsPastTheLimit(t *testing.T) {
-	if raceDetector {
+	if testkit.RaceDetector {
 		t.Skip("the race detector crashes by itself over thousands of timers of virtual time")
 	}
 	bubble(t, func(t *testing.T) {

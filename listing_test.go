@@ -4,7 +4,6 @@ package alive
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
@@ -187,38 +185,6 @@ func TestMetrics_LeaveOutRecentResults(t *testing.T) {
 	}
 }
 
-// A query that does not parse is no query that wants everything.
-func TestCaddyAdmin_MalformedQueries(t *testing.T) {
-	all := startBackends(t, "a", "b")
-	c := startOperated(t, "", fmt.Sprintf(operated, addresses(all...)))
-	eventually(t, patience, "both are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 })
-	for _, query := range []string{
-		"pool=shop%zz", "pool=%", "upstream=" + all[0].addr + "%zz", "pool=shop;upstream=x", ";", "pool=shop&%zz=1",
-		"pool, upstream=x", "pool%2C%20upstream=x", "%2C=x", "Pool=shop", "pool%20=shop", "=shop", "pools=shop", "poo=shop",
-	} {
-		for method, path := range map[string]string{http.MethodGet: "upstreams", http.MethodHead: "upstreams", http.MethodPatch: "upstreams", http.MethodPost: "check"} {
-			request, err := http.NewRequestWithContext(t.Context(), method, "http://"+c.admin+"/alive/"+path, strings.NewReader(`{"mode":"drain"}`))
-			if err != nil {
-				t.Fatal(err)
-			}
-			request.URL.RawQuery = strings.ReplaceAll(query, ", ", ",%20")
-			response, err := http.DefaultClient.Do(request)
-			if err != nil {
-				t.Fatal(err)
-			}
-			response.Body.Close()
-			if response.StatusCode != http.StatusBadRequest {
-				t.Errorf("%s %s: status %d", method, query, response.StatusCode)
-			}
-		}
-	}
-	for _, e := range c.entries(nil) {
-		if e.Mode != settings.Ready {
-			t.Errorf("it was changed: %+v", e)
-		}
-	}
-}
-
 // Bytes that are not UTF-8 are shown, and those that differ are told apart.
 func TestValidText(t *testing.T) {
 	for text, want := range map[string]string{
@@ -251,44 +217,5 @@ func TestDynamicAddressesThatAreNotUTF8(t *testing.T) {
 		if !strings.HasPrefix(e.Upstream, `\xf`) || e.Mode != settings.Drain {
 			t.Errorf("shown as %+v", e)
 		}
-	}
-}
-
-// Addresses that are not UTF-8 come from a dynamic source as well as from the config;
-// they are shown, counted and set by their escaped form, and /metrics goes on.
-func TestCaddyAddressesThatAreNotUTF8(t *testing.T) {
-	b := startBackend(t, "b", nil)
-	const shown = `\xff\xfe.invalid:80`
-	t.Setenv("ALIVE_TEST_DIAL", "\xff\xfe.invalid:80")
-	for _, name := range []string{"name shop", "# no name"} {
-		c := startOperated(t, "", fmt.Sprintf(`
-http:// {
-	reverse_proxy %s {
-		to {env.ALIVE_TEST_DIAL}
-		lb_policy alive {
-			%s
-			check http /healthz {
-				interval 50ms
-			}
-		}
-	}
-}`, b.addr, name))
-		eventually(t, patience, "the other one is up", func() bool { return is(health.Up, b.addr) })
-		if got := c.one(shown); got.Upstream != shown {
-			t.Errorf("%s: %+v", name, got)
-		}
-		if got := c.patch(shown, `{"mode":"drain"}`); got[0].Mode != settings.Drain || got[0].Persisted != nil {
-			t.Errorf("%s: %+v", name, got)
-		}
-		found := 0
-		for series := range c.metrics() { // fails unless the status is 200
-			if strings.Contains(series, `\\xff\\xfe`) {
-				found++
-			}
-		}
-		if found == 0 {
-			t.Errorf("%s: no series has it", name)
-		}
-		c.stop()
 	}
 }

@@ -5,15 +5,12 @@ package alive
 import (
 	"bytes"
 	"fmt"
-	"net/http"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
@@ -79,54 +76,6 @@ func TestSummary_SaysHowManyPoolsServeNothing(t *testing.T) {
 			t.Errorf("the script does not say %q", p.Alarm())
 		}
 	}
-}
-
-// exitStatus returns the status with which Caddy's main function exits.
-func exitStatus(err error) int {
-	if err == nil {
-		return 0
-	}
-	if v := reflect.Indirect(reflect.ValueOf(err)); v.Kind() == reflect.Struct {
-		if code := v.FieldByName("ExitCode"); code.IsValid() { // its type is Caddy's own
-			return int(code.Int())
-		}
-	}
-	return 1
-}
-
-// A pool whose only upstream is in maintenance, or whose last one drains, is told of
-// by every view of a running Caddy.
-func TestCaddyLastServingUpstream(t *testing.T) {
-	all := startBackends(t, "a", "b")
-	c := startOperated(t, "", fmt.Sprintf(operated, addresses(all...)))
-	eventually(t, patience, "both are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 })
-	check := func(want int, says string) {
-		t.Helper()
-		stdout, stderr, err := command(t.Context(), c.admin, "status", "--check")
-		if exitStatus(err) != want || !strings.HasPrefix(stdout, says) || stderr != "" {
-			t.Errorf("status --check: exit status %d, printed %q and %q; want %d and %q", exitStatus(err), stdout, stderr, want, says)
-		}
-	}
-	run := func(stderr string, args ...string) {
-		t.Helper()
-		if _, got, err := command(t.Context(), c.admin, args...); err != nil || got != stderr {
-			t.Errorf("%v: printed %q, %v, want %q", args, got, err, stderr)
-		}
-	}
-	check(0, "")
-	run("", "maintenance", all[0].addr)
-	check(0, "")
-	run("warning: it still gets new requests: no other upstream of the pool shop serves\n", "drain", all[1].addr)
-	check(3, "pool shop: No upstream serves: requests go to upstreams that drain")
-	shares(t, "the last one drains", tally(c.plain(), c.url(), 5), map[string]int{"b": 5})
-	run("warning: pool shop: No upstream serves, and none gets requests: they are answered 503.\n", "maintenance", all[1].addr)
-	check(3, "pool shop: No upstream serves, and none gets requests")
-	if got := ask(c.plain(), c.url()); got.status != http.StatusServiceUnavailable {
-		t.Errorf("a request: %v", got)
-	}
-	run("", "ready", all[1].addr)
-	eventually(t, patience, "one is up", func() bool { return is(health.Up, all[1].addr) })
-	check(0, "")
 }
 
 // What an earlier config was brought, but no request of this one, is no outage; once a
