@@ -8,9 +8,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"maps"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -24,7 +21,6 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
@@ -324,174 +320,5 @@ func TestFieldDocs(t *testing.T) {
 	}
 	if options < 30 {
 		t.Errorf("found only %d options: nothing was tested", options)
-	}
-}
-
-// The quickstart and the commands, the log, the list and the metrics that the README
-// shows of it are what one gets, but for times and for who is first.
-func TestCaddyReadme(t *testing.T) {
-	_, blocks, _ := testkit.README(t)
-	ports := make(map[string]string)
-	var there, here []string // addresses as in the README, and those of this test
-	for _, port := range []string{"9001", "9002", "9003"} {
-		ports[port] = fmt.Sprint(testkit.FreePort(t))
-		there, here = append(there, port, ports[port]), append(here, ports[port], port)
-	}
-	dir := t.TempDir()
-	site := testkit.Example(t, "quickstart", append(there, "root .", "root `"+dir+"`", "interval 2s", "interval 200ms")...)
-	_, site, _ = strings.Cut(site, "\n}\n") // its global options
-	c := testkit.StartCaddyWith(t, "", site)
-	asShown := strings.NewReplacer(here...)
-	client := c.ClientOf(2)
-	testkit.Eventually(t, testkit.Patience, "the site has its certificate", func() bool { return testkit.Ask(client, c.SecureURL()).Err == nil })
-	address := testkit.Loopback(0)
-	second := strings.TrimSuffix(address, "0") + ports["9002"]
-	allUp := func() bool {
-		return is(health.Up, second) && statuses(strings.TrimSuffix(address, "0")+ports["9001"], strings.TrimSuffix(address, "0")+ports["9003"])[health.Up] == 2
-	}
-	testkit.Eventually(t, testkit.Patience, "all are up", allUp)
-
-	logged := func(msg string) string {
-		t.Helper()
-		var line string
-		testkit.Eventually(t, testkit.Patience, "the log says "+msg, func() bool {
-			text, err := os.ReadFile(c.LogFile())
-			if err != nil {
-				t.Fatal(err)
-			}
-			for of := range strings.Lines(string(text)) {
-				if strings.Contains(of, fmt.Sprintf("%q", msg)) && strings.Contains(of, second) && !strings.Contains(of, `"unknown"`) {
-					line = of
-					return true
-				}
-			}
-			return false
-		})
-		return asShown.Replace(line)
-	}
-	sick := filepath.Join(dir, "app2.sick")
-	var metrics []string
-	for _, b := range blocks {
-		switch {
-		case strings.HasPrefix(b.Text, "$ for i in 1 2 3 4 5 6; do curl -sk https://localhost:8443/; done\n"):
-			want := strings.Split(strings.TrimSpace(b.Text), "\n")[1:]
-			var got []string
-			// who is first is left to chance, and a verdict takes effect a moment later
-			if !testkit.Poll(testkit.Patience, func() bool {
-				for range want {
-					if testkit.Ask(client, c.SecureURL()).Body == want[len(want)-1]+"\n" {
-						break
-					}
-				}
-				got = nil
-				for range want {
-					got = append(got, strings.TrimSpace(testkit.Ask(client, c.SecureURL()).Body))
-				}
-				return slices.Equal(got, want)
-			}) {
-				t.Errorf("%s: got %q, want %q", b, got, want)
-			}
-		case b.Text == "$ touch app2.sick\n":
-			if err := os.WriteFile(sick, nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return is(health.Down, second) })
-		case b.Text == "$ rm app2.sick\n":
-			if err := os.Remove(sick); err != nil {
-				t.Fatal(err)
-			}
-			testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return is(health.Up, second) })
-		case strings.HasPrefix(b.Text, `{"level"`):
-			var want map[string]any
-			if err := json.Unmarshal([]byte(b.Text), &want); err != nil {
-				t.Fatal(err)
-			}
-			sameKeys(t, b.String(), logged(want["msg"].(string)), b.Text, "ts", "previous_duration")
-		case strings.HasPrefix(b.Text, "$ caddy alive "):
-			if err := os.WriteFile(sick, nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			testkit.Eventually(t, testkit.Patience, "it is down, and nothing is in flight", func() bool {
-				return is(health.Down, second) && !slices.ContainsFunc(c.List(nil), func(e testkit.Upstream) bool { return e.Requests != 0 })
-			})
-			var got strings.Builder
-			for line := range strings.Lines(b.Text) {
-				args, isCommand := strings.CutPrefix(line, "$ caddy alive ")
-				if !isCommand {
-					continue
-				}
-				got.WriteString(line)
-				stdout, stderr, _ := testkit.Command(t.Context(), c.Admin, strings.Fields(strings.NewReplacer(there...).Replace(args))...)
-				got.WriteString(asShown.Replace(stdout + stderr))
-			}
-			if got, want := withoutTimes(got.String()), withoutTimes(b.Text); got != want {
-				t.Errorf("%s: got\n%s\nwant\n%s", b, got, want)
-			}
-		case strings.HasPrefix(b.Text, "{\n  \"pool\""):
-			var text string
-			testkit.Eventually(t, testkit.Patience, "no probe is in flight", func() bool {
-				_, text = c.Call(http.MethodGet, "/alive/upstreams", url.Values{"upstream": {second}}, "")
-				return !strings.Contains(text, `"next":null`)
-			})
-			sameKeys(t, b.String(), asShown.Replace(strings.Trim(strings.TrimSpace(text), "[]")), b.Text,
-				"since", "checks")
-			var got, want struct{ Checks []json.RawMessage }
-			if err := json.Unmarshal([]byte(strings.Trim(strings.TrimSpace(text), "[]")), &got); err != nil {
-				t.Fatal(err)
-			}
-			if err := json.Unmarshal([]byte(b.Text), &want); err != nil {
-				t.Fatal(err)
-			}
-			sameKeys(t, b.String(), string(got.Checks[0]), string(want.Checks[0]),
-				"consecutive_fails", "last", "last_failed", "recent_ms", "next")
-		case strings.HasPrefix(b.Text, "$ curl -s localhost:2019/metrics"):
-			_, text := c.Call(http.MethodGet, "/metrics", nil, "")
-			for line := range strings.Lines(asShown.Replace(text)) {
-				metrics = append(metrics, line[:strings.LastIndex(line, " ")])
-			}
-			for _, line := range strings.Split(strings.TrimSpace(b.Text), "\n")[1:] {
-				if line == "…" {
-					continue
-				}
-				if series := line[:strings.LastIndex(line, " ")]; !slices.Contains(metrics, series) {
-					t.Errorf("%s: there is no %s", b, series)
-				}
-			}
-		}
-	}
-	if metrics == nil {
-		t.Error("the README shows no metrics")
-	}
-}
-
-var aTime = regexp.MustCompile(`\b[0-9.]+( ms|s)\b`)
-
-// withoutTimes returns a text whose times are all the same, and with one space for many.
-func withoutTimes(text string) string {
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	for i, line := range lines {
-		lines[i] = strings.Join(strings.Fields(aTime.ReplaceAllString(line, "N$1")), " ")
-	}
-	return strings.Join(lines, "\n")
-}
-
-// sameKeys fails the test unless two objects in JSON have the same keys, with the same
-// values unless they are named.
-func sameKeys(t *testing.T, what, got, want string, but ...string) {
-	t.Helper()
-	var g, w map[string]any
-	if err := json.Unmarshal([]byte(got), &g); err != nil {
-		t.Fatalf("%s: %v: %s", what, err, got)
-	}
-	if err := json.Unmarshal([]byte(want), &w); err != nil {
-		t.Fatalf("%s: %v", what, err)
-	}
-	for _, key := range but {
-		if g[key] != nil && w[key] != nil {
-			g[key], w[key] = "", ""
-		}
-	}
-	if !maps.EqualFunc(g, w, func(a, b any) bool { return reflect.DeepEqual(a, b) }) {
-		t.Errorf("%s: got %v, want %v", what, g, w)
 	}
 }

@@ -68,7 +68,7 @@ func TestCaddyAdminList(t *testing.T) {
 
 // What is wrong with a change is said, with what is allowed; and then nothing is
 // changed.
-func TestCaddyAdminErrors(t *testing.T) {
+func TestAdmin_ErrorsSayWhatIsAllowed(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := func(port int, more string) string {
 		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\t%s\n\t\t}\n\t}\n}\n", port, testkit.Addresses(all...), more)
@@ -200,7 +200,7 @@ func TestCaddyMaintenance(t *testing.T) {
 
 // A weight and a mode that were set hold over reloads and restarts, until they are
 // taken back; those of addresses that are gone are listed, and can be cleared.
-func TestCaddySettingsLast(t *testing.T) {
+func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
 	sites := fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...))
@@ -244,7 +244,7 @@ func TestCaddySettingsLast(t *testing.T) {
 
 // While the storage fails, a change holds here and says that it is not persisted; it
 // is stored when the storage returns.
-func TestCaddyStorageFails(t *testing.T) {
+func TestSettings_HoldWhileTheStorageFails(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	c := testkit.StartCaddyWith(t, "alive {\n fleet shops\n sync_interval 100ms\n}", fmt.Sprintf(testkit.ShopSite, b.Addr))
 	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(b.Addr) })
@@ -279,7 +279,7 @@ func TestCaddyStorageFails(t *testing.T) {
 
 // Handlers whose pools have one name are one pool: each upstream is listed once, with
 // the checks of all.
-func TestCaddyPoolsOfOneName(t *testing.T) {
+func TestPools_OfOneNameAreOnePool(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := func(pool, check string) string {
 		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname %s\n\t\t\tcheck %s\n\t\t}\n\t}\n}\n", testkit.FreePort(t), testkit.Addresses(all...), pool, check)
@@ -304,7 +304,7 @@ func TestCaddyPoolsOfOneName(t *testing.T) {
 
 // A unix socket has slashes, and an address of IPv6 has colons and brackets: they are
 // shown as the config names them, and taken by that name.
-func TestCaddyAdminAddresses(t *testing.T) {
+func TestAdmin_TakesAddressesAsListed(t *testing.T) {
 	serve := func(network, address string) string {
 		stream, err := net.Listen(network, address)
 		if err != nil {
@@ -338,7 +338,7 @@ func TestCaddyAdminAddresses(t *testing.T) {
 
 // A config that does not load changes nothing for upstreams that it shares with the
 // running one, though it be of another fleet, which has other modes.
-func TestCaddyAConfigThatFailsLeavesModesAlone(t *testing.T) {
+func TestFailedReload_LeavesModesAlone(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...))
 	c := testkit.StartCaddyWith(t, "alive {\n fleet one\n}\n", site)
@@ -366,7 +366,7 @@ func TestCaddyAConfigThatFailsLeavesModesAlone(t *testing.T) {
 
 // What requests of the last config brought is listed, and can be changed, before one
 // of this config does.
-func TestCaddyDynamicUpstreamsAreListedAfterAReload(t *testing.T) {
+func TestDynamic_UpstreamsAreListedAfterAReload(t *testing.T) {
 	port, all := testkit.StartLoopbacks(t, testkit.Well)
 	n, name := testkit.StartNameServer(t), testkit.NewName()
 	n.Set(name, testkit.Records{A: []string{"127.0.0.1"}})
@@ -389,7 +389,7 @@ func TestCaddyDynamicUpstreamsAreListedAfterAReload(t *testing.T) {
 }
 
 // A weight of a pool whose name the config has changed is listed, and can be taken back.
-func TestCaddyWeightsOfPoolsThatAreGone(t *testing.T) {
+func TestWeights_OfGonePoolsAreListed(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := func(name string) string {
 		return fmt.Sprintf("http:// {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname %s\n\t\t}\n\t}\n}\n", testkit.Addresses(all...), name)
@@ -419,7 +419,7 @@ func TestCaddyWeightsOfPoolsThatAreGone(t *testing.T) {
 }
 
 // Many at once that take back the same are all answered.
-func TestCaddyManyAtOnce(t *testing.T) {
+func TestAdmin_AnswersManyChangesAtOnce(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	var clients sync.WaitGroup
@@ -438,7 +438,7 @@ func TestCaddyManyAtOnce(t *testing.T) {
 
 // Without a folder to write to, requests are balanced all the same, and what is set
 // holds until Caddy ends.
-func TestCaddyWithoutADataFolder(t *testing.T) {
+func TestSettings_HoldWithoutADataFolder(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("skipped, for it takes a folder that not even root can write to")
 	}
@@ -454,7 +454,7 @@ func TestCaddyWithoutADataFolder(t *testing.T) {
 }
 
 // A name that a pool is given has a bound, so that metrics of large pools have, too.
-func TestCaddyLargePools(t *testing.T) {
+func TestMetrics_OfLargePoolsAreBounded(t *testing.T) {
 	var upstreams []string
 	for i := range 1000 {
 		upstreams = append(upstreams, fmt.Sprintf("10.1.%d.%d:8080", i/250, i%250))

@@ -14,7 +14,7 @@ import (
 )
 
 // Against a running Caddy, every command does what it says.
-func TestCaddyCommands(t *testing.T) {
+func TestCommands_DoWhatTheySay(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
@@ -69,7 +69,7 @@ func TestCaddyCommands(t *testing.T) {
 
 // --wait is over when nothing is in flight; if that takes too long, it is an error
 // that says how much is left.
-func TestCaddyCommandWaits(t *testing.T) {
+func TestCommandWait_EndsWhenNothingIsInFlight(t *testing.T) {
 	all := startDrainables(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, all[0].Addr+" "+all[1].Addr))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
@@ -108,7 +108,7 @@ func TestCaddyCommandWaits(t *testing.T) {
 
 // check --wait goes on until the upstream is up, which takes more than one pass if it
 // was down. Without, one pass of one that is down is not success.
-func TestCaddyCommandChecksUntilUp(t *testing.T) {
+func TestCommandCheckWait_EndsWhenUp(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a := all[0]
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf("http:// {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tcheck http /healthz {\n\t\t\t\tinterval 1h\n\t\t\t\tfast_interval 1h\n\t\t\t\tpasses 3\n\t\t\t\tfails 1\n\t\t\t}\n\t\t}\n\t}\n}\n", testkit.Addresses(all...)))
@@ -135,7 +135,7 @@ func TestCaddyCommandChecksUntilUp(t *testing.T) {
 }
 
 // An upstream that a reload removes while somebody waits is not drained: nobody knows.
-func TestCaddyCommandWaitsForOneThatGoes(t *testing.T) {
+func TestCommandWait_FailsWhenTheUpstreamIsGone(t *testing.T) {
 	all := startDrainables(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, all[0].Addr+" "+all[1].Addr))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
@@ -163,7 +163,7 @@ func TestCaddyCommandWaitsForOneThatGoes(t *testing.T) {
 }
 
 // In a fleet, nobody is done before the others can know.
-func TestCaddyCommandWaitsForTheFleet(t *testing.T) {
+func TestCommandWait_AllowsTheFleetToFollow(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "alive {\n\t\tfleet shops\n\t\tsync_interval 700ms\n\t}", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
@@ -180,7 +180,7 @@ func TestCaddyCommandWaitsForTheFleet(t *testing.T) {
 
 // A pool whose only upstream is in maintenance, or whose last one drains, is told of
 // by every view of a running Caddy.
-func TestCaddyLastServingUpstream(t *testing.T) {
+func TestLastServingUpstream_IsWarnedOf(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })

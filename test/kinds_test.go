@@ -109,7 +109,7 @@ func startFastCGI(tb testing.TB) string {
 
 // FastCGI is not HTTP, so a check by HTTP is an error, unless the check says how
 // to reach a port that is.
-func TestCaddyHTTPCheckOfFastCGI(t *testing.T) {
+func TestFastCGI_HTTPCheckNeedsAnHTTPPort(t *testing.T) {
 	app, side := startFastCGI(t), testkit.StartRecorder(t, "tcp", "", nil, nil)
 	_, port, _ := net.SplitHostPort(side.Addr)
 	site := func(options string) string {
@@ -137,4 +137,18 @@ http:// {
 		t.Errorf("an http check of FastCGI: got the error %v, want one with %q", err, want)
 	}
 	testkit.Shares(t, "after the error", testkit.Tally(c.Client(), c.URL(), 5), map[string]int{"a": 5})
+}
+
+// FastCGI upstreams are checked by TCP connects.
+func TestFastCGI_IsCheckedByTCP(t *testing.T) {
+	up, dead := startFastCGI(t), testkit.Refused(t)
+	c := testkit.StartCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %s %s {
+		transport fastcgi
+		lb_policy alive
+	}
+}`, up, dead))
+	testkit.Eventually(t, testkit.Patience, "both have a verdict", func() bool { return c.Up(up) && c.Down(dead) })
+	testkit.Shares(t, "FastCGI", testkit.Tally(c.Client(), c.URL(), 10), map[string]int{"a": 10})
 }

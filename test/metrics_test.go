@@ -17,7 +17,7 @@ import (
 )
 
 // The names and types are as Prometheus wants them.
-func TestCaddyMetricsLint(t *testing.T) {
+func TestMetrics_NamesAndTypes(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, b.Addr))
 	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(b.Addr) })
@@ -103,7 +103,7 @@ func TestCaddyMetrics(t *testing.T) {
 
 // Two checks with one label in different handlers, and two pools with one upstream,
 // leave the metrics whole: counts are summed, and the gauge shows the worst.
-func TestCaddyMetricsOfEqualLabels(t *testing.T) {
+func TestMetrics_EqualLabelsAreSummed(t *testing.T) {
 	all := testkit.StartBackends(t, "a")
 	site := func(name, checks string) string {
 		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname `%s`\n\t\t\t%s\n\t\t}\n\t}\n}\n", testkit.FreePort(t), all[0].Addr, name, checks)
@@ -166,7 +166,7 @@ func TestCaddyEvents(t *testing.T) {
 
 // An event handler that blocks, even one that asks the admin API, delays no probe, no
 // pick and no reload.
-func TestCaddySlowEventHandler(t *testing.T) {
+func TestEvents_SlowHandlerDelaysNothing(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	release := testkit.NewGate(t)
 	asked := make(chan int, 100)
