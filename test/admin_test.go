@@ -58,7 +58,7 @@ func TestCaddyAdminList(t *testing.T) {
 	if last := down.Checks[0].Last; last == nil || last.Passed || last.Reason != "status 503, want 2xx" {
 		t.Errorf("its last result: %+v", last)
 	}
-	for query, want := range map[string]int{"pool=shop": 2, "pool=other": 0, "upstream=nobody": 0, "pool=shop&upstream=" + url.QueryEscape(all[0].Addr): 1} {
+	for query, want := range map[string]int{"pool=shop": 2, "pool=other": 0, "upstream=unknown": 0, "pool=shop&upstream=" + url.QueryEscape(all[0].Addr): 1} {
 		values, _ := url.ParseQuery(query)
 		if got := len(c.List(values)); got != want {
 			t.Errorf("%s: %d entries, want %d", query, got, want)
@@ -84,7 +84,7 @@ func TestAdmin_ErrorsSayWhatIsAllowed(t *testing.T) {
 		says         string
 	}{
 		{"PATCH", "upstreams", nil, `{"mode":"drain"}`, 400, "name one upstream"},
-		{"PATCH", "upstreams", url.Values{"upstream": {"nobody:1"}}, `{"mode":"drain"}`, 404, "unknown upstream 'nobody:1'"},
+		{"PATCH", "upstreams", url.Values{"upstream": {"unknown:1"}}, `{"mode":"drain"}`, 404, "unknown upstream 'unknown:1'"},
 		{"PATCH", "upstreams", url.Values{"upstream": {"127.0.0.1"}, "pool": {"third"}}, `{"mode":"drain"}`, 404, "lists those there are; did you mean '127.0.0.1:1'?"},
 		{"PATCH", "upstreams", a, `{"mode":"off"}`, 400, "mode must be ready, drain, maintenance or null"},
 		{"PATCH", "upstreams", a, `{"mode":3}`, 400, "mode must be ready, drain, maintenance or null"},
@@ -106,7 +106,7 @@ func TestAdmin_ErrorsSayWhatIsAllowed(t *testing.T) {
 		{"POST", "upstreams", a, `{"mode":"drain"}`, 405, "allowed: GET, HEAD, PATCH"},
 		{"GET", "check", a, "", 405, "allowed: POST"},
 		{"POST", "check", nil, "", 400, "name one upstream"},
-		{"POST", "check", url.Values{"upstream": {"nobody:1"}}, "", 404, "unknown upstream"},
+		{"POST", "check", url.Values{"upstream": {"unknown:1"}}, "", 404, "unknown upstream"},
 	} {
 		status, text := c.Call(tc.method, "/alive/"+tc.path, tc.query, tc.body)
 		if status != tc.status || !strings.Contains(text, tc.says) {
@@ -128,8 +128,8 @@ func TestAdmin_ErrorsSayWhatIsAllowed(t *testing.T) {
 	}
 }
 
-// drain: no new request while anybody else serves, and checks go on; when all others
-// die, it serves. ready ends it.
+// An upstream in drain gets no new request while another one serves, and its checks go
+// on. When all others are down, it serves. The mode ready ends that.
 func TestCaddyDrainMode(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
@@ -159,8 +159,9 @@ func TestCaddyDrainMode(t *testing.T) {
 	testkit.Shares(t, "ready again", testkit.Tally(client, c.URL(), 20), map[string]int{"a": 10, "b": 10})
 }
 
-// maintenance: not a request and not a probe arrives, not even as the last resort,
-// but for those asked for; ready again means unknown until probed.
+// An upstream in maintenance gets no request, not even as the last resort, and no probe
+// except those that an operator asks for. When it is ready again, its status is unknown
+// until it is probed.
 func TestCaddyMaintenance(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
@@ -173,7 +174,7 @@ func TestCaddyMaintenance(t *testing.T) {
 	testkit.Eventually(t, testkit.Patience, "the other one is probed", func() bool { _, now := a.Seen(); return now > probes+5 })
 	testkit.Shares(t, "in maintenance", testkit.Tally(client, c.URL(), 20), map[string]int{"a": 20})
 	a.Set(testkit.Sick)
-	testkit.Eventually(t, testkit.Patience, "nobody is up", func() bool { return c.Down(a.Addr) })
+	testkit.Eventually(t, testkit.Patience, "none is up", func() bool { return c.Down(a.Addr) })
 	testkit.Shares(t, "as the last resort", testkit.Tally(client, c.URL(), 20), map[string]int{"a": 20})
 	if got := b.History(); got.Probes > 0 || got.Requests > 0 {
 		t.Errorf("in maintenance it got %d probes and %d requests, want none", got.Probes, got.Requests)
@@ -248,7 +249,7 @@ func TestSettings_HoldWhileTheStorageFails(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	c := testkit.StartCaddyWith(t, "alive {\n fleet shops\n sync_interval 100ms\n}", fmt.Sprintf(testkit.ShopSite, b.Addr))
 	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(b.Addr) })
-	// nobody, not even root, can write below a file
+	// not even root can write below a file
 	folder := filepath.Join(c.Dir, "alive")
 	if err := os.RemoveAll(folder); err != nil {
 		t.Fatal(err)
@@ -277,7 +278,7 @@ func TestSettings_HoldWhileTheStorageFails(t *testing.T) {
 	}
 }
 
-// Handlers whose pools have one name are one pool: each upstream is listed once, with
+// Handlers with pools of one name are one pool: each upstream is listed once, with
 // the checks of all.
 func TestPools_OfOneNameAreOnePool(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
@@ -308,7 +309,7 @@ func TestAdmin_TakesAddressesAsListed(t *testing.T) {
 	serve := func(network, address string) string {
 		stream, err := net.Listen(network, address)
 		if err != nil {
-			t.Skipf("skipped, for there is no %s here: %v", network, err)
+			t.Skipf("no %s here: %v", network, err)
 		}
 		server := &httptest.Server{Listener: stream, Config: &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}}
 		server.Start()
@@ -388,7 +389,7 @@ func TestDynamic_UpstreamsAreListedAfterAReload(t *testing.T) {
 	}
 }
 
-// A weight of a pool whose name the config has changed is listed, and can be taken back.
+// A weight of a pool that the config has renamed is listed, and can be taken back.
 func TestWeights_OfGonePoolsAreListed(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := func(name string) string {
@@ -440,7 +441,7 @@ func TestAdmin_AnswersManyChangesAtOnce(t *testing.T) {
 // holds until Caddy ends.
 func TestSettings_HoldWithoutADataFolder(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("skipped, for it takes a folder that not even root can write to")
+		t.Skip("needs a folder that not even root can write to")
 	}
 	t.Setenv("XDG_DATA_HOME", "/proc/nowhere")
 	all := testkit.StartBackends(t, "a", "b")

@@ -16,7 +16,7 @@ import (
 
 // These tests run Caddy with real clients and real backends. What depends on
 // time alone is tested on a virtual clock elsewhere; here the bounds are
-// generous, for the machine may be busy.
+// generous, because the machine may be busy.
 
 // Round robin is exact, whatever version of HTTP the clients speak.
 func TestRoundRobin_IsExactOverEveryHTTPVersion(t *testing.T) {
@@ -128,7 +128,7 @@ http:// {
 	}
 }
 
-// With retries and timeouts of the transport, clients notice nothing of an
+// With retries and timeouts of the transport, no request fails because of an
 // upstream that refuses, resets or hangs, from the first moment on.
 func TestRetries_HideFaults(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "faulty")

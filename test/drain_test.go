@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// drainable is an upstream that says by its own mouth whether it wants requests.
+// drainable is an upstream that says itself whether it wants requests.
 type drainable struct {
 	*testkit.Recorder
 	name   string
@@ -181,7 +181,7 @@ http:// {
 	}
 }
 
-// Backups serve before those who want no new requests, a draining primary before
+// Backups serve before upstreams that want no new requests, a draining primary before
 // a draining backup, and any of them before one that is down. With `select`, too.
 func TestDraining_ServesAfterBackups(t *testing.T) {
 	for _, policy := range []string{"round robin", "select"} {
@@ -233,7 +233,7 @@ http:// {
 }
 
 // A weight of 0 means no traffic, draining or not, and the weights hold among
-// those who drain. Of several checks one is enough to say so.
+// those that drain. Of several checks one is enough to say so.
 func TestDraining_KeepsWeights(t *testing.T) {
 	all := startDrainables(t, "never", "one", "three")
 	for _, d := range all {

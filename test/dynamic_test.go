@@ -108,7 +108,7 @@ func TestDynamic_GoneAddressGetsNoRequests(t *testing.T) {
 }
 
 // Caddy's own rules: when the source fails, the static upstreams serve, or it
-// answers 503 without any; when the source has nobody, it answers 503.
+// answers 503 without any; when the source has no upstream, it answers 503.
 func TestDynamic_FailedSourceFallsBack(t *testing.T) {
 	port, _ := testkit.StartLoopbacks(t, testkit.Well)
 	static := testkit.StartBackend(t, "static", nil)
@@ -165,7 +165,7 @@ func TestDynamic_AddressGivenTwiceIsProbedOnce(t *testing.T) {
 	}
 	n, name := testkit.StartNameServer(t), testkit.NewName()
 	n.Set(testkit.ServiceHost, testkit.Records{A: []string{"127.0.0.1"}})
-	// different priorities, for those of one are shuffled
+	// different priorities, because those of one are shuffled
 	n.Set(name, testkit.Records{SRV: []testkit.SRV{
 		{Priority: 1, Port: ports[0]}, {Priority: 2, Port: ports[1]}, {Priority: 3, Port: ports[0]}, {Priority: 4, Port: ports[2]},
 	}})
@@ -269,7 +269,7 @@ func TestDynamic_ReloadForgetsNothing(t *testing.T) {
 	}
 
 	// a config that fails to load changes nothing
-	if err := c.TryLoad(sites(8) + "http://broken.test {\nreverse_proxy 127.0.0.1:1-3000 {\nlb_policy alive {\nweight nobody:1 2\n}\n}\n}\n"); err == nil {
+	if err := c.TryLoad(sites(8) + "http://broken.test {\nreverse_proxy 127.0.0.1:1-3000 {\nlb_policy alive {\nweight unknown:1 2\n}\n}\n}\n"); err == nil {
 		t.Error("a config with the weight of an unknown upstream was loaded")
 	}
 	if got := c.Addresses(); len(got) != 3 {
@@ -374,7 +374,7 @@ func TestDynamic_OddAnswersAreHandled(t *testing.T) {
 }
 
 // A name that depends on the request cannot make the watch list grow without
-// bound, whoever asks for it at the same time, across reloads and at the end.
+// bound, whatever asks for it at the same time, across reloads and at the end.
 func TestDynamic_WatchListIsBounded(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("127.0.0.2 and so on belong to the loopback interface on Linux only")
@@ -469,8 +469,8 @@ func TestDynamic_AlternatingAnswersAreProbedOnce(t *testing.T) {
 	}
 }
 
-// A change is logged once, however many answers a source has: that nobody is
-// alive in a pool is no news at every request.
+// A change is logged once, however many answers a source has: that no upstream of a pool is
+// alive is not logged at every request.
 func TestDynamic_ChangesAreLoggedOnce(t *testing.T) {
 	const pools, rounds = 260, 10 // more pools than are kept ready
 	var dials []string
@@ -492,7 +492,7 @@ func TestDynamic_ChangesAreLoggedOnce(t *testing.T) {
 		}
 	}
 	if got := c.Logged("no upstream is alive"); got > pools {
-		t.Errorf("lines of the log that say that nobody is alive, for %d pools that never changed, over %d requests: got %d, want %d at most",
+		t.Errorf("lines of the log that say that none is alive, for %d pools that never changed, over %d requests: got %d, want %d at most",
 			pools, pools*rounds, got, pools)
 	}
 }

@@ -70,7 +70,7 @@ func TestExampleAlerts_UseExistingMetrics(t *testing.T) {
 func TestExamplePrometheus_ConfigIsValid(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
-		t.Skip("skipped, for promtool (Debian package prometheus) is not installed")
+		t.Skip("promtool (Debian package prometheus) is not installed")
 	}
 	for _, args := range [][]string{{"check", "config", "prometheus.yml"}, {"check", "rules", "alerts.yml"}} {
 		command := exec.CommandContext(t.Context(), promtool, args...)
@@ -159,8 +159,8 @@ func TestCaddyExampleCanary(t *testing.T) {
 	testkit.Shares(t, "with more", testkit.Tally(c.Client(), c.URL(), 100), map[string]int{"stable": 50, "canary": 50})
 }
 
-// The backup is asked when no primary can serve; when it is gone, too, visitors see
-// the page that says so, and no upstream is bothered.
+// The backup is asked when no primary can serve; when it is gone, too, clients get
+// the page that says so, and no upstream gets requests.
 func TestExampleBackups_ServeBeforeThePage(t *testing.T) {
 	all := testkit.StartBackends(t, "app1", "app2", "standby")
 	c := testkit.StartCaddy(t, testkit.Example(t, "backups", "app1:8080", all[0].Addr, "app2:8080", all[1].Addr, "standby:8080", all[2].Addr,
@@ -209,7 +209,7 @@ func TestExampleBlueGreen_FailsNoRequest(t *testing.T) {
 	}
 }
 
-// Of two gRPC upstreams, the one whose service does not serve gets no requests.
+// Of two gRPC upstreams, the one with a service that does not serve gets no requests.
 func TestExampleGRPC_ServiceDecides(t *testing.T) {
 	service := grpchealth.NewServer()
 	service.SetServingStatus("shop.v1.Orders", grpc_health_v1.HealthCheckResponse_SERVING)
@@ -272,8 +272,8 @@ func TestExamplePrometheus_HasAPortOfItsOwn(t *testing.T) {
 	}
 }
 
-// Who is dead of the addresses of a name gets no requests, and an address that the
-// name has from now on gets some.
+// A dead address of a name gets no requests, and an address that the name has from now
+// on gets some.
 func TestExampleDynamicDNS_FollowsTheName(t *testing.T) {
 	port, all := testkit.StartLoopbacks(t, testkit.Well, testkit.Refusing, testkit.Well)
 	n, name := testkit.StartNameServer(t), testkit.NewName()

@@ -38,7 +38,7 @@ func TestMetrics_NamesAndTypes(t *testing.T) {
 	}
 }
 
-// The gauge agrees with who gets requests; what was counted goes on across reloads;
+// The gauge agrees with which upstreams get requests; what was counted goes on across reloads;
 // the series of what is gone vanish.
 func TestCaddyMetrics(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
@@ -76,8 +76,8 @@ func TestCaddyMetrics(t *testing.T) {
 		picks(a.Addr): 20, picks(b.Addr): 10, state("up"): 1, state("maintenance"): 1,
 	})
 	a.Set(testkit.Sick)
-	testkit.Eventually(t, testkit.Patience, "nobody is up", func() bool { return c.Down(a.Addr) })
-	c.WantMetrics("nobody is up", map[string]float64{`pool_fail_open{pool="shop"}`: 1, state("down"): 1})
+	testkit.Eventually(t, testkit.Patience, "none is up", func() bool { return c.Down(a.Addr) })
+	c.WantMetrics("none is up", map[string]float64{`pool_fail_open{pool="shop"}`: 1, state("down"): 1})
 	a.Set(testkit.Well)
 	testkit.Eventually(t, testkit.Patience, "one is up", func() bool { return c.Up(a.Addr) })
 
@@ -123,7 +123,7 @@ func TestMetrics_EqualLabelsAreSummed(t *testing.T) {
 	})
 }
 
-// Event handlers are called once a flip, with who, which check and why; they come
+// Event handlers are called once a flip, with the upstream, the check and the reason; they come
 // from the app, and a reload repeats none.
 func TestCaddyEvents(t *testing.T) {
 	testkit.RecordEvents(t, nil)
@@ -141,7 +141,7 @@ func TestCaddyEvents(t *testing.T) {
 	follows("")
 	c.Load(sites + "\n# reloaded")
 	b.Set(testkit.Sick)
-	// the pool is told of by who makes the snapshot, which is before the target is
+	// the event of the pool comes with the new snapshot, before that of the upstream
 	follows(fmt.Sprintf("\nfail_open shop true\nunhealthy %s http /healthz status 503, want 2xx", b.Addr))
 	b.Set(testkit.Well)
 	follows(fmt.Sprintf("\nfail_open shop false\nhealthy %s http /healthz ", b.Addr))

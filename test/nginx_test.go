@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// nginx is one that runs, as somebody else's idea of an upstream.
+// nginx is a running nginx, as an upstream that is not ours.
 type nginx struct {
 	t      testing.TB
 	addr   string

@@ -20,7 +20,7 @@ import (
 )
 
 // The quickstart and the commands, the log, the list and the metrics that the README
-// shows of it are what one gets, but for times and for who is first.
+// shows of it are what one gets, except for times and for which upstream is first.
 func TestCaddyReadme(t *testing.T) {
 	_, blocks, _ := testkit.README(t)
 	ports := make(map[string]string)
@@ -68,7 +68,7 @@ func TestCaddyReadme(t *testing.T) {
 		case strings.HasPrefix(b.Text, "$ for i in 1 2 3 4 5 6; do curl -sk https://localhost:8443/; done\n"):
 			want := strings.Split(strings.TrimSpace(b.Text), "\n")[1:]
 			var got []string
-			// who is first is left to chance, and a verdict takes effect a moment later
+			// which upstream is first is left to chance, and a verdict takes effect a moment later
 			if !testkit.Poll(testkit.Patience, func() bool {
 				for range want {
 					if testkit.Ask(client, c.SecureURL()).Body == want[len(want)-1]+"\n" {

@@ -146,7 +146,7 @@ func TestReload_InheritsFromWhatLeaves(t *testing.T) {
 }
 
 // While a config is being loaded and a check of one site is changed, what another
-// site keeps is none of its business: it serves all the time.
+// site keeps does not count for it: it serves all the time.
 func TestReload_LeavesOtherSitesAlone(t *testing.T) {
 	s := testkit.StartScripted(t, "a", nil)
 	s.Set("/healthz/bad", http.StatusServiceUnavailable)
@@ -175,7 +175,7 @@ func TestReload_LeavesOtherSitesAlone(t *testing.T) {
 }
 
 // A config that fails to load changes nothing, whether it fails before anything
-// starts or after: what is known, the probes, and who gets requests.
+// starts or after: what is known, the probes, and which upstreams get requests.
 func TestFailedReload_ChangesNothing(t *testing.T) {
 	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
 	b.Set("/healthz/old", http.StatusServiceUnavailable)
@@ -193,10 +193,10 @@ func TestFailedReload_ChangesNothing(t *testing.T) {
 	client := c.Client()
 	clients := testkit.StartTraffic(t, 2, testkit.AskTwice(client, c.URL()))
 	for what, addition := range map[string]string{
-		"an upstream that is not known": "\nhttp://x.localhost {\nreverse_proxy " + a.Addr + " {\nlb_policy alive {\nweight nobody 1\n}\n}\n}",
+		"an upstream that is not known": "\nhttp://x.localhost {\nreverse_proxy " + a.Addr + " {\nlb_policy alive {\nweight unknown 1\n}\n}\n}",
 		"a port that is taken":          "\nhttp://" + taken.Addr().String() + " {\nrespond ok\n}",
 	} {
-		for range 3 { // who starts first is up to chance
+		for range 3 { // which app starts first is up to chance
 			if err := c.TryLoad(testkit.CheckedSite(1, upstreams, options, "/healthz/new", "/healthz/old") + addition); err == nil {
 				t.Fatalf("%s: no error", what)
 			}

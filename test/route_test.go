@@ -21,7 +21,7 @@ import (
 // These tests look at what arrives at an upstream: how a probe reaches it, as
 // requests do or as its check says.
 
-// socketDir returns a directory for unix sockets, whose paths must be short.
+// socketDir returns a directory for unix sockets. Their paths must be short.
 func socketDir(t *testing.T) string {
 	t.Helper()
 	if runtime.GOOS == "windows" {
@@ -294,7 +294,7 @@ http:// {
 
 // One that cannot be reached is down for a reason that says so, whatever the way.
 func TestUnreachable_SaysWhy(t *testing.T) {
-	socket := filepath.Join(socketDir(t), "nobody.sock")
+	socket := filepath.Join(socketDir(t), "missing.sock")
 	for name, upstream := range map[string]string{
 		"tcp": testkit.Refused(t), "h2c": "h2c://" + testkit.Refused(t), "TLS": "https://" + testkit.Refused(t), "unix": "unix/" + socket,
 	} {

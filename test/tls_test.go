@@ -125,7 +125,7 @@ func TestTLS_ServerName(t *testing.T) {
 		{"by placeholder", "localhost", "localhost", "", "tls_server_name {http.reverse_proxy.upstream.host}", "localhost"},
 		{"the check's", "127.0.0.1", "health.internal", "tls_server_name health.internal", "tls_server_name app.internal", "health.internal"},
 		// what the check accepts says nothing of what the proxy does
-		{"anybody's", "127.0.0.1", "other.internal", "tls_insecure_skip_verify", "tls_server_name app.internal", "app.internal"},
+		{"any", "127.0.0.1", "other.internal", "tls_insecure_skip_verify", "tls_server_name app.internal", "app.internal"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := testkit.StartRecorder(t, "tcp", "", ca.Server(test.cert), nil)
@@ -221,7 +221,7 @@ http:// {
 	}
 }
 
-// An HTTP/3 upstream is probed over HTTP/3: nobody listens for TCP there. So it
+// An HTTP/3 upstream is probed over HTTP/3: nothing listens for TCP there. So it
 // is down when it is gone, and a check that would connect by TCP is an error.
 func TestHTTP3_IsProbedOverHTTP3(t *testing.T) {
 	ca := testkit.NewAuthority(t)
