@@ -445,13 +445,13 @@ func TestDynamicPoolsThatArePast(t *testing.T) {
 					_ = p.entries(filter{})
 				}
 				var told []string
-				for _, e := range p.app.events.queue {
-					if e.name == "fail_open" {
-						told = append(told, fmt.Sprint(e.data["active"]))
+				for _, e := range p.emitted() {
+					if e.Name == "fail_open" {
+						told = append(told, fmt.Sprint(e.Data["active"]))
 					}
 				}
-				if !slices.Equal(told, tc.events) || p.tally.failOpen.count() != 0 {
-					t.Errorf("told of fail-open: %v, want %v; %d pools are", told, tc.events, p.tally.failOpen.count())
+				if !slices.Equal(told, tc.events) || p.counters.FailOpen() != 0 {
+					t.Errorf("told of fail-open: %v, want %v; %d pools are", told, tc.events, p.counters.FailOpen())
 				}
 				got := make(map[string]string)
 				for _, e := range p.entries(filter{}) {

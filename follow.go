@@ -90,8 +90,8 @@ func (s *Selection) pause(m *member) {
 		yet := s.running.Load() && !s.app.isStarting()
 		set := o.Of(m.address)
 		for _, w := range m.watches {
-			if yet || !w.target.Running() {
-				w.target.Pause(set.ModeNow() == settings.Maintenance)
+			if yet || !w.Target.Running() {
+				w.Target.Pause(set.ModeNow() == settings.Maintenance)
 			}
 		}
 		if o.Of(m.address) == set {

@@ -10,6 +10,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
 // labels returns the labels of the checks of the first policy in a config, in its order.
@@ -21,8 +22,9 @@ func labels(t *testing.T, policy string) (labels []string, err error) {
 	}
 	_, options, _ := strings.Cut(strings.TrimSuffix(encode(t, s), "}"), "{")
 	err = validate(t, `"transport":{"protocol":"http","tls":{}},"upstreams":[{"dial":"127.0.0.1:1"}],`+alive(options), func() error {
-		shared.PoolCounters.Range(func(_, tally any) bool {
-			for s := range tally.(*poolTally).policies {
+		shared.PoolCounters.Range(func(_, counters any) bool {
+			for _, source := range counters.(*telemetry.PoolCounters).Sources() {
+				s := (*Selection)(source.(*picks))
 				for _, c := range s.Checks {
 					labels = append(labels, c.label)
 				}

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddy-alive/caddy-alive/internal/page"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -132,10 +133,7 @@ func (l *listing) htmlPage() ([]byte, error) {
 	if l.html != nil {
 		return l.html, nil
 	}
-	list, err := l.jsonList()
-	if err != nil {
-		return nil, err
-	}
-	l.html, err = renderStatus(l.entries, list, l.at)
+	var err error
+	l.html, err = page.Render(l.entries, l.at)
 	return l.html, err
 }

@@ -36,8 +36,8 @@
 // The way of an operator is the admin API (admin.go), which the commands ask
 // (internal/cli). What is set there (modes.go) is kept in Caddy's storage
 // (stored.go), and followed by new snapshots. The API, the commands, the page
-// (status.go) and the metrics (metrics.go, counting.go) show one model (overview.go).
-// Changes that others want to hear of are events (events.go).
+// (status.go) and the metrics (internal/telemetry) show one model (overview.go).
+// Changes that others want to hear of are events (internal/telemetry).
 package alive
 
 import (
@@ -55,9 +55,11 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
-	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -65,10 +67,7 @@ func init() {
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(new(Selection))
 	caddy.RegisterModule(Admin{})
-	caddy.RegisterModule(Status{})
-	httpcaddyfile.RegisterHandlerDirective("alive_status", parseStatus)
-	httpcaddyfile.RegisterDirectiveOrder("alive_status", httpcaddyfile.Before, "metrics")
-	caddy.RegisterModule(originModule{})
+	caddy.RegisterModule(telemetry.OriginModule(new(App).CaddyModule()))
 	httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption)
 	caddy.RegisterModule(probe.HTTP{})
 	caddy.RegisterModule(probe.TCP{})
@@ -97,7 +96,7 @@ type App struct {
 
 	operations  *settings.Set
 	keeper      *settings.Store
-	events      *announcer
+	events      *telemetry.Queue
 	scope       string // of the operations
 	unsubscribe func()
 	logger      *zap.Logger
@@ -116,8 +115,8 @@ type App struct {
 
 	// inheritance is used while the config is provisioned, one policy after the
 	// other, and has no effect after that.
-	inheritance inheritance
-	names       poolNames // of the pools of this config
+	carryOver monitor.CarryOver
+	names     poolNames // of the pools of this config
 
 	mu       sync.Mutex
 	policies []*Selection
@@ -171,13 +170,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.keeper = settings.NewStore(a.operations, storage, prefix, every, a.logger)
 	a.keeper.Sync(ctx, true)
 	a.begun = make(chan struct{})
-	if a.events, err = newAnnouncer(ctx, a.hasBegun); err != nil {
+	if a.events, err = telemetry.Connect(ctx, a.hasBegun, runningQueues); err != nil {
 		return err
 	}
-	if a.exiting, err = notifyExit(ctx); err != nil {
+	if a.exiting, err = telemetry.NotifyExit(ctx); err != nil {
 		return err
 	}
-	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+	rows := func() []view.Upstream { return overview(filter{brief: true}) }
+	if err := telemetry.Register(ctx.GetMetricsRegistry(), rows); err != nil {
 		return err
 	}
 	a.unsubscribe = a.operations.Subscribe(a.applySetting)
@@ -223,7 +223,7 @@ func (a *App) Start() error {
 	a.started = true
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
-	a.inheritance = inheritance{}
+	a.carryOver = monitor.CarryOver{}
 	met := a.meet(newestApp())
 	drive(policies)
 	running.Lock()
@@ -292,8 +292,8 @@ func (a *App) end() {
 	})
 }
 
-// announcer returns where to tell of events, nil for nowhere.
-func (a *App) announcer() *announcer {
+// eventQueue returns where to tell of events, nil for nowhere.
+func (a *App) eventQueue() *telemetry.Queue {
 	if a == nil {
 		return nil
 	}
@@ -315,9 +315,9 @@ func (a *App) adopt(s *Selection) {
 	a.mu.Unlock()
 	if newestApp() != nil && !started {
 		// and not at the start of this app: requests may come before that
-		a.inheritance.add(s.allWatches())
+		a.carryOver.Add(s.allWatches())
 	} else {
-		begin(s.allWatches(), false)
+		monitor.Begin(s.allWatches(), false)
 	}
 	if len(a.operations.All()) > 0 {
 		s.refresh() // one may have changed while nobody told this policy of it
@@ -336,48 +336,26 @@ func (a *App) disown(s *Selection) {
 	a.mu.Unlock()
 }
 
-// firstProbeSpacing is the time between the first probes of two targets, so
-// that a start with many of them is no burst.
-const firstProbeSpacing = time.Millisecond
-
-// drive attaches all watches of the policies to their targets. The first
-// probes of targets that are not running yet are spread over a millisecond a
-// target, or over their interval if that is shorter.
+// drive starts the probes of the policies.
 func drive(policies []*Selection) {
-	var watches []*watch
-	fresh := make(map[*health.Target]int)
+	var watches []*monitor.Monitor
 	for _, s := range policies {
 		s.applyModes()
-		for _, w := range s.run(true) {
-			watches = append(watches, w)
-			if _, seen := fresh[w.target]; !seen && !w.target.Running() {
-				fresh[w.target] = len(fresh)
-			}
-		}
+		watches = append(watches, s.run(true)...)
 	}
-	for _, w := range watches {
-		var delay time.Duration
-		if i, ok := fresh[w.target]; ok {
-			share := float64(i) / float64(len(fresh))
-			delay = time.Duration(share * float64(min(w.key.settings.Interval, time.Duration(len(fresh))*firstProbeSpacing)))
-		}
-		w.attach(delay)
-	}
+	monitor.StartAll(watches)
 	for _, s := range policies {
 		s.announceOwn() // what was known before, from an earlier config
 	}
 }
 
-// release detaches all watches of the policies, at once rather than one after
-// the other: each may have to wait for a probe to notice.
+// release ends the probes of the policies that no other config relies on.
 func release(policies []*Selection) {
-	var wg sync.WaitGroup
+	var watches []*monitor.Monitor
 	for _, s := range policies {
-		for _, w := range s.run(false) {
-			wg.Go(w.release)
-		}
+		watches = append(watches, s.run(false)...)
 	}
-	wg.Wait()
+	monitor.StopAll(watches)
 }
 
 // Interface guards

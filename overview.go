@@ -208,15 +208,15 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, he
 	}
 	var since time.Time
 	for _, w := range m.watches {
-		view := w.target.View
+		view := w.Target.View
 		if brief {
-			view = w.target.Brief
+			view = w.Target.Brief
 		}
 		v := view()
 		if v.Status == status && v.Since.After(since) {
 			since = v.Since
 		}
-		e.AddCheck(newCheckEntry(w.check.label, v))
+		e.AddCheck(newCheckEntry(w.Check.Label, v))
 	}
 	if !since.IsZero() {
 		e.Since = &since

@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
 // set changes what is set at run time, as an operator would.
@@ -28,7 +29,7 @@ func (p *policy) set(i int, c settings.Change) { p.app.operations.Change(p.membe
 func following(t *testing.T) func(*Selection) {
 	return func(s *Selection) {
 		s.app = newTestApp(t)
-		s.app.events = &announcer{logger: zap.NewNop(), wake: make(chan struct{}, 1)}
+		s.app.events = telemetry.NewQueue(zap.NewNop(), nil, runningQueues)
 		s.pool = "shop"
 		s.rules.operations, s.rules.pool = s.app.operations, s.pool
 		s.app.policies = append(s.app.policies, s)

@@ -8,7 +8,10 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
+	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -16,18 +19,16 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// What the README says is so, as far as a program can tell.
+// What README.md and the pages of docs say is so, as far as a program can tell.
 
-// Every Caddyfile, and every piece of one, is a config that Caddy loads. The one that
-// shows the grammar is looked at below.
+// Caddy loads every Caddyfile, and every part of one. TestReadmeOptions reads the one
+// that shows the grammar.
 func TestReadmeCaddyfiles(t *testing.T) {
 	_, blocks, _ := testkit.README(t)
 	for _, b := range testkit.BlocksIn("caddyfile", blocks) {
@@ -44,7 +45,8 @@ func TestReadmeCaddyfiles(t *testing.T) {
 	}
 }
 
-// The config in JSON is loaded, and every other piece of JSON has the keys that it says.
+// Caddy loads the config in JSON. TestCaddyReadme compares all other JSON with what Caddy
+// prints.
 func TestReadmeJSON(t *testing.T) {
 	_, blocks, _ := testkit.README(t)
 	for _, b := range testkit.BlocksIn("json", blocks) {
@@ -54,7 +56,7 @@ func TestReadmeJSON(t *testing.T) {
 			continue
 		}
 		if value["handler"] == nil {
-			continue // compared with the real one by TestCaddyReadme
+			continue
 		}
 		var config *caddy.Config
 		err := json.Unmarshal([]byte(`{"apps": {"http": {"servers": {"site": {"routes": [{"handle": [`+b.Text+`]}]}}}}}`), &config)
@@ -72,52 +74,79 @@ var (
 	allowed   = regexp.MustCompile(`unrecognized option 'nonsense': .*?(?: has |exec check has )(.*?)(?:, at |$)`)
 )
 
-// optionsOf returns the options that a parser says that there are.
+// optionsOf returns the options that an error of a parser lists.
 func optionsOf(t *testing.T, err error) []string {
 	t.Helper()
 	m := allowed.FindStringSubmatch(fmt.Sprint(err))
 	if m == nil {
-		t.Fatalf("which options there are is not said: %v", err)
+		t.Fatalf("no list of options in the error: %v", err)
 	}
 	return slices.Sorted(slices.Values(strings.Split(strings.ReplaceAll(m[1], " and ", ", "), ", ")))
 }
 
-// Every option of the tables exists, with its default, and no other one does. The same
-// goes for the grammar.
+// Each table of options has exactly the options that the code knows, and so has the
+// grammar. Defaults are those of the code.
 func TestReadmeOptions(t *testing.T) {
 	_, blocks, tables := testkit.README(t)
 	parse := func(text string) error {
 		return new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\n" + text + "\n}"))
 	}
-	of := map[string][]string{ // by the line before the table
-		"":                 optionsOf(t, parse("nonsense")),
-		"Of `check http`:": optionsOf(t, parse("check http / {\nnonsense\n}")),
-	}
+	policy := optionsOf(t, parse("nonsense"))
 	var common []string
 	for field := range reflect.TypeFor[HealthCheck]().Fields() {
 		if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" && name != "probe" {
 			common = append(common, name)
 		}
 	}
-	of["Of every `check`:"] = slices.Sorted(slices.Values(common))
+	const everyCheck = "## Options of every check"
+	of := map[string][]string{ // by the line before the table
+		"## Options":               policy,
+		"## Options of the policy": policy,
+		everyCheck:                 slices.Sorted(slices.Values(common)),
+		"## HTTP":                  optionsOf(t, parse("check http / {\nnonsense\n}")),
+		"## TCP":                   optionsOf(t, parse("check tcp {\nnonsense\n}")),
+		"## TLS":                   optionsOf(t, parse("check tls {\nnonsense\n}")),
+		"## gRPC":                  optionsOf(t, parse("check grpc {\nnonsense\n}")),
+	}
+	defaults, err := new(HealthCheck).resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	byDefault := map[string]string{
+		"interval": defaults.Interval.String(), "timeout": defaults.Timeout.String(),
+		"passes": fmt.Sprint(defaults.Passes), "fails": fmt.Sprint(defaults.Fails), "jitter": fmt.Sprintf("%.0f%%", 100*defaults.Jitter),
+	}
 
-	for _, table := range testkit.TablesOf(t, "option", tables) {
-		want, special := of[table.About]
-		if !special {
-			want = of[""]
+	missing := maps.Clone(of)
+	for _, table := range tables {
+		if !strings.HasPrefix(table.Head[0], "option") {
+			continue
 		}
+		want, known := of[table.About]
+		if !known {
+			t.Errorf("%s: what has these options is unknown: %q", table, table.About)
+			continue
+		}
+		delete(missing, table.About)
 		var got []string
 		for _, row := range table.Rows {
 			for _, option := range testkit.InCode(row[0]) {
 				if option, _, _ = strings.Cut(option, " "); option != "<uri>" {
 					got = append(got, option)
 				}
+				if value := byDefault[option]; table.About == everyCheck && value != "" && row[1] != value {
+					t.Errorf("%s: default of %s: got %s, want %s", table, option, row[1], value)
+				}
 			}
 		}
 		if slices.Sort(got); !slices.Equal(got, want) {
-			t.Errorf("README.md:%d: options: got %v, want %v", table.Line, got, want)
+			t.Errorf("%s: options: got %v, want %v", table, got, want)
 		}
 	}
+	for about := range missing {
+		t.Errorf("there is no table of options after %q", about)
+	}
+
 	for _, b := range testkit.BlocksIn("caddyfile", blocks) {
 		if !strings.HasPrefix(b.Text, "lb_policy") {
 			continue
@@ -126,24 +155,8 @@ func TestReadmeOptions(t *testing.T) {
 		for _, m := range firstWord.FindAllStringSubmatch(b.Text, -1) {
 			got = append(got, m[1])
 		}
-		if slices.Sort(got); !slices.Equal(got, of[""]) {
-			t.Errorf("%s: options: got %v, want %v", b, got, of[""])
-		}
-	}
-
-	defaults, err := new(HealthCheck).resolve()
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]string{
-		"interval": defaults.Interval.String(), "timeout": defaults.Timeout.String(),
-		"passes": fmt.Sprint(defaults.Passes), "fails": fmt.Sprint(defaults.Fails), "jitter": fmt.Sprintf("%.0f%%", 100*defaults.Jitter),
-	}
-	for _, table := range testkit.TablesOf(t, "option", tables) {
-		for _, row := range table.Rows {
-			if name := strings.Trim(row[0], "`"); want[name] != "" && table.About == "Of every `check`:" && row[1] != want[name] {
-				t.Errorf("default of %s: got %s, want %s", name, row[1], want[name])
-			}
+		if slices.Sort(got); !slices.Equal(got, policy) {
+			t.Errorf("%s: options: got %v, want %v", b, got, policy)
 		}
 	}
 }
@@ -161,56 +174,37 @@ func TestReadmeKinds(t *testing.T) {
 	}
 }
 
-var metricDesc = regexp.MustCompile(`^Desc\{fqName: "([^"]*)".* variableLabels: \{(.*)\}\}$`)
-
-// Every metric exists, with its labels, and no other one does.
-func TestReadmeMetrics(t *testing.T) {
-	_, _, tables := testkit.README(t)
-	descs := make(chan *prometheus.Desc, 100)
-	collector{}.Describe(descs)
-	checkDuration.Describe(descs)
-	close(descs)
-	var want, got []string
-	for d := range descs {
-		m := metricDesc.FindStringSubmatch(d.String())
-		if m == nil {
-			t.Fatalf("not understood: %s", d)
-		}
-		want = append(want, m[1]+"{"+m[2]+"}")
-	}
-	for _, table := range testkit.TablesOf(t, "metric", tables) {
-		for _, row := range table.Rows {
-			got = append(got, testkit.InCode(row[0])...)
-		}
-	}
-	slices.Sort(want)
-	slices.Sort(got)
-	if want = slices.Compact(want); !slices.Equal(got, want) {
-		t.Errorf("metrics: got %q, want %q", got, want)
-	}
-}
-
-// Every command and every flag exists, and so does every part of the admin API; no
+// Every command and every flag exists, and so does every part of the admin API. No
 // other command does.
 func TestReadmeCommands(t *testing.T) {
-	_, _, tables := testkit.README(t)
+	_, blocks, tables := testkit.README(t)
 	root := testkit.AliveCommand()
 	named := make(map[string]bool)
+	check := func(where fmt.Stringer, text string) {
+		name, _, _ := strings.Cut(text, " ")
+		cmd, _, err := root.Find([]string{name})
+		if err != nil || cmd == root {
+			t.Errorf("%s: there is no command %s: %v", where, name, err)
+			return
+		}
+		named[name] = true
+		for _, flag := range regexp.MustCompile(`--([a-z]+)`).FindAllStringSubmatch(text, -1) {
+			if cmd.Flag(flag[1]) == nil {
+				t.Errorf("%s: %s has no --%s", where, name, flag[1])
+			}
+		}
+	}
+	for _, b := range slices.Concat(testkit.BlocksIn("sh", blocks), testkit.BlocksIn("console", blocks)) {
+		for line := range strings.Lines(b.Text) {
+			if text, found := strings.CutPrefix(strings.TrimPrefix(line, "$ "), "caddy alive "); found {
+				check(b, strings.TrimSpace(text))
+			}
+		}
+	}
+	clear(named) // the table has all of them
 	for _, table := range testkit.TablesOf(t, "command", tables) {
 		for _, row := range table.Rows {
-			text := strings.TrimPrefix(testkit.InCode(row[0])[0], "caddy alive ")
-			name, _, _ := strings.Cut(text, " ")
-			cmd, _, err := root.Find([]string{name})
-			if err != nil || cmd == root {
-				t.Errorf("there is no command %s: %v", name, err)
-				continue
-			}
-			named[name] = true
-			for _, flag := range regexp.MustCompile(`--([a-z]+)`).FindAllStringSubmatch(text, -1) {
-				if cmd.Flag(flag[1]) == nil {
-					t.Errorf("%s has no --%s", name, flag[1])
-				}
-			}
+			check(table, strings.TrimPrefix(testkit.InCode(row[0])[0], "caddy alive "))
 		}
 	}
 	for _, cmd := range root.Commands() {
@@ -226,61 +220,128 @@ func TestReadmeCommands(t *testing.T) {
 		for _, row := range table.Rows {
 			_, path, _ := strings.Cut(testkit.InCode(row[0])[0], " ")
 			if path, _, _ = strings.Cut(path, "?"); !slices.Contains(paths, strings.TrimSuffix(path, "[")) {
-				t.Errorf("the admin API has no %s, but %v", path, paths)
+				t.Errorf("%s: the admin API has no %s, but %v", table, path, paths)
 			}
 		}
 	}
 }
 
-// Every link within the repository leads somewhere, and every test that is named is there.
-func TestReadmeReferences(t *testing.T) {
-	text, _, tables := testkit.README(t)
-	for _, m := range regexp.MustCompile(`\]\(([^)]*)\)`).FindAllStringSubmatch(text, -1) {
-		file, anchor, _ := strings.Cut(m[1], "#")
-		switch {
-		case strings.HasPrefix(file, "https://"):
-		case file != "":
-			if _, err := os.Stat(filepath.FromSlash(file)); err != nil {
-				t.Error(err)
+var markdownLink = regexp.MustCompile(`\]\(([^)]*)\)`)
+
+// Every link within the repository leads to a file or a heading. README.md is short. It
+// links to every page of docs, and the recipes link to every example.
+func TestReadmeLinks(t *testing.T) {
+	linked := make(map[string]bool)
+	for _, d := range testkit.Documents(t, "*.md", "docs/*.md", "bench/results/README.md") {
+		for _, m := range markdownLink.FindAllStringSubmatch(d.Prose(), -1) {
+			if strings.HasPrefix(m[1], "https://") {
+				continue
 			}
-		case !slices.ContainsFunc(regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1), func(heading []string) bool {
-			return strings.ReplaceAll(strings.ToLower(heading[1]), " ", "-") == anchor
-		}):
-			t.Errorf("there is no heading for #%s", anchor)
+			file, anchor, _ := strings.Cut(m[1], "#")
+			target := d.Path
+			if file != "" {
+				target = path.Join(path.Dir(d.Path), file)
+			}
+			linked[d.Path+" "+target] = true
+			if _, err := os.Stat(filepath.FromSlash(target)); err != nil {
+				t.Errorf("%s: %v", d.Path, err)
+			} else if anchor != "" && !testkit.Documents(t, target)[0].HasAnchor(anchor) {
+				t.Errorf("%s: %s has no heading for #%s", d.Path, target, anchor)
+			}
 		}
 	}
+	for _, page := range testkit.Documents(t, "docs/*.md") {
+		if !linked["README.md "+page.Path] {
+			t.Errorf("README.md has no link to %s", page.Path)
+		}
+	}
+	examples, err := filepath.Glob("examples/*/Caddyfile")
+	if err != nil || len(examples) == 0 {
+		t.Fatalf("no examples: %v", err)
+	}
+	for _, example := range examples {
+		if !linked["docs/recipes.md "+filepath.ToSlash(example)] {
+			t.Errorf("docs/recipes.md has no link to %s", example)
+		}
+	}
+	if lines := strings.Count(testkit.Documents(t, "README.md")[0].Text, "\n"); lines > 300 {
+		t.Errorf("README.md has %d lines, want 300 at most", lines)
+	}
+}
 
+var (
+	testCommand = regexp.MustCompile("go (?:-C ([a-z0-9]+) )?test ([^`\n]+)")
+	ownFlag     = regexp.MustCompile(`flag\.\w+\("(\w+)"`)
+	testName    = regexp.MustCompile(`\b(?:Test|Benchmark|Fuzz)[A-Z]\w*`)
+	comparison  = regexp.MustCompile(`t\.Run\("[^"]*", beside`) // a part of TestCaddyBesideCore
+	goTestFlags = []string{"count", "run", "timeout", "v", "race", "bench", "benchtime"}
+)
+
+// testCode returns the tests of a package; those of all packages below it for "./...".
+func testCode(t *testing.T, dir, pattern string) string {
+	t.Helper()
+	pattern, below := strings.CutSuffix(pattern, "/...")
+	root := filepath.Join(dir, pattern)
 	var code strings.Builder
-	for _, pattern := range []string{"*_test.go", "test/*_test.go", "probe/exec/*_test.go", "e2e/*_test.go"} {
-		files, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && path != root && !below:
+			return fs.SkipDir
+		case !strings.HasSuffix(path, "_test.go"):
+			return nil
 		}
-		for _, file := range files {
-			read, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
+		text, err := os.ReadFile(path)
+		code.Write(text)
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return code.String()
+}
+
+// Every test that is named exists. A command that runs tests finds them in the package
+// that it names, with its flags. The README compares as many problems as are measured.
+func TestReadmeTestCommands(t *testing.T) {
+	all := testCode(t, ".", "./...")
+	commands := 0
+	for _, d := range testkit.Documents(t, "*.md", "docs/*.md", "bench/results/README.md") {
+		for _, name := range testName.FindAllString(d.Text, -1) {
+			if !strings.Contains(all, "func "+name) {
+				t.Errorf("%s: there is no %s", d.Path, name)
 			}
-			code.Write(read)
+		}
+		for _, m := range testCommand.FindAllStringSubmatch(d.Text, -1) {
+			commands++
+			args := strings.Fields(m[2])
+			code := testCode(t, m[1], args[len(args)-1])
+			for i, arg := range args {
+				flag, isFlag := strings.CutPrefix(arg, "-")
+				flag, _, _ = strings.Cut(flag, "=")
+				switch {
+				case flag == "run":
+					if !regexp.MustCompile(`func Test\w*` + strings.TrimPrefix(strings.Trim(args[i+1], "'^$"), "Test")).MatchString(code) {
+						t.Errorf("%s: %q: no such test there", d.Path, m[0])
+					}
+				case isFlag && !slices.Contains(goTestFlags, flag) && !slices.ContainsFunc(ownFlag.FindAllStringSubmatch(code, -1), func(m []string) bool { return m[1] == flag }):
+					t.Errorf("%s: %q: no flag -%s there", d.Path, m[0], flag)
+				}
+			}
 		}
 	}
-	for _, name := range regexp.MustCompile(`\b(?:Test|Benchmark)[A-Z]\w*`).FindAllString(text, -1) {
-		if !strings.Contains(code.String(), "func "+name) {
-			t.Errorf("there is no %s", name)
-		}
+	if commands == 0 {
+		t.Error("no command that runs tests was found")
 	}
-	for _, table := range testkit.TablesOf(t, "problem", tables) {
-		for _, row := range table.Rows {
-			part := strings.ReplaceAll(testkit.InCode(row[len(row)-1])[0], "_", " ")
-			if !strings.Contains(code.String(), fmt.Sprintf("t.Run(%q, beside", part)) {
-				t.Errorf("TestCaddyBesideCore has no part %q", part)
-			}
-		}
+	_, _, tables := testkit.README(t)
+	if got, want := len(testkit.TablesOf(t, "problem", tables)[0].Rows), len(comparison.FindAllString(all, -1)); got != want {
+		t.Errorf("problems of Caddy alone: got %d, want %d", got, want)
 	}
 }
 
-// Every option says what it is, in words that do not begin with a name of the code: they
-// become a part of Caddy's own documentation.
+// Every option is documented, in sentences that do not begin with its Go name, because
+// they become part of Caddy's own documentation.
 func TestFieldDocs(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil {

@@ -22,7 +22,7 @@ func TestBesideOthers(t *testing.T) {
 	_, _, tables := testkit.README(t)
 	var named []string // what the README says that nginx refuses
 	var versions string
-	for _, table := range testkit.TablesOf(t, "", tables) {
+	for _, table := range testkit.TablesOf(t, "feature", tables) {
 		if column := slices.IndexFunc(table.Head, func(head string) bool { return strings.HasPrefix(head, "nginx ") }); column > 0 {
 			versions = strings.Join(table.Head, ", ")
 			for _, row := range table.Rows {

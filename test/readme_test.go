@@ -19,10 +19,10 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// The quickstart and the commands, the log, the list and the metrics that the README
-// shows of it are what one gets, except for times and for which upstream is first.
+// The quickstart gives the answers, the log lines, the output of commands, the list and
+// the metrics that README.md and docs show. Times and the first upstream may differ.
 func TestCaddyReadme(t *testing.T) {
-	_, blocks, _ := testkit.README(t)
+	_, blocks, tables := testkit.README(t)
 	ports := make(map[string]string)
 	var there, here []string // addresses as in the README, and those of this test
 	for _, port := range []string{"9001", "9002", "9003"} {
@@ -68,7 +68,7 @@ func TestCaddyReadme(t *testing.T) {
 		case strings.HasPrefix(b.Text, "$ for i in 1 2 3 4 5 6; do curl -sk https://localhost:8443/; done\n"):
 			want := strings.Split(strings.TrimSpace(b.Text), "\n")[1:]
 			var got []string
-			// which upstream is first is left to chance, and a verdict takes effect a moment later
+			// the first upstream is random, and a verdict takes effect a moment later
 			if !testkit.Poll(testkit.Patience, func() bool {
 				for range want {
 					if testkit.Ask(client, c.SecureURL()).Body == want[len(want)-1]+"\n" {
@@ -138,6 +138,7 @@ func TestCaddyReadme(t *testing.T) {
 				"consecutive_fails", "last", "last_failed", "recent_ms", "next")
 		case strings.HasPrefix(b.Text, "$ curl -s localhost:2019/metrics"):
 			_, text := c.Call(http.MethodGet, "/metrics", nil, "")
+			wantMetrics(t, text, tables)
 			for line := range strings.Lines(asShown.Replace(text)) {
 				metrics = append(metrics, line[:strings.LastIndex(line, " ")])
 			}
@@ -152,7 +153,49 @@ func TestCaddyReadme(t *testing.T) {
 		}
 	}
 	if metrics == nil {
-		t.Error("the README shows no metrics")
+		t.Error("no metrics are shown")
+	}
+}
+
+var (
+	histogram = regexp.MustCompile(`(?m)^# TYPE (caddy_alive_\w+) histogram$`)
+	series    = regexp.MustCompile(`(?m)^(caddy_alive_\w+)\{(.*)\} `)
+	labelName = regexp.MustCompile(`(\w+)="`)
+	ofTable   = regexp.MustCompile(`^(\w+)\{(.*)\}$`)
+)
+
+// wantMetrics fails the test unless the tables have exactly the metrics of an answer of
+// Caddy, with their labels.
+func wantMetrics(t *testing.T, answer string, tables []testkit.Table) {
+	t.Helper()
+	for _, m := range histogram.FindAllStringSubmatch(answer, -1) {
+		answer = regexp.MustCompile(m[1]+`_(bucket|sum|count)\b`).ReplaceAllString(answer, m[1])
+	}
+	var want, got []string
+	for _, m := range series.FindAllStringSubmatch(answer, -1) {
+		var labels []string
+		for _, label := range labelName.FindAllStringSubmatch(m[2], -1) {
+			if label[1] != "le" {
+				labels = append(labels, label[1])
+			}
+		}
+		want = append(want, fmt.Sprint(m[1], labels))
+	}
+	for _, table := range testkit.TablesOf(t, "metric", tables) {
+		for _, row := range table.Rows {
+			m := ofTable.FindStringSubmatch(testkit.InCode(row[0])[0])
+			if m == nil {
+				t.Fatalf("%s: not a metric with labels: %s", table, row[0])
+			}
+			labels := strings.Split(m[2], ",")
+			slices.Sort(labels)
+			got = append(got, fmt.Sprint(m[1], labels))
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if want = slices.Compact(want); !slices.Equal(got, want) {
+		t.Errorf("metrics: got %q, want %q", got, want)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -38,13 +39,13 @@ func runMode(cmd *cobra.Command, upstream, mode string) error {
 		return err
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(upstream), mode)
-	if mode == maintenance {
+	if mode == settings.Maintenance {
 		c.warnOfOutages(limit, entries)
 	}
 	if wait > 0 {
 		return c.waitUntilIdle(upstream, mode, wait)
 	}
-	if warning := newRequestsWarning(entries); mode == drain && warning != "" {
+	if warning := newRequestsWarning(entries); mode == settings.Drain && warning != "" {
 		c.warn(warning)
 	}
 	return nil
@@ -121,7 +122,7 @@ func (c *client) waitUntilIdle(upstream, mode string, wait time.Duration) error 
 		switch n := requestsInFlight(entries); {
 		case n > 0:
 			pending = fmt.Sprintf("requests in flight: %d", n)
-		case mode != ready && warning != "":
+		case mode != settings.Ready && warning != "":
 			pending = warning
 		case time.Now().Before(settled):
 			pending = fmt.Sprintf("the others of the fleet %s may not know yet: they look every %s", fleet, syncInterval)

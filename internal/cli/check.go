@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -40,7 +41,7 @@ func runCheck(cmd *cobra.Command, upstream string) error {
 		switch {
 		case failed:
 			err = fmt.Errorf("%s does not pass", printable(upstream))
-		case slices.ContainsFunc(entries, func(e view.Upstream) bool { return e.Mode != maintenance && e.Status != "up" }):
+		case slices.ContainsFunc(entries, func(e view.Upstream) bool { return e.Mode != settings.Maintenance && e.Status != "up" }):
 			err = fmt.Errorf("%s passes, but is %s until it did so more often in a row", printable(upstream), printable(entries[0].Status))
 		default:
 			return nil

@@ -191,7 +191,8 @@ func (c *client) request(method, path string, body []byte) ([]byte, error) {
 	return text, nil
 }
 
-// errorAnswer is how AdminAPIRequest words an answer that is an error.
+// errorAnswer matches the status and the body of an answer in the error that
+// AdminAPIRequest makes of it.
 var errorAnswer = regexp.MustCompile(`(?s)HTTP (\d+): (.*)$`)
 
 // explain says in one line what is wrong.
@@ -200,18 +201,17 @@ func (c *client) explain(err error) error {
 	if match == nil {
 		return fmt.Errorf("cannot reach Caddy at %s: is it running, and is its admin API there? %s", c.address, printable(err.Error()))
 	}
+	status, body := match[1], match[2]
 	var answer struct {
 		Error string `json:"error"`
+		Code  string `json:"code"` // only the plugin's own answers have one
 	}
-	_ = json.Unmarshal([]byte(match[2]), &answer) // else it is empty
+	_ = json.Unmarshal([]byte(body), &answer) // no JSON is an answer without both
 	switch {
-	case match[1] == strconv.Itoa(http.StatusNotFound) && !ours.MatchString(answer.Error):
+	case status == strconv.Itoa(http.StatusNotFound) && answer.Code == "":
 		return fmt.Errorf("the Caddy at %s has no %s: it is a build without this plugin, or no Caddy", c.address, caddy.ModuleID("admin.api.alive"))
 	case answer.Error == "":
-		return fmt.Errorf("the server at %s answers with the status %s", c.address, match[1])
+		return fmt.Errorf("the server at %s answers with the status %s", c.address, status)
 	}
-	return errors.New(printable(strings.Replace(answer.Error, "GET /alive/upstreams", "caddy alive status", 1)))
+	return errors.New(printable(answer.Error))
 }
-
-// ours is what the admin API says itself where it answers 404.
-var ours = regexp.MustCompile(`^(unknown upstream|no pool has)`)

@@ -16,6 +16,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 func init() {
@@ -30,13 +31,6 @@ weights; checks them at once. It asks the admin API, whose address can be given 
 		CobraFunc: addCommands,
 	})
 }
-
-// The modes of an upstream.
-const (
-	ready       = "ready"
-	drain       = "drain"
-	maintenance = "maintenance"
-)
 
 // oneUpstream is what the commands that take an upstream want.
 const oneUpstream = "one upstream, as caddy alive status shows it"
@@ -55,9 +49,9 @@ func addCommands(root *cobra.Command) {
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	root.AddCommand(
 		statusCommand(),
-		modeCommand(ready, "Has an upstream get requests while it is alive"),
-		modeCommand(drain, "Has an upstream get no new requests while another one serves"),
-		modeCommand(maintenance, "Has an upstream get no requests and no probes"),
+		modeCommand(settings.Ready, "Has an upstream get requests while it is alive"),
+		modeCommand(settings.Drain, "Has an upstream get no new requests while another one serves"),
+		modeCommand(settings.Maintenance, "Has an upstream get no requests and no probes"),
 		weightCommand(),
 		checkCommand(),
 	)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -79,8 +80,8 @@ func TestStatusCheck_ExitStatus(t *testing.T) {
 // A change that takes the last serving upstream out of a pool is made, with a warning
 // for each such pool.
 func TestChange_WarnsOfTheLastServingUpstream(t *testing.T) {
-	gets := view.Upstream{Pool: "shop", Upstream: "a:80", Mode: drain, EffectiveWeight: 1}
-	also := view.Upstream{Pool: "api", Upstream: "a:80", Mode: drain, EffectiveWeight: 1}
+	gets := view.Upstream{Pool: "shop", Upstream: "a:80", Mode: settings.Drain, EffectiveWeight: 1}
+	also := view.Upstream{Pool: "api", Upstream: "a:80", Mode: settings.Drain, EffectiveWeight: 1}
 	none := view.Upstream{Pool: "api", Upstream: "a:80"}
 	well := view.Upstream{Pool: "api", Upstream: "b:80", Serving: true, EffectiveWeight: 1}
 	for _, tc := range []struct {

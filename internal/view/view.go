@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// Remembered is how many results of a check are shown.
+const Remembered = 60
+
 // Upstream is one upstream of one pool. Handlers whose pools have the same name are one
 // pool.
 type Upstream struct {
@@ -67,8 +70,8 @@ type Check struct {
 	ConsecutiveFails  int     `json:"consecutive_fails"`
 	Last              *Result `json:"last"`        // null before the first result
 	LastFailed        *Result `json:"last_failed"` // null if none failed
-	// Recent are the durations of the last results in milliseconds, 60 at most, the
-	// oldest first, below 0 for those that failed.
+	// Recent are the durations of the last results in milliseconds, [Remembered]
+	// at most, the oldest first, below 0 for those that failed.
 	Recent []float64 `json:"recent_ms"`
 	// Next is when the next probe is due, null while none is.
 	Next *time.Time `json:"next"`

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package monitor
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -19,16 +18,15 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/fastcgi"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // dialer connects to an address.
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
-// transport is how the requests of one handler reach its upstreams, as far as it
-// can be copied, for probes to do the same over connections of their own.
-type transport struct {
+// Transport is how the requests of one handler reach its upstreams, as far as that can be
+// copied: probes do the same over connections of their own.
+type Transport struct {
 	// base has the TLS settings, HTTP versions and timeouts.
 	base *http.Transport
 	// dial connects as the handler does, but sends no PROXY protocol header.
@@ -37,41 +35,41 @@ type transport struct {
 	proxyProtocol string
 	// override sets the scheme of u, http, to https where the handler uses TLS.
 	override func(u *url.URL, port string)
-	// shared is the handler's own round tripper, where that cannot be copied.
-	shared http.RoundTripper
-	// speaks says what shared is, or what the handler speaks if it is not HTTP.
+	// handlers is the handler's own round tripper, where that cannot be copied.
+	handlers http.RoundTripper
+	// speaks is the protocol between the handler and its upstreams.
 	speaks protocol
-	// key tells whether two transports are the same, but for the forward proxy.
+	// key tells whether two transports are the same, except for the forward proxy.
 	key transportKey
 }
 
-// protocol is what a handler speaks with its upstreams.
+// protocol is the protocol between a handler and its upstreams.
 type protocol int
 
 const (
 	overTCP    protocol = iota // HTTP/1.1 or 2, over TCP or unix sockets
 	overQUIC                   // HTTP/3
-	thirdParty                 // HTTP in some way
+	thirdParty                 // HTTP over the transport of another plugin
 	fastCGI
 )
 
-// transportKey says how upstreams are reached, by what was loaded and not by
-// pointer, so that handlers and reloads can share targets.
+// transportKey says how upstreams are reached. It compares what was loaded and not
+// pointers, so that several handlers and configs can share targets.
 type transportKey struct {
 	config      string         // its JSON
-	roots       *x509.CertPool // one that stands for all equal ones
+	roots       *x509.CertPool // the canonical one of all that are equal
 	certificate string         // hash of the client certificates
 	proxy       string         // URL of the forward proxy to the upstream
-	owner       any            // set if it cannot be compared, and then shares with nobody
+	owner       any            // the handler, if nothing else can be compared: it shares nothing
 }
 
-// newTransport copies the way in which h reaches its upstreams. It is called
-// while h is being provisioned: its transport is set if the config names one.
-func newTransport(ctx caddy.Context, h *reverseproxy.Handler) (*transport, error) {
+// NewTransport copies how h reaches its upstreams. It is called while h is being
+// provisioned: its transport is set if the config names one.
+func NewTransport(ctx caddy.Context, h *reverseproxy.Handler) (*Transport, error) {
 	if t, ok := h.Transport.(*reverseproxy.HTTPTransport); ok {
 		return httpTransport(ctx, t)
 	}
-	// h will use this very default, but only sets it later on
+	// h uses the same default, but sets it later
 	standard := new(reverseproxy.HTTPTransport)
 	if err := standard.Provision(ctx); err != nil {
 		return nil, fmt.Errorf("provisioning default transport: %v", err)
@@ -85,26 +83,26 @@ func newTransport(ctx caddy.Context, h *reverseproxy.Handler) (*transport, error
 		t.key.config = "fastcgi"
 		return t, nil
 	}
-	t.speaks, t.shared, t.key = thirdParty, h.Transport, transportKey{owner: h}
+	t.speaks, t.handlers, t.key = thirdParty, h.Transport, transportKey{owner: h}
 	if o, ok := h.Transport.(reverseproxy.HealthCheckSchemeOverriderTransport); ok {
 		t.override = o.OverrideHealthCheckScheme
 	}
 	return t, nil
 }
 
-func httpTransport(ctx caddy.Context, h *reverseproxy.HTTPTransport) (*transport, error) {
+func httpTransport(ctx caddy.Context, h *reverseproxy.HTTPTransport) (*Transport, error) {
 	config, err := json.Marshal(h)
 	if err != nil {
 		return nil, fmt.Errorf("encoding the transport: %v", err)
 	}
-	t := &transport{
+	t := &Transport{
 		base:          h.Transport,
 		proxyProtocol: h.ProxyProtocol,
 		override:      h.OverrideHealthCheckScheme,
 		key:           transportKey{config: string(config)},
 	}
 	if len(h.Versions) == 1 && h.Versions[0] == "3" {
-		t.speaks, t.shared = overQUIC, h
+		t.speaks, t.handlers = overQUIC, h
 	}
 	if tls := h.Transport.TLSClientConfig; tls != nil {
 		t.key.roots = canonicalRoots(tls.RootCAs)
@@ -122,8 +120,8 @@ func httpTransport(ctx caddy.Context, h *reverseproxy.HTTPTransport) (*transport
 	return t, nil
 }
 
-// plainDialer returns the dialer of a transport without its PROXY protocol
-// header, which would need a client to speak of, and without TLS.
+// plainDialer returns the dialer of a transport without TLS and without its PROXY protocol
+// header, which would name a client: a probe has none.
 func plainDialer(ctx caddy.Context, h *reverseproxy.HTTPTransport) (dialer, error) {
 	plain := &reverseproxy.HTTPTransport{
 		KeepAlive:     h.KeepAlive,
@@ -151,8 +149,8 @@ func plainDialer(ctx caddy.Context, h *reverseproxy.HTTPTransport) (dialer, erro
 	}, nil
 }
 
-// dialTimeoutError is an error of a dial that took too long. Caddy's own type for it does
-// not tell.
+// dialTimeoutError is the error of a dial that took too long. Caddy's own type for it does
+// not say that it is a timeout.
 type dialTimeoutError struct{ error }
 
 // Timeout reports that it is one.
@@ -161,30 +159,8 @@ func (dialTimeoutError) Timeout() bool { return true }
 // Unwrap returns the error of the dial.
 func (e dialTimeoutError) Unwrap() error { return e.error }
 
-// shortageError is an error by which a dial failed for want of something that this
-// process lacks.
-type shortageError struct {
-	error
-	shortage error
-}
-
-// Unwrap returns both.
-func (e shortageError) Unwrap() []error { return []error{e.error, e.shortage} }
-
-// withShortage adds what this process lacks to the error of a probe. Caddy's own type of
-// error for a dial has only the text of it.
-func withShortage(err error) error {
-	if dial, ok := errors.AsType[reverseproxy.DialError](err); ok {
-		if shortage := health.ShortageIn(dial.Error()); shortage != nil {
-			return shortageError{err, shortage}
-		}
-	}
-	return err
-}
-
-// canonicalRoots returns the one pool that stands for all that are equal to
-// roots among the targets there are. Pools can be compared but not put into
-// words, so the key has one of them by pointer.
+// canonicalRoots returns the pool of certificates that stands for all equal ones in the
+// keys of targets: pools can be compared, but they are no part of a key except by pointer.
 func canonicalRoots(roots *x509.CertPool) *x509.CertPool {
 	if roots == nil {
 		return nil
