@@ -21,7 +21,7 @@ import (
 )
 
 // The list has everything that the documentation says, under those names.
-func TestCaddyAdminList(t *testing.T) {
+func TestAdmin_ListHasWhatIsDocumented(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	all[1].Set(testkit.Sick)
@@ -130,7 +130,7 @@ func TestAdmin_ErrorsSayWhatIsAllowed(t *testing.T) {
 
 // An upstream in drain gets no new request while another one serves, and its checks go
 // on. When all others are down, it serves. The mode ready ends that.
-func TestCaddyDrainMode(t *testing.T) {
+func TestDrain_EndsNewRequests(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
@@ -162,7 +162,7 @@ func TestCaddyDrainMode(t *testing.T) {
 // An upstream in maintenance gets no request, not even as the last resort, and no probe
 // except those that an operator asks for. When it is ready again, its status is unknown
 // until it is probed.
-func TestCaddyMaintenance(t *testing.T) {
+func TestMaintenance_EndsRequestsAndProbes(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))

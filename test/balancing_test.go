@@ -210,7 +210,7 @@ http:// {
 // If no upstream passes its check, requests go to all of them, as the last
 // resort: an overloaded backend that misses its probes is better than an
 // error. As soon as one recovers, it alone serves.
-func TestCaddyLastResort(t *testing.T) {
+func TestFailOpen_AllServeWhenNoneIsUp(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "c")
 	for _, b := range backends {
 		b.Set(testkit.Sick)
@@ -331,7 +331,7 @@ http:// {
 
 // Weights, backups and the last resort, over the wire: exact among those that
 // are left, and the named upstreams are found however they are written.
-func TestCaddyWeightsAndBackups(t *testing.T) {
+func TestWeights_HoldAmongThoseLeft(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "c", "spare")
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
 http:// {

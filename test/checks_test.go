@@ -16,7 +16,7 @@ import (
 
 // An upstream is up only while all its checks pass, and the log names the one
 // that does not.
-func TestCaddySeveralChecks(t *testing.T) {
+func TestChecks_AllMustPass(t *testing.T) {
 	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
 http:// {

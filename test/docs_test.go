@@ -44,7 +44,7 @@ func TestReadmeCaddyfiles(t *testing.T) {
 	}
 }
 
-// Caddy loads the config in JSON. TestCaddyReadme compares all other JSON with what Caddy
+// Caddy loads the config in JSON. TestReadme_QuickstartIsAsShown compares all other JSON with what Caddy
 // prints.
 func TestReadmeJSON(t *testing.T) {
 	_, blocks, _ := testkit.README(t)

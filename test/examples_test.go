@@ -148,7 +148,7 @@ func TestExamplePublicHTTPS_HidesFaults(t *testing.T) {
 }
 
 // The canary gets one request of twenty, and what it is given at run time.
-func TestCaddyExampleCanary(t *testing.T) {
+func TestExampleCanary_GetsItsShare(t *testing.T) {
 	all := testkit.StartBackends(t, "stable", "canary")
 	c := testkit.StartCaddyWith(t, "", testkit.Example(t, "canary", "stable:8080", all[0].Addr, "canary:8080", all[1].Addr))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })

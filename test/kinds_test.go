@@ -45,7 +45,7 @@ func startGRPC(tb testing.TB, health *grpchealth.Server) string {
 // A grpc check asks the health service over HTTP/2 without TLS, on an h2c
 // upstream and on one that requests reach by HTTP/1.1. Only SERVING passes, and
 // the log says what else it was.
-func TestCaddyGRPC(t *testing.T) {
+func TestGRPC_OnlyServingPasses(t *testing.T) {
 	for _, scheme := range []string{"h2c", "http"} {
 		t.Run(scheme, func(t *testing.T) {
 			service := grpchealth.NewServer()

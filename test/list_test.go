@@ -157,7 +157,7 @@ http:// {
 }
 
 // One URL is the page and the list; it can be read, and nothing else.
-func TestCaddyStatusPage(t *testing.T) {
+func TestStatusPage_IsPageAndList(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	all[1].Set(testkit.Sick)
 	c := testkit.StartCaddyWith(t, "", strings.Replace(fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)), "http:// {", "http:// {\n\talive_status /status", 1))

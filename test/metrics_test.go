@@ -40,7 +40,7 @@ func TestMetrics_NamesAndTypes(t *testing.T) {
 
 // The gauge agrees with which upstreams get requests; what was counted goes on across reloads;
 // the series of what is gone vanish.
-func TestCaddyMetrics(t *testing.T) {
+func TestMetrics_GoOnAcrossReloads(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
 	sites := fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...))
@@ -125,7 +125,7 @@ func TestMetrics_EqualLabelsAreSummed(t *testing.T) {
 
 // Event handlers are called once a flip, with the upstream, the check and the reason; they come
 // from the app, and a reload repeats none.
-func TestCaddyEvents(t *testing.T) {
+func TestEvents_AreOncePerFlip(t *testing.T) {
 	testkit.RecordEvents(t, nil)
 	b := testkit.StartBackend(t, "b", nil)
 	sites := fmt.Sprintf(testkit.ShopSite, b.Addr)

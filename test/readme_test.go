@@ -21,7 +21,7 @@ import (
 
 // The quickstart gives the answers, the log lines, the output of commands, the list and
 // the metrics that README.md and docs show. Times and the first upstream may differ.
-func TestCaddyReadme(t *testing.T) {
+func TestReadme_QuickstartIsAsShown(t *testing.T) {
 	_, blocks, tables := testkit.README(t)
 	ports := make(map[string]string)
 	var there, here []string // addresses as in the README, and those of this test

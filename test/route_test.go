@@ -131,7 +131,7 @@ http://secure.localhost {
 // Where a check says so, probes go elsewhere than requests: to another port, to
 // another address, with TLS or without. What they name as the host is where they
 // go, or what the check says.
-func TestCaddyProbesGoWhereTheCheckSays(t *testing.T) {
+func TestProbes_GoWhereTheCheckSays(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	secure := ca.Server("app.internal")
 	socket := filepath.Join(socketDir(t), "health.sock")

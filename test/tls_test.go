@@ -20,7 +20,7 @@ import (
 // An upstream that wants a client certificate gets the handler's from probes, and
 // no further option is needed. Probes speak HTTP/2 where the upstream does, over a
 // connection that no request uses.
-func TestCaddyProbesHaveTheHandlersTLS(t *testing.T) {
+func TestTLS_ProbesHaveThatOfTheHandler(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	_, certFile, keyFile := ca.Issue("the proxy", time.Now().Add(time.Hour))
 	for _, test := range []struct {
