@@ -86,7 +86,7 @@ func TestBesideOthers(t *testing.T) {
 			}
 			if (test.refused == "") != (said == "") || !strings.Contains(said, test.refused) {
 				if version != "" && !strings.Contains(strings.ToLower(versions), test.peer+" "+version) {
-					t.Skipf("skipped, for this is %s %s, where it is otherwise: %q", test.peer, version, said)
+					t.Skipf("this is %s %s, where it is otherwise: %q", test.peer, version, said)
 				}
 				t.Errorf("it says %q, want %q", said, test.refused)
 			}
@@ -111,7 +111,7 @@ func otherTakes(t *testing.T, name, config string, args ...string) (said, versio
 		}
 	}
 	if err != nil {
-		t.Skipf("skipped, for %s (Debian package %[1]s) is not installed", name)
+		t.Skipf("%s (Debian package %[1]s) is not installed", name)
 	}
 	dir := t.TempDir()
 	run := func(args ...string) (string, error) {

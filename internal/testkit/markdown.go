@@ -7,43 +7,81 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
 
-// Block is a piece of the README between fences.
+// Document is a Markdown file of the repository.
+type Document struct{ Path, Text string }
+
+// Block is a piece of a document between fences.
 type Block struct {
+	Path     string
 	Line     int
 	Language string
 	Text     string
 }
 
-func (b Block) String() string { return fmt.Sprintf("README.md:%d", b.Line) }
+func (b Block) String() string { return fmt.Sprintf("%s:%d", b.Path, b.Line) }
 
-// Table is one of the README, without its first line.
+// Table is a table of a document, without its first line.
 type Table struct {
+	Path  string
 	Line  int
 	About string // the line of text before it
 	Head  []string
 	Rows  [][]string
 }
 
-// README returns the text, the blocks and the tables of the README.
-func README(t *testing.T) (text string, blocks []Block, tables []Table) {
+func (r Table) String() string { return fmt.Sprintf("%s:%d", r.Path, r.Line) }
+
+// Documents returns the Markdown files of the repository that match one of the patterns.
+func Documents(t *testing.T, patterns ...string) (found []Document) {
 	t.Helper()
-	read, err := os.ReadFile(filepath.Join(Repository(t), "README.md"))
-	if err != nil {
-		t.Fatal(err)
+	root := Repository(t)
+	for _, pattern := range patterns {
+		paths, err := filepath.Glob(filepath.Join(root, filepath.FromSlash(pattern)))
+		if err != nil || len(paths) == 0 {
+			t.Fatalf("no documents %s: %v", pattern, err)
+		}
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if path, err = filepath.Rel(root, path); err != nil {
+				t.Fatal(err)
+			}
+			found = append(found, Document{filepath.ToSlash(path), strings.ReplaceAll(string(text), "\r\n", "\n")})
+		}
 	}
-	text = strings.ReplaceAll(string(read), "\r\n", "\n")
+	return found
+}
+
+// README returns README.md and the pages of docs, in that order, with their blocks and
+// tables.
+func README(t *testing.T) (found []Document, blocks []Block, tables []Table) {
+	t.Helper()
+	found = Documents(t, "README.md", "docs/*.md")
+	for _, d := range found {
+		b, r := d.Parse(t)
+		blocks, tables = append(blocks, b...), append(tables, r...)
+	}
+	return found, blocks, tables
+}
+
+// Parse returns the blocks and the tables of a document.
+func (d Document) Parse(t *testing.T) (blocks []Block, tables []Table) {
+	t.Helper()
 	var open *Block
 	var table *Table
 	about := ""
-	for i, line := range strings.Split(text, "\n") {
+	for i, line := range strings.Split(d.Text, "\n") {
 		language, fence := strings.CutPrefix(line, "```")
 		switch {
 		case fence && open == nil:
-			open = &Block{Line: i + 1, Language: language}
+			open = &Block{Path: d.Path, Line: i + 1, Language: language}
 		case fence:
 			blocks = append(blocks, *open)
 			open = nil
@@ -53,7 +91,7 @@ func README(t *testing.T) (text string, blocks []Block, tables []Table) {
 			cells := tableCells(line)
 			switch {
 			case table == nil:
-				table = &Table{Line: i + 1, About: about, Head: cells}
+				table = &Table{Path: d.Path, Line: i + 1, About: about, Head: cells}
 			case !strings.HasPrefix(line, "|---"):
 				table.Rows = append(table.Rows, cells)
 			}
@@ -69,7 +107,7 @@ func README(t *testing.T) (text string, blocks []Block, tables []Table) {
 	if open != nil {
 		t.Fatalf("%s is never closed", open)
 	}
-	return text, blocks, tables
+	return blocks, tables
 }
 
 // tableCells returns what is between the bars of a line.
@@ -102,7 +140,7 @@ func TablesOf(t *testing.T, title string, tables []Table) (found []Table) {
 		}
 	}
 	if len(found) == 0 {
-		t.Fatalf("the README has no table of each %s", title)
+		t.Fatalf("there is no table of each %s", title)
 	}
 	return found
 }
@@ -115,4 +153,20 @@ func InCode(text string) (found []string) {
 		found = append(found, m[1])
 	}
 	return found
+}
+
+var (
+	fenced      = regexp.MustCompile("(?ms)^```.*?^```$")
+	heading     = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	notInAnchor = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+)
+
+// Prose is the text without the blocks.
+func (d Document) Prose() string { return fenced.ReplaceAllString(d.Text, "") }
+
+// HasAnchor reports whether a heading can be linked to by that name.
+func (d Document) HasAnchor(name string) bool {
+	return slices.ContainsFunc(heading.FindAllStringSubmatch(d.Prose(), -1), func(m []string) bool {
+		return strings.ReplaceAll(notInAnchor.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-") == name
+	})
 }
