@@ -344,10 +344,10 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 	if check.ProbeRaw, err = parseProbe(caddyfile.NewDispenser(tokens)); err != nil {
 		return nil, explainOption(err, own)
 	}
-	if _, check.identity, err = identify(check.ProbeRaw); err != nil {
+	if _, check.resolved.Identity, err = identify(check.ProbeRaw); err != nil {
 		return nil, err
 	}
-	check.settings, err = check.resolve()
+	check.resolved.Settings, err = check.resolve()
 	return check, err
 }
 

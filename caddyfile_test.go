@@ -19,6 +19,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // policies are ways to write the policy, and the JSON that each stands for.
@@ -822,7 +823,7 @@ func validate(t *testing.T, proxy string, then func() error) error {
 }
 
 func countTargets() (all, running int) {
-	targets.Range(func(_, target any) bool {
+	shared.Targets.Range(func(_, target any) bool {
 		all++
 		if target.(sharedTarget).Running() {
 			running++

@@ -64,7 +64,11 @@ func (l *sharedListing) drop(a *App) {
 func (l *sharedListing) render(what func(*listing) ([]byte, error)) ([]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	app, changes, now := newestApp(), l.changes.Load(), time.Now()
+	app, now := newestApp(), time.Now()
+	changes := l.changes.Load()
+	if app != nil {
+		changes += app.operations.Revision()
+	}
 	known := l.newest
 	if known == nil || known.app != app || known.changes != changes || now.Sub(known.at) >= known.lasts() {
 		known = &listing{app: app, changes: changes, entries: overview(filter{}), at: now}

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -68,8 +69,8 @@ func overview(only filter) []view.Upstream {
 func (a *App) leftOver(only filter) []view.Upstream {
 	var entries []view.Upstream
 	policies := a.all()
-	for address, set := range a.operations.settings() {
-		if set.idle() || only.upstream != "" && only.upstream != address {
+	for address, set := range a.operations.All() {
+		if set.IsDefault() || only.upstream != "" && only.upstream != address {
 			continue
 		}
 		left := func(pool string, weight int) view.Upstream {
@@ -78,8 +79,8 @@ func (a *App) leftOver(only filter) []view.Upstream {
 				owner += fmt.Sprintf(" '%s'", pool)
 			}
 			return view.Upstream{
-				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: string(set.mode()), Weight: weight, Checks: []view.Check{},
-				Why:       fmt.Sprintf("%s has it; what was set at %s is kept for when one does", owner, set.newest().Format(time.RFC3339)),
+				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: string(set.ModeNow()), Weight: weight, Checks: []view.Check{},
+				Why:       fmt.Sprintf("%s has it; what was set at %s is kept for when one does", owner, set.Newest().Format(time.RFC3339)),
 				Persisted: a.notPersisted(address), Gone: true,
 			}
 		}
@@ -107,7 +108,7 @@ func (a *App) leftOver(only filter) []view.Upstream {
 
 // notPersisted points to false if the setting of an address is not stored.
 func (a *App) notPersisted(address string) *bool {
-	persisted := a.operations.persisted(address)
+	persisted := a.operations.IsStored(address)
 	if persisted {
 		return nil
 	}
@@ -192,11 +193,11 @@ func (s *Selection) entriesOf(pool reverseproxy.UpstreamPool, members []*member,
 
 // entry returns what is to be said of one upstream.
 func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, here situation, effective float64, brief bool) view.Upstream {
-	set := s.rules.operations.of(m.address)
+	set := s.rules.operations.Of(m.address)
 	status := m.status()
 	e := view.Upstream{
-		Pool: s.pool, Upstream: m.address, Status: status.String(), Mode: string(set.mode()),
-		Weight: set.weight(s.pool, m.weight), EffectiveWeight: math.Round(effective*1000) / 1000, Backup: m.backup,
+		Pool: s.pool, Upstream: m.address, Status: status.String(), Mode: string(set.ModeNow()),
+		Weight: set.WeightIn(s.pool, m.weight), EffectiveWeight: math.Round(effective*1000) / 1000, Backup: m.backup,
 		FailOpen: here.mood.ignoresHealth(), Persisted: s.app.notPersisted(m.address),
 		Checks: []view.Check{},
 	}
@@ -207,15 +208,15 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, he
 	}
 	var since time.Time
 	for _, w := range m.watches {
-		view := w.target.View
+		view := w.Target.View
 		if brief {
-			view = w.target.Brief
+			view = w.Target.Brief
 		}
 		v := view()
 		if v.Status == status && v.Since.After(since) {
 			since = v.Since
 		}
-		e.AddCheck(newCheckEntry(w.check.label, v))
+		e.AddCheck(newCheckEntry(w.Check.Label, v))
 	}
 	if !since.IsZero() {
 		e.Since = &since
@@ -224,7 +225,7 @@ func (s *Selection) entry(u *reverseproxy.Upstream, m *member, now *snapshot, he
 		e.Idle = true
 		return e // the caller says why
 	}
-	e.Serving = effective > 0 && e.Mode == modeReady && status == health.Up && !m.draining() && healthy
+	e.Serving = effective > 0 && e.Mode == settings.Ready && status == health.Up && !m.draining() && healthy
 	if !brief {
 		e.Reasons = []string{s.why(e, u, m, set, here, healthy)}
 		e.Why = e.Reasons[0]

@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -108,9 +109,9 @@ func TestWhy(t *testing.T) {
 			t.Errorf("%d: %q, serving %v, want %q, %v", i, e.Why, e.Serving, want[i], serving[i])
 		}
 	}
-	p.set(0, change{mode: new(mode(modeMaintenance))})
-	p.set(2, change{mode: new(mode(modeDrain))})
-	p.set(5, change{pool: "shop", weight: new(new(3))})
+	p.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
+	p.set(2, settings.Change{Mode: new(settings.Mode(settings.Drain))})
+	p.set(5, settings.Change{Pool: "shop", Weight: new(new(3))})
 	p.decide("????d?")
 	for i, want := range []string{"in maintenance since ", "", "draining since ", "", "check 'test' failed: ", "up: gets requests in turn"} {
 		if e := p.entries(filter{})[i]; !strings.HasPrefix(e.Why, want) && want != "" {

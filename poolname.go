@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
 
 // provisionName checks the name of the pool, or finds one.
@@ -37,7 +38,7 @@ func (s *Selection) provisionName(ctx caddy.Context) error {
 func (s *Selection) defaultName() string {
 	names := make([]string, 0, len(s.upstreams))
 	for _, u := range s.upstreams {
-		names = append(names, shownAddress(u.Dial))
+		names = append(names, monitor.DisplayAddress(u.Dial))
 	}
 	if source := s.proxy.DynamicUpstreamsRaw; source != nil {
 		names = append(names, sourceName(source))
@@ -58,7 +59,7 @@ func describeSource(options map[string]any) string {
 	description := kind
 	for _, key := range []string{"service", "proto", "name", "port"} {
 		if text, ok := options[key].(string); ok && text != "" {
-			description += " " + shownAddress(text)
+			description += " " + monitor.DisplayAddress(text)
 		}
 	}
 	if sources, ok := options["sources"].([]any); ok { // as multi has them
@@ -278,7 +279,7 @@ func (s *Selection) poolKey() poolKey {
 
 // addressesOf returns the addresses that an option means by a name.
 func addressesOf(name string) []string {
-	name = shownAddress(name)
+	name = monitor.DisplayAddress(name)
 	if dials, err := dialAddresses(name); err == nil {
 		return dials
 	}

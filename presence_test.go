@@ -24,15 +24,12 @@ func (n *network) kill(addresses ...string) {
 
 // told returns what was told by events, in order.
 func (p *policy) told() (events []string) {
-	a := p.app.events
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, e := range a.queue {
-		switch e.name {
+	for _, e := range p.emitted() {
+		switch e.Name {
 		case "fail_open":
-			events = append(events, fmt.Sprintf("fail_open %v", e.data["active"]))
+			events = append(events, fmt.Sprintf("fail_open %v", e.Data["active"]))
 		default:
-			events = append(events, fmt.Sprintf("%s %v", e.name, e.data["upstream"]))
+			events = append(events, fmt.Sprintf("%s %v", e.Name, e.Data["upstream"]))
 		}
 	}
 	return events
@@ -161,7 +158,7 @@ func TestPast_LookingChangesNothing(t *testing.T) {
 		if got, want := p.gauges(), "0 up, 1 down, fail_open true"; got != want {
 			t.Errorf("%s, want %s", got, want)
 		}
-		_ = p.tally.selections()
+		_ = p.counters.Selections()
 		if !maps.Equal(states(), before) {
 			t.Error("to look made snapshots")
 		}

@@ -21,6 +21,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
 // Selection is a policy that selects upstreams in turn among those that are
@@ -98,7 +101,7 @@ type Selection struct {
 	indexing  sync.Once
 	byShown   map[string]*member // those whose dial address is not what operators name; after indexing
 	dynamic   *dynamic
-	transport *transport
+	transport *monitor.Transport
 	rules     rules
 	inner     reverseproxy.Selector // picks instead of round robin, if set
 	selects   string                // the name of inner
@@ -113,14 +116,14 @@ type Selection struct {
 	unloaded     <-chan struct{} // closed when the config ends
 	exiting      <-chan struct{} // closed when the process begins to exit; requests are not held then
 
-	tally    *poolTally
+	counters *telemetry.PoolCounters
 	counting sync.Mutex // held while a snapshot succeeds another
 	retired  []retired  // guarded by counting
 
 	watchesMu sync.Mutex
-	watches   []*watch     // all there are; guarded by watchesMu
-	running   atomic.Bool  // probes run, so that changes are news; changed under watchesMu
-	said      atomic.Int32 // the mood that was last logged
+	watches   []*monitor.Monitor // all there are; guarded by watchesMu
+	running   atomic.Bool        // probes run, so that changes are news; changed under watchesMu
+	said      atomic.Int32       // the mood that was last logged
 
 	first   uint64 // the ticket with which the first snapshot begins
 	current atomic.Pointer[snapshot]
@@ -204,7 +207,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		if same := slices.IndexFunc(s.Checks[:i], check.equal); same >= 0 {
 			return fmt.Errorf("checks: position %d is the same as position %d", i, same)
 		}
-		s.hold = min(max(s.hold, check.settings.Timeout), maxHold)
+		s.hold = min(max(s.hold, check.resolved.Settings.Timeout), maxHold)
 	}
 	if err := labelChecks(s.Checks); err != nil {
 		return err
@@ -218,7 +221,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		return err
 	}
 
-	if s.transport, err = newTransport(ctx, s.proxy); err != nil {
+	if s.transport, err = monitor.NewTransport(ctx, s.proxy); err != nil {
 		return err
 	}
 	if err := s.gather(); err != nil {
@@ -226,7 +229,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	s.dynamic = newDynamic(s) // before the first change of a status can be told
 	for _, w := range s.watches {
-		w.follow(s.refresh)
+		w.Subscribe(s.refresh)
 	}
 	s.refresh()
 	if err := s.resumeDynamic(); err != nil {
@@ -401,7 +404,7 @@ func (s *Selection) Cleanup() error {
 	if s.dynamic != nil {
 		s.dynamic.close()
 		if s.dynamic.key != "" {
-			_, err := watchLists.Delete(s.dynamic.key)
+			_, err := shared.WatchLists.Delete(s.dynamic.key)
 			errs = append(errs, err)
 		}
 	}
@@ -409,14 +412,14 @@ func (s *Selection) Cleanup() error {
 		s.app.disown(s)
 	}
 	for _, w := range s.run(false) {
-		errs = append(errs, w.forget())
+		errs = append(errs, w.Release())
 	}
 	return errors.Join(errs...)
 }
 
 // run tells s whether its probes run, those of watches to come included, and
 // returns all there are now.
-func (s *Selection) run(running bool) []*watch {
+func (s *Selection) run(running bool) []*monitor.Monitor {
 	s.watchesMu.Lock()
 	defer s.watchesMu.Unlock()
 	s.running.Store(running)
@@ -424,7 +427,7 @@ func (s *Selection) run(running bool) []*watch {
 }
 
 // allWatches returns the watches that there are now.
-func (s *Selection) allWatches() []*watch {
+func (s *Selection) allWatches() []*monitor.Monitor {
 	s.watchesMu.Lock()
 	defer s.watchesMu.Unlock()
 	return slices.Clone(s.watches)

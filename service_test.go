@@ -4,19 +4,14 @@ package alive
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
-	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
-	"github.com/caddy-alive/caddy-alive/internal/page"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -55,23 +50,18 @@ func TestServices_SayWhatEachPoolServes(t *testing.T) {
 				t.Errorf("outages %q, want some: %v", lines, tc.outage)
 			}
 
-			var table bytes.Buffer
-			screen{}.writeTable(&table, entries, time.Now())
-			html, err := page.Render(entries, time.Now())
+			page, err := renderStatus(entries, []byte("[]"), time.Now())
 			if err != nil {
 				t.Fatal(err)
 			}
-			if shown := strings.Contains(table.String(), "!! "); shown != (tc.alarm != "") {
-				t.Errorf("the table:\n%s", table.String())
-			}
-			if shown := bytes.Contains(html, []byte(`<p class="alarm" role="alert"`)); shown != (tc.alarm != "") {
-				t.Errorf("the page:\n%s", html)
+			if shown := bytes.Contains(page, []byte(`<p class="alarm" role="alert">`)); shown != (tc.alarm != "") {
+				t.Errorf("the page:\n%s", page)
 			}
 		})
 	}
 }
 
-// The summary counts upstreams that serve, and pools that do not.
+// The page says it in its title, the script says the same as the server.
 func TestSummary_SaysHowManyPoolsServeNothing(t *testing.T) {
 	entries := []view.Upstream{
 		{Pool: "a", Upstream: "a:80", Serving: true, EffectiveWeight: 1},
@@ -81,132 +71,11 @@ func TestSummary_SaysHowManyPoolsServeNothing(t *testing.T) {
 	if got, want := view.Summary(entries), "No upstream serves in 1 of 3 pools. Fail-open in 1 of 3 pools: 1 of 3 upstreams serve"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-}
-
-// exitStatus returns the status with which Caddy's main function exits.
-func exitStatus(err error) int {
-	if err == nil {
-		return 0
-	}
-	if v := reflect.Indirect(reflect.ValueOf(err)); v.Kind() == reflect.Struct {
-		if code := v.FieldByName("ExitCode"); code.IsValid() { // its type is Caddy's own
-			return int(code.Int())
+	for _, p := range []view.Pool{{FailOpen: true}, {FailOpen: true, Serving: true}, {Receiving: true}, {}} {
+		if !strings.Contains(statusJS, fmt.Sprintf("return %q;", p.Alarm())) {
+			t.Errorf("the script does not say %q", p.Alarm())
 		}
 	}
-	return 1
-}
-
-// listOf serves a list of upstreams as Caddy does.
-func listOf(t *testing.T, entries ...view.Upstream) (address string) {
-	t.Helper()
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		shown := []view.Upstream{}
-		for _, e := range entries {
-			if pool := r.URL.Query().Get("pool"); pool == "" || pool == e.Pool {
-				shown = append(shown, e)
-			}
-		}
-		if err := json.NewEncoder(w).Encode(shown); err != nil {
-			t.Error(err)
-		}
-	}))
-	t.Cleanup(server.Close)
-	return server.Listener.Addr().String()
-}
-
-// status --check is for scripts: 3 if a pool serves nothing, with a line that says
-// which; 0 and nothing otherwise; 1 if that is not known.
-func TestCommandStatusCheck_ExitStatus(t *testing.T) {
-	well := view.Upstream{Pool: "shop", Upstream: "a:80", Serving: true, EffectiveWeight: 1}
-	dead := view.Upstream{Pool: "api", Upstream: "b:80", Status: "down"}
-	const line = "pool api: No upstream serves, and none gets requests: they are answered 503.\n"
-	for _, tc := range []struct {
-		address        string
-		args           string
-		exit           int
-		stdout, stderr string
-	}{
-		{listOf(t, well), "status --check", 0, "", ""},
-		{listOf(t), "status --check", 0, "", ""},
-		{listOf(t, dead, well), "status --check", 3, line, ""},
-		{listOf(t, view.Upstream{Pool: "x", Gone: true}, well), "status --check", 0, "", ""},
-		{listOf(t, dead, well), "status --check --json", 3, "[", line},
-		{listOf(t, well), "status --check --json", 0, "[", ""},
-		{listOf(t, dead, well), "status", 0, "pool api\n!! No upstream serves, and none gets requests", ""},
-		{refused(t), "status --check", 1, "", "Error: cannot reach Caddy"},
-		{refused(t), "status --check --watch", 1, "", "Error: if any flags in the group [watch check] are set none of the others can be"},
-	} {
-		stdout, stderr, err := command(t.Context(), tc.address, strings.Fields(tc.args)...)
-		if got := exitStatus(err); got != tc.exit {
-			t.Errorf("%s: exit status %d (%v), want %d", tc.args, got, err, tc.exit)
-		}
-		if !strings.HasPrefix(stdout, tc.stdout) || (stdout == "") != (tc.stdout == "") || !strings.HasPrefix(stderr, tc.stderr) || (stderr == "") != (tc.stderr == "") {
-			t.Errorf("%s: printed %q and %q, want %q and %q", tc.args, stdout, stderr, tc.stdout, tc.stderr)
-		}
-	}
-}
-
-// To take the last upstream that serves out of a pool is done, and the command says
-// plainly what comes of that, by pool.
-func TestCommandWarnsOfTheLastServingUpstream(t *testing.T) {
-	gets := view.Upstream{Pool: "shop", Upstream: "a:80", Mode: modeDrain, EffectiveWeight: 1}
-	also := view.Upstream{Pool: "api", Upstream: "a:80", Mode: modeDrain, EffectiveWeight: 1}
-	none := view.Upstream{Pool: "api", Upstream: "a:80"}
-	well := view.Upstream{Pool: "api", Upstream: "b:80", Serving: true, EffectiveWeight: 1}
-	for _, tc := range []struct {
-		args    string
-		entries []view.Upstream
-		stderr  string
-	}{
-		{"drain a:80", []view.Upstream{none, gets}, "warning: it still gets new requests: no other upstream of the pool shop serves\n"},
-		{"drain a:80", []view.Upstream{also, gets}, "warning: it still gets new requests: no other upstream serves in the pools api, shop\n"},
-		{"drain a:80", []view.Upstream{none}, ""},
-		{"maintenance a:80", []view.Upstream{none}, "warning: pool api: No upstream serves, and none gets requests: they are answered 503.\n"},
-		{"maintenance a:80", []view.Upstream{none, well}, ""},
-		{"weight a:80 0", []view.Upstream{none}, "warning: pool api: No upstream serves, and none gets requests: they are answered 503.\n"},
-		{"weight a:80 2", []view.Upstream{none}, ""},
-	} {
-		// the server of the test answers a change with the whole list
-		_, stderr, err := command(t.Context(), listOf(t, tc.entries...), strings.Fields(tc.args)...)
-		if err != nil || stderr != tc.stderr {
-			t.Errorf("%s: printed %q, %v, want %q", tc.args, stderr, err, tc.stderr)
-		}
-	}
-}
-
-// A pool whose only upstream is in maintenance, or whose last one drains, is told of
-// by every view of a running Caddy.
-func TestCaddyLastServingUpstream(t *testing.T) {
-	all := startBackends(t, "a", "b")
-	c := startOperated(t, "", fmt.Sprintf(operated, addresses(all...)))
-	eventually(t, patience, "both are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 })
-	check := func(want int, says string) {
-		t.Helper()
-		stdout, stderr, err := command(t.Context(), c.admin, "status", "--check")
-		if exitStatus(err) != want || !strings.HasPrefix(stdout, says) || stderr != "" {
-			t.Errorf("status --check: exit status %d, printed %q and %q; want %d and %q", exitStatus(err), stdout, stderr, want, says)
-		}
-	}
-	run := func(stderr string, args ...string) {
-		t.Helper()
-		if _, got, err := command(t.Context(), c.admin, args...); err != nil || got != stderr {
-			t.Errorf("%v: printed %q, %v, want %q", args, got, err, stderr)
-		}
-	}
-	check(0, "")
-	run("", "maintenance", all[0].addr)
-	check(0, "")
-	run("warning: it still gets new requests: no other upstream of the pool shop serves\n", "drain", all[1].addr)
-	check(3, "pool shop: No upstream serves: requests go to upstreams that drain")
-	shares(t, "the last one drains", tally(c.plain(), c.url(), 5), map[string]int{"b": 5})
-	run("warning: pool shop: No upstream serves, and none gets requests: they are answered 503.\n", "maintenance", all[1].addr)
-	check(3, "pool shop: No upstream serves, and none gets requests")
-	if got := ask(c.plain(), c.url()); got.status != http.StatusServiceUnavailable {
-		t.Errorf("a request: %v", got)
-	}
-	run("", "ready", all[1].addr)
-	eventually(t, patience, "one is up", func() bool { return is(health.Up, all[1].addr) })
-	check(0, "")
 }
 
 // What an earlier config was brought, but no request of this one, is no outage; once a
@@ -221,7 +90,7 @@ func TestServices_LeaveOutWhatRequestsDoNotBring(t *testing.T) {
 	if entries := p.entries(filter{}); len(entries) != 1 || !entries[0].Idle || len(view.Outages(entries)) > 0 {
 		t.Errorf("before a request: %+v", entries)
 	}
-	p.app.operations.set(dial, change{mode: new(mode(modeMaintenance))})
+	p.app.operations.Change(dial, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
 	p.snapshotOf(reverseproxy.UpstreamPool{{Host: new(reverseproxy.Host), Dial: dial}})
 	if entries := p.entries(filter{}); len(entries) != 1 || entries[0].Idle || len(view.Outages(entries)) != 1 {
 		t.Errorf("after a request: %+v", entries)

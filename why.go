@@ -9,6 +9,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -22,15 +23,15 @@ func (here situation) weight(i int, u *reverseproxy.Upstream) float64 {
 }
 
 // why says in one sentence why an upstream gets requests, or none.
-func (s *Selection) why(e view.Upstream, u *reverseproxy.Upstream, m *member, set *setting, here situation, healthy bool) string {
+func (s *Selection) why(e view.Upstream, u *reverseproxy.Upstream, m *member, set *settings.Setting, here situation, healthy bool) string {
 	since := func() string { return set.Changed.Format(time.RFC3339) }
 	up := e.Status == "up"
 	switch {
-	case set.mode() == modeMaintenance:
+	case set.ModeNow() == settings.Maintenance:
 		return "in maintenance since " + since() + ": no requests and no probes"
 	case e.Weight == 0:
 		return "its weight is 0: no requests"
-	case set.mode() == modeDrain:
+	case set.ModeNow() == settings.Drain:
 		return whyDraining(&e, "draining since "+since(), here, healthy)
 	case up && m.draining():
 		return whyDraining(&e, "asks for no new requests", here, healthy)

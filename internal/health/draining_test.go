@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// letters is a driver whose probes answer by the letters of results, one after
+// letters is a driver whose probes return what the letters of results say, one after
 // the other: P passes, F fails, D passes and says that the target is draining.
-// What comes after the last one passes. It writes down whether each of the
-// probes was to be fresh.
+// After the last letter probes pass. It records whether each
+// probe had to be fresh.
 type letters struct {
 	results string
 
@@ -46,8 +46,8 @@ func (l *letters) driver() Driver {
 	}
 }
 
-// said returns for each probe whether it was to be fresh, t or f, and what was
-// reported.
+// said returns for each probe whether it had to be fresh, t or f, and the
+// reports.
 func (l *letters) said() (fresh string, reports []Transition) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -62,7 +62,7 @@ func (l *letters) said() (fresh string, reports []Transition) {
 	return string(text), slices.Clone(l.reports)
 }
 
-// spell lets time pass until all letters are said.
+// spell lets time pass until all letters are used.
 func (l *letters) spell() {
 	for {
 		if fresh, _ := l.said(); len(fresh) == len(l.results) {
@@ -73,9 +73,9 @@ func (l *letters) spell() {
 }
 
 // Each letter of results is P for a pass, F for a fail, D for a pass that says
-// it is draining; want has what holds after each: u for up, r for up but
+// it is draining; want has the status after each: u for up, r for up but
 // refusing new requests, d for down.
-func TestDrainingFollowsTheLastPass(t *testing.T) {
+func TestDraining_FollowsTheLastPass(t *testing.T) {
 	for _, tc := range []struct {
 		rule          string
 		results, want string
@@ -125,7 +125,7 @@ func TestDrainingFollowsTheLastPass(t *testing.T) {
 }
 
 // Draining does not change the intervals: a target that drains is up and settled.
-func TestDrainingTargetsAreSettled(t *testing.T) {
+func TestDraining_TargetIsSettled(t *testing.T) {
 	set := settings()
 	var s state
 	for range 3 {
@@ -140,9 +140,9 @@ func TestDrainingTargetsAreSettled(t *testing.T) {
 	}
 }
 
-// Each change is told once, to subscribers and in a report, and nothing else is.
-// To begin or to end draining is no change of status: it lasts on.
-func TestDrainingIsTold(t *testing.T) {
+// Each change is reported once, to subscribers and to the driver, and nothing else is.
+// The status does not change when draining begins or ends.
+func TestDraining_IsReported(t *testing.T) {
 	const (
 		s = time.Second
 		// the first results come at 0, 5, 10, 15, 20, 25, 26 and 27 seconds
@@ -210,10 +210,10 @@ func TestDrainingIsTold(t *testing.T) {
 	}
 }
 
-// A probe must not rely on an earlier connection, which may be all that is left
-// of a listener that died, unless the target is up and nothing speaks against it.
-// Want has t for each probe that is to be fresh.
-func TestProbesAreFreshUnlessSettled(t *testing.T) {
+// A probe must not rely on an earlier connection, which may outlive the listener that
+// accepted it, unless the target is up and settled.
+// Want has t for each probe that must be fresh.
+func TestProbes_AreFreshUnlessSettled(t *testing.T) {
 	for _, tc := range []struct {
 		rule          string
 		results, want string
@@ -239,12 +239,12 @@ func TestProbesAreFreshUnlessSettled(t *testing.T) {
 	}
 }
 
-// All probes of a burst are fresh, the first of them too: what a request saw fail
-// must not be cleared over a connection from before. After it they are not.
-func TestProbesOfABurstAreFresh(t *testing.T) {
+// All probes of a burst are fresh, also the first: a probe over an earlier connection
+// says nothing about what failed. After the burst they are not.
+func TestProbes_OfABurstAreFresh(t *testing.T) {
 	for _, tc := range []struct {
 		rule          string
-		results, want string // the first two come before the suspicion
+		results, want string // the first two come before the burst
 		within        time.Duration
 	}{
 		{"cleared at once", "PPPP", "tftf", 6 * time.Second},

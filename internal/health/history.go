@@ -10,8 +10,8 @@ import (
 // Remembered is how many results a target remembers.
 const Remembered = 60
 
-// history is the last results of a target, without their reasons, which would take
-// the most memory: only those of the last result and of the last failure are kept.
+// history is the last results of a target. Reasons would take the most memory, so only
+// those of the last result and of the last failure are kept.
 type history struct {
 	results      []PastResult // a ring once it is full
 	oldest       int
@@ -37,11 +37,11 @@ func (h *history) recent() []PastResult {
 	return slices.Concat(h.results[h.oldest:], h.results[:h.oldest])
 }
 
-// PastResult is what remains of a result that others followed.
+// PastResult is a result without its reason.
 type PastResult struct {
 	// Took is how long the probe took.
 	Took time.Duration
-	// Passed says what came of it.
+	// Passed reports whether the probe passed.
 	Passed bool
 }
 
@@ -62,41 +62,4 @@ type View struct {
 	// Next is when the next probe is due, the zero time if none is: one is in flight,
 	// or they are paused or have ended.
 	Next time.Time
-}
-
-// View returns what is known at this moment.
-func (t *Target) View() View {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	v := t.brief()
-	v.Recent = t.history.recent()
-	return v
-}
-
-// Brief is [Target.View] without the recent results, which are the most of it.
-func (t *Target) Brief() View {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.brief()
-}
-
-// brief is Brief; t.mu must be held.
-func (t *Target) brief() View {
-	v := View{
-		Status: t.state.status, Draining: t.state.draining, Paused: t.paused,
-		Passes: t.state.passes, Fails: t.state.fails,
-		Since: t.Since(),
-		Last:  t.history.last, LastFailed: t.history.failed,
-	}
-	if t.loop != nil && !t.loop.probing && !t.paused {
-		v.Next = t.loop.due
-	}
-	return v
-}
-
-// LastFailed returns when the last probe that failed began, the zero time if none did.
-func (t *Target) LastFailed() time.Time {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.history.failed.At
 }

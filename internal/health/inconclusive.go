@@ -15,11 +15,8 @@ import (
 	"time"
 )
 
-// noise is by how much a beat may be late on any machine.
-const noise = 20 * time.Millisecond
-
-// InconclusiveError says why a result counts for nothing: it says something about
-// this process and not about the target.
+// InconclusiveError says why a result counts for nothing: its cause is this process and
+// not the target.
 type InconclusiveError struct {
 	// Late is by how much this process was late while the probe timed out, 0 if that
 	// is not the cause.
@@ -39,31 +36,7 @@ func (e *InconclusiveError) Error() string {
 	return fmt.Sprintf("the result says nothing about the upstream: this process was late by %s: %s", e.Late, e.Reason)
 }
 
-// inconclusive returns why the outcome of a probe counts for nothing, nil if it counts.
-//
-// A timeout does not while this process is late by more than a quarter of it. As many
-// in a row as turn the target down are the limit: a busy process must not hide a target
-// that is dead. From then on they count, until a result comes that lateness does not
-// explain. A shortage has no such limit, as a probe that fails by it asked nothing.
-//
-// t.mu must be held.
-func (t *Target) inconclusive(a *attempt, o outcome) *InconclusiveError {
-	if o.shortage != "" {
-		return &InconclusiveError{Shortage: o.shortage, Reason: o.Reason}
-	}
-	late := a.lateness(o.ended())
-	if !o.slow || late <= max(t.settings.Timeout/4, noise) {
-		t.lateInRow = 0
-		return nil
-	}
-	if t.lateInRow >= t.settings.Fails {
-		return nil
-	}
-	t.lateInRow++
-	return &InconclusiveError{Late: late, Reason: o.Reason}
-}
-
-// shortage returns what this process lacks, if a probe failed for want of it, else an
+// shortage returns what this process lacks, if a probe failed because of that, else an
 // empty text.
 func shortage(err error) string {
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
@@ -73,14 +46,14 @@ func shortage(err error) string {
 			}
 			return errno.Error()
 		}
-		// A process that cannot be started. Of a connection the same number is the
-		// other side's: the queue of its socket is full.
+		// A process cannot be started. The same error of a connection comes from the
+		// other side: the queue of its socket is full.
 		if path, ok := errors.AsType[*fs.PathError](err); ok && errno == syscall.EAGAIN && path.Op == "fork/exec" {
 			return "no further process: " + errno.Error()
 		}
 		return ""
 	}
-	if lookup, ok := errors.AsType[*net.DNSError](err); ok { // it keeps a text only
+	if lookup, ok := errors.AsType[*net.DNSError](err); ok { // it has only the text of its cause
 		if errno := ShortageIn(lookup.Error()); errno != nil {
 			return errno.Error()
 		}
@@ -89,8 +62,8 @@ func shortage(err error) string {
 }
 
 // ShortageIn returns the shortage of this process that the text of a failed dial or
-// lookup names, nil if it names none. It is for errors of which there is only the text,
-// and which hold nothing that the other side said.
+// lookup names, nil if it names none. Use it where only the text of an error is available,
+// and only if no part of it comes from the other side.
 func ShortageIn(text string) error {
 	for _, errno := range shortages {
 		if strings.HasSuffix(text, errno.Error()) {
@@ -100,8 +73,8 @@ func ShortageIn(text string) error {
 			return errno
 		}
 	}
-	// The system's own resolver says something else, so it is tried out whether there is
-	// a descriptor.
+	// The resolver of the system reports another error, so open a file to find out
+	// whether descriptors are left.
 	if strings.Contains(text, "lookup ") {
 		f, err := os.Open(os.DevNull)
 		if err == nil {
@@ -113,10 +86,10 @@ func ShortageIn(text string) error {
 	return nil
 }
 
-// isOutOfReach reports whether this process has no address from which to reach another
-// one, such as an IPv6 address where there is no IPv6. The error is that of a process
-// that has used up its local ports, but no port would help. UDP has ports of its own, so
-// it tells the two apart. Nothing is sent.
+// isOutOfReach reports whether this process has no local address from which it can reach
+// another one, such as an IPv6 address on a host without IPv6. The error is the same as
+// when all local ports are in use. UDP has ports of its own, so a UDP socket tells the two
+// apart. Nothing is sent.
 func isOutOfReach(address string) bool {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil {

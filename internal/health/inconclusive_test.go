@@ -22,29 +22,29 @@ import (
 func lateHang(target *Target, by time.Duration) func(ctx context.Context) error {
 	return func(ctx context.Context) error {
 		target.mu.Lock()
-		target.loop.attempt.late = by
+		target.schedule.attempt.heartbeat.late = by
 		target.mu.Unlock()
 		return hang(ctx)
 	}
 }
 
-// A busy process does not hide a target that is dead: after as many void timeouts in a
+// A busy process does not hide a dead target: after as many inconclusive timeouts in a
 // row as it takes fails, timeouts count, until a result comes that lateness does not
 // explain.
 func TestLateness_IsBounded(t *testing.T) {
 	const late = 600 * time.Millisecond
 	for _, tc := range []struct {
-		rule    string
-		results string // P: passes, F: refused, T: times out on time, L: times out late
-		void    string // a v for each that is void
-		want    Status
+		rule         string
+		results      string // P: passes, F: refused, T: times out on time, L: times out late
+		inconclusive string // a v for each of them
+		want         Status
 	}{
 		{"late all the time", "PLLLLLL", ".vvv...", Down},
 		{"one less", "PLLLLL", ".vvv..", Up},
 		{"a pass begins anew", "PLLLLPLLLL", ".vvv..vvv.", Up},
 		{"so does a refusal", "PLLFLLLL", ".vv.vvv.", Up},
 		{"and a timeout on time", "PLLLTLLLL", ".vvv.vvv.", Up},
-		{"the streak goes on over void results", "PFLFLF", "..v.v.", Down},
+		{"the streak goes on over inconclusive results", "PFLFLF", "..v.v.", Down},
 		{"with no verdict yet", "LLLL", "vvv.", Down},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
@@ -60,27 +60,27 @@ func TestLateness_IsBounded(t *testing.T) {
 					s.set(map[rune]func(context.Context) error{'P': pass, 'F': fail, 'T': hang, 'L': lateHang(target, late)}[r])
 					target.probeByHand()
 				}
-				if string(got) != tc.void {
-					t.Errorf("%s: got %s, want %s", tc.results, got, tc.void)
+				if string(got) != tc.inconclusive {
+					t.Errorf("%s: got %s, want %s", tc.results, got, tc.inconclusive)
 				}
 				if got := target.Status(); got != tc.want {
 					t.Errorf("%s: status %v, want %v", tc.results, got, tc.want)
 				}
-				passed := strings.Count(tc.void, ".")
+				passed := strings.Count(tc.inconclusive, ".")
 				if v := target.View(); len(v.Recent) != passed {
-					t.Errorf("%d results remembered, want %d: void ones are none", len(v.Recent), passed)
+					t.Errorf("%d results remembered, want %d: inconclusive ones are none", len(v.Recent), passed)
 				}
 			})
 		})
 	}
 }
 
-// Small delays are usual on any machine: up to 20 ms they say nothing, however short the
-// timeout.
+// Small delays are usual on any machine: up to 20 ms make no result inconclusive, however
+// short the timeout.
 func TestLateness_HasANoiseFloor(t *testing.T) {
 	for _, tc := range []struct {
 		timeout, late time.Duration
-		void          bool
+		inconclusive  bool
 	}{
 		{40 * time.Millisecond, 20 * time.Millisecond, false},
 		{40 * time.Millisecond, 21 * time.Millisecond, true},
@@ -91,36 +91,34 @@ func TestLateness_HasANoiseFloor(t *testing.T) {
 			set := settings()
 			set.Timeout = tc.timeout
 			target := NewTarget(set)
-			void := false
+			inconclusive := false
 			d := newScript(lateHang(target, tc.late)).driver()
-			d.Inconclusive = func(*InconclusiveError) { void = true }
+			d.Inconclusive = func(*InconclusiveError) { inconclusive = true }
 			defer attachByHand(target, d)()
 			target.probeByHand()
-			if void != tc.void {
-				t.Errorf("timeout %v, late by %v: void %v, want %v", tc.timeout, tc.late, void, tc.void)
+			if inconclusive != tc.inconclusive {
+				t.Errorf("timeout %v, late by %v: inconclusive %v, want %v", tc.timeout, tc.late, inconclusive, tc.inconclusive)
 			}
 		})
 	}
 }
 
-// A process that is late by a little, again and again, is not stopped: what adds up
-// does not count.
+// A process that is often late by a little is not stopped: delays do not add up.
 func TestLateness_DoesNotAddUp(t *testing.T) {
 	const timeout = 500 * time.Millisecond
 	start := time.Now()
-	a := newAttempt(nil, start, timeout)
-	defer a.cut(context.Canceled)
+	h := newHeartbeat(start, timeout)
 	now := start
 	for now.Before(start.Add(timeout)) { // stopped for 80 ms of each 100 ms
-		now = a.beatDue.Add(80 * time.Millisecond)
-		a.beat(now)
+		now = h.due.Add(80 * time.Millisecond)
+		h.beat(now)
 	}
-	if got := a.lateness(now); got > timeout/4 {
+	if got := h.lateness(now); got > timeout/4 {
 		t.Errorf("late by %v, want a quarter of the timeout at most", got)
 	}
 }
 
-// dialError is how a dial fails.
+// dialError is the error of a failed dial.
 func dialError(call string, errno syscall.Errno) error {
 	return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError(call, errno)}
 }
@@ -166,9 +164,9 @@ func TestShortage_IsNoFailureOfTheOtherSide(t *testing.T) {
 	}
 }
 
-// A shortage is void as long as it lasts: status, streak and history stay, and a check
-// that an operator asks for says so.
-func TestShortage_IsVoidAsLongAsItLasts(t *testing.T) {
+// Results are inconclusive as long as a shortage lasts: status, streak and history stay,
+// and so is the result of Check.
+func TestShortage_IsInconclusiveAsLongAsItLasts(t *testing.T) {
 	short := func(context.Context) error { return fmt.Errorf("dial: %w", dialError("socket", shortages[0])) }
 	for _, tc := range []struct {
 		rule   string
@@ -185,9 +183,9 @@ func TestShortage_IsVoidAsLongAsItLasts(t *testing.T) {
 				target := NewTarget(settings())
 				s := newScript(short)
 				d := s.driver()
-				void := 0
+				inconclusive := 0
 				d.Inconclusive = func(why *InconclusiveError) {
-					if void++; why.Shortage != shortages[0].Error() || !strings.Contains(why.Reason, why.Shortage) || why.Late != 0 {
+					if inconclusive++; why.Shortage != shortages[0].Error() || !strings.Contains(why.Reason, why.Shortage) || why.Late != 0 {
 						t.Errorf("told of %+v", why)
 					}
 				}
@@ -205,8 +203,8 @@ func TestShortage_IsVoidAsLongAsItLasts(t *testing.T) {
 				if after.Status != tc.want || after.Fails != before.Fails || after.Passes != before.Passes || after.Last != before.Last || !slices.Equal(after.Recent, before.Recent) {
 					t.Errorf("it went from %+v to %+v, want no change", before, after)
 				}
-				if void != 100 {
-					t.Errorf("told %d times, want for each of 100 probes", void)
+				if inconclusive != 100 {
+					t.Errorf("reported %d times, want for each of 100 probes", inconclusive)
 				}
 				result, err := target.Check(t.Context())
 				why, ok := errors.AsType[*InconclusiveError](err)

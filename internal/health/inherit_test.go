@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// known is what anybody can see of a target.
+// known is the public state of a target.
 type known struct {
 	Status   Status
 	Draining bool
@@ -19,9 +19,9 @@ type known struct {
 
 func knownOf(t *Target) known { return known{t.Status(), t.Draining(), t.Since()} }
 
-// What is inherited is seen at once and told, once a change. Unknown takes it
-// back.
-func TestInheritIsSeenAndTold(t *testing.T) {
+// An inherited status is visible at once, and each change is reported once. Unknown
+// takes it back.
+func TestInherit_IsVisibleAndReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		early, late := time.Now().Add(-time.Hour), time.Now().Add(-time.Minute)
 		target := NewTarget(settings())
@@ -57,10 +57,10 @@ func TestInheritIsSeenAndTold(t *testing.T) {
 	})
 }
 
-// What is inherited is settled: it takes all the passes or fails in a row to
-// change it, and the intervals are those of a settled status, until a probe
-// speaks against it. What is taken back leaves a target that begins anew.
-func TestWhatIsInheritedIsSettled(t *testing.T) {
+// An inherited status is settled: it takes all the passes or fails in a row to
+// change it, and the intervals are those of a settled status until a probe
+// contradicts it. After it was taken back, the target begins as a new one.
+func TestInherit_StatusIsSettled(t *testing.T) {
 	type inherited struct {
 		status   Status
 		draining bool
@@ -68,7 +68,7 @@ func TestWhatIsInheritedIsSettled(t *testing.T) {
 	for _, tc := range []struct {
 		rule    string
 		inherit []inherited
-		results string // by the letters of TestDrainingFollowsTheLastPass
+		results string // by the letters of TestDraining_FollowsTheLastPass
 		probes  []time.Duration
 		fresh   string
 		want    []Transition
@@ -138,9 +138,9 @@ func TestWhatIsInheritedIsSettled(t *testing.T) {
 	}
 }
 
-// Once probes began, what they found is not to be overruled: not before the first
-// result, not after it, and not when nothing is attached any more.
-func TestInheritComesBeforeProbes(t *testing.T) {
+// Inherit has no effect once probes began: not before the first result, not after it,
+// and not when no driver is attached any more.
+func TestInherit_HasNoEffectOnceProbesBegan(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		if !target.New() {
@@ -173,8 +173,8 @@ func TestInheritComesBeforeProbes(t *testing.T) {
 	})
 }
 
-// Since when the status lasts is taken over even if the status stays the same.
-func TestInheritCorrectsSince(t *testing.T) {
+// The time of the last change is inherited even if the status stays the same.
+func TestInherit_CorrectsSince(t *testing.T) {
 	early, late := time.Now().Add(-time.Hour), time.Now()
 	for _, status := range []Status{Up, Down} {
 		target := NewTarget(settings())

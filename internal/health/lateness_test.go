@@ -7,15 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// What counts is the beat that was the latest. Small delays do not add up to
-// something, and a beat that comes early takes nothing back.
-func TestLateness_IsTheLargestDelayOfABeat(t *testing.T) {
+// The latest heartbeat counts. Small delays do not add up, and a heartbeat that comes
+// early does not reduce the lateness.
+func TestHeartbeat_LatenessIsTheLargestDelay(t *testing.T) {
 	const ms = time.Millisecond
 	for _, tc := range []struct {
 		rule  string
@@ -28,37 +27,36 @@ func TestLateness_IsTheLargestDelayOfABeat(t *testing.T) {
 		{"a little, all the time", []time.Duration{251 * ms, 502 * ms, 754 * ms}, 800 * ms, 2 * ms},
 		{"stopped once", []time.Duration{250 * ms, 2500 * ms, 2750 * ms}, 2760 * ms, 2000 * ms},
 		{"stopped twice", []time.Duration{750 * ms, 1000 * ms, 1500 * ms}, 1510 * ms, 500 * ms},
-		{"an early look takes nothing back", []time.Duration{350 * ms}, 400 * ms, 100 * ms},
-		{"the last beat is overdue, and never came", []time.Duration{250 * ms}, 1500 * ms, 1000 * ms},
+		{"an early heartbeat reduces nothing", []time.Duration{350 * ms}, 400 * ms, 100 * ms},
+		{"the last heartbeat is overdue, and never came", []time.Duration{250 * ms}, 1500 * ms, 1000 * ms},
 		{"stopped from the first", nil, 2000 * ms, 1750 * ms},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			start := time.Now()
-			a := newAttempt(nil, start, 2*time.Second)
-			defer a.cut(context.Canceled)
+			h := newHeartbeat(start, 2*time.Second)
 			for _, beat := range tc.beats {
-				a.beat(start.Add(beat))
+				h.beat(start.Add(beat))
 			}
-			if got := a.lateness(start.Add(tc.end)); got != tc.want {
+			if got := h.lateness(start.Add(tc.end)); got != tc.want {
 				t.Errorf("beats at %v: late by %v, want %v", tc.beats, got, tc.want)
 			}
 		})
 	}
 }
 
-// overdue makes it late, as being stopped does. The target's mutex must not be
-// held.
+// overdue makes the next heartbeat late, as if the process was stopped. The mutex of the
+// target must not be held.
 func (t *Target) overdue(by time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	a := t.loop.attempt
-	a.beatDue = a.beatDue.Add(-by)
+	h := &t.schedule.attempt.heartbeat
+	h.due = h.due.Add(-by)
 }
 
-// It beats 8 times in a timeout, but not more often than every 10 ms, and when the
-// timeout is over; then the context ends. The last beat is when the probe must have
-// noticed that: after a quarter of the timeout, from 10 to 100 ms.
-func TestBeats(t *testing.T) {
+// There are 8 heartbeats in a timeout, but no more than one every 10 ms, and one at the
+// deadline, when the context ends. The last one is when the probe must have
+// returned: a quarter of the timeout later, from 10 to 100 ms.
+func TestHeartbeat_StepsAndDeadline(t *testing.T) {
 	const ms = time.Millisecond
 	for _, tc := range []struct {
 		timeout time.Duration
@@ -71,64 +69,68 @@ func TestBeats(t *testing.T) {
 		{25 * ms, []time.Duration{10 * ms, 10 * ms, 5 * ms, 10 * ms}},
 		{ms, []time.Duration{ms, 10 * ms}},
 	} {
-		now := time.Now()
-		end := now.Add(tc.timeout)
-		a := newAttempt(nil, now, tc.timeout)
-		if got := a.beatDue.Sub(now); got != tc.want[0] {
-			t.Errorf("timeout %v: the first beat is due after %v, want %v", tc.timeout, got, tc.want[0])
-		}
-		for i, want := range tc.want[1:] {
-			now = a.beatDue
-			if got := a.beat(now); got != want {
-				t.Errorf("timeout %v: beat %d is due after %v, want %v", tc.timeout, i+2, got, want)
+		synctest.Test(t, func(t *testing.T) {
+			now := time.Now()
+			end := now.Add(tc.timeout)
+			a := newAttempt(nil, now, tc.timeout)
+			defer a.cancel()
+			h := &a.heartbeat
+			if got := h.due.Sub(now); got != tc.want[0] {
+				t.Errorf("timeout %v: the first heartbeat is due after %v, want %v", tc.timeout, got, tc.want[0])
 			}
-			var ended error
-			if !now.Before(end) {
-				ended = context.DeadlineExceeded
+			for i, want := range tc.want[1:] {
+				now = h.due
+				advance(time.Until(now))
+				if got := h.beat(now); got != want {
+					t.Errorf("timeout %v: heartbeat %d is due after %v, want %v", tc.timeout, i+2, got, want)
+				}
+				var ended error
+				if !now.Before(end) {
+					ended = context.DeadlineExceeded
+				}
+				if got := a.ctx.Err(); !errors.Is(got, ended) || !errors.Is(context.Cause(a.ctx), ended) {
+					t.Errorf("timeout %v, at %v: got %v, want %v", tc.timeout, now.Sub(end), got, ended)
+				}
 			}
-			if got := a.Err(); !errors.Is(got, ended) || !errors.Is(context.Cause(a), ended) {
-				t.Errorf("timeout %v, at %v: got %v, want %v", tc.timeout, now.Sub(end), got, ended)
+			if got := h.lateness(now); got != 0 {
+				t.Errorf("timeout %v: late by %v on time", tc.timeout, got)
 			}
-		}
-		if got := a.lateness(now); got != 0 {
-			t.Errorf("timeout %v: late by %v on time", tc.timeout, got)
-		}
-		a.cut(context.Canceled)
+		})
 	}
 }
 
-// The deadline of a probe ends its context, and one that is derived from it; a probe
-// that is cut off was not too slow.
-func TestAttemptContext(t *testing.T) {
-	now := time.Now()
+// The deadline of a probe ends its context, and one that is derived from it. A probe
+// that is canceled was not too slow.
+func TestAttempt_DeadlineEndsContext(t *testing.T) {
 	for _, want := range []error{context.DeadlineExceeded, context.Canceled} {
-		a := newAttempt(nil, now, time.Second)
-		derived, cancel := context.WithCancel(a)
-		if deadline, ok := derived.Deadline(); !ok || !deadline.Equal(now.Add(time.Second)) {
-			t.Errorf("deadline %v, %v, want %v", deadline, ok, now.Add(time.Second))
-		}
-		if errors.Is(want, context.DeadlineExceeded) {
-			a.beat(now.Add(time.Second))
-		} else {
-			a.cut(want)
-			a.beat(now.Add(time.Second))
-		}
-		<-derived.Done()
-		if got := a.Err(); !errors.Is(got, want) {
-			t.Errorf("got %v, want %v", got, want)
-		}
-		if got := context.Cause(derived); !errors.Is(got, want) {
-			t.Errorf("derived: got %v, want %v", got, want)
-		}
-		cancel()
+		synctest.Test(t, func(t *testing.T) {
+			now := time.Now()
+			a := newAttempt(nil, now, time.Second)
+			derived, cancel := context.WithCancel(a.ctx)
+			defer cancel()
+			if deadline, ok := derived.Deadline(); !ok || !deadline.Equal(now.Add(time.Second)) {
+				t.Errorf("deadline %v, %v, want %v", deadline, ok, now.Add(time.Second))
+			}
+			if errors.Is(want, context.Canceled) {
+				a.cancel()
+			}
+			advance(time.Second)
+			<-derived.Done()
+			if got := a.ctx.Err(); !errors.Is(got, want) {
+				t.Errorf("got %v, want %v", got, want)
+			}
+			if got := context.Cause(derived); !errors.Is(got, want) {
+				t.Errorf("derived: got %v, want %v", got, want)
+			}
+		})
 	}
 }
 
 // A timeout while this process is late by more than a quarter of it counts for
 // nothing: neither for the status nor as a result, and the next probe comes as if
-// it had not been. All other results count: they say something of the other
-// side, however late.
-func TestALateTimeoutCountsForNothing(t *testing.T) {
+// it had not been made. All other results count, however late: they say something about
+// the other side.
+func TestLateTimeout_CountsForNothing(t *testing.T) {
 	const late = 501 * time.Millisecond // of 2 seconds
 	hung := func(ctx context.Context) (bool, error) { return false, hang(ctx) }
 	for _, tc := range []struct {
@@ -175,8 +177,8 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 				if tc.before != Unknown {
 					target.Inherit(tc.before, false, time.Now())
 				}
-				target.state.fails, target.suspicion.burst = tc.fails, tc.burst
-				state, suspicion := target.state, target.suspicion
+				target.state.fails, target.burst.active = tc.fails, tc.burst
+				state, burst := target.state, target.burst
 
 				var told []Result
 				var warned []InconclusiveError
@@ -184,7 +186,7 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 				detach := attachByHand(target, Driver{
 					Probe: func(ctx context.Context, _ bool) (bool, error) {
 						target.mu.Lock()
-						target.loop.attempt.late = tc.by // the beats, as they would have found it
+						target.schedule.attempt.heartbeat.late = tc.by // as heartbeats would have found it
 						target.mu.Unlock()
 						return tc.answer(ctx)
 					},
@@ -206,19 +208,19 @@ func TestALateTimeoutCountsForNothing(t *testing.T) {
 					t.Errorf("results %+v, want one: %v", told, tc.counts)
 				}
 				if got := len(warned) == 1; got == tc.counts || len(warned) > 1 || got && (warned[0].Late != tc.by || warned[0].Reason == "" || warned[0].Shortage != "") {
-					t.Errorf("told that it is inconclusive by %+v, want it late by %v, once: %v", warned, tc.by, !tc.counts)
+					t.Errorf("reported as inconclusive by %+v, want it late by %v, once: %v", warned, tc.by, !tc.counts)
 				}
-				if !tc.counts && (target.state != state || target.suspicion != suspicion || len(reported) != 0) {
+				if !tc.counts && (target.state != state || target.burst != burst || len(reported) != 0) {
 					t.Errorf("it went from %+v, %+v to %+v, %+v, and reported %+v; want no change",
-						state, suspicion, target.state, target.suspicion, reported)
+						state, burst, target.state, target.burst, reported)
 				}
 			})
 		})
 	}
 }
 
-// Nor does it count where nothing is to be told of it.
-func TestALateTimeoutIsNotAResult(t *testing.T) {
+// A late timeout counts for nothing also without a function to report it to.
+func TestLateTimeout_NeedsNoReport(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		defer attachByHand(target, Driver{
@@ -236,26 +238,25 @@ func TestALateTimeoutIsNotAResult(t *testing.T) {
 	})
 }
 
-// attachByHand makes d the driver of a target, whose probes the test begins.
+// attachByHand makes d the driver of a target. The test begins its probes.
 func attachByHand(target *Target, d Driver) (detach func()) {
 	target.drivers = append(target.drivers, &d)
-	l := &loop{}
-	l.timer = time.AfterFunc(time.Hour, func() { target.tick(l) })
-	target.loop, target.ran = l, true
-	slots.run(target.settings.Interval, 1)
+	l := &schedule{}
+	l.timer = time.AfterFunc(time.Hour, func() { target.fire(l) })
+	target.schedule, target.start = l, started
+	slots.count(target.settings.Interval, 1)
 	return func() { target.detach(&d) }
 }
 
 // probeByHand makes a probe and returns when the next one is due.
 func (t *Target) probeByHand() time.Time {
-	t.loop.due = time.Now()
-	t.tick(t.loop)
-	return t.loop.due
+	t.schedule.due = time.Now()
+	t.fire(t.schedule)
+	return t.schedule.due
 }
 
-// Timeouts on time are no lateness, one after the other: the clock of a target is
-// used again for each.
-func TestTimeoutsOnTimeCount(t *testing.T) {
+// Timeouts on time count, one after the other: the timer of a target is reused for each.
+func TestTimeout_OnTimeCounts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(pass)
@@ -274,53 +275,16 @@ func TestTimeoutsOnTimeCount(t *testing.T) {
 	})
 }
 
-// Who asks to be called when a probe ends is, once, in a goroutine of its own, unless
-// it is stopped before; also who asks when it has ended.
-func TestAfterAnAttempt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a := newAttempt(nil, time.Now(), time.Second)
-		var called [4]atomic.Int32
-		stops := make([]func() bool, len(called))
-		for i := range 3 {
-			stops[i] = a.AfterFunc(func() { called[i].Add(1) })
-		}
-		if !stops[1]() || stops[1]() {
-			t.Error("what is stopped in time has to say so, once")
-		}
-		select {
-		case <-a.Done():
-			t.Error("it is done before it ended")
-		default:
-		}
-		a.cut(context.Canceled)
-		a.cut(context.DeadlineExceeded) // it ends once
-		stops[3] = a.AfterFunc(func() { called[3].Add(1) })
-		synctest.Wait()
-		for i, want := range []int32{1, 0, 1, 1} {
-			if got := called[i].Load(); got != want {
-				t.Errorf("function %d was called %d times, want %d", i, got, want)
-			}
-			if stops[i]() {
-				t.Errorf("function %d could be stopped after all", i)
-			}
-		}
-		<-a.Done()
-		if got := a.Err(); !errors.Is(got, context.Canceled) {
-			t.Errorf("it ended by %v, want %v", got, context.Canceled)
-		}
-	})
-}
-
-// Intervals count from when a probe was due, if it began as good as then; one that
-// began later is followed by the next a whole interval after it began.
-func TestIntervalsCountFromWhenDue(t *testing.T) {
+// An interval counts from when the probe was due, if it began on time. If it began later,
+// the interval counts from then.
+func TestInterval_CountsFromWhenDue(t *testing.T) {
 	for _, tc := range []struct{ fast, late, want time.Duration }{
 		{time.Second, 0, 5 * time.Second},
-		{time.Second, punctual, 5*time.Second - punctual},
-		{time.Second, punctual + 1, 5 * time.Second},
+		{time.Second, onTime, 5*time.Second - onTime},
+		{time.Second, onTime + 1, 5 * time.Second},
 		{time.Second, time.Minute, 5 * time.Second},
 		{minSlots * time.Millisecond, time.Millisecond, 5*time.Second - time.Millisecond},
-		{minSlots * time.Millisecond, punctual, 5 * time.Second}, // a short interval would lose too much
+		{minSlots * time.Millisecond, onTime, 5 * time.Second}, // a short interval would lose too much
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			set := settings()
@@ -329,9 +293,9 @@ func TestIntervalsCountFromWhenDue(t *testing.T) {
 			target.Inherit(Up, false, time.Now())
 			detach := attachByHand(target, Driver{Probe: func(context.Context, bool) (bool, error) { return false, nil }})
 			defer detach()
-			l := target.loop
+			l := target.schedule
 			l.due = time.Now().Add(-tc.late)
-			target.tick(l)
+			target.fire(l)
 			if got := time.Until(l.due); got != tc.want {
 				t.Errorf("fast interval %v, %v late: the next comes after %v, want %v", tc.fast, tc.late, got, tc.want)
 			}

@@ -18,17 +18,17 @@ import (
 )
 
 // stoppedEnv says, in the environment, that this process is the one that
-// TestAStoppedProcessBlamesNobody stops.
+// TestStoppedProcess_TurnsNoTargetDown stops.
 const stoppedEnv = "ALIVE_TEST_STOPPED"
 
 // stops is how often it is stopped: as often in a row as timeouts may count for
 // nothing.
 const stops = 2
 
-// A process that is stopped finds all its probes timed out when it goes on. That
-// says nothing of the targets, so none goes down by it, however long it was.
-// A black hole that times out in the process's own good time does.
-func TestAStoppedProcessBlamesNobody(t *testing.T) {
+// After a process was stopped, all its probes have timed out. That says nothing about the
+// targets, so none goes down, however long the stop was.
+// A target that does not answer while the process runs goes down.
+func TestStoppedProcess_TurnsNoTargetDown(t *testing.T) {
 	if os.Getenv(stoppedEnv) != "" {
 		stopAndGoOn()
 		return
@@ -81,9 +81,9 @@ func TestAStoppedProcessBlamesNobody(t *testing.T) {
 		if got, want := next(), "stopping"; got != want {
 			t.Fatalf("stop %d: got %q, want %q", i, got, want)
 		}
-		time.Sleep(pause) // what it is about: wall time that the child does not have
+		time.Sleep(pause) // wall time in which the child does not run
 		var line string
-		for line == "" { // until it goes on, for it may stop a little late
+		for line == "" { // until it goes on, because it may stop a little late
 			if err := child.Process.Signal(syscall.SIGCONT); err != nil {
 				t.Fatal(err)
 			}
@@ -113,9 +113,9 @@ func TestAStoppedProcessBlamesNobody(t *testing.T) {
 	}
 }
 
-// stopAndGoOn is the process that is stopped. Its target passes once. Then it is
-// a black hole: a listener that takes connections, and never answers. In the midst
-// of the first two probes of that, this process stops, until it is continued.
+// stopAndGoOn is the process that is stopped. Its target passes once. Then the target
+// accepts connections and never answers. During
+// the first two probes after that, this process stops, until it is continued.
 func stopAndGoOn() {
 	hole, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// A pause ends the probes, one in flight included, and what was known is known no
-// more. Afterwards the first result decides alone.
-func TestPause(t *testing.T) {
+// A pause ends the probes, also one in flight, and the status becomes unknown.
+// Afterwards the first result decides alone.
+func TestPause_EndsProbesAndForgetsStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		sick, probes, told := false, 0, 0
@@ -53,8 +53,8 @@ func TestPause(t *testing.T) {
 	})
 }
 
-// A pause while a probe hangs cuts it off.
-func TestPauseCutsOff(t *testing.T) {
+// A pause cancels a probe that hangs.
+func TestPause_CancelsProbeInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		cut := false
@@ -73,9 +73,9 @@ func TestPauseCutsOff(t *testing.T) {
 	})
 }
 
-// Whoever asks gets the result of a probe that began afterwards, on a fresh
-// connection, in a pause too, where it does not count.
-func TestCheck(t *testing.T) {
+// Check returns the result of a probe that began after the call, on a fresh
+// connection, also in a pause, where it does not count.
+func TestCheck_ReturnsResultOfALaterProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		if _, err := target.Check(t.Context()); !errors.Is(err, ErrEnded) {
@@ -140,7 +140,7 @@ func TestCheck(t *testing.T) {
 }
 
 // The last 60 results are remembered, the oldest first, and the last failure.
-func TestHistory(t *testing.T) {
+func TestHistory_KeepsTheLastResults(t *testing.T) {
 	var h history
 	for i := range 100 {
 		r := Result{At: time.Unix(int64(i), 0), Took: time.Duration(i)}

@@ -49,7 +49,7 @@ func TestProbeNow_NeverDelaysAProbe(t *testing.T) {
 	})
 }
 
-// A probe in flight is the answer: none follows it at once.
+// While a probe is in flight, ProbeNow has no effect: none follows it at once.
 func TestProbeNow_CountsAProbeInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
@@ -65,7 +65,7 @@ func TestProbeNow_CountsAProbeInFlight(t *testing.T) {
 	})
 }
 
-// It starts no probes that are paused, have ended or never began, and does not end
+// ProbeNow starts no probes that are paused, have ended or never began, and does not end
 // the pause.
 func TestProbeNow_HasNoEffectWithoutProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -88,8 +88,8 @@ func TestProbeNow_HasNoEffectWithoutProbes(t *testing.T) {
 	})
 }
 
-// Before the probes begin it has the first one do so without a delay; after they ended
-// it has no effect on those that begin anew.
+// Before the probes begin, ProbeNow has the first one begin without a delay. After they
+// ended, it has no effect on those that begin again.
 func TestProbeNow_BeforeTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())

@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// An upstream with an IPv6 address, in a process that has no IPv6, fails with the same
-// error as if local ports were used up. But it stays out of reach, so its probes count.
+// An upstream with an IPv6 address, on a host without IPv6, fails with the same
+// error as if all local ports were in use. It stays out of reach, so its probes count.
 func TestShortage_AnAddressOutOfReachIsNone(t *testing.T) {
-	runtime.LockOSThread() // for good, so that the thread ends with the test
+	runtime.LockOSThread() // without unlocking, so that the thread ends with the test
 	if err := syscall.Unshare(syscall.CLONE_NEWNET); err != nil {
 		t.Skipf("a network without any address needs more rights: %v", err)
 	}
@@ -33,7 +33,7 @@ func TestShortage_AnAddressOutOfReachIsNone(t *testing.T) {
 	}
 }
 
-// Where only the ports are used up, it is a shortage, also by the text alone.
+// If only the ports are in use, it is a shortage, also by the text alone.
 func TestShortage_OfPortsIsOne(t *testing.T) {
 	server, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

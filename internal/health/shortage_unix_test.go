@@ -19,8 +19,8 @@ import (
 // shortEnv says, in the environment, that this process is the one without descriptors.
 const shortEnv = "ALIVE_TEST_SHORT"
 
-// What the operating system really answers to a process that has no descriptor left, or
-// an address that is not its own: each is a shortage, and none outlasts its cause.
+// The errors of the operating system for a process that has no descriptor left, or uses
+// an address that it does not have, are shortages. None outlasts its cause.
 func TestShortage_OfARealProcess(t *testing.T) {
 	if os.Getenv(shortEnv) == "" {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// Probes start at slots, which all targets of an interval have in common: to wake up once
-// for some of them takes a fraction of the CPU time of waking up for each. An interval is
-// a whole number of slots, apart from nanoseconds, from minSlots to maxSlots of them and
-// slotLength long between these. A jitter that reaches no slot has shorter ones.
+// Probes begin at slots, which all targets of an interval have in common: one wake-up for
+// several probes takes a fraction of the CPU time of one for each. An interval is
+// divided into minSlots to maxSlots slots, which are slotLength apart where that is
+// possible. If the jitter is shorter than that, the slots are closer.
 const (
 	minSlots   = 16
 	maxSlots   = 80
@@ -19,39 +19,37 @@ const (
 )
 
 const (
-	// manyTargets is from how many targets of an interval on it matters that they do not come
+	// manyTargets is from how many targets of an interval on their probes must not begin
 	// all at once.
 	manyTargets = 100
 	// window is the share of an interval in which no more than mostInWindow of the
-	// targets are to start, where they have the choice.
+	// targets should begin, where the jitter allows that.
 	window       = 0.05
 	mostInWindow = 0.12
 )
 
-// epoch is one slot. It is this process's own, as a clock that is set moves none.
+// epoch is the time of the first slot. A change of the system clock moves no slot.
 var epoch = time.Now()
 
-// slot is one of those that are slotLength or so apart. The zero slot is none.
+// slot is one of those that are a step apart. The zero slot is none.
 type slot struct {
 	step  time.Duration
 	index int64
 }
 
-// timetable is how many probes of this process are to start when. Of the slots that
-// the jitter lets a target choose from it takes the one with the fewest, so targets that
-// start together spread over the whole interval, and stay spread.
-//
-// Its mutex is held for moments, and no other is taken meanwhile.
+// timetable counts how many probes of this process begin at which slot. A target takes the
+// slot with the fewest among those that the jitter allows, so targets that start together
+// spread over the whole interval, and stay spread.
 type timetable struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // guards all below; no other lock is taken while it is held
 	taken   map[slot]int
 	running map[time.Duration]int // targets whose probes run, by interval
 }
 
 var slots = timetable{taken: make(map[slot]int), running: make(map[time.Duration]int)}
 
-// run counts a target whose probes begin to run, or end with -1.
-func (s *timetable) run(interval time.Duration, n int) {
+// count counts targets whose probes begin to run, or end with a negative number.
+func (s *timetable) count(interval time.Duration, n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.running[interval] += n; s.running[interval] == 0 {
@@ -59,7 +57,8 @@ func (s *timetable) run(interval time.Duration, n int) {
 	}
 }
 
-// crowded reports whether so many targets run that they must not come all at once.
+// crowded reports whether so many targets run that their probes must not begin all at
+// once.
 func (s *timetable) crowded(interval time.Duration) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,15 +78,15 @@ func (s *timetable) free(at *slot) {
 	*at = slot{}
 }
 
-// take takes a slot for the probe of a target that is to start in delay, from the one at
-// or after earliest on, and no later than reach after it.
+// take takes a slot for a probe that is due after a delay: the first one at or after
+// earliest, or another one that is no later than reach after that.
 //
-// Targets that start together, within 1 ms each, all have to choose from the same few
-// slots after their first interval: neither may a probe come sooner than the interval
-// after the last one, nor later than that and the jitter. So where they are many, and
-// first says that this is the first interval, it may be longer for those that find these
-// slots taken, by up to half of it. That is the only time that the time to notice a dead
-// upstream can be longer than it says.
+// Targets that start together, within 1 ms each, can only choose among the same few slots
+// after their first interval, because an interval is never shorter than configured and
+// longer by the jitter at most. So if first says that this is the first interval, and
+// the targets are many, those that find these slots full get a longer one, by up to half
+// of it. This is the only case in which it takes longer than documented to notice a dead
+// upstream.
 func (s *timetable) take(set *Settings, earliest time.Time, reach, delay time.Duration, first bool) (time.Time, slot) {
 	step := slotStep(delay, reach)
 	least := slot{step, -floorDiv(-earliest.Sub(epoch), step)}
@@ -95,17 +94,7 @@ func (s *timetable) take(set *Settings, earliest time.Time, reach, delay time.Du
 	last.index = max(last.index, least.index)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	best, ties := least, 1
-	for at := (slot{step, least.index + 1}); at.index <= last.index; at.index++ {
-		switch n, fewest := s.taken[at], s.taken[best]; {
-		case n < fewest:
-			best, ties = at, 1
-		case n == fewest:
-			if ties++; rand.IntN(ties) == 0 {
-				best = at
-			}
-		}
-	}
+	best := s.emptiest(least, last)
 	if targets := s.running[set.Interval]; first && targets >= manyTargets {
 		inWindow := -floorDiv(-time.Duration(window*float64(delay)), step)
 		most := int(mostInWindow * float64(targets) / float64(inWindow))
@@ -122,7 +111,24 @@ func (s *timetable) take(set *Settings, earliest time.Time, reach, delay time.Du
 	return epoch.Add(time.Duration(best.index) * step), best
 }
 
-// slotStep returns how far apart slots are, for an interval of which there are some
+// emptiest returns the slot with the fewest probes, from one to another. Among equals it
+// chooses at random. s.mu must be held.
+func (s *timetable) emptiest(least, last slot) slot {
+	best, ties := least, 1
+	for at := (slot{least.step, least.index + 1}); at.index <= last.index; at.index++ {
+		switch n, fewest := s.taken[at], s.taken[best]; {
+		case n < fewest:
+			best, ties = at, 1
+		case n == fewest:
+			if ties++; rand.IntN(ties) == 0 {
+				best = at
+			}
+		}
+	}
+	return best
+}
+
+// slotStep returns how far apart the slots of an interval are, so that some of them are
 // within reach.
 func slotStep(delay, reach time.Duration) time.Duration {
 	n := min(max((delay+slotLength-1)/slotLength, minSlots), maxSlots)
@@ -132,7 +138,7 @@ func slotStep(delay, reach time.Duration) time.Duration {
 	return max(reach/2, 1)
 }
 
-// floorDiv returns how often d fits into t, rounded down also below 0.
+// floorDiv returns t divided by d, rounded down also below 0.
 func floorDiv(t, d time.Duration) int64 {
 	n := t / d
 	if t%d < 0 {

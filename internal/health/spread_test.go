@@ -15,11 +15,11 @@ import (
 	"time"
 )
 
-// starts is when the probes of one target began, counted from when it was made.
+// starts is when the probes of one target began, counted from when it was created.
 type starts struct {
 	began  time.Time
 	mu     sync.Mutex
-	at     []time.Duration // to be read without the mutex when it is detached
+	at     []time.Duration // may be read without the mutex after it is detached
 	detach func()
 }
 
@@ -33,7 +33,7 @@ func (s *starts) last() time.Duration {
 	return s.at[len(s.at)-1]
 }
 
-// recordStarts attaches a driver, and writes down when its probes begin.
+// recordStarts attaches a driver, and records when its probes begin.
 func recordStarts(target *Target, d Driver, delay ...time.Duration) *starts {
 	r, ask := &starts{began: time.Now()}, d.Probe
 	d.Probe = func(ctx context.Context, fresh bool) (bool, error) {
@@ -85,8 +85,8 @@ func crowd(all []*starts, window, from, to time.Duration) (most int) {
 	return most
 }
 
-// Targets that were started together do not fire together: from the second interval on,
-// no 5 % of an interval has more than 15 % of 100 or more of them, at no time.
+// The probes of targets that start together spread: from the second interval on,
+// no 5 % of an interval has more than 15 % of 100 or more of them.
 func TestArrival_IsEvenFromTheSecondIntervalOn(t *testing.T) {
 	for _, interval := range []time.Duration{time.Second, 1610 * time.Millisecond, time.Second + 3, 5 * time.Second, time.Minute} {
 		for _, n := range []int{100, 200, 1000} {
@@ -127,8 +127,8 @@ func wantFirstGaps(t *testing.T, all []*starts, interval time.Duration) {
 	}
 }
 
-// Fewer targets than that are no crowd, and each is probed within the jitter also in the
-// first interval; so is each of a crowd that has probed already, however it came to be.
+// Fewer targets are probed within the jitter also in the first interval. So are many
+// targets after their first interval.
 func TestArrival_OnlyTheFirstIntervalOfACrowdIsLonger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := settings()
@@ -138,7 +138,7 @@ func TestArrival_OnlyTheFirstIntervalOfACrowdIsLonger(t *testing.T) {
 	})
 }
 
-// A slot is given back with whatever ends the plan to probe then.
+// A slot is given back when no probe is to begin at it any more.
 func TestSlots_AreGivenBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := settings()
@@ -192,9 +192,10 @@ func TestSlots_AreGivenBack(t *testing.T) {
 	})
 }
 
-// Probes start at slots, which all targets of an interval have in common, so this process
-// wakes up for many of them at once. A short jitter has shorter slots, none has none.
-func TestProbesStartAtSlots(t *testing.T) {
+// Probes begin at slots, which all targets of an interval have in common, so this process
+// wakes up once for many of them. With a short jitter slots are closer; without one there
+// are none.
+func TestSlots_ProbesBeginAtThem(t *testing.T) {
 	for _, tc := range []struct {
 		interval time.Duration
 		jitter   float64
@@ -226,9 +227,9 @@ func TestProbesStartAtSlots(t *testing.T) {
 	}
 }
 
-// However far targets drift, none is probed sooner than its interval after its
-// last probe, nor later than that and all of the jitter.
-func TestEveryIntervalIsWithinTheJitter(t *testing.T) {
+// No target is probed sooner than its interval after its last probe, or later than that
+// and the whole jitter.
+func TestInterval_IsWithinTheJitter(t *testing.T) {
 	for _, tc := range []struct {
 		rule   string
 		driver func(int) Driver
@@ -249,9 +250,9 @@ func TestEveryIntervalIsWithinTheJitter(t *testing.T) {
 	}
 }
 
-// Down is probed by the down interval, be it longer or shorter than the others,
-// and a streak by the fast one.
-func TestIntervalsOfAFlip(t *testing.T) {
+// A down target is probed at the down interval, whether that is longer or shorter than
+// the others, and one in a streak at the fast one.
+func TestInterval_FollowsTheStatus(t *testing.T) {
 	for _, down := range []time.Duration{500 * time.Millisecond, 10 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			set := settings()
@@ -292,10 +293,10 @@ func answering(draining bool, err error) func(int) Driver {
 	}
 }
 
-// Upstreams that swallow everything delay nobody but themselves: there is no limit
-// to use up. Of 2,000 targets half hang; the others are probed to the very moment,
-// and so are those that hang, which all turn out to be down.
-func TestHangingTargetsDelayNobody(t *testing.T) {
+// Targets that hang delay no other target: the number of probes in flight has no limit.
+// Of 2,000 targets half hang; the others are probed exactly on time,
+// and so are those that hang, which all go down.
+func TestHangingTargets_DelayNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 2000
 		set := settings()
@@ -325,9 +326,9 @@ func TestHangingTargetsDelayNobody(t *testing.T) {
 	})
 }
 
-// Probes of one target never overlap, whatever they take: one that takes longer
+// Probes of one target never overlap, however long they take: one that takes longer
 // than the interval is followed by the next at once.
-func TestProbesOfOneTargetNeverOverlap(t *testing.T) {
+func TestProbes_OfOneTargetNeverOverlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := settings()
 		set.Interval, set.FastInterval, set.DownInterval = time.Second, time.Second, time.Second

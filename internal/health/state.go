@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package health decides whether something is alive from a stream of probes.
-// It knows neither Caddy nor what a probe does: it is given a function, calls
-// it at the right moments, counts, and tells its subscribers of every change.
 package health
 
 import "time"
@@ -53,7 +50,7 @@ type Settings struct {
 	Jitter float64
 }
 
-// state is the whole decision, free of clocks and locks.
+// state is the verdict and what it follows from. It needs no clock and no lock.
 type state struct {
 	status   Status
 	draining bool // it is up, but asked for no new requests
@@ -63,10 +60,10 @@ type state struct {
 }
 
 // record counts one result and reports whether it changed the status. Only
-// results in a row do: any pass ends a streak of fails, and the reverse. The
-// very first result decides alone, and a target that was never up needs but
-// one pass, so that a start is as quick as the upstreams are. Whether it is
-// draining is up to the last pass alone.
+// results in a row do: a pass ends a streak of fails, and the reverse. The
+// first result decides alone, and a target that was never up needs only
+// one pass, so that a start is as quick as the upstreams are. The last pass alone decides
+// whether the target is draining.
 func (s *state) record(passed, draining bool, set *Settings) (changed bool) {
 	before := *s
 	s.count(passed, set)
@@ -77,7 +74,7 @@ func (s *state) record(passed, draining bool, set *Settings) (changed bool) {
 	return s.status != before.status || s.draining != before.draining
 }
 
-// count counts one result, and changes the status if it is time to.
+// count counts one result, and changes the status if the streak is long enough.
 func (s *state) count(passed bool, set *Settings) {
 	if passed {
 		s.passes++
@@ -94,7 +91,7 @@ func (s *state) count(passed bool, set *Settings) {
 	}
 }
 
-// settled reports whether it is up and nothing speaks against that.
+// settled reports whether it is up and the last result was a pass.
 func (s *state) settled() bool { return s.status == Up && s.fails == 0 }
 
 // interval is the time from the start of one probe to the start of the next, without

@@ -21,7 +21,7 @@ func settings() Settings {
 
 // Each letter is a result, P a pass and F a fail; want has the status after
 // each: u for up, d for down.
-func TestOnlyResultsInARowChangeTheStatus(t *testing.T) {
+func TestState_OnlyResultsInARowChangeTheStatus(t *testing.T) {
 	for _, tc := range []struct {
 		rule          string
 		results, want string
@@ -59,7 +59,7 @@ func TestOnlyResultsInARowChangeTheStatus(t *testing.T) {
 	}
 }
 
-func TestInterval(t *testing.T) {
+func TestState_Interval(t *testing.T) {
 	for _, tc := range []struct {
 		rule    string
 		results string
@@ -89,9 +89,9 @@ func TestInterval(t *testing.T) {
 	}
 }
 
-// Jitter only ever lengthens an interval: nothing is probed faster than configured, and
-// the time to notice stays bounded.
-func TestJitterStaysInItsBounds(t *testing.T) {
+// Jitter only lengthens an interval: no target is probed more often than configured, and
+// the time to notice a failure stays bounded.
+func TestJitter_StaysInItsBounds(t *testing.T) {
 	for _, jitter := range []time.Duration{1, time.Millisecond, 50 * time.Millisecond, 500 * time.Millisecond, 5 * time.Second} {
 		set := settings()
 		set.Jitter = float64(jitter) / float64(set.Interval)
@@ -100,11 +100,11 @@ func TestJitterStaysInItsBounds(t *testing.T) {
 		var got []time.Duration
 		for range 1000 {
 			from := time.Now()
-			at, taken := target.next(new(loop), from)
+			at, taken := target.nextDue(new(schedule), from)
 			slots.free(&taken)
 			got = append(got, at.Sub(from))
 		}
-		// the lowest and highest slots that chance comes by are within a step of the bounds
+		// the lowest and highest of many random slots are within a step of the bounds
 		step := min(slotLength, jitter)
 		if lowest := slices.Min(got); lowest < set.Interval || lowest > set.Interval+step {
 			t.Errorf("jitter %v: lowest of 1000 delays is %v, want about 5s and not less", jitter, lowest)

@@ -9,20 +9,20 @@ import (
 	"time"
 )
 
-// stopProcess makes it later by that much for the targets, at once, as for a process that
-// is stopped and continued.
+// stopProcess makes the probes of the targets overdue, as if the process had been stopped
+// and continued.
 func stopProcess(targets []*Target, by time.Duration) {
 	for _, t := range targets {
 		t.mu.Lock()
-		t.loop.due = t.loop.due.Add(-by)
-		t.loop.timer.Reset(time.Until(t.loop.due))
+		t.schedule.due = t.schedule.due.Add(-by)
+		t.schedule.timer.Reset(time.Until(t.schedule.due))
 		t.mu.Unlock()
 	}
 }
 
-// After a stop of the process, in which the probes of many targets became due, they are
-// spread again, and each comes within an interval and the jitter. Few are probed at once, and so is one
-// without a verdict.
+// After a stop of the process, the overdue probes of many targets are spread again, and
+// each comes within an interval and the jitter. The probes of few targets begin at once, and
+// so do those of targets of unknown status.
 func TestStoppedProcess_SpreadsOverdueProbes(t *testing.T) {
 	for _, tc := range []struct {
 		n      int
@@ -98,7 +98,7 @@ func TestStoppedProcess_SpreadsOverdueProbes(t *testing.T) {
 	}
 }
 
-// A process that is late all the time puts off a probe once, and then makes it.
+// A process that is always late puts off a probe once, and then makes it.
 func TestStoppedProcess_PutsOffAProbeOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := settings()

@@ -28,7 +28,7 @@ func (d *deaf) probe(context.Context) error {
 }
 
 // A probe that goes on after its timeout has failed by then, and the schedule goes on:
-// further probes are not made, and fail, until it has ended.
+// further probes are not made, and fail, until it has returned.
 func TestStraggler_DelaysNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target, began := NewTarget(settings()), time.Now()
@@ -96,7 +96,7 @@ func TestStraggler_IsAlone(t *testing.T) {
 	})
 }
 
-// A check that an operator asks for meanwhile says so, and does not wait.
+// Check reports a straggler, and does not wait for it.
 func TestStraggler_AnswersACheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
@@ -113,8 +113,8 @@ func TestStraggler_AnswersACheck(t *testing.T) {
 	})
 }
 
-// The end of a config waits a second at most for a probe that goes on, whether it was
-// given up before or is cut off by then. What comes of it is dropped, a panic too.
+// Detach waits a second at most for a probe that goes on, whether it was
+// given up before or is canceled by then. Its result is dropped, also a panic.
 func TestStraggler_DetachWaitsASecondAtMost(t *testing.T) {
 	for _, after := range []time.Duration{time.Second, 3 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
@@ -167,7 +167,7 @@ func TestStraggler_DetachWaitsASecondAtMost(t *testing.T) {
 	}
 }
 
-// The wait ends when the probe does.
+// Detach ends when the probe does.
 func TestStraggler_DetachWaitsNoLongerThanNeeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
@@ -182,8 +182,8 @@ func TestStraggler_DetachWaitsNoLongerThanNeeded(t *testing.T) {
 	})
 }
 
-// A probe that was cut off before its time says nothing while it has time left: the
-// next one waits for it, and begins when it ends.
+// A probe that was canceled before its deadline fails nothing until then: the
+// next one waits for it, and begins when it returns.
 func TestStraggler_CutOffEarlyFailsNothing(t *testing.T) {
 	for _, tc := range []struct {
 		takes  time.Duration
@@ -229,21 +229,21 @@ func TestStraggler_ALateProbeThatIsNotMadeCountsForNothing(t *testing.T) {
 			target := NewTarget(settings())
 			s := newScript((&deaf{takes: 4 * time.Second}).probe)
 			d := s.driver()
-			var void atomic.Int32
+			var inconclusive atomic.Int32
 			d.Inconclusive = func(why *InconclusiveError) {
-				if void.Add(1); why.Late != tc.late {
+				if inconclusive.Add(1); why.Late != tc.late {
 					t.Errorf("late by %v, want %v", why.Late, tc.late)
 				}
 			}
 			defer target.Attach(d, 0)()
 			advance(2500 * time.Millisecond)
 			target.mu.Lock()
-			l := target.loop
+			l := target.schedule
 			l.due = time.Now().Add(-tc.late)
 			target.mu.Unlock()
 			s.set(pass)
-			target.tick(l)
-			if got := void.Load(); got != tc.want {
+			target.fire(l)
+			if got := inconclusive.Load(); got != tc.want {
 				t.Errorf("late by %v: %d results count for nothing, want %d", tc.late, got, tc.want)
 			}
 			advance(2 * time.Second)
@@ -251,8 +251,8 @@ func TestStraggler_ALateProbeThatIsNotMadeCountsForNothing(t *testing.T) {
 	}
 }
 
-// The methods of an error are foreign code, too.
-func TestErrorThatPanicsIsAFailedProbe(t *testing.T) {
+// The methods of an error are third-party code, too.
+func TestProbe_ErrorThatPanicsIsAFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(func(context.Context) error { return (*InconclusiveError)(nil) })
@@ -264,7 +264,7 @@ func TestErrorThatPanicsIsAFailedProbe(t *testing.T) {
 	})
 }
 
-// A check whose own probe goes on does not wait for it when the config ends.
+// Check does not wait for its own probe when the last driver is detached.
 func TestStraggler_ACheckEndsWithTheConfig(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())

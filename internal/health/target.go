@@ -1,115 +1,125 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package health decides whether something is alive from a series of probes. It is given
+// a function that makes a probe, calls it at the right moments, counts the results, and
+// reports every change.
+//
+// It must not know Caddy or HTTP, or how a probe is made.
+//
+// Target.mu guards the state of a target, its schedule and the probe in flight. The mutex
+// of the slots, which all targets share, is the only lock that is taken while Target.mu is
+// held. Both are held for moments. No lock is held while a function of a driver or of a
+// subscriber runs. Status, Draining, Since and Original take no lock.
 package health
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
-// A Driver connects a target to whoever runs it: how to probe it, and whom to
-// tell of what came of it. Its functions are called without any lock held, from
-// the target's own goroutine.
-type Driver struct {
-	// Probe asks once. An error is a failed probe, and its text the reason;
-	// without one, draining says that the target is up, but asks for no new
-	// requests. Fresh forbids it to rely on an earlier connection. It should return
-	// soon after ctx is done; one that does not delays nothing, and no other probe of
-	// the target begins while it runs.
-	Probe func(ctx context.Context, fresh bool) (draining bool, err error)
-	// Bound says that a probe cannot outlive its driver: what it travels on is
-	// closed with it.
-	Bound bool
-	// Probed is told of every result that counts. It may be nil.
-	Probed func(Result)
-	// Inconclusive is told of every result that counts for nothing, and why. It may
-	// be nil.
-	Inconclusive func(*InconclusiveError)
-	// Report is told of every change. It may be nil.
-	Report func(Transition)
-}
-
-// Result is what came of one probe.
-type Result struct {
-	// At is when it began.
-	At time.Time
-	// Reason is why it failed, in one bounded line; empty when it passed.
-	Reason string
-	// Took is how long it took.
-	Took time.Duration
-}
-
-// Passed reports whether the probe passed.
-func (r Result) Passed() bool { return r.Reason == "" }
-
-// Transition is one change of status, or of whether an up target is draining.
-type Transition struct {
-	From, To Status
-	// WasDraining and Draining say the same of new requests.
-	WasDraining, Draining bool
-	// Reason is why the last probe failed; empty when it passed.
-	Reason string
-	// Lasted is how long the status before lasted, 0 if there was none, or if it
-	// goes on.
-	Lasted time.Duration
-}
-
-// Target is one thing that is probed. Its state lives as long as it does; its
+// Target is one thing that is probed. Its state lives as long as the Target; its
 // probes run while at least one driver is attached.
 type Target struct {
-	settings Settings
-	// copies for readers that cannot wait
-	status   atomic.Int32              // of state.status
-	draining atomic.Bool               // of state.draining
-	since    atomic.Pointer[time.Time] // of the last change of status, nil before the first
-	origin   atomic.Int32              // how it began
+	settings  Settings
+	published published // for readers that must not wait
 
-	mu          sync.Mutex
+	mu          sync.Mutex // guards all below, and writing to published
 	state       state
-	suspicion   suspicion
+	burst       burst
 	history     history
-	paused      bool            // nothing is probed except what is asked for
-	waiters     []chan<- answer // are sent what the next probe to begin finds
-	lateInRow   int             // timeouts that counted for nothing as this process was late
-	straggler   *attempt        // a probe that goes on after its time, nil if there is none
+	late        lateTimeouts
+	paused      bool            // no probe begins except for waiters
+	waiters     []chan<- answer // are sent the result of the next probe to begin
+	straggler   *attempt        // a probe that goes on after it was given up, nil if there is none
 	drivers     []*Driver       // attached, oldest first; the newest is in use
-	subscribers map[*func()]struct{}
-	loop        *loop     // nil while nothing is attached
-	ran         bool      // something was attached once
-	wanted      bool      // the first probe is to begin without a delay
-	began       time.Time // the last probe, the zero time before the first
+	subscribers subscribers
+	schedule    *schedule // nil while no driver is attached
+	start       startState
+	began       time.Time // when the last probe began, the zero time before the first
 }
 
-// NewTarget returns a target of unknown status with nothing attached.
+// startState is how far the start of a target is.
+type startState int
+
+const (
+	// notStarted: no driver was ever attached.
+	notStarted startState = iota
+	// startAtOnce: the same, and the first probe is to begin without a delay.
+	startAtOnce
+	// started: a driver was attached.
+	started
+)
+
+// ErrEnded says that no more probes are made.
+var ErrEnded = errors.New("the probes have ended")
+
+// maxDetach is how long detach waits for a probe that was canceled.
+const maxDetach = time.Second
+
+// NewTarget returns a target of unknown status without drivers.
 func NewTarget(settings Settings) *Target {
-	return &Target{
-		settings:    settings,
-		subscribers: make(map[*func()]struct{}),
-	}
+	return &Target{settings: settings, subscribers: make(subscribers)}
 }
 
 // Status returns the status now. It never waits.
-func (t *Target) Status() Status { return Status(t.status.Load()) }
+func (t *Target) Status() Status { return Status(t.published.status.Load()) }
 
 // Draining reports whether it is up, but asked for no new requests. It never
 // waits.
-func (t *Target) Draining() bool { return t.draining.Load() }
+func (t *Target) Draining() bool { return t.published.draining.Load() }
 
 // Since returns when the status last changed, the zero time if it never did. It
 // never waits.
-func (t *Target) Since() time.Time {
-	if since := t.since.Load(); since != nil {
-		return *since
+func (t *Target) Since() time.Time { return t.published.since() }
+
+// Original reports whether the target began together with all others of its pool, and
+// has been up since its first result. It never waits.
+func (t *Target) Original() bool { return t.published.isOriginal() }
+
+// Begin says whether the target begins with all others of its pool, or in a pool in
+// which others have begun before. If it is in several pools that differ, the latter
+// holds. It has no effect once probes began.
+func (t *Target) Begin(withAll bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.start != started {
+		t.published.begin(withAll)
 	}
-	return time.Time{}
 }
 
-// Subscribe has f called after every change of status, from the target's
-// goroutine and with no lock held, until cancel is called. A call that is
-// under way at that moment may still end later.
+// InheritOrigin has the target begin as those did whose status it inherits, whatever
+// Begin said. It has no effect once probes began.
+func (t *Target) InheritOrigin(wasOriginal bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.start != started && !t.paused {
+		t.published.inheritOrigin(wasOriginal)
+	}
+}
+
+// Inherit gives the target a status to begin with, as a settled one, and since
+// when it lasts. It has no effect once probes began.
+func (t *Target) Inherit(status Status, draining bool, since time.Time) {
+	t.mu.Lock()
+	if t.start == started || t.paused || status == t.state.status && draining == t.state.draining && since.Equal(t.Since()) {
+		t.mu.Unlock()
+		return
+	}
+	t.state = state{status: status, draining: draining && status == Up, wasUp: status != Unknown}
+	t.published.set(&t.state, since)
+	subscribers := t.subscribers.list()
+	t.mu.Unlock()
+	for _, f := range subscribers {
+		f()
+	}
+}
+
+// Subscribe has f called after every change of status, from a goroutine of the target
+// and with no lock held, until cancel is called. A call that is under way at that
+// moment may still end later.
 func (t *Target) Subscribe(f func()) (cancel func()) {
 	key := &f
 	t.mu.Lock()
@@ -127,143 +137,197 @@ func (t *Target) Subscribe(f func()) (cancel func()) {
 func (t *Target) Running() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.loop != nil
+	return t.schedule != nil
 }
 
 // New reports whether no probes ever ran.
 func (t *Target) New() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return !t.ran
+	return t.start != started
 }
 
-// Inherit gives the target a status to begin with, as a settled one, and since
-// when it lasts. It has no effect once probes began.
-func (t *Target) Inherit(status Status, draining bool, since time.Time) {
+// View returns what is known at this moment.
+func (t *Target) View() View {
 	t.mu.Lock()
-	if t.ran || t.paused || status == t.state.status && draining == t.state.draining && since.Equal(t.Since()) {
+	defer t.mu.Unlock()
+	v := t.brief()
+	v.Recent = t.history.recent()
+	return v
+}
+
+// Brief is [Target.View] without the recent results, which are most of it.
+func (t *Target) Brief() View {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.brief()
+}
+
+// brief is Brief; t.mu must be held.
+func (t *Target) brief() View {
+	v := View{
+		Status: t.state.status, Draining: t.state.draining, Paused: t.paused,
+		Passes: t.state.passes, Fails: t.state.fails,
+		Since: t.Since(),
+		Last:  t.history.last, LastFailed: t.history.failed,
+	}
+	if t.schedule != nil && !t.schedule.probing && !t.paused {
+		v.Next = t.schedule.due
+	}
+	return v
+}
+
+// LastFailed returns when the last probe that failed began, the zero time if none did.
+func (t *Target) LastFailed() time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.history.failed.At
+}
+
+// Suspect says that something other than a probe failed, such as a request. If
+// the target is up, it is probed in a burst from now on, until one probe passes
+// or as many failed as turn it down. It never waits for a probe.
+func (t *Target) Suspect() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.schedule != nil && t.state.status == Up && t.burst.request(time.Now()) {
+		t.schedule.probeNow()
+	}
+}
+
+// ProbeNow has the next probe begin at once, but no sooner than a quarter of the fast
+// interval after the last one began, however often it is called. It never waits. It
+// has no effect in a pause, when the probes have ended, or while a probe is in flight,
+// because its result is about to come. Before the probes begin it has the first one do so
+// without a delay.
+func (t *Target) ProbeNow() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.schedule
+	if s == nil || s.probing || t.paused {
+		if t.start == notStarted {
+			t.start = startAtOnce
+		}
+		return
+	}
+	at := time.Now()
+	if earliest := t.began.Add(t.settings.FastInterval / burstFactor); at.Before(earliest) {
+		at = earliest
+	}
+	if at.Before(s.due) {
+		s.arm(at)
+	}
+}
+
+// Check probes at once, or as soon as the probe in flight is over, on a fresh
+// connection and even in a pause, and returns the result. It counts as any other does,
+// except in a pause. The error is [ErrEnded], that of the context, or
+// an [InconclusiveError] beside a result that says nothing about the target.
+func (t *Target) Check(ctx context.Context) (Result, error) {
+	waiter := make(chan answer, 1)
+	t.mu.Lock()
+	if t.schedule == nil {
+		t.mu.Unlock()
+		return Result{}, ErrEnded
+	}
+	t.waiters = append(t.waiters, waiter)
+	t.schedule.probeNow()
+	t.mu.Unlock()
+	select {
+	case found, ok := <-waiter:
+		switch {
+		case !ok:
+			return Result{}, ErrEnded
+		case found.inconclusive != nil:
+			return found.Result, found.inconclusive
+		}
+		return found.Result, nil
+	case <-ctx.Done():
+		return Result{}, context.Cause(ctx)
+	}
+}
+
+// Pause ends the probes until they are resumed, and waits for none: one in flight is
+// canceled and counts for nothing. The status becomes unknown, so that the first
+// result after a pause decides alone.
+func (t *Target) Pause(paused bool) {
+	t.mu.Lock()
+	if t.paused == paused {
 		t.mu.Unlock()
 		return
 	}
-	t.state = state{status: status, draining: draining && status == Up, wasUp: status != Unknown}
-	t.publish(since)
-	subscribers := t.listeners()
+	t.paused = paused
+	var subscribers []func()
+	if t.state.status != Unknown {
+		subscribers = t.subscribers.list()
+	}
+	t.state, t.burst, t.late = state{}, burst{}, 0
+	t.published.set(&t.state, time.Time{})
+	if s := t.schedule; s != nil {
+		if s.attempt != nil {
+			s.discard(time.Now())
+		}
+		switch {
+		case !paused || len(t.waiters) > 0:
+			s.probeNow()
+		case !s.probing:
+			s.timer.Stop()
+		}
+	}
 	t.mu.Unlock()
 	for _, f := range subscribers {
 		f()
 	}
 }
 
-// publish shows readers that cannot wait what the state is. t.mu must be held.
-func (t *Target) publish(since time.Time) {
-	if since.IsZero() {
-		t.since.Store(nil)
-	} else {
-		t.since.Store(&since)
-	}
-	if t.state.status != Up {
-		t.origin.Store(int32(returned)) // or will
-	}
-	t.draining.Store(t.state.draining)
-	t.status.Store(int32(t.state.status))
-}
-
-// listeners returns whom to tell of a change. t.mu must be held.
-func (t *Target) listeners() []func() {
-	subscribers := make([]func(), 0, len(t.subscribers))
-	for f := range t.subscribers {
-		subscribers = append(subscribers, *f)
-	}
-	return subscribers
-}
-
-// Suspect says that something else than a probe failed, such as a request. If
-// the target is up, it is probed in a burst from now on, until one probe passes
-// or as many failed as turn it down. It never waits for a probe.
-func (t *Target) Suspect() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.loop == nil || t.state.status != Up || !t.suspicion.raise(time.Now()) {
-		return
-	}
-	t.loop.probeNext()
-}
-
-// Attach puts d in use: from the next probe on, d probes and is told of
-// changes. The first driver starts the probes, after the delay; a later one
+// Attach puts d in use: from the next probe on, d makes the probes and changes are
+// reported to it. The first driver starts the probes, after the delay; a later one
 // disturbs neither the schedule nor a probe in flight.
 //
-// The returned function, to be called once, takes d out again: the newest of
-// those that remain takes over. A probe of d in flight is cut off and counts
-// for nothing if d was the newest, or is bound; else it still counts, for then
+// The returned function, to be called once, removes d again: the newest of
+// those that remain is used then. A probe of d in flight is canceled and counts
+// for nothing if d was the newest, or is bound. Else it still counts, because
 // a successor relies on it. When none remain the probes end. Detach waits for that,
-// but not for longer than [maxDetach] for a probe that goes on after it was cut off:
-// such a probe ends by itself, and what comes of it is dropped.
+// but not for longer than [maxDetach] for a probe that goes on after it was canceled:
+// such a probe ends by itself, and its result is dropped.
 func (t *Target) Attach(d Driver, delay time.Duration) (detach func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.drivers = append(t.drivers, &d)
-	if t.loop == nil {
-		if t.wanted {
-			t.wanted, delay = false, 0
+	if t.schedule == nil {
+		if t.start == startAtOnce {
+			delay = 0
 		}
-		l := &loop{due: time.Now().Add(delay)}
-		l.timer = time.AfterFunc(delay, func() { t.tick(l) })
-		t.loop, t.ran = l, true
-		slots.run(t.settings.Interval, 1)
+		t.start = started
+		t.startSchedule(delay)
 	}
 	return func() { t.detach(&d) }
 }
-
-// maxDetach is how long detach waits for a probe that was cut off.
-const maxDetach = time.Second
 
 func (t *Target) detach(d *Driver) {
 	t.mu.Lock()
 	i := slices.Index(t.drivers, d)
 	newest := i == len(t.drivers)-1
 	t.drivers = slices.Delete(t.drivers, i, i+1)
-	l := t.loop
 	if len(t.drivers) > 0 {
-		if a := l.attempt; a != nil && a.driver == d && (newest || d.Bound) {
-			l.discard(time.Now())
+		if a := t.schedule.attempt; a != nil && a.driver == d && (newest || d.Bound) {
+			t.schedule.discard(time.Now())
 		}
 		t.mu.Unlock()
 		return
 	}
-	t.loop = nil
-	l.timer.Stop()
-	slots.free(&l.slot)
-	slots.run(t.settings.Interval, -1)
-	var told chan struct{}
-	if a := l.attempt; a != nil {
-		a.cut(context.Canceled)
-		l.attempt = nil
-		t.giveUp(a)
-		t.waiters = append(t.waiters, a.waiters...)
-	} else if l.probing {
-		told = make(chan struct{})
-		l.idle = told
-	}
-	var over chan struct{}
-	if s := t.straggler; s != nil {
-		if s.over == nil {
-			s.over = make(chan struct{})
-		}
-		over = s.over
-	}
-	t.askAgain(nil)
+	delivered, ended := t.stopSchedule()
 	t.mu.Unlock()
-	if told != nil {
-		<-told
+	if delivered != nil {
+		<-delivered
 	}
-	if over == nil {
+	if ended == nil {
 		return
 	}
 	limit := time.NewTimer(maxDetach)
 	defer limit.Stop()
 	select {
-	case <-over:
+	case <-ended:
 	case <-limit.C:
 	}
 }

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// script is a driver whose probes answer what it says and which writes down
+// script is a driver whose probes return what the test sets. It records
 // when they began and what was reported. Time is that of a synctest bubble.
 type script struct {
 	mu      sync.Mutex
@@ -50,7 +50,7 @@ func (s *script) set(answer func(ctx context.Context) error) {
 	s.answer = answer
 }
 
-// probes returns when probes began, and forgets them.
+// probes returns when probes began, and clears the list.
 func (s *script) probes() []time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,7 +77,7 @@ func hang(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// advance lets virtual time pass, and everything that is due happen.
+// advance lets virtual time pass, until everything that is due has happened.
 func advance(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
@@ -100,7 +100,7 @@ func wantProbes(t *testing.T, s *script, want []time.Duration) {
 
 // The whole life of a target: the intervals follow the state, and each flip is
 // reported once.
-func TestProbesFollowTheState(t *testing.T) {
+func TestProbes_FollowTheState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(pass)
@@ -137,9 +137,9 @@ func TestProbesFollowTheState(t *testing.T) {
 	})
 }
 
-// A target that never answers is found out within the stated bound: the
+// A target that never answers goes down within the documented time: the
 // interval, and a timeout for each of the fails.
-func TestTimeToNoticeAHangingTarget(t *testing.T) {
+func TestHangingTarget_GoesDownInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := settings()
 		set.Jitter = 0.1
@@ -162,7 +162,7 @@ func TestTimeToNoticeAHangingTarget(t *testing.T) {
 
 // Probes of one target never overlap: one that takes longer than the interval
 // is followed by the next at once, and no sooner.
-func TestSlowProbesDoNotOverlap(t *testing.T) {
+func TestProbes_SlowOnesDoNotOverlap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		underWay, most := 0, 0
@@ -181,9 +181,9 @@ func TestSlowProbesDoNotOverlap(t *testing.T) {
 	})
 }
 
-// What a reload does: the new config attaches before the old one leaves. Not
-// a probe is lost, repeated or early, and a probe in flight counts.
-func TestNewestDriverTakesOver(t *testing.T) {
+// At a reload, the new driver is attached before the old one is detached. No
+// probe is lost, repeated or early, and a probe in flight counts.
+func TestDriver_NewestIsUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		older, newer := newScript(pass), newScript(fail)
@@ -211,9 +211,9 @@ func TestNewestDriverTakesOver(t *testing.T) {
 	})
 }
 
-// What a config does that fails to start: it attaches and leaves again. The
-// one before goes on, and a probe that was cut off counts for nothing.
-func TestADriverThatLeavesChangesNothing(t *testing.T) {
+// When a config fails to start, its driver is attached and detached again. The
+// one before goes on, and a probe that was canceled counts for nothing.
+func TestDriver_DetachedNewestChangesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := settings()
 		set.Fails = 1
@@ -236,9 +236,8 @@ func TestADriverThatLeavesChangesNothing(t *testing.T) {
 	})
 }
 
-// A driver whose connections end with it takes its probe along, even if
-// another has replaced it.
-func TestABoundProbeEndsWithItsDriver(t *testing.T) {
+// The probe of a bound driver ends with it, even if another driver has replaced it.
+func TestDriver_BoundProbeEndsWithIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := settings()
 		set.Fails = 1
@@ -251,7 +250,7 @@ func TestABoundProbeEndsWithItsDriver(t *testing.T) {
 		defer target.Attach(newer.driver(), 0)()
 		detachOlder()
 		advance(time.Second / 2)
-		wantProbes(t, newer, seconds(1)) // at once, for what was cut off told nothing
+		wantProbes(t, newer, seconds(1)) // at once, because the canceled probe had no result
 		want := []Transition{{From: Unknown, To: Up}}
 		if got := newer.transitions(); !slices.Equal(got, want) {
 			t.Errorf("reported %+v, want %+v", got, want)
@@ -259,8 +258,8 @@ func TestABoundProbeEndsWithItsDriver(t *testing.T) {
 	})
 }
 
-// Every result that counts is told, with when it began, why and how long it took.
-func TestResultsAreTold(t *testing.T) {
+// Every result that counts is reported, with its time, reason and duration.
+func TestDriver_IsToldEveryResult(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target, began := NewTarget(settings()), time.Now()
 		s := newScript(hang)
@@ -279,9 +278,9 @@ func TestResultsAreTold(t *testing.T) {
 	})
 }
 
-// A suspicion has an up target probed in a burst, a quarter of the fast interval
-// apart. As many fails as it takes turn it down.
-func TestABurstTurnsDown(t *testing.T) {
+// Suspect has an up target probed in a burst, a quarter of the fast interval
+// apart. As many fails as usual turn it down.
+func TestBurst_TurnsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(pass)
@@ -297,15 +296,15 @@ func TestABurstTurnsDown(t *testing.T) {
 		if got := target.Status(); got != Down {
 			t.Errorf("status %v, want down", got)
 		}
-		target.Suspect() // a target that is down is not suspected
+		target.Suspect() // a target that is down has no burst
 		advance(5 * time.Second)
 		wantProbes(t, s, nil)
 	})
 }
 
-// One pass clears the target. The next burst has to wait, longer each time, and
-// the ordinary probes go on as ever.
-func TestAClearedSuspicionBacksOff(t *testing.T) {
+// One pass ends a burst. The next one has to wait, longer each time, and
+// the ordinary probes go on as before.
+func TestBurst_WaitsForCooldownAfterAPass(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		set := settings()
 		set.Interval = time.Hour
@@ -320,7 +319,7 @@ func TestAClearedSuspicionBacksOff(t *testing.T) {
 		}
 		wantProbes(t, s, seconds(1, 2, 4, 8, 16, 32, 62, 92))
 		advance(2 * time.Minute)
-		target.Suspect() // long ago: it begins anew
+		target.Suspect() // long ago: the cooldown is short again
 		advance(100 * time.Millisecond)
 		target.Suspect()
 		advance(time.Second)
@@ -330,8 +329,8 @@ func TestAClearedSuspicionBacksOff(t *testing.T) {
 	})
 }
 
-// A probe that began before the suspicion does not clear it.
-func TestAProbeInFlightClearsNothing(t *testing.T) {
+// A probe that began before Suspect was called does not end the burst.
+func TestBurst_ProbeInFlightDoesNotEndIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(func(context.Context) error {
@@ -348,15 +347,15 @@ func TestAProbeInFlightClearsNothing(t *testing.T) {
 	})
 }
 
-// A probe that the end of everything cuts off counts for nothing, and nothing
-// runs on. (synctest panics on goroutines that are left.)
-func TestDetachWaitsForTheProbe(t *testing.T) {
+// A probe that is canceled by the last detach counts for nothing, and no goroutine
+// is left (synctest panics on those).
+func TestDetach_WaitsForTheProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		ended := false
 		s := newScript(func(ctx context.Context) error {
 			<-ctx.Done()
-			time.Sleep(100 * time.Millisecond) // slow to notice
+			time.Sleep(100 * time.Millisecond) // it returns late
 			ended = true
 			return ctx.Err()
 		})
@@ -375,7 +374,7 @@ func TestDetachWaitsForTheProbe(t *testing.T) {
 			t.Errorf("status %v, want unknown: the probe was cut off", got)
 		}
 
-		// and it can be taken up again
+		// and a driver can be attached again
 		s.set(pass)
 		defer target.Attach(s.driver(), time.Second)()
 		advance(2 * time.Second)
@@ -385,8 +384,8 @@ func TestDetachWaitsForTheProbe(t *testing.T) {
 	})
 }
 
-// A driver is in use from the next probe on, whoever detaches in which order.
-func TestDetachInAnyOrder(t *testing.T) {
+// The newest driver is used from the next probe on, in whatever order others are detached.
+func TestDetach_InAnyOrder(t *testing.T) {
 	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 0, 2}, {1, 2, 0}, {0, 2, 1}, {2, 0, 1}} {
 		synctest.Test(t, func(t *testing.T) {
 			target := NewTarget(settings())
@@ -408,8 +407,8 @@ func TestDetachInAnyOrder(t *testing.T) {
 	}
 }
 
-// A probe may be anybody's code: a panic is a failed probe.
-func TestAPanicIsAFailedProbe(t *testing.T) {
+// A probe may be third-party code: a panic is a failed probe.
+func TestProbe_PanicIsAFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(func(context.Context) error { panic("index out of range") })
@@ -424,8 +423,9 @@ func TestAPanicIsAFailedProbe(t *testing.T) {
 
 // A reason may hold what a hostile upstream answered: it is bounded, one line,
 // and valid text.
-func TestReasonIsBoundedAndPrintable(t *testing.T) {
-	target := NewTarget(settings())
+func TestReason_IsBoundedAndPrintable(t *testing.T) {
+	a := newAttempt(nil, time.Now(), time.Minute)
+	defer a.cancel()
 	for _, tc := range []struct{ text, want string }{
 		{"connection refused", "connection refused"},
 		{"two\nlines\x00and\x1b[31m\u009b31m colour", "two?lines?and?[31m?31m colour"},
@@ -438,14 +438,14 @@ func TestReasonIsBoundedAndPrintable(t *testing.T) {
 		{strings.Repeat("é", 200), strings.Repeat("é", maxReason/2) + "…"},
 		{"x" + strings.Repeat("é", 200), "x" + strings.Repeat("é", (maxReason-1)/2) + "…"},
 	} {
-		if got := target.reason(t.Context(), errors.New(tc.text)); got != tc.want {
+		if got := a.reason(errors.New(tc.text)); got != tc.want {
 			t.Errorf("reason of %q is %q, want %q", tc.text, got, tc.want)
 		}
 	}
 }
 
 // Status and Attach may be called from anywhere at any time.
-func TestConcurrentUse(t *testing.T) {
+func TestTarget_ConcurrentUse(t *testing.T) {
 	set := settings()
 	set.Interval, set.FastInterval, set.DownInterval = time.Millisecond, time.Millisecond, time.Millisecond
 	target := NewTarget(set)
@@ -476,9 +476,9 @@ func TestConcurrentUse(t *testing.T) {
 	}
 }
 
-// The last driver to leave cuts off the probe in flight, also one that an earlier
-// driver began, which goes on for a successor only.
-func TestTheLastDriverCutsOffAnEarlierOnesProbe(t *testing.T) {
+// The last driver that is detached cancels the probe in flight, also one of an earlier
+// driver, which goes on only if a successor is attached.
+func TestDetach_LastDriverCancelsProbeOfAnEarlierOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(hang)

@@ -30,6 +30,14 @@ const (
 )
 
 const (
+	// DefaultSyncInterval is how often the members of a fleet look at the storage, if
+	// the config does not say.
+	DefaultSyncInterval = 2 * time.Second
+	// StorageTimeout is how long a change or a start waits for the storage at most.
+	StorageTimeout = 2 * time.Second
+)
+
+const (
 	// MaxWeight is the largest weight of an upstream.
 	MaxWeight = 256
 	// MaxName is the longest name of a pool or a check, in bytes.

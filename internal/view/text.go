@@ -4,6 +4,7 @@ package view
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -28,4 +29,13 @@ func ValidText(text string) string {
 		text = text[size:]
 	}
 	return valid.String()
+}
+
+// Few returns the first names, and how many more there are, so that they fit into a line.
+func Few(names []string) []string {
+	const most = 10
+	if len(names) <= most {
+		return names
+	}
+	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
 }

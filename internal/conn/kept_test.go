@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package conn
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// script is a connection whose answers a test sets, one after the other.
+type script struct {
+	answer func(nth int, closed <-chan struct{}) (status int, err error)
+	asked  int
+	closed chan struct{}
+	over   atomic.Bool
+}
+
+func (s *script) RoundTrip(*http.Request) (*http.Response, error) {
+	s.asked++
+	status, err := s.answer(s.asked, s.closed)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{StatusCode: status, Body: http.NoBody}, nil
+}
+
+func (s *script) Usable() bool { return !s.over.Load() }
+
+func (s *script) Close() error {
+	if !s.over.Swap(true) {
+		close(s.closed)
+	}
+	return nil
+}
+
+// silent answers nothing until the connection is closed.
+func silent(closed <-chan struct{}) (int, error) {
+	<-closed
+	return 0, net.ErrClosed
+}
+
+// ask sends a GET that may take a second, and returns the status and how long it took.
+func ask(t *testing.T, over http.RoundTripper) (status int, took time.Duration, err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	began := time.Now()
+	resp, err := over.RoundTrip(request(t, http.MethodGet, "").WithContext(ctx))
+	if err == nil {
+		status = resp.StatusCode
+		resp.Body.Close()
+	}
+	return status, time.Since(began), err
+}
+
+// A kept connection that is silent, is reset, closed, or says that it was idle for too
+// long, has the request sent once more at once over a new one. Silence takes half of
+// the time at most.
+func TestTransport_FailureOfKeptConnectionIsAskedAnew(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		second func(closed <-chan struct{}) (int, error) // answer on the kept connection
+		took   time.Duration
+	}{
+		"silence":    {silent, time.Second / 2},
+		"reset":      {func(<-chan struct{}) (int, error) { return 0, errors.New("reset") }, 0},
+		"status 408": {func(<-chan struct{}) (int, error) { return http.StatusRequestTimeout, nil }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				opened := 0
+				transport := &Transport{MaxAge: time.Minute}
+				transport.Open = func(context.Context) (Conn, error) {
+					opened++
+					first := opened == 1
+					return &script{closed: make(chan struct{}), answer: func(nth int, closed <-chan struct{}) (int, error) {
+						if first && nth == 2 {
+							return test.second(closed)
+						}
+						return http.StatusOK, nil
+					}}, nil
+				}
+				defer transport.Close()
+				for i, took := range []time.Duration{0, test.took, 0} {
+					status, got, err := ask(t, transport)
+					if err != nil || status != http.StatusOK {
+						t.Errorf("request %d: got status %d, %v, want 200", i+1, status, err)
+					}
+					equal(t, fmt.Sprintf("time of request %d", i+1), got, took)
+				}
+				equal(t, "connections", opened, 2)
+			})
+		})
+	}
+}
+
+// The answer on the new connection is what counts: a status 408 there is one, and so is
+// silence.
+func TestTransport_NewConnectionDecides(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		transport := &Transport{MaxAge: time.Minute, GaveUp: func(error) { t.Error("gave up, though new connections are no better") }}
+		failing := silent
+		asked := 0
+		transport.Open = func(context.Context) (Conn, error) {
+			return &script{closed: make(chan struct{}), answer: func(_ int, closed <-chan struct{}) (int, error) {
+				if asked++; asked == 1 {
+					return http.StatusOK, nil
+				}
+				return failing(closed)
+			}}, nil
+		}
+		defer transport.Close()
+		ask(t, transport)
+		_, took, err := ask(t, transport)
+		if !errors.Is(err, context.DeadlineExceeded) || took != time.Second {
+			t.Errorf("got %v after %s, want the deadline", err, took)
+		}
+		equal(t, "asked", asked, 3)
+		failing = func(<-chan struct{}) (int, error) { return http.StatusRequestTimeout, nil }
+		status, _, err := ask(t, transport)
+		equal(t, "status on a new connection", status, http.StatusRequestTimeout)
+		equal(t, "error", err, nil)
+	})
+}
+
+// What needs a new connection twice in a row has one each time from then on; once, with
+// an answer on a kept one between, is nothing.
+func TestTransport_KeepsNoMoreAfterTwoMisses(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const good, bad = true, false
+		var gaveUp []error
+		transport := &Transport{MaxAge: time.Hour, GaveUp: func(err error) { gaveUp = append(gaveUp, err) }}
+		kept := []bool{good, bad, good, bad, good, good, bad, bad} // how a kept connection answers
+		opened := 0
+		var open atomic.Int64
+		transport.Open = func(context.Context) (Conn, error) {
+			opened++
+			open.Add(1)
+			s := &script{closed: make(chan struct{})}
+			s.answer = func(nth int, closed <-chan struct{}) (int, error) {
+				if nth == 1 {
+					return http.StatusOK, nil
+				}
+				ok := kept[0]
+				kept = kept[1:]
+				if !ok {
+					return silent(closed)
+				}
+				return http.StatusOK, nil
+			}
+			go func() { <-s.closed; open.Add(-1) }()
+			return s, nil
+		}
+		defer transport.Close()
+		for range 9 {
+			if _, _, err := ask(t, transport); err != nil {
+				t.Fatal(err)
+			}
+			if len(kept) > 0 {
+				equal(t, "gave up before", len(gaveUp), 0)
+			}
+		}
+		if len(gaveUp) != 1 || !errors.Is(gaveUp[0], errSilent) {
+			t.Errorf("gave up: got %v, want once, with the reason", gaveUp)
+		}
+		equal(t, "connections", opened, 5)
+		for range 3 {
+			transport.Renew()
+			_, took, err := ask(t, transport)
+			equal(t, "error", err, nil)
+			equal(t, "time", took, 0)
+			synctest.Wait()
+			equal(t, "open connections between requests", open.Load(), 0)
+		}
+		equal(t, "connections", opened, 8)
+		equal(t, "gave up", len(gaveUp), 1)
+	})
+}
+
+// Where an answer takes more than half of the time, a second one would come too late:
+// no connection is kept, so that each request has all of the time.
+func TestTransport_SlowAnswersHaveAllTheTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		opened := 0
+		transport := &Transport{MaxAge: time.Minute}
+		slow := 700 * time.Millisecond
+		transport.Open = func(context.Context) (Conn, error) {
+			opened++
+			return &script{closed: make(chan struct{}), answer: func(int, <-chan struct{}) (int, error) {
+				time.Sleep(slow)
+				return http.StatusOK, nil
+			}}, nil
+		}
+		defer transport.Close()
+		for range 3 {
+			_, took, err := ask(t, transport)
+			equal(t, "error", err, nil)
+			equal(t, "time", took, slow)
+		}
+		equal(t, "connections of slow answers", opened, 3)
+		slow = 400 * time.Millisecond
+		for range 3 {
+			_, _, err := ask(t, transport)
+			equal(t, "error", err, nil)
+		}
+		equal(t, "connections, with those of answers in time", opened, 4)
+	})
+}
+
+// waiting is a connection whose bodies, when closed, wait for the end of the connection, as
+// those of HTTP/2 do while it takes no more writes.
+type waiting struct{ script }
+
+func (w *waiting) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Body: struct {
+		io.Reader
+		io.Closer
+	}{nil, closer(func() error { <-w.closed; return nil })}}, nil
+}
+
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
+// A connection of its own ends at once when the body is closed, also where closing the
+// body would wait.
+func TestTransport_ClosingDoesNotWaitForTheBody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		transport := &Transport{Open: func(context.Context) (Conn, error) {
+			return &waiting{script: script{closed: make(chan struct{})}}, nil
+		}}
+		status, took, err := ask(t, transport)
+		equal(t, "status", status, http.StatusOK)
+		equal(t, "time", took, 0)
+		equal(t, "error", err, nil)
+	})
+}
+
+// A firewall that forgets idle connections without a word costs no request.
+func TestTransport_ForgottenConnection(t *testing.T) {
+	t.Parallel()
+	s := serve(t, func(c *client) {
+		if req, _ := c.request(); req != nil {
+			c.send(named(c))
+		}
+		c.gone() // reads on, and answers nothing
+	})
+	transport := plain(t, s.addr)
+	gaveUp := make(chan error, 9)
+	transport.GaveUp = func(err error) { gaveUp <- err }
+	for i := range 6 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		if body := fetch(t, transport, request(t, http.MethodGet, "").WithContext(ctx)); body != fmt.Sprintf("connection %d", i+1) {
+			t.Errorf("request %d: got %q", i+1, body)
+		}
+		cancel()
+	}
+	equal(t, "gave up", len(gaveUp), 1)
+	if !eventually(func() bool { return s.open.Load() == 0 }) {
+		t.Error("a connection is kept")
+	}
+}
+
+// A connection of its own ends as soon as the body is closed, however much of it is
+// still to come, and whatever it speaks.
+func TestTransport_OwnConnectionEndsWithItsRequest(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		scheme string
+		set    func(p *http.Protocols)
+		own    bool // a connection of this package
+	}{
+		"HTTP/1.1":           {"http", func(p *http.Protocols) { p.SetHTTP1(true) }, true},
+		"HTTP/1.1, net/http": {"http", func(p *http.Protocols) { p.SetHTTP1(true) }, false},
+		"HTTP/1.1 over TLS":  {"https", func(p *http.Protocols) { p.SetHTTP1(true) }, false},
+		"HTTP/2 over TLS":    {"https", func(p *http.Protocols) { p.SetHTTP2(true) }, false},
+		"HTTP/2 without TLS": {"http", func(p *http.Protocols) { p.SetUnencryptedHTTP2(true) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			said := make(chan string, 9)
+			backend := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				said <- fmt.Sprint(r.Close)
+				if r.URL.Path == "/endless" {
+					for ticker := time.NewTicker(10 * time.Millisecond); ; <-ticker.C {
+						if _, err := io.WriteString(w, "more"); err != nil || http.NewResponseController(w).Flush() != nil || r.Context().Err() != nil {
+							ticker.Stop()
+							return
+						}
+					}
+				}
+				io.WriteString(w, "ready")
+			}))
+			listener := &tracked{Listener: backend.Listener, open: make(map[net.Conn]bool)}
+			backend.Listener = listener
+			backend.Config.Protocols = new(http.Protocols)
+			test.set(backend.Config.Protocols)
+			base := &http.Transport{Protocols: backend.Config.Protocols, DisableCompression: true}
+			if test.scheme == "https" {
+				backend.EnableHTTP2 = backend.Config.Protocols.HTTP2()
+				backend.StartTLS()
+				base.TLSClientConfig = &tls.Config{RootCAs: x509.NewCertPool()}
+				base.TLSClientConfig.RootCAs.AddCert(backend.Certificate())
+			} else {
+				backend.Start()
+			}
+			t.Cleanup(backend.Close)
+			addr := listener.Addr().String()
+			transport := plain(t, addr)
+			if !test.own {
+				transport.Open = func(ctx context.Context) (Conn, error) {
+					conn, err := base.NewClientConn(ctx, test.scheme, addr)
+					return Standard{conn}, err
+				}
+			}
+			transport.MaxAge = 0
+			for _, path := range []string{"/", "/endless", "/"} {
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, test.scheme+"://"+addr+path, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp, err := transport.RoundTrip(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if path == "/" {
+					equal(t, "body", drain(t, resp), "ready")
+				} else {
+					began := time.Now()
+					resp.Body.Close()
+					if took := time.Since(began); took > grace/2 {
+						t.Errorf("closing took %s", took)
+					}
+				}
+				// HTTP/2 has no word for it
+				equal(t, "says close", wait(t, said), fmt.Sprint(!backend.Config.Protocols.HTTP2() && !backend.Config.Protocols.UnencryptedHTTP2()))
+				if !eventually(func() bool { _, open := listener.count(); return open == 0 }) {
+					t.Errorf("%s: the connection stays open", path)
+				}
+			}
+			accepted, _ := listener.count()
+			equal(t, "connections", accepted, 3)
+		})
+	}
+}

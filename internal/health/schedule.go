@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package health
+
+import "time"
+
+// schedule is when probes begin, from the first driver that is attached to the last one
+// that is detached. One timer does everything: it begins the next probe, and fires for the
+// heartbeats of the one in flight. All is guarded by Target.mu.
+type schedule struct {
+	timer     *time.Timer
+	due       time.Time     // when the next probe is due
+	slot      slot          // of due
+	atOnce    bool          // the next probe follows the one in flight at once
+	probing   bool          // a probe is in flight, or its result is being delivered
+	attempt   *attempt      // the probe in flight, nil if there is none
+	spread    bool          // the first interval is over, or its length has been decided
+	delayed   bool          // the next probe was overdue, and was put off to be spread again
+	postponed bool          // the next probe waits for a straggler
+	idle      chan struct{} // closed when probing ends; nil unless detach waits for it
+}
+
+// onTime is how late a probe may begin and still count as on time. The next interval then
+// counts from when it was due, so that small delays do not move a target from slot to slot.
+const onTime = 5 * time.Millisecond
+
+// startSchedule starts the probes, the first of them after a delay. t.mu must be held.
+func (t *Target) startSchedule(delay time.Duration) {
+	s := &schedule{due: time.Now().Add(delay)}
+	s.timer = time.AfterFunc(delay, func() { t.fire(s) })
+	t.schedule = s
+	slots.count(t.settings.Interval, 1)
+}
+
+// stopSchedule ends the probes. It returns channels that are closed when the result of the
+// last probe has been delivered, and when its straggler has ended; nil where there is
+// nothing to wait for. t.mu must be held.
+func (t *Target) stopSchedule() (delivered, ended <-chan struct{}) {
+	s := t.schedule
+	t.schedule = nil
+	s.timer.Stop()
+	slots.free(&s.slot)
+	slots.count(t.settings.Interval, -1)
+	if a := s.attempt; a != nil {
+		a.cancel()
+		s.attempt = nil
+		t.giveUp(a)
+		t.waiters = append(t.waiters, a.waiters...)
+	} else if s.probing {
+		s.idle = make(chan struct{})
+		delivered = s.idle
+	}
+	if a := t.straggler; a != nil {
+		if a.over == nil {
+			a.over = make(chan struct{})
+		}
+		ended = a.over
+	}
+	t.requeue(nil)
+	return delivered, ended
+}
+
+// arm sets when the next probe begins.
+func (s *schedule) arm(at time.Time) {
+	slots.free(&s.slot)
+	s.due, s.postponed, s.delayed = at, false, false
+	s.timer.Reset(time.Until(at))
+}
+
+// armSlot sets that the next probe begins at a slot that was taken.
+func (s *schedule) armSlot(at time.Time, taken slot) {
+	s.arm(at)
+	s.slot = taken
+}
+
+// probeNow has the next probe begin at once, or right after the one in flight.
+func (s *schedule) probeNow() {
+	if s.probing {
+		s.atOnce = true
+	} else {
+		s.arm(time.Now())
+	}
+}
+
+// discard cancels the probe in flight. Its result counts for nothing.
+func (s *schedule) discard(now time.Time) {
+	a := s.attempt
+	a.discarded = true
+	a.cancel()
+	a.heartbeat.end(now)
+	s.timer.Reset(a.heartbeat.due.Sub(now))
+}
+
+// fire is called when the timer of a schedule fires: for a heartbeat of the probe in
+// flight, or to begin the next one.
+func (t *Target) fire(s *schedule) {
+	t.mu.Lock()
+	now := time.Now()
+	var begun, unended *attempt
+	switch {
+	case t.schedule != s: // the last driver was detached just now
+	case s.attempt != nil:
+		if next := s.attempt.heartbeat.beat(now); next > 0 {
+			s.timer.Reset(next)
+		} else {
+			unended, s.attempt = s.attempt, nil
+			t.giveUp(unended)
+		}
+	case s.probing || now.Before(s.due): // it was set for a probe that is over
+	default:
+		begun = t.begin(s, now)
+	}
+	t.mu.Unlock()
+	switch {
+	case unended != nil:
+		t.settle(s, unended, newOutcome(unended, false, errUnended, now))
+	case begun == nil:
+	case begun.skipped:
+		t.settle(s, begun, newOutcome(begun, false, errStillRunning, now))
+	default:
+		t.run(s, begun)
+	}
+}
+
+// begin returns the probe that begins now, nil if none does. While a straggler runs, the
+// probe is not made and has failed. But a straggler that was canceled before its deadline
+// says nothing until then, and the next probe waits. t.mu must be held.
+func (t *Target) begin(s *schedule, now time.Time) *attempt {
+	if t.paused && len(t.waiters) == 0 { // paused just now
+		return nil
+	}
+	if t.straggler != nil && now.Before(t.straggler.heartbeat.deadline) {
+		s.arm(t.straggler.heartbeat.deadline)
+		s.postponed = true
+		return nil
+	}
+	late := now.Sub(s.due)
+	if t.isOverdue(s, late) {
+		delay := t.state.interval(&t.settings)
+		s.armSlot(slots.take(&t.settings, now, min(4*late, delay), delay, false))
+		s.delayed = true
+		return nil
+	}
+	a := newAttempt(t.drivers[len(t.drivers)-1], now, t.settings.Timeout)
+	a.due = s.due
+	if late > min(onTime, t.settings.FastInterval/minSlots) {
+		a.due = now
+	}
+	a.waiters, t.waiters = t.waiters, nil
+	t.began = now
+	t.burst.begin()
+	s.probing = true
+	if t.straggler != nil {
+		a.skipped, a.heartbeat.late = true, late
+		a.cancel()
+		return a
+	}
+	a.fresh = !t.state.settled() || t.burst.active || len(a.waiters) > 0
+	s.attempt = a
+	s.timer.Reset(a.heartbeat.due.Sub(now))
+	return a
+}
+
+// isOverdue reports whether a probe is too late to begin at once, because the process was
+// stopped or starved, and so are many others. They are spread over the next interval, or
+// over less if the process was not stopped for long. Each is put off once. t.mu must be
+// held.
+func (t *Target) isOverdue(s *schedule, late time.Duration) bool {
+	return late > max(t.state.interval(&t.settings)/40, noise) && !s.delayed &&
+		t.state.status != Unknown && !t.burst.wanted && !t.burst.active && len(t.waiters) == 0 &&
+		slots.crowded(t.settings.Interval)
+}
+
+// run makes a probe. Its result counts unless the probe was given up meanwhile.
+func (t *Target) run(s *schedule, a *attempt) {
+	draining, err := a.run()
+	o := newOutcome(a, draining, err, time.Now())
+	a.cancel()
+	t.mu.Lock()
+	if a.givenUp {
+		t.endStraggler(a)
+		t.mu.Unlock()
+		return
+	}
+	s.attempt = nil
+	t.mu.Unlock()
+	t.settle(s, a, o)
+}
+
+// giveUp has nothing wait for a probe any more. It is the straggler of the target until it
+// returns. t.mu must be held.
+func (t *Target) giveUp(a *attempt) {
+	a.givenUp = true
+	t.straggler = a
+}
+
+// endStraggler notes that a probe which was given up has returned. t.mu must be held.
+func (t *Target) endStraggler(a *attempt) {
+	t.straggler = nil
+	if a.over != nil {
+		close(a.over)
+	}
+	if s := t.schedule; s != nil && s.postponed {
+		s.arm(time.Now())
+	}
+}
+
+// settle counts the result of a probe, reports it, and schedules the next probe. Probes of
+// one target never overlap: one that takes longer than the interval delays the next.
+func (t *Target) settle(s *schedule, a *attempt, o outcome) {
+	t.mu.Lock()
+	if t.schedule != s || a.discarded { // it counts for nothing, and the next probe is due at once
+		t.requeue(a.waiters)
+		t.scheduleNext(s, time.Now(), slot{})
+		t.mu.Unlock()
+		return
+	}
+	r := t.count(a, o)
+	var next time.Time
+	var taken slot
+	switch {
+	case a.givenUp: // its interval is over already, and a straggler must not fail twice
+		next, taken = t.nextDue(s, o.ended())
+	case t.burst.active:
+		next = a.began.Add(t.settings.FastInterval / burstFactor)
+	default:
+		next, taken = t.nextDue(s, a.due)
+	}
+	t.mu.Unlock()
+	r.deliver()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.scheduleNext(s, next, taken)
+}
+
+// count counts the result of a probe and returns what to report. t.mu must be held.
+func (t *Target) count(a *attempt, o outcome) report {
+	r := report{driver: t.drivers[len(t.drivers)-1], waiters: a.waiters}
+	r.answer = answer{o.Result, t.late.inconclusive(a, &o, &t.settings)}
+	if r.inconclusive != nil {
+		return r
+	}
+	t.history.add(o.Result)
+	if t.paused {
+		return r
+	}
+	before, since, now := t.state, t.published.since(), o.ended()
+	changed := t.state.record(o.Passed(), o.draining, &t.settings)
+	t.burst.record(o.Passed(), t.state.status, now)
+	if !changed {
+		return r
+	}
+	r.change = &Transition{
+		From: before.status, To: t.state.status,
+		WasDraining: before.draining, Draining: t.state.draining,
+		Reason: o.Reason,
+	}
+	r.subscribers = t.subscribers.list()
+	if !since.IsZero() {
+		if before.status == t.state.status {
+			now = since
+		} else {
+			r.change.Lasted = now.Sub(since)
+		}
+	}
+	t.published.set(&t.state, now)
+	return r
+}
+
+// nextDue returns when the next probe is due if the interval counts from a time, and its
+// slot, if it has one. t.mu must be held.
+func (t *Target) nextDue(s *schedule, from time.Time) (time.Time, slot) {
+	delay := t.state.interval(&t.settings)
+	jitter := time.Duration(t.settings.Jitter * float64(delay))
+	if jitter == 0 {
+		return from.Add(delay), slot{}
+	}
+	first := !s.spread
+	s.spread = true
+	return slots.take(&t.settings, from.Add(delay), jitter, delay, first)
+}
+
+// scheduleNext sets when the next probe begins, after the one before is over: at a time,
+// for which a slot may be taken, or at once if that was requested. t.mu must be held.
+func (t *Target) scheduleNext(s *schedule, next time.Time, taken slot) {
+	s.probing = false
+	now := time.Now()
+	switch {
+	case t.schedule != s:
+		if s.idle != nil {
+			close(s.idle)
+		}
+	case s.atOnce || len(t.waiters) > 0:
+		s.atOnce = false
+		s.arm(now)
+	case t.paused:
+	case now.Sub(next) > onTime: // the probe took longer than the interval
+		s.arm(now)
+	default:
+		s.armSlot(next, taken)
+		return
+	}
+	slots.free(&taken)
+}
+
+// requeue has waiters wait for the next probe, because theirs counts for nothing, or ends
+// all if there is none. t.mu must be held.
+func (t *Target) requeue(waiters []chan<- answer) {
+	t.waiters = append(t.waiters, waiters...)
+	if t.schedule == nil {
+		for _, waiter := range t.waiters {
+			close(waiter)
+		}
+		t.waiters = nil
+	} else if len(t.waiters) > 0 {
+		t.schedule.probeNow()
+	}
+}
