@@ -273,16 +273,9 @@ func TestHTTP1_UsableOnlyWhileIdle(t *testing.T) {
 		conn := dial(t, serve(t, answering(ready)).addr)
 		get(t, conn)
 		conn.Close()
-		equal(t, "usable", conn.Usable(), false)
-	})
-	t.Run("a deadline that passed", func(t *testing.T) {
-		t.Parallel()
-		conn := dial(t, serve(t, answering(ready)).addr)
-		defer conn.Close()
-		get(t, conn)
-		conn.Conn.SetReadDeadline(time.Now().Add(-time.Second)) // as connections with timeouts of their own do
-		equal(t, "usable", conn.Usable(), true)
-		equal(t, "next body", get(t, conn), "ready")
+		if !eventually(func() bool { return !conn.Usable() }) {
+			t.Error("still usable")
+		}
 	})
 }
 
@@ -552,8 +545,9 @@ func TestHTTP1_HeaderTimeoutIsPerRequest(t *testing.T) {
 	})
 }
 
-// Between requests there is no goroutine, and no buffer is held.
-func TestHTTP1_IdleHoldsNoGoroutineOrBuffer(t *testing.T) {
+// Between requests no buffer is held, and no goroutine on a connection of another type
+// than those of net.
+func TestHTTP1_IdleHoldsNoBuffer(t *testing.T) {
 	t.Parallel()
 	// the bubble ends when its last goroutine does, which cannot be one that reads
 	// from a connection that stays open
@@ -630,22 +624,56 @@ func TestHTTP1_ClosedJustBeforeTheRequest(t *testing.T) {
 	}
 }
 
-// A connection of an unknown type may have timeouts of its own. It counts as idle, without
-// a read that could take long.
-func TestHTTP1_UnknownTypeCountsAsIdle(t *testing.T) {
+// timed is a connection that sets a deadline before each Read, as those of Caddy with
+// read_timeout do.
+type timed struct{ *net.TCPConn }
+
+func (c timed) Read(p []byte) (int, error) {
+	_ = c.SetReadDeadline(time.Now().Add(grace))
+	return c.TCPConn.Read(p)
+}
+
+// A connection with timeouts of its own is usable after these have passed.
+func TestHTTP1_ConnectionWithDeadlinesOfItsOwn(t *testing.T) {
 	t.Parallel()
+	conn := dial(t, serve(t, answering(ready)).addr)
+	defer conn.Close()
+	conn.Conn = timed{conn.Conn.(*net.TCPConn)}
+	for range 3 {
+		equal(t, "body", get(t, conn), "ready")
+		conn.Conn.SetReadDeadline(time.Now().Add(-time.Second))
+		equal(t, "usable", conn.Usable(), true)
+	}
+}
+
+// A connection on which something was sent between Usable and the next request fails that
+// request, whose body is closed.
+func TestHTTP1_UnexpectedDataFailsTheRequest(t *testing.T) {
+	t.Parallel()
+	begin := make(chan struct{})
 	s := serve(t, func(c *client) {
 		c.request()
+		c.send(ready)
+		<-begin
 		c.send(ready)
 		c.gone()
 	})
 	conn := dial(t, s.addr)
 	defer conn.Close()
 	equal(t, "body", get(t, conn), "ready")
-	var read atomic.Int64
-	conn.Conn = counted{conn.Conn, &read}
-	conn.Close()
-	equal(t, "usable", conn.Usable(), true)
+	idle := make(chan error, 1)
+	watched := conn.idle
+	conn.idle = idle
+	close(begin)
+	idle <- wait(t, watched)
+	body := &watchedBody{Reader: strings.NewReader("x")}
+	req := request(t, http.MethodGet, "")
+	req.Body = body
+	if _, err := conn.RoundTrip(req); !errors.Is(err, errUnexpected) {
+		t.Errorf("got %v, want %v", err, errUnexpected)
+	}
+	equal(t, "body is closed", body.closed.Load(), true)
+	equal(t, "usable", conn.Usable(), false)
 }
 
 // benchmarked answers requests without a body at little cost, so that what is
