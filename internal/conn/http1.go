@@ -4,7 +4,6 @@ package conn
 
 import (
 	"bufio"
-	"cmp"
 	"errors"
 	"io"
 	"math"
@@ -15,12 +14,15 @@ import (
 	"time"
 )
 
-// bufferSize is the size of the buffer that an answer is read through, in bytes.
-const bufferSize = 4 << 10
+const (
+	// bufferSize is the size of the buffer that an answer is read through, in bytes.
+	bufferSize = 4 << 10
+	// idleWait is how long to look for something unexpected on an idle connection.
+	idleWait = 100 * time.Microsecond
+)
 
 // HTTP1 is a plain HTTP/1.1 connection. net/http gives each connection two goroutines
-// and two buffers. This one has no buffer between requests, and one small goroutine if
-// another request can follow, which notices when the connection is closed.
+// and two buffers; this one has neither between requests.
 //
 // It does not wait for "100 Continue", and sends a whole request before it reads the
 // answer. So it is for small bodies.
@@ -34,29 +36,19 @@ type HTTP1 struct {
 	// request was sent. 0: as long as the context lasts.
 	HeaderTimeout time.Duration
 
-	expired bool         // no further request can be sent
-	left    int64        // how much of an answer may still be read, in bytes
-	idle    <-chan error // receives what ended the wait of watch; nil if there is none
+	expired bool  // no further request can be sent
+	left    int64 // how much of an answer may still be read, in bytes
 }
 
 var readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, bufferSize) }}
 
-var (
-	errLongHeader = errors.New("the header of the answer is too long")
-	errUnexpected = errors.New("the other side sent data before the request")
-)
+var errLongHeader = errors.New("the header of the answer is too long")
 
 // RoundTrip sends the request and returns the answer once its header is there.
 // Closing the connection ends it. The connection closes when the body is closed
 // before its end.
 func (c *HTTP1) RoundTrip(req *http.Request) (*http.Response, error) {
 	c.expired = true // until the answer was read to its end
-	if err := c.endWatch(); err != nil {
-		if req.Body != nil {
-			_ = req.Body.Close()
-		}
-		return nil, err
-	}
 	// A server that rejects a request need not read all of it. So the answer is read
 	// even if sending failed.
 	sendErr, err := c.send(req)
@@ -124,54 +116,30 @@ func release(r *bufio.Reader) {
 
 // Usable reports whether another request can be sent: the last answer was read to its
 // end, and the other side has neither closed the connection nor sent anything since.
-func (c *HTTP1) Usable() bool { return !c.expired && c.isIdle() }
-
-// isIdle reports whether the connection is open and nothing was sent on it since the last
-// answer.
-func (c *HTTP1) isIdle() bool {
-	select {
-	case <-c.idle:
-		c.expired = true
-	default:
-	}
+func (c *HTTP1) Usable() bool {
+	c.expired = c.expired || !c.isIdle()
 	return !c.expired
 }
 
-// watch begins to wait for something unexpected on an idle connection, in a goroutine
-// that ends with the next request or with the connection.
+// isIdle reports whether the connection is open and nothing arrived on it that no
+// request asked for. A deadline that has passed ends a read before it looks at the
+// connection, so this read waits for a moment: 1 ms or so, as timers are not more exact.
 //
-// A connection of another type may set deadlines of its own, so that endWatch could not
-// end the wait. It counts as idle: if it is closed, the next request fails on it and is
-// sent again over a new one.
-func (c *HTTP1) watch() {
+// A connection of another type may set deadlines of its own, and the read could take
+// longer. It counts as idle: if it is closed, the next request fails on it and is sent
+// again over a new one.
+func (c *HTTP1) isIdle() bool {
 	switch c.Conn.(type) {
 	case *net.TCPConn, *net.UnixConn:
 	default:
-		return
+		return true
 	}
-	idle := make(chan error, 1)
-	c.idle = idle
-	go func() {
-		var data [1]byte
-		_, err := c.Conn.Read(data[:])
-		idle <- cmp.Or(err, errUnexpected)
-	}()
-}
-
-// endWatch ends the wait of watch. It returns an error if the connection was not idle.
-func (c *HTTP1) endWatch() error {
-	idle := c.idle
-	if idle == nil {
-		return nil
+	if c.Conn.SetReadDeadline(time.Now().Add(idleWait)) != nil {
+		return false
 	}
-	c.idle = nil
-	if err := c.Conn.SetReadDeadline(time.Unix(1, 0)); err != nil {
-		return err
-	}
-	if err := <-idle; !errors.Is(err, os.ErrDeadlineExceeded) {
-		return err
-	}
-	return c.Conn.SetReadDeadline(time.Time{})
+	var unexpected [1]byte
+	_, err := c.Conn.Read(unexpected[:])
+	return errors.Is(err, os.ErrDeadlineExceeded) && c.Conn.SetReadDeadline(time.Time{}) == nil
 }
 
 // Close closes the connection.
@@ -228,6 +196,5 @@ func (b *body) Close() error {
 		return b.conn.Close()
 	}
 	b.conn.expired = false
-	b.conn.watch()
 	return nil
 }

@@ -273,9 +273,16 @@ func TestHTTP1_UsableOnlyWhileIdle(t *testing.T) {
 		conn := dial(t, serve(t, answering(ready)).addr)
 		get(t, conn)
 		conn.Close()
-		if !eventually(func() bool { return !conn.Usable() }) {
-			t.Error("still usable")
-		}
+		equal(t, "usable", conn.Usable(), false)
+	})
+	t.Run("a deadline that passed", func(t *testing.T) {
+		t.Parallel()
+		conn := dial(t, serve(t, answering(ready)).addr)
+		defer conn.Close()
+		get(t, conn)
+		conn.Conn.SetReadDeadline(time.Now().Add(-time.Second)) // as connections with timeouts of their own do
+		equal(t, "usable", conn.Usable(), true)
+		equal(t, "next body", get(t, conn), "ready")
 	})
 }
 
@@ -545,9 +552,8 @@ func TestHTTP1_HeaderTimeoutIsPerRequest(t *testing.T) {
 	})
 }
 
-// Between requests no buffer is held, and no goroutine on a connection of another type
-// than those of net.
-func TestHTTP1_IdleHoldsNoBuffer(t *testing.T) {
+// Between requests there is no goroutine, and no buffer is held.
+func TestHTTP1_IdleHoldsNoGoroutineOrBuffer(t *testing.T) {
 	t.Parallel()
 	// the bubble ends when its last goroutine does, which cannot be one that reads
 	// from a connection that stays open
@@ -633,7 +639,8 @@ func (c timed) Read(p []byte) (int, error) {
 	return c.TCPConn.Read(p)
 }
 
-// A connection with timeouts of its own is usable after these have passed.
+// A connection with timeouts of its own is usable after these have passed, and finding
+// that out does not wait for them.
 func TestHTTP1_ConnectionWithDeadlinesOfItsOwn(t *testing.T) {
 	t.Parallel()
 	conn := dial(t, serve(t, answering(ready)).addr)
@@ -642,38 +649,12 @@ func TestHTTP1_ConnectionWithDeadlinesOfItsOwn(t *testing.T) {
 	for range 3 {
 		equal(t, "body", get(t, conn), "ready")
 		conn.Conn.SetReadDeadline(time.Now().Add(-time.Second))
+		began := time.Now()
 		equal(t, "usable", conn.Usable(), true)
+		if took := time.Since(began); took > grace/2 {
+			t.Errorf("it took %s", took)
+		}
 	}
-}
-
-// A connection on which something was sent between Usable and the next request fails that
-// request, whose body is closed.
-func TestHTTP1_UnexpectedDataFailsTheRequest(t *testing.T) {
-	t.Parallel()
-	begin := make(chan struct{})
-	s := serve(t, func(c *client) {
-		c.request()
-		c.send(ready)
-		<-begin
-		c.send(ready)
-		c.gone()
-	})
-	conn := dial(t, s.addr)
-	defer conn.Close()
-	equal(t, "body", get(t, conn), "ready")
-	idle := make(chan error, 1)
-	watched := conn.idle
-	conn.idle = idle
-	close(begin)
-	idle <- wait(t, watched)
-	body := &watchedBody{Reader: strings.NewReader("x")}
-	req := request(t, http.MethodGet, "")
-	req.Body = body
-	if _, err := conn.RoundTrip(req); !errors.Is(err, errUnexpected) {
-		t.Errorf("got %v, want %v", err, errUnexpected)
-	}
-	equal(t, "body is closed", body.closed.Load(), true)
-	equal(t, "usable", conn.Usable(), false)
 }
 
 // benchmarked answers requests without a body at little cost, so that what is
