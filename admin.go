@@ -16,16 +16,21 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
-// maxBody bounds what an operator can send, in bytes.
+// maxBody is the longest body of a request, in bytes.
 const maxBody = 64 << 10
 
-// Admin is the part of Caddy's admin API that shows upstreams and changes them. It
-// keeps nothing: it answers for the newest started config.
+// Admin is the part of Caddy's admin API that shows upstreams and changes them. It has
+// no state: it answers for the newest started config.
 //
 //   - `GET /alive/upstreams[?pool=…][&upstream=…]` lists upstreams by pool.
 //   - `PATCH /alive/upstreams?upstream=…[&pool=…]` with `{"mode": "ready"}`, `drain`
@@ -45,22 +50,74 @@ func (Admin) CaddyModule() caddy.ModuleInfo {
 // Routes returns the routes of the API.
 func (a Admin) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
-		{Pattern: "/alive/upstreams", Handler: caddy.AdminHandlerFunc(a.upstreams)},
-		{Pattern: "/alive/check", Handler: caddy.AdminHandlerFunc(a.check)},
+		{Pattern: "/alive/upstreams", Handler: handler(a.upstreams)},
+		{Pattern: "/alive/check", Handler: handler(a.check)},
 	}
 }
 
-// listedBy is where one learns which upstreams there are.
-const listedBy = "GET /alive/upstreams"
+// errorKind is a kind of error: the code by which programs tell it, and the status of
+// the answer.
+type errorKind struct {
+	code   string
+	status int
+}
 
-// apiError is an answer that says what is wrong, and what is allowed.
-func apiError(status int, format string, args ...any) error {
-	return caddy.APIError{HTTPStatus: status, Err: fmt.Errorf(format, args...)}
+var (
+	methodNotAllowed   = errorKind{"method_not_allowed", http.StatusMethodNotAllowed}
+	invalidQuery       = errorKind{"invalid_query", http.StatusBadRequest}
+	unknownParameter   = errorKind{"unknown_parameter", http.StatusBadRequest}
+	duplicateParameter = errorKind{"duplicate_parameter", http.StatusBadRequest}
+	missingUpstream    = errorKind{"missing_upstream", http.StatusBadRequest}
+	unknownUpstream    = errorKind{"unknown_upstream", http.StatusNotFound}
+	upstreamGone       = errorKind{"upstream_gone", http.StatusNotFound}
+	poolGone           = errorKind{"pool_gone", http.StatusBadRequest}
+	ambiguousPool      = errorKind{"ambiguous_pool", http.StatusConflict}
+	invalidBody        = errorKind{"invalid_body", http.StatusBadRequest}
+	bodyTooLarge       = errorKind{"body_too_large", http.StatusRequestEntityTooLarge}
+	nothingToChange    = errorKind{"nothing_to_change", http.StatusBadRequest}
+	invalidMode        = errorKind{"invalid_mode", http.StatusBadRequest}
+	invalidWeight      = errorKind{"invalid_weight", http.StatusBadRequest}
+	notChecked         = errorKind{"not_checked", http.StatusBadRequest}
+	checkFailed        = errorKind{"check_failed", http.StatusServiceUnavailable}
+)
+
+// errorf returns an error of that kind, which says what is wrong, and what is allowed.
+func (k errorKind) errorf(format string, args ...any) error {
+	return &apiError{Message: fmt.Sprintf(format, args...), Code: k.code, status: k.status}
+}
+
+// apiError is an error that is answered with its code.
+type apiError struct {
+	Message string `json:"error"`
+	Code    string `json:"code"`
+	status  int
+}
+
+func (e *apiError) Error() string { return e.Message }
+
+// handler answers and logs errors as Caddy does, and adds the code, which Caddy's own
+// error has no place for.
+func handler(handle caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		err := handle(w, r)
+		var failure *apiError
+		if !errors.As(err, &failure) {
+			return err
+		}
+		logger := caddy.Log().Named("admin.api")
+		logger.Error("request error", zap.Error(failure), zap.Int("status_code", failure.status))
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(failure.status)
+		if err := json.NewEncoder(w).Encode(failure); err != nil {
+			logger.Error("failed to encode error response", zap.Error(err))
+		}
+		return nil
+	}
 }
 
 func errMethod(w http.ResponseWriter, allowed string) error {
 	w.Header().Set("Allow", allowed)
-	return apiError(http.StatusMethodNotAllowed, "method not allowed; allowed: %s", allowed)
+	return methodNotAllowed.errorf("method not allowed; allowed: %s", allowed)
 }
 
 // upstreams lists upstreams, or changes one.
@@ -89,7 +146,7 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 	return writeEntries(w, overview(only))
 }
 
-// writeListing writes the list of all pools, or of one, as all viewers share it.
+// writeListing writes the list of all pools or of one, which all viewers share.
 func writeListing(w http.ResponseWriter, pool string) error {
 	render := (*listing).jsonList
 	if pool != "" {
@@ -105,48 +162,48 @@ func writeListing(w http.ResponseWriter, pool string) error {
 }
 
 // writeEntries writes a few upstreams as they are at this moment.
-func writeEntries(w http.ResponseWriter, entries []entry) error {
+func writeEntries(w http.ResponseWriter, entries []view.Upstream) error {
 	w.Header().Set("Content-Type", "application/json")
 	return json.NewEncoder(w).Encode(entries)
 }
 
-// parseFilter reads the query, in which only these can stand.
+// parseFilter reads the query, which can have only these parameters.
 func parseFilter(r *http.Request, allowed ...string) (filter, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil { // what parsed before that must not pass for all that was meant
-		return filter{}, apiError(http.StatusBadRequest, "reading the parameters: %v", err)
+	if err != nil { // the part before the error is not the whole query
+		return filter{}, invalidQuery.errorf("reading the parameters: %v", err)
 	}
 	for name, values := range query {
 		if !slices.Contains(allowed, name) {
-			return filter{}, apiError(http.StatusBadRequest, "unknown parameter '%s'; allowed: %s", name, strings.Join(allowed, ", "))
+			return filter{}, unknownParameter.errorf("unknown parameter '%s'; allowed: %s", name, strings.Join(allowed, ", "))
 		}
 		if len(values) > 1 {
-			return filter{}, apiError(http.StatusBadRequest, "parameter '%s' is given twice", name)
+			return filter{}, duplicateParameter.errorf("parameter '%s' is given twice", name)
 		}
 	}
 	return filter{pool: query.Get("pool"), upstream: query.Get("upstream")}, nil
 }
 
-// request is what PATCH can be told. A part that is left out stays as it is, and one
-// that is null is taken back.
+// request is the body of a PATCH. A part that is left out stays as it is, and one that
+// is null is taken back.
 type request struct {
 	Mode   json.RawMessage `json:"mode"`
 	Weight json.RawMessage `json:"weight"`
 }
 
-// readBody reads what an operator sends, if it is not too much.
+// readBody reads the body of a request, which has a limit.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
-		return nil, apiError(http.StatusRequestEntityTooLarge, "the body is larger than %d bytes", maxBody)
+		return nil, bodyTooLarge.errorf("the body is larger than %d bytes", maxBody)
 	} else if err != nil {
-		return nil, apiError(http.StatusBadRequest, "reading the body: %v", err)
+		return nil, invalidBody.errorf("reading the body: %v", err)
 	}
 	return body, nil
 }
 
 // patch changes the mode or the weight of one upstream, or nothing if anything is
-// wrong. It returns whom that concerned.
+// wrong. It returns which upstreams the change applies to.
 func patch(w http.ResponseWriter, r *http.Request, only filter) (filter, error) {
 	var asked request
 	body, err := readBody(w, r)
@@ -160,7 +217,7 @@ func patch(w http.ResponseWriter, r *http.Request, only filter) (filter, error) 
 		err = errors.New("more than one value")
 	}
 	if err != nil {
-		return only, apiError(http.StatusBadRequest, `decoding the body: %v; it must be like {"mode": "drain"} or {"weight": 3}`, err)
+		return only, invalidBody.errorf(`decoding the body: %v; it must be like {"mode": "drain"} or {"weight": 3}`, err)
 	}
 	c, err := asked.change()
 	if err != nil {
@@ -173,49 +230,49 @@ func patch(w http.ResponseWriter, r *http.Request, only filter) (filter, error) 
 	if c, err = app.checkChange(only, c); err != nil {
 		return only, err
 	}
-	set := app.operations.set(only.upstream, c)
-	app.keeper.logger.Info("set by an operator", set.fields()...)
-	app.keeper.sync(r.Context(), false)
-	if c.mode != nil {
-		only.pool = "" // a mode is that of all pools
+	set := app.operations.Change(only.upstream, c)
+	app.logger.Info("set by an operator", set.Fields()...)
+	app.keeper.Sync(r.Context(), false)
+	if c.Mode != nil {
+		only.pool = "" // a mode applies to all pools
 	}
 	return only, nil
 }
 
-// change reads what is wanted.
-func (asked request) change() (c change, err error) {
+// change returns the change that the request asks for.
+func (asked request) change() (c settings.Change, err error) {
 	if asked.Mode == nil && asked.Weight == nil {
-		return c, apiError(http.StatusBadRequest, `nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to take it back`)
+		return c, nothingToChange.errorf(`nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to take it back`)
 	}
 	if asked.Mode != nil {
-		m := modeReady
+		m := settings.Mode(settings.Ready)
 		if !isNull(asked.Mode) {
-			if err := json.Unmarshal(asked.Mode, &m); err != nil || !m.valid() {
-				return c, apiError(http.StatusBadRequest, "mode must be ready, drain, maintenance or null; got %s", asked.Mode)
+			if err := json.Unmarshal(asked.Mode, &m); err != nil || !m.Valid() {
+				return c, invalidMode.errorf("mode must be ready, drain, maintenance or null; got %s", asked.Mode)
 			}
 		}
-		c.mode = &m
+		c.Mode = &m
 	}
 	if asked.Weight != nil {
 		var weight *int
-		if err := json.Unmarshal(asked.Weight, &weight); err != nil || weight != nil && (*weight < 0 || *weight > maxWeight) {
-			return c, apiError(http.StatusBadRequest, "weight must be a whole number from 0 to %d, or null; got %s", maxWeight, asked.Weight)
+		if err := json.Unmarshal(asked.Weight, &weight); err != nil || weight != nil && !limits.IsWeight(*weight) {
+			return c, invalidWeight.errorf("weight must be %s, or null; got %s", limits.WeightRange, asked.Weight)
 		}
-		c.weight = &weight
+		c.Weight = &weight
 	}
 	return c, nil
 }
 
 func isNull(raw json.RawMessage) bool { return string(raw) == "null" }
 
-// appWith returns the app that answers, if it knows the upstream that is asked for.
+// appWith returns the app that answers, if it has the upstream of the request.
 func appWith(only filter) (*App, error) {
 	app := newestApp()
 	switch {
 	case only.upstream == "":
-		return nil, apiError(http.StatusBadRequest, "name one upstream by the parameter upstream, as the list of upstreams has it")
+		return nil, missingUpstream.errorf("name one upstream by the parameter upstream, as the list of upstreams has it")
 	case app == nil || len(overview(only)) == 0:
-		return nil, apiError(http.StatusNotFound, "unknown upstream '%s'%s; "+listedBy+" lists those there are%s", only.upstream, inPool(only.pool), didYouMean(only.upstream, known(only.pool)))
+		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists those there are%s", only.upstream, inPool(only.pool), didYouMean(only.upstream, known(only.pool)))
 	}
 	return app, nil
 }
@@ -237,8 +294,8 @@ func inPool(pool string) string {
 	return fmt.Sprintf(" in the pool '%s'", pool)
 }
 
-// checkChange reports whether a change can be made, and completes it.
-func (a *App) checkChange(only filter, c change) (change, error) {
+// checkChange returns an error if a change cannot be made, and else completes it.
+func (a *App) checkChange(only filter, c settings.Change) (settings.Change, error) {
 	pools := make(map[string]*Selection)
 	for _, s := range a.all() {
 		if s.byAddress(only.upstream) != nil && (only.pool == "" || only.pool == s.pool) {
@@ -246,33 +303,33 @@ func (a *App) checkChange(only filter, c change) (change, error) {
 		}
 	}
 	if len(pools) == 0 {
-		if c.mode != nil && *c.mode != modeReady || c.weight != nil && *c.weight != nil {
-			return c, apiError(http.StatusNotFound, "no pool has the upstream '%s'; what is stored of it can only be taken back, by ready or null", only.upstream)
+		if c.Mode != nil && *c.Mode != settings.Ready || c.Weight != nil && *c.Weight != nil {
+			return c, upstreamGone.errorf("no pool has the upstream '%s'; what is stored of it can only be taken back, by ready or null", only.upstream)
 		}
 		if only.pool == "" {
-			return change{clear: true}, nil
+			return settings.Change{Clear: true}, nil
 		}
-		if c.weight == nil {
-			return c, apiError(http.StatusBadRequest, "the pool '%s' is gone; only the weight that was set for it can be taken back, by null", only.pool)
+		if c.Weight == nil {
+			return c, poolGone.errorf("the pool '%s' is gone; only the weight that was set for it can be taken back, by null", only.pool)
 		}
-		c.pool = only.pool
+		c.Pool = only.pool
 		return c, nil
 	}
-	if c.weight == nil {
+	if c.Weight == nil {
 		return c, nil
 	}
 	if len(pools) > 1 {
-		return c, apiError(http.StatusConflict, "several pools have the upstream '%s'; name the one whose weight is meant by the parameter pool", only.upstream)
+		return c, ambiguousPool.errorf("several pools have the upstream '%s'; name the one whose weight is meant by the parameter pool", only.upstream)
 	}
 	for name, s := range pools {
-		if c.pool = name; s.inner != nil && *c.weight != nil && **c.weight != 0 {
-			return c, apiError(http.StatusBadRequest, "the pool '%s' picks by the policy of select, which decides by itself: only a weight of 0 or null can be set", name)
+		if c.Pool = name; s.inner != nil && *c.Weight != nil && **c.Weight != 0 {
+			return c, invalidWeight.errorf("the pool '%s' picks by the policy of select, which decides by itself: only a weight of 0 or null can be set", name)
 		}
 	}
 	return c, nil
 }
 
-// check probes an upstream at once, and lists it with what came of that.
+// check probes an upstream at once, and lists it with the results.
 func (Admin) check(w http.ResponseWriter, r *http.Request) error {
 	if r.Method != http.MethodPost {
 		return errMethod(w, "POST")
@@ -281,7 +338,7 @@ func (Admin) check(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if _, err := readBody(w, r); err != nil { // there is nothing to say in it
+	if _, err := readBody(w, r); err != nil { // its content has no meaning
 		return err
 	}
 	app, err := appWith(only)
@@ -292,22 +349,22 @@ func (Admin) check(w http.ResponseWriter, r *http.Request) error {
 	for _, s := range app.all() {
 		if m := s.byAddress(only.upstream); m != nil && (only.pool == "" || only.pool == s.pool) {
 			for _, w := range m.watches {
-				targets[w.target] = w.key.settings.Timeout
+				targets[w.Target] = w.Check.Settings.Timeout
 			}
 		}
 	}
 	if len(targets) == 0 {
-		return apiError(http.StatusBadRequest, "the upstream '%s' is not checked", only.upstream)
+		return notChecked.errorf("the upstream '%s' is not checked", only.upstream)
 	}
 	err = checkAll(r.Context(), targets)
 	listings.changed()
 	if err != nil {
-		return apiError(http.StatusServiceUnavailable, "checking '%s': %v", only.upstream, err)
+		return checkFailed.errorf("checking '%s': %v", only.upstream, err)
 	}
 	return writeEntries(w, overview(only))
 }
 
-// checkAll has all targets, which are given with their timeouts, probed at once.
+// checkAll probes all targets at once. They are given with their timeouts.
 func checkAll(ctx context.Context, targets map[*health.Target]time.Duration) error {
 	// a probe in flight may have to end first
 	const patience = time.Second

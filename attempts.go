@@ -60,7 +60,7 @@ func (s *Selection) suspect(dial string) {
 	}
 	if m != nil {
 		for _, w := range m.watches {
-			w.target.Suspect()
+			w.Target.Suspect()
 		}
 	}
 }
@@ -131,8 +131,8 @@ func (d *decision) probeDown(now *snapshot) {
 	slices.SortFunc(down, func(a, b candidate) int { return a.failed.Compare(b.failed) })
 	for _, m := range down[:min(len(down), maxProbedDown)] {
 		for _, w := range m.watches {
-			if w.target.Status() == health.Down {
-				w.target.ProbeNow()
+			if w.Target.Status() == health.Down {
+				w.Target.ProbeNow()
 			}
 		}
 	}
@@ -142,7 +142,7 @@ func (d *decision) probeDown(now *snapshot) {
 // none did.
 func (m *member) lastFailed() (last time.Time) {
 	for _, w := range m.watches {
-		if failed := w.target.LastFailed(); failed.After(last) {
+		if failed := w.Target.LastFailed(); failed.After(last) {
 			last = failed
 		}
 	}

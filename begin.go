@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 // What was set at run time, when a config begins: weights follow their upstreams into
@@ -22,12 +24,6 @@ const (
 	// maxBeginLines bounds how many upstreams a config that begins logs.
 	maxBeginLines = 20
 )
-
-// carried is a weight that was taken over for a pool of another name.
-type carried struct {
-	address, from, to string
-	weight            weightSet
-}
 
 // isStarting reports whether the app has started beside another one, and its config not
 // yet as a whole: it may still fail to.
@@ -46,7 +42,7 @@ func (a *App) meet(other *App) bool {
 			}
 		}
 	}
-	if !a.keeper.isLoaded() {
+	if !a.keeper.IsLoaded() {
 		return false
 	}
 	a.carryWeights()
@@ -67,7 +63,7 @@ func (a *App) hasBegun() {
 // attend looks after what was set at run time, from when the config has begun and the
 // storage has told what it holds.
 func (a *App) attend(ctx context.Context, met bool) {
-	for _, wanted := range []<-chan struct{}{a.begun, a.keeper.loaded} {
+	for _, wanted := range []<-chan struct{}{a.begun, a.keeper.Loaded()} {
 		select {
 		case <-ctx.Done():
 			return
@@ -83,7 +79,7 @@ func (a *App) attend(ctx context.Context, met bool) {
 	defer ticker.Stop()
 	for {
 		a.noteAbsent(time.Now())
-		a.keeper.nudge()
+		a.keeper.Wake()
 		select {
 		case <-ctx.Done():
 			return
@@ -113,10 +109,10 @@ func (a *App) carryWeights() {
 	for _, s := range policies {
 		current[s.pool] = true
 	}
-	settings := a.operations.settings()
+	all := a.operations.All()
 	lines := 0
-	for _, address := range slices.Sorted(maps.Keys(settings)) {
-		from, weight := settings[address].lostWeight(func(pool string) bool {
+	for _, address := range slices.Sorted(maps.Keys(all)) {
+		from, weight := all[address].OrphanedWeight(func(pool string) bool {
 			return !current[pool] && (a.before == nil || slices.Contains(a.before, pool) || !a.had[address])
 		})
 		if from == "" {
@@ -130,34 +126,25 @@ func (a *App) carryWeights() {
 				to = pool
 			}
 		}
-		known := settings[address].Weights[to]
+		known := all[address].Weights[to]
 		switch {
 		case to != "" && !known.Changed.Before(weight.Changed):
 			// it was carried before, or has changed since
 		case to != "" && (weight.Weight != nil || known.Weight != nil):
-			a.carried = append(a.carried, carried{address, from, to, weight})
-			a.operations.carry(address, to, weight)
+			c := settings.Carried{Address: address, From: from, To: to, Weight: weight}
+			a.carried = append(a.carried, c)
+			a.operations.Carry(c)
 		case to == "" && weight.Weight != nil && a.has(address):
 			if lines++; lines <= maxBeginLines {
-				a.keeper.logger.Warn("a weight that was set at run time applies no more: it was set for a pool that is gone, and which pool takes its place is not clear",
+				a.logger.Warn("a weight that was set at run time applies no more: it was set for a pool that is gone, and which pool takes its place is not clear",
 					zap.String("upstream", address), zap.Int("weight", *weight.Weight), zap.String("pool", from),
 					zap.Strings("pools", aFew(slices.Sorted(maps.Keys(having(policies, address))))))
 			}
 		}
 	}
 	if lines > maxBeginLines {
-		a.keeper.logger.Warn("further weights that were set at run time apply no more", zap.Int("upstreams", lines-maxBeginLines))
+		a.logger.Warn("further weights that were set at run time apply no more", zap.Int("upstreams", lines-maxBeginLines))
 	}
-}
-
-// lostWeight returns the newest weight of pools that are gone, and its pool.
-func (s *setting) lostWeight(isGone func(pool string) bool) (from string, newest weightSet) {
-	for _, pool := range slices.Sorted(maps.Keys(s.Weights)) {
-		if w := s.Weights[pool]; isGone(pool) && (from == "" || w.Changed.After(newest.Changed)) {
-			from, newest = pool, w
-		}
-	}
-	return from, newest
 }
 
 // takesWeight reports whether a weight that was set for another pool can be that of this
@@ -165,15 +152,6 @@ func (s *setting) lostWeight(isGone func(pool string) bool) (from string, newest
 // picks, which knows no weights but 0.
 func (s *Selection) takesWeight(weight *int) bool {
 	return s.Name == "" && (s.inner == nil || weight == nil || *weight == 0)
-}
-
-// carry sets a weight for a pool as of when it was set for another one. It is not stored
-// before keepCarried.
-func (o *operations) carry(address, pool string, w weightSet) {
-	o.mu.Lock()
-	o.replace(merged(o.of(address), &setting{Address: address, Weights: map[string]weightSet{pool: w}}))
-	o.mu.Unlock()
-	o.apply(address)
 }
 
 // keepCarried stores the weights that were carried, now that the config has begun. In a
@@ -185,90 +163,57 @@ func (a *App) keepCarried() {
 		return
 	}
 	for _, c := range a.carried {
-		a.keeper.logger.Info("a weight that was set at run time follows its upstream into another pool",
-			zap.String("upstream", c.address), zap.String("pool", c.to), zap.String("previous", c.from), zap.Intp("weight", c.weight.Weight))
-		a.operations.keepCarried(c, a.keeper.every == 0)
+		a.logger.Info("a weight that was set at run time follows its upstream into another pool",
+			zap.String("upstream", c.Address), zap.String("pool", c.To), zap.String("previous", c.From), zap.Intp("weight", c.Weight.Weight))
+		a.operations.KeepCarried(c, !a.keeper.IsFleet())
 	}
 	a.carried = nil
-}
-
-// keepCarried has a carried weight be stored, and moves it if nothing else needs it
-// under its old name.
-func (o *operations) keepCarried(c carried, move bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	s := o.of(c.address)
-	if s == nil || !s.Weights[c.to].Changed.Equal(c.weight.Changed) {
-		return // it has changed since
-	}
-	if move {
-		// it is newer than what is taken back, so that it can be carried back
-		taken := weightSet{Changed: c.weight.Changed.Add(1)}
-		moved := weightSet{Weight: c.weight.Weight, Changed: c.weight.Changed.Add(2)}
-		o.replace(merged(s, &setting{Address: c.address, Weights: map[string]weightSet{c.from: taken, c.to: moved}}))
-	}
-	o.unstored[c.address] = true
 }
 
 // dropCarried takes carried weights back of a config that never began.
 func (a *App) dropCarried() {
 	for _, c := range a.carried {
-		a.operations.dropCarried(c)
+		a.operations.DropCarried(c)
 	}
 	a.carried = nil
-}
-
-func (o *operations) dropCarried(c carried) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	known := o.of(c.address)
-	if known == nil || !known.Weights[c.to].Changed.Equal(c.weight.Changed) {
-		return
-	}
-	s := *known
-	s.Weights = maps.Clone(known.Weights)
-	delete(s.Weights, c.to)
-	o.replace(&s)
 }
 
 // logSettings logs what was set at run time and applies to this config.
 func (a *App) logSettings() {
 	policies := a.all()
-	settings := a.operations.settings()
+	all := a.operations.All()
 	lines := 0
-	for _, address := range slices.Sorted(maps.Keys(settings)) {
-		s := settings[address]
+	for _, address := range slices.Sorted(maps.Keys(all)) {
+		s := all[address]
 		pools := having(policies, address)
-		applies := *s
-		applies.Weights = maps.Clone(s.Weights)
-		maps.DeleteFunc(applies.Weights, func(pool string, _ weightSet) bool { return pools[pool] == nil })
-		if len(pools) == 0 || applies.idle() {
+		applies := s.Only(func(pool string) bool { return pools[pool] != nil })
+		if len(pools) == 0 || applies.IsDefault() {
 			continue
 		}
 		if lines++; lines <= maxBeginLines {
-			a.keeper.logger.Info("set at run time, and applies to this config", applies.fields()...)
+			a.logger.Info("set at run time, and applies to this config", applies.Fields()...)
 		}
 	}
 	if lines > maxBeginLines {
-		a.keeper.logger.Info("more was set at run time, and applies to this config", zap.Int("upstreams", lines-maxBeginLines))
+		a.logger.Info("more was set at run time, and applies to this config", zap.Int("upstreams", lines-maxBeginLines))
 	}
 }
 
 // noteAbsent notes which addresses left and which returned, and forgets what was set for
 // those that left long ago. In a fleet it stays: another instance may have the address.
 func (a *App) noteAbsent(now time.Time) {
-	if a.keeper.every > 0 {
+	if a.keeper.IsFleet() {
 		return
 	}
-	for address, s := range a.operations.settings() {
-		absent := s.absentSince()
+	for address, s := range a.operations.All() {
+		absent := s.AbsentSince()
 		switch present := a.has(address); {
-		case s.idle():
+		case s.IsDefault():
 		case present != absent.IsZero():
-			a.operations.note(address, present)
+			a.operations.MarkPresence(address, present)
 		case !present && now.Sub(absent) >= forgetAfter:
-			a.keeper.logger.Info("no pool had the upstream for a day: what was set at run time is forgotten", s.fields()...)
-			a.operations.set(address, change{clear: true})
+			a.logger.Info("no pool had the upstream for a day: what was set at run time is forgotten", s.Fields()...)
+			a.operations.Change(address, settings.Change{Clear: true})
 		}
 	}
 }

@@ -4,14 +4,14 @@ package alive
 
 import (
 	"fmt"
-	"net/url"
+	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 // pooled returns a policy over addresses, as far as what was set at run time goes. A
@@ -37,17 +38,21 @@ func pooled(pool string, addresses ...string) *Selection {
 
 // beginning returns an app with policies, and what it logs. A storage without an
 // interval is that of no fleet.
-func beginning(o *operations, every time.Duration, policies ...*Selection) (*App, *observer.ObservedLogs) {
+func beginning(t *testing.T, o *settings.Set, every time.Duration, policies ...*Selection) (*App, *observer.ObservedLogs) {
+	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	a := &App{operations: o, keeper: newKeeper(o, newFaulty(), "f", every, zap.New(core)), policies: policies, begun: make(chan struct{})}
-	close(a.keeper.loaded)
+	a := &App{
+		operations: o, keeper: settings.NewStore(o, &certmagic.FileStorage{Path: t.TempDir()}, "f", every, zap.NewNop()),
+		logger: zap.New(core), policies: policies, begun: make(chan struct{}),
+	}
+	a.keeper.Sync(t.Context(), true)
 	return a, logs
 }
 
 // weights returns the weights of an address that hold, by pool, in a line.
-func (o *operations) weights(address string) string {
+func weightsOf(o *settings.Set, address string) string {
 	var all []string
-	for pool, w := range o.of(address).Weights {
+	for pool, w := range o.Of(address).Weights {
 		if w.Weight != nil {
 			all = append(all, fmt.Sprintf("%s %d", pool, *w.Weight))
 		}
@@ -80,19 +85,19 @@ func TestWeights_FollowTheirUpstream(t *testing.T) {
 		{"it was of no pool before, and now of one that the config names", []*Selection{pooled("b", "b")}, []*Selection{pooled("shop!", "a", "b")}, 0, "a b 0", "shop"},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
-			o := newOperations()
-			o.set("a", change{pool: "a b", weight: new(new(0))})
+			o := settings.NewSet()
+			o.Change("a", settings.Change{Pool: "a b", Weight: new(new(0))})
 			var before *App
 			if tc.before != nil {
-				before, _ = beginning(o, tc.every, tc.before...)
+				before, _ = beginning(t, o, tc.every, tc.before...)
 			}
-			a, logs := beginning(o, tc.every, tc.now...)
+			a, logs := beginning(t, o, tc.every, tc.now...)
 			if !a.meet(before) {
 				t.Fatal("the settings are not known")
 			}
 			close(a.begun)
 			a.keepCarried()
-			if got := o.weights("a"); got != tc.want {
+			if got := weightsOf(o, "a"); got != tc.want {
 				t.Errorf("weights %q, want %q", got, tc.want)
 			}
 			warnings := logs.FilterLevelExact(zapcore.WarnLevel).All()
@@ -101,11 +106,11 @@ func TestWeights_FollowTheirUpstream(t *testing.T) {
 				t.Errorf("warned %v, want %q", warnings, tc.warning)
 			}
 			// the next one of the same config has nothing more to do
-			again, logs := beginning(o, tc.every, tc.now...)
+			again, logs := beginning(t, o, tc.every, tc.now...)
 			again.meet(a)
 			close(again.begun)
 			again.keepCarried()
-			if got := o.weights("a"); got != tc.want || logs.Len() > 0 {
+			if got := weightsOf(o, "a"); got != tc.want || logs.Len() > 0 {
 				t.Errorf("again: weights %q, logged %v", got, logs.All())
 			}
 		})
@@ -124,10 +129,10 @@ func asAny(texts []string) (all []any) {
 func TestWeights_FollowBack(t *testing.T) {
 	for _, every := range []time.Duration{0, time.Second} {
 		for _, later := range []**int{nil, new(new(5)), new((*int)(nil))} {
-			o := newOperations()
-			o.set("a", change{pool: "a b", weight: new(new(3))})
+			o := settings.NewSet()
+			o.Change("a", settings.Change{Pool: "a b", Weight: new(new(3))})
 			load := func(before *App, pool string) *App {
-				a, _ := beginning(o, every, pooled(pool, "a", "b"))
+				a, _ := beginning(t, o, every, pooled(pool, "a", "b"))
 				a.meet(before)
 				close(a.begun)
 				a.keepCarried()
@@ -135,19 +140,19 @@ func TestWeights_FollowBack(t *testing.T) {
 			}
 			one := load(nil, "a b")
 			two := load(one, "b a")
-			if got := o.of("a").weight("b a", 1); got != 3 {
+			if got := o.Of("a").WeightIn("b a", 1); got != 3 {
 				t.Errorf("there: weight %d", got)
 			}
 			want := 3
 			if later != nil {
-				o.set("a", change{pool: "b a", weight: later})
+				o.Change("a", settings.Change{Pool: "b a", Weight: later})
 				if want = 1; *later != nil {
 					want = **later
 				}
 			}
 			load(two, "a b")
-			if got := o.of("a").weight("a b", 1); got != want {
-				t.Errorf("sync_interval %v: back: weight %d, want %d: %+v", every, got, want, o.of("a"))
+			if got := o.Of("a").WeightIn("a b", 1); got != want {
+				t.Errorf("sync_interval %v: back: weight %d, want %d: %+v", every, got, want, o.Of("a"))
 			}
 		}
 	}
@@ -159,40 +164,40 @@ func TestWeights_AreNotCarriedInto(t *testing.T) {
 	picks := pooled("b a", "a", "b")
 	picks.inner = reverseproxy.RandomSelection{}
 	for weight, want := range map[int]string{0: "b a 0", 3: "a b 3"} {
-		o := newOperations()
-		o.set("a", change{pool: "a b", weight: new(&weight)})
-		a, _ := beginning(o, 0, picks)
+		o := settings.NewSet()
+		o.Change("a", settings.Change{Pool: "a b", Weight: new(&weight)})
+		a, _ := beginning(t, o, 0, picks)
 		a.meet(nil)
 		close(a.begun)
 		a.keepCarried()
-		if got := o.weights("a"); got != want {
+		if got := weightsOf(o, "a"); got != want {
 			t.Errorf("select, weight %d: %q, want %q", weight, got, want)
 		}
 	}
 
-	o := newOperations()
-	before := o.set("a", change{pool: "a b", weight: new(new(0))})
-	old, _ := beginning(o, 0, pooled("a b", "a", "b"))
-	failing, _ := beginning(o, 0, pooled("b a", "a", "b"))
+	o := settings.NewSet()
+	before := o.Change("a", settings.Change{Pool: "a b", Weight: new(new(0))})
+	old, _ := beginning(t, o, 0, pooled("a b", "a", "b"))
+	failing, _ := beginning(t, o, 0, pooled("b a", "a", "b"))
 	failing.meet(old)
-	if got := o.weights("a"); got != "a b 0, b a 0" {
+	if got := weightsOf(o, "a"); got != "a b 0, b a 0" {
 		t.Errorf("before it begins: %q", got)
 	}
 	failing.keepCarried()
 	failing.dropCarried()
-	if got := o.of("a"); !got.equal(before) {
+	if got := o.Of("a"); !reflect.DeepEqual(got, before) {
 		t.Errorf("after it failed: %+v, want %+v", got, before)
 	}
 
 	many := []*Selection{pooled("x", "a"), pooled("y", "a")}
 	for i := range 300 {
 		address := fmt.Sprintf("a%03d", i)
-		o.set(address, change{pool: "gone", weight: new(new(0))})
+		o.Change(address, settings.Change{Pool: "gone", Weight: new(new(0))})
 		for _, s := range many {
 			s.byDial[address] = &member{address: address}
 		}
 	}
-	a, logs := beginning(o, 0, many...)
+	a, logs := beginning(t, o, 0, many...)
 	a.meet(nil)
 	if got := logs.Len(); got != maxBeginLines+1 {
 		t.Errorf("%d lines", got)
@@ -202,13 +207,13 @@ func TestWeights_AreNotCarriedInto(t *testing.T) {
 // What applies to a config is logged when it begins, a line each and not too many; what
 // does not apply is not.
 func TestBegin_LogsWhatApplies(t *testing.T) {
-	o := newOperations()
-	o.set("a", change{mode: new(modeDrain)})
-	o.set("b", change{pool: "shop", weight: new(new(0))})
-	o.set("c", change{pool: "gone", weight: new(new(2))})
-	o.set("d", change{mode: new(modeMaintenance)}) // in no pool
-	o.set("e", change{mode: new(modeReady)})
-	a, logs := beginning(o, 0, pooled("shop!", "a", "b", "c", "e"))
+	o := settings.NewSet()
+	o.Change("a", settings.Change{Mode: new(settings.Mode(settings.Drain))})
+	o.Change("b", settings.Change{Pool: "shop", Weight: new(new(0))})
+	o.Change("c", settings.Change{Pool: "gone", Weight: new(new(2))})
+	o.Change("d", settings.Change{Mode: new(settings.Mode(settings.Maintenance))}) // in no pool
+	o.Change("e", settings.Change{Mode: new(settings.Mode(settings.Ready))})
+	a, logs := beginning(t, o, 0, pooled("shop!", "a", "b", "c", "e"))
 	a.logSettings()
 	var got []string
 	for _, line := range logs.All() {
@@ -222,10 +227,10 @@ func TestBegin_LogsWhatApplies(t *testing.T) {
 	s := pooled("shop!")
 	for i := range 300 {
 		address := fmt.Sprintf("a%03d", i)
-		o.set(address, change{mode: new(modeDrain)})
+		o.Change(address, settings.Change{Mode: new(settings.Mode(settings.Drain))})
 		s.byDial[address] = &member{address: address}
 	}
-	a, logs = beginning(o, 0, s)
+	a, logs = beginning(t, o, 0, s)
 	a.logSettings()
 	if n := logs.Len(); n != maxBeginLines+1 || logs.All()[maxBeginLines].ContextMap()["upstreams"] != int64(300-maxBeginLines) {
 		t.Errorf("%d lines, the last is %v", n, logs.All()[n-1])
@@ -239,23 +244,23 @@ func TestModes_AreForgottenADayAfterTheAddressLeft(t *testing.T) {
 		rule    string
 		every   time.Duration
 		returns time.Duration // after it left, 0: never
-		want    mode          // 25 hours after it left
+		want    settings.Mode // 25 hours after it left
 	}{
-		{"it left", 0, 0, modeReady},
-		{"it returned after 23 hours", 0, 23 * time.Hour, modeDrain},
-		{"in a fleet", time.Minute, 0, modeDrain},
+		{"it left", 0, 0, settings.Ready},
+		{"it returned after 23 hours", 0, 23 * time.Hour, settings.Drain},
+		{"in a fleet", time.Minute, 0, settings.Drain},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				storage := newFaulty()
+				storage := &certmagic.FileStorage{Path: t.TempDir()}
 				var end func()
-				start := func(policies ...*Selection) *keeper {
+				start := func(policies ...*Selection) *App {
 					if end != nil {
 						end()
 					}
-					o := newOperations() // as after a restart
-					a := &App{operations: o, keeper: newKeeper(o, storage, "f", tc.every, zap.NewNop()), policies: policies, begun: make(chan struct{})}
-					a.keeper.sync(t.Context(), true)
+					o := settings.NewSet() // as after a restart
+					a := &App{operations: o, keeper: settings.NewStore(o, storage, "f", tc.every, zap.NewNop()), logger: zap.NewNop(), unsubscribe: func() {}, policies: policies, begun: make(chan struct{})}
+					a.keeper.Sync(t.Context(), true)
 					if err := a.Start(); err != nil {
 						t.Fatal(err)
 					}
@@ -265,11 +270,11 @@ func TestModes_AreForgottenADayAfterTheAddressLeft(t *testing.T) {
 							t.Error(err)
 						}
 					}
-					return a.keeper
+					return a
 				}
 				k := start(pooled("a b", "a", "b"))
-				k.set("a", change{mode: new(modeDrain)})
-				k.sync(t.Context(), false)
+				k.operations.Change("a", settings.Change{Mode: new(settings.Mode(settings.Drain))})
+				k.keeper.Sync(t.Context(), false)
 				time.Sleep(100 * time.Hour) // it is there
 				start(pooled("b", "b"))
 				if tc.returns > 0 {
@@ -281,29 +286,25 @@ func TestModes_AreForgottenADayAfterTheAddressLeft(t *testing.T) {
 				} else {
 					time.Sleep(12 * time.Hour)
 					k = start(pooled("b", "b"))
-					if got := k.of("a").mode(); got != modeDrain {
+					if got := k.operations.Of("a").ModeNow(); got != settings.Drain {
 						t.Errorf("after half a day: mode %s", got)
 					}
 					time.Sleep(13 * time.Hour)
 				}
 				synctest.Wait()
-				if got := k.of("a").mode(); got != tc.want {
+				if got := k.operations.Of("a").ModeNow(); got != tc.want {
 					t.Errorf("mode %s, want %s", got, tc.want)
 				}
 				end()
-				if stored := len(storage.values) > 0; stored != (tc.want == modeDrain) {
-					t.Errorf("stored: %v", storage.values)
+				keys, err := storage.List(t.Context(), "f", false)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if stored := len(keys) > 0; stored != (tc.want == settings.Drain) {
+					t.Errorf("stored: %v", keys)
 				}
 			})
 		})
-	}
-}
-
-// A file of an earlier version says nothing of that, and is read.
-func TestSettings_OfEarlierVersionsAreRead(t *testing.T) {
-	s, err := parseSetting([]byte(`{"address":"a:80","mode":"drain","changed":"2026-01-02T03:04:05Z"}`))
-	if err != nil || s.mode() != modeDrain || !s.absentSince().IsZero() {
-		t.Errorf("%+v, %v", s, err)
 	}
 }
 
@@ -314,11 +315,11 @@ func TestPause_WaitsForTheConfigToBegin(t *testing.T) {
 	next := newPolicy(t, "??", following(t))
 	next.run(false)
 	next.byDial[next.members[0].address].watches = old.members[0].watches // they share the target
-	next.set(0, change{mode: new(modeMaintenance)})
+	next.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
 	for step, then := range []func(){
-		func() { next.set(0, change{mode: new(modeMaintenance)}) }, // it is provisioned
+		func() { next.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))}) }, // it is provisioned
 		func() { next.app.starting.Store(true); drive([]*Selection{next.Selection}) },
-		func() { next.set(0, change{mode: new(modeMaintenance)}) },
+		func() { next.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))}) },
 	} {
 		then()
 		if old.targets[0].View().Paused || old.targets[0].Status() != health.Up {
@@ -331,81 +332,4 @@ func TestPause_WaitsForTheConfigToBegin(t *testing.T) {
 		t.Error("the config has begun, but the target is not paused")
 	}
 	release([]*Selection{next.Selection})
-}
-
-// A config that fails to start leaves what is known as it was, whatever modes it has.
-func TestCaddyFailedReload_KeepsTheVerdictsOfAnotherFleet(t *testing.T) {
-	all := startBackends(t, "a", "b")
-	one, two := "alive {\n fleet one\n}", "alive {\n fleet two\n}"
-	sites := fmt.Sprintf(operated, addresses(all...))
-	c := startOperated(t, two, sites)
-	up := func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 }
-	eventually(t, patience, "both are up", up)
-	c.patch(all[0].addr, `{"mode":"maintenance"}`)
-	c.global = one
-	c.load(sites)
-	eventually(t, patience, "both are up in the other fleet", up)
-
-	var wrong sync.Once
-	over := make(chan struct{})
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		for {
-			select {
-			case <-over:
-				return
-			default:
-			}
-			if !up() {
-				wrong.Do(func() { t.Error("a config that fails to start paused a target") })
-			}
-			time.Sleep(100 * time.Microsecond)
-		}
-	})
-	c.global = two
-	for range 20 {
-		if err := c.tryLoad(sites + "\nhttp://127.0.0.1:1 {\n\tbind 192.0.2.1\n}\n"); err == nil {
-			t.Fatal("it loads")
-		}
-	}
-	close(over)
-	watching.Wait()
-	c.load(sites)
-	eventually(t, patience, "the mode of the fleet holds", func() bool { return is(health.Unknown, all[0].addr) })
-}
-
-// Weight 0, then the list changes: the excluded one stays excluded, with a line in the
-// log, over a restart too.
-func TestCaddyWeightFollowsWhenTheListChanges(t *testing.T) {
-	all := startBackends(t, "a", "b", "c")
-	sites := func(list ...*backend) string {
-		return strings.Replace(fmt.Sprintf(operated, addresses(list...)), "name shop", "", 1)
-	}
-	c := startOperated(t, "", sites(all[0], all[1]))
-	up := func(n int) {
-		t.Helper()
-		eventually(t, patience, "they are up", func() bool { return statuses(all[0].addr, all[1].addr, all[2].addr)[health.Up] == n })
-	}
-	up(2)
-	c.patch(all[0].addr, `{"weight":0}`)
-	shares(t, "excluded", tally(c.plain(), c.url(), 10), map[string]int{"b": 10})
-	c.load(sites(all...))
-	up(3)
-	shares(t, "one is added", tally(c.plain(), c.url(), 10), map[string]int{"b": 5, "c": 5})
-	if n := len(c.entries(url.Values{})); n != 3 {
-		t.Errorf("%d entries: %+v", n, c.entries(nil))
-	}
-	eventually(t, patience, "it is logged", func() bool {
-		return len(c.lines("a weight that was set at run time follows its upstream into another pool")) == 1 &&
-			len(c.lines("set at run time, and applies to this config")) == 1
-	})
-	eventually(t, patience, "it is stored", func() bool { return c.one(all[0].addr).Persisted == nil })
-	c.stop()
-	c.load(sites(all[2], all[1], all[0]))
-	up(3)
-	shares(t, "reordered at a restart", tally(c.plain(), c.url(), 10), map[string]int{"b": 5, "c": 5})
-	c.patch(all[0].addr, `{"weight":null}`)
-	shares(t, "taken back", tally(c.plain(), c.url(), 9), map[string]int{"a": 3, "b": 3, "c": 3})
-	c.load(sites(all...))
-	shares(t, "taken back, and the list changes", tally(c.plain(), c.url(), 9), map[string]int{"a": 3, "b": 3, "c": 3})
 }

@@ -5,7 +5,6 @@ package alive
 import (
 	"encoding/json"
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +14,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 )
 
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
@@ -121,7 +122,7 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, uri string) error {
 		if s.Name == "" {
 			return d.Err("name must not be empty")
 		}
-		if err := checkName(s.Name); err != nil {
+		if err := limits.Name(s.Name); err != nil {
 			return d.WrapErr(err)
 		}
 		return nil
@@ -214,7 +215,7 @@ func errFallback(d *caddyfile.Dispenser) error {
 func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
 	var name, text string
 	if !d.AllArgs(&name, &text) {
-		return d.Errf("weight takes an upstream and a whole number from 0 to %d, like weight app1:8080 3", maxWeight)
+		return d.Errf("weight takes an upstream and %s, like weight app1:8080 3", limits.WeightRange)
 	}
 	weight, err := parseWeight(text)
 	if err != nil {
@@ -286,8 +287,8 @@ func parseHold(d *caddyfile.Dispenser, hold *caddy.Duration) error {
 	if err != nil || duration <= 0 {
 		return d.Errf("hold must be off or a duration above 0, like 2s; got '%s'", text)
 	}
-	if duration < minHold {
-		return d.Errf("hold must be at least %s; got '%s'", minHold, text)
+	if duration < limits.MinHold {
+		return d.Errf("hold must be at least %s; got '%s'", limits.MinHold, text)
 	}
 	*hold = caddy.Duration(duration)
 	return nil
@@ -343,10 +344,10 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 	if check.ProbeRaw, err = parseProbe(caddyfile.NewDispenser(tokens)); err != nil {
 		return nil, explainOption(err, own)
 	}
-	if _, check.identity, err = identify(check.ProbeRaw); err != nil {
+	if _, check.resolved.Identity, err = identify(check.ProbeRaw); err != nil {
 		return nil, err
 	}
-	check.settings, err = check.resolve()
+	check.resolved.Settings, err = check.resolve()
 	return check, err
 }
 
@@ -376,17 +377,17 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err 
 		}
 		if c.Name == "" {
 			err = d.Err("name must not be empty")
-		} else if invalid := checkName(c.Name); invalid != nil {
+		} else if invalid := limits.Name(c.Name); invalid != nil {
 			err = d.WrapErr(invalid)
 		}
 	case "interval":
-		err = parsePositiveDuration(d, &c.Interval, minInterval)
+		err = parsePositiveDuration(d, &c.Interval, limits.MinInterval)
 	case "fast_interval":
-		err = parsePositiveDuration(d, &c.FastInterval, minInterval)
+		err = parsePositiveDuration(d, &c.FastInterval, limits.MinInterval)
 	case "down_interval":
-		err = parsePositiveDuration(d, &c.DownInterval, minInterval)
+		err = parsePositiveDuration(d, &c.DownInterval, limits.MinInterval)
 	case "timeout":
-		err = parsePositiveDuration(d, &c.Timeout, minTimeout)
+		err = parsePositiveDuration(d, &c.Timeout, limits.MinTimeout)
 	case "passes":
 		err = parseCount(d, &c.Passes)
 	case "fails":
@@ -395,7 +396,7 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err 
 		if c.Jitter, err = parseArg(d, "one percentage from 0% to 100%"); err != nil {
 			return true, err
 		}
-		if _, invalid := parsePercent(c.Jitter); invalid != nil {
+		if _, invalid := limits.Percent(c.Jitter); invalid != nil {
 			err = d.Errf("jitter %v", invalid)
 		}
 	case "port":
@@ -403,8 +404,8 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err 
 		if text, err = parseArg(d, "one port, like 8081"); err != nil {
 			return true, err
 		}
-		if c.Port, err = strconv.Atoi(text); err != nil || c.Port < 1 || c.Port > math.MaxUint16 {
-			err = d.WrapErr(errPort(text))
+		if c.Port, err = limits.Port(text); err != nil {
+			err = d.WrapErr(err)
 		}
 	case "address":
 		if c.Address, err = parseArg(d, "one address, like 127.0.0.1:8081"); err != nil {
@@ -417,8 +418,8 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err 
 		if c.ProxyProtocol, err = parseArg(d, "off, v1 or v2"); err != nil {
 			return true, err
 		}
-		if invalid := checkProxyProtocol(c.ProxyProtocol); invalid != nil || c.ProxyProtocol == "" {
-			err = d.Errf("proxy_protocol must be off, v1 or v2; got '%s'", c.ProxyProtocol)
+		if invalid := limits.ProxyProtocol(c.ProxyProtocol); invalid != nil {
+			err = d.WrapErr(invalid)
 		}
 	case "keep_connection":
 		if c.KeepConnection = true; d.NextArg() {
@@ -454,7 +455,7 @@ func parsePositiveDuration(d *caddyfile.Dispenser, value *caddy.Duration, shorte
 	if duration < shortest {
 		return d.Errf("%s must be at least %s; got '%s'", option, shortest, text)
 	}
-	if err := validateDuration(option, duration, shortest, maxDuration); err != nil {
+	if err := limits.Duration(option, duration, shortest, limits.MaxDuration); err != nil {
 		return d.WrapErr(err)
 	}
 	*value = caddy.Duration(duration)
@@ -519,9 +520,10 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 			if err != nil {
 				return nil, err
 			}
-			if app.Fleet = name; !fleetName.MatchString(name) {
-				return nil, d.WrapErr(errFleet(name))
+			if err := limits.Fleet(name); err != nil {
+				return nil, d.WrapErr(err)
 			}
+			app.Fleet = name
 		case "sync_interval":
 			if app.SyncInterval != 0 {
 				return nil, d.Errf("option '%s' is given twice", option)
@@ -535,7 +537,7 @@ func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 				return nil, d.Errf("sync_interval must be a duration, like 2s; got '%s'", text)
 			}
 			app.SyncInterval = caddy.Duration(interval)
-			if err := checkSyncInterval(interval); err != nil {
+			if err := limits.SyncInterval(interval); err != nil {
 				return nil, d.WrapErr(err)
 			}
 		default:

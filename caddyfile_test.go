@@ -17,6 +17,9 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // policies are ways to write the policy, and the JSON that each stands for.
@@ -559,7 +562,7 @@ func FuzzCaddyfile(f *testing.F) {
 			if err := caddy.StrictUnmarshalJSON([]byte(encode(t, options)), info.New()); err != nil {
 				t.Errorf("probe %s: %v", check.ProbeRaw, err)
 			}
-			if check.Port < 0 || checkName(check.Name) != nil || check.Port > 65535 || checkProxyProtocol(check.ProxyProtocol) != nil {
+			if check.Port < 0 || limits.Name(check.Name) != nil || check.Port > 65535 || (check.ProxyProtocol != "" && limits.ProxyProtocol(check.ProxyProtocol) != nil) {
 				t.Errorf("accepted by the parser, but not by Provision: port %d, name %q, proxy_protocol '%s'", check.Port, check.Name, check.ProxyProtocol)
 			}
 		}
@@ -820,7 +823,7 @@ func validate(t *testing.T, proxy string, then func() error) error {
 }
 
 func countTargets() (all, running int) {
-	targets.Range(func(_, target any) bool {
+	shared.Targets.Range(func(_, target any) bool {
 		all++
 		if target.(sharedTarget).Running() {
 			running++

@@ -126,7 +126,7 @@ func TestSelectionsNeverGoBack(t *testing.T) {
 	}
 	before := make(map[string]uint64)
 	for range 300 {
-		now := p.tally.selections()
+		now := p.counters.Selections()
 		for upstream, n := range now {
 			if n < before[upstream] {
 				t.Fatalf("%s went from %d to %d", upstream, before[upstream], n)

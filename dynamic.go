@@ -16,6 +16,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
 
 const (
@@ -297,7 +299,7 @@ func (d *dynamic) allNew(pool reverseproxy.UpstreamPool) bool {
 		}
 		dials = append(dials, u.Dial)
 	}
-	return !anyProbed(dials)
+	return !monitor.AnyProbed(dials)
 }
 
 // keep adds a pool to those that are known again, in place of those that
@@ -364,15 +366,16 @@ func (d *dynamic) sight(dial string, at time.Duration) *member {
 		}
 		return d.unchecked
 	}
-	delay := time.Duration(len(d.sightings)-d.batch) * firstProbeSpacing
-	watches, err := d.policy.watch(dial, delay, d.together)
+	delay := time.Duration(len(d.sightings)-d.batch) * monitor.FirstProbeSpacing
+	watches, untold, err := d.policy.watch(dial, delay, d.together)
+	d.untold = append(d.untold, untold...)
 	if err != nil {
 		// Caddy itself will say so when a request gets it
 		d.untold = append(d.untold, func() {
 			logger.Debug("upstream from a dynamic source cannot be checked", zap.String("upstream", dial), zap.Error(err))
 		})
 	}
-	m := &member{address: shownAddress(dial), watches: watches, weight: 1}
+	m := &member{address: monitor.DisplayAddress(dial), watches: watches, weight: 1}
 	d.sightings[dial] = &sighting{member: m, presence: presence{last: at}}
 	d.list.add(dial)
 	if d.policy.running.Load() { // else another config's modes hold

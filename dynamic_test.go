@@ -18,6 +18,9 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -111,7 +114,7 @@ func bubble(t *testing.T, f func(t *testing.T)) {
 	synctest.Test(t, f)
 	for name, pool := range map[string]interface {
 		Range(f func(key, value any) bool)
-	}{"targets": targets, "watch lists": watchLists} {
+	}{"targets": shared.Targets, "watch lists": shared.WatchLists} {
 		pool.Range(func(key, _ any) bool {
 			t.Errorf("%s: %v is left", name, key)
 			return true
@@ -263,7 +266,7 @@ func TestDynamicWatchListSurvivesAReload(t *testing.T) {
 
 // A source that never ends cannot make the watch list grow without bound.
 func TestDynamicUpstreamsHaveALimit(t *testing.T) {
-	if raceDetector {
+	if testkit.RaceDetector {
 		t.Skip("the race detector crashes by itself over thousands of timers of virtual time")
 	}
 	bubble(t, func(t *testing.T) {
@@ -285,7 +288,7 @@ func TestDynamicUpstreamsHaveALimit(t *testing.T) {
 
 // When there is room again, those past the limit are watched, too.
 func TestDynamicUpstreamsPastTheLimit(t *testing.T) {
-	if raceDetector {
+	if testkit.RaceDetector {
 		t.Skip("the race detector crashes by itself over thousands of timers of virtual time")
 	}
 	bubble(t, func(t *testing.T) {
@@ -356,7 +359,7 @@ func TestDynamicUpstreamsHaveModes(t *testing.T) {
 		p := newDynamicPolicy(t, n, "x", following(t))
 		app, o := p.app, p.app.operations
 		for _, address := range []string{"b:80", "c:80"} {
-			o.set(address, change{mode: new(modeMaintenance)})
+			o.Change(address, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
 		}
 		if got, want := p.served(60, "a:80", "b:80", "c:80"), map[string]int{"a:80": 60}; !maps.Equal(got, want) {
 			t.Errorf("served by %v, want %v", got, want)
@@ -389,10 +392,10 @@ func TestDynamicUpstreamsHaveModes(t *testing.T) {
 			next.served(1, "a:80")
 			other.served(1, "a:80", "c:80")
 		}
-		if got := o.of("b:80").mode(); got != modeReady {
+		if got := o.Of("b:80").ModeNow(); got != settings.Ready {
 			t.Errorf("the mode of one that was forgotten: %s", got)
 		}
-		if got := o.of("c:80").mode(); got != modeMaintenance {
+		if got := o.Of("c:80").ModeNow(); got != settings.Maintenance {
 			t.Errorf("the mode of one that another policy has: %s", got)
 		}
 	})
@@ -442,17 +445,17 @@ func TestDynamicPoolsThatArePast(t *testing.T) {
 					_ = p.entries(filter{})
 				}
 				var told []string
-				for _, e := range p.app.events.queue {
-					if e.name == "fail_open" {
-						told = append(told, fmt.Sprint(e.data["active"]))
+				for _, e := range p.emitted() {
+					if e.Name == "fail_open" {
+						told = append(told, fmt.Sprint(e.Data["active"]))
 					}
 				}
-				if !slices.Equal(told, tc.events) || p.tally.failOpen.count() != 0 {
-					t.Errorf("told of fail-open: %v, want %v; %d pools are", told, tc.events, p.tally.failOpen.count())
+				if !slices.Equal(told, tc.events) || p.counters.FailOpen() != 0 {
+					t.Errorf("told of fail-open: %v, want %v; %d pools are", told, tc.events, p.counters.FailOpen())
 				}
 				got := make(map[string]string)
 				for _, e := range p.entries(filter{}) {
-					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.past)
+					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.Past)
 				}
 				if want := map[string]string{
 					"a:80": "down false 0 true ", "b:80": "down false 0 true ",

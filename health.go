@@ -8,11 +8,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -21,6 +18,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
@@ -91,15 +90,10 @@ type HealthCheck struct {
 	// a connection of its own, which ends with it.
 	KeepConnection bool `json:"keep_connection,omitempty"`
 
-	prober    probe.Prober
-	overrides probe.Overrides
-	address   *caddy.NetworkAddress // Address, nil if it is that of the upstream
-	secrets   redact.Values         // what Address must not show in a reason
-	identity  string                // its kind and options, in a form that can be compared
-	kind      string
-	label     string // as operators see it
-	settings  health.Settings
-	place     caddyfile.Token // where a Caddyfile has it
+	prober   probe.Prober
+	resolved monitor.Check   // the check as monitors need it
+	secrets  redact.Values   // what Address must not show in a reason
+	place    caddyfile.Token // where a Caddyfile has it
 }
 
 // defaultCheck is what finds out which upstreams are alive where nothing is configured.
@@ -114,11 +108,14 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := checkName(c.Name); err != nil {
+	if err := limits.Name(c.Name); err != nil {
 		return err
 	}
-	c.kind, c.identity = kind, identity
-	c.label = c.defaultLabel()
+	c.resolved = monitor.Check{
+		Kind: kind, Identity: identity, Port: c.Port, ProxyProtocol: c.ProxyProtocol, KeepConnection: c.KeepConnection,
+		Validate: c.validate, Bind: c.bind,
+	}
+	c.resolved.Label = c.defaultLabel()
 	mod, err := ctx.LoadModule(c, "ProbeRaw")
 	if err != nil {
 		return fmt.Errorf("loading probe: %v", err)
@@ -129,9 +126,9 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 	}
 	c.prober = prober
 	if o, ok := prober.(probe.Overrider); ok {
-		c.overrides = o.Overrides()
+		c.resolved.Overrides = monitor.Overrides(o.Overrides())
 	}
-	if c.overrides.NoConnection && c.ProxyProtocol != "" {
+	if c.resolved.Overrides.NoConnection && c.ProxyProtocol != "" {
 		return fmt.Errorf("proxy_protocol has no meaning for %s, which makes no connection of its own", kind)
 	}
 	if err := c.checkConnection(ctx.Logger()); err != nil {
@@ -140,17 +137,52 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 	if err := c.provisionAddress(); err != nil {
 		return err
 	}
-	c.settings, err = c.resolve()
+	c.resolved.Settings, err = c.resolve()
 	return err
+}
+
+// checkConnection reports why the connection of probes cannot be as the check says.
+func (c *HealthCheck) checkConnection(logger *zap.Logger) error {
+	if c.KeepConnection {
+		if err := checkKeeps(c.resolved.Kind); err != nil {
+			return err
+		}
+	}
+	if !c.resolved.Overrides.FreshConnection {
+		return nil
+	}
+	if c.KeepConnection {
+		return errKeepFresh
+	}
+	logger.Warn("fresh_connection is the default and can be left out; its opposite is keep_connection", zap.String("check", c.resolved.Label))
+	return nil
+}
+
+var errKeepFresh = errors.New("keep_connection and fresh_connection exclude each other; without either, every probe has a connection of its own")
+
+// checkKeeps rejects kinds of check whose probes send no requests.
+func checkKeeps(kind string) error {
+	info, err := caddy.GetModule("alive.probes." + kind)
+	if err != nil {
+		return nil // which is reported elsewhere
+	}
+	if _, none := info.New().(probe.NoRequests); none {
+		return fmt.Errorf("keep_connection has no meaning for a check of the kind %s, which sends no requests", kind)
+	}
+	return nil
 }
 
 // provisionAddress resolves where to probe.
 func (c *HealthCheck) provisionAddress() error {
-	if err := checkProxyProtocol(c.ProxyProtocol); err != nil {
-		return err
+	if c.ProxyProtocol != "" {
+		if err := limits.ProxyProtocol(c.ProxyProtocol); err != nil {
+			return err
+		}
 	}
-	if c.Port < 0 || c.Port > math.MaxUint16 {
-		return errPort(strconv.Itoa(c.Port))
+	if c.Port != 0 {
+		if _, err := limits.Port(strconv.Itoa(c.Port)); err != nil {
+			return err
+		}
 	}
 	if c.Address == "" {
 		return nil
@@ -167,14 +199,14 @@ func (c *HealthCheck) provisionAddress() error {
 		return err
 	}
 	c.secrets.Learn(c.Address)
-	c.address = &addr
+	c.resolved.Address = &addr
 	return c.secrets.Error(c.checkPort(addr))
 }
 
 // equal reports whether another check, resolved like this one, is the same, whatever
 // its name.
 func (c *HealthCheck) equal(other *HealthCheck) bool {
-	return c.identity == other.identity && c.settings == other.settings &&
+	return c.resolved.Identity == other.resolved.Identity && c.resolved.Settings == other.resolved.Settings &&
 		c.Port == other.Port && c.Address == other.Address && c.ProxyProtocol == other.ProxyProtocol &&
 		c.KeepConnection == other.KeepConnection
 }
@@ -183,17 +215,6 @@ func (c *HealthCheck) equal(other *HealthCheck) bool {
 func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
 	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
 		return fmt.Errorf("port cannot be combined with an address that says it all: %s", c.Address)
-	}
-	return nil
-}
-
-func errPort(got string) error {
-	return fmt.Errorf("port must be a whole number from 1 to %d; got '%s'", math.MaxUint16, got)
-}
-
-func checkProxyProtocol(version string) error {
-	if !slices.Contains([]string{"", "off", "v1", "v2"}, version) {
-		return fmt.Errorf("proxy_protocol must be off, v1 or v2; got '%s'", version)
 	}
 	return nil
 }
@@ -210,29 +231,6 @@ func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
 
 func errProbeAddress(got string) error {
 	return fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", got)
-}
-
-// where returns the address at which an upstream is probed.
-func (c *HealthCheck) where(upstream caddy.NetworkAddress) (caddy.NetworkAddress, error) {
-	at := upstream
-	if c.address != nil {
-		if at = *c.address; at.IsUnixNetwork() || at.StartPort != 0 {
-			return at, nil
-		}
-		at.StartPort, at.EndPort = upstream.StartPort, upstream.EndPort
-	}
-	if upstream.IsUnixNetwork() || upstream.IsFdNetwork() {
-		switch {
-		case c.Port == 0 && c.address != nil:
-			return at, errors.New("the upstream has no port to probe at that address; add one to it")
-		case c.Port != 0 && c.address == nil:
-			return at, errors.New("the upstream has no host to probe a port of; name one by address")
-		}
-	}
-	if c.Port != 0 {
-		at.StartPort, at.EndPort = uint(c.Port), uint(c.Port)
-	}
-	return at, nil
 }
 
 // identify returns the kind of a probe, and its JSON in one form for all ways
@@ -261,12 +259,32 @@ func errNoProbe() error {
 	return fmt.Errorf("a check needs a probe with one of the kinds %s", knownKinds())
 }
 
+// probed returns the upstream at the end of a route, as probers see it.
+func probed(r *monitor.Route) probe.Upstream {
+	up := probe.Upstream{Address: r.Address, At: r.At, Scheme: r.Scheme, Host: r.Host, Transport: r.RoundTripper}
+	if r.CanDial() {
+		up.Dial, up.DialTLS = r.Dial, r.DialTLS
+	}
+	return up
+}
+
 // validate reports why the check cannot work for an upstream, if it cannot.
-func (c *HealthCheck) validate(to *route) error {
+func (c *HealthCheck) validate(r *monitor.Route) error {
 	if v, ok := c.prober.(probe.UpstreamValidator); ok {
-		return v.ValidateUpstream(to.up)
+		return v.ValidateUpstream(probed(r))
 	}
 	return nil
+}
+
+// bind returns what probes an upstream.
+func (c *HealthCheck) bind(r *monitor.Route) monitor.ProbeFunc {
+	up := probed(r)
+	return func(ctx context.Context) (draining bool, err error) {
+		if err = c.prober.Probe(ctx, up); errors.Is(err, probe.ErrDraining) {
+			return true, nil
+		}
+		return false, c.secrets.Error(err)
+	}
 }
 
 // resolve returns the settings with all defaults, or what is wrong with them.
@@ -283,15 +301,15 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 		name            string
 		value, shortest time.Duration
 	}{
-		{"interval", set.Interval, minInterval},
-		{"fast_interval", set.FastInterval, minInterval},
-		{"down_interval", set.DownInterval, minInterval},
-		{"timeout", set.Timeout, minTimeout},
+		{"interval", set.Interval, limits.MinInterval},
+		{"fast_interval", set.FastInterval, limits.MinInterval},
+		{"down_interval", set.DownInterval, limits.MinInterval},
+		{"timeout", set.Timeout, limits.MinTimeout},
 	} {
 		if option.value == 0 {
 			continue // its default
 		}
-		if err := validateDuration(option.name, option.value, option.shortest, maxDuration); err != nil {
+		if err := limits.Duration(option.name, option.value, option.shortest, limits.MaxDuration); err != nil {
 			return set, err
 		}
 	}
@@ -312,7 +330,7 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 	}
 	set.Jitter = 0.1
 	if c.Jitter != "" {
-		percent, err := parsePercent(c.Jitter)
+		percent, err := limits.Percent(c.Jitter)
 		if err != nil {
 			return set, fmt.Errorf("jitter %v", err)
 		}
@@ -325,207 +343,6 @@ func orDefault[T time.Duration | int](value *T, otherwise T) {
 	if *value == 0 {
 		*value = otherwise
 	}
-}
-
-// parsePercent returns the number before the sign: 10 for 10%.
-func parsePercent(text string) (float64, error) {
-	number, ok := strings.CutSuffix(text, "%")
-	percent, err := strconv.ParseFloat(number, 64)
-	if !ok || err != nil || !(percent >= 0 && percent <= 100) { // so that NaN is out, too
-		return 0, fmt.Errorf("must be a percentage from 0%% to 100%%, like 10%%; got '%s'", text)
-	}
-	return percent, nil
-}
-
-// targets are what is probed, by targetKey, for all configs and handlers of
-// the process. A target lives while any policy watches it, so what is known of
-// it outlives reloads.
-var targets = caddy.NewUsagePool()
-
-// targetKey says which probes are the same and therefore made once.
-type targetKey struct {
-	routeKey
-	probe    string
-	settings health.Settings
-}
-
-// sharedTarget is a target as the value of a usage pool.
-type sharedTarget struct{ *health.Target }
-
-// Destruct has nothing to do: probes ended when the last driver left.
-func (sharedTarget) Destruct() error { return nil }
-
-// watch is one upstream under one check, as one policy sees it.
-type watch struct {
-	check       *HealthCheck
-	target      *health.Target
-	key         targetKey
-	to          *route
-	driver      health.Driver
-	unsubscribe func() // nil while not followed
-	// past reports whether requests no longer bring the upstream; nil if the handler
-	// lists it. It is set before attach.
-	past func() bool
-
-	mu     sync.Mutex
-	detach func() // nil while not attached
-}
-
-// newWatch finds or makes the target for an upstream. Nothing is probed before
-// attach.
-func newWatch(check *HealthCheck, to *route, logger *zap.Logger, events *announcer) (*watch, error) {
-	if err := check.validate(to); err != nil {
-		return nil, err
-	}
-	w := &watch{check: check, to: to, key: targetKey{routeKey: to.key, probe: check.identity, settings: check.settings}}
-	shared, _, err := targets.LoadOrNew(w.key, func() (caddy.Destructor, error) {
-		return sharedTarget{health.NewTarget(check.settings)}, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	w.target = shared.(sharedTarget).Target
-	tally, err := newCheckTally(newSeriesKey(to.up.Address, check.label))
-	if err != nil {
-		_, forgetting := targets.Delete(w.key)
-		return nil, errors.Join(err, forgetting)
-	}
-
-	prober, up := check.prober, to.up
-	duration := checkDuration.WithLabelValues(check.kind)
-	// one logger for all of them, for a logger with fields takes more memory than
-	// the rest of a target
-	fields := []zap.Field{zap.String("upstream", up.Address), zap.String("check", check.label)}
-	to.warnGaveUp(logger, fields)
-	w.driver = health.Driver{
-		Probe: func(ctx context.Context, fresh bool) (draining bool, err error) {
-			if fresh {
-				to.renew()
-			}
-			if err = prober.Probe(ctx, up); errors.Is(err, probe.ErrDraining) {
-				return true, nil
-			}
-			return false, withShortage(check.secrets.Error(err))
-		},
-		Bound: to.bound,
-		Probed: func(result health.Result) {
-			tally.probed(duration, result)
-			if c := logger.Check(zap.DebugLevel, "probed"); c != nil {
-				c.Write(fields[0], fields[1], zap.Bool("passed", result.Reason == ""), zap.Duration("duration", result.Took), zap.String("reason", result.Reason))
-			}
-		},
-		Inconclusive: func(why *health.InconclusiveError) {
-			tally.void.Add(1)
-			inconclusiveWarnings.warn(logger, why, fields...)
-		},
-		Report: func(change health.Transition) {
-			tally.flipped(change)
-			past := w.isPast()
-			logTransition(logger.With(fields...), change, past)
-			if past && change.To == health.Down {
-				return // no alarm; that it is healthy is told, since an earlier alarm may go on
-			}
-			events.flipped(up.Address, check.label, change)
-		},
-	}
-	return w, nil
-}
-
-// logTransition writes the one line of a change. Of an upstream that is past it is for
-// debugging only.
-func logTransition(logger *zap.Logger, change health.Transition, past bool) {
-	before := []zap.Field{zap.Stringer("previous", change.From), zap.Duration("previous_duration", change.Lasted)}
-	switch {
-	case past:
-		logger.Debug("upstream changed, but requests no longer bring it",
-			append(before, zap.Stringer("status", change.To), zap.Bool("draining", change.Draining), zap.String("reason", change.Reason))...)
-	case change.To == health.Down:
-		logger.Warn("upstream is down", append(before, zap.String("reason", change.Reason))...)
-	case change.From != health.Up:
-		if change.Draining {
-			before = append(before, zap.Bool("draining", true))
-		}
-		logger.Info("upstream is up", before...)
-	case change.Draining:
-		logger.Info("upstream is draining: it asks for no new requests")
-	default:
-		logger.Info("upstream is no longer draining: it takes new requests")
-	}
-}
-
-// inconclusiveWarnings are those of this process, as many probes find out the same
-// at once.
-var inconclusiveWarnings causes
-
-// causes limits warnings: each cause gets one a minute.
-type causes struct {
-	mu     sync.Mutex
-	warned map[string]time.Time // when last, by cause
-}
-
-// warn says why results count for nothing.
-func (c *causes) warn(logger *zap.Logger, why *health.InconclusiveError, fields ...zap.Field) {
-	if !c.due(why.Shortage, time.Now()) {
-		return
-	}
-	logger = logger.With(fields...)
-	if why.Shortage != "" {
-		logger.Warn("this process has a shortage: probes that fail by it count for nothing as long as it lasts",
-			zap.String("shortage", why.Shortage), zap.String("reason", why.Reason))
-		return
-	}
-	logger.Warn("this process runs late, stopped or starved of CPU time: probes that time out meanwhile count for nothing, as many in a row as turn an upstream down",
-		zap.Duration("late_by", why.Late))
-}
-
-// due reports whether a cause is to be named now. There are as many as the operating
-// system has words for.
-func (c *causes) due(cause string, now time.Time) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if last, warned := c.warned[cause]; warned && now.Sub(last) < time.Minute {
-		return false
-	}
-	if c.warned == nil {
-		c.warned = make(map[string]time.Time)
-	}
-	c.warned[cause] = now
-	return true
-}
-
-// follow has changed called whenever the status does.
-func (w *watch) follow(changed func()) { w.unsubscribe = w.target.Subscribe(changed) }
-
-// attach starts the probes, the first of them after the delay, or takes over
-// those that are running.
-func (w *watch) attach(delay time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.detach == nil {
-		w.detach = w.target.Attach(w.driver, delay)
-	}
-}
-
-// release undoes attach. It may wait for a probe to be cut off.
-func (w *watch) release() {
-	w.mu.Lock()
-	detach := w.detach
-	w.detach = nil
-	w.mu.Unlock()
-	if detach != nil {
-		detach()
-		w.to.close()
-	}
-}
-
-// forget undoes newWatch and follow.
-func (w *watch) forget() error {
-	if w.unsubscribe != nil {
-		w.unsubscribe()
-	}
-	_, errTally := checkTallies.Delete(newSeriesKey(w.to.up.Address, w.check.label))
-	_, err := targets.Delete(w.key)
-	return errors.Join(err, errTally)
 }
 
 var errNoProxy = errors.New("the selection policy alive works in a reverse_proxy handler only")

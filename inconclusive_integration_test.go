@@ -6,9 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
-	"strings"
 	"testing"
 	"time"
 
@@ -18,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -28,7 +26,7 @@ const notHere = "192.0.2.1"
 // A shortage of this process is found whatever probes and over whatever connection, and
 // is no verdict.
 func TestShortage_IsVoidForEveryKind(t *testing.T) {
-	server := startBackend(t, "a", nil)
+	server := testkit.StartBackend(t, "a", nil)
 	for name, prober := range map[string]interface {
 		probe.Prober
 		Provision(ctx caddy.Context) error
@@ -58,7 +56,7 @@ func TestShortage_IsVoidForEveryKind(t *testing.T) {
 				if o, ok := prober.(probe.Overrider); ok {
 					check.overrides = o.Overrides()
 				}
-				to, err := routeTo(way, server.addr, check)
+				to, err := routeTo(way, server.Addr, check)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -82,46 +80,5 @@ func TestShortage_IsVoidForEveryKind(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-// While this process has a shortage, probes are counted as void, the log names the
-// cause, and a check that an operator asks for is answered with it. Nothing goes down.
-func TestCaddyShortage_IsShown(t *testing.T) {
-	b := startBackend(t, "a", nil)
-	site := func(options string) string {
-		return fmt.Sprintf(`
-http:// {
-	reverse_proxy %s {
-		transport http {
-			%s
-		}
-		lb_policy alive {
-			check http /healthz {
-				interval 20ms
-				fails 1
-			}
-		}
-	}
-}`, b.addr, options)
-	}
-	inconclusiveWarnings.mu.Lock()
-	inconclusiveWarnings.warned = nil // an earlier test can have got the one of this minute
-	inconclusiveWarnings.mu.Unlock()
-	c := startOperated(t, "", site("local_address "+notHere))
-	eventually(t, patience, "the log names the cause", func() bool {
-		return len(c.lines("this process has a shortage: probes that fail by it count for nothing as long as it lasts")) > 0
-	})
-	of := func(result string) string {
-		return fmt.Sprintf(`checks_total{check="http /healthz",result="%s",upstream="%s"}`, result, b.addr)
-	}
-	eventually(t, patience, "void results are counted", func() bool { return c.metrics()[of("void")] >= 3 })
-	c.wantMetrics("in a shortage", map[string]float64{of("pass"): 0, of("fail"): 0})
-	status, text := c.call(http.MethodPost, "/alive/check", url.Values{"upstream": {b.addr}}, "")
-	if status != http.StatusServiceUnavailable || !strings.Contains(text, "this process has a shortage") {
-		t.Errorf("a check got %d: %s", status, text)
-	}
-	if !is(health.Unknown, b.addr) {
-		t.Error("it has a verdict")
 	}
 }

@@ -19,7 +19,7 @@ import (
 // defaultLabel returns the label of a check without a name. The probe must not be
 // loaded yet.
 func (c *HealthCheck) defaultLabel() string {
-	label := kindLabel(c.kind, c.ProbeRaw)
+	label := kindLabel(c.resolved.Kind, c.ProbeRaw)
 	if c.Address != "" {
 		label += " address " + c.Address
 	}
@@ -57,20 +57,20 @@ func labelChecks(checks []*HealthCheck) error {
 		if other, given := taken[c.Name]; given {
 			return fmt.Errorf("checks: position %d has the name of position %d: %s", i, other, c.Name)
 		}
-		taken[c.Name], c.label = i, c.Name
+		taken[c.Name], c.resolved.Label = i, c.Name
 	}
 	for i, c := range checks {
 		if c.Name != "" {
 			continue
 		}
-		label := c.label
+		label := c.resolved.Label
 		for n := 2; ; n++ {
-			if _, given := taken[c.label]; !given {
+			if _, given := taken[c.resolved.Label]; !given {
 				break
 			}
-			c.label = fmt.Sprintf("%s #%d", label, n)
+			c.resolved.Label = fmt.Sprintf("%s #%d", label, n)
 		}
-		taken[c.label] = i
+		taken[c.resolved.Label] = i
 	}
 	return nil
 }

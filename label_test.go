@@ -3,12 +3,14 @@
 package alive
 
 import (
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
 // labels returns the labels of the checks of the first policy in a config, in its order.
@@ -20,8 +22,9 @@ func labels(t *testing.T, policy string) (labels []string, err error) {
 	}
 	_, options, _ := strings.Cut(strings.TrimSuffix(encode(t, s), "}"), "{")
 	err = validate(t, `"transport":{"protocol":"http","tls":{}},"upstreams":[{"dial":"127.0.0.1:1"}],`+alive(options), func() error {
-		poolTallies.Range(func(_, tally any) bool {
-			for s := range tally.(*poolTally).policies {
+		shared.PoolCounters.Range(func(_, counters any) bool {
+			for _, source := range counters.(*telemetry.PoolCounters).Sources() {
+				s := (*Selection)(source.(*picks))
 				for _, c := range s.Checks {
 					labels = append(labels, c.label)
 				}
@@ -85,32 +88,6 @@ func TestLabel_NamesAreUnique(t *testing.T) {
 	} {
 		if err := validate(t, one+alive(`"checks":[`+test.checks+`]`), nil); err == nil || !strings.HasSuffix(err.Error(), test.want) {
 			t.Errorf("%s: got error %v, want one that ends in %s", test.checks, err, test.want)
-		}
-	}
-}
-
-// Two checks of one upstream that differ in where they probe have each a line of the
-// list, a gauge and counters.
-func TestCaddyLabelsOfTwoPorts(t *testing.T) {
-	all := startBackends(t, "a", "b")
-	_, port, _ := strings.Cut(all[1].addr, ":")
-	c := startOperated(t, "", "http:// {\n\treverse_proxy "+all[0].addr+" {\n\t\tlb_policy alive {\n\t\t\tcheck http /healthz {\n\t\t\t\tinterval 50ms\n\t\t\t}\n\t\t\tcheck http /healthz {\n\t\t\t\tinterval 50ms\n\t\t\t\tport "+port+"\n\t\t\t}\n\t\t}\n\t}\n}")
-	all[1].set(sick)
-	other := "http /healthz port " + port
-	eventually(t, patience, "one check fails and the other passes", func() bool {
-		states := make(map[string]string)
-		for _, check := range c.one(all[0].addr).Checks {
-			states[check.Check] = check.Status
-		}
-		return len(states) == 2 && states["http /healthz"] == "up" && states[other] == "down"
-	})
-	status, text := c.call(http.MethodGet, "/metrics", nil, "")
-	for _, want := range []string{
-		`caddy_alive_upstream_up{check="http /healthz",upstream="` + all[0].addr + `"} 1`,
-		`caddy_alive_upstream_up{check="` + other + `",upstream="` + all[0].addr + `"} 0`,
-	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("metrics (status %d): %s is missing", status, want)
 		}
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/page"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 const (
@@ -27,7 +30,7 @@ type listing struct {
 	changes uint64 // of operators, before it was begun
 	at      time.Time
 	took    time.Duration // to build and to render it
-	entries []entry
+	entries []view.Upstream
 	json    []byte   // of all entries
 	rows    [][]byte // the same, by entry
 	html    []byte
@@ -61,7 +64,11 @@ func (l *sharedListing) drop(a *App) {
 func (l *sharedListing) render(what func(*listing) ([]byte, error)) ([]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	app, changes, now := newestApp(), l.changes.Load(), time.Now()
+	app, now := newestApp(), time.Now()
+	changes := l.changes.Load()
+	if app != nil {
+		changes += app.operations.Revision()
+	}
 	known := l.newest
 	if known == nil || known.app != app || known.changes != changes || now.Sub(known.at) >= known.lasts() {
 		known = &listing{app: app, changes: changes, entries: overview(filter{}), at: now}
@@ -126,10 +133,7 @@ func (l *listing) htmlPage() ([]byte, error) {
 	if l.html != nil {
 		return l.html, nil
 	}
-	list, err := l.jsonList()
-	if err != nil {
-		return nil, err
-	}
-	l.html, err = renderStatus(l.entries, list, l.at)
+	var err error
+	l.html, err = page.Render(l.entries, l.at)
 	return l.html, err
 }

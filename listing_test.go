@@ -4,7 +4,6 @@ package alive
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -16,7 +15,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // answering has the app of a policy answer operators until the test ends.
@@ -96,18 +96,18 @@ func TestListing_ShowsAChangeAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPolicy(t, "uuu", following(t))
 		answering(t, p)
-		for i, m := range []mode{modeDrain, modeMaintenance, modeReady} {
+		for i, m := range []settings.Mode{settings.Drain, settings.Maintenance, settings.Ready} {
 			for url, accept := range map[string]string{"/alive/upstreams": "", "/alive/upstreams?pool=shop": "", "/": "text/html"} {
 				look(t, http.MethodGet, url, accept) // it is as new as can be
 			}
-			p.set(0, change{mode: new(m)})
+			p.set(0, settings.Change{Mode: new(m)})
 			for _, url := range []string{"/alive/upstreams", "/alive/upstreams?pool=shop", "/"} {
 				entries, err := parseEntries([]byte(look(t, http.MethodGet, url, "")))
-				if err != nil || len(entries) != 3 || entries[0].Mode != m {
+				if err != nil || len(entries) != 3 || entries[0].Mode != string(m) {
 					t.Errorf("change %d: %s shows %+v, %v", i, url, entries, err)
 				}
 			}
-			if page := look(t, http.MethodGet, "/", "text/html"); m != modeReady && !strings.Contains(page, "<span>"+string(m)+"</span>") {
+			if page := look(t, http.MethodGet, "/", "text/html"); m != settings.Ready && !strings.Contains(page, "<span>"+string(m)+"</span>") {
 				t.Errorf("change %d: the page does not show %s", i, m)
 			}
 		}
@@ -136,8 +136,8 @@ func TestListing_FollowsTheConfig(t *testing.T) {
 // The list as it is shared is what encoding the entries gives, and a pool is the part
 // of it that it was.
 func TestListing_IsTheEntriesAsJSON(t *testing.T) {
-	entries := []entry{
-		{Pool: "a<b>", Upstream: "x:80", Checks: []checkEntry{{Check: "tcp", Recent: []float64{1, -2}}}},
+	entries := []view.Upstream{
+		{Pool: "a<b>", Upstream: "x:80", Checks: []view.Check{{Check: "tcp", Recent: []float64{1, -2}}}},
 		{Pool: "b", Upstream: "y:80"},
 		{Upstream: "z:80", Gone: true},
 		{Pool: "b", Upstream: "w:80", Gone: true},
@@ -155,7 +155,7 @@ func TestListing_IsTheEntriesAsJSON(t *testing.T) {
 		if got := string(list); got != string(want)+"\n" {
 			t.Errorf("%d entries: got %s, want %s", n, got, want)
 		}
-		for pool, members := range map[string][]entry{"a<b>": entries[:1], "b": {entries[1], entries[3]}, "c": {}} {
+		for pool, members := range map[string][]view.Upstream{"a<b>": entries[:1], "b": {entries[1], entries[3]}, "c": {}} {
 			if n < len(entries) {
 				continue
 			}
@@ -185,45 +185,13 @@ func TestMetrics_LeaveOutRecentResults(t *testing.T) {
 	}
 }
 
-// A query that does not parse is no query that wants everything.
-func TestCaddyAdmin_MalformedQueries(t *testing.T) {
-	all := startBackends(t, "a", "b")
-	c := startOperated(t, "", fmt.Sprintf(operated, addresses(all...)))
-	eventually(t, patience, "both are up", func() bool { return statuses(all[0].addr, all[1].addr)[health.Up] == 2 })
-	for _, query := range []string{
-		"pool=shop%zz", "pool=%", "upstream=" + all[0].addr + "%zz", "pool=shop;upstream=x", ";", "pool=shop&%zz=1",
-		"pool, upstream=x", "pool%2C%20upstream=x", "%2C=x", "Pool=shop", "pool%20=shop", "=shop", "pools=shop", "poo=shop",
-	} {
-		for method, path := range map[string]string{http.MethodGet: "upstreams", http.MethodHead: "upstreams", http.MethodPatch: "upstreams", http.MethodPost: "check"} {
-			request, err := http.NewRequestWithContext(t.Context(), method, "http://"+c.admin+"/alive/"+path, strings.NewReader(`{"mode":"drain"}`))
-			if err != nil {
-				t.Fatal(err)
-			}
-			request.URL.RawQuery = strings.ReplaceAll(query, ", ", ",%20")
-			response, err := http.DefaultClient.Do(request)
-			if err != nil {
-				t.Fatal(err)
-			}
-			response.Body.Close()
-			if response.StatusCode != http.StatusBadRequest {
-				t.Errorf("%s %s: status %d", method, query, response.StatusCode)
-			}
-		}
-	}
-	for _, e := range c.entries(nil) {
-		if e.Mode != modeReady {
-			t.Errorf("it was changed: %+v", e)
-		}
-	}
-}
-
 // Bytes that are not UTF-8 are shown, and those that differ are told apart.
 func TestValidText(t *testing.T) {
 	for text, want := range map[string]string{
 		"app:80": "app:80", "": "", `C:\x`: `C:\x`, "漢": "漢", "\ufffd": "\ufffd",
 		"a\xff:80": `a\xff:80`, "\xfe\xff": `\xfe\xff`, "a\\\xff": `a\\\xff`, "\xe6\xbc": `\xe6\xbc`,
 	} {
-		if got := validText(text); got != want {
+		if got := view.ValidText(text); got != want {
 			t.Errorf("%q: got %q, want %q", text, got, want)
 		}
 	}
@@ -240,53 +208,14 @@ func TestDynamicAddressesThatAreNotUTF8(t *testing.T) {
 		if m := p.byAddress(shown); m == nil || m.address != shown || p.byAddress(pool[i].Dial) != nil {
 			t.Fatalf("%s is %+v", shown, m)
 		}
-		p.app.operations.set(shown, change{mode: new(modeDrain)})
+		p.app.operations.Change(shown, settings.Change{Mode: new(settings.Mode(settings.Drain))})
 		if now := p.snapshotOf(pool); p.situation(now, pool).gets.weights[i] != 0 && i == 0 {
 			t.Errorf("%s gets requests while it drains", shown)
 		}
 	}
 	for _, e := range p.entries(filter{})[1:] {
-		if !strings.HasPrefix(e.Upstream, `\xf`) || e.Mode != modeDrain {
+		if !strings.HasPrefix(e.Upstream, `\xf`) || e.Mode != settings.Drain {
 			t.Errorf("shown as %+v", e)
 		}
-	}
-}
-
-// Addresses that are not UTF-8 come from a dynamic source as well as from the config;
-// they are shown, counted and set by their escaped form, and /metrics goes on.
-func TestCaddyAddressesThatAreNotUTF8(t *testing.T) {
-	b := startBackend(t, "b", nil)
-	const shown = `\xff\xfe.invalid:80`
-	t.Setenv("ALIVE_TEST_DIAL", "\xff\xfe.invalid:80")
-	for _, name := range []string{"name shop", "# no name"} {
-		c := startOperated(t, "", fmt.Sprintf(`
-http:// {
-	reverse_proxy %s {
-		to {env.ALIVE_TEST_DIAL}
-		lb_policy alive {
-			%s
-			check http /healthz {
-				interval 50ms
-			}
-		}
-	}
-}`, b.addr, name))
-		eventually(t, patience, "the other one is up", func() bool { return is(health.Up, b.addr) })
-		if got := c.one(shown); got.Upstream != shown {
-			t.Errorf("%s: %+v", name, got)
-		}
-		if got := c.patch(shown, `{"mode":"drain"}`); got[0].Mode != modeDrain || got[0].Persisted != nil {
-			t.Errorf("%s: %+v", name, got)
-		}
-		found := 0
-		for series := range c.metrics() { // fails unless the status is 200
-			if strings.Contains(series, `\\xff\\xfe`) {
-				found++
-			}
-		}
-		if found == 0 {
-			t.Errorf("%s: no series has it", name)
-		}
-		c.stop()
 	}
 }

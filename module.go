@@ -34,27 +34,32 @@
 // stops them, and hands on what is known when a check changes (inherit.go).
 //
 // The way of an operator is the admin API (admin.go), which the commands ask
-// (command.go, table.go). What is set there (modes.go) is kept in Caddy's storage
+// (internal/cli). What is set there (modes.go) is kept in Caddy's storage
 // (stored.go), and followed by new snapshots. The API, the commands, the page
-// (status.go) and the metrics (metrics.go, counting.go) show one model (overview.go).
-// Changes that others want to hear of are events (events.go).
+// (status.go) and the metrics (internal/telemetry) show one model (overview.go).
+// Changes that others want to hear of are events (internal/telemetry).
 package alive
 
 import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"regexp"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
+	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -62,10 +67,7 @@ func init() {
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(new(Selection))
 	caddy.RegisterModule(Admin{})
-	caddy.RegisterModule(Status{})
-	httpcaddyfile.RegisterHandlerDirective("alive_status", parseStatus)
-	httpcaddyfile.RegisterDirectiveOrder("alive_status", httpcaddyfile.Before, "metrics")
-	caddy.RegisterModule(originModule{})
+	caddy.RegisterModule(telemetry.OriginModule(new(App).CaddyModule()))
 	httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption)
 	caddy.RegisterModule(probe.HTTP{})
 	caddy.RegisterModule(probe.TCP{})
@@ -92,27 +94,29 @@ type App struct {
 	// has no meaning without `fleet`, and is rejected there. Default: `2s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
 
-	operations *operations
-	keeper     *keeper
-	events     *announcer
-	scope      string // of the operations
-	cleaned    bool
-	stop       context.CancelFunc
-	keeping    sync.WaitGroup
-	exiting    chan struct{} // closed when the process begins to exit
-	ending     sync.Once     // for end
+	operations  *settings.Set
+	keeper      *settings.Store
+	events      *telemetry.Queue
+	scope       string // of the operations
+	unsubscribe func()
+	logger      *zap.Logger
+	cleaned     bool
+	stop        context.CancelFunc
+	keeping     sync.WaitGroup
+	exiting     chan struct{} // closed when the process begins to exit
+	ending      sync.Once     // for end
 
-	before   []string        // the names of the pools of the config before, nil if there is none
-	had      map[string]bool // the addresses of the upstreams that it had
-	carried  []carried       // weights that follow their upstreams, until the config has begun
-	starting atomic.Bool     // this app has started beside another, and its config not yet as a whole
-	begun    chan struct{}   // closed when the config has started as a whole
+	before   []string           // the names of the pools of the config before, nil if there is none
+	had      map[string]bool    // the addresses of the upstreams that it had
+	carried  []settings.Carried // weights that follow their upstreams, until the config has begun
+	starting atomic.Bool        // this app has started beside another, and its config not yet as a whole
+	begun    chan struct{}      // closed when the config has started as a whole
 	begin    sync.Once
 
 	// inheritance is used while the config is provisioned, one policy after the
 	// other, and has no effect after that.
-	inheritance inheritance
-	names       poolNames // of the pools of this config
+	carryOver monitor.CarryOver
+	names     poolNames // of the pools of this config
 
 	mu       sync.Mutex
 	policies []*Selection
@@ -151,46 +155,42 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.scope = prefix
-	shared, _, err := allOperations.LoadOrNew(prefix, func() (caddy.Destructor, error) { return newOperations(), nil })
-	if err != nil {
+	if a.operations, err = settings.Open(prefix); err != nil {
 		return err
 	}
-	a.operations = shared.(*operations)
 	var every time.Duration
 	if a.Fleet != "" {
 		every = a.syncInterval()
 	}
 	storage := ctx.Storage()
 	if prefix == noScope {
-		storage = noStorage{errNoID}
+		storage = nil // nothing can be written
 	}
-	a.keeper = newKeeper(a.operations, storage, prefix, every, ctx.Logger())
-	a.keeper.sync(ctx, true)
+	a.logger = ctx.Logger()
+	a.keeper = settings.NewStore(a.operations, storage, prefix, every, a.logger)
+	a.keeper.Sync(ctx, true)
 	a.begun = make(chan struct{})
-	if a.events, err = newAnnouncer(ctx, a.hasBegun); err != nil {
+	if a.events, err = telemetry.Connect(ctx, a.hasBegun, runningQueues); err != nil {
 		return err
 	}
-	if a.exiting, err = notifyExit(ctx); err != nil {
+	if a.exiting, err = telemetry.NotifyExit(ctx); err != nil {
 		return err
 	}
-	if err := registerMetrics(ctx.GetMetricsRegistry()); err != nil {
+	rows := func() []view.Upstream { return overview(filter{brief: true}) }
+	if err := telemetry.Register(ctx.GetMetricsRegistry(), rows); err != nil {
 		return err
 	}
-	a.operations.join(a)
+	a.unsubscribe = a.operations.Subscribe(a.applySetting)
 	return nil
 }
 
-const (
-	// defaultSyncInterval is that of a fleet that sets none.
-	defaultSyncInterval = 2 * time.Second
-	// minSyncInterval is the shortest that can be set.
-	minSyncInterval = 100 * time.Millisecond
-)
+// noScope is where settings would be stored of an instance that has no ID.
+const noScope = "alive/instances/none"
 
 // validate checks the options, and returns where settings are stored.
 func (a *App) validate() (prefix string, err error) {
 	if a.SyncInterval != 0 {
-		if err := checkSyncInterval(time.Duration(a.SyncInterval)); err != nil {
+		if err := limits.SyncInterval(time.Duration(a.SyncInterval)); err != nil {
 			return "", err
 		}
 	}
@@ -204,32 +204,17 @@ func (a *App) validate() (prefix string, err error) {
 		}
 		return "alive/instances/" + id.String(), nil
 	}
-	if !fleetName.MatchString(a.Fleet) {
-		return "", errFleet(a.Fleet)
+	if err := limits.Fleet(a.Fleet); err != nil {
+		return "", err
 	}
 	return "alive/fleets/" + a.Fleet, nil
-}
-
-// fleetName is what can be part of a key of any storage.
-var fleetName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
-
-func errFleet(got string) error {
-	return fmt.Errorf("fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got '%s'", got)
 }
 
 var errNoFleet = errors.New("sync_interval has no meaning without fleet")
 
 // syncInterval is how often the members of a fleet look at the storage.
 func (a *App) syncInterval() time.Duration {
-	return cmp.Or(time.Duration(a.SyncInterval), defaultSyncInterval)
-}
-
-// checkSyncInterval keeps a fleet from asking its storage without a pause.
-func checkSyncInterval(interval time.Duration) error {
-	if interval < minSyncInterval || interval > maxDuration {
-		return fmt.Errorf("sync_interval must be from %s to %s; got %s%s", minSyncInterval, maxDuration, interval, missingUnit(interval))
-	}
-	return nil
+	return cmp.Or(time.Duration(a.SyncInterval), limits.DefaultSyncInterval)
 }
 
 // Start starts the probes.
@@ -238,7 +223,7 @@ func (a *App) Start() error {
 	a.started = true
 	policies := slices.Clone(a.policies)
 	a.mu.Unlock()
-	a.inheritance = inheritance{}
+	a.carryOver = monitor.CarryOver{}
 	met := a.meet(newestApp())
 	drive(policies)
 	running.Lock()
@@ -246,7 +231,7 @@ func (a *App) Start() error {
 	running.Unlock()
 	ctx, stop := context.WithCancel(context.Background())
 	a.stop = stop
-	a.keeping.Go(func() { a.keeper.run(ctx) })
+	a.keeping.Go(func() { a.keeper.Run(ctx) })
 	a.keeping.Go(func() { a.attend(ctx, met) })
 	return nil
 }
@@ -275,12 +260,11 @@ func (a *App) Cleanup() error {
 		a.stop()
 		a.keeping.Wait()
 		a.keepCarried()
-		a.keeper.wait()
+		a.keeper.Wait()
 	}
-	a.operations.leave(a)
+	a.unsubscribe()
 	a.dropCarried()
-	_, err := allOperations.Delete(a.scope)
-	return err
+	return settings.Close(a.scope)
 }
 
 // end ends the probes that no other config relies on, and waits for them. The first
@@ -308,8 +292,8 @@ func (a *App) end() {
 	})
 }
 
-// announcer returns where to tell of events, nil for nowhere.
-func (a *App) announcer() *announcer {
+// eventQueue returns where to tell of events, nil for nowhere.
+func (a *App) eventQueue() *telemetry.Queue {
 	if a == nil {
 		return nil
 	}
@@ -331,11 +315,11 @@ func (a *App) adopt(s *Selection) {
 	a.mu.Unlock()
 	if newestApp() != nil && !started {
 		// and not at the start of this app: requests may come before that
-		a.inheritance.add(s.allWatches())
+		a.carryOver.Add(s.allWatches())
 	} else {
-		begin(s.allWatches(), false)
+		monitor.Begin(s.allWatches(), false)
 	}
-	if len(a.operations.settings()) > 0 {
+	if len(a.operations.All()) > 0 {
 		s.refresh() // one may have changed while nobody told this policy of it
 	}
 	if started {
@@ -352,48 +336,26 @@ func (a *App) disown(s *Selection) {
 	a.mu.Unlock()
 }
 
-// firstProbeSpacing is the time between the first probes of two targets, so
-// that a start with many of them is no burst.
-const firstProbeSpacing = time.Millisecond
-
-// drive attaches all watches of the policies to their targets. The first
-// probes of targets that are not running yet are spread over a millisecond a
-// target, or over their interval if that is shorter.
+// drive starts the probes of the policies.
 func drive(policies []*Selection) {
-	var watches []*watch
-	fresh := make(map[*health.Target]int)
+	var watches []*monitor.Monitor
 	for _, s := range policies {
 		s.applyModes()
-		for _, w := range s.run(true) {
-			watches = append(watches, w)
-			if _, seen := fresh[w.target]; !seen && !w.target.Running() {
-				fresh[w.target] = len(fresh)
-			}
-		}
+		watches = append(watches, s.run(true)...)
 	}
-	for _, w := range watches {
-		var delay time.Duration
-		if i, ok := fresh[w.target]; ok {
-			share := float64(i) / float64(len(fresh))
-			delay = time.Duration(share * float64(min(w.key.settings.Interval, time.Duration(len(fresh))*firstProbeSpacing)))
-		}
-		w.attach(delay)
-	}
+	monitor.StartAll(watches)
 	for _, s := range policies {
 		s.announceOwn() // what was known before, from an earlier config
 	}
 }
 
-// release detaches all watches of the policies, at once rather than one after
-// the other: each may have to wait for a probe to notice.
+// release ends the probes of the policies that no other config relies on.
 func release(policies []*Selection) {
-	var wg sync.WaitGroup
+	var watches []*monitor.Monitor
 	for _, s := range policies {
-		for _, w := range s.run(false) {
-			wg.Go(w.release)
-		}
+		watches = append(watches, s.run(false)...)
 	}
-	wg.Wait()
+	monitor.StopAll(watches)
 }
 
 // Interface guards

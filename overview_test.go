@@ -14,19 +14,21 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // Handlers of one pool are one: what counts twice is counted once, and the worst of
 // what differs is shown. It serves if it does for one of them.
 func TestEntriesMerge(t *testing.T) {
 	early, late := new(time.Unix(1, 0)), new(time.Unix(2, 0))
-	e := entry{
+	e := view.Upstream{
 		Status: "up", Serving: true, Why: "up", Weight: 2, EffectiveWeight: 1, Requests: 3, Fails: 1, Backup: true, Since: early,
-		Checks: []checkEntry{{Check: "tcp", Status: "up"}, {Check: "http /", Status: "up"}},
+		Checks: []view.Check{{Check: "tcp", Status: "up"}, {Check: "http /", Status: "up"}},
 	}
-	e.merge(entry{
+	e.Merge(view.Upstream{
 		Status: "down", Why: "refused", Weight: 3, EffectiveWeight: 0, Requests: 3, Fails: 2, Since: late, FailOpen: true,
-		Checks: []checkEntry{{Check: "http /", Status: "down"}, {Check: "tls", Status: "unknown"}},
+		Checks: []view.Check{{Check: "http /", Status: "down"}, {Check: "tls", Status: "unknown"}},
 	})
 	if e.Status != "down" || e.Since != late || !e.Serving || e.Why != "up; elsewhere in this pool: refused" || !e.FailOpen || e.Backup ||
 		e.Weight != 3 || e.EffectiveWeight != 1 || e.Requests != 3 || e.Fails != 2 {
@@ -39,7 +41,7 @@ func TestEntriesMerge(t *testing.T) {
 	if want := "http / down, tcp up, tls unknown"; strings.Join(checks, ", ") != want {
 		t.Errorf("checks %v, want %s", checks, want)
 	}
-	e.merge(entry{Status: "up", Serving: true, Why: "up", Since: early, Checks: []checkEntry{{Check: "http /", Status: "up"}}})
+	e.Merge(view.Upstream{Status: "up", Serving: true, Why: "up", Since: early, Checks: []view.Check{{Check: "http /", Status: "up"}}})
 	if e.Status != "down" || e.Since != late || !e.Serving || e.Checks[0].Status != "down" || e.Why != "up; elsewhere in this pool: refused" {
 		t.Errorf("merged with a better one: %+v", e)
 	}
@@ -107,9 +109,9 @@ func TestWhy(t *testing.T) {
 			t.Errorf("%d: %q, serving %v, want %q, %v", i, e.Why, e.Serving, want[i], serving[i])
 		}
 	}
-	p.set(0, change{mode: new(modeMaintenance)})
-	p.set(2, change{mode: new(modeDrain)})
-	p.set(5, change{pool: "shop", weight: new(new(3))})
+	p.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
+	p.set(2, settings.Change{Mode: new(settings.Mode(settings.Drain))})
+	p.set(5, settings.Change{Pool: "shop", Weight: new(new(3))})
 	p.decide("????d?")
 	for i, want := range []string{"in maintenance since ", "", "draining since ", "", "check 'test' failed: ", "up: gets requests in turn"} {
 		if e := p.entries(filter{})[i]; !strings.HasPrefix(e.Why, want) && want != "" {

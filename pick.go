@@ -263,8 +263,8 @@ func (d *decision) wait() bool {
 	if d.hold == 0 {
 		return true
 	}
-	if d.tally != nil {
-		d.tally.held.Add(1)
+	if d.counters != nil {
+		d.counters.CountHeld()
 	}
 	d.now.probeUnknown()
 	limit := time.NewTimer(d.hold)

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/rotation"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 const (
@@ -28,9 +30,9 @@ const (
 
 // member is what is configured and known of one upstream of a pool.
 type member struct {
-	address string   // as operators name it, empty if it stands for several
-	watches []*watch // none: not checked, counts as alive
-	weight  int      // 0: no traffic at all
+	address string             // as operators name it, empty if it stands for several
+	watches []*monitor.Monitor // none: not checked, counts as alive
+	weight  int                // 0: no traffic at all
 	backup  bool
 	// picked is how often it was picked, but for the tickets of snapshots that are
 	// not counted yet: below 0 where one was drawn and not followed
@@ -41,7 +43,7 @@ type member struct {
 func (m *member) status() health.Status {
 	status := health.Up
 	for _, w := range m.watches {
-		switch w.target.Status() {
+		switch w.Target.Status() {
 		case health.Down:
 			return health.Down
 		case health.Unknown:
@@ -57,8 +59,8 @@ func (m *member) status() health.Status {
 func (s *snapshot) probeUnknown() {
 	for _, m := range s.members {
 		for _, w := range m.watches {
-			if w.target.Status() == health.Unknown {
-				w.target.ProbeNow()
+			if w.Target.Status() == health.Unknown {
+				w.Target.ProbeNow()
 			}
 		}
 	}
@@ -66,7 +68,7 @@ func (s *snapshot) probeUnknown() {
 
 // draining reports whether any check was told that no new requests are wanted.
 func (m *member) draining() bool {
-	return slices.ContainsFunc(m.watches, func(w *watch) bool { return w.target.Draining() })
+	return slices.ContainsFunc(m.watches, func(w *monitor.Monitor) bool { return w.Target.Draining() })
 }
 
 // upFor is how long all checks have been up; as good as for ever without any, and for
@@ -74,8 +76,8 @@ func (m *member) draining() bool {
 func (m *member) upFor(now time.Time) time.Duration {
 	up := time.Duration(math.MaxInt64)
 	for _, w := range m.watches {
-		if !w.target.Original() {
-			up = min(up, now.Sub(w.target.Since()))
+		if !w.Target.Original() {
+			up = min(up, now.Sub(w.Target.Since()))
 		}
 	}
 	return up
@@ -87,8 +89,8 @@ type rules struct {
 	slowStart time.Duration // window of the slow start, 0 for none
 	floor     float64       // where it begins, as a share of the weight
 
-	operations *operations // what is set at run time; nil for nothing
-	pool       string      // whose weights of these count
+	operations *settings.Set // what is set at run time; nil for nothing
+	pool       string        // whose weights of these count
 }
 
 // failOpen says when health is ignored.
@@ -189,12 +191,12 @@ func newSnapshot(members []*member, r rules, now time.Time) *snapshot {
 	for i, m := range members {
 		statuses[i] = m.status()
 		up := statuses[i] == health.Up
-		set := r.operations.of(m.address)
-		weights[i] = set.weight(r.pool, m.weight)
-		ready[i] = weights[i] > 0 && set.mode() == modeReady && (!up || !m.draining())
+		set := r.operations.Of(m.address)
+		weights[i] = set.WeightIn(r.pool, m.weight)
+		ready[i] = weights[i] > 0 && set.ModeNow() == settings.Ready && (!up || !m.draining())
 		switch {
 		case weights[i] == 0:
-		case set.mode() == modeMaintenance, set.mode() == modeDrain && !up:
+		case set.ModeNow() == settings.Maintenance, set.ModeNow() == settings.Drain && !up:
 			weights[i] = 0
 		case !ready[i]:
 			draining[index(m.backup)]++

@@ -8,35 +8,40 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
 // set changes what is set at run time, as an operator would.
-func (p *policy) set(i int, c change) { p.app.operations.set(p.members[i].address, c) }
+func (p *policy) set(i int, c settings.Change) { p.app.operations.Change(p.members[i].address, c) }
 
 // following has a policy follow what is set at run time, as the pool "shop".
 func following(t *testing.T) func(*Selection) {
 	return func(s *Selection) {
 		s.app = newTestApp(t)
-		s.app.events = &announcer{logger: zap.NewNop(), wake: make(chan struct{}, 1)}
+		s.app.events = telemetry.NewQueue(zap.NewNop(), nil, runningQueues)
 		s.pool = "shop"
 		s.rules.operations, s.rules.pool = s.app.operations, s.pool
 		s.app.policies = append(s.app.policies, s)
-		s.app.operations.join(s.app)
+		t.Cleanup(s.app.operations.Subscribe(s.app.applySetting))
 	}
 }
 
 // handMadeModes makes members as handMadeDraining does, each with what an operator
 // set after a colon: d for drain, m for maintenance, a number for the weight.
-func handMadeModes(words string) ([]*member, *operations) {
+func handMadeModes(words string) ([]*member, *settings.Set) {
 	var members []*member
-	o := newOperations()
+	o := settings.NewSet()
 	for i, word := range strings.Fields(words) {
 		made, set, _ := strings.Cut(word, ":")
 		m := handMadeDraining(made)[0]
@@ -46,11 +51,11 @@ func handMadeModes(words string) ([]*member, *operations) {
 			switch weight, err := strconv.Atoi(c); {
 			case c == "":
 			case c == "d":
-				o.set(m.address, change{mode: new(modeDrain)})
+				o.Change(m.address, settings.Change{Mode: new(settings.Mode(settings.Drain))})
 			case c == "m":
-				o.set(m.address, change{mode: new(modeMaintenance)})
+				o.Change(m.address, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
 			case err == nil:
-				o.set(m.address, change{pool: "shop", weight: new(&weight)})
+				o.Change(m.address, settings.Change{Pool: "shop", Weight: new(&weight)})
 			default:
 				panic(fmt.Sprintf("%s: what is %q?", word, c))
 			}
@@ -124,8 +129,8 @@ func TestAWeightIsOfOnePool(t *testing.T) {
 
 // The next request follows what an operator sets, on every path of a pick.
 func TestModesTakeTurns(t *testing.T) {
-	to := func(m mode) change { return change{mode: new(m)} }
-	weigh := func(n int) change { return change{pool: "shop", weight: new(&n)} }
+	to := func(m settings.Mode) settings.Change { return settings.Change{Mode: new(m)} }
+	weigh := func(n int) settings.Change { return settings.Change{Pool: "shop", Weight: new(&n)} }
 	for _, how := range []struct {
 		path      string
 		configure func(*Selection)
@@ -139,19 +144,19 @@ func TestModesTakeTurns(t *testing.T) {
 			for _, step := range []struct {
 				rule string
 				who  int
-				what change
+				what settings.Change
 				want []int // of 42 picks, which are whole cycles
 			}{
-				{"one drains", 0, to(modeDrain), []int{0, 21, 21, 0}},
-				{"another is in maintenance", 1, to(modeMaintenance), []int{0, 0, 42, 0}},
+				{"one drains", 0, to(settings.Drain), []int{0, 21, 21, 0}},
+				{"another is in maintenance", 1, to(settings.Maintenance), []int{0, 0, 42, 0}},
 				{"the third has no weight: the backup", 2, weigh(0), []int{0, 0, 0, 42}},
-				{"the backup is in maintenance: who drains", 3, to(modeMaintenance), []int{42, 0, 0, 0}},
-				{"the third drains, too, but has no weight", 2, to(modeDrain), []int{42, 0, 0, 0}},
-				{"the third has the weight of the config: both drain", 2, change{pool: "shop", weight: new((*int)(nil))}, []int{35, 0, 7, 0}},
-				{"all is taken back of one", 2, change{clear: true}, []int{0, 0, 42, 0}},
-				{"ready again", 0, to(modeReady), []int{35, 0, 7, 0}},
+				{"the backup is in maintenance: who drains", 3, to(settings.Maintenance), []int{42, 0, 0, 0}},
+				{"the third drains, too, but has no weight", 2, to(settings.Drain), []int{42, 0, 0, 0}},
+				{"the third has the weight of the config: both drain", 2, settings.Change{Pool: "shop", Weight: new((*int)(nil))}, []int{35, 0, 7, 0}},
+				{"all is taken back of one", 2, settings.Change{Clear: true}, []int{0, 0, 42, 0}},
+				{"ready again", 0, to(settings.Ready), []int{35, 0, 7, 0}},
 				{"another weight", 0, weigh(2), []int{28, 0, 14, 0}},
-				{"another pool's weight", 0, change{pool: "other", weight: new(new(9))}, []int{28, 0, 14, 0}},
+				{"another pool's weight", 0, settings.Change{Pool: "other", Weight: new(new(9))}, []int{28, 0, 14, 0}},
 			} {
 				p.set(step.who, step.what)
 				got, want := counts(p.picks(get, 42), 4), slices.Clone(step.want)
@@ -179,10 +184,10 @@ func TestModesAndSlowStart(t *testing.T) {
 			then func()
 			want []int
 		}{
-			{"it drains", func() { p.set(0, change{mode: new(modeDrain)}) }, []int{0, 1, 1}},
-			{"it is ready", func() { p.set(0, change{mode: new(modeReady)}) }, []int{1, 1, 1}},
-			{"it is in maintenance", func() { p.set(0, change{mode: new(modeMaintenance)}) }, []int{0, 1, 1}},
-			{"it is ready, but not probed yet", func() { p.set(0, change{mode: new(modeReady)}) }, []int{0, 1, 1}},
+			{"it drains", func() { p.set(0, settings.Change{Mode: new(settings.Mode(settings.Drain))}) }, []int{0, 1, 1}},
+			{"it is ready", func() { p.set(0, settings.Change{Mode: new(settings.Mode(settings.Ready))}) }, []int{1, 1, 1}},
+			{"it is in maintenance", func() { p.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))}) }, []int{0, 1, 1}},
+			{"it is ready, but not probed yet", func() { p.set(0, settings.Change{Mode: new(settings.Mode(settings.Ready))}) }, []int{0, 1, 1}},
 			{"it passes", func() { p.decide("u??") }, []int{1, 10, 10}},
 		} {
 			step.then()
@@ -199,13 +204,64 @@ func TestModesSetAtOnce(t *testing.T) {
 	p := newPolicy(t, "uu", following(t))
 	for i := range 2000 {
 		var writers sync.WaitGroup
-		for _, m := range []mode{modeMaintenance, modeReady, modeDrain} {
-			writers.Go(func() { p.set(0, change{mode: new(m)}) })
+		for _, m := range []settings.Mode{settings.Maintenance, settings.Ready, settings.Drain} {
+			writers.Go(func() { p.set(0, settings.Change{Mode: new(m)}) })
 		}
 		writers.Wait()
-		now := p.app.operations.of(p.members[0].address).mode()
-		if paused := p.targets[0].View().Paused; paused != (now == modeMaintenance) {
+		now := p.app.operations.Of(p.members[0].address).ModeNow()
+		if paused := p.targets[0].View().Paused; paused != (now == settings.Maintenance) {
 			t.Fatalf("round %d: the mode is %s, paused %v", i, now, paused)
 		}
 	}
+}
+
+// newTestApp returns an app as it is after Provision, with a storage of its own.
+func newTestApp(t *testing.T) *App {
+	t.Helper()
+	o := settings.NewSet()
+	return &App{operations: o, keeper: settings.NewStore(o, &certmagic.FileStorage{Path: t.TempDir()}, "alive/test", 0, zap.NewNop()), logger: zap.NewNop(), unsubscribe: func() {}}
+}
+
+// Requests go by what a storage tells, as by what is set here.
+func TestPicksFollowTheStorage(t *testing.T) {
+	p := newPolicy(t, "uu", following(t))
+	p.app.operations.MergeStored(&settings.Setting{Address: p.members[0].address, Mode: settings.Drain, Changed: time.Now()})
+	if got := counts(p.picks(get, 10), 2); !slices.Equal(got, []int{0, 10}) {
+		t.Errorf("picks %v, want all of them for who does not drain", got)
+	}
+}
+
+// What one instance of a fleet has not seen for long, another may have.
+func TestAFleetDoesNotForget(t *testing.T) {
+	for every, want := range map[time.Duration]settings.Mode{0: settings.Ready, time.Second: settings.Maintenance} {
+		o := settings.NewSet()
+		a := &App{operations: o, keeper: settings.NewStore(o, &certmagic.FileStorage{Path: t.TempDir()}, "f", every, zap.NewNop())}
+		o.Change("x:80", settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
+		a.forget("x:80")
+		if got := o.Of("x:80").ModeNow(); got != want {
+			t.Errorf("sync_interval %v: mode %s, want %s", every, got, want)
+		}
+	}
+}
+
+// When a change returns, picks follow it, however many verdicts change meanwhile.
+func TestAChangeIsFollowedWhenItReturns(t *testing.T) {
+	p := newPolicy(t, strings.Repeat("u", 200), following(t))
+	var over atomic.Bool
+	var verdicts sync.WaitGroup
+	for range 3 {
+		verdicts.Go(func() {
+			for !over.Load() {
+				p.refresh()
+			}
+		})
+	}
+	for i := range 199 {
+		p.set(i, settings.Change{Mode: new(settings.Mode(settings.Drain))})
+		if p.current.Load().tiers[0].weights[i] > 0 {
+			t.Errorf("upstream %d still gets requests", i)
+		}
+	}
+	over.Store(true)
+	verdicts.Wait()
 }

@@ -12,38 +12,18 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
-
-// maxName bounds the names of pools and checks, in bytes.
-const maxName = 200
-
-// checkName reports why a text cannot be a name or a label, if it cannot.
-func checkName(name string) error {
-	if len(name) > maxName || strings.ContainsFunc(name, unicode.IsControl) || !utf8.ValidString(name) {
-		return fmt.Errorf("name must be one line of %d bytes at most", maxName)
-	}
-	return nil
-}
-
-// bounded shortens what is too long for a name, so that what differs still does.
-func bounded(name string) string {
-	if len(name) <= maxName {
-		return name
-	}
-	sum := sha256.Sum256([]byte(name))
-	end := fmt.Sprintf("… #%x", sum[:4])
-	return strings.ToValidUTF8(name[:maxName-len(end)], "") + end
-}
 
 // provisionName checks the name of the pool, or finds one.
 func (s *Selection) provisionName(ctx caddy.Context) error {
-	if err := checkName(s.Name); err != nil {
+	if err := limits.Name(s.Name); err != nil {
 		return err
 	}
 	if s.pool = s.Name; s.pool == "" {
@@ -58,12 +38,12 @@ func (s *Selection) provisionName(ctx caddy.Context) error {
 func (s *Selection) defaultName() string {
 	names := make([]string, 0, len(s.upstreams))
 	for _, u := range s.upstreams {
-		names = append(names, shownAddress(u.Dial))
+		names = append(names, monitor.DisplayAddress(u.Dial))
 	}
 	if source := s.proxy.DynamicUpstreamsRaw; source != nil {
 		names = append(names, sourceName(source))
 	}
-	return bounded(strings.Join(names, " "))
+	return limits.ShortName(strings.Join(names, " "))
 }
 
 // sourceName names a dynamic source by its kind and what it asks for.
@@ -79,7 +59,7 @@ func describeSource(options map[string]any) string {
 	description := kind
 	for _, key := range []string{"service", "proto", "name", "port"} {
 		if text, ok := options[key].(string); ok && text != "" {
-			description += " " + shownAddress(text)
+			description += " " + monitor.DisplayAddress(text)
 		}
 	}
 	if sources, ok := options["sources"].([]any); ok { // as multi has them
@@ -299,7 +279,7 @@ func (s *Selection) poolKey() poolKey {
 
 // addressesOf returns the addresses that an option means by a name.
 func addressesOf(name string) []string {
-	name = shownAddress(name)
+	name = monitor.DisplayAddress(name)
 	if dials, err := dialAddresses(name); err == nil {
 		return dials
 	}

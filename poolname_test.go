@@ -6,14 +6,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/http"
-	"net/url"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
+
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // poolsOf returns the names of the pools of a config, by the name of the first check of
@@ -22,7 +21,7 @@ func poolsOf(t *testing.T, servers string) map[string]string {
 	t.Helper()
 	names := make(map[string]string)
 	inspect = func() error {
-		poolTallies.Range(func(pool, tally any) bool {
+		shared.PoolCounters.Range(func(pool, tally any) bool {
 			for s := range tally.(*poolTally).policies {
 				names[s.Checks[0].Name] = pool.(string)
 			}
@@ -186,44 +185,5 @@ func TestPoolName_DynamicSources(t *testing.T) {
 		if strings.Contains(got, "secret") {
 			t.Errorf("%s: the name %q has the secret", test.source, got)
 		}
-	}
-}
-
-// Two handlers of one upstream with checks of their own are two rows, each of which says
-// what its own handler does, and a weight is set for one of them.
-func TestCaddyPoolsThatDiffer(t *testing.T) {
-	all := startBackends(t, "a", "b")
-	proxy := func(check string) string {
-		return "reverse_proxy " + addresses(all...) + " {\n\t\tlb_policy alive {\n\t\t\tfail_open off\n\t\t\tcheck " + check + " {\n\t\t\t\tinterval 50ms\n\t\t\t}\n\t\t}\n\t}\n"
-	}
-	sites := "http:// {\n\thandle /one {\n" + proxy("tcp") + "}\n\thandle {\n" + proxy("http /healthz") + "}\n}"
-	c := startOperated(t, "", sites)
-	all[0].set(sick)
-	name := addresses(all...)
-	row := func(pool string) entry {
-		t.Helper()
-		rows := c.entries(url.Values{"upstream": {all[0].addr}, "pool": {pool}})
-		if len(rows) != 1 {
-			t.Fatalf("%s: got %d rows, want 1: %+v", pool, len(rows), rows)
-		}
-		return rows[0]
-	}
-	eventually(t, patience, "one handler has it up, and the other down", func() bool {
-		return row(name).Serving && row(name).Status == "up" && !row(name+" #2").Serving && row(name+" #2").Status == "down"
-	})
-	status, text := c.call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {all[0].addr}, "pool": {name + " #2"}}, `{"weight":7}`)
-	if status != http.StatusOK || row(name).Weight != 1 || row(name+" #2").Weight != 7 {
-		t.Errorf("status %d: %s; weights %d and %d, want 1 and 7", status, text, row(name).Weight, row(name+" #2").Weight)
-	}
-	c.load(sites)
-	if row(name).Weight != 1 || row(name+" #2").Weight != 7 {
-		t.Errorf("after a reload: weights %d and %d, want 1 and 7", row(name).Weight, row(name+" #2").Weight)
-	}
-	pools := make(map[string]bool)
-	for _, e := range c.entries(nil) {
-		pools[e.Pool] = true
-	}
-	if got, want := slices.Sorted(maps.Keys(pools)), []string{name, name + " #2"}; !slices.Equal(got, want) {
-		t.Errorf("pools: got %q, want %q", got, want)
 	}
 }

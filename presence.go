@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
 
 // What requests bring at present, and what is past.
@@ -213,23 +215,29 @@ func membersOf(pools []*dynamicPool) map[*member]bool {
 	return members
 }
 
-// isPast reports whether no handler has the upstream at present: neither in its own
-// list nor brought by requests. Watches of several handlers can share a target, and only
-// one of them reports its changes.
-func (w *watch) isPast() bool {
-	if w.past == nil || !w.past() {
+// isStale reports whether no handler has the upstream of a monitor of s at present:
+// neither in its own list nor brought by requests. Monitors of several handlers can share
+// a target, and only one of them reports its changes.
+func (s *Selection) isStale(m *monitor.Monitor) bool {
+	if !s.isPast(m.Upstream.Dial) {
 		return false
 	}
 	app := newestApp()
 	if app == nil {
 		return true
 	}
-	for _, s := range app.all() {
-		for _, other := range s.allWatches() {
-			if other != w && other.target == w.target && (other.past == nil || !other.past()) {
+	for _, other := range app.all() {
+		for _, w := range other.allWatches() {
+			if w != m && w.Target == m.Target && !other.isPast(w.Upstream.Dial) {
 				return false
 			}
 		}
 	}
 	return true
+}
+
+// isPast reports whether s does not list the upstream at a dial address, and requests no
+// longer bring it.
+func (s *Selection) isPast(dial string) bool {
+	return s.byDial[dial] == nil && s.dynamic != nil && s.dynamic.isPast(dial)
 }

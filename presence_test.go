@@ -24,15 +24,12 @@ func (n *network) kill(addresses ...string) {
 
 // told returns what was told by events, in order.
 func (p *policy) told() (events []string) {
-	a := p.app.events
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, e := range a.queue {
-		switch e.name {
+	for _, e := range p.emitted() {
+		switch e.Name {
 		case "fail_open":
-			events = append(events, fmt.Sprintf("fail_open %v", e.data["active"]))
+			events = append(events, fmt.Sprintf("fail_open %v", e.Data["active"]))
 		default:
-			events = append(events, fmt.Sprintf("%s %v", e.name, e.data["upstream"]))
+			events = append(events, fmt.Sprintf("%s %v", e.Name, e.Data["upstream"]))
 		}
 	}
 	return events
@@ -43,8 +40,8 @@ func (p *policy) told() (events []string) {
 func (p *policy) gauges() string {
 	states, failOpen, shown := make(map[string]int), false, make(map[string]bool)
 	for _, e := range p.entries(filter{}) {
-		if !e.past && !shown[e.Upstream] { // one of several pools can be shown once for each
-			states[e.state()]++
+		if !e.Past && !shown[e.Upstream] { // one of several pools can be shown once for each
+			states[e.State()]++
 		}
 		shown[e.Upstream] = true
 		failOpen = failOpen || e.FailOpen
@@ -161,7 +158,7 @@ func TestPast_LookingChangesNothing(t *testing.T) {
 		if got, want := p.gauges(), "0 up, 1 down, fail_open true"; got != want {
 			t.Errorf("%s, want %s", got, want)
 		}
-		_ = p.tally.selections()
+		_ = p.counters.Selections()
 		if !maps.Equal(states(), before) {
 			t.Error("to look made snapshots")
 		}
@@ -275,7 +272,7 @@ func TestPast_SurvivesReloads(t *testing.T) {
 		why := func() map[string]string {
 			all := make(map[string]string)
 			for _, e := range next.entries(filter{}) {
-				all[e.Upstream] = fmt.Sprintf("past %v: %s", e.past, e.Why)
+				all[e.Upstream] = fmt.Sprintf("past %v: %s", e.Past, e.Why)
 			}
 			return all
 		}

@@ -8,10 +8,12 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"maps"
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -19,50 +21,81 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/spf13/cobra"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
-// What the README says is so, as far as a program can tell.
+// What README.md and the pages of docs say is so, as far as a program can tell.
 
-// block is a piece of the README between fences.
+// document is a Markdown file.
+type document struct{ path, text string }
+
+// block is a piece of a document between fences.
 type block struct {
+	path     string
 	line     int
 	language string
 	text     string
 }
 
-func (b block) String() string { return fmt.Sprintf("README.md:%d", b.line) }
+func (b block) String() string { return fmt.Sprintf("%s:%d", b.path, b.line) }
 
-// table is one of the README, without its first line.
+// readmeTable is a table of a document, without its first line.
 type readmeTable struct {
+	path  string
 	line  int
 	about string // the line of text before it
 	head  []string
 	rows  [][]string
 }
 
-// readme returns the text, the blocks and the tables of the README.
-func readme(t *testing.T) (text string, blocks []block, tables []readmeTable) {
+func (r readmeTable) String() string { return fmt.Sprintf("%s:%d", r.path, r.line) }
+
+// documents returns the Markdown files that match one of the patterns.
+func documents(t *testing.T, patterns ...string) (found []document) {
 	t.Helper()
-	read, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
+	for _, pattern := range patterns {
+		paths, err := filepath.Glob(filepath.FromSlash(pattern))
+		if err != nil || len(paths) == 0 {
+			t.Fatalf("no documents %s: %v", pattern, err)
+		}
+		for _, path := range paths {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = append(found, document{filepath.ToSlash(path), strings.ReplaceAll(string(text), "\r\n", "\n")})
+		}
 	}
-	text = strings.ReplaceAll(string(read), "\r\n", "\n")
+	return found
+}
+
+// readme returns README.md and the pages of docs, in that order, with their blocks and
+// tables.
+func readme(t *testing.T) (found []document, blocks []block, tables []readmeTable) {
+	t.Helper()
+	found = documents(t, "README.md", "docs/*.md")
+	for _, d := range found {
+		b, r := d.parse(t)
+		blocks, tables = append(blocks, b...), append(tables, r...)
+	}
+	return found, blocks, tables
+}
+
+// parse returns the blocks and the tables of a document.
+func (d document) parse(t *testing.T) (blocks []block, tables []readmeTable) {
+	t.Helper()
 	var open *block
 	var table *readmeTable
 	about := ""
-	for i, line := range strings.Split(text, "\n") {
+	for i, line := range strings.Split(d.text, "\n") {
 		language, fence := strings.CutPrefix(line, "```")
 		switch {
 		case fence && open == nil:
-			open = &block{line: i + 1, language: language}
+			open = &block{path: d.path, line: i + 1, language: language}
 		case fence:
 			blocks = append(blocks, *open)
 			open = nil
@@ -72,7 +105,7 @@ func readme(t *testing.T) (text string, blocks []block, tables []readmeTable) {
 			cells := tableCells(line)
 			switch {
 			case table == nil:
-				table = &readmeTable{line: i + 1, about: about, head: cells}
+				table = &readmeTable{path: d.path, line: i + 1, about: about, head: cells}
 			case !strings.HasPrefix(line, "|---"):
 				table.rows = append(table.rows, cells)
 			}
@@ -88,7 +121,7 @@ func readme(t *testing.T) (text string, blocks []block, tables []readmeTable) {
 	if open != nil {
 		t.Fatalf("%s is never closed", open)
 	}
-	return text, blocks, tables
+	return blocks, tables
 }
 
 // tableCells returns what is between the bars of a line.
@@ -121,7 +154,7 @@ func headed(t *testing.T, title string, tables []readmeTable) (found []readmeTab
 		}
 	}
 	if len(found) == 0 {
-		t.Fatalf("the README has no table of each %s", title)
+		t.Fatalf("there is no table of each %s", title)
 	}
 	return found
 }
@@ -136,8 +169,8 @@ func coded(text string) (found []string) {
 	return found
 }
 
-// Every Caddyfile, and every piece of one, is a config that Caddy loads. The one that
-// shows the grammar is looked at below.
+// Caddy loads every Caddyfile, and every part of one. TestReadmeOptions reads the one
+// that shows the grammar.
 func TestReadmeCaddyfiles(t *testing.T) {
 	_, blocks, _ := readme(t)
 	for _, b := range in("caddyfile", blocks) {
@@ -154,7 +187,8 @@ func TestReadmeCaddyfiles(t *testing.T) {
 	}
 }
 
-// The config in JSON is loaded, and every other piece of JSON has the keys that it says.
+// Caddy loads the config in JSON. TestCaddyReadme compares all other JSON with what Caddy
+// prints.
 func TestReadmeJSON(t *testing.T) {
 	_, blocks, _ := readme(t)
 	for _, b := range in("json", blocks) {
@@ -164,7 +198,7 @@ func TestReadmeJSON(t *testing.T) {
 			continue
 		}
 		if value["handler"] == nil {
-			continue // compared with the real one by TestCaddyReadme
+			continue
 		}
 		var config *caddy.Config
 		err := json.Unmarshal([]byte(`{"apps": {"http": {"servers": {"site": {"routes": [{"handle": [`+b.text+`]}]}}}}}`), &config)
@@ -182,52 +216,79 @@ var (
 	allowed   = regexp.MustCompile(`unrecognized option 'nonsense': .*?(?: has |exec check has )(.*?)(?:, at |$)`)
 )
 
-// optionsOf returns the options that a parser says that there are.
+// optionsOf returns the options that an error of a parser lists.
 func optionsOf(t *testing.T, err error) []string {
 	t.Helper()
 	m := allowed.FindStringSubmatch(fmt.Sprint(err))
 	if m == nil {
-		t.Fatalf("which options there are is not said: %v", err)
+		t.Fatalf("no list of options in the error: %v", err)
 	}
 	return slices.Sorted(slices.Values(strings.Split(strings.ReplaceAll(m[1], " and ", ", "), ", ")))
 }
 
-// Every option of the tables exists, with its default, and no other one does. The same
-// goes for the grammar.
+// Each table of options has exactly the options that the code knows, and so has the
+// grammar. Defaults are those of the code.
 func TestReadmeOptions(t *testing.T) {
 	_, blocks, tables := readme(t)
 	parse := func(text string) error {
 		return new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\n" + text + "\n}"))
 	}
-	of := map[string][]string{ // by the line before the table
-		"":                 optionsOf(t, parse("nonsense")),
-		"Of `check http`:": optionsOf(t, parse("check http / {\nnonsense\n}")),
-	}
+	policy := optionsOf(t, parse("nonsense"))
 	var common []string
 	for field := range reflect.TypeFor[HealthCheck]().Fields() {
 		if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "" && name != "probe" {
 			common = append(common, name)
 		}
 	}
-	of["Of every `check`:"] = slices.Sorted(slices.Values(common))
+	const everyCheck = "## Options of every check"
+	of := map[string][]string{ // by the line before the table
+		"## Options":               policy,
+		"## Options of the policy": policy,
+		everyCheck:                 slices.Sorted(slices.Values(common)),
+		"## HTTP":                  optionsOf(t, parse("check http / {\nnonsense\n}")),
+		"## TCP":                   optionsOf(t, parse("check tcp {\nnonsense\n}")),
+		"## TLS":                   optionsOf(t, parse("check tls {\nnonsense\n}")),
+		"## gRPC":                  optionsOf(t, parse("check grpc {\nnonsense\n}")),
+	}
+	defaults, err := new(HealthCheck).resolve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	byDefault := map[string]string{
+		"interval": defaults.Interval.String(), "timeout": defaults.Timeout.String(),
+		"passes": fmt.Sprint(defaults.Passes), "fails": fmt.Sprint(defaults.Fails), "jitter": fmt.Sprintf("%.0f%%", 100*defaults.Jitter),
+	}
 
-	for _, table := range headed(t, "option", tables) {
-		want, special := of[table.about]
-		if !special {
-			want = of[""]
+	missing := maps.Clone(of)
+	for _, table := range tables {
+		if !strings.HasPrefix(table.head[0], "option") {
+			continue
 		}
+		want, known := of[table.about]
+		if !known {
+			t.Errorf("%s: what has these options is unknown: %q", table, table.about)
+			continue
+		}
+		delete(missing, table.about)
 		var got []string
 		for _, row := range table.rows {
 			for _, option := range coded(row[0]) {
 				if option, _, _ = strings.Cut(option, " "); option != "<uri>" {
 					got = append(got, option)
 				}
+				if value := byDefault[option]; table.about == everyCheck && value != "" && row[1] != value {
+					t.Errorf("%s: default of %s: got %s, want %s", table, option, row[1], value)
+				}
 			}
 		}
 		if slices.Sort(got); !slices.Equal(got, want) {
-			t.Errorf("README.md:%d: options: got %v, want %v", table.line, got, want)
+			t.Errorf("%s: options: got %v, want %v", table, got, want)
 		}
 	}
+	for about := range missing {
+		t.Errorf("there is no table of options after %q", about)
+	}
+
 	for _, b := range in("caddyfile", blocks) {
 		if !strings.HasPrefix(b.text, "lb_policy") {
 			continue
@@ -236,24 +297,8 @@ func TestReadmeOptions(t *testing.T) {
 		for _, m := range firstWord.FindAllStringSubmatch(b.text, -1) {
 			got = append(got, m[1])
 		}
-		if slices.Sort(got); !slices.Equal(got, of[""]) {
-			t.Errorf("%s: options: got %v, want %v", b, got, of[""])
-		}
-	}
-
-	defaults, err := new(HealthCheck).resolve()
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := map[string]string{
-		"interval": defaults.Interval.String(), "timeout": defaults.Timeout.String(),
-		"passes": fmt.Sprint(defaults.Passes), "fails": fmt.Sprint(defaults.Fails), "jitter": fmt.Sprintf("%.0f%%", 100*defaults.Jitter),
-	}
-	for _, table := range headed(t, "option", tables) {
-		for _, row := range table.rows {
-			if name := strings.Trim(row[0], "`"); want[name] != "" && table.about == "Of every `check`:" && row[1] != want[name] {
-				t.Errorf("default of %s: got %s, want %s", name, row[1], want[name])
-			}
+		if slices.Sort(got); !slices.Equal(got, policy) {
+			t.Errorf("%s: options: got %v, want %v", b, got, policy)
 		}
 	}
 }
@@ -271,57 +316,37 @@ func TestReadmeKinds(t *testing.T) {
 	}
 }
 
-var metricDesc = regexp.MustCompile(`^Desc\{fqName: "([^"]*)".* variableLabels: \{(.*)\}\}$`)
-
-// Every metric exists, with its labels, and no other one does.
-func TestReadmeMetrics(t *testing.T) {
-	_, _, tables := readme(t)
-	descs := make(chan *prometheus.Desc, 100)
-	collector{}.Describe(descs)
-	checkDuration.Describe(descs)
-	close(descs)
-	var want, got []string
-	for d := range descs {
-		m := metricDesc.FindStringSubmatch(d.String())
-		if m == nil {
-			t.Fatalf("not understood: %s", d)
-		}
-		want = append(want, m[1]+"{"+m[2]+"}")
-	}
-	for _, table := range headed(t, "metric", tables) {
-		for _, row := range table.rows {
-			got = append(got, coded(row[0])...)
-		}
-	}
-	slices.Sort(want)
-	slices.Sort(got)
-	if want = slices.Compact(want); !slices.Equal(got, want) {
-		t.Errorf("metrics: got %q, want %q", got, want)
-	}
-}
-
-// Every command and every flag exists, and so does every part of the admin API; no
+// Every command and every flag exists, and so does every part of the admin API. No
 // other command does.
 func TestReadmeCommands(t *testing.T) {
-	_, _, tables := readme(t)
-	root := &cobra.Command{Use: "alive"}
-	addCommands(root)
+	_, blocks, tables := readme(t)
+	root := aliveCommand()
 	named := make(map[string]bool)
+	check := func(where fmt.Stringer, text string) {
+		name, _, _ := strings.Cut(text, " ")
+		cmd, _, err := root.Find([]string{name})
+		if err != nil || cmd == root {
+			t.Errorf("%s: there is no command %s: %v", where, name, err)
+			return
+		}
+		named[name] = true
+		for _, flag := range regexp.MustCompile(`--([a-z]+)`).FindAllStringSubmatch(text, -1) {
+			if cmd.Flag(flag[1]) == nil {
+				t.Errorf("%s: %s has no --%s", where, name, flag[1])
+			}
+		}
+	}
+	for _, b := range slices.Concat(in("sh", blocks), in("console", blocks)) {
+		for line := range strings.Lines(b.text) {
+			if text, found := strings.CutPrefix(strings.TrimPrefix(line, "$ "), "caddy alive "); found {
+				check(b, strings.TrimSpace(text))
+			}
+		}
+	}
+	clear(named) // the table has all of them
 	for _, table := range headed(t, "command", tables) {
 		for _, row := range table.rows {
-			text := strings.TrimPrefix(coded(row[0])[0], "caddy alive ")
-			name, _, _ := strings.Cut(text, " ")
-			cmd, _, err := root.Find([]string{name})
-			if err != nil || cmd == root {
-				t.Errorf("there is no command %s: %v", name, err)
-				continue
-			}
-			named[name] = true
-			for _, flag := range regexp.MustCompile(`--([a-z]+)`).FindAllStringSubmatch(text, -1) {
-				if cmd.Flag(flag[1]) == nil {
-					t.Errorf("%s has no --%s", name, flag[1])
-				}
-			}
+			check(table, strings.TrimPrefix(coded(row[0])[0], "caddy alive "))
 		}
 	}
 	for _, cmd := range root.Commands() {
@@ -337,61 +362,140 @@ func TestReadmeCommands(t *testing.T) {
 		for _, row := range table.rows {
 			_, path, _ := strings.Cut(coded(row[0])[0], " ")
 			if path, _, _ = strings.Cut(path, "?"); !slices.Contains(paths, strings.TrimSuffix(path, "[")) {
-				t.Errorf("the admin API has no %s, but %v", path, paths)
+				t.Errorf("%s: the admin API has no %s, but %v", table, path, paths)
 			}
 		}
 	}
 }
 
-// Every link within the repository leads somewhere, and every test that is named is there.
-func TestReadmeReferences(t *testing.T) {
-	text, _, tables := readme(t)
-	for _, m := range regexp.MustCompile(`\]\(([^)]*)\)`).FindAllStringSubmatch(text, -1) {
-		file, anchor, _ := strings.Cut(m[1], "#")
-		switch {
-		case strings.HasPrefix(file, "https://"):
-		case file != "":
-			if _, err := os.Stat(filepath.FromSlash(file)); err != nil {
-				t.Error(err)
+var (
+	markdownLink = regexp.MustCompile(`\]\(([^)]*)\)`)
+	fenced       = regexp.MustCompile("(?ms)^```.*?^```$")
+	heading      = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	notInAnchor  = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+)
+
+// hasAnchor reports whether a heading of a document can be linked to by that name.
+func (d document) hasAnchor(name string) bool {
+	return slices.ContainsFunc(heading.FindAllStringSubmatch(fenced.ReplaceAllString(d.text, ""), -1), func(m []string) bool {
+		return strings.ReplaceAll(notInAnchor.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-") == name
+	})
+}
+
+// Every link within the repository leads to a file or a heading. README.md is short. It
+// links to every page of docs, and the recipes link to every example.
+func TestReadmeLinks(t *testing.T) {
+	linked := make(map[string]bool)
+	for _, d := range documents(t, "*.md", "docs/*.md", "bench/results/README.md") {
+		for _, m := range markdownLink.FindAllStringSubmatch(fenced.ReplaceAllString(d.text, ""), -1) {
+			if strings.HasPrefix(m[1], "https://") {
+				continue
 			}
-		case !slices.ContainsFunc(regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1), func(heading []string) bool {
-			return strings.ReplaceAll(strings.ToLower(heading[1]), " ", "-") == anchor
-		}):
-			t.Errorf("there is no heading for #%s", anchor)
+			file, anchor, _ := strings.Cut(m[1], "#")
+			target := d.path
+			if file != "" {
+				target = path.Join(path.Dir(d.path), file)
+			}
+			linked[d.path+" "+target] = true
+			if _, err := os.Stat(filepath.FromSlash(target)); err != nil {
+				t.Errorf("%s: %v", d.path, err)
+			} else if anchor != "" && !documents(t, target)[0].hasAnchor(anchor) {
+				t.Errorf("%s: %s has no heading for #%s", d.path, target, anchor)
+			}
 		}
 	}
+	for _, page := range documents(t, "docs/*.md") {
+		if !linked["README.md "+page.path] {
+			t.Errorf("README.md has no link to %s", page.path)
+		}
+	}
+	examples, err := filepath.Glob("examples/*/Caddyfile")
+	if err != nil || len(examples) == 0 {
+		t.Fatalf("no examples: %v", err)
+	}
+	for _, example := range examples {
+		if !linked["docs/recipes.md "+filepath.ToSlash(example)] {
+			t.Errorf("docs/recipes.md has no link to %s", example)
+		}
+	}
+	if lines := strings.Count(documents(t, "README.md")[0].text, "\n"); lines > 300 {
+		t.Errorf("README.md has %d lines, want 300 at most", lines)
+	}
+}
 
+var (
+	testCommand = regexp.MustCompile("go (?:-C ([a-z0-9]+) )?test ([^`\n]+)")
+	ownFlag     = regexp.MustCompile(`flag\.\w+\("(\w+)"`)
+	testName    = regexp.MustCompile(`\b(?:Test|Benchmark|Fuzz)[A-Z]\w*`)
+	comparison  = regexp.MustCompile(`t\.Run\("[^"]*", beside`) // a part of TestCaddyBesideCore
+	goTestFlags = []string{"count", "run", "timeout", "v", "race", "bench", "benchtime"}
+)
+
+// testCode returns the tests of a package; those of all packages below it for "./...".
+func testCode(t *testing.T, dir, pattern string) string {
+	t.Helper()
+	pattern, below := strings.CutSuffix(pattern, "/...")
+	root := filepath.Join(dir, pattern)
 	var code strings.Builder
-	for _, pattern := range []string{"*_test.go", "probe/exec/*_test.go", "e2e/*_test.go"} {
-		files, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && path != root && !below:
+			return fs.SkipDir
+		case !strings.HasSuffix(path, "_test.go"):
+			return nil
 		}
-		for _, file := range files {
-			read, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
+		text, err := os.ReadFile(path)
+		code.Write(text)
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return code.String()
+}
+
+// Every test that is named exists. A command that runs tests finds them in the package
+// that it names, with its flags. The README compares as many problems as are measured.
+func TestReadmeTestCommands(t *testing.T) {
+	all := testCode(t, ".", "./...")
+	commands := 0
+	for _, d := range documents(t, "*.md", "docs/*.md", "bench/results/README.md") {
+		for _, name := range testName.FindAllString(d.text, -1) {
+			if !strings.Contains(all, "func "+name) {
+				t.Errorf("%s: there is no %s", d.path, name)
 			}
-			code.Write(read)
+		}
+		for _, m := range testCommand.FindAllStringSubmatch(d.text, -1) {
+			commands++
+			args := strings.Fields(m[2])
+			code := testCode(t, m[1], args[len(args)-1])
+			for i, arg := range args {
+				flag, isFlag := strings.CutPrefix(arg, "-")
+				flag, _, _ = strings.Cut(flag, "=")
+				switch {
+				case flag == "run":
+					if !regexp.MustCompile(`func Test\w*` + strings.TrimPrefix(strings.Trim(args[i+1], "'^$"), "Test")).MatchString(code) {
+						t.Errorf("%s: %q: no such test there", d.path, m[0])
+					}
+				case isFlag && !slices.Contains(goTestFlags, flag) && !slices.ContainsFunc(ownFlag.FindAllStringSubmatch(code, -1), func(m []string) bool { return m[1] == flag }):
+					t.Errorf("%s: %q: no flag -%s there", d.path, m[0], flag)
+				}
+			}
 		}
 	}
-	for _, name := range regexp.MustCompile(`\b(?:Test|Benchmark)[A-Z]\w*`).FindAllString(text, -1) {
-		if !strings.Contains(code.String(), "func "+name) {
-			t.Errorf("there is no %s", name)
-		}
+	if commands == 0 {
+		t.Error("no command that runs tests was found")
 	}
-	for _, table := range headed(t, "problem", tables) {
-		for _, row := range table.rows {
-			part := strings.ReplaceAll(coded(row[len(row)-1])[0], "_", " ")
-			if !strings.Contains(code.String(), fmt.Sprintf("t.Run(%q, beside", part)) {
-				t.Errorf("TestCaddyBesideCore has no part %q", part)
-			}
-		}
+	_, _, tables := readme(t)
+	if got, want := len(headed(t, "problem", tables)[0].rows), len(comparison.FindAllString(all, -1)); got != want {
+		t.Errorf("problems of Caddy alone: got %d, want %d", got, want)
 	}
 }
 
-// Every option says what it is, in words that do not begin with a name of the code: they
-// become a part of Caddy's own documentation.
+// Every option is documented, in sentences that do not begin with its Go name, because
+// they become part of Caddy's own documentation.
 func TestFieldDocs(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil {
@@ -434,10 +538,10 @@ func TestFieldDocs(t *testing.T) {
 	}
 }
 
-// The quickstart and the commands, the log, the list and the metrics that the README
-// shows of it are what one gets, but for times and for who is first.
+// The quickstart gives the answers, the log lines, the output of commands, the list and
+// the metrics that README.md and docs show. Times and the first upstream may differ.
 func TestCaddyReadme(t *testing.T) {
-	_, blocks, _ := readme(t)
+	_, blocks, tables := readme(t)
 	ports := make(map[string]string)
 	var there, here []string // addresses as in the README, and those of this test
 	for _, port := range []string{"9001", "9002", "9003"} {
@@ -483,7 +587,7 @@ func TestCaddyReadme(t *testing.T) {
 		case strings.HasPrefix(b.text, "$ for i in 1 2 3 4 5 6; do curl -sk https://localhost:8443/; done\n"):
 			want := strings.Split(strings.TrimSpace(b.text), "\n")[1:]
 			var got []string
-			// who is first is left to chance, and a verdict takes effect a moment later
+			// the first upstream is random, and a verdict takes effect a moment later
 			if !poll(patience, func() bool {
 				for range want {
 					if ask(client, c.secure()).body == want[len(want)-1]+"\n" {
@@ -519,7 +623,7 @@ func TestCaddyReadme(t *testing.T) {
 				t.Fatal(err)
 			}
 			eventually(t, patience, "it is down, and nothing is in flight", func() bool {
-				return is(health.Down, second) && !slices.ContainsFunc(c.entries(nil), func(e entry) bool { return e.Requests != 0 })
+				return is(health.Down, second) && !slices.ContainsFunc(c.entries(nil), func(e view.Upstream) bool { return e.Requests != 0 })
 			})
 			var got strings.Builder
 			for line := range strings.Lines(b.text) {
@@ -553,6 +657,7 @@ func TestCaddyReadme(t *testing.T) {
 				"consecutive_fails", "last", "last_failed", "recent_ms", "next")
 		case strings.HasPrefix(b.text, "$ curl -s localhost:2019/metrics"):
 			_, text := c.call(http.MethodGet, "/metrics", nil, "")
+			wantMetrics(t, text, tables)
 			for line := range strings.Lines(asShown.Replace(text)) {
 				metrics = append(metrics, line[:strings.LastIndex(line, " ")])
 			}
@@ -567,7 +672,49 @@ func TestCaddyReadme(t *testing.T) {
 		}
 	}
 	if metrics == nil {
-		t.Error("the README shows no metrics")
+		t.Error("no metrics are shown")
+	}
+}
+
+var (
+	histogram = regexp.MustCompile(`(?m)^# TYPE (caddy_alive_\w+) histogram$`)
+	series    = regexp.MustCompile(`(?m)^(caddy_alive_\w+)\{(.*)\} `)
+	labelName = regexp.MustCompile(`(\w+)="`)
+	ofTable   = regexp.MustCompile(`^(\w+)\{(.*)\}$`)
+)
+
+// wantMetrics fails the test unless the tables have exactly the metrics of an answer of
+// Caddy, with their labels.
+func wantMetrics(t *testing.T, answer string, tables []readmeTable) {
+	t.Helper()
+	for _, m := range histogram.FindAllStringSubmatch(answer, -1) {
+		answer = regexp.MustCompile(m[1]+`_(bucket|sum|count)\b`).ReplaceAllString(answer, m[1])
+	}
+	var want, got []string
+	for _, m := range series.FindAllStringSubmatch(answer, -1) {
+		var labels []string
+		for _, label := range labelName.FindAllStringSubmatch(m[2], -1) {
+			if label[1] != "le" {
+				labels = append(labels, label[1])
+			}
+		}
+		want = append(want, fmt.Sprint(m[1], labels))
+	}
+	for _, table := range headed(t, "metric", tables) {
+		for _, row := range table.rows {
+			m := ofTable.FindStringSubmatch(coded(row[0])[0])
+			if m == nil {
+				t.Fatalf("%s: not a metric with labels: %s", table, row[0])
+			}
+			labels := strings.Split(m[2], ",")
+			slices.Sort(labels)
+			got = append(got, fmt.Sprint(m[1], labels))
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if want = slices.Compact(want); !slices.Equal(got, want) {
+		t.Errorf("metrics: got %q, want %q", got, want)
 	}
 }
 

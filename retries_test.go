@@ -4,7 +4,6 @@ package alive
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 // TestRetries_LeastRecentlyFailedFirst: those that are down are tried after all that
@@ -34,8 +34,8 @@ func TestRetries_LeastRecentlyFailedFirst(t *testing.T) {
 					p.decide("????????"[:i] + "d")
 					time.Sleep(time.Second)
 				}
-				p.set(5, change{mode: new(modeMaintenance)})
-				p.set(6, change{mode: new(modeDrain)})
+				p.set(5, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
+				p.set(6, settings.Change{Mode: new(settings.Mode(settings.Drain))})
 				p.upstreams[7].MaxRequests = 1
 				setRequests(p.upstreams[7], 1)
 				if got := p.picks(same(), 8); !slices.Equal(got, tc.want) {
@@ -187,100 +187,4 @@ func TestRetries_OverDynamicPoolsAskTheDown(t *testing.T) {
 			t.Errorf("tried %v, want the one that is down at last", got)
 		}
 	})
-}
-
-// TestCaddyRetries_ADownOneThatIsBackAnswers is the case of an upstream that was down,
-// is up again without a probe that has seen it, and the only other one stops.
-func TestCaddyRetries_ADownOneThatIsBackAnswers(t *testing.T) {
-	backends := startBackends(t, "a", "b")
-	a, b := backends[0], backends[1]
-	b.set(refusing)
-	c := startCaddy(t, fmt.Sprintf(`
-http:// {
-	reverse_proxy %s {
-		lb_policy alive {
-			check http /healthz {
-				interval 10m
-				fast_interval 10m
-			}
-		}
-		lb_retries 2
-		transport http {
-			keepalive off
-		}
-	}
-}`, addresses(backends...)))
-	eventually(t, patience, "a verdict on both", func() bool { return is(health.Up, a.addr) && is(health.Down, b.addr) })
-	client := c.plain()
-	if got := tally(client, c.url(), 10); got["a"] != 10 {
-		t.Fatalf("served by %v, want a alone", got)
-	}
-	b.set(well)
-	a.set(refusing)
-	if got := tally(client, c.url(), 120); got["b"] != 120 {
-		t.Errorf("served by %v, want b always: it is asked when the other has failed", got)
-	}
-}
-
-// TestCaddyFailOpen_ByCaddysOwnHealth runs the two ways by which Caddy's own health
-// leaves no upstream, and looks at what people see: the list, the metric, the event and
-// the log, and that health_uri beside the policy is a warning.
-func TestCaddyFailOpen_ByCaddysOwnHealth(t *testing.T) {
-	for _, tc := range []struct {
-		name, options string
-		warns         bool
-	}{
-		{"passive", "fail_duration 30s\nmax_fails 1\nunhealthy_latency 1ns", false},
-		{"a leftover health_uri", "health_uri /gone\nhealth_interval 50ms\nhealth_status 418", true},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			if tc.warns && !mayCheckItself {
-				t.Skip("the race detector finds that Caddy's health checks emit events before its events app starts")
-			}
-			record(t, nil)
-			backends := startBackends(t, "a", "b")
-			c := startOperated(t, recordEvents, fmt.Sprintf(`
-http:// {
-	reverse_proxy %s {
-		lb_policy alive /healthz {
-			name shop
-		}
-		%s
-	}
-}`, addresses(backends...), tc.options))
-			eventually(t, patience, "both are up", func() bool { return statuses(backends[0].addr, backends[1].addr)[health.Up] == 2 })
-			client := c.plain()
-			eventually(t, patience, "the last resort", func() bool {
-				if got := tally(client, c.url(), 4); got["error"] > 0 {
-					t.Fatalf("served by %v, want no error", got)
-				}
-				return c.one(backends[0].addr).FailOpen
-			})
-			const why = "up, but Caddy's own health checks hold it unhealthy; gets requests all the same, as the last resort: no upstream serves"
-			for _, b := range backends {
-				if e := c.one(b.addr); e.Why != why || e.Serving || e.EffectiveWeight != 1 {
-					t.Errorf("entry %+v, want it to get requests, and to say: %s", e, why)
-				}
-			}
-			c.wantMetrics("as the last resort", map[string]float64{`pool_fail_open{pool="shop"}`: 1})
-			tally(client, c.url(), 4)
-			eventually(t, patience, "one event", func() bool {
-				recorded.Lock()
-				defer recorded.Unlock()
-				events := 0
-				for _, e := range recorded.events {
-					if e.Name() == "fail_open" && e.Data["active"] == true {
-						events++
-					}
-				}
-				return events == 1
-			})
-			if lines := c.lines("Caddy's own health checks hold every upstream unhealthy that is alive"); len(lines) != 1 {
-				t.Errorf("%d lines, want one", len(lines))
-			}
-			if got := len(c.lines("lb_policy alive has health checks of its own, and the handler has Caddy's")) > 0; got != tc.warns {
-				t.Errorf("warned of health_uri: %v, want %v", got, tc.warns)
-			}
-		})
-	}
 }

@@ -19,6 +19,11 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
 // Selection is a policy that selects upstreams in turn among those that are
@@ -96,7 +101,7 @@ type Selection struct {
 	indexing  sync.Once
 	byShown   map[string]*member // those whose dial address is not what operators name; after indexing
 	dynamic   *dynamic
-	transport *transport
+	transport *monitor.Transport
 	rules     rules
 	inner     reverseproxy.Selector // picks instead of round robin, if set
 	selects   string                // the name of inner
@@ -111,14 +116,14 @@ type Selection struct {
 	unloaded     <-chan struct{} // closed when the config ends
 	exiting      <-chan struct{} // closed when the process begins to exit; requests are not held then
 
-	tally    *poolTally
+	counters *telemetry.PoolCounters
 	counting sync.Mutex // held while a snapshot succeeds another
 	retired  []retired  // guarded by counting
 
 	watchesMu sync.Mutex
-	watches   []*watch     // all there are; guarded by watchesMu
-	running   atomic.Bool  // probes run, so that changes are news; changed under watchesMu
-	said      atomic.Int32 // the mood that was last logged
+	watches   []*monitor.Monitor // all there are; guarded by watchesMu
+	running   atomic.Bool        // probes run, so that changes are news; changed under watchesMu
+	said      atomic.Int32       // the mood that was last logged
 
 	first   uint64 // the ticket with which the first snapshot begins
 	current atomic.Pointer[snapshot]
@@ -202,7 +207,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		if same := slices.IndexFunc(s.Checks[:i], check.equal); same >= 0 {
 			return fmt.Errorf("checks: position %d is the same as position %d", i, same)
 		}
-		s.hold = min(max(s.hold, check.settings.Timeout), maxHold)
+		s.hold = min(max(s.hold, check.resolved.Settings.Timeout), maxHold)
 	}
 	if err := labelChecks(s.Checks); err != nil {
 		return err
@@ -216,7 +221,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		return err
 	}
 
-	if s.transport, err = newTransport(ctx, s.proxy); err != nil {
+	if s.transport, err = monitor.NewTransport(ctx, s.proxy); err != nil {
 		return err
 	}
 	if err := s.gather(); err != nil {
@@ -224,7 +229,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	s.dynamic = newDynamic(s) // before the first change of a status can be told
 	for _, w := range s.watches {
-		w.follow(s.refresh)
+		w.Subscribe(s.refresh)
 	}
 	s.refresh()
 	if err := s.resumeDynamic(); err != nil {
@@ -290,7 +295,7 @@ func resolveHold(hold time.Duration) (time.Duration, error) {
 	if hold == 0 {
 		return 0, nil
 	}
-	return hold, validateDuration("hold", hold, minHold, math.MaxInt64)
+	return hold, limits.Duration("hold", hold, limits.MinHold, math.MaxInt64)
 }
 
 // canSelect reports whether a policy can pick among the upstreams alive.
@@ -349,14 +354,14 @@ func selectable() []string {
 // resolve returns the window and the floor, or what is wrong with them.
 func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
 	window, floor = time.Duration(c.Window), defaultFloor
-	if window <= 0 || window > maxDuration {
-		return 0, 0, fmt.Errorf("slow_start needs a window above 0 and not longer than %s", maxDuration)
+	if window <= 0 || window > limits.MaxDuration {
+		return 0, 0, fmt.Errorf("slow_start needs a window above 0 and not longer than %s", limits.MaxDuration)
 	}
-	if err := validateDuration("slow_start: window", window, minRampWindow, maxDuration); err != nil {
+	if err := limits.Duration("slow_start: window", window, limits.MinRampWindow, limits.MaxDuration); err != nil {
 		return 0, 0, err
 	}
 	if c.Floor != "" {
-		percent, err := parsePercent(c.Floor)
+		percent, err := limits.Percent(c.Floor)
 		if err != nil {
 			return 0, 0, fmt.Errorf("slow_start: floor %v", err)
 		}
@@ -373,7 +378,7 @@ func parseFailOpen(text string) (failOpen, error) {
 	case "off":
 		return failOpen{never: true}, nil
 	}
-	percent, err := parsePercent(text)
+	percent, err := limits.Percent(text)
 	if err != nil {
 		return failOpen{}, fmt.Errorf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", text)
 	}
@@ -399,7 +404,7 @@ func (s *Selection) Cleanup() error {
 	if s.dynamic != nil {
 		s.dynamic.close()
 		if s.dynamic.key != "" {
-			_, err := watchLists.Delete(s.dynamic.key)
+			_, err := shared.WatchLists.Delete(s.dynamic.key)
 			errs = append(errs, err)
 		}
 	}
@@ -407,14 +412,14 @@ func (s *Selection) Cleanup() error {
 		s.app.disown(s)
 	}
 	for _, w := range s.run(false) {
-		errs = append(errs, w.forget())
+		errs = append(errs, w.Release())
 	}
 	return errors.Join(errs...)
 }
 
 // run tells s whether its probes run, those of watches to come included, and
 // returns all there are now.
-func (s *Selection) run(running bool) []*watch {
+func (s *Selection) run(running bool) []*monitor.Monitor {
 	s.watchesMu.Lock()
 	defer s.watchesMu.Unlock()
 	s.running.Store(running)
@@ -422,7 +427,7 @@ func (s *Selection) run(running bool) []*watch {
 }
 
 // allWatches returns the watches that there are now.
-func (s *Selection) allWatches() []*watch {
+func (s *Selection) allWatches() []*monitor.Monitor {
 	s.watchesMu.Lock()
 	defer s.watchesMu.Unlock()
 	return slices.Clone(s.watches)

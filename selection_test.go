@@ -27,6 +27,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
 // setHealthy and setRequests do what Caddy's own checks and its handler do. There
@@ -47,6 +48,7 @@ type policy struct {
 	*Selection
 	targets []*health.Target
 	logs    *observer.ObservedLogs
+	events  []telemetry.Event // see emitted
 	unload  context.CancelFunc
 }
 

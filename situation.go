@@ -3,7 +3,6 @@
 package alive
 
 import (
-	"sync"
 	"sync/atomic"
 
 	"go.uber.org/zap"
@@ -212,75 +211,12 @@ func (s *Selection) replaceMood(said *atomic.Int32, now mood) bool {
 // tellFailOpen tells operators when a pool begins to ignore health, and when it does
 // no longer: once, if several handlers have it.
 func (s *Selection) tellFailOpen(before, now mood) {
-	if before.ignoresHealth() == now.ignoresHealth() || s.tally == nil {
+	if before.ignoresHealth() == now.ignoresHealth() || s.counters == nil {
 		return
 	}
 	delta := 1
 	if !now.ignoresHealth() {
 		delta = -1
 	}
-	s.tally.failOpen.add(s, delta)
-	s.tally.failOpen.tell(func(active bool) { s.app.announcer().failedOpen(s.pool, active) })
-}
-
-// failOpenTally is how many pools of one name ignore health, in all handlers and
-// configs of the process, and what was told of that.
-type failOpenTally struct {
-	mu      sync.Mutex         // guards what follows
-	pools   map[*Selection]int // how many of each policy do
-	told    bool               // that they do
-	telling bool               // a goroutine is at it
-}
-
-// join has a policy count.
-func (f *failOpenTally) join(s *Selection) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.pools == nil {
-		f.pools = make(map[*Selection]int)
-	}
-	f.pools[s] = 0
-}
-
-// leave has a policy count no more, whatever it may still find out.
-func (f *failOpenTally) leave(s *Selection) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	delete(f.pools, s)
-}
-
-// add changes how many pools of a policy ignore health.
-func (f *failOpenTally) add(s *Selection, delta int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if n, counts := f.pools[s]; counts {
-		f.pools[s] = n + delta
-	}
-}
-
-// sum returns how many pools ignore health. f.mu must be held.
-func (f *failOpenTally) sum() (n int) {
-	for _, pools := range f.pools {
-		n += pools
-	}
-	return n
-}
-
-// tell calls emit with what is not told yet, without any lock held. One goroutine at a
-// time does it, and looks again after each call: else two could be overtaken on their
-// way, and what is told last would not be what holds.
-func (f *failOpenTally) tell(emit func(active bool)) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.telling {
-		return
-	}
-	f.telling = true
-	for active := f.sum() > 0; active != f.told; active = f.sum() > 0 {
-		f.told = active
-		f.mu.Unlock()
-		emit(active)
-		f.mu.Lock()
-	}
-	f.telling = false
+	s.counters.AddFailOpen((*picks)(s), delta, func(active bool) { s.app.eventQueue().FailOpen(s.pool, active) })
 }

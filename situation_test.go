@@ -7,11 +7,13 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // counted has a policy count for its pool, so that its events are told.
@@ -35,23 +37,28 @@ func setAllHealthy(pool reverseproxy.UpstreamPool, healthy string) {
 	}
 }
 
+// emitted returns the events that the app of the policy has emitted.
+func (p *policy) emitted() []telemetry.Event {
+	for e, ok := p.app.events.Next(); ok; e, ok = p.app.events.Next() {
+		p.events = append(p.events, e)
+	}
+	return p.events
+}
+
 // failOpenEvents returns what the events said of fail-open, and takes them.
 func (p *policy) failOpenEvents() (active []bool) {
-	events := p.app.events
-	events.mu.Lock()
-	defer events.mu.Unlock()
-	for _, e := range events.queue {
-		if e.name == "fail_open" {
-			active = append(active, e.data["active"].(bool))
+	for _, e := range p.emitted() {
+		if e.Name == "fail_open" {
+			active = append(active, e.Data["active"].(bool))
 		}
 	}
-	events.queue = nil
+	p.events = nil
 	return active
 }
 
 // failsOpen reports what the list, and so the page and the metrics, says.
 func (p *policy) failsOpen() bool {
-	return slices.ContainsFunc(p.entries(filter{}), func(e entry) bool { return e.FailOpen })
+	return slices.ContainsFunc(p.entries(filter{}), func(e view.Upstream) bool { return e.FailOpen })
 }
 
 const (
@@ -228,7 +235,7 @@ func TestSituation_AgreesWithPicks(t *testing.T) {
 						p.decide(strings.Repeat("?", i) + string("ud"[rng.IntN(2)]))
 					}
 				default:
-					p.set(i, change{mode: new([]mode{modeReady, modeReady, modeDrain, modeMaintenance}[rng.IntN(4)])})
+					p.set(i, settings.Change{Mode: new([]settings.Mode{settings.Ready, settings.Ready, settings.Drain, settings.Maintenance}[rng.IntN(4)])})
 				}
 				entries := p.entries(filter{})
 				var total float64
@@ -251,7 +258,7 @@ func TestSituation_AgreesWithPicks(t *testing.T) {
 					if text := e.Why; got[i] == 0 && (strings.Contains(text, "gets requests all the same") || strings.HasPrefix(text, "up: ")) {
 						t.Errorf("seed %d, step %d: %s got no requests, but the list says: %s", seed, step, e.Upstream, text)
 					}
-					if e.Serving && (got[i] == 0 || e.Status != "up" || e.Mode != modeReady || !p.upstreams[i].Healthy()) {
+					if e.Serving && (got[i] == 0 || e.Status != "up" || e.Mode != settings.Ready || !p.upstreams[i].Healthy()) {
 						t.Errorf("seed %d, step %d: %s is not serving: %+v", seed, step, e.Upstream, e)
 					}
 				}
@@ -259,8 +266,8 @@ func TestSituation_AgreesWithPicks(t *testing.T) {
 				if said := mood(p.said.Load()); said != now.mood {
 					t.Fatalf("seed %d, step %d: the mood that was told is %d, want %d", seed, step, said, now.mood)
 				}
-				if failing := p.failsOpen(); failing != (p.tally.failOpen.count() > 0) {
-					t.Fatalf("seed %d, step %d: the list says fail-open %v, and %d are counted", seed, step, failing, p.tally.failOpen.count())
+				if failing := p.failsOpen(); failing != (p.counters.FailOpen() > 0) {
+					t.Fatalf("seed %d, step %d: the list says fail-open %v, and %d are counted", seed, step, failing, p.counters.FailOpen())
 				}
 			}
 		})
@@ -275,7 +282,7 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 		healthy   string
 		weights   []int
 		configure func(*Selection)
-		modes     map[int]mode
+		modes     map[int]settings.Mode
 		draining  int // the first of them ask for no new requests
 		want      []string
 		serving   string
@@ -314,7 +321,7 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 		},
 		{
 			rule: "drained, and down or unhealthy", verdicts: "duu", healthy: "101", weights: []int{1, 1, 1},
-			modes: map[int]mode{0: modeDrain, 1: modeDrain},
+			modes: map[int]settings.Mode{0: settings.Drain, 1: settings.Drain},
 			want: []string{
 				"draining since …, and check 'test' failed: sick: no requests",
 				"draining since …, and Caddy's own health checks hold it unhealthy: no requests",
@@ -324,7 +331,7 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 		},
 		{
 			rule: "the last ones are drained", verdicts: "uu?d", healthy: "1111", weights: []int{1, -1, 1, 1},
-			modes: map[int]mode{0: modeDrain, 1: modeDrain, 2: modeDrain},
+			modes: map[int]settings.Mode{0: settings.Drain, 1: settings.Drain, 2: settings.Drain},
 			want: []string{
 				"draining since …, but gets requests, since no other upstream serves",
 				"draining since …: no new requests while another upstream can take them",
@@ -374,7 +381,7 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 				refuse(p.targets[i], true)
 			}
 			for i, m := range tc.modes {
-				p.set(i, change{mode: new(m)})
+				p.set(i, settings.Change{Mode: new(m)})
 			}
 			for i, e := range p.entries(filter{}) {
 				before, after, cut := strings.Cut(tc.want[i], "…")
@@ -392,78 +399,32 @@ func TestWhy_SaysWhatHappens(t *testing.T) {
 // TestWhy_MergesWhatDiffers: of a row that stands for several handlers, each sentence
 // is there once, and those of handlers for which it serves come first.
 func TestWhy_MergesWhatDiffers(t *testing.T) {
-	e := entry{Why: "down"}
-	for _, other := range []entry{{Why: "down"}, {Why: "up", Serving: true}, {Why: "up", Serving: true}, {Why: "draining"}} {
-		e.merge(other)
+	e := view.Upstream{Why: "down"}
+	for _, other := range []view.Upstream{{Why: "down"}, {Why: "up", Serving: true}, {Why: "up", Serving: true}, {Why: "draining"}} {
+		e.Merge(other)
 	}
 	if want := "up; elsewhere in this pool: down; elsewhere in this pool: draining"; e.Why != want || !e.Serving {
 		t.Errorf("%q, serving %v; want %q and true", e.Why, e.Serving, want)
 	}
 }
 
-// TestFailOpenTally_TellsEveryOther: whatever happens at once, what is told begins with
-// a beginning, alternates, and ends with what holds. What left does not count.
-func TestFailOpenTally_TellsEveryOther(t *testing.T) {
-	for range 200 {
-		var f failOpenTally
-		var told []bool // one goroutine at a time tells, so it needs no lock
-		tell := func() {
-			f.tell(func(active bool) {
-				time.Sleep(rand.N(20 * time.Microsecond)) // others may overtake
-				told = append(told, active)
-			})
-		}
-		policies := make([]*Selection, 4)
-		for i := range policies {
-			policies[i] = new(Selection)
-			f.join(policies[i])
-		}
-		var wg sync.WaitGroup
-		for i, s := range policies {
-			wg.Go(func() {
-				for range 5 {
-					f.add(s, 1)
-					tell()
-					f.add(s, -1)
-					tell()
-				}
-				f.add(s, 1)
-				tell()
-				if i > 0 {
-					f.leave(s)
-					tell()
-					f.add(s, 1) // by a request that is late
-					tell()
-				}
-			})
-		}
-		wg.Wait()
-		if f.count() != 1 {
-			t.Fatalf("%d ignore health, want the one that did not leave", f.count())
-		}
-		f.leave(policies[0])
-		tell()
-		for i, active := range told {
-			if active != (i%2 == 0) {
-				t.Fatalf("told %v, want beginnings and ends in turn", told)
-			}
-		}
-		if len(told)%2 != 0 {
-			t.Fatalf("told %v, want an end at last", told)
-		}
-	}
-}
-
 // TestFailOpenEvents_OverReloads: of a pool that goes on ignoring health in the next
 // config nothing is told; what several handlers do is told once.
 func TestFailOpenEvents_OverReloads(t *testing.T) {
-	shared := []func(*Selection){following(t), counted(t)}
-	old := newPolicy(t, "d", shared...)
-	twin := newPolicy(t, "d", append(shared, func(s *Selection) { s.app = old.app })...)
-	next := newPolicy(t, "d", append(shared, func(s *Selection) { s.app = old.app })...)
+	join := func(s *Selection) {
+		if err := s.joinPool(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := newPolicy(t, "d", following(t), join)
+	beside := func(s *Selection) { s.app = old.app }
+	twin := newPolicy(t, "d", following(t), join, beside)
+	next := newPolicy(t, "d", following(t), counted(t), beside)
 	for _, s := range []*Selection{old.Selection, twin.Selection} {
-		s.tally.failOpen.leave(s) // which Cleanup does
-		s.tellFailOpen(fine, lastResort)
+		if err := s.leavePool(); err != nil {
+			t.Error(err)
+		}
+		s.tellFailOpen(fine, lastResort) // by a request that is late
 	}
 	if got := old.failOpenEvents(); !slices.Equal(got, []bool{true}) {
 		t.Errorf("fail_open events %v, want that it began", got)
@@ -486,9 +447,9 @@ func TestFailOpenEvents_OfForgottenPools(t *testing.T) {
 	if p.unsay(&known.set.said) {
 		t.Error("there was something to take back of one that is forgotten")
 	}
-	before := p.tally.failOpen.count()
+	before := p.counters.FailOpen()
 	p.announce(&known.set.said, func() situation { return situation{mood: lastResort} }, p.names)
-	if got := p.tally.failOpen.count(); got != before || before != 1 {
+	if got := p.counters.FailOpen(); got != before || before != 1 {
 		t.Errorf("%d pools ignore health after the late request and %d before, want the proxy's own list", got, before)
 	}
 	if n := p.logs.FilterMessageSnippet("last resort").Len(); n != 2 {
@@ -508,11 +469,4 @@ func TestPick_OwnHealthCostsNoAllocation(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() { p.Select(p.upstreams, r, nil) }); n != 0 {
 		t.Errorf("%v allocations a pick, want 0", n)
 	}
-}
-
-// count returns how many pools ignore health.
-func (f *failOpenTally) count() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.sum()
 }

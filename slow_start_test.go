@@ -40,7 +40,7 @@ func startApp(t *testing.T, a *App) (end func()) {
 		a.end()
 		a.stop()
 		a.keeping.Wait()
-		a.keeper.wait()
+		a.keeper.Wait()
 	}
 }
 

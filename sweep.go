@@ -6,6 +6,8 @@ import (
 	"maps"
 	"slices"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
 
 const (
@@ -116,7 +118,7 @@ func (d *dynamic) sweep(now time.Duration) {
 	}
 	d.unlock()
 	d.takeBackPast()
-	var watches []*watch
+	var watches []*monitor.Monitor
 	for m := range gone {
 		watches = append(watches, m.watches...)
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -161,7 +162,7 @@ func TestWhichTargetsAreShared(t *testing.T) {
 			}
 		})
 	}
-	targets.Range(func(key, _ any) bool {
+	shared.Targets.Range(func(key, _ any) bool {
 		t.Errorf("a target is left: %v", key)
 		return true
 	})

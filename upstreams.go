@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 	"unicode"
 
@@ -18,6 +17,13 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // gather makes the members of the proxy's own list, and their watches.
@@ -26,11 +32,14 @@ func (s *Selection) gather() error {
 	for _, u := range s.upstreams {
 		// one that is listed twice counts twice, but is probed once
 		if s.byDial[u.Dial] == nil {
-			address := shownAddress(u.Dial)
+			address := monitor.DisplayAddress(u.Dial)
 			if err := checkSpaces(address); err != nil {
 				return fmt.Errorf("upstream %s: %v", u.Dial, err)
 			}
-			watches, err := s.watch(u.Dial, 0, false)
+			watches, untold, err := s.watch(u.Dial, 0, false)
+			for _, tell := range untold {
+				tell()
+			}
 			if err != nil {
 				return fmt.Errorf("upstream %s: %v", u.Dial, err)
 			}
@@ -93,24 +102,6 @@ func (s *Selection) gatherBackups() error {
 	return nil
 }
 
-// shownAddress returns a dial address as operators see it and name it: with the
-// placeholders replaced whose values cannot change while Caddy runs. Those of the
-// environment and of the system are such; a file can change, and so does the time.
-func shownAddress(dial string) string { return validText(constants().ReplaceKnown(dial, "")) }
-
-// constants returns a replacer that knows the placeholders whose values cannot
-// change while Caddy runs.
-func constants() *caddy.Replacer {
-	known, constant := caddy.NewReplacer(), caddy.NewEmptyReplacer()
-	constant.Map(func(key string) (any, bool) {
-		if strings.HasPrefix(key, "env.") || strings.HasPrefix(key, "system.") {
-			return known.Get(key)
-		}
-		return nil, false
-	})
-	return constant
-}
-
 // checkSpaces rejects an address with spaces, which no connection can be made to,
 // unless they are part of the path of a unix socket.
 func checkSpaces(address string) error {
@@ -128,82 +119,86 @@ func checkSpaces(address string) error {
 // placeholder is what can stand for a part of an address.
 var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
 
-// watch sets up the watches of the upstream at a dial address, none if what it
-// is depends on the request. If probes run, the first one follows after the
-// delay, and withAll is what [health.Target.Begin] says.
-func (s *Selection) watch(dial string, delay time.Duration, withAll bool) ([]*watch, error) {
-	address := constants().ReplaceKnown(dial, "")
-	if address == "" {
-		return nil, errors.New("its placeholders are empty")
-	}
+// watch sets up the monitors of the upstream at a dial address, none if how it is reached
+// depends on the request. If probes run, the first one follows after the delay, and withAll
+// is what [health.Target.Begin] says. Untold are log lines, to be written once the caller
+// holds no lock.
+func (s *Selection) watch(dial string, delay time.Duration, withAll bool) (watches []*monitor.Monitor, untold []func(), err error) {
 	provisioned := s.current.Load() != nil
 	unchecked := func(fields ...zap.Field) {
 		if provisioned && s.warned.Swap(true) {
 			return // so would be thousands more
 		}
-		s.logger.Warn("upstream cannot be checked: its address or TLS server name depends on the request or can change at any time; it counts as alive",
-			append(fields, zap.String("upstream", dial))...)
+		untold = append(untold, func() {
+			s.logger.Warn("upstream cannot be checked: its address or TLS server name depends on the request or can change at any time; it counts as alive",
+				append(fields, zap.String("upstream", dial))...)
+		})
 	}
-	if strings.Contains(address, "{") {
+	upstream, err := monitor.ParseUpstream(dial)
+	if errors.Is(err, monitor.ErrPerRequest) {
 		unchecked()
-		return nil, nil
+		return nil, untold, nil
 	}
-	upstream, err := parseUpstream(address)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-
-	s.watchesMu.Lock()
-	defer s.watchesMu.Unlock()
-	var watches []*watch
+	hooks := s.hooks()
 	for _, check := range s.Checks {
-		to, err := s.transport.to(upstream, address, check)
-		if errors.Is(err, errPerRequest) {
-			unchecked(zap.String("check", check.label))
+		w, err := s.transport.Open(upstream, &check.resolved, hooks)
+		if errors.Is(err, monitor.ErrPerRequest) {
+			unchecked(zap.String("check", check.resolved.Label))
 			continue
-		}
-		var w *watch
-		if err == nil {
-			w, err = newWatch(check, to, s.logger, s.app.announcer())
 		}
 		if err != nil {
 			for _, w := range watches {
-				err = errors.Join(err, w.forget())
+				err = errors.Join(err, w.Release())
 			}
-			return nil, fmt.Errorf("check '%s': %w", check.label, err)
+			return nil, untold, fmt.Errorf("check '%s': %w", check.resolved.Label, err)
 		}
 		watches = append(watches, w)
 	}
+	if provisioned { // else all are subscribed to when the pool is complete
+		for _, w := range watches {
+			w.Subscribe(s.refresh)
+		}
+	}
+	s.watchesMu.Lock()
+	defer s.watchesMu.Unlock()
 	s.watches = append(s.watches, watches...)
-	if provisioned { // else all are followed when the pool is complete
-		for _, w := range watches {
-			w.past = func() bool { return s.dynamic.isPast(dial) }
-			w.follow(s.refresh)
-		}
-	}
 	if s.running.Load() {
-		paused := s.rules.operations.of(shownAddress(dial)).mode() == modeMaintenance
+		paused := s.rules.operations.Of(monitor.DisplayAddress(dial)).ModeNow() == settings.Maintenance
 		for _, w := range watches {
-			w.target.Begin(withAll)
-			w.target.Pause(paused)
-			w.attach(delay % w.key.settings.Interval)
+			w.Target.Begin(withAll)
+			w.Target.Pause(paused)
+			w.Start(delay % w.Check.Settings.Interval)
 		}
 	}
-	return watches, nil
+	return watches, untold, nil
+}
+
+// hooks connect the monitors of s to its log, the counters and the events.
+func (s *Selection) hooks() monitor.Hooks {
+	events := s.app.eventQueue()
+	return monitor.Hooks{
+		Logger: s.logger,
+		Counters: func(upstream string, check *monitor.Check) (monitor.Counters, error) {
+			return telemetry.NewCheckCounters(upstream, check.Label, check.Kind)
+		},
+		Emit: func(upstream string, check *monitor.Check, change health.Transition) {
+			events.StatusChanged(upstream, check.Label, change)
+		},
+		Stale: s.isStale,
+	}
 }
 
 // unwatch ends watches. It may wait for probes to be cut off, for all of them at once.
-func (s *Selection) unwatch(watches []*watch) {
+func (s *Selection) unwatch(watches []*monitor.Monitor) {
 	s.watchesMu.Lock()
-	s.watches = slices.DeleteFunc(s.watches, func(w *watch) bool { return slices.Contains(watches, w) })
+	s.watches = slices.DeleteFunc(s.watches, func(w *monitor.Monitor) bool { return slices.Contains(watches, w) })
 	s.watchesMu.Unlock()
-	var ending sync.WaitGroup
+	monitor.StopAll(watches)
 	for _, w := range watches {
-		ending.Go(w.release)
-	}
-	ending.Wait()
-	for _, w := range watches {
-		if err := w.forget(); err != nil {
+		if err := w.Release(); err != nil {
 			s.logger.Error("forgetting an upstream", zap.Error(err))
 		}
 	}
@@ -220,7 +215,7 @@ func (s *Selection) resumeDynamic() error {
 			return fmt.Errorf("dynamic upstreams: %v", err)
 		}
 	}
-	list, _, err := watchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
+	list, _, err := shared.WatchLists.LoadOrNew(key, func() (caddy.Destructor, error) {
 		return newWatchList(), nil
 	})
 	if err != nil {
@@ -234,18 +229,14 @@ func (s *Selection) resumeDynamic() error {
 // validateDynamic finds out whether the checks can work over the proxy's
 // transport, before the first upstream is known: any address stands for all.
 func (s *Selection) validateDynamic() error {
-	const address = "localhost:80"
-	upstream, err := parseUpstream(address)
+	upstream, err := monitor.ParseUpstream("localhost:80")
 	if err != nil {
 		return err
 	}
 	for _, check := range s.Checks {
-		to, err := s.transport.to(upstream, address, check)
-		if err == nil {
-			err = check.validate(to)
-		}
-		if err != nil && !errors.Is(err, errPerRequest) {
-			return fmt.Errorf("check '%s': %v", check.label, err)
+		_, err := s.transport.Route(upstream, &check.resolved)
+		if err != nil && !errors.Is(err, monitor.ErrPerRequest) {
+			return fmt.Errorf("check '%s': %v", check.resolved.Label, err)
 		}
 	}
 	return nil
@@ -258,7 +249,7 @@ func (s *Selection) named(name string) ([]*member, error) {
 		return nil, fmt.Errorf("%s: only upstreams in the proxy's own list can be named, and it has none", name)
 	}
 	members, err := s.membersAt(name)
-	if resolved := shownAddress(name); len(members) == 0 && err == nil && resolved != name {
+	if resolved := monitor.DisplayAddress(name); len(members) == 0 && err == nil && resolved != name {
 		if resolved == "" {
 			return nil, fmt.Errorf("%s: its placeholders are empty", name)
 		}
@@ -334,10 +325,4 @@ func (s *Selection) names() []string {
 }
 
 // aFew returns names that fit into a line.
-func aFew(names []string) []string {
-	const most = 10
-	if len(names) <= most {
-		return names
-	}
-	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
-}
+func aFew(names []string) []string { return view.Few(names) }

@@ -7,19 +7,15 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/caddyserver/caddy/v2"
 )
 
-// watchLists are the addresses that policies watch, by the source that they come from:
-// what one has seen, the same policy of the next config goes on watching. Checks are
-// not part of the key, or a check that changes in a reload would begin without the
-// addresses. So handlers with the same source share a list, whatever their checks are:
-// an answer that one was given, the others can be given, too. Each of them forgets by
-// itself what its own requests do not bring.
-var watchLists = caddy.NewUsagePool()
-
-// watchList is a set of addresses with when requests brought them.
+// watchList is a set of addresses with when requests brought them. shared.WatchLists has
+// them by the source that they come from: what one policy has seen, the same policy of
+// the next config goes on watching. Checks are not part of the key, or a check that
+// changes in a reload would begin without the addresses. So handlers with the same
+// source share a list, whatever their checks are: an answer that one was given, the
+// others can be given, too. Each of them forgets by itself what its own requests do not
+// bring.
 type watchList struct {
 	mu       sync.Mutex // guards what follows
 	records  map[string]*watchRecord

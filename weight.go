@@ -9,10 +9,9 @@ import (
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
-)
 
-// maxWeight is the largest weight of an upstream.
-const maxWeight = 256
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+)
 
 // Weight is a share of the requests, in proportion to the weights of the other
 // upstreams: a whole number from 0 to 256, or a text with global placeholders, such
@@ -27,7 +26,7 @@ func (w *Weight) UnmarshalJSON(data []byte) error {
 	}
 	var text string
 	if err := json.Unmarshal(data, &text); err != nil || !hasPlaceholder(text) {
-		return fmt.Errorf(`a weight must be a whole number from 0 to %d, or a text with a placeholder, like "{env.WEIGHT}"; got %s`, maxWeight, data)
+		return fmt.Errorf(`a weight must be %s, or a text with a placeholder, like "{env.WEIGHT}"; got %s`, limits.WeightRange, data)
 	}
 	*w = Weight(text)
 	return nil
@@ -52,9 +51,9 @@ func (w Weight) resolve() (int, error) {
 			return 0, fmt.Errorf("%v; only global placeholders, such as {env.*}, can stand for a weight", err)
 		}
 	}
-	number, err := strconv.Atoi(text)
-	if err != nil || number < 0 || number > maxWeight {
-		return 0, fmt.Errorf("a weight must be a whole number from 0 to %d; got %s", maxWeight, got)
+	number, ok := limits.Weight(text)
+	if !ok {
+		return 0, fmt.Errorf("a weight must be %s; got %s", limits.WeightRange, got)
 	}
 	return number, nil
 }
@@ -64,9 +63,9 @@ func parseWeight(text string) (Weight, error) {
 	if hasPlaceholder(text) {
 		return Weight(text), nil // what it stands for is known when the config is loaded
 	}
-	number, err := strconv.Atoi(text)
-	if err != nil || number < 0 || number > maxWeight {
-		return "", fmt.Errorf("weight must be a whole number from 0 to %d; got '%s'", maxWeight, text)
+	number, ok := limits.Weight(text)
+	if !ok {
+		return "", fmt.Errorf("weight must be %s; got '%s'", limits.WeightRange, text)
 	}
 	return Weight(strconv.Itoa(number)), nil
 }

@@ -11,6 +11,9 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
 // A weight is a number in JSON, or a text with a placeholder, and stays what it was.
@@ -40,8 +43,9 @@ func provisionedMembers(t *testing.T, proxy string) (weights map[string]int, bac
 	t.Helper()
 	weights = make(map[string]int)
 	err = validate(t, proxy, func() error {
-		poolTallies.Range(func(_, tally any) bool {
-			for s := range tally.(*poolTally).policies {
+		shared.PoolCounters.Range(func(_, counters any) bool {
+			for _, source := range counters.(*telemetry.PoolCounters).Sources() {
+				s := (*Selection)(source.(*picks))
 				for _, m := range s.members {
 					weights[m.address] = m.weight
 					if m.backup {

@@ -4,11 +4,13 @@ package alive
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // weight is the weight with which the upstream at a position gets requests.
@@ -21,20 +23,20 @@ func (here situation) weight(i int, u *reverseproxy.Upstream) float64 {
 }
 
 // why says in one sentence why an upstream gets requests, or none.
-func (s *Selection) why(e entry, u *reverseproxy.Upstream, m *member, set *setting, here situation, healthy bool) string {
+func (s *Selection) why(e view.Upstream, u *reverseproxy.Upstream, m *member, set *settings.Setting, here situation, healthy bool) string {
 	since := func() string { return set.Changed.Format(time.RFC3339) }
 	up := e.Status == "up"
 	switch {
-	case e.Mode == modeMaintenance:
+	case set.ModeNow() == settings.Maintenance:
 		return "in maintenance since " + since() + ": no requests and no probes"
 	case e.Weight == 0:
 		return "its weight is 0: no requests"
-	case e.Mode == modeDrain:
-		return e.whyDraining("draining since "+since(), here, healthy)
+	case set.ModeNow() == settings.Drain:
+		return whyDraining(&e, "draining since "+since(), here, healthy)
 	case up && m.draining():
-		return e.whyDraining("asks for no new requests", here, healthy)
+		return whyDraining(&e, "asks for no new requests", here, healthy)
 	case !up:
-		return e.trouble() + s.although(e, here)
+		return trouble(&e) + s.although(e, here)
 	case here.broken:
 		return "up, but the circuit breaker is open: no requests"
 	case !healthy:
@@ -67,10 +69,10 @@ func (s *Selection) why(e entry, u *reverseproxy.Upstream, m *member, set *setti
 }
 
 // whyDraining continues a sentence about one that is draining.
-func (e *entry) whyDraining(text string, here situation, healthy bool) string {
+func whyDraining(e *view.Upstream, text string, here situation, healthy bool) string {
 	switch {
 	case e.Status != "up":
-		return text + ", and " + e.trouble() + ": no requests"
+		return text + ", and " + trouble(e) + ": no requests"
 	case here.broken:
 		return text + ", and the circuit breaker is open: no requests"
 	case !healthy:
@@ -83,7 +85,7 @@ func (e *entry) whyDraining(text string, here situation, healthy bool) string {
 }
 
 // trouble says which check it does not pass, and why.
-func (e *entry) trouble() string {
+func trouble(e *view.Upstream) string {
 	for _, c := range e.Checks {
 		switch {
 		case c.Status != e.Status:
@@ -99,7 +101,7 @@ func (e *entry) trouble() string {
 }
 
 // although ends a sentence about one that does not serve, but may get requests.
-func (s *Selection) although(e entry, here situation) string {
+func (s *Selection) although(e view.Upstream, here situation) string {
 	switch {
 	case here.broken:
 		return "; and the circuit breaker is open: no requests"
@@ -114,26 +116,4 @@ func (s *Selection) although(e entry, here situation) string {
 	default:
 		return "; gets requests all the same: no upstream serves yet"
 	}
-}
-
-// mergeWhy has the entry say what holds for each of the handlers that it stands for. It
-// serves if it does for one of them.
-func (e *entry) mergeWhy(other entry) {
-	for _, one := range []*entry{e, &other} {
-		if one.whys == nil && one.Why != "" {
-			one.whys = []string{one.Why}
-		}
-	}
-	first, second := e.whys, other.whys
-	if other.Serving && !e.Serving {
-		first, second = second, first
-	}
-	e.whys = slices.Clone(first)
-	for _, why := range second {
-		if !slices.Contains(e.whys, why) {
-			e.whys = append(e.whys, why)
-		}
-	}
-	e.Serving = e.Serving || other.Serving
-	e.Why = strings.Join(e.whys, "; elsewhere in this pool: ")
 }

@@ -76,7 +76,7 @@ func (r *report) broken() (err error) {
 
 // budgets writes the verdicts as a table.
 func (r *report) budgets() string {
-	t := table{Title: "Budgets", Text: "What this project promises itself. Where it is the median of rounds, the lowest and the highest of them stand beside it, and it is undecided if the limit lies among them and as near to the median as half of them are.", Columns: []column{label("budget"), label("measured"), label("rounds"), label("at most"), label("")}}
+	t := table{Title: "Budgets", Text: "These are the limits that this project sets for itself. A measurement that is a median has the lowest and the highest round beside it. The verdict is undecided if the limit is between these two, and if its distance from the median is not larger than the median distance of the rounds.", Columns: []column{label("budget"), label("measured"), label("rounds"), label("at most"), label("verdict")}}
 	for _, v := range r.Budgets {
 		text := v.Verdict
 		if text != held {

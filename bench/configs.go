@@ -171,9 +171,9 @@ backend all
 
 // describe says how the peers are set up, and keeps the configs that they are given.
 func (b *bench) describe() {
-	b.note("Requests are sent in an open loop by vegeta, %d a second; latencies count from when a request was due.", b.rate)
-	b.note("Stock Caddy is Caddy's own program in the version and with the dependencies that this plugin is built with, `round_robin` and its own checks.")
-	b.note("All are given the same as far as they can: probes each second with a timeout of one, down after 3 and up after 2 in a row; %s to connect and %s to begin an answer. nginx as Debian has it makes no checks: it leaves alone for a second what failed three requests within one. nginx keeps up to 256 idle connections to upstreams a worker, Caddy and HAProxy (`http-reuse safe`) as many as they do by default. The configs are in [configs](configs).", connectTimeout, answerTimeout)
+	b.note("vegeta sends %d requests a second in an open loop. A latency counts from the time at which the request was due.", b.rate)
+	b.note("Stock Caddy is Caddy without this plugin, in the same version and with the same dependencies. It uses `round_robin` and its own checks.")
+	b.note("All proxies have the same settings as far as possible. They probe each second with a timeout of one second. An upstream is down after 3 fails in a row, and up after 2 passes in a row. The timeout is %s for a connection and %s for the start of a response. nginx of Debian has no checks; after three failed requests within one second it avoids an upstream for one second. nginx keeps up to 256 idle connections to upstreams per worker. Caddy and HAProxy (`http-reuse safe`) keep as many as they do by default. The configs are in [configs](configs).", connectTimeout, answerTimeout)
 	b.configs = make(map[string]string)
 	upstreams := []string{"127.0.0.1:8001", "127.0.0.1:8002", "127.0.0.1:8003"}
 	keep := func(what string, p peer, to balance) {

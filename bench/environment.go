@@ -91,5 +91,5 @@ func (e environment) String() string {
 		}
 	}
 	command := strings.Join(append([]string{"go -C bench run ."}, e.Flags...), " ")
-	return fmt.Sprintf("`%s` on %s, %s, %d processors with a load of %s before; it took %s.", command, e.Date, strings.Join(parts, ", "), e.Processors, e.Load, e.Took)
+	return fmt.Sprintf("`%s` ran on %s with %s, on %d processors. The load average before was %s. The run took %s.", command, e.Date, strings.Join(parts, ", "), e.Processors, e.Load, e.Took)
 }

@@ -126,7 +126,7 @@ func (b *bench) measureAll(ctx context.Context, names []string, results string) 
 	b.peers, missing = findPeers(b.caddy, b.stock)
 	b.describe()
 	for _, name := range missing {
-		b.note("%s is not installed, so it is left out.", name)
+		b.note("%s is not installed and is left out.", name)
 	}
 	var failed error
 	for _, name := range names {
@@ -135,7 +135,7 @@ func (b *bench) measureAll(ctx context.Context, names []string, results string) 
 			return ctx.Err() // what is there is no report
 		} else if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", name, err))
-			b.note("**The part %s failed**, and what is here of it is not all.", name)
+			b.note("**The part %s failed.** Its results are incomplete.", name)
 		}
 		b.show()
 		fmt.Fprintf(os.Stderr, "(%s took %s)\n", name, time.Since(began).Round(time.Second))

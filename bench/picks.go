@@ -30,7 +30,7 @@ var (
 // picks runs the test that holds the pick to its budgets, beside Caddy's own policies.
 // What it does not say is a miss.
 func (b *bench) picks(ctx context.Context) error {
-	t := b.table("Picks", "The time of a pick over that of Caddy's own policy in the same run, by turns: what `go test -run TestBudgets -budgets -v .` says.", label("pool"), typical("ratio"), typical("at most"))
+	t := b.table("Picks", "The ratio is the time of a pick divided by the time of a pick of Caddy's own policy. Both are measured in turns in the same run. The figures come from `go test -run TestBudgets -budgets -v .`.", label("pool"), typical("ratio"), typical("at most"))
 	test := exec.CommandContext(ctx, "go", "test", "-count", "1", "-run", "^TestBudgets$", "-budgets", "-v", ".")
 	test.Dir = ".."
 	out, failed := test.CombinedOutput()
@@ -65,9 +65,9 @@ func (b *bench) picks(ctx context.Context) error {
 	if ended < contests && allocations == 0 {
 		allocations = unknown // of those that did not end
 	}
-	b.budget("pick: contests that did not end", float64(contests-ended), 0)
+	b.budget("pick: measurements that did not end", float64(contests-ended), 0)
 	b.budget("allocations of a pick", allocations, 0)
-	b.speed("ms until a flip among 1,000 upstreams with weights 1 to 10 shows", rebuild, 5)
+	b.speed("ms until picks follow a changed status, 1,000 upstreams with weights 1 to 10", rebuild, 5)
 	if explained := missedAny || allocations > 0 || rebuild > 5; failed != nil && (ended < contests || !explained) {
 		return fmt.Errorf("TestBudgets: %w: %s", failed, out)
 	}

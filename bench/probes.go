@@ -177,9 +177,9 @@ func (b *bench) probes(ctx context.Context) error {
 	}
 	defer to.server.Close()
 	all := b.checkers()
-	const memory = "memory a target (KiB)"
-	t := b.table("Probes", fmt.Sprintf("One HTTP probe of each target a second; medians of %s, %s each. HAProxy and caddy-alive open a connection for each probe; caddy-alive with keep_connection and Caddy keep theirs.", rounds(b.rounds), b.duration),
-		label("targets"), label("checker"), typical("CPU a probe (µs)"), typical(memory), typical("worst lateness (ms)"), typical("densest 50 ms (%)"), typical("probes a target and second"))
+	const memory = "memory per target (KiB)"
+	t := b.table("Probes", fmt.Sprintf("Each checker sends one HTTP probe a second to each target. Figures are medians of %s of %s. caddy-alive and HAProxy open a connection for each probe. caddy-alive with keep_connection and Caddy keep theirs.", rounds(b.rounds), b.duration),
+		label("targets"), label("checker"), typical("CPU per probe (µs)"), typical(memory), typical("worst lateness (ms)"), typical("densest 50 ms (%)"), typical("probes per target and second"))
 	for _, targets := range b.targets {
 		var ratios, kept []float64
 		for round := range b.rounds {

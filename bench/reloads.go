@@ -20,9 +20,9 @@ const toNotice = 6 * time.Second
 // checks the first at once when it starts, and the others one after the other within the
 // interval.
 func (b *bench) reloads(ctx context.Context) error {
-	t := b.table("Reload every second", fmt.Sprintf("%d requests a second for %s a round, %s, over three upstreams, the last of which answers everything 503 and fails its checks; no retries. nginx as Debian has it makes no checks of its own, so nothing is known to it, with a reload or without: it asks the dead one for its share. HAProxy can be given what it knew in a file that a script asks it for before each reload, which is not set up here. A reload of nginx or HAProxy counts when all its workers are new ones.",
+	t := b.table("Reload every second", fmt.Sprintf("The load is %d requests a second for %s in a round (%s), over three upstreams, without retries. The last upstream answers all requests and probes with 503. nginx of Debian has no health checks, so it does not know this, with a reload or without, and sends the dead upstream its share. HAProxy could read its state from a file that a script saves before each reload; this is not configured here. A reload of nginx or HAProxy counts when all its workers are new.",
 		b.rate/2, b.duration, rounds(b.rounds)),
-		label("proxy"), total("reloads"), total("failed requests"), total("requests to the dead one"), typical("p99 (ms)"))
+		label("proxy"), total("reloads"), total("failed requests"), total("requests to the dead upstream"), typical("p99 (ms)"))
 	addresses, err := freeAddresses(ctx, 5, 3)
 	if err != nil {
 		return err
@@ -46,7 +46,7 @@ func (b *bench) reloads(ctx context.Context) error {
 		}
 	}
 	b.budget("failed requests with a reload every second", t.value("failed requests", thisBuild), 0)
-	b.budget("requests to a dead upstream with a reload every second", t.value("requests to the dead one", thisBuild), 0)
+	b.budget("requests to a dead upstream with a reload every second", t.value("requests to the dead upstream", thisBuild), 0)
 	t.chart(2)
 	return errors.Join(err, stop())
 }

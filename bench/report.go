@@ -55,7 +55,7 @@ func (r *report) write(folder string) error {
 		return err
 	}
 	var text strings.Builder
-	text.WriteString("# Measured side by side\n\n" + r.Environment.String() + "\n\n")
+	text.WriteString("# Benchmark results\n\n" + r.Environment.String() + "\n\n")
 	for _, note := range r.Notes {
 		text.WriteString("- " + note + "\n")
 	}

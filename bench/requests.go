@@ -16,9 +16,9 @@ const warmUp = time.Second
 
 // requests measures what a proxied request costs, and how long it takes.
 func (b *bench) requests(ctx context.Context) error {
-	t := b.table("Proxied requests", fmt.Sprintf("%d requests a second for %s; medians of %s, by turns. CPU is that of all processes of a proxy, with the probes that it sends: one a second to each upstream, but none of nginx. Direct is the same load straight at an upstream: what the generator, the upstream and the kernel take of the latencies.",
+	t := b.table("Proxied requests", fmt.Sprintf("The load is %d requests a second for %s. Figures are medians of %s in which the proxies take turns. CPU is the CPU time of all processes of a proxy, including its probes: one a second to each upstream, except for nginx, which sends none. Direct is the same load without a proxy. It shows how much of the latencies comes from the load generator, the upstream and the kernel.",
 		b.rate, b.duration, rounds(b.rounds)),
-		label("upstreams"), label("proxy"), typical("CPU a request (µs)"), typical("p50 (ms)"), typical("p99 (ms)"), typical("p99.9 (ms)"), total("failed"))
+		label("upstreams"), label("proxy"), typical("CPU per request (µs)"), typical("p50 (ms)"), typical("p99 (ms)"), typical("p99.9 (ms)"), total("failed"))
 	for _, n := range []int{3, 100} {
 		addresses, err := freeAddresses(ctx, 2, n)
 		if err != nil {

@@ -23,8 +23,8 @@ const clients = 64
 func (b *bench) spurious(ctx context.Context) error {
 	const upstreams = 10
 	requests := int(b.duration.Seconds() * 1500)
-	t := b.table("Spurious 503s", fmt.Sprintf("%d clients, %d requests without a pause a round, %s; %d upstreams, one of which is up, and the others are known to be down, but not to nginx.", clients, requests, rounds(b.rounds), upstreams),
-		label("proxy"), total("answers 503"), total("other failures"))
+	t := b.table("Spurious 503s", fmt.Sprintf("%d clients send %d requests a round without pauses (%s). One of %d upstreams is up. All proxies except nginx know that the others are down.", clients, requests, rounds(b.rounds), upstreams),
+		label("proxy"), total("503 responses"), total("other failures"))
 	addresses, err := freeAddresses(ctx, 3, upstreams)
 	if err != nil {
 		return err
@@ -45,7 +45,7 @@ func (b *bench) spurious(ctx context.Context) error {
 			t.sample(round, running[i].name, unavailable, other)
 		}
 	}
-	b.budget("spurious 503s with one of ten upstreams up", t.value("answers 503", thisBuild)+t.value("other failures", thisBuild), 0)
+	b.budget("spurious 503s with one of ten upstreams up", t.value("503 responses", thisBuild)+t.value("other failures", thisBuild), 0)
 	t.chart(1)
 	return errors.Join(err, stop())
 }

@@ -18,8 +18,8 @@ import (
 func (b *bench) weights(ctx context.Context) error {
 	weights := []int{1, 2, 5}
 	const requests = 700
-	t := b.table("Weights with a dead upstream", fmt.Sprintf("%d requests a round, %s, one after the other, over upstreams with the weights 1, 2 and 5, of which the first is dead: 2 to 5 would be right. Off is the worst round.", requests, rounds(b.rounds)),
-		label("proxy"), total("of weight 2"), worst("off by (%)"), most("longest run"), total("of weight 5"), total("failed"))
+	t := b.table("Weights with a dead upstream", fmt.Sprintf("One client sends %d requests a round, one after the other (%s). The upstreams have the weights 1, 2 and 5, and the first one is dead. The correct ratio of the other two is 2 to 5. The deviation is that of the worst round.", requests, rounds(b.rounds)),
+		label("proxy"), total("requests to weight 2"), worst("deviation (%)"), most("longest run"), total("requests to weight 5"), total("failed"))
 	addresses, err := freeAddresses(ctx, 4, len(weights))
 	if err != nil {
 		return err
@@ -42,7 +42,7 @@ func (b *bench) weights(ctx context.Context) error {
 			t.sample(round, running[i].name, two, off, longest, five, requests-two-five)
 		}
 	}
-	b.budget("percent off the weights with a dead upstream", t.value("off by (%)", thisBuild), 0)
+	b.budget("deviation from the weights with a dead upstream, in percent", t.value("deviation (%)", thisBuild), 0)
 	t.chart(2)
 	return errors.Join(err, stop())
 }

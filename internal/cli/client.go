@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+const (
+	// askTimeout is how long Caddy may take to answer.
+	askTimeout = 10 * time.Second
+	// checkTimeout is how long a check may take, which has a timeout of its own.
+	checkTimeout = 2 * time.Minute
+	// maxAnswer is how much of an answer is read, in bytes.
+	maxAnswer = 256 << 20
+)
+
+// client asks the admin API of the Caddy that the flags of a command name.
+type client struct {
+	cmd     *cobra.Command
+	address string // of the admin API
+}
+
+func newClient(cmd *cobra.Command) (*client, error) {
+	address, _ := cmd.Flags().GetString("address")
+	config, _ := cmd.Flags().GetString("config")
+	adapter, _ := cmd.Flags().GetString("adapter")
+	admin, err := caddycmd.DetermineAdminAPIAddress(address, nil, config, adapter)
+	if err != nil {
+		return nil, fmt.Errorf("finding out the address of the admin API: %v", err)
+	}
+	parsed, err := caddy.ParseNetworkAddress(admin)
+	if err != nil || !parsed.IsUnixNetwork() && !parsed.IsFdNetwork() && (parsed.StartPort == 0 || parsed.PortRangeSize() > 1 || strings.Contains(parsed.Host, "/")) {
+		return nil, fmt.Errorf("the address of the admin API must be like localhost:2019 or unix//run/caddy-admin.sock; got %q", admin)
+	}
+	return &client{cmd: cmd, address: admin}, nil
+}
+
+// list returns the upstreams that a query selects, all if it is nil.
+func (c *client) list(limit time.Duration, query url.Values) ([]view.Upstream, []byte, error) {
+	text, err := c.ask(limit, http.MethodGet, "/alive/upstreams", query, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	entries, err := parseEntries(text)
+	return entries, text, err
+}
+
+// patch changes an upstream, and warns if that could not be stored.
+func (c *client) patch(limit time.Duration, upstream, pool string, change map[string]any) ([]view.Upstream, error) {
+	query := url.Values{"upstream": {upstream}}
+	if pool != "" {
+		query.Set("pool", pool)
+	}
+	body, err := json.Marshal(change)
+	if err != nil {
+		return nil, err
+	}
+	text, err := c.ask(limit, http.MethodPatch, "/alive/upstreams", query, body)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := parseEntries(text)
+	for _, e := range entries {
+		if e.Persisted != nil && !*e.Persisted {
+			c.warn("it holds at this instance, but could not be stored; it will be when the storage works again")
+			break
+		}
+	}
+	return entries, err
+}
+
+// check has an upstream checked at once.
+func (c *client) check(limit time.Duration, upstream string) ([]view.Upstream, error) {
+	text, err := c.ask(limit, http.MethodPost, "/alive/check", url.Values{"upstream": {upstream}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return parseEntries(text)
+}
+
+// fleet returns the name of the fleet of that Caddy, and how often its members read
+// what others have set. The name is empty if the Caddy is in no fleet.
+func (c *client) fleet(limit time.Duration) (name string, syncInterval time.Duration, err error) {
+	text, err := c.ask(limit, http.MethodGet, "/config/apps/alive", nil, nil)
+	if err != nil {
+		return "", 0, err
+	}
+	var app struct { // null changes nothing
+		Fleet        string         `json:"fleet"`
+		SyncInterval caddy.Duration `json:"sync_interval"`
+	}
+	if err := json.Unmarshal(text, &app); err != nil {
+		return "", 0, fmt.Errorf("reading the config of Caddy at %s: %v", c.address, err)
+	}
+	if app.Fleet == "" {
+		return "", 0, nil
+	}
+	return app.Fleet, cmp.Or(time.Duration(app.SyncInterval), limits.DefaultSyncInterval), nil
+}
+
+// timeoutUntil is how long Caddy may take to answer a command that waits until a
+// deadline: at least as long as its storage may take.
+func timeoutUntil(deadline time.Time) time.Duration {
+	return min(askTimeout, max(limits.StorageTimeout+time.Second, time.Until(deadline)))
+}
+
+func (c *client) warn(text string) { fmt.Fprintln(c.cmd.ErrOrStderr(), "warning: "+text) }
+
+// pause waits. It returns an error at once if the command is interrupted.
+func (c *client) pause(wait time.Duration) error {
+	select {
+	case <-c.cmd.Context().Done():
+		return context.Cause(c.cmd.Context())
+	case <-time.After(wait):
+		return nil
+	}
+}
+
+func parseEntries(text []byte) ([]view.Upstream, error) {
+	var entries []view.Upstream
+	if err := json.Unmarshal(text, &entries); err != nil {
+		return nil, fmt.Errorf("this is no answer of Caddy's admin API: %v", err)
+	}
+	return entries, nil
+}
+
+// ask sends one request, and gives up after the time limit.
+func (c *client) ask(limit time.Duration, method, path string, query url.Values, body []byte) ([]byte, error) {
+	if len(query) > 0 {
+		path += "?" + query.Encode()
+	}
+	type answer struct {
+		text []byte
+		err  error
+	}
+	// AdminAPIRequest takes no context and has no timeout. If it does not return, its
+	// goroutine ends with the process of the command.
+	answered := make(chan answer, 1)
+	go func() {
+		text, err := c.request(method, path, body)
+		answered <- answer{text, err}
+	}()
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case a := <-answered:
+		return a.text, a.err
+	case <-timer.C:
+		return nil, fmt.Errorf("no answer from Caddy at %s within %s", c.address, limit.Round(time.Millisecond))
+	case <-c.cmd.Context().Done():
+		return nil, context.Cause(c.cmd.Context())
+	}
+}
+
+func (c *client) request(method, path string, body []byte) ([]byte, error) {
+	var reader io.Reader
+	if body != nil {
+		reader = bytes.NewReader(body)
+	}
+	response, err := caddycmd.AdminAPIRequest(c.address, method, path, nil, reader)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("reading the answer of Caddy at %s: %v", c.address, err)
+	}
+	return text, nil
+}
+
+// errorAnswer matches the status and the body of an answer in the error that
+// AdminAPIRequest makes of it.
+var errorAnswer = regexp.MustCompile(`(?s)HTTP (\d+): (.*)$`)
+
+// explain says in one line what is wrong.
+func (c *client) explain(err error) error {
+	match := errorAnswer.FindStringSubmatch(err.Error())
+	if match == nil {
+		return fmt.Errorf("cannot reach Caddy at %s: is it running, and is its admin API there? %s", c.address, printable(err.Error()))
+	}
+	status, body := match[1], match[2]
+	var answer struct {
+		Error string `json:"error"`
+		Code  string `json:"code"` // only the plugin's own answers have one
+	}
+	_ = json.Unmarshal([]byte(body), &answer) // no JSON is an answer without both
+	switch {
+	case status == strconv.Itoa(http.StatusNotFound) && answer.Code == "":
+		return fmt.Errorf("the Caddy at %s has no %s: it is a build without this plugin, or no Caddy", c.address, caddy.ModuleID("admin.api.alive"))
+	case answer.Error == "":
+		return fmt.Errorf("the server at %s answers with the status %s", c.address, status)
+	}
+	return errors.New(printable(answer.Error))
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package cli is the command caddy alive, which it registers. It asks the admin API of
+// a running Caddy and shows the rows of package view. It knows the answers of that API,
+// and nothing of how a Caddy balances. It has no locks.
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+)
+
+func init() {
+	caddycmd.RegisterCommand(caddycmd.Command{
+		Name:  "alive",
+		Short: "Shows and changes the upstreams that lb_policy alive balances over",
+		Long: `
+Shows the upstreams of a running Caddy as lb_policy alive sees them, and why each gets
+requests or none; puts them into the modes ready, drain and maintenance; changes their
+weights; checks them at once. It asks the admin API, whose address can be given with
+--address, or by the --config that has it.`,
+		CobraFunc: addCommands,
+	})
+}
+
+// oneUpstream is what the commands that take an upstream want.
+const oneUpstream = "one upstream, as caddy alive status shows it"
+
+// addCommands adds the commands of `caddy alive`.
+func addCommands(root *cobra.Command) {
+	root.PersistentFlags().StringP("config", "c", "", "Configuration file to use to parse the admin address, if --address is not used")
+	root.PersistentFlags().StringP("adapter", "a", "", "Name of config adapter to apply (when --config is used)")
+	root.PersistentFlags().String("address", "", "The address to use to reach the admin API endpoint, if not the default")
+	root.Args = func(_ *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("unknown command %q: there are status, ready, drain, maintenance, weight and check", args[0])
+		}
+		return nil
+	}
+	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	root.AddCommand(
+		statusCommand(),
+		modeCommand(settings.Ready, "Has an upstream get requests while it is alive"),
+		modeCommand(settings.Drain, "Has an upstream get no new requests while another one serves"),
+		modeCommand(settings.Maintenance, "Has an upstream get no requests and no probes"),
+		weightCommand(),
+		checkCommand(),
+	)
+}
+
+func statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "status [--watch|--check] [--json]", Short: "Shows all upstreams by pool", Args: exactly(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error { return runStatus(cmd) },
+	}
+	cmd.Flags().BoolP("watch", "w", false, "Show it again every second, until interrupted")
+	cmd.Flags().Bool("json", false, "Print JSON, for scripts")
+	cmd.Flags().Bool("check", false, "Show only the pools in which no upstream serves, in a line each; exit status 3 if there are any")
+	cmd.MarkFlagsMutuallyExclusive("watch", "check")
+	return cmd
+}
+
+func modeCommand(mode, short string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: mode + " <upstream> [--wait <duration>]", Short: short, Args: exactly(1, oneUpstream),
+		RunE: func(cmd *cobra.Command, args []string) error { return runMode(cmd, args[0], mode) },
+	}
+	cmd.Flags().Duration("wait", 0, "How long to wait until its requests in flight have ended, and it gets no new ones unless it is ready; exit status 1 if that takes longer")
+	return cmd
+}
+
+func weightCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "weight <upstream> <n|reset> [--pool <name>]", Short: "Sets the weight of an upstream, or resets it to that of the config",
+		Args: exactly(2, "an upstream, and a whole number or reset"),
+		RunE: func(cmd *cobra.Command, args []string) error { return runWeight(cmd, args[0], args[1]) },
+	}
+	cmd.Flags().String("pool", "", "The pool whose weight is meant, if several have the upstream")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		var unknown interface{ GetSpecifiedShortnames() string }
+		if errors.As(err, &unknown) { // a negative number was parsed as a flag
+			if _, notNumber := strconv.Atoi(unknown.GetSpecifiedShortnames()); notNumber == nil {
+				return errWeight("-" + unknown.GetSpecifiedShortnames())
+			}
+		}
+		return err
+	})
+	return cmd
+}
+
+func checkCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "check <upstream> [--wait <duration>]", Short: "Checks an upstream at once; exit status 1 unless it passes and is up",
+		Args: exactly(1, oneUpstream),
+		RunE: func(cmd *cobra.Command, args []string) error { return runCheck(cmd, args[0]) },
+	}
+	cmd.Flags().Duration("wait", 0, "How long to go on checking it each second until it is up")
+	return cmd
+}
+
+func errWeight(got string) error {
+	return fmt.Errorf("the weight must be %s, or reset; got %q", limits.WeightRange, got)
+}
+
+// waitFlag returns the value of --wait.
+func waitFlag(cmd *cobra.Command) (time.Duration, error) {
+	wait, _ := cmd.Flags().GetDuration("wait")
+	if wait < 0 {
+		return 0, errors.New("--wait must not be below 0")
+	}
+	return wait, nil
+}
+
+// exactly accepts n arguments.
+func exactly(n int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return fmt.Errorf("caddy alive %s takes %s", cmd.Name(), what)
+		}
+		return nil
+	}
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+// watchInterval is the pause between two requests of status --watch.
+const watchInterval = time.Second
+
+// runStatus shows the upstreams, once or until interrupted.
+func runStatus(cmd *cobra.Command) error {
+	watch, _ := cmd.Flags().GetBool("watch")
+	check, _ := cmd.Flags().GetBool("check")
+	asJSON, _ := cmd.Flags().GetBool("json")
+	c, err := newClient(cmd)
+	if err != nil {
+		return err
+	}
+	if check {
+		return c.checkPools(asJSON)
+	}
+	out := cmd.OutOrStdout()
+	var last []byte // what was shown of the last answer
+	for {
+		screen := screenOf(out)
+		inPlace := watch && !asJSON && screen.columns > 0
+		entries, text, err := c.list(askTimeout, nil)
+		var show bytes.Buffer
+		switch {
+		case err != nil && (!watch || last == nil):
+			return err
+		case err != nil && inPlace: // Caddy may come back
+			screen.alarm(&show, fmt.Sprintf("this is how it was; at %s: %v", time.Now().Format(time.TimeOnly), err))
+			show.Write(last)
+		case err != nil:
+			c.warn(err.Error())
+		case asJSON:
+			last = printableJSON(text)
+			show.Write(last)
+		default:
+			screen.writeTable(&show, entries, time.Now())
+			last = bytes.Clone(show.Bytes())
+		}
+		drawn := show.Bytes()
+		if inPlace {
+			drawn = append([]byte(clearScreen), screen.fit(drawn)...)
+		}
+		if _, err := out.Write(drawn); err != nil || !watch {
+			return err
+		}
+		if c.pause(watchInterval) != nil {
+			return nil
+		}
+	}
+}
+
+// exitOutage is the exit status of status --check if no upstream of some pool serves.
+const exitOutage = 3
+
+// checkPools shows the pools in which no upstream serves. With JSON, the lines go to
+// the standard error.
+func (c *client) checkPools(asJSON bool) error {
+	entries, text, err := c.list(askTimeout, nil)
+	if err != nil {
+		return err
+	}
+	out := c.cmd.OutOrStdout()
+	if asJSON {
+		if _, err := out.Write(printableJSON(text)); err != nil {
+			return err
+		}
+		out = c.cmd.ErrOrStderr()
+	}
+	lines := view.Outages(entries)
+	for _, line := range lines {
+		if _, err := fmt.Fprintln(out, printable(line)); err != nil {
+			return err
+		}
+	}
+	if len(lines) == 0 {
+		return nil
+	}
+	c.cmd.SilenceErrors = true // the lines are the message
+	exit := func(caddycmd.Flags) (int, error) { return exitOutage, nil }
+	return caddycmd.WrapCommandFuncForCobra(exit)(c.cmd, nil)
+}

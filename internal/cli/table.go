@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+const (
+	// indent is before the lines that continue an upstream.
+	indent = "    "
+	// gap is between two cells of a row.
+	gap = "  "
+)
+
+// statusColumn is the one with a colour.
+const statusColumn = 1
+
+var tableHeader = []string{"UPSTREAM", "STATUS", "MODE", "WEIGHT", "REQUESTS", "SINCE"}
+
+// table is the list of upstreams as a terminal shows it: for each upstream a row of
+// cells, which continues on the next line where the terminal is too narrow, and below
+// it the reason.
+type table struct {
+	screen
+	to     *bytes.Buffer
+	widths []int // of the columns
+}
+
+// writeTable writes upstreams by pool.
+func (s screen) writeTable(to *bytes.Buffer, entries []view.Upstream, now time.Time) {
+	if len(entries) == 0 {
+		to.WriteString("no upstreams: no reverse_proxy uses lb_policy alive\n")
+		return
+	}
+	t := &table{screen: s, to: to, widths: make([]int, len(tableHeader))}
+	t.measure(tableHeader)
+	rows := make([][]string, 0, len(entries))
+	for _, e := range entries {
+		row := cells(e, now)
+		rows = append(rows, row)
+		t.measure(row)
+	}
+	alarms := view.Alarms(entries)
+	above := ""
+	for i, e := range entries {
+		if title := e.Title(); i == 0 || title != above {
+			if above = title; i > 0 {
+				to.WriteByte('\n')
+			}
+			shown := title
+			if !e.Gone {
+				shown = "pool " + title
+			}
+			for _, line := range wrap(printable(shown), s.columns) {
+				to.WriteString(line + "\n")
+			}
+			if text := alarms[title]; text != "" && !e.Gone {
+				s.alarm(to, text)
+			}
+			t.writeRow(tableHeader, "")
+		}
+		t.writeRow(rows[i], statusColour(e))
+		t.writeReason(printable(e.Why))
+	}
+}
+
+// measure makes the columns wide enough for a row.
+func (t *table) measure(row []string) {
+	for i, cell := range row {
+		t.widths[i] = max(t.widths[i], columnsOf(cell))
+	}
+}
+
+// writeRow writes the cells of one upstream, or the header. Where a line ends depends on
+// the widths of the columns only, so all rows stay aligned.
+func (t *table) writeRow(row []string, colour string) {
+	var line strings.Builder
+	used := 0 // columns of the line
+	newLine := func() {
+		t.to.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+		line.Reset()
+		line.WriteString(indent)
+		used = len(indent)
+	}
+	for i, cell := range row {
+		if i > 0 && t.columns > 0 && used+t.widths[i] > t.columns {
+			newLine()
+		}
+		parts := []string{cell}
+		if t.columns > 0 && used+columnsOf(cell) > t.columns { // it is longer than a line
+			parts = wrap(cell, t.indented())
+		}
+		next := used + t.widths[i] + len(gap)
+		for j, part := range parts {
+			if j > 0 {
+				newLine()
+			}
+			if i == statusColumn {
+				part = t.coloured(colour, part)
+			}
+			line.WriteString(part)
+		}
+		line.WriteString(strings.Repeat(" ", t.widths[i]-columnsOf(cell)) + gap)
+		used = next
+	}
+	t.to.WriteString(strings.TrimRight(line.String(), " ") + "\n")
+}
+
+// writeReason writes the reason below an upstream.
+func (t *table) writeReason(reason string) {
+	if reason == "" {
+		return
+	}
+	for _, line := range wrap(reason, t.indented()) {
+		t.to.WriteString(indent + line + "\n")
+	}
+}
+
+// indented is how many columns there are after the indent, 0 if nothing has to fit.
+func (t *table) indented() int {
+	if t.columns == 0 {
+		return 0
+	}
+	return max(1, t.columns-len(indent))
+}
+
+// cells returns the row of an upstream.
+func cells(e view.Upstream, now time.Time) []string {
+	return []string{printable(e.Upstream), printable(e.Status), printable(e.Mode), weightCell(e), strconv.Itoa(e.Requests), sinceCell(e.Since, now)}
+}
+
+func statusColour(e view.Upstream) string {
+	switch {
+	case e.Status == "down":
+		return red
+	case e.Serving:
+		return green
+	default:
+		return yellow
+	}
+}
+
+// weightCell shows the weight, and the effective weight before it if that differs.
+func weightCell(e view.Upstream) string {
+	text := strconv.Itoa(e.Weight)
+	if e.EffectiveWeight != float64(e.Weight) && e.EffectiveWeight > 0 {
+		text = strconv.FormatFloat(e.EffectiveWeight, 'g', 3, 64) + "/" + text
+	}
+	if e.Backup {
+		text += " (backup)"
+	}
+	return text
+}
+
+// sinceCell shows how long ago the status changed.
+func sinceCell(since *time.Time, now time.Time) string {
+	if since == nil {
+		return "-"
+	}
+	age := max(0, now.Sub(*since))
+	switch {
+	case age < time.Minute:
+		return strconv.Itoa(int(age.Seconds())) + "s"
+	case age < time.Hour:
+		return strconv.Itoa(int(age.Minutes())) + "m"
+	case age < 48*time.Hour:
+		return strconv.Itoa(int(age.Hours())) + "h"
+	default:
+		return strconv.Itoa(int(age.Hours()/24)) + "d"
+	}
+}

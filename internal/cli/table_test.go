@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+// The table has one layout at every width. Its lines fit the terminal, nothing is left
+// out, no character is a command to the terminal, and fail-open is shown once.
+func TestTable_FitsTheTerminal(t *testing.T) {
+	now := time.Now()
+	since := now.Add(-90 * time.Second)
+	entries := []view.Upstream{
+		{Pool: "shop", Upstream: "app1.internal:8080", Status: "up", Mode: settings.Ready, Weight: 3, EffectiveWeight: 1.5, Serving: true, Why: "up, in its slow start: gets requests by 50 % of its weight", Since: &since},
+		{Pool: "shop", Upstream: "unix//run/\x1b[2Jevil\n.sock", Status: "down", Mode: settings.Drain, Weight: 1, Backup: true, Why: "check 'http /' failed: \x1b]0;title\x07 \u202e reversed", Requests: 12},
+		{Pool: strings.Repeat("app.internal:8080 ", 10) + "end-of-title", Upstream: "app9:80", Status: "unknown", Mode: settings.Ready, Weight: 1, FailOpen: true, Why: strings.Repeat("long ", 100) + "end-of-reason"},
+		{Pool: "漢字", Upstream: "漢字漢字漢字漢字漢字.example:80", Status: "up", Mode: settings.Maintenance, Weight: 1, Why: strings.Repeat("絵", 100) + "e\u0301nd"},
+	}
+	for _, columns := range []int{0, 1, 2, 20, 40, 60, 80, 120, 200} {
+		var to bytes.Buffer
+		screen{columns: columns}.writeTable(&to, entries, now)
+		for line := range strings.Lines(to.String()) {
+			line = strings.TrimSuffix(line, "\n")
+			for _, r := range line {
+				if r < ' ' || r == 0x7f || r == '\u202e' {
+					t.Errorf("%d columns: %q", columns, line)
+				}
+			}
+			if n := columnsOf(line); columns >= 20 && n > columns {
+				t.Errorf("%d columns: %d columns: %s", columns, n, line)
+			}
+		}
+		whole := strings.Join(strings.Fields(to.String()), " ")
+		if columns >= 20 && strings.Count(whole, "!! Fail-open: ") != 1 {
+			t.Errorf("%d columns: fail-open is not shown once:\n%s", columns, to.String())
+		}
+		// also where it is broken into lines
+		whole = strings.Join(strings.Fields(to.String()), "")
+		for _, want := range []string{"app1.internal:8080", "50%ofitsweight", "end-of-title", "end-of-reason", "漢字漢字漢字漢字漢字.example:80", "reversed", "絵e\u0301nd"} {
+			if !strings.Contains(whole, want) {
+				t.Errorf("%d columns: it lacks %q:\n%s", columns, want, to.String())
+			}
+		}
+	}
+	for _, tc := range []struct {
+		screen screen
+		want   string
+	}{
+		{screen{colours: true}, "pool shop\n" +
+			"UPSTREAM            STATUS  MODE   WEIGHT  REQUESTS  SINCE\n" +
+			"app1.internal:8080  \x1b[32mup\x1b[0m      ready  1.5/3   0         1m\n" +
+			"    up, in its slow start: gets requests by 50 % of its weight\n"},
+		{screen{columns: 59}, "pool shop\n" +
+			"UPSTREAM            STATUS  MODE   WEIGHT  REQUESTS  SINCE\n" +
+			"app1.internal:8080  up      ready  1.5/3   0         1m\n" +
+			"    up, in its slow start: gets requests by 50 % of its\n" +
+			"    weight\n"},
+		{screen{columns: 40}, "pool shop\n" +
+			"UPSTREAM            STATUS  MODE\n" +
+			"    WEIGHT  REQUESTS  SINCE\n" +
+			"app1.internal:8080  up      ready\n" +
+			"    1.5/3   0         1m\n" +
+			"    up, in its slow start: gets requests\n" +
+			"    by 50 % of its weight\n"},
+		{screen{columns: 16, colours: true}, "pool shop\n" +
+			"UPSTREAM\n" +
+			"    STATUS\n" +
+			"    MODE\n" +
+			"    WEIGHT\n" +
+			"    REQUESTS\n" +
+			"    SINCE\n" +
+			"app1.interna\n" +
+			"    l:8080\n" +
+			"    \x1b[32mup\x1b[0m\n" +
+			"    ready\n" +
+			"    1.5/3\n" +
+			"    0\n" +
+			"    1m\n" +
+			"    up, in its\n" +
+			"    slow start:\n" +
+			"    gets\n" +
+			"    requests by\n" +
+			"    50 % of its\n" +
+			"    weight\n"},
+	} {
+		var to bytes.Buffer
+		tc.screen.writeTable(&to, entries[:1], now)
+		if got := to.String(); got != tc.want {
+			t.Errorf("%+v: got\n%s\nwant\n%s", tc.screen, got, tc.want)
+		}
+	}
+	var to bytes.Buffer
+	screen{columns: 80}.writeTable(&to, nil, now)
+	if to.String() != "no upstreams: no reverse_proxy uses lb_policy alive\n" {
+		t.Errorf("without any: %s", to.String())
+	}
+}
+
+// A pool has its alarm above its rows, and a pool without one has none.
+func TestTable_ShowsAlarms(t *testing.T) {
+	for _, tc := range []struct {
+		entry view.Upstream
+		alarm string
+	}{
+		{view.Upstream{Serving: true, EffectiveWeight: 1}, ""},
+		{view.Upstream{EffectiveWeight: 1}, "!! No upstream serves: requests go to "},
+		{view.Upstream{}, "!! No upstream serves, and none gets requests"},
+		{view.Upstream{EffectiveWeight: 1, FailOpen: true}, "!! Fail-open: no upstream serves, "},
+		{view.Upstream{Idle: true}, ""},
+		{view.Upstream{Gone: true}, ""},
+	} {
+		entries := []view.Upstream{{Pool: "other", Upstream: "x:80", Serving: true, EffectiveWeight: 1}, tc.entry}
+		entries[1].Pool = "shop"
+		var to bytes.Buffer
+		screen{}.writeTable(&to, entries, time.Now())
+		_, below, found := strings.Cut(to.String(), "\n"+tc.alarm)
+		if !found || strings.Contains(below, "!! ") {
+			t.Errorf("%+v: want %q:\n%s", tc.entry, tc.alarm, to.String())
+		}
+	}
+}
+
+// Lines below the end of the terminal are left out and counted.
+func TestScreen_LeavesOutWhatDoesNotFit(t *testing.T) {
+	text := strings.Repeat("line\n", 10)
+	for lines, want := range map[int]string{
+		0:  text,
+		11: text,
+		10: strings.Repeat("line\n", 8) + "… and 2 lines for which it is not high enough\n",
+		3:  "line\n… and 9 lines for which it is not high enough\n",
+		1:  "… and 10 lines for which it is not high enough\n",
+	} {
+		if got := string(screen{columns: 80, lines: lines}.fit([]byte(text))); got != want {
+			t.Errorf("%d lines: got\n%s\nwant\n%s", lines, got, want)
+		}
+	}
+}
+
+// Escaped JSON has the same value, and no character that is a command to a terminal.
+func TestPrintableJSON_EscapesTerminalCommands(t *testing.T) {
+	const hostile = "漢 \u202e \u009b2J \x7f \U000e0001 \U0001f600\n"
+	text, err := json.Marshal([]string{hostile})
+	if err != nil {
+		t.Fatal(err)
+	}
+	safe := printableJSON(append(text, '\n'))
+	var back []string
+	if err := json.Unmarshal(safe, &back); err != nil || len(back) != 1 || back[0] != hostile {
+		t.Errorf("%s: %q, %v", safe, back, err)
+	}
+	if want := `["漢 \u202e \u009b2J \u007f \udb40\udc01 ` + "\U0001f600" + `\n"]` + "\n"; string(safe) != want {
+		t.Errorf("got %s, want %s", safe, want)
+	}
+}

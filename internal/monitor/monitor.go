@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package monitor connects health checks to upstreams. A [Transport] knows how the
+// requests of one handler reach its upstreams, a [Route] is how the probes of one check
+// reach one upstream, and a [Monitor] has the upstream probed. Monitors of several
+// handlers and configs share a [health.Target] if their probes are the same. [CarryOver]
+// gives new targets what is known from checks that leave with a reload.
+//
+// The package knows neither the configuration types nor the kinds of probe: a [Check] has
+// what it needs of both. It does not know which upstreams get requests.
+//
+// Locks: each Monitor has a mutex for its attachment to the target, and the limit of
+// warnings has one. Neither is held while another one is taken, or while a function of a
+// check, a hook or a subscriber runs.
+package monitor
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+)
+
+// Check is one configured health check, with all defaults filled in.
+type Check struct {
+	// Kind is the kind of probe, and Label the name of the check as operators see it.
+	Kind, Label string
+	// Identity is the kind and its options, in a form that can be compared.
+	Identity string
+	// Settings are when to probe, and how many results change the status.
+	Settings health.Settings
+	// Port and Address say where to probe: 0 and nil for the upstream itself.
+	Port    int
+	Address *caddy.NetworkAddress
+	// ProxyProtocol is the version of the PROXY protocol header to send, "off" for none,
+	// empty for that of the handler.
+	ProxyProtocol string
+	// KeepConnection keeps the connection of a probe for the next one.
+	KeepConnection bool
+	// Overrides are the differences between a probe and a request that the kind asks for.
+	Overrides Overrides
+	// Validate returns an error if the check cannot work over a route. It may be nil.
+	Validate func(*Route) error
+	// Bind returns what probes over a route.
+	Bind func(*Route) ProbeFunc
+}
+
+// Overrides are the differences between how a probe and a request reach an upstream. The
+// zero value has none.
+type Overrides struct {
+	// Scheme is "http" or "https".
+	Scheme string
+	// ServerName is the name of the upstream in the TLS handshake.
+	ServerName string
+	// InsecureSkipVerify accepts any certificate.
+	InsecureSkipVerify bool
+	// HTTP2 uses HTTP/2 only, with TLS or without.
+	HTTP2 bool
+	// FreshConnection has every probe connect anew, which is the default.
+	FreshConnection bool
+	// NoConnection says that probes do not use the connections of the route.
+	NoConnection bool
+}
+
+// ProbeFunc probes once. An error is a failed probe, and its text the reason. Draining
+// says that the upstream is up and asks for no new requests. It returns soon after ctx is
+// done.
+type ProbeFunc func(ctx context.Context) (draining bool, err error)
+
+// Counters count what comes of the probes of one check of an upstream. Their methods are
+// called with no lock held.
+type Counters interface {
+	// Probed is called with every result that counts.
+	Probed(result health.Result)
+	// Inconclusive is called for every result that does not count.
+	Inconclusive()
+	// Changed is called with every change.
+	Changed(change health.Transition)
+	// Close ends their use by one monitor.
+	Close() error
+}
+
+// Hooks connect the monitors of one handler to what runs beside them. They are called
+// with no lock held.
+type Hooks struct {
+	// Logger gets what operators need to know.
+	Logger *zap.Logger
+	// Counters returns those of a check of an upstream.
+	Counters func(upstream string, check *Check) (Counters, error)
+	// Emit emits the event of a change. It may be nil.
+	Emit func(upstream string, check *Check, change health.Transition)
+	// Stale reports whether no handler has the upstream of a monitor at present. It may be
+	// nil if there is always one that does.
+	Stale func(*Monitor) bool
+}
+
+// targetKey tells which probes are the same and therefore made once: it is the key of
+// shared.Targets.
+type targetKey struct {
+	routeKey
+	probe    string
+	settings health.Settings
+}
+
+// sharedTarget is a target as the value of a usage pool.
+type sharedTarget struct{ *health.Target }
+
+// Destruct does nothing: the probes ended when the last driver was detached.
+func (sharedTarget) Destruct() error { return nil }
+
+// Targets returns all targets of the process, with the upstreams that they belong to as
+// network/address. The loop must not open or release monitors.
+func Targets() iter.Seq2[string, *health.Target] {
+	return func(yield func(string, *health.Target) bool) {
+		shared.Targets.Range(func(key, value any) bool {
+			return yield(key.(targetKey).upstream, value.(sharedTarget).Target)
+		})
+	}
+}
+
+// Monitor is one upstream under one check, for one handler.
+type Monitor struct {
+	// Target has what is known. Other monitors may share it.
+	Target *health.Target
+	// Check is the check.
+	Check *Check
+	// Upstream is what is checked.
+	Upstream Upstream
+
+	key         targetKey
+	route       *Route
+	driver      health.Driver
+	counters    Counters
+	unsubscribe func() // nil without a subscription
+
+	mu     sync.Mutex
+	detach func() // nil while not started; guarded by mu
+}
+
+// Open returns a new monitor of an upstream under a check, to be released. Nothing is
+// probed before it is started. The error is [ErrPerRequest] if the upstream is reached in
+// a way that depends on the request.
+func (t *Transport) Open(upstream Upstream, check *Check, hooks Hooks) (*Monitor, error) {
+	route, err := t.Route(upstream, check)
+	if err != nil {
+		return nil, err
+	}
+	m := &Monitor{
+		Check: check, Upstream: upstream, route: route,
+		key: targetKey{routeKey: route.key, probe: check.Identity, settings: check.Settings},
+	}
+	found, _, err := shared.Targets.LoadOrNew(m.key, func() (caddy.Destructor, error) {
+		return sharedTarget{health.NewTarget(check.Settings)}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	m.Target = found.(sharedTarget).Target
+	if m.counters, err = hooks.Counters(upstream.Address, check); err != nil {
+		_, errTarget := shared.Targets.Delete(m.key)
+		return nil, errors.Join(err, errTarget)
+	}
+	m.driver = m.newDriver(hooks)
+	return m, nil
+}
+
+// newDriver connects the target to the route, the counters, the log and the events.
+func (m *Monitor) newDriver(hooks Hooks) health.Driver {
+	// A logger with these fields would take more memory than the rest of a target.
+	log := upstreamLog{hooks.Logger, [2]zap.Field{zap.String("upstream", m.Upstream.Address), zap.String("check", m.Check.Label)}}
+	route, counters := m.route, m.counters
+	route.logGivingUp(log)
+	probe := m.Check.Bind(route)
+	return health.Driver{
+		Probe: func(ctx context.Context, fresh bool) (draining bool, err error) {
+			if fresh {
+				route.renew()
+			}
+			draining, err = probe(ctx)
+			return draining, withShortage(err)
+		},
+		Bound: route.bound,
+		Probed: func(result health.Result) {
+			counters.Probed(result)
+			log.probed(result)
+		},
+		Inconclusive: func(why *health.InconclusiveError) {
+			counters.Inconclusive()
+			log.inconclusive(why)
+		},
+		Report: func(change health.Transition) {
+			counters.Changed(change)
+			stale := hooks.Stale != nil && hooks.Stale(m)
+			log.changed(change, stale)
+			// That a stale upstream is down is no alarm. That it is up is an event, since an
+			// earlier alarm may go on.
+			if hooks.Emit != nil && !(stale && change.To == health.Down) {
+				hooks.Emit(m.Upstream.Address, m.Check, change)
+			}
+		},
+	}
+}
+
+// Subscribe has a function called after each change of the status, with no lock held,
+// until the monitor is released. It is called once at most.
+func (m *Monitor) Subscribe(changed func()) { m.unsubscribe = m.Target.Subscribe(changed) }
+
+// Start starts the probes, the first of them after the delay. If they run already, it
+// takes them over.
+func (m *Monitor) Start(delay time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.detach == nil {
+		m.detach = m.Target.Attach(m.driver, delay)
+	}
+}
+
+// Stop undoes Start. It may wait for a probe to be cut off.
+func (m *Monitor) Stop() {
+	m.mu.Lock()
+	detach := m.detach
+	m.detach = nil
+	m.mu.Unlock()
+	if detach != nil {
+		detach()
+		m.route.close()
+	}
+}
+
+// Release undoes Open and Subscribe. It is called once, after Stop.
+func (m *Monitor) Release() error {
+	if m.unsubscribe != nil {
+		m.unsubscribe()
+	}
+	err := m.counters.Close()
+	_, errTarget := shared.Targets.Delete(m.key)
+	return errors.Join(errTarget, err)
+}
+
+// FirstProbeSpacing is the time between the first probes of two targets, so that a start
+// with many of them is no burst.
+const FirstProbeSpacing = time.Millisecond
+
+// StartAll starts monitors. The first probes of targets that do not run yet are spread
+// over [FirstProbeSpacing] a target, or over their interval if that is shorter.
+func StartAll(monitors []*Monitor) {
+	position := make(map[*health.Target]int) // of those that do not run yet
+	for _, m := range monitors {
+		if _, seen := position[m.Target]; !seen && !m.Target.Running() {
+			position[m.Target] = len(position)
+		}
+	}
+	for _, m := range monitors {
+		var delay time.Duration
+		if i, ok := position[m.Target]; ok {
+			share := float64(i) / float64(len(position))
+			delay = time.Duration(share * float64(min(m.Check.Settings.Interval, time.Duration(len(position))*FirstProbeSpacing)))
+		}
+		m.Start(delay)
+	}
+}
+
+// StopAll stops monitors, all at the same time: each may have to wait for a probe.
+func StopAll(monitors []*Monitor) {
+	var stopping sync.WaitGroup
+	for _, m := range monitors {
+		stopping.Go(m.Stop)
+	}
+	stopping.Wait()
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package page renders the status page: one HTML document with its style and its script.
+// It is complete without the script, which only asks for it again and swaps in what
+// changed.
+//
+// The package knows the rows to show ([view.Upstream]) and nothing else: not where they
+// come from, how long they are valid, or how the page is served. It has no state that
+// changes, and no locks.
+package page
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"fmt"
+	"html/template"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+//go:embed page.html
+var document string
+
+//go:embed page.css
+var style string
+
+//go:embed page.js
+var script string
+
+var page = template.Must(template.New("page").Funcs(template.FuncMap{"utc": utc}).Parse(document))
+
+// Policy is the Content-Security-Policy of the page: it runs its own script, uses its own
+// style, asks its own server for data, and loads nothing else.
+var Policy = fmt.Sprintf("default-src 'none'; style-src '%s'; script-src '%s'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+	sourceHash(style), sourceHash(script))
+
+// sourceHash names a style or script by its content, as a Content-Security-Policy does.
+func sourceHash(source string) string {
+	sum := sha256.Sum256([]byte(source))
+	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// Render returns the page that shows the rows as they are at a moment.
+func Render(rows []view.Upstream, now time.Time) ([]byte, error) {
+	var out bytes.Buffer
+	err := page.Execute(&out, map[string]any{
+		"Style":    template.CSS(style), //nolint:gosec // it is part of the program
+		"Script":   template.JS(script), //nolint:gosec // it is part of the program
+		"Summary":  view.Summary(rows),
+		"Now":      utc(now),
+		"Sections": sections(rows),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// section is a heading and the rows below it. The title is its key.
+type section struct {
+	Title string
+	Alarm string
+	Rows  []row
+}
+
+// row is an upstream as the page shows it. The key names it in its section, so that the
+// script finds it again in the next page.
+type row struct {
+	*view.Upstream
+	Key    string
+	Share  string
+	Checks []check
+}
+
+// check is a check as the page shows it.
+type check struct {
+	*view.Check
+	Chart chart
+}
+
+// sections groups consecutive rows by their titles.
+func sections(rows []view.Upstream) []section {
+	totals := make(map[string]float64)
+	for i := range rows {
+		totals[rows[i].Title()] += rows[i].EffectiveWeight
+	}
+	alarms := view.Alarms(rows)
+	var all []section
+	for i := range rows {
+		u := &rows[i]
+		title := u.Title()
+		if len(all) == 0 || title != all[len(all)-1].Title {
+			all = append(all, section{Title: title, Alarm: alarms[title]})
+		}
+		s := &all[len(all)-1]
+		s.Rows = append(s.Rows, newRow(u, totals[title]))
+	}
+	return all
+}
+
+// newRow returns the row of an upstream in a section with a total of effective weights.
+func newRow(u *view.Upstream, total float64) row {
+	r := row{Upstream: u, Key: u.Upstream, Share: share(u.EffectiveWeight, total)}
+	if u.Gone { // rows of several pools are in one section
+		r.Key = u.Pool + "\n" + u.Upstream
+	}
+	for i := range u.Checks {
+		r.Checks = append(r.Checks, check{Check: &u.Checks[i], Chart: newChart(&u.Checks[i])})
+	}
+	return r
+}
+
+// share returns a part of a total in percent, with one digit after the point.
+func share(part, total float64) string {
+	if part <= 0 {
+		return "0 %"
+	}
+	return strconv.FormatFloat(math.Round(1000*part/total)/10, 'f', -1, 64) + " %"
+}
+
+// utc writes a time in UTC, to the second.
+func utc(t time.Time) string {
+	return t.UTC().Format("2006-01-02 15:04:05 UTC")
+}

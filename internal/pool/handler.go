@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package pool decides which upstream gets a request. A Pool is one list of upstreams:
+// that of the config, or one answer of a dynamic source. Its Snapshot says which of
+// them may get requests and in which order. The package knows neither how upstreams are
+// probed nor where lists come from.
+//
+// Locks, in the order in which they are taken: Pool.making, counters.mu. Handler.mu and
+// waiters.mu are taken alone. None is held while a log line, a callback, a selection
+// policy, a circuit breaker or Caddy's own health is asked or told anything.
+package pool
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+)
+
+// Rules are what is configured about which upstreams get requests.
+type Rules struct {
+	FailOpen  FailOpen
+	SlowStart time.Duration // window of the slow start, 0 for none
+	Floor     float64       // where a slow start begins, as a share of the weight
+	Hold      time.Duration // how long a request waits at a cold start, 0 for not at all
+	Retries   bool          // the handler may select again for the same request
+
+	// Select picks instead of round robin, nil if none does. SelectName is its name.
+	Select     reverseproxy.Selector
+	SelectName string
+
+	// CountsHealthy says that fail_open has a share, and that Caddy has health checks of
+	// its own. Then every pick counts which upstreams are healthy.
+	CountsHealthy bool
+}
+
+// FailOpen says when health is ignored.
+type FailOpen struct {
+	Never   bool
+	Percent float64 // also while less than this share of the primaries serves
+	Text    string  // as it is configured
+}
+
+// isTooFew reports whether so few of the upstreams with a verdict serve that health is
+// ignored.
+func (f FailOpen) isTooFew(serving, decided int) bool {
+	return float64(100*serving) < f.Percent*float64(decided)
+}
+
+// Handler is what the pools of one reverse_proxy handler have in common. Its exported
+// fields are set before the first pool is made.
+type Handler struct {
+	Rules    Rules
+	Name     string        // of the pool, as operators see it
+	Settings *settings.Set // modes and weights set at run time; nil for none
+	Proxy    *reverseproxy.Handler
+	Logger   *zap.Logger
+	Ended    <-chan struct{} // closed when the config ends
+	Exiting  <-chan struct{} // closed when the process begins to exit
+
+	// OnHold is called when a request is held. It may be nil.
+	OnHold func()
+	// OnFailOpen is called when a pool begins to ignore health, and when it no longer
+	// does. It may be nil.
+	OnFailOpen func(begins bool)
+
+	running atomic.Bool   // probes run, so changes are logged
+	version atomic.Uint64 // counts changes, for pools whose snapshots are made later
+
+	mu      sync.Mutex
+	awaited map[*Pool]int // pools for which requests wait, and how many; guarded by mu
+}
+
+// SetRunning says whether the probes run. Before, nothing is logged, and Caddy's own
+// health does not count: the handler may not be provisioned yet.
+func (h *Handler) SetRunning(running bool) { h.running.Store(running) }
+
+// IsRunning reports whether the probes run.
+func (h *Handler) IsRunning() bool { return h.running.Load() }
+
+// Changed says that a verdict or a setting has changed. Pools that [New] made get a new
+// snapshot when it is next needed. Requests that wait look again.
+func (h *Handler) Changed() {
+	h.version.Add(1)
+	for p := range h.Awaited() {
+		p.waiters.wake()
+	}
+}
+
+// Awaited returns the pools for which requests wait.
+func (h *Handler) Awaited() map[*Pool]bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	pools := make(map[*Pool]bool, len(h.awaited))
+	for p := range h.awaited {
+		pools[p] = true
+	}
+	return pools
+}
+
+// await notes that a request waits for a pool, until done is called.
+func (h *Handler) await(p *Pool) (done func()) {
+	p.waiters.join()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.awaited == nil {
+		h.awaited = make(map[*Pool]int)
+	}
+	h.awaited[p]++
+	return func() {
+		p.waiters.leave()
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.awaited[p]--; h.awaited[p] == 0 {
+			delete(h.awaited, p)
+		}
+	}
+}
+
+// breakerOpen reports whether the circuit breaker of the handler, which is one for all
+// of its upstreams, wants no request at all.
+func (h *Handler) breakerOpen() bool {
+	return h.Proxy != nil && h.Proxy.CB != nil && !h.Proxy.CB.OK()
+}

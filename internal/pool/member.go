@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"math"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// Member is what is configured and known of one upstream of a pool. Pools can share
+// members.
+type Member struct {
+	Address string           // as operators name it, empty if it stands for several
+	Targets []*health.Target // one for each check; without any it counts as up
+	Weight  int              // 0: no traffic at all
+	Backup  bool
+	// Extra is how often it was picked without a ticket of a counted order, less the
+	// tickets that were drawn for it and not followed. So it can be below 0.
+	Extra atomic.Int64
+}
+
+// Status is down if any check is, and up if all are.
+func (m *Member) Status() health.Status {
+	status := health.Up
+	for _, t := range m.Targets {
+		switch t.Status() {
+		case health.Down:
+			return health.Down
+		case health.Unknown:
+			status = health.Unknown
+		case health.Up:
+		}
+	}
+	return status
+}
+
+// Draining reports whether the upstream told any check that it wants no new requests.
+func (m *Member) Draining() bool {
+	return slices.ContainsFunc(m.Targets, (*health.Target).Draining)
+}
+
+// Suspect has an upstream that is up probed in a burst: a request to it has just failed.
+func (m *Member) Suspect() {
+	for _, t := range m.Targets {
+		t.Suspect()
+	}
+}
+
+// probe has the targets with a status probed at once.
+func (m *Member) probe(status health.Status) {
+	for _, t := range m.Targets {
+		if t.Status() == status {
+			t.ProbeNow()
+		}
+	}
+}
+
+// upFor is how long all checks have been up. It is without end for an upstream without
+// checks, and for checks that passed from the cold start of the pool on: these have no
+// slow start.
+func (m *Member) upFor(now time.Time) time.Duration {
+	up := time.Duration(math.MaxInt64)
+	for _, t := range m.Targets {
+		if !t.Original() {
+			up = min(up, now.Sub(t.Since()))
+		}
+	}
+	return up
+}
+
+// lastFailed is when the last probe that failed began, of all checks; the zero time if
+// none did.
+func (m *Member) lastFailed() (last time.Time) {
+	for _, t := range m.Targets {
+		if failed := t.LastFailed(); failed.After(last) {
+			last = failed
+		}
+	}
+	return last
+}

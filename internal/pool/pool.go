@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+)
+
+// Pool is one list of upstreams. There are two sorts. One that [Pool.Init] makes is for
+// the list of the config: it gets a new snapshot as soon as anything changes, and its
+// picks are counted by its tickets. One that [New] makes is for an answer of a dynamic
+// source, of which there can be many, and each can be dropped at any moment: it gets a
+// new snapshot when a request needs it, and each pick is counted by itself.
+type Pool struct {
+	handler *Handler
+	members []*Member
+	logged  *LoggedState
+	atOnce  bool // it is of the first sort
+
+	// upstreams are those of a request that brought them.
+	upstreams atomic.Pointer[reverseproxy.UpstreamPool]
+	current   atomic.Pointer[Snapshot]
+	counters  counters
+	waiters   waiters
+
+	making sync.Mutex  // held while a snapshot is made; guards what follows
+	due    atomic.Bool // Refresh waits for making, and will see all that changed
+	first  uint64      // the ticket with which the first snapshot begins
+	ramp   *time.Timer // refreshes while a slow start goes on
+	closed bool        // nothing is started any more
+}
+
+// Init makes the pool of a list that does not change.
+func (p *Pool) Init(h *Handler, members []*Member, upstreams reverseproxy.UpstreamPool) {
+	p.init(h, members, upstreams, new(LoggedState))
+	p.atOnce = true
+}
+
+// New returns the pool of an answer of a dynamic source. Pools of the same upstreams in
+// another order share what was logged of them.
+func New(h *Handler, members []*Member, upstreams reverseproxy.UpstreamPool, logged *LoggedState) *Pool {
+	p := new(Pool)
+	p.init(h, members, slices.Clone(upstreams), logged)
+	return p
+}
+
+func (p *Pool) init(h *Handler, members []*Member, upstreams reverseproxy.UpstreamPool, logged *LoggedState) {
+	p.handler, p.members, p.logged = h, members, logged
+	p.upstreams.Store(&upstreams)
+	p.first = uint64(rand.Uint32()) // every pool begins somewhere else
+}
+
+// Members returns the members, by position.
+func (p *Pool) Members() []*Member { return p.members }
+
+// Upstreams returns the upstreams, by position, as a request brought them.
+func (p *Pool) Upstreams() reverseproxy.UpstreamPool { return *p.upstreams.Load() }
+
+// KeepUpstreams keeps the upstreams of a request if those kept are outdated: Caddy
+// forgets what it counts of a host that had no request for a while, and counts anew.
+func (p *Pool) KeepUpstreams(upstreams reverseproxy.UpstreamPool) {
+	sameHost := func(a, b *reverseproxy.Upstream) bool { return a.Host == b.Host }
+	if !slices.EqualFunc(p.Upstreams(), upstreams, sameHost) {
+		kept := slices.Clone(upstreams)
+		p.upstreams.Store(&kept)
+	}
+}
+
+// Current returns the snapshot of a pool that [Pool.Init] made. It never waits.
+func (p *Pool) Current() *Snapshot { return p.current.Load() }
+
+// Refresh makes a new snapshot and swaps it in, for a pool that [Pool.Init] made.
+// Requests go on with the old one meanwhile. If several goroutines call it while one
+// makes a snapshot, one of them waits and looks for all.
+func (p *Pool) Refresh() {
+	if !p.due.Swap(true) {
+		p.RefreshNow()
+	}
+}
+
+// RefreshNow is Refresh, but returns when there is a snapshot that was begun later.
+func (p *Pool) RefreshNow() {
+	p.making.Lock()
+	p.due.Store(false)
+	now := time.Now()
+	made := p.handler.newSnapshot(p.members, now)
+	r := &p.handler.Rules
+	made.canBeFast = made.best.Len() > 0 && !r.Retries && !r.CountsHealthy && r.Select == nil
+	p.counters.replace(p, made)
+	if p.ramp != nil {
+		p.ramp.Stop()
+	}
+	if !made.until.IsZero() && !p.closed {
+		p.ramp = time.AfterFunc(made.until.Sub(now), p.Refresh)
+	}
+	p.making.Unlock()
+	if made.canBeFast {
+		made.fast.Store(p.situation(made, p.Upstreams()).State == made.state)
+	}
+	p.waiters.wake()
+	p.LogState()
+}
+
+// Close ends what goes on by itself. The last snapshot still serves requests that are
+// in flight.
+func (p *Pool) Close() {
+	p.making.Lock()
+	defer p.making.Unlock()
+	p.closed = true
+	if p.ramp != nil {
+		p.ramp.Stop()
+	}
+}
+
+// snapshot returns which members may get requests at this moment. While another request
+// makes the snapshot of a pool that [New] made, the one before serves: it is older than
+// a verdict at most by the time that it takes to make two. A request that is patient
+// waits for the new one, and so does one that would get no upstream by the old one.
+func (p *Pool) snapshot(patient bool) *Snapshot {
+	known := p.current.Load()
+	if p.atOnce {
+		return known
+	}
+	now := time.Now()
+	if p.holds(known, now) {
+		return known
+	}
+	if known == nil || patient || len(known.serving) == 0 {
+		p.making.Lock()
+	} else if !p.making.TryLock() {
+		return known
+	}
+	defer p.making.Unlock()
+	if known = p.current.Load(); p.holds(known, now) {
+		return known // made meanwhile
+	}
+	made := p.handler.newSnapshot(p.members, now)
+	made.first = p.first
+	if known != nil {
+		made.first = known.tickets.Load()
+	}
+	made.tickets.Store(made.first)
+	if len(made.serving) > 0 {
+		made.serving[0].counted = false // tickets that are drawn after it was dropped would be lost
+	}
+	p.current.Store(made)
+	return made
+}
+
+// Peek returns the snapshot as it is at this moment, and changes nothing.
+func (p *Pool) Peek() *Snapshot {
+	now := time.Now()
+	if known := p.current.Load(); p.atOnce || p.holds(known, now) {
+		return known
+	}
+	return p.handler.newSnapshot(p.members, now)
+}
+
+// holds reports whether nothing has changed since a snapshot was made.
+func (p *Pool) holds(s *Snapshot, now time.Time) bool {
+	return s != nil && s.made == version(p.handler.version.Load()) && (s.until.IsZero() || now.Before(s.until))
+}

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package shared lists the state that configs share: all usage pools of this module. A
+// usage pool drops an entry with its last user, so an entry outlives a reload if the old
+// and the new config both use it. The package knows neither keys nor values: the owner
+// of a pool defines both, and no other package adds to the pool or deletes from it. The
+// pools lock themselves. Their Range holds that lock: the function given to it must add
+// and delete nothing.
+package shared
+
+import "github.com/caddyserver/caddy/v2"
+
+var (
+	// Targets are the upstreams that are probed. Key: the route, the probe and its
+	// settings. Value: a health.Target. Owner: each monitor of a check of an upstream.
+	// They outlive a config so that a reload that keeps a check keeps its status.
+	Targets = caddy.NewUsagePool()
+
+	// CheckCounters are the counters of checks. Key: address of the upstream and label of
+	// the check. Value: a telemetry.CheckCounters. Owner: each monitor of a check of an
+	// upstream. They outlive a config so that the counters do not go back at a reload.
+	CheckCounters = caddy.NewUsagePool()
+
+	// PoolCounters are the counters of pools. Key: name of the pool. Value: a
+	// telemetry.PoolCounters. Owner: each handler with a pool of that name. They outlive a
+	// config so that the counters do not go back at a reload.
+	PoolCounters = caddy.NewUsagePool()
+
+	// WatchLists are the addresses that requests have brought. Key: the source of the
+	// upstreams. Value: a list of addresses, with when requests brought each. Owner: each
+	// handler with dynamic upstreams. They outlive a config so that a reload does not stop
+	// the probes until the next requests.
+	WatchLists = caddy.NewUsagePool()
+
+	// Settings are the modes and weights set at run time. Key: where they are stored.
+	// Value: the settings by address. Owner: the app of each config. They outlive a config
+	// so that a reload does not lose what could not be stored.
+	Settings = caddy.NewUsagePool()
+)

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package telemetry
+
+import (
+	"errors"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+// What Prometheus is shown.
+var (
+	upDesc          = desc("upstream_up", "Whether an upstream passes a check, the worst if several have its label. None in maintenance: no checks run.", "upstream", "check")
+	checksDesc      = desc("checks_total", "Results of checks: pass, fail, or void for one that says something about this process only and does not count.", "upstream", "check", "result")
+	transitionsDesc = desc("transitions_total", "Changes of status by a check.", "upstream", "check", "to")
+	poolDesc        = desc("pool_upstreams", "Upstreams of a pool by state: up, down, unknown, draining or maintenance.", "pool", "state")
+	failOpenDesc    = desc("pool_fail_open", "Whether a pool ignores health, because too few or none of its upstreams serve.", "pool")
+	selectionsDesc  = desc("selections_total", "How often an upstream was picked, retries included.", "pool", "upstream")
+	heldDesc        = desc("held_requests_total", "Requests that waited for verdicts at a cold start.", "pool")
+
+	checkDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: "caddy", Subsystem: "alive", Name: "check_duration_seconds",
+		Help:    "How long checks took.",
+		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+	}, []string{"kind"})
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(prometheus.BuildFQName("caddy", "alive", name), help, labels, nil)
+}
+
+// Collector shows the metrics of the whole process. It is registered with each config
+// anew. It is one collector for everything: two whose series have the same labels would
+// be an error of the whole scrape.
+type Collector struct {
+	// Rows returns the upstreams of the newest running config. Recent results and
+	// sentences are not needed. Texts must be valid UTF-8.
+	Rows func() []view.Upstream
+}
+
+// Register shows the metrics in the registry of a config.
+func Register(registry *prometheus.Registry, rows func() []view.Upstream) error {
+	err := registry.Register(Collector{rows})
+	if known := new(prometheus.AlreadyRegisteredError); errors.As(err, known) {
+		return nil
+	}
+	return err
+}
+
+// Describe sends the descriptions of all metrics.
+func (Collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{upDesc, checksDesc, transitionsDesc, poolDesc, failOpenDesc, selectionsDesc, heldDesc} {
+		ch <- d
+	}
+	checkDuration.Describe(ch)
+}
+
+// Collect sends all metrics.
+func (c Collector) Collect(ch chan<- prometheus.Metric) {
+	out := output(ch)
+	out.checks()
+	out.pools()
+	out.rows(c.Rows())
+	checkDuration.Collect(ch)
+}
+
+// output is where metrics are sent.
+type output chan<- prometheus.Metric
+
+func (out output) counter(d *prometheus.Desc, n uint64, labels ...string) {
+	out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(n), labels...)
+}
+
+func (out output) gauge(d *prometheus.Desc, n int, labels ...string) {
+	out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), labels...)
+}
+
+// checks sends the counters of checks.
+func (out output) checks() {
+	all := make(map[checkKey]*checkCounts) // a copy: Range holds a lock, and the receiver may be slow
+	shared.CheckCounters.Range(func(key, value any) bool {
+		all[key.(checkKey)] = value.(*checkCounts)
+		return true
+	})
+	for key, counts := range all {
+		out.counter(checksDesc, counts.passed.Load(), key.upstream, key.check, "pass")
+		out.counter(checksDesc, counts.failed.Load(), key.upstream, key.check, "fail")
+		out.counter(checksDesc, counts.void.Load(), key.upstream, key.check, "void")
+		out.counter(transitionsDesc, counts.up.Load(), key.upstream, key.check, "up")
+		out.counter(transitionsDesc, counts.down.Load(), key.upstream, key.check, "down")
+	}
+}
+
+// pools sends the counters of pools.
+func (out output) pools() {
+	var all []*PoolCounters // a copy, as above
+	shared.PoolCounters.Range(func(_, value any) bool {
+		all = append(all, value.(*PoolCounters))
+		return true
+	})
+	for _, p := range all {
+		out.counter(heldDesc, p.Held(), p.name)
+		for upstream, n := range p.Selections() {
+			out.counter(selectionsDesc, n, p.name, upstream)
+		}
+	}
+}
+
+// rows sends the gauges.
+func (out output) rows(rows []view.Upstream) {
+	up := make(map[checkKey]int)
+	states := make(map[string]map[string]int)
+	failOpen := make(map[string]int)
+	for i := range rows {
+		row := &rows[i]
+		if row.Gone {
+			continue
+		}
+		if states[row.Pool] == nil {
+			states[row.Pool] = map[string]int{"up": 0, "down": 0, "unknown": 0, "draining": 0, "maintenance": 0}
+			failOpen[row.Pool] = 0
+		}
+		if !row.Past {
+			states[row.Pool][row.State()]++
+		}
+		if row.FailOpen {
+			failOpen[row.Pool] = 1
+		}
+		if row.Past || row.Mode == "maintenance" {
+			continue // its status is no alarm, or there is none
+		}
+		for _, c := range row.Checks {
+			key, value := checkKey{row.Upstream, c.Check}, 0
+			if c.Status == "up" {
+				value = 1
+			}
+			if known, seen := up[key]; seen {
+				value = min(value, known)
+			}
+			up[key] = value
+		}
+	}
+	for key, value := range up {
+		out.gauge(upDesc, value, key.upstream, key.check)
+	}
+	for pool, counts := range states {
+		for state, n := range counts {
+			out.gauge(poolDesc, n, pool, state)
+		}
+		out.gauge(failOpenDesc, failOpen[pool], pool)
+	}
+}
+
+// Interface guard
+var _ prometheus.Collector = Collector{}

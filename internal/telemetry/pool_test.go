@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package telemetry
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+)
+
+// source is a source whose counts a test sets.
+type source struct {
+	mu     sync.Mutex // guards what follows
+	counts map[string]uint64
+}
+
+func (s *source) Selections() map[string]uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.counts)
+}
+
+// set sets the count of an upstream.
+func (s *source) set(upstream string, n uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.counts == nil {
+		s.counts = make(map[string]uint64)
+	}
+	s.counts[upstream] = n
+}
+
+// join returns a source that joins a pool.
+func join(t *testing.T, pool string, counts map[string]uint64) (*PoolCounters, *source) {
+	t.Helper()
+	s := &source{counts: maps.Clone(counts)}
+	p, err := JoinPool(pool, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p, s
+}
+
+// leave has a source leave a pool.
+func leave(t *testing.T, p *PoolCounters, s *source) {
+	t.Helper()
+	if err := p.Leave(s, func(active bool) { t.Errorf("told fail-open %v", active) }); err != nil {
+		t.Error(err)
+	}
+}
+
+// wantSelections checks what is shown.
+func wantSelections(t *testing.T, what string, p *PoolCounters, want map[string]uint64) {
+	t.Helper()
+	if got := p.Selections(); !maps.Equal(got, want) {
+		t.Errorf("%s: %v, want %v", what, got, want)
+	}
+}
+
+// A source that left is asked for 10 seconds: requests in flight still pick by it. What
+// it counted stays after that, with and without a read in between.
+func TestPoolCounters_SourcesThatLeftStillCount(t *testing.T) {
+	for _, reads := range []bool{false, true} {
+		t.Run(fmt.Sprint("reads ", reads), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, old := join(t, "shop", map[string]uint64{"a": 5, "gone": 7})
+				_, next := join(t, "shop", map[string]uint64{"a": 1, "b": 2})
+				if reads {
+					wantSelections(t, "both", p, map[string]uint64{"a": 6, "b": 2, "gone": 7})
+				}
+				leave(t, p, old)
+				if reads {
+					wantSelections(t, "the first one left", p, map[string]uint64{"a": 6, "b": 2})
+				}
+				time.Sleep(recentFor - time.Second)
+				old.set("a", 8)
+				if reads {
+					wantSelections(t, "requests were in flight", p, map[string]uint64{"a": 9, "b": 2})
+				}
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				old.set("a", 100)
+				if n := len(p.recent); n != 0 {
+					t.Errorf("%d sources that left are kept, want none", n)
+				}
+				wantSelections(t, "long after", p, map[string]uint64{"a": 9, "b": 2})
+				leave(t, p, next)
+			})
+		})
+	}
+}
+
+// Of sources that leave in a short time, 64 are kept. The counts of all stay.
+func TestPoolCounters_KeepsFewSourcesThatLeft(t *testing.T) {
+	p, stays := join(t, t.Name(), map[string]uint64{"a": 0})
+	defer leave(t, p, stays)
+	for range 3 * maxRecent {
+		_, s := join(t, t.Name(), map[string]uint64{"a": 1})
+		leave(t, p, s)
+	}
+	if n := len(p.recent); n != maxRecent {
+		t.Errorf("%d sources that left are kept, want %d", n, maxRecent)
+	}
+	wantSelections(t, "all", p, map[string]uint64{"a": 3 * maxRecent})
+}
+
+// The counts of an upstream that no source has are forgotten some time after a source
+// left. If the upstream comes back, it begins anew.
+func TestPoolCounters_ForgetUpstreamsThatAreGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, old := join(t, "shop", map[string]uint64{"a": 5, "gone": 7})
+		_, next := join(t, "shop", map[string]uint64{"a": 1})
+		wantSelections(t, "both", p, map[string]uint64{"a": 6, "gone": 7})
+		leave(t, p, old)
+		time.Sleep(recentFor + time.Second)
+		synctest.Wait()
+		if want := map[string]uint64{"a": 5}; !maps.Equal(p.past, want) {
+			t.Errorf("kept %v, want %v", p.past, want)
+		}
+		next.set("gone", 2)
+		wantSelections(t, "it is back", p, map[string]uint64{"a": 6, "gone": 2})
+		leave(t, p, next)
+	})
+}
+
+// A counter does not go back, even if a source takes a count back, and a read changes
+// nothing else: reads in between make no difference to what is shown.
+func TestPoolCounters_NeverGoBack(t *testing.T) {
+	p, s := join(t, t.Name(), map[string]uint64{"a": 3})
+	defer leave(t, p, s)
+	wantSelections(t, "at first", p, map[string]uint64{"a": 3})
+	s.set("a", 2)
+	for range 3 {
+		wantSelections(t, "one was taken back", p, map[string]uint64{"a": 3})
+	}
+	s.set("a", 4)
+	wantSelections(t, "two more", p, map[string]uint64{"a": 4})
+}
+
+// Reads at once, while sources join and leave, count each pick once.
+func TestPoolCounters_ReadsAtOnce(t *testing.T) {
+	p, stays := join(t, t.Name(), map[string]uint64{"a": 0})
+	defer leave(t, p, stays)
+	const rounds = 500
+	var over sync.WaitGroup
+	for range 4 {
+		over.Go(func() {
+			var last uint64
+			for last < rounds {
+				now := p.Selections()["a"]
+				if now < last || now > rounds {
+					t.Errorf("%d after %d, of %d", now, last, rounds)
+					return
+				}
+				last = now
+			}
+		})
+	}
+	for range rounds {
+		_, s := join(t, t.Name(), map[string]uint64{"a": 1})
+		if rand.IntN(2) == 0 {
+			time.Sleep(time.Microsecond)
+		}
+		leave(t, p, s)
+	}
+	over.Wait()
+}
+
+// A pool whose last source has left is gone, and its name begins anew.
+func TestPoolCounters_GoWithTheLastSource(t *testing.T) {
+	one, a := join(t, t.Name(), map[string]uint64{"a": 5})
+	one.CountHeld()
+	two, b := join(t, t.Name(), nil)
+	if one != two || !slices.Contains(one.Sources(), Source(b)) {
+		t.Error("sources of one pool do not count together")
+	}
+	leave(t, one, a)
+	leave(t, two, b)
+	shared.PoolCounters.Range(func(name, _ any) bool {
+		t.Errorf("%v is left", name)
+		return true
+	})
+	anew, c := join(t, t.Name(), map[string]uint64{"a": 0})
+	defer leave(t, anew, c)
+	if n := anew.Held(); n != 0 {
+		t.Errorf("%d held requests, want 0", n)
+	}
+	wantSelections(t, "anew", anew, map[string]uint64{"a": 0})
+}
+
+// A pool of which the last fail-open part leaves no longer ignores health: that is told.
+func TestPoolCounters_FailOpenEndsWithItsSource(t *testing.T) {
+	p, s := join(t, t.Name(), nil)
+	q, stays := join(t, t.Name(), nil)
+	defer leave(t, q, stays)
+	var told []bool
+	tell := func(active bool) { told = append(told, active) }
+	p.AddFailOpen(s, 1, tell)
+	p.AddFailOpen(s, 1, tell)
+	if n := p.FailOpen(); n != 2 {
+		t.Errorf("%d pools ignore health, want 2", n)
+	}
+	if err := p.Leave(s, tell); err != nil {
+		t.Error(err)
+	}
+	p.AddFailOpen(s, 1, tell) // by a request that is late
+	if want := []bool{true, false}; !slices.Equal(told, want) || p.FailOpen() != 0 {
+		t.Errorf("told %v, want %v; %d pools ignore health, want none", told, want, p.FailOpen())
+	}
+}

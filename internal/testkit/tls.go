@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package testkit
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// SelfSigned returns a certificate for app.internal that is its own CA, and
+// the file that it is in.
+func SelfSigned(tb testing.TB) (tls.Certificate, string) {
+	tb.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber:          big.NewInt(time.Now().UnixNano()),
+		Subject:               pkix.Name{CommonName: "app.internal"},
+		DNSNames:              []string{"app.internal"},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	file := filepath.Join(tb.TempDir(), "ca.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, file
+}
+
+// Authority is a CA of a test.
+type Authority struct {
+	tb   testing.TB
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	File string // its certificate
+}
+
+// NewAuthority makes one.
+func NewAuthority(tb testing.TB) *Authority {
+	tb.Helper()
+	a := &Authority{tb: tb}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA of a test"},
+		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	var der []byte
+	der, a.key = a.sign(template, nil)
+	var err error
+	if a.cert, err = x509.ParseCertificate(der); err != nil {
+		tb.Fatal(err)
+	}
+	a.File = writePEM(tb, "ca.pem", "CERTIFICATE", der)
+	return a
+}
+
+// sign makes a certificate and its key; without a parent it signs itself.
+func (a *Authority) sign(template, parent *x509.Certificate) ([]byte, *ecdsa.PrivateKey) {
+	a.tb.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.tb.Fatal(err)
+	}
+	signer := a.key
+	if parent == nil {
+		parent, signer = template, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+	if err != nil {
+		a.tb.Fatal(err)
+	}
+	return der, key
+}
+
+// Issue makes a certificate for a name, for servers and clients.
+func (a *Authority) Issue(name string, until time.Time) (cert tls.Certificate, certFile, keyFile string) {
+	a.tb.Helper()
+	der, key := a.sign(&x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
+		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: until,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, a.cert)
+	encoded, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		a.tb.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key},
+		writePEM(a.tb, "cert.pem", "CERTIFICATE", der), writePEM(a.tb, "key.pem", "EC PRIVATE KEY", encoded)
+}
+
+// Server is the TLS config of one with a certificate for a name.
+func (a *Authority) Server(name string) *tls.Config {
+	a.tb.Helper()
+	cert, _, _ := a.Issue(name, time.Now().Add(time.Hour))
+	return &tls.Config{Certificates: []tls.Certificate{cert}}
+}
+
+// Mutual is the TLS config of a server that asks clients for a certificate.
+func (a *Authority) Mutual(name string) *tls.Config {
+	a.tb.Helper()
+	config := a.Server(name)
+	config.ClientCAs = x509.NewCertPool()
+	config.ClientCAs.AddCert(a.cert)
+	config.ClientAuth = tls.RequireAndVerifyClientCert
+	return config
+}
+
+func writePEM(tb testing.TB, name, kind string, der []byte) string {
+	tb.Helper()
+	file := filepath.Join(tb.TempDir(), name)
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+	return file
+}

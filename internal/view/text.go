@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package view
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// ValidText returns text that is valid UTF-8, as labels and JSON must be. Invalid bytes
+// are written like \xff, so that addresses that differ are still told apart.
+func ValidText(text string) string {
+	if utf8.ValidString(text) {
+		return text
+	}
+	var valid strings.Builder
+	for len(text) > 0 {
+		r, size := utf8.DecodeRuneInString(text)
+		switch {
+		case r == utf8.RuneError && size == 1:
+			fmt.Fprintf(&valid, `\x%02x`, text[0])
+		case r == '\\':
+			valid.WriteString(`\\`)
+		default:
+			valid.WriteString(text[:size])
+		}
+		text = text[size:]
+	}
+	return valid.String()
+}
+
+// Few returns the first names, and how many more there are, so that they fit into a line.
+func Few(names []string) []string {
+	const most = 10
+	if len(names) <= most {
+		return names
+	}
+	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package view has the rows that the admin API, the commands, the page and the metrics
+// show. It is plain data: it imports nothing of this module, has no locks, and does not
+// know where rows come from.
+package view
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// Remembered is how many results of a check are shown.
+const Remembered = 60
+
+// Upstream is one upstream of one pool. Handlers whose pools have the same name are one
+// pool.
+type Upstream struct {
+	Pool     string `json:"pool"`
+	Upstream string `json:"upstream"`
+	// Status is unknown, up or down: that of the worst check.
+	Status string `json:"status"`
+	// Mode is ready, drain or maintenance.
+	Mode string `json:"mode"`
+	// Weight is that of the config, or the one set at run time.
+	Weight int `json:"weight"`
+	// EffectiveWeight is the weight with which it gets requests at this moment: less
+	// during a slow start, 0 if it gets none.
+	EffectiveWeight float64 `json:"effective_weight"`
+	Backup          bool    `json:"backup"`
+	// Serving says that it gets requests now because it is alive. It is false where it
+	// gets them because health is ignored, or because no other than a draining one is left.
+	Serving bool `json:"serving"`
+	// Why is one sentence: why this upstream gets requests, or none.
+	Why string `json:"why"`
+	// Requests are those in flight, and Fails those that passive health checks count.
+	Requests int `json:"requests"`
+	Fails    int `json:"fails"`
+	// Since is when the status last changed, null if it never did.
+	Since  *time.Time `json:"since"`
+	Checks []Check    `json:"checks"`
+	// FailOpen says that the pool ignores health at this moment.
+	FailOpen bool `json:"fail_open,omitempty"`
+	// Persisted is false while a mode or weight set at run time could not be stored;
+	// else it is left out.
+	Persisted *bool `json:"persisted,omitempty"`
+	// Gone says that the pool does not have the upstream any more, or no pool has it if
+	// Pool is empty: what is shown was set at run time.
+	Gone bool `json:"gone,omitempty"`
+	// Idle says that requests do not bring it at present: it is in no pool that
+	// balances now.
+	Idle bool `json:"idle,omitempty"`
+
+	// Reasons are what Why says of each of the handlers that are merged here, each once.
+	Reasons []string `json:"-"`
+	// Position orders the rows of a pool: below 0 if the config lists the upstream, 0 if
+	// requests bring it.
+	Position int `json:"-"`
+	// Past says that requests bring other upstreams now.
+	Past bool `json:"-"`
+}
+
+// Check is what one check knows of an upstream.
+type Check struct {
+	Check             string  `json:"check"`
+	Status            string  `json:"status"`
+	Draining          bool    `json:"draining,omitempty"` // the upstream asks for no new requests
+	ConsecutivePasses int     `json:"consecutive_passes"`
+	ConsecutiveFails  int     `json:"consecutive_fails"`
+	Last              *Result `json:"last"`        // null before the first result
+	LastFailed        *Result `json:"last_failed"` // null if none failed
+	// Recent are the durations of the last results in milliseconds, [Remembered]
+	// at most, the oldest first, below 0 for those that failed.
+	Recent []float64 `json:"recent_ms"`
+	// Next is when the next probe is due, null while none is.
+	Next *time.Time `json:"next"`
+}
+
+// Result is one result of a check.
+type Result struct {
+	At         time.Time `json:"at"`
+	DurationMS float64   `json:"duration_ms"`
+	Passed     bool      `json:"passed"`
+	Reason     string    `json:"reason"`
+}
+
+// Title is the heading above the row and those that belong to it.
+func (u *Upstream) Title() string {
+	if u.Gone {
+		return "Set at run time, but in no pool"
+	}
+	return u.Pool
+}
+
+// State is the one word for an upstream: up, down, unknown, draining or maintenance.
+func (u *Upstream) State() string {
+	switch {
+	case u.Mode == "maintenance":
+		return "maintenance"
+	case u.Mode == "drain" || u.Draining():
+		return "draining"
+	default:
+		return u.Status
+	}
+}
+
+// Draining reports whether the upstream told any check that it wants no new requests.
+func (u *Upstream) Draining() bool {
+	return slices.ContainsFunc(u.Checks, func(c Check) bool { return c.Draining })
+}
+
+// Merge adds what another handler knows of the same upstream in the pool of the same
+// name.
+func (u *Upstream) Merge(other Upstream) {
+	u.Weight = max(u.Weight, other.Weight)
+	u.EffectiveWeight = max(u.EffectiveWeight, other.EffectiveWeight)
+	u.Requests = max(u.Requests, other.Requests) // Caddy counts by address
+	u.Fails = max(u.Fails, other.Fails)
+	u.Backup = u.Backup && other.Backup
+	u.FailOpen = u.FailOpen || other.FailOpen
+	u.Position = min(u.Position, other.Position)
+	u.Past = u.Past && other.Past
+	u.Idle = u.Idle && other.Idle
+	if isWorse(other.Status, u.Status) {
+		u.Status, u.Since = other.Status, other.Since
+	}
+	u.mergeReasons(other)
+	for _, c := range other.Checks {
+		u.AddCheck(c)
+	}
+	slices.SortFunc(u.Checks, func(a, b Check) int { return strings.Compare(a.Check, b.Check) })
+}
+
+// AddCheck adds a check. Of several checks with one label the worst is shown.
+func (u *Upstream) AddCheck(c Check) {
+	i := slices.IndexFunc(u.Checks, func(known Check) bool { return known.Check == c.Check })
+	if i < 0 {
+		u.Checks = append(u.Checks, c)
+	} else if isWorse(c.Status, u.Checks[i].Status) {
+		u.Checks[i] = c
+	}
+}
+
+// mergeReasons has the row say what holds for each of the handlers that it stands for.
+// It serves if it does for one of them.
+func (u *Upstream) mergeReasons(other Upstream) {
+	for _, row := range []*Upstream{u, &other} {
+		if row.Reasons == nil && row.Why != "" {
+			row.Reasons = []string{row.Why}
+		}
+	}
+	first, second := u.Reasons, other.Reasons
+	if other.Serving && !u.Serving {
+		first, second = second, first
+	}
+	u.Reasons = slices.Clone(first)
+	for _, reason := range second {
+		if !slices.Contains(u.Reasons, reason) {
+			u.Reasons = append(u.Reasons, reason)
+		}
+	}
+	u.Serving = u.Serving || other.Serving
+	u.Why = strings.Join(u.Reasons, "; elsewhere in this pool: ")
+}
+
+// isWorse reports whether a status is worse than another.
+func isWorse(status, than string) bool {
+	rank := func(status string) int { return slices.Index([]string{"up", "unknown", "down"}, status) }
+	return rank(status) > rank(than)
+}

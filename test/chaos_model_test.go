@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
+)
+
+// chaotic is an upstream as the test knows it. What requests have to do follows from
+// that by the rules of the README, told in other words than in the code.
+type chaotic struct {
+	*testkit.Backend
+	conduct testkit.Conduct
+	mode    string
+	own     int // weight by the config
+	set     int // weight set at run time, below 0 for none
+	backup  bool
+	check   string
+	core    bool         // Caddy has checks of its own
+	shunned *atomic.Bool // it does not pass them
+}
+
+func (u *chaotic) weight() int {
+	if u.set >= 0 {
+		return u.set
+	}
+	return u.own
+}
+
+// up reports whether its check passes. That of the sick one is what fails, not what
+// requests ask for.
+func (u *chaotic) up() bool {
+	return u.conduct == testkit.Well || u.conduct == testkit.Sick && u.check == "http /"
+}
+func (u *chaotic) ready() bool  { return u.mode == "ready" && u.weight() > 0 }
+func (u *chaotic) serves() bool { return u.ready() && u.up() && u.healthy() }
+
+// healthy reports whether Caddy itself holds it healthy.
+func (u *chaotic) healthy() bool { return !u.core || u.conduct == testkit.Well && !u.shunned.Load() }
+func (u *chaotic) answers() bool { return u.conduct == testkit.Well || u.conduct == testkit.Sick }
+func (u *chaotic) primary() bool { return !u.backup }
+func (u *chaotic) drained() bool {
+	return u.mode == "drain" && u.weight() > 0 && u.up() && u.healthy()
+}
+func (u *chaotic) isBackup() bool { return u.backup }
+func (u *chaotic) String() string {
+	return fmt.Sprintf("%s:%d/%s×%d/%v", u.Name, u.conduct, u.mode, u.weight(), u.healthy())
+}
+
+// state is what is known of it, nothing in maintenance.
+func (u *chaotic) state() string {
+	switch {
+	case u.mode == "maintenance":
+		return "unknown"
+	case u.up():
+		return "up"
+	default:
+		return "down"
+	}
+}
+
+const (
+	chaosInterval = 100 * time.Millisecond
+	chaosFast     = 50 * time.Millisecond
+	chaosTimeout  = time.Second
+	chaosRamp     = 200 * time.Millisecond
+
+	coreCheck = "/healthz/core" // of Caddy itself
+	// mayCheckItself: Caddy's health checks begin before its events app starts, and emit
+	// events; where there are handlers of events, the race detector finds that out.
+	mayCheckItself = !testkit.RaceDetector
+)
+
+// toNotice is how long it may take until the check tells of a change: an interval and
+// its jitter, and three probes that fail, if that one hangs each by its timeout.
+func (u *chaotic) toNotice() time.Duration {
+	probe := chaosFast * 11 / 10
+	if u.conduct == testkit.Hanging {
+		probe = max(probe, chaosTimeout)
+	}
+	return chaosInterval*11/10 + 3*probe
+}
+
+// chaosPool is all of them, under a config.
+type chaosPool struct {
+	all      []*chaotic
+	failOpen string
+	ramps    bool
+	version  int
+}
+
+// those returns who has all of these properties.
+func (p *chaosPool) those(properties ...func(*chaotic) bool) (some []*chaotic) {
+next:
+	for _, u := range p.all {
+		for _, has := range properties {
+			if !has(u) {
+				continue next
+			}
+		}
+		some = append(some, u)
+	}
+	return some
+}
+
+// gets returns who gets requests, and whether that is whatever their health.
+func (p *chaosPool) gets() (some []*chaotic, failsOpen bool) {
+	primaries := p.those((*chaotic).primary, (*chaotic).ready)
+	serving := p.those((*chaotic).primary, (*chaotic).serves)
+	backups := p.those((*chaotic).isBackup, (*chaotic).serves)
+	if percent, err := strconv.Atoi(strings.TrimSuffix(p.failOpen, "%")); err == nil && len(backups) == 0 && 100*len(serving) < percent*len(primaries) {
+		return primaries, true
+	}
+	for _, tier := range [][]*chaotic{
+		serving, backups,
+		p.those((*chaotic).primary, (*chaotic).drained), p.those((*chaotic).isBackup, (*chaotic).drained),
+	} {
+		if len(tier) > 0 {
+			return tier, false
+		}
+	}
+	if p.failOpen == "off" {
+		return nil, false
+	}
+	if len(primaries) > 0 {
+		return primaries, true
+	}
+	readyBackups := p.those((*chaotic).isBackup, (*chaotic).ready)
+	return readyBackups, len(readyBackups) > 0
+}
+
+// mayTry returns what a request may try at last, each once: all that serve or would if
+// they did not drain, and where health may be ignored, all the others that are ready.
+func (p *chaosPool) mayTry() (some []*chaotic) {
+	for _, u := range p.all {
+		if u.serves() || u.drained() || u.ready() && p.failOpen != "off" {
+			some = append(some, u)
+		}
+	}
+	return some
+}
+
+// reliable returns who serves and does answer.
+func (p *chaosPool) reliable() map[string]bool {
+	names := make(map[string]bool)
+	for _, u := range p.those((*chaotic).serves, (*chaotic).answers) {
+		names[u.Name] = true
+	}
+	return names
+}
+
+// sites is a config of the pool. Behind /retried, requests are tried elsewhere, just so
+// often that all can be tried once.
+func (p *chaosPool) sites() string {
+	var addrs, weights, backups []string
+	for _, u := range p.all {
+		addrs = append(addrs, u.Addr)
+		weights = append(weights, fmt.Sprintf("weight %s %d", u.Addr, u.own))
+		if u.backup {
+			backups = append(backups, u.Addr)
+		}
+	}
+	ramp := ""
+	if p.ramps {
+		ramp = "slow_start " + chaosRamp.String()
+	}
+	core := ""
+	if p.all[0].core {
+		core = "health_uri " + coreCheck + "\n\t\t\thealth_interval 50ms\n\t\t\thealth_timeout 500ms"
+	}
+	proxy := fmt.Sprintf(`reverse_proxy %s {
+			lb_policy alive {
+				name chaos
+				check %s {
+					interval %s
+					fast_interval %s
+					timeout %s
+				}
+				%s
+				backup %s
+				fail_open %s
+				%s
+			}
+			%s
+			transport http {
+				response_header_timeout 2s
+				keepalive off
+			}`, strings.Join(addrs, " "), p.all[0].check, chaosInterval, chaosFast, chaosTimeout,
+		strings.Join(weights, "\n\t\t\t\t"), strings.Join(backups, " "), p.failOpen, ramp, core)
+	return fmt.Sprintf(`
+http:// {
+	header Version %d
+	handle /retried {
+		%s
+			lb_retries %d
+		}
+	}
+	handle {
+		%s
+		}
+	}
+}`, p.version, proxy, len(p.all)-1, proxy)
+}
+
+// other returns one of the choices that is not what it was.
+func other[T comparable](chance *rand.Rand, was T, choices ...T) T {
+	for {
+		if one := choices[chance.IntN(len(choices))]; one != was {
+			return one
+		}
+	}
+}
+
+// step draws what happens next, and has the model follow. What is returned is that in
+// words, and how to do it.
+func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*testkit.Caddy)) {
+	u := p.all[chance.IntN(len(p.all))]
+	patch := func(format string, args ...any) func(*testkit.Caddy) {
+		return func(c *testkit.Caddy) { c.Patch(u.Addr, fmt.Sprintf(format, args...)) }
+	}
+	reload := func(c *testkit.Caddy) { c.Load(p.sites()) }
+	switch draw := chance.IntN(15); draw {
+	case 0, 1, 2, 3, 4:
+		u.conduct = other(chance, u.conduct, testkit.Well, testkit.Well, testkit.Well, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Refusing, testkit.Refusing, testkit.Resetting, testkit.Resetting, testkit.Hanging)
+		return fmt.Sprintf("%s behaves like %d", u.Name, u.conduct), func(*testkit.Caddy) { u.Backend.Set(u.conduct) }
+	case 5, 6:
+		u.mode = other(chance, u.mode, "ready", "ready", "drain", "maintenance")
+		return fmt.Sprintf("%s: %s", u.Name, u.mode), patch(`{"mode": %q}`, u.mode)
+	case 7:
+		if u.set = other(chance, u.set, -1, 0, 1, 2); u.set < 0 {
+			return u.Name + ": weight as in the config", patch(`{"weight": null}`)
+		}
+		return fmt.Sprintf("%s: weight %d", u.Name, u.set), patch(`{"weight": %d}`, u.set)
+	case 12, 13:
+		u.shunned.Store(!u.shunned.Load())
+		return fmt.Sprintf("%s fails the checks of Caddy itself: %v", u.Name, u.shunned.Load()), func(*testkit.Caddy) {}
+	default:
+		p.version++
+		switch draw {
+		case 8:
+			p.failOpen = other(chance, p.failOpen, "none_up", "off", "50%", "100%")
+			return "reload with fail_open " + p.failOpen, reload
+		case 9:
+			check := other(chance, u.check, "http /healthz", "http /healthz/deep", "http /")
+			for _, u := range p.all {
+				u.check = check
+			}
+			return "reload with check " + check, reload
+		case 10:
+			p.ramps = !p.ramps
+			return fmt.Sprintf("reload with slow start: %v", p.ramps), reload
+		case 14:
+			for _, u := range p.all {
+				u.core = !u.core && mayCheckItself
+			}
+			return fmt.Sprintf("reload with checks of Caddy itself: %v", u.core), reload
+		default:
+			return "reload", reload
+		}
+	}
+}

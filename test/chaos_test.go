@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
+)
+
+var (
+	chaosSteps = flag.Int("chaos", 16, "how many random faults there are")
+	chaosSeed  = flag.Uint64("seed", 0, "of the random faults; 0 for another one each time")
+)
+
+const chaosClients = 4
+
+// chaos is Caddy, and what is known of it.
+type chaos struct {
+	*chaosPool
+	t     *testing.T
+	caddy *testkit.Caddy
+	flips map[string][]string // of each upstream
+
+	mu         sync.Mutex
+	reloads    int
+	reloading  bool
+	reloaded   time.Time        // when the last one ended
+	again      int              // requests that were asked again after one
+	unanswered testkit.Failures // that nothing excuses
+}
+
+// After each of many random faults, changes by operators and reloads, what is shown of
+// every upstream and who gets requests, how many, is as the rules say, as soon as they
+// say, and each flip is told once, in the log and as an event. While there is somebody
+// who serves and answers, no request fails meanwhile, if others are tried: each of them
+// once, for there are no more tries than that.
+func TestCaddyChaos(t *testing.T) {
+	if *chaosSeed == 0 {
+		*chaosSeed = rand.Uint64()
+	}
+	t.Logf("go test -run TestCaddyChaos -chaos %d -seed %d ./test", *chaosSteps, *chaosSeed)
+	chance := rand.New(rand.NewPCG(*chaosSeed, 0))
+	c := &chaos{t: t, chaosPool: &chaosPool{failOpen: "none_up", ramps: chance.IntN(2) == 0}, flips: make(map[string][]string)}
+	core := chance.IntN(2) == 0 && mayCheckItself
+	for i, name := range []string{"a", "b", "c", "d", "e"} {
+		shunned := new(atomic.Bool)
+		b := testkit.StartBackend(t, name, func(r *http.Request) {
+			if r.URL.Path == coreCheck && shunned.Load() {
+				panic(http.ErrAbortHandler)
+			}
+		})
+		c.all = append(c.all, &chaotic{
+			Backend: b, mode: "ready", own: []int{1, 2, 3, 1, 2}[i], set: -1, backup: i > 2, check: "http /healthz",
+			core: core, shunned: shunned,
+		})
+		c.flips[b.Addr] = []string{"from unknown to up"}
+	}
+	testkit.RecordEvents(t, nil)
+	c.caddy = testkit.StartCaddyWith(t, testkit.EventsOption, c.sites())
+	c.settles(0)
+	steps := []string{"start"}
+	for range *chaosSteps {
+		steps = append(steps, c.happens(chance))
+		if !t.Failed() {
+			c.check()
+		}
+		if t.Failed() {
+			t.Fatalf("after %d steps: %s; now %v, fail_open %s", len(steps)-1, strings.Join(steps, "; "), c.all, c.failOpen)
+		}
+	}
+	t.Logf("%d reloads, after which %d requests were asked again; %s", c.reloads, c.again, strings.Join(steps, "; "))
+	if limit := chaosClients * c.reloads; c.again > limit {
+		t.Errorf("%d reloads reset %d requests, want at most %d", c.reloads, c.again, limit)
+	}
+}
+
+// happens has one thing happen while clients ask, waits until it is noticed, and
+// returns what it was.
+func (c *chaos) happens(chance *rand.Rand) string {
+	client := c.caddy.Client()
+	reliable, before := c.reliable(), c.states()
+	var clients *testkit.Traffic
+	if len(reliable) > 0 {
+		clients = testkit.StartTraffic(c.t, chaosClients, func() testkit.Answer { return c.ask(client) })
+	}
+	what, do := c.step(chance)
+	reload := strings.HasPrefix(what, "reload")
+	if reload {
+		c.reload(do)
+	} else {
+		do(c.caddy)
+	}
+	began := time.Now()
+	within := time.Duration(0)
+	for _, u := range c.all {
+		was, is := before[u.Addr], u.state()
+		if was != is && is != "unknown" {
+			c.flips[u.Addr] = append(c.flips[u.Addr], fmt.Sprintf("from %s to %s", was, is))
+			within = max(within, u.toNotice())
+		}
+		if e := c.caddy.One(u.Addr); reload && was != "unknown" && e.Status != was && e.Status != is {
+			c.t.Errorf("right after %s: %s is shown as %s, was %s", what, u, e.Status, was)
+		}
+	}
+	c.settles(within - time.Since(began))
+	if clients != nil {
+		clients.Stop()
+		// requests may fail if this takes away the last one who served
+		fair := slices.ContainsFunc(slices.Collect(maps.Keys(c.reliable())), func(name string) bool { return reliable[name] })
+		if err := clients.Err(); err != nil && fair {
+			c.t.Errorf("of %d requests meanwhile: %v", clients.Answered(), err)
+		}
+		if err := c.unanswered.Err(); err != nil {
+			c.t.Errorf("not answered, and not asked again: %v", err)
+		}
+	}
+	return what
+}
+
+// states are what is known of each upstream.
+func (c *chaos) states() map[string]string {
+	states := make(map[string]string)
+	for _, u := range c.all {
+		states[u.Addr] = u.state()
+	}
+	return states
+}
+
+// settles wants all to be shown as they are, and the log and the events to tell of it,
+// in time.
+func (c *chaos) settles(within time.Duration) {
+	c.t.Helper()
+	wrong := ""
+	some, _ := c.gets()
+	settled := func() bool {
+		for _, u := range c.all {
+			// of what Caddy itself finds out, there is no other sign
+			if e := c.caddy.One(u.Addr); u.core && e.Serving != (u.serves() && slices.Contains(some, u)) {
+				wrong = fmt.Sprintf("%s is shown as serving: %v, %s", u, e.Serving, e.Why)
+				return false
+			}
+			if e := c.caddy.One(u.Addr); u.mode != "maintenance" && e.Status != u.state() {
+				wrong = fmt.Sprintf("%s is shown as %s", u, e.Status)
+				return false
+			}
+		}
+		lines := make(map[string][]string)
+		for _, line := range c.caddy.Lines("upstream is ") {
+			lines[line.Upstream] = append(lines[line.Upstream], fmt.Sprintf("from %s to %s", line.Previous, strings.TrimPrefix(line.Msg, "upstream is ")))
+		}
+		told := eventsByUpstream()
+		for _, u := range c.all {
+			if !slices.Equal(lines[u.Addr], c.flips[u.Addr]) {
+				wrong = fmt.Sprintf("the log tells of %s: %q; want %q", u, lines[u.Addr], c.flips[u.Addr])
+				return false
+			}
+			var events []string
+			for _, flip := range c.flips[u.Addr] {
+				events = append(events, map[bool]string{true: "healthy", false: "unhealthy"}[strings.HasSuffix(flip, "up")])
+			}
+			if !slices.Equal(told[u.Addr], events) {
+				wrong = fmt.Sprintf("the events of %s: %s; want %s", u, told[u.Addr], events)
+				return false
+			}
+		}
+		return true
+	}
+	if !testkit.Poll(within+testkit.Slack, settled) {
+		c.t.Errorf("not in %s: %s", within+testkit.Slack, wrong)
+	}
+}
+
+// eventsByUpstream returns the events of flips that there were.
+func eventsByUpstream() map[string][]string {
+	told := make(map[string][]string)
+	for _, e := range testkit.RecordedEvents() {
+		if upstream, ok := e.Data["upstream"].(string); ok {
+			told[upstream] = append(told[upstream], e.Name())
+		}
+	}
+	return told
+}
+
+// reload notes when that is.
+func (c *chaos) reload(do func(*testkit.Caddy)) {
+	c.mu.Lock()
+	c.reloading = true
+	c.reloads++
+	c.mu.Unlock()
+	do(c.caddy)
+	c.mu.Lock()
+	c.reloading, c.reloaded = false, time.Now()
+	c.mu.Unlock()
+}
+
+// ask asks, and once more when a reload of Caddy has just reset the connection, which
+// it does with those that wait to be accepted: within a few milliseconds, and mostly
+// one a reload.
+func (c *chaos) ask(client *http.Client) testkit.Answer {
+	began := time.Now()
+	got := testkit.Ask(client, c.caddy.URL()+"/retried")
+	if got.Status != 0 {
+		return got
+	}
+	c.mu.Lock()
+	near := c.reloading || began.Before(c.reloaded.Add(100*time.Millisecond))
+	reset := errors.Is(got.Err, syscall.ECONNRESET) || errors.Is(got.Err, syscall.EPIPE) || errors.Is(got.Err, io.EOF) || errors.Is(got.Err, io.ErrUnexpectedEOF)
+	if near && reset {
+		c.again++
+		got = testkit.Answer{}
+	} else {
+		c.unanswered.Add(got.Err)
+	}
+	c.mu.Unlock()
+	if near && reset {
+		return testkit.Ask(client, c.caddy.URL()+"/retried")
+	}
+	return got
+}
+
+// check compares what there is with what the rules say.
+func (c *chaos) check() {
+	c.t.Helper()
+	some, failsOpen := c.gets()
+	gets := make(map[*chaotic]bool)
+	all := 0
+	for _, u := range some {
+		gets[u] = true
+		all += u.weight()
+	}
+	const cycles = 3
+	want := make(map[string]int)
+	slow := false
+	for _, u := range some {
+		switch {
+		case u.answers():
+			want[u.Name] += cycles * u.weight()
+		default:
+			want["error"] += cycles * u.weight()
+			slow = slow || u.conduct == testkit.Hanging
+		}
+	}
+	if len(some) == 0 {
+		want["error"], all = cycles, 1
+	}
+	if c.ramps {
+		testkit.Eventually(c.t, chaosRamp+testkit.Slack, "the slow start is over", func() bool {
+			return !slices.ContainsFunc(some, func(u *chaotic) bool { return c.caddy.One(u.Addr).EffectiveWeight != float64(u.weight()) })
+		})
+	}
+	states := map[string]float64{"up": 0, "down": 0, "draining": 0, "maintenance": 0, "unknown": 0}
+	for _, u := range c.all {
+		e := c.caddy.One(u.Addr)
+		if e.Serving != (gets[u] && u.serves()) || e.Mode != u.mode || e.Weight != u.weight() || e.Backup != u.backup || e.FailOpen != failsOpen || e.Why == "" {
+			c.t.Errorf("%s is shown as %+v, fail-open is %v", u, e, failsOpen)
+		}
+		if (e.EffectiveWeight > 0) != gets[u] || gets[u] && e.EffectiveWeight != float64(u.weight()) {
+			c.t.Errorf("%s has the weight %g at this moment, and gets requests: %v", u, e.EffectiveWeight, gets[u])
+		}
+		switch u.mode {
+		case "maintenance":
+			states["maintenance"]++
+		case "drain":
+			states["draining"]++
+		default:
+			states[u.state()]++
+		}
+	}
+	wanted := map[string]float64{`pool_fail_open{pool="chaos"}`: map[bool]float64{true: 1}[failsOpen]}
+	for state, n := range states {
+		wanted[fmt.Sprintf("pool_upstreams{pool=\"chaos\",state=%q}", state)] = n
+	}
+	c.caddy.WantMetrics("after that", wanted)
+	quiet := make(map[*chaotic]int)
+	for _, u := range c.those(func(u *chaotic) bool { return u.mode == "maintenance" }) {
+		requests, probes := u.Seen()
+		quiet[u] = requests + probes - u.Probed(coreCheck) // Caddy knows of no maintenance
+	}
+	if len(quiet) > 0 {
+		time.Sleep(250 * time.Millisecond) // for two probes, at least
+	}
+	if !slow { // each would take until the timeout
+		testkit.Shares(c.t, "after that", testkit.Tally(c.caddy.Client(), c.caddy.URL(), cycles*all), want)
+	}
+	tries := c.mayTry()
+	if !slices.ContainsFunc(tries, func(u *chaotic) bool { return u.conduct == testkit.Hanging }) {
+		answered := http.StatusOK
+		if !slices.ContainsFunc(tries, (*chaotic).answers) {
+			answered = http.StatusBadGateway
+		}
+		if len(tries) == 0 {
+			answered = http.StatusServiceUnavailable
+		}
+		for range 5 {
+			if got := c.ask(c.caddy.Client()); got.Status != answered {
+				c.t.Errorf("with retries: answer %v, want %d; it may try %v", got, answered, tries)
+			}
+		}
+		// now both handlers have seen what Caddy itself found out
+		c.toldOfFailOpen(failsOpen)
+	}
+	for u, before := range quiet {
+		// one may have been under way
+		requests, probes := u.Seen()
+		if seen := requests + probes - u.Probed(coreCheck); seen > before+1 {
+			c.t.Errorf("%s is asked in maintenance: %d times", u, seen-before)
+		}
+	}
+}
+
+// toldOfFailOpen wants the events of fail-open to begin and end in turn, and the last of
+// them to be true.
+func (c *chaos) toldOfFailOpen(failsOpen bool) {
+	c.t.Helper()
+	var told []bool
+	right := func() bool {
+		told = nil
+		for _, e := range testkit.RecordedEvents() {
+			if e.Name() == "fail_open" {
+				told = append(told, e.Data["active"].(bool))
+			}
+		}
+		for i, active := range told {
+			if active != (i%2 == 0) {
+				return false
+			}
+		}
+		return failsOpen == (len(told)%2 == 1)
+	}
+	if !testkit.Poll(testkit.Slack, right) {
+		c.t.Errorf("told of fail-open: %v, want one event each time that it begins or ends, and now %v", told, failsOpen)
+	}
+}

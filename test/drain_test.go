@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
+)
+
+// drainable is an upstream that says by its own mouth whether it wants requests.
+type drainable struct {
+	*testkit.Recorder
+	name   string
+	status atomic.Int32  // of the answers to checks
+	held   *testkit.Gate // for requests for /held
+}
+
+// startDrainables runs some that take requests.
+func startDrainables(tb testing.TB, names ...string) (all []*drainable) {
+	tb.Helper()
+	for _, name := range names {
+		d := &drainable{name: name, held: testkit.NewGate(tb)}
+		d.status.Store(http.StatusOK)
+		d.Recorder = testkit.StartRecorder(tb, "tcp", "", nil, func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case strings.HasPrefix(r.URL.Path, "/healthz"):
+				w.WriteHeader(int(d.status.Load()))
+				return
+			case r.URL.Path == "/held":
+				d.held.Pass(r)
+			}
+			fmt.Fprint(w, d.name)
+		})
+		all = append(all, d)
+	}
+	return all
+}
+
+// served returns how many requests it got.
+func (d *drainable) served() int {
+	n := 0
+	for _, v := range d.Visits(func(*testkit.Visit) bool { return true }) {
+		for _, a := range v.Requests {
+			if !strings.HasPrefix(a.Path, "/healthz") {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// probes returns how many probes arrived.
+func (d *drainable) probes() int { return len(d.Requests("/healthz")) }
+
+const drainingCheck = `
+			check http /healthz {
+				interval 50ms
+				drain_status 429
+				passes 3
+			}`
+
+// An upstream that answers its check with drain_status gets no new request from
+// the next probe on, not one, while any other serves; what it is busy with ends in
+// peace. It is up all the time, so it serves when all others are gone; and with
+// the first answer that says so it takes requests again. Each change is one line.
+func TestCaddyDrainStatus(t *testing.T) {
+	all := startDrainables(t, "a", "leaving")
+	a, leaving := all[0], all[1]
+	c := testkit.StartCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %s %s {
+		lb_policy alive {%s
+		}
+	}
+}`, a.Addr, leaving.Addr, drainingCheck))
+	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(a.Addr, leaving.Addr) })
+	client := c.Client()
+	clients := testkit.StartTraffic(t, 2, func() testkit.Answer { return testkit.Ask(client, c.URL()) })
+
+	// requests that are under way when it begins
+	answers := make(chan testkit.Answer, 2)
+	for range 2 {
+		go func() { answers <- testkit.Ask(client, c.URL()+"/held") }()
+	}
+	a.held.Open()
+	testkit.Eventually(t, testkit.Patience, "one is held", func() bool {
+		if len(leaving.Requests("/held")) == 0 && len(answers) == cap(answers) {
+			<-answers
+			go func() { answers <- testkit.Ask(client, c.URL()+"/held") }()
+		}
+		return len(leaving.Requests("/held")) > 0
+	})
+
+	before := leaving.probes()
+	leaving.status.Store(http.StatusTooManyRequests)
+	testkit.Eventually(t, testkit.Patience, "it drains", func() bool { return c.Draining(leaving.Addr) })
+	// one probe may have been under way
+	if n := leaving.probes() - before; n > 2 {
+		t.Errorf("probes until it drained: got %d, want one that says so", n)
+	}
+	served := func(n int) {
+		t.Helper()
+		from := clients.Answered()
+		testkit.Eventually(t, testkit.Patience, "traffic goes on", func() bool { return clients.Answered() > from+n })
+	}
+	served(10) // those that were on their way
+	n := leaving.served()
+	served(200)
+	if got := leaving.served() - n; got != 0 {
+		t.Errorf("requests while it drains: got %d, want 0", got)
+	}
+	if !c.Up(leaving.Addr) {
+		t.Error("it is not up")
+	}
+	leaving.held.Open()
+	for range cap(answers) {
+		if got := <-answers; got.Err != nil || got.Status != http.StatusOK {
+			t.Errorf("a request that it was busy with: got %v, want 200", got)
+		}
+	}
+
+	a.status.Store(http.StatusInternalServerError)
+	testkit.Eventually(t, testkit.Patience, "the other one is down", func() bool { return c.Down(a.Addr) })
+	served(10)
+	testkit.Shares(t, "alone, it serves", testkit.Tally(client, c.URL(), 10), map[string]int{"leaving": 10})
+	if got := c.Logged("no upstream is alive"); got > 0 {
+		t.Errorf("lines about a last resort: got %d, want 0: it serves", got)
+	}
+	a.status.Store(http.StatusOK)
+	testkit.Eventually(t, testkit.Patience, "the other one is up", func() bool { return c.Up(a.Addr) })
+	served(10)
+	testkit.Shares(t, "and no longer", testkit.Tally(client, c.URL(), 10), map[string]int{"a": 10})
+
+	before, n = leaving.probes(), leaving.served()
+	leaving.status.Store(http.StatusOK)
+	testkit.Eventually(t, testkit.Patience, "it takes requests again", func() bool { return leaving.served() > n })
+	// with `passes` it would be three of them
+	t.Logf("probes until it took requests again: %d", leaving.probes()-before)
+	clients.Stop()
+	if err := clients.Err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.Answered(), err)
+	}
+
+	for _, msg := range []string{"upstream is draining", "upstream is no longer draining"} {
+		lines := c.Lines(msg)
+		if len(lines) != 1 || lines[0].Upstream != leaving.Addr || lines[0].Check != "http /healthz" || lines[0].Level != "info" {
+			t.Errorf("lines that begin with %q: got %+v, want one, for the upstream and its check", msg, lines)
+		}
+	}
+}
+
+// One answer is enough, in both directions, whatever passes and fails say: the
+// interval here is so long that there is no other.
+func TestCaddyDrainStatusAtOnce(t *testing.T) {
+	all := startDrainables(t, "a", "leaving")
+	a, leaving := all[0], all[1]
+	leaving.status.Store(http.StatusTooManyRequests)
+	c := testkit.StartCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %s %s {
+		lb_policy alive {
+			check http /healthz {
+				interval 10m
+				drain_status 429
+			}
+		}
+	}
+}`, a.Addr, leaving.Addr))
+	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(a.Addr, leaving.Addr) })
+	testkit.Settles(t, "it drains from its first answer on", c.Client(), c.URL(), map[string]int{"a": 10})
+	if lines := c.Lines("upstream is up"); len(lines) != 2 || lines[0].Draining == lines[1].Draining {
+		t.Errorf("lines: got %+v, want two, one of which says that it drains", lines)
+	}
+	if n := leaving.probes(); n != 1 {
+		t.Errorf("probes: got %d, want 1", n)
+	}
+}
+
+// Backups serve before those who want no new requests, a draining primary before
+// a draining backup, and any of them before one that is down. With `select`, too.
+func TestCaddyDrainingAndBackups(t *testing.T) {
+	for _, policy := range []string{"round robin", "select"} {
+		t.Run(policy, func(t *testing.T) {
+			option := ""
+			if policy == "select" {
+				option = "select first"
+			}
+			all := startDrainables(t, "primary", "backup", "dead")
+			primary, backup, dead := all[0], all[1], all[2]
+			dead.status.Store(http.StatusInternalServerError)
+			c := testkit.StartCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %[1]s %[2]s %[3]s {
+		lb_policy alive {%[4]s
+			backup %[3]s
+			%[5]s
+		}
+	}
+}`, dead.Addr, primary.Addr, backup.Addr, drainingCheck, option))
+			testkit.Eventually(t, testkit.Patience, "all have a verdict", func() bool {
+				return c.Up(primary.Addr) && c.Up(backup.Addr) && c.Down(dead.Addr)
+			})
+			client := c.Client()
+			for _, step := range []struct {
+				what            string
+				primary, backup int
+				serves          string
+			}{
+				{"the primary drains", 429, 200, "backup"},
+				{"both drain", 429, 429, "primary"},
+				{"the backup drains", 200, 429, "primary"},
+				{"the primary is down, the backup drains", 500, 429, "backup"},
+				{"all is well", 200, 200, "primary"},
+			} {
+				primary.status.Store(int32(step.primary))
+				backup.status.Store(int32(step.backup))
+				testkit.Eventually(t, testkit.Patience, step.what, func() bool {
+					return c.Down(primary.Addr) == (step.primary == 500) && c.Draining(primary.Addr) == (step.primary == 429) &&
+						c.Draining(backup.Addr) == (step.backup == 429)
+				})
+				testkit.Settles(t, step.what, client, c.URL(), map[string]int{step.serves: 6})
+			}
+			if n := dead.served(); n != 0 {
+				t.Errorf("requests to the one that is down: got %d, want 0", n)
+			}
+		})
+	}
+}
+
+// A weight of 0 means no traffic, draining or not, and the weights hold among
+// those who drain. Of several checks one is enough to say so.
+func TestCaddyDrainingByWeight(t *testing.T) {
+	all := startDrainables(t, "never", "one", "three")
+	for _, d := range all {
+		d.status.Store(http.StatusTooManyRequests)
+	}
+	c := testkit.StartCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %[1]s %[2]s %[3]s {
+		lb_policy alive {%[4]s
+			check tcp {
+				interval 50ms
+			}
+			weight %[1]s 0
+			weight %[3]s 3
+		}
+	}
+}`, all[0].Addr, all[1].Addr, all[2].Addr, drainingCheck))
+	testkit.Eventually(t, testkit.Patience, "all are up", func() bool { return c.Statuses(all[0].Addr, all[1].Addr, all[2].Addr)["up"] == 6 })
+	testkit.Settles(t, "while all drain", c.Client(), c.URL(), map[string]int{"one": 3, "three": 9})
+}
+
+// A reload in the middle does not make a draining upstream one that takes
+// requests, be its check the same or another.
+func TestCaddyDrainingOutlivesReload(t *testing.T) {
+	all := startDrainables(t, "a", "leaving")
+	a, leaving := all[0], all[1]
+	leaving.status.Store(http.StatusTooManyRequests)
+	sites := func(version int, uri string) string {
+		return fmt.Sprintf(`
+http:// {
+	header Version %d
+	reverse_proxy %s %s {
+		lb_policy alive {
+			check http %s {
+				interval 50ms
+				drain_status 429
+			}
+		}
+	}
+}`, version, a.Addr, leaving.Addr, uri)
+	}
+	c := testkit.StartCaddy(t, sites(0, "/healthz"))
+	testkit.Eventually(t, testkit.Patience, "it drains", func() bool { return c.Draining(leaving.Addr) && c.Up(a.Addr) })
+	client := c.Client()
+	clients := testkit.StartTraffic(t, 2, func() testkit.Answer {
+		got := testkit.Ask(client, c.URL())
+		if got.Status == 0 { // at a reload Caddy may drop a connection
+			got = testkit.Ask(client, c.URL())
+		}
+		return got
+	})
+	for version, uri := range []string{"/healthz", "/healthz/2", "/healthz/3"} {
+		c.ReloadInTraffic(sites(version+1, uri), version+1, c.Client(), clients)
+	}
+	testkit.Eventually(t, testkit.Patience, "the last check runs", func() bool { return len(leaving.Requests("/healthz/3")) > 1 })
+	clients.Stop()
+	if err := clients.Err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.Answered(), err)
+	}
+	if n := leaving.served(); n != 0 {
+		t.Errorf("requests while it drains: got %d, want 0", n)
+	}
+}

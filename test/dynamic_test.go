@@ -1,0 +1,527 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
+)
+
+// An address that appears in DNS is watched from then on, and gets its share
+// after its first pass and not before. One that fails its checks gets nothing
+// while others serve; it is skipped once it is down, and used once it is back.
+func TestCaddyDynamicAppears(t *testing.T) {
+	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Well, testkit.Sick, testkit.Refusing)
+	joining, dead := backends[1], backends[2]
+	checked := testkit.NewGate(t)
+	joining.Hook = func(r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/healthz") {
+			checked.Pass(r)
+		}
+	}
+	n, name := testkit.StartNameServer(t), testkit.NewName()
+	n.Set(name, testkit.Records{A: []string{"127.0.0.1"}})
+	c := testkit.StartCaddy(t, testkit.DynamicSite(n.Source(name, port), testkit.QuickCheck))
+	client := c.Client()
+	testkit.Shares(t, "one address", testkit.Tally(client, c.URL(), 5), map[string]int{"a": 5})
+
+	n.Set(name, testkit.Records{A: []string{"127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"}})
+	n.AwaitQuery(t, name, client, c.URL())
+	testkit.Eventually(t, testkit.Patience, "the live one that appeared is probed", func() bool {
+		_, probes := joining.Seen()
+		return probes > 0
+	})
+	testkit.Eventually(t, testkit.Patience, "the dead ones that appeared are down", func() bool {
+		return c.Down(dead.Addr, backends[3].Addr)
+	})
+	testkit.Shares(t, "before the first pass", testkit.Tally(client, c.URL(), 20), map[string]int{"a": 20})
+	checked.Open()
+	testkit.Eventually(t, testkit.Slack, "it gets its share after its first pass", func() bool {
+		return maps.Equal(testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "b": 3})
+	})
+	if requests, _ := dead.Seen(); requests != 0 {
+		t.Errorf("requests to one that never passed: got %d, want 0", requests)
+	}
+	if got := joining.History().Earlier; got < 1 {
+		t.Errorf("probes before the first request of one that appeared: got %d, want 1 at least", got)
+	}
+
+	dead.Set(testkit.Well)
+	testkit.Eventually(t, testkit.Patience, "the dead one gets its share once it lives", func() bool {
+		return maps.Equal(testkit.Tally(client, c.URL(), 6), map[string]int{"a": 2, "b": 2, "c": 2})
+	})
+	dead.Set(testkit.Sick)
+	testkit.Eventually(t, testkit.Patience, "it is down again", func() bool { return c.Down(dead.Addr) })
+	testkit.Shares(t, "down again", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "b": 3})
+	dead.Set(testkit.Well)
+	testkit.Eventually(t, testkit.Patience, "and back again", func() bool {
+		return maps.Equal(testkit.Tally(client, c.URL(), 6), map[string]int{"a": 2, "b": 2, "c": 2})
+	})
+	if got := dead.History().Earlier; got < 2 {
+		t.Errorf("probes before the first request of one that came back: got %d, want `passes`, 2, at least", got)
+	}
+}
+
+// At a cold start the first request waits for verdicts, and none reaches one
+// that is dead. An address that left DNS gets no more requests.
+func TestCaddyDynamicLeaves(t *testing.T) {
+	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Sick, testkit.Well)
+	n, name := testkit.StartNameServer(t), testkit.NewName()
+	all := []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}
+	n.Set(name, testkit.Records{A: all})
+	c := testkit.StartCaddy(t, testkit.DynamicSite(n.Source(name, port), testkit.QuickCheck))
+	client := c.Client()
+	testkit.Eventually(t, testkit.Patience, "both that live take turns", func() bool {
+		return maps.Equal(testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "c": 3})
+	})
+	if requests, _ := backends[1].Seen(); requests != 0 {
+		t.Errorf("requests to a dead one from the start on: got %d, want 0", requests)
+	}
+
+	n.Set(name, testkit.Records{A: all[:1]})
+	n.AwaitQuery(t, name, client, c.URL())
+	before, _ := backends[2].Seen()
+	testkit.Shares(t, "one left", testkit.Tally(client, c.URL(), 20), map[string]int{"a": 20})
+	if after, _ := backends[2].Seen(); after != before {
+		t.Errorf("requests to one that left: got %d, want 0", after-before)
+	}
+	n.Set(name, testkit.Records{A: all})
+	n.AwaitQuery(t, name, client, c.URL())
+	testkit.Shares(t, "it returned within five minutes, still watched", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "c": 3})
+}
+
+// Caddy's own rules: when the source fails, the static upstreams serve, or it
+// answers 503 without any; when the source has nobody, it answers 503.
+func TestCaddyDynamicNothing(t *testing.T) {
+	port, _ := testkit.StartLoopbacks(t, testkit.Well)
+	static := testkit.StartBackend(t, "static", nil)
+	n, name := testkit.StartNameServer(t), testkit.NewName()
+	source := n.Source(name, port)
+	site := func(host, upstreams, source string) string {
+		return fmt.Sprintf("http://%s {\nreverse_proxy %s {\ndynamic %s\nlb_policy alive {\n%s\n}\n}\n}\n", host, upstreams, source, testkit.QuickCheck)
+	}
+	n.Set(name, testkit.Records{A: []string{"127.0.0.1"}})
+	c := testkit.StartCaddy(t, site("fallback.test", static.Addr, source)+site("alone.test", "", source)+
+		site("multi.test", static.Addr, "multi {\n"+source+"\n}"))
+	client := c.Client()
+	expect := func(what, fallback, alone, multi string) {
+		t.Helper()
+		for host, want := range map[string]string{"fallback.test": fallback, "alone.test": alone, "multi.test": multi} {
+			testkit.Eventually(t, testkit.Patience, fmt.Sprintf("%s: %s answers %s", what, host, want), func() bool {
+				a := testkit.AskHost(client, c.URL(), host, nil)
+				got := strconv.Itoa(a.Status)
+				if a.Status == http.StatusOK {
+					got = a.Body
+				}
+				return got == want
+			})
+		}
+	}
+	one := testkit.Records{A: []string{"127.0.0.1"}}
+	expect("an address", "a", "a", "a")
+	for _, nothing := range []struct {
+		what   string
+		answer testkit.Records
+	}{
+		{"NXDOMAIN", testkit.Records{RCode: dnsmessage.RCodeNameError}},
+		{"SERVFAIL", testkit.Records{RCode: dnsmessage.RCodeServerFailure}},
+		{"an empty answer", testkit.Records{}},
+	} {
+		n.Set(name, nothing.answer)
+		expect(nothing.what, "static", "503", "503")
+		n.Set(name, one)
+		expect("after "+nothing.what, "a", "a", "a")
+	}
+}
+
+// An address that a source has twice counts twice, but is probed once.
+func TestCaddyDynamicSRV(t *testing.T) {
+	backends := testkit.StartBackends(t, "a", "b", "dead")
+	backends[2].Set(testkit.Sick)
+	var ports []uint16
+	var dials []string
+	for _, b := range backends {
+		_, port, _ := net.SplitHostPort(b.Addr)
+		number, _ := strconv.ParseUint(port, 10, 16)
+		ports = append(ports, uint16(number))
+		dials = append(dials, testkit.ServiceHost+":"+port)
+	}
+	n, name := testkit.StartNameServer(t), testkit.NewName()
+	n.Set(testkit.ServiceHost, testkit.Records{A: []string{"127.0.0.1"}})
+	// different priorities, for those of one are shuffled
+	n.Set(name, testkit.Records{SRV: []testkit.SRV{
+		{Priority: 1, Port: ports[0]}, {Priority: 2, Port: ports[1]}, {Priority: 3, Port: ports[0]}, {Priority: 4, Port: ports[2]},
+	}})
+	c := testkit.StartCaddy(t, testkit.DynamicSite(fmt.Sprintf("srv %s {\nresolvers %s\nrefresh 50ms\n}", name, n.Addr()), testkit.SingleCheck,
+		fmt.Sprintf("transport http {\nresolvers %s\n}", n.Addr())))
+	client := c.Client()
+	testkit.Eventually(t, testkit.Patience, "all are settled, and take turns", func() bool {
+		return maps.Equal(testkit.Tally(client, c.URL(), 6), map[string]int{"a": 4, "b": 2})
+	})
+	testkit.Eventually(t, testkit.Patience, "the dead one is down", func() bool { return c.Down(dials[2]) })
+	for i, b := range backends {
+		requests, probes := b.Seen()
+		if probes != 1 {
+			t.Errorf("probes of %s: got %d, want 1", b.Name, probes)
+		}
+		if i == 2 && requests != 0 {
+			t.Errorf("requests to the dead one: got %d, want 0", requests)
+		}
+	}
+}
+
+// `dynamic multi` is one pool of all its sources, and one that fails leaves the
+// others alone.
+func TestCaddyDynamicMulti(t *testing.T) {
+	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Well, testkit.Sick)
+	n, first, second := testkit.StartNameServer(t), testkit.NewName(), testkit.NewName()
+	n.Set(first, testkit.Records{A: []string{"127.0.0.1"}})
+	n.Set(second, testkit.Records{A: []string{"127.0.0.2", "127.0.0.3"}})
+	c := testkit.StartCaddy(t, testkit.DynamicSite("multi {\n"+n.Source(first, port)+"\n"+n.Source(second, port)+"\n}", testkit.QuickCheck))
+	client := c.Client()
+	testkit.Eventually(t, testkit.Patience, "those of both that live take turns", func() bool {
+		return maps.Equal(testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "b": 3})
+	})
+	n.Set(first, testkit.Records{RCode: dnsmessage.RCodeServerFailure})
+	n.AwaitQuery(t, first, client, c.URL())
+	testkit.Shares(t, "the first fails", testkit.Tally(client, c.URL(), 6), map[string]int{"b": 6})
+	if requests, _ := backends[2].Seen(); requests != 0 {
+		t.Errorf("requests to the dead one: got %d, want 0", requests)
+	}
+}
+
+// A reload in traffic forgets nothing: an address known to be dead gets no
+// request, and the watch list goes on, even before the first request.
+func TestCaddyDynamicReload(t *testing.T) {
+	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Hanging, testkit.Well)
+	dead := backends[1]
+	n, name := testkit.StartNameServer(t), testkit.NewName()
+	n.Set(name, testkit.Records{A: []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}})
+	sites := func(version int) string {
+		return fmt.Sprintf("http:// {\nheader Version %d\n", version) +
+			strings.TrimPrefix(testkit.DynamicSite(n.Source(name, port), `check http /healthz {
+	interval 10m
+	fast_interval 300ms
+	timeout 300ms
+}`), "http:// {\n")
+	}
+	c := testkit.StartCaddy(t, sites(0))
+	client := c.Client()
+	testkit.Eventually(t, testkit.Patience, "the dead one is down, the others take turns", func() bool {
+		return maps.Equal(testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "c": 3}) && c.Down(dead.Addr)
+	})
+	before, _ := dead.Seen()
+
+	clients := testkit.StartTraffic(t, 4, func() testkit.Answer {
+		a := testkit.Ask(client, c.URL())
+		if a.Status == 0 { // Caddy may drop a new connection at a reload
+			a = testkit.Ask(client, c.URL())
+		}
+		return a
+	})
+	probing := c.Client()
+	for version := 1; version <= 5; version++ {
+		c.ReloadInTraffic(sites(version), version, probing, clients)
+	}
+	clients.Stop()
+	if err := clients.Err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.Answered(), err)
+	}
+
+	// without any request
+	for version := 6; version <= 7; version++ {
+		c.Load(sites(version))
+		want := []string{backends[0].Addr, dead.Addr, backends[2].Addr}
+		if got := c.Addresses(); !slices.Equal(got, want) {
+			t.Errorf("watched after a reload without a request: got %v, want %v", got, want)
+		}
+		_, probed := dead.Seen()
+		testkit.Eventually(t, testkit.Patience, "the dead one is still probed", func() bool {
+			_, probes := dead.Seen()
+			return probes > probed+1
+		})
+	}
+	testkit.Shares(t, "after the reloads", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "c": 3})
+	if after, _ := dead.Seen(); after != before {
+		t.Errorf("requests to an address known to be dead: got %d, want 0", after-before)
+	}
+	for _, b := range []*testkit.Backend{backends[0], backends[2]} {
+		if _, probes := b.Seen(); probes != 1 {
+			t.Errorf("probes of %s over all reloads: got %d, want the first one only", b.Name, probes)
+		}
+	}
+
+	// a config that fails to load changes nothing
+	if err := c.TryLoad(sites(8) + "http://broken.test {\nreverse_proxy 127.0.0.1:1-3000 {\nlb_policy alive {\nweight nobody:1 2\n}\n}\n}\n"); err == nil {
+		t.Error("a config with the weight of an unknown upstream was loaded")
+	}
+	if got := c.Addresses(); len(got) != 3 {
+		t.Errorf("watched after a reload that failed: got %v, want 3", got)
+	}
+	testkit.Shares(t, "after a reload that failed", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "c": 3})
+}
+
+// A request that is tried again goes to an address that it has not tried: two
+// retries find the third for every request.
+func TestCaddyDynamicRetries(t *testing.T) {
+	port, backends := testkit.StartLoopbacks(t, testkit.Resetting, testkit.Resetting, testkit.Well)
+	n, name := testkit.StartNameServer(t), testkit.NewName()
+	n.Set(name, testkit.Records{A: []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}})
+	c := testkit.StartCaddy(t, testkit.DynamicSite(n.Source(name, port), "check tcp", "lb_retries 2"))
+	client := c.Client()
+	testkit.Eventually(t, testkit.Patience, "all pass their checks", func() bool {
+		testkit.Ask(client, c.URL())
+		return c.Up(backends[0].Addr, backends[1].Addr, backends[2].Addr)
+	})
+	count := testkit.Hammer(client, c.URL(), 8, 1000)
+	if want := map[int]int64{http.StatusOK: 1000}; !maps.Equal(count, want) {
+		t.Errorf("answers by status (-1: none): got %v, want %v", count, want)
+	}
+}
+
+// Whatever a source answers, Caddy's own rules hold and nothing crashes.
+func TestCaddyDynamicOddAnswers(t *testing.T) {
+	backends := testkit.StartBackends(t, "a", "b", "static")
+	a, b := backends[0].Addr, backends[1].Addr
+	s := testkit.NewSource(t)
+	c := testkit.StartCaddy(t, fmt.Sprintf("http:// {\nreverse_proxy %s {\ndynamic %s\nlb_policy alive {\n%s\n}\n}\n}", backends[2].Addr, s.Name(), testkit.SingleCheck))
+	client := c.Client()
+	testkit.Eventually(t, testkit.Patience, "the static one is up", func() bool { return c.Up(backends[2].Addr) })
+
+	if got := testkit.Ask(client, c.URL()); got.Status != http.StatusServiceUnavailable {
+		t.Errorf("no upstreams: got %v, want 503", got)
+	}
+	s.Set([]string{}...)
+	if got := testkit.Ask(client, c.URL()); got.Status != http.StatusServiceUnavailable {
+		t.Errorf("an empty list: got %v, want 503", got)
+	}
+	s.Answer(func(*http.Request) ([]string, error) { return []string{a}, errors.New("by test") })
+	testkit.Shares(t, "an error", testkit.Tally(client, c.URL(), 4), map[string]int{"static": 4})
+	s.Set(a, backends[2].Addr)
+	// the only one known to be up, unless the machine was so busy that the first probe passed
+	if got := testkit.Ask(client, c.URL()); got.Body != "static" && (got.Body != "a" || !c.Up(a)) {
+		t.Errorf("one that is static, too: got %v, want the only one known to be up", got)
+	}
+	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(a) })
+	testkit.Shares(t, "one that is static, too", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "static": 3})
+	s.Set(a, a, b, a)
+	testkit.Eventually(t, testkit.Patience, "duplicates count each", func() bool {
+		return maps.Equal(testkit.Tally(client, c.URL(), 8), map[string]int{"a": 6, "b": 2})
+	})
+	for _, backend := range backends {
+		if _, probes := backend.Seen(); probes != 1 {
+			t.Errorf("probes of %s: got %d, want 1", backend.Name, probes)
+		}
+	}
+
+	// An address that cannot be checked counts as alive, and it is Caddy itself
+	// that cannot use it. The others get their share all the same.
+	for _, invalid := range []string{"", "127.0.0.1:1-3", "127.0.0.1:99999"} {
+		s.Set(a, invalid, b)
+		testkit.Shares(t, fmt.Sprintf("with the address %q", invalid), testkit.Tally(client, c.URL(), 6), map[string]int{"a": 2, "b": 2, "error": 2})
+		s.Set(invalid)
+		if got := testkit.Ask(client, c.URL()); got.Err != nil || got.Status != http.StatusBadGateway {
+			t.Errorf("nothing but the address %q: got %v, want 502", invalid, got)
+		}
+	}
+	// One that Caddy takes for the name of a host is checked, and so known to be
+	// of no use.
+	for _, unusable := range []string{"x:y:z", "bad/127.0.0.1:80", "\x00"} {
+		s.Set(a, unusable, b)
+		testkit.Shares(t, fmt.Sprintf("with the address %q", unusable), testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "b": 3})
+		s.Set(unusable)
+		if got := testkit.Ask(client, c.URL()); got.Err != nil || got.Status != http.StatusBadGateway {
+			t.Errorf("nothing but the address %q: got %v, want 502", unusable, got)
+		}
+	}
+
+	// One with placeholders of the request is not checked, and always serves; a
+	// single warning says so. Where they are known beforehand, it is checked.
+	t.Setenv("ALIVE_TEST_UPSTREAM", b)
+	s.Set("{http.request.header.To}", a, "{env.ALIVE_TEST_UPSTREAM}")
+	got := make(map[string]int)
+	for range 6 {
+		got[testkit.AskHost(client, c.URL(), "", http.Header{"To": {b}}).Body]++
+	}
+	testkit.Shares(t, "with placeholders", got, map[string]int{"a": 2, "b": 4})
+	s.Set("{http.request.header.To}", "{http.request.header.Too}")
+	if got := testkit.AskHost(client, c.URL(), "", http.Header{"To": {a}, "Too": {a}}); got.Body != "a" {
+		t.Errorf("with placeholders only: got %v, want an answer of a", got)
+	}
+	if got := c.Logged("upstream cannot be checked"); got != 1 {
+		t.Errorf("warnings of upstreams that cannot be checked: got %d, want 1", got)
+	}
+	if _, probes := backends[1].Seen(); probes != 1 {
+		t.Errorf("probes of b, which a placeholder of the environment names, too: got %d, want 1", probes)
+	}
+}
+
+// A name that depends on the request cannot make the watch list grow without
+// bound, whoever asks for it at the same time, across reloads and at the end.
+func TestCaddyDynamicPerRequest(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("127.0.0.2 and so on belong to the loopback interface on Linux only")
+	}
+	dials := testkit.ManyAddresses(testkit.FreePort(t), 1<<16)
+	s := testkit.NewSource(t)
+	var next atomic.Int64
+	s.Answer(func(*http.Request) ([]string, error) {
+		i := next.Add(1) % int64(len(dials))
+		return dials[i : i+1], nil
+	})
+	sites := testkit.DynamicSite(s.Name(), "check tcp {\ninterval 10m\nfast_interval 10m\n}")
+	c := testkit.StartCaddy(t, sites)
+	client := c.Client()
+	count := testkit.Hammer(client, c.URL(), 16, 1500)
+	if want := map[int]int64{http.StatusBadGateway: 1500}; !maps.Equal(count, want) {
+		t.Errorf("answers by status (-1: none): got %v, want %v", count, want)
+	}
+	const most = 1024
+	if got := checked(c); got != most {
+		t.Errorf("checked after 1500 addresses: got %d, want %d", got, most)
+	}
+	if got := c.Logged("too many upstreams from a dynamic source"); got != 1 {
+		t.Errorf("warnings of too many: got %d, want 1", got)
+	}
+
+	// requests go on while configs come and go, and Caddy stops
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				testkit.Ask(client, c.URL())
+			}
+		})
+	}
+	for range 3 {
+		asked := next.Load()
+		c.Load(sites)
+		testkit.Eventually(t, testkit.Patience, "requests go on", func() bool { return next.Load() > asked+20 })
+		if got := checked(c); got > most {
+			t.Errorf("checked after a reload: got %d, want %d at most", got, most)
+		}
+	}
+	c.Stop()
+	cancel()
+	clients.Wait()
+}
+
+// checked returns how many upstreams have checks.
+func checked(c *testkit.Caddy) (n int) {
+	for _, row := range c.List(nil) {
+		if len(row.Checks) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// When Caddy stops while sources still bring new addresses, nothing stays
+// behind, probes that hang included.
+func TestCaddyDynamicStop(t *testing.T) {
+	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Hanging)
+	s := testkit.NewSource(t)
+	var next atomic.Int64
+	s.Answer(func(*http.Request) ([]string, error) {
+		return []string{backends[0].Addr, backends[1].Addr, fmt.Sprintf("127.9.0.%d:%d", next.Add(1)%256, port)}, nil
+	})
+	c := testkit.StartCaddy(t, testkit.DynamicSite(s.Name(), testkit.QuickCheck))
+	client := c.Client()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				testkit.Ask(client, c.URL())
+			}
+		})
+	}
+	testkit.Eventually(t, testkit.Patience, "new addresses keep coming", func() bool { return next.Load() > 20 })
+	c.Stop() // fails the test if anything is left
+	cancel()
+	clients.Wait()
+	if got := c.Addresses(); len(got) > 0 {
+		t.Errorf("watched after Caddy stopped: got %v, want nothing", got)
+	}
+}
+
+// A source that answers differently for every request has nothing probed twice.
+func TestCaddyDynamicAlternates(t *testing.T) {
+	backends := testkit.StartBackends(t, "a", "b", "c", "dead")
+	dead := backends[3]
+	dead.Set(testkit.Sick)
+	s := testkit.NewSource(t)
+	s.Answer(func(*http.Request) ([]string, error) { // up to 64 different answers, most in other orders
+		var dials []string
+		for _, i := range rand.Perm(4)[:2+rand.IntN(3)] {
+			dials = append(dials, backends[i].Addr)
+		}
+		return dials, nil
+	})
+	c := testkit.StartCaddy(t, testkit.DynamicSite(s.Name(), testkit.SingleCheck, "lb_retries 1"))
+	client := c.Client()
+	testkit.Eventually(t, testkit.Patience, "all are known", func() bool {
+		testkit.Ask(client, c.URL())
+		return c.Down(dead.Addr) && c.Up(backends[0].Addr, backends[1].Addr, backends[2].Addr)
+	})
+	before, _ := dead.Seen()
+	count := testkit.Hammer(client, c.URL(), 8, 1000)
+	if want := map[int]int64{http.StatusOK: 1000}; !maps.Equal(count, want) {
+		t.Errorf("answers by status (-1: none): got %v, want %v", count, want)
+	}
+	if after, _ := dead.Seen(); after != before {
+		t.Errorf("requests to one that is down: got %d, want 0", after-before)
+	}
+	for _, b := range backends {
+		if _, probes := b.Seen(); probes != 1 {
+			t.Errorf("probes of %s: got %d, want 1", b.Name, probes)
+		}
+	}
+}
+
+// A change is logged once, however many answers a source has: that nobody is
+// alive in a pool is no news at every request.
+func TestCaddyDynamicLogsOnce(t *testing.T) {
+	const pools, rounds = 260, 10 // more pools than are kept ready
+	var dials []string
+	for range pools {
+		dials = append(dials, testkit.Refused(t))
+	}
+	s := testkit.NewSource(t)
+	s.Answer(func(r *http.Request) ([]string, error) {
+		i, _ := strconv.Atoi(strings.TrimPrefix(r.URL.Path, "/"))
+		return dials[i : i+1], nil
+	})
+	c := testkit.StartCaddy(t, testkit.DynamicSite(s.Name(), "check tcp {\ninterval 10m\nfast_interval 10m\n}"))
+	client := c.Client()
+	for range rounds {
+		for i := range pools {
+			if got := testkit.Ask(client, c.URL()+"/"+strconv.Itoa(i)); got.Status != http.StatusBadGateway {
+				t.Fatalf("as the last resort: got %v, want 502", got)
+			}
+		}
+	}
+	if got := c.Logged("no upstream is alive"); got > pools {
+		t.Errorf("lines of the log that say that nobody is alive, for %d pools that never changed, over %d requests: got %d, want %d at most",
+			pools, pools*rounds, got, pools)
+	}
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
+)
+
+// before counts the requests for a path that came before the nth for another.
+func before(came []string, path string, n int, other string) (count int) {
+	for _, p := range came {
+		if p == other {
+			if n--; n == 0 {
+				break
+			}
+		}
+		if p == path {
+			count++
+		}
+	}
+	return count
+}
+
+// A check that is changed to one that fails takes its upstream down as any failure
+// does: only after `fails` probes, and until then it serves.
+func TestCaddyReloadToFailingCheck(t *testing.T) {
+	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
+	b.Set("/healthz/new", http.StatusNotFound)
+	const options = "interval 300ms\nfast_interval 200ms\nfails 3"
+	upstreams := a.Addr + " " + b.Addr
+	c := testkit.StartCaddy(t, testkit.CheckedSite(0, upstreams, options, "/healthz/old"))
+	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(a.Addr, b.Addr) })
+	client := c.Client()
+	clients := testkit.StartTraffic(t, 2, testkit.AskTwice(client, c.URL()))
+	c.ReloadInTraffic(testkit.CheckedSite(1, upstreams, options, "/healthz/new"), 1, c.Client(), clients)
+	testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return c.Down(b.Addr) })
+	clients.Stop()
+	testkit.Settles(t, "afterwards", client, c.URL(), map[string]int{"a": 6})
+
+	came := b.Paths()
+	if n := before(came, "/", 3, "/healthz/new") - before(came, "/", 1, "/healthz/new"); n == 0 {
+		t.Error("requests between the first probe that failed and the third: got 0, want it to serve until that")
+	}
+	if lines := c.Lines("upstream is down"); len(lines) != 1 || lines[0].Check != "http /healthz/new" || lines[0].Previous != "up" {
+		t.Errorf("lines about what is down: got %+v, want one, of one that was up", lines)
+	}
+	if err := clients.Err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.Answered(), err)
+	}
+}
+
+// An upstream that is known to be down gets no request because its check is
+// changed: the new check has to pass as often as ever.
+func TestCaddyReloadOfCheckWhileDown(t *testing.T) {
+	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
+	b.Set("/healthz/old", http.StatusServiceUnavailable)
+	const options = "interval 100ms\npasses 4"
+	upstreams := a.Addr + " " + b.Addr
+	c := testkit.StartCaddy(t, testkit.CheckedSite(0, upstreams, options, "/healthz/old"))
+	testkit.Eventually(t, testkit.Patience, "a verdict on both", func() bool { return c.Up(a.Addr) && c.Down(b.Addr) })
+	client := c.Client()
+	clients := testkit.StartTraffic(t, 2, testkit.AskTwice(client, c.URL()))
+	c.ReloadInTraffic(testkit.CheckedSite(1, upstreams, options, "/healthz/new"), 1, c.Client(), clients)
+	testkit.Eventually(t, testkit.Patience, "it serves", func() bool { return b.Count("/") > 0 })
+	clients.Stop()
+	if n := before(b.Paths(), "/healthz/new", 1, "/"); n < 4 {
+		t.Errorf("probes before the first request: got %d, want 4 at least", n)
+	}
+	if err := clients.Err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.Answered(), err)
+	}
+}
+
+// A check inherits from those that leave, not from those that stay, be it at the
+// same handler or at another one.
+func TestCaddyReloadInheritsFromWhatLeaves(t *testing.T) {
+	const long = "interval 10m\nfast_interval 10m\nfails 2\npasses 2" // the first probe is the only one
+	// reload loads sites with /healthz/bad, which fails, and /healthz/before, and
+	// then those in which /healthz/after is instead of, or beside, what was before.
+	reload := func(t *testing.T, after int, sites func(s *testkit.Scripted, after bool) string) (*testkit.Caddy, *testkit.Scripted) {
+		t.Helper()
+		s := testkit.StartScripted(t, "a", nil)
+		s.Set("/healthz/bad", http.StatusServiceUnavailable)
+		s.Set("/healthz/after", after)
+		c := testkit.StartCaddy(t, sites(s, false))
+		testkit.Eventually(t, testkit.Patience, "a verdict of all", func() bool {
+			count := c.Statuses(s.Addr)
+			return count["down"] == 1 && count["unknown"] == 0
+		})
+		c.Load(sites(s, true))
+		testkit.Eventually(t, testkit.Patience, "the new check ran", func() bool { return s.Count("/healthz/after") > 0 })
+		return c, s
+	}
+	two := func(s *testkit.Scripted, first, second string) string {
+		return strings.Replace(testkit.CheckedSite(0, s.Addr, long, first), "http://", "http://one.localhost", 1) +
+			strings.Replace(testkit.CheckedSite(0, s.Addr, long, second), "http://", "http://two.localhost", 1)
+	}
+	for _, test := range []struct {
+		name  string
+		after int // what the new check is answered
+		want  string
+		sites func(s *testkit.Scripted, after bool) string
+	}{
+		// unknown: its only result decides
+		{"beside one that stays", http.StatusOK, "up", func(s *testkit.Scripted, after bool) string {
+			if after {
+				return testkit.CheckedSite(1, s.Addr, long, "/healthz/bad", "/healthz/after")
+			}
+			return testkit.CheckedSite(0, s.Addr, long, "/healthz/bad")
+		}},
+		// up: one failure is not enough
+		{"instead of one that is up, beside one that stays", http.StatusNotFound, "up", func(s *testkit.Scripted, after bool) string {
+			if after {
+				return testkit.CheckedSite(1, s.Addr, long, "/healthz/bad", "/healthz/after")
+			}
+			return testkit.CheckedSite(0, s.Addr, long, "/healthz/bad", "/healthz/before")
+		}},
+		// down: one pass is not enough
+		{"instead of two, of which one is down", http.StatusOK, "down", func(s *testkit.Scripted, after bool) string {
+			if after {
+				return testkit.CheckedSite(1, s.Addr, long, "/healthz/after")
+			}
+			return testkit.CheckedSite(0, s.Addr, long, "/healthz/bad", "/healthz/before")
+		}},
+		{"instead of one that is up, while another site keeps one that is down", http.StatusNotFound, "up", func(s *testkit.Scripted, after bool) string {
+			if after {
+				return two(s, "/healthz/after", "/healthz/bad")
+			}
+			return two(s, "/healthz/before", "/healthz/bad")
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c, s := reload(t, test.after, test.sites)
+			testkit.Eventually(t, testkit.Patience, "it is "+test.want, func() bool { return c.Status(s.Addr, "/healthz/after") == test.want })
+			testkit.Stays(t, testkit.Slack/10, "it is "+test.want, func() bool { return c.Status(s.Addr, "/healthz/after") == test.want })
+		})
+	}
+}
+
+// While a config is being loaded and a check of one site is changed, what another
+// site keeps is none of its business: it serves all the time.
+func TestCaddyReloadLeavesOtherSitesChecksAlone(t *testing.T) {
+	s := testkit.StartScripted(t, "a", nil)
+	s.Set("/healthz/bad", http.StatusServiceUnavailable)
+	sites := func(version int) string {
+		var text strings.Builder
+		text.WriteString(testkit.CheckedSite(version, s.Addr, "interval 10s\nfast_interval 100ms\n}\nfail_open off\nhold 10s\ncheck tcp {\n", fmt.Sprintf("/healthz/%d", version)))
+		for i := range 5 {
+			other := testkit.CheckedSite(version, s.Addr, "interval 10s", "/healthz/bad")
+			text.WriteString(strings.Replace(other, "http://", fmt.Sprintf("http://site%d.localhost", i), 1))
+		}
+		return text.String()
+	}
+	c := testkit.StartCaddy(t, sites(0))
+	testkit.Eventually(t, testkit.Patience, "a verdict of all", func() bool {
+		return c.Status(s.Addr, "/healthz/0") == "up" && c.Status(s.Addr, "bad") == "down"
+	})
+	client := c.Client()
+	clients := testkit.StartTraffic(t, 4, testkit.AskTwice(client, c.URL()))
+	for version := 1; version <= 10; version++ {
+		c.ReloadInTraffic(sites(version), version, c.Client(), clients)
+	}
+	clients.Stop()
+	if err := clients.Err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.Answered(), err)
+	}
+}
+
+// A config that fails to load changes nothing, whether it fails before anything
+// starts or after: what is known, the probes, and who gets requests.
+func TestCaddyFailedReload(t *testing.T) {
+	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
+	b.Set("/healthz/old", http.StatusServiceUnavailable)
+	a.Set("/healthz/new", http.StatusServiceUnavailable)
+	const options = "interval 50ms\npasses 1\nfails 1"
+	upstreams := a.Addr + " " + b.Addr
+	c := testkit.StartCaddy(t, testkit.CheckedSite(0, upstreams, options, "/healthz/old"))
+	testkit.Eventually(t, testkit.Patience, "a verdict on both", func() bool { return c.Up(a.Addr) && c.Down(b.Addr) })
+
+	taken, err := net.Listen("tcp", testkit.Loopback(testkit.FreePort(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	client := c.Client()
+	clients := testkit.StartTraffic(t, 2, testkit.AskTwice(client, c.URL()))
+	for what, addition := range map[string]string{
+		"an upstream that is not known": "\nhttp://x.localhost {\nreverse_proxy " + a.Addr + " {\nlb_policy alive {\nweight nobody 1\n}\n}\n}",
+		"a port that is taken":          "\nhttp://" + taken.Addr().String() + " {\nrespond ok\n}",
+	} {
+		for range 3 { // who starts first is up to chance
+			if err := c.TryLoad(testkit.CheckedSite(1, upstreams, options, "/healthz/new", "/healthz/old") + addition); err == nil {
+				t.Fatalf("%s: no error", what)
+			}
+			if !c.Up(a.Addr) || !c.Down(b.Addr) {
+				t.Errorf("%s: a verdict has changed", what)
+			}
+			n, probed, failed := clients.Answered(), a.Count("/healthz/old"), a.Count("/healthz/new")
+			testkit.Eventually(t, testkit.Patience, "probes and traffic go on", func() bool {
+				return clients.Answered() > n+20 && a.Count("/healthz/old") > probed+5
+			})
+			if got := a.Count("/healthz/new") - failed; got > 1 { // one may have been on its way
+				t.Errorf("%s: got %d probes of the config that failed", what, got)
+			}
+		}
+	}
+	clients.Stop()
+	if err := clients.Err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.Answered(), err)
+	}
+	if n := b.Count("/"); n != 0 {
+		t.Errorf("requests to the one that is down: got %d, want 0", n)
+	}
+	// a config that fails may have probed by its own check before that
+	verdicts := slices.DeleteFunc(c.Lines("upstream is"), func(line testkit.LogLine) bool { return !strings.HasSuffix(line.Check, "/healthz/old") })
+	if n := len(verdicts); n != 2 {
+		t.Errorf("lines about a verdict: got %d, want the 2 at the start", n)
+	}
+}
+
+// Twenty reloads in a row, with a check beside it that changes every time, do not
+// keep an upstream up that hangs.
+func TestCaddyManyReloadsWithHangingUpstream(t *testing.T) {
+	b := testkit.StartBackend(t, "a", nil)
+	sites := func(version int) string {
+		return testkit.CheckedSite(version, b.Addr, "interval 150ms\nfast_interval 100ms\ntimeout 150ms\nfails 3\n}\ncheck tcp {\ntimeout "+fmt.Sprint(2000+version)+"ms", "/healthz")
+	}
+	c := testkit.StartCaddy(t, sites(0))
+	testkit.Eventually(t, testkit.Patience, "both checks pass", func() bool { return c.Statuses(b.Addr)["up"] == 2 })
+	b.Set(testkit.Hanging)
+	version, probes := 0, 0 // probes until it was down
+	testkit.Eventually(t, testkit.Patience, "it is down", func() bool {
+		version++
+		c.Load(sites(version))
+		if probes == 0 && c.Status(b.Addr, "/healthz") == "down" {
+			probes = b.History().Probes
+		}
+		return version >= 20 && probes > 0
+	})
+	// on a busy machine as many timeouts in a row are void as turn it down, and again after
+	// each that is on time
+	if probes > 12 {
+		t.Errorf("probes until it was down, of which 3 are enough: got %d in %d reloads", probes, version)
+	}
+	if got := c.Status(b.Addr, "tcp"); got != "up" {
+		t.Errorf("the check that changes is %s, want up: it passes all the time", got)
+	}
+}
