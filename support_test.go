@@ -10,29 +10,27 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
-	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // watched returns the addresses that there are targets for.
 func watched() (addresses []string) {
-	shared.Targets.Range(func(key, _ any) bool {
-		addresses = append(addresses, "target "+key.(targetKey).upstream)
-		return true
-	})
+	for upstream := range monitor.Targets() {
+		addresses = append(addresses, "target "+upstream)
+	}
 	return addresses
 }
 
 // statuses counts the targets of the addresses by their status.
 func statuses(addresses ...string) map[health.Status]int {
 	count := make(map[health.Status]int)
-	shared.Targets.Range(func(key, value any) bool {
-		_, address, _ := strings.Cut(key.(targetKey).upstream, "/") // after the network
+	for upstream, target := range monitor.Targets() {
+		_, address, _ := strings.Cut(upstream, "/") // after the network
 		if slices.Contains(addresses, address) {
-			count[value.(sharedTarget).Status()]++
+			count[target.Status()]++
 		}
-		return true
-	})
+	}
 	return count
 }
 
