@@ -4,24 +4,23 @@ package alive
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
-	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
@@ -131,8 +130,8 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Content-Type", "application/json")
 		return nil
 	case http.MethodGet:
-		if only.upstream == "" {
-			return writeListing(w, only.pool)
+		if only.Upstream == "" {
+			return writeList(w, only.Pool)
 		}
 	case http.MethodPatch:
 		changed, err := patch(w, r, only)
@@ -143,16 +142,16 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 	default:
 		return errMethod(w, "GET, HEAD, PATCH")
 	}
-	return writeEntries(w, overview(only))
+	return writeRows(w, balancer.List(only))
 }
 
-// writeListing writes the list of all pools or of one, which all viewers share.
-func writeListing(w http.ResponseWriter, pool string) error {
-	render := (*listing).jsonList
+// writeList writes the list of all pools or of one, which all viewers share.
+func writeList(w http.ResponseWriter, pool string) error {
+	render := balancer.Shared().JSON
 	if pool != "" {
-		render = func(l *listing) ([]byte, error) { return l.jsonPool(pool) }
+		render = func() ([]byte, error) { return balancer.Shared().JSONOf(pool) }
 	}
-	text, err := listings.render(render)
+	text, err := render()
 	if err != nil {
 		return err
 	}
@@ -161,27 +160,27 @@ func writeListing(w http.ResponseWriter, pool string) error {
 	return err
 }
 
-// writeEntries writes a few upstreams as they are at this moment.
-func writeEntries(w http.ResponseWriter, entries []view.Upstream) error {
+// writeRows writes a few upstreams as they are at this moment.
+func writeRows(w http.ResponseWriter, rows []view.Upstream) error {
 	w.Header().Set("Content-Type", "application/json")
-	return json.NewEncoder(w).Encode(entries)
+	return json.NewEncoder(w).Encode(rows)
 }
 
 // parseFilter reads the query, which can have only these parameters.
-func parseFilter(r *http.Request, allowed ...string) (filter, error) {
+func parseFilter(r *http.Request, allowed ...string) (balancer.Filter, error) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil { // the part before the error is not the whole query
-		return filter{}, invalidQuery.errorf("reading the parameters: %v", err)
+		return balancer.Filter{}, invalidQuery.errorf("reading the parameters: %v", err)
 	}
 	for name, values := range query {
 		if !slices.Contains(allowed, name) {
-			return filter{}, unknownParameter.errorf("unknown parameter '%s'; allowed: %s", name, strings.Join(allowed, ", "))
+			return balancer.Filter{}, unknownParameter.errorf("unknown parameter '%s'; allowed: %s", name, strings.Join(allowed, ", "))
 		}
 		if len(values) > 1 {
-			return filter{}, duplicateParameter.errorf("parameter '%s' is given twice", name)
+			return balancer.Filter{}, duplicateParameter.errorf("parameter '%s' is given twice", name)
 		}
 	}
-	return filter{pool: query.Get("pool"), upstream: query.Get("upstream")}, nil
+	return balancer.Filter{Pool: query.Get("pool"), Upstream: query.Get("upstream")}, nil
 }
 
 // request is the body of a PATCH. A part that is left out stays as it is, and one that
@@ -204,7 +203,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 
 // patch changes the mode or the weight of one upstream, or nothing if anything is
 // wrong. It returns which upstreams the change applies to.
-func patch(w http.ResponseWriter, r *http.Request, only filter) (filter, error) {
+func patch(w http.ResponseWriter, r *http.Request, only balancer.Filter) (balancer.Filter, error) {
 	var asked request
 	body, err := readBody(w, r)
 	if err != nil {
@@ -223,18 +222,18 @@ func patch(w http.ResponseWriter, r *http.Request, only filter) (filter, error) 
 	if err != nil {
 		return only, err
 	}
-	app, err := appWith(only)
+	registry, err := registryWith(only)
 	if err != nil {
 		return only, err
 	}
-	if c, err = app.checkChange(only, c); err != nil {
+	if c, err = complete(registry, only, c); err != nil {
 		return only, err
 	}
-	set := app.operations.Change(only.upstream, c)
-	app.logger.Info("set by an operator", set.Fields()...)
-	app.keeper.Sync(r.Context(), false)
+	set := registry.Settings.Change(only.Upstream, c)
+	registry.Logger.Info("set by an operator", set.Fields()...)
+	registry.Store.Sync(r.Context(), false)
 	if c.Mode != nil {
-		only.pool = "" // a mode applies to all pools
+		only.Pool = "" // a mode applies to all pools
 	}
 	return only, nil
 }
@@ -265,21 +264,21 @@ func (asked request) change() (c settings.Change, err error) {
 
 func isNull(raw json.RawMessage) bool { return string(raw) == "null" }
 
-// appWith returns the app that answers, if it has the upstream of the request.
-func appWith(only filter) (*App, error) {
-	app := newestApp()
+// registryWith returns the registry that answers, if it has the upstream of the request.
+func registryWith(only balancer.Filter) (*balancer.Registry, error) {
+	registry := balancer.Newest()
 	switch {
-	case only.upstream == "":
+	case only.Upstream == "":
 		return nil, missingUpstream.errorf("name one upstream by the parameter upstream, as the list of upstreams has it")
-	case app == nil || len(overview(only)) == 0:
-		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists those there are%s", only.upstream, inPool(only.pool), didYouMean(only.upstream, known(only.pool)))
+	case registry == nil || len(balancer.List(only)) == 0:
+		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists those there are%s", only.Upstream, inPool(only.Pool), didYouMean(only.Upstream, known(only.Pool)))
 	}
-	return app, nil
+	return registry, nil
 }
 
 // known returns the addresses of the upstreams of a pool, of all pools if that is empty.
 func known(pool string) []string {
-	entries := overview(filter{pool: pool, brief: true})
+	entries := balancer.List(balancer.Filter{Pool: pool, Brief: true})
 	addresses := make([]string, 0, len(entries))
 	for _, e := range entries {
 		addresses = append(addresses, e.Upstream)
@@ -294,35 +293,31 @@ func inPool(pool string) string {
 	return fmt.Sprintf(" in the pool '%s'", pool)
 }
 
-// checkChange returns an error if a change cannot be made, and else completes it.
-func (a *App) checkChange(only filter, c settings.Change) (settings.Change, error) {
-	pools := make(map[string]*Selection)
-	for _, s := range a.all() {
-		if s.byAddress(only.upstream) != nil && (only.pool == "" || only.pool == s.pool) {
-			pools[s.pool] = s
-		}
-	}
+// complete returns an error if a change cannot be made, and else completes it.
+func complete(registry *balancer.Registry, only balancer.Filter, c settings.Change) (settings.Change, error) {
+	pools := registry.Having(only.Upstream)
+	maps.DeleteFunc(pools, func(name string, _ *balancer.Balancer) bool { return only.Pool != "" && only.Pool != name })
 	if len(pools) == 0 {
 		if c.Mode != nil && *c.Mode != settings.Ready || c.Weight != nil && *c.Weight != nil {
-			return c, upstreamGone.errorf("no pool has the upstream '%s'; what is stored of it can only be taken back, by ready or null", only.upstream)
+			return c, upstreamGone.errorf("no pool has the upstream '%s'; what is stored of it can only be taken back, by ready or null", only.Upstream)
 		}
-		if only.pool == "" {
+		if only.Pool == "" {
 			return settings.Change{Clear: true}, nil
 		}
 		if c.Weight == nil {
-			return c, poolGone.errorf("the pool '%s' is gone; only the weight that was set for it can be taken back, by null", only.pool)
+			return c, poolGone.errorf("the pool '%s' is gone; only the weight that was set for it can be taken back, by null", only.Pool)
 		}
-		c.Pool = only.pool
+		c.Pool = only.Pool
 		return c, nil
 	}
 	if c.Weight == nil {
 		return c, nil
 	}
 	if len(pools) > 1 {
-		return c, ambiguousPool.errorf("several pools have the upstream '%s'; name the one whose weight is meant by the parameter pool", only.upstream)
+		return c, ambiguousPool.errorf("several pools have the upstream '%s'; name the one whose weight is meant by the parameter pool", only.Upstream)
 	}
-	for name, s := range pools {
-		if c.Pool = name; s.inner != nil && *c.Weight != nil && **c.Weight != 0 {
+	for name, b := range pools {
+		if c.Pool = name; b.HasSelect() && *c.Weight != nil && **c.Weight != 0 {
 			return c, invalidWeight.errorf("the pool '%s' picks by the policy of select, which decides by itself: only a weight of 0 or null can be set", name)
 		}
 	}
@@ -341,50 +336,20 @@ func (Admin) check(w http.ResponseWriter, r *http.Request) error {
 	if _, err := readBody(w, r); err != nil { // its content has no meaning
 		return err
 	}
-	app, err := appWith(only)
+	registry, err := registryWith(only)
 	if err != nil {
 		return err
 	}
-	targets := make(map[*health.Target]time.Duration)
-	for _, s := range app.all() {
-		if m := s.byAddress(only.upstream); m != nil && (only.pool == "" || only.pool == s.pool) {
-			for _, w := range m.watches {
-				targets[w.Target] = w.Check.Settings.Timeout
-			}
-		}
+	monitors := registry.Monitors(only)
+	if len(monitors) == 0 {
+		return notChecked.errorf("the upstream '%s' is not checked", only.Upstream)
 	}
-	if len(targets) == 0 {
-		return notChecked.errorf("the upstream '%s' is not checked", only.upstream)
-	}
-	err = checkAll(r.Context(), targets)
-	listings.changed()
+	err = monitor.CheckAll(r.Context(), monitors)
+	balancer.Changed()
 	if err != nil {
-		return checkFailed.errorf("checking '%s': %v", only.upstream, err)
+		return checkFailed.errorf("checking '%s': %v", only.Upstream, err)
 	}
-	return writeEntries(w, overview(only))
-}
-
-// checkAll probes all targets at once. They are given with their timeouts.
-func checkAll(ctx context.Context, targets map[*health.Target]time.Duration) error {
-	// a probe in flight may have to end first
-	const patience = time.Second
-	errs := make(chan error, len(targets))
-	var wg sync.WaitGroup
-	for target, timeout := range targets {
-		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, 2*timeout+patience)
-			defer cancel()
-			_, err := target.Check(ctx)
-			errs <- err
-		})
-	}
-	wg.Wait()
-	close(errs)
-	var all []error
-	for err := range errs {
-		all = append(all, err)
-	}
-	return errors.Join(all...)
+	return writeRows(w, balancer.List(only))
 }
 
 // Interface guard

@@ -344,5 +344,3 @@ func orDefault[T time.Duration | int](value *T, otherwise T) {
 		*value = otherwise
 	}
 }
-
-var errNoProxy = errors.New("the selection policy alive works in a reverse_proxy handler only")

@@ -3,218 +3,50 @@
 package alive
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
-	"sync"
+	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/poolname"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
-// provisionName checks the name of the pool, or finds one.
-func (s *Selection) provisionName(ctx caddy.Context) error {
+// resolveName returns the name of the pool.
+func (s *Selection) resolveName(ctx caddy.Context) (string, error) {
 	if err := limits.Name(s.Name); err != nil {
-		return err
+		return "", err
 	}
-	if s.pool = s.Name; s.pool == "" {
-		s.pool = s.app.names.of(ctx, s)
+	if s.Name != "" {
+		return s.Name, nil
 	}
-	s.rules.operations, s.rules.pool = s.app.operations, s.pool
-	return nil
+	return s.app.names.Of(ctx, s.identify(s.proxy), readPool), nil
 }
 
-// defaultName is the name of a pool by its upstreams: as they are configured, and
-// where others come from.
-func (s *Selection) defaultName() string {
-	names := make([]string, 0, len(s.upstreams))
-	for _, u := range s.upstreams {
-		names = append(names, monitor.DisplayAddress(u.Dial))
+// readPool reads what decides about the name of a pool from a config.
+func readPool(policy, handler []byte) (poolname.Pool, error) {
+	s, h := new(Selection), new(reverseproxy.Handler)
+	if err := errors.Join(json.Unmarshal(policy, s), json.Unmarshal(handler, h)); err != nil {
+		return poolname.Pool{}, err
 	}
-	if source := s.proxy.DynamicUpstreamsRaw; source != nil {
-		names = append(names, sourceName(source))
-	}
-	return limits.ShortName(strings.Join(names, " "))
+	return s.identify(h), nil
 }
 
-// sourceName names a dynamic source by its kind and what it asks for.
-func sourceName(source json.RawMessage) string {
-	var options map[string]any
-	_ = json.Unmarshal(source, &options) // what is no JSON never loads
-	return "dynamic " + describeSource(options)
-}
-
-// describeSource tells dynamic sources apart by what can be read, and else by a hash.
-func describeSource(options map[string]any) string {
-	kind, _ := options["source"].(string)
-	description := kind
-	for _, key := range []string{"service", "proto", "name", "port"} {
-		if text, ok := options[key].(string); ok && text != "" {
-			description += " " + monitor.DisplayAddress(text)
-		}
-	}
-	if sources, ok := options["sources"].([]any); ok { // as multi has them
-		parts := make([]string, 0, len(sources))
-		for _, source := range sources {
-			options, _ := source.(map[string]any)
-			parts = append(parts, describeSource(options))
-		}
-		description += " (" + strings.Join(parts, ", ") + ")"
-	}
-	if description == kind && len(options) > 1 {
-		// a hash of all of it, since which part is secret is not known
-		encoded, _ := json.Marshal(options)
-		sum := sha256.Sum256(encoded)
-		description += fmt.Sprintf(" #%x", sum[:4])
-	}
-	return description
-}
-
-// poolNames gives names to the pools of one config that have none. Pools of the same
-// upstreams that differ in which get requests are numbered in the order of the config,
-// and not in that in which Caddy provisions them, which differs from one load to the
-// next: so each keeps its number, and with it the weights that were set at run time.
-type poolNames struct {
-	mu    sync.Mutex
-	apps  map[*caddyhttp.App]bool // whose config was read
-	given map[string]bool         // names that the config gives
-	// pools are what tells pools apart, by the name that they would have
-	pools map[string][]poolKey
-}
-
-// poolKey tells whether two pools of the same upstreams are the same.
-type poolKey [sha256.Size]byte
-
-// of returns the name of a pool.
-func (n *poolNames) of(ctx caddy.Context, s *Selection) string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.read(ctx)
-	return n.add(s)
-}
-
-// add returns the name of a pool, which may be new.
-func (n *poolNames) add(s *Selection) string {
-	name, key := s.defaultName(), s.poolKey()
-	at := slices.Index(n.pools[name], key)
-	if at < 0 {
-		at = len(n.pools[name])
-		n.pools[name] = append(n.pools[name], key)
-	}
-	if at == 0 {
-		return name
-	}
-	numbered := ""
-	for number := 2; at > 0; number++ {
-		if numbered = fmt.Sprintf("%s #%d", name, number); !n.given[numbered] {
-			at--
-		}
-	}
-	return numbered
-}
-
-// read finds the pools of the whole config before the first one gets its name. At
-// that moment, everything from the first one on is still to be loaded.
-func (n *poolNames) read(ctx caddy.Context) {
-	if n.apps == nil {
-		n.apps, n.given, n.pools = make(map[*caddyhttp.App]bool), make(map[string]bool), make(map[string][]poolKey)
-	}
-	for _, m := range ctx.Modules() {
-		app, ok := m.(*caddyhttp.App)
-		if !ok || n.apps[app] {
-			continue
-		}
-		n.apps[app] = true
-		if encoded, err := json.Marshal(app); err == nil {
-			var found []*Selection
-			findPools(decode(encoded), &found)
-			for _, s := range found {
-				n.given[s.Name] = true
-			}
-			for _, s := range found {
-				if s.Name == "" {
-					n.add(s)
-				}
-			}
-		}
-	}
-}
-
-// decode returns JSON as maps, lists and so on.
-func decode(encoded []byte) any {
-	decoder := json.NewDecoder(bytes.NewReader(encoded))
-	decoder.UseNumber()
-	var value any
-	_ = decoder.Decode(&value)
-	return value
-}
-
-// findPools appends the policies that a part of a config has, with what is
-// configured of their proxies.
-func findPools(part any, found *[]*Selection) {
-	switch part := part.(type) {
-	case []any:
-		for _, element := range part {
-			findPools(element, found)
-		}
-	case map[string]any:
-		if balancing, ok := part["load_balancing"].(map[string]any); ok {
-			for _, policy := range findPolicies(balancing["selection_policy"]) {
-				s, proxy := new(Selection), new(reverseproxy.Handler)
-				if convert(policy, s) == nil && convert(part, proxy) == nil {
-					s.proxy, s.upstreams = proxy, proxy.Upstreams
-					*found = append(*found, s)
-				}
-			}
-		}
-		// what a server does first stands first, and what follows by name
-		keys := slices.SortedFunc(maps.Keys(part), func(a, b string) int {
-			return cmp.Or(cmp.Compare(index(a != "routes"), index(b != "routes")), cmp.Compare(a, b))
-		})
-		for _, key := range keys {
-			findPools(part[key], found)
-		}
-	}
-}
-
-// findPolicies returns the policies alive in a policy, which can be another one that
-// falls back on it.
-func findPolicies(policy any) []any {
-	options, ok := policy.(map[string]any)
-	if !ok {
-		return nil
-	}
-	if options["policy"] == "alive" {
-		return []any{options}
-	}
-	var found []any
-	for _, key := range slices.Sorted(maps.Keys(options)) {
-		found = append(found, findPolicies(options[key])...)
-	}
-	return found
-}
-
-// convert turns decoded JSON into a value of a type of its own.
-func convert(decoded, value any) error {
-	encoded, err := json.Marshal(decoded)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(encoded, value)
-}
-
-// poolKey returns what tells the pool apart from others of the same upstreams: all
-// that is configured about which upstreams get requests. Nothing must be provisioned yet.
-func (s *Selection) poolKey() poolKey {
+// identify returns what decides about the name of the pool. Its key has all that is
+// configured about which upstreams get requests. Nothing must be provisioned yet.
+func (s *Selection) identify(h *reverseproxy.Handler) poolname.Pool {
 	type check struct {
 		Probe    string
 		Settings any
@@ -232,13 +64,17 @@ func (s *Selection) poolKey() poolKey {
 		Breaker  any
 	}{
 		FailOpen: cmp.Or(s.FailOpen, "none_up"),
-		Select:   decode(s.SelectRaw),
-		Source:   decode(s.proxy.DynamicUpstreamsRaw),
-		Health:   s.proxy.HealthChecks,
-		Breaker:  decode(s.proxy.CBRaw),
+		Select:   poolname.Decode(s.SelectRaw),
+		Source:   poolname.Decode(h.DynamicUpstreamsRaw),
+		Health:   h.HealthChecks,
+		Breaker:  poolname.Decode(h.CBRaw),
 		Weights:  make(map[string]string),
 	}
-	for _, c := range s.Checks {
+	checks := s.Checks
+	if len(checks) == 0 {
+		checks = []*HealthCheck{defaultCheck()}
+	}
+	for _, c := range checks {
 		if c == nil {
 			continue // an error, as soon as it is provisioned
 		}
@@ -246,12 +82,6 @@ func (s *Selection) poolKey() poolKey {
 		settings, _ := c.resolve()
 		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection}})
 		different.Checks = append(different.Checks, string(encoded))
-	}
-	if len(s.Checks) == 0 {
-		return (&Selection{
-			Checks: []*HealthCheck{defaultCheck()}, Weights: s.Weights, Backups: s.Backups, FailOpen: s.FailOpen,
-			SelectRaw: s.SelectRaw, proxy: s.proxy, upstreams: s.upstreams,
-		}).poolKey()
 	}
 	slices.Sort(different.Checks)
 	for name, weight := range s.Weights {
@@ -270,11 +100,13 @@ func (s *Selection) poolKey() poolKey {
 	}
 	slices.Sort(different.Backups)
 	different.Backups = slices.Compact(different.Backups)
-	for _, u := range s.upstreams {
+	dials := make([]string, 0, len(h.Upstreams))
+	for _, u := range h.Upstreams {
+		dials = append(dials, u.Dial)
 		different.Limits = append(different.Limits, u.MaxRequests)
 	}
 	encoded, _ := json.Marshal(different) // what cannot be encoded was never decoded
-	return sha256.Sum256(encoded)
+	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded)}
 }
 
 // addressesOf returns the addresses that an option means by a name.
@@ -284,4 +116,171 @@ func addressesOf(name string) []string {
 		return dials
 	}
 	return []string{name} // an error, as soon as it is provisioned
+}
+
+// upstreams are those that the config lists: dial address to address as operators see it.
+type upstreams struct {
+	proxy     *reverseproxy.Handler
+	addresses map[string]string
+}
+
+// listUpstreams returns those of a handler.
+func listUpstreams(h *reverseproxy.Handler) (upstreams, error) {
+	listed := upstreams{h, make(map[string]string)}
+	for _, u := range h.Upstreams {
+		address := monitor.DisplayAddress(u.Dial)
+		if err := checkSpaces(address); err != nil {
+			return listed, fmt.Errorf("upstream %s: %v", u.Dial, err)
+		}
+		listed.addresses[u.Dial] = address
+	}
+	return listed, nil
+}
+
+// weights returns the weights that are configured, by dial address.
+func (l upstreams) weights(configured map[string]Weight) (map[string]int, error) {
+	weights, names := make(map[string]int), make(map[string]string)
+	for _, name := range slices.Sorted(maps.Keys(configured)) {
+		dials, err := l.named(name)
+		if err != nil {
+			return nil, err
+		}
+		weight, err := configured[name].resolve()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %v", name, err)
+		}
+		for _, dial := range dials {
+			if other, given := names[dial]; given {
+				return nil, fmt.Errorf("%s and %s are the same upstream", other, name)
+			}
+			weights[dial], names[dial] = weight, name
+		}
+	}
+	if l.isAllListed(func(dial string) bool { weight, given := weights[dial]; return given && weight == 0 }) {
+		return nil, errors.New("every upstream has the weight 0, so none would ever get a request; leave out at least one, or give it another weight")
+	}
+	return weights, nil
+}
+
+// backups returns the upstreams that are configured as backups, by dial address.
+func (l upstreams) backups(configured []string) (map[string]bool, error) {
+	backups, names := make(map[string]bool), make(map[string]string)
+	for _, name := range configured {
+		dials, err := l.named(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, dial := range dials {
+			if other, given := names[dial]; given && other != name {
+				return nil, fmt.Errorf("%s and %s are the same upstream", other, name)
+			}
+			backups[dial], names[dial] = true, name
+		}
+	}
+	if len(configured) > 0 && l.isAllListed(func(dial string) bool { return backups[dial] }) {
+		return nil, errors.New("every upstream is a backup; leave out at least one, to be backed up")
+	}
+	return backups, nil
+}
+
+// isAllListed reports whether there are only listed upstreams, and something is true of
+// each.
+func (l upstreams) isAllListed(is func(dial string) bool) bool {
+	if len(l.addresses) == 0 || l.proxy.DynamicUpstreamsRaw != nil {
+		return false
+	}
+	for dial := range l.addresses {
+		if !is(dial) {
+			return false
+		}
+	}
+	return true
+}
+
+// named returns the dial addresses that an option means by a name: what stands in the
+// list, another way to write it, or what its placeholders stand for.
+func (l upstreams) named(name string) ([]string, error) {
+	if len(l.addresses) == 0 {
+		return nil, fmt.Errorf("%s: only upstreams in the proxy's own list can be named, and it has none", name)
+	}
+	dials, err := l.at(name)
+	if resolved := monitor.DisplayAddress(name); len(dials) == 0 && err == nil && resolved != name {
+		if resolved == "" {
+			return nil, fmt.Errorf("%s: its placeholders are empty", name)
+		}
+		dials, err = l.at(resolved)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %v", name, err)
+	}
+	if len(dials) == 0 {
+		known := make([]string, 0, len(l.proxy.Upstreams))
+		for _, u := range l.proxy.Upstreams {
+			known = append(known, u.Dial)
+		}
+		return nil, fmt.Errorf("%s is not one of the upstreams, which are %s%s", name, strings.Join(view.Few(known), ", "), didYouMean(name, known))
+	}
+	return dials, nil
+}
+
+// at returns the dial addresses that a name means: all of a range of ports, or none.
+func (l upstreams) at(name string) ([]string, error) {
+	meant, err := dialAddresses(name)
+	if err != nil {
+		return nil, err
+	}
+	var dials []string
+	for _, dial := range meant {
+		if _, listed := l.addresses[dial]; listed {
+			dials = append(dials, dial)
+			continue
+		}
+		found := false
+		for _, listed := range slices.Sorted(maps.Keys(l.addresses)) {
+			// an address without a port is not the one with Caddy's default
+			if address := l.addresses[listed]; address == dial || address == name {
+				dials, found = append(dials, listed), true
+			}
+		}
+		if !found {
+			return nil, nil
+		}
+	}
+	return dials, nil
+}
+
+// dialAddresses returns what Caddy makes of an upstream as the reverse_proxy directive
+// names it: app1 is app1:80, https://app1 is app1:443, and a range of ports is all of
+// them. Caddy's own parser says so.
+func dialAddresses(name string) ([]string, error) {
+	var h reverseproxy.Handler
+	tokens := []caddyfile.Token{{Text: "reverse_proxy", Line: 1}, {Text: name, Line: 1}}
+	if err := h.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil || name == "" {
+		return nil, errors.New("not an address as reverse_proxy names upstreams")
+	}
+	dials := make([]string, 0, len(h.Upstreams))
+	for _, u := range h.Upstreams {
+		if err := checkSpaces(u.Dial); err != nil {
+			return nil, err
+		}
+		dials = append(dials, u.Dial)
+	}
+	return dials, nil
+}
+
+// placeholder is what can stand for a part of an address.
+var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
+
+// checkSpaces rejects an address with spaces, which no connection can be made to, unless
+// they are part of the path of a unix socket.
+func checkSpaces(address string) error {
+	network, _, _, err := caddy.SplitNetworkAddress(address)
+	if err == nil && caddy.IsUnixNetwork(network) {
+		return nil
+	}
+	outside := placeholder.ReplaceAllString(address, "")
+	if strings.ContainsFunc(outside, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+		return errors.New("an address has no spaces in it")
+	}
+	return nil
 }

@@ -7,28 +7,25 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
-
-	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
-	"github.com/caddy-alive/caddy-alive/internal/shared"
-	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
 )
+
+func init() { caddy.RegisterModule(new(Selection)) }
 
 // Selection is a policy that selects upstreams in turn among those that are
 // alive: round robin that is exact under any concurrency, skips upstreams
-// whose health checks fail, and never answers that there is none while one can
+// that fail their health checks, and never answers that there is none while one can
 // serve. It runs active health checks of its own; what Caddy itself knows of
 // an upstream (passive health checks, its own active ones, a circuit breaker,
 // a limit of requests) is respected at every request.
@@ -49,8 +46,8 @@ type Selection struct {
 	// that differ in their checks or in which upstreams get requests.
 	Name string `json:"name,omitempty"`
 
-	// How to find out who is alive. With several checks, an upstream is alive
-	// while it passes all of them. Default: one check of the kind `tcp`.
+	// How to find out which upstreams are alive. With several checks, an upstream is
+	// alive while it passes all of them. Default: one check of the kind `tcp`.
 	Checks []*HealthCheck `json:"checks,omitempty"`
 
 	// How long requests are held at most at a cold start, while no upstream is
@@ -73,7 +70,7 @@ type Selection struct {
 	Backups []string `json:"backups,omitempty"`
 
 	// When the health of upstreams that are not backups is ignored: `none_up` as
-	// the last resort, while nobody serves; a percentage, such as `50%`, also
+	// the last resort, while no upstream serves; a percentage, such as `50%`, also
 	// while a smaller share of those with a verdict serves, and no backup does;
 	// `off` never, and requests are answered 503 then. Default: `none_up`.
 	FailOpen string `json:"fail_open,omitempty"`
@@ -91,48 +88,9 @@ type Selection struct {
 	// what a Caddyfile has named by weight and by backup, by address
 	weighed, backedUp map[string]string
 
-	logger    *zap.Logger
-	app       *App
-	adopted   bool
-	proxy     *reverseproxy.Handler
-	upstreams reverseproxy.UpstreamPool // those in the proxy's own list
-	members   []*member                 // the same, by position
-	byDial    map[string]*member
-	indexing  sync.Once
-	byShown   map[string]*member // those whose dial address is not what operators name; after indexing
-	dynamic   *dynamic
-	transport *monitor.Transport
-	rules     rules
-	inner     reverseproxy.Selector // picks instead of round robin, if set
-	selects   string                // the name of inner
-	hold      time.Duration
-	retries   bool // the proxy may ask again for the same request
-	// countHealthy: fail_open has a percentage, and Caddy has health checks of its
-	// own, so that every pick has to count who is healthy
-	countHealthy bool
-	warned       atomic.Bool     // that some upstream of a dynamic source cannot be checked
-	pool         string          // its name
-	variable     string          // where a request keeps its attempts
-	unloaded     <-chan struct{} // closed when the config ends
-	exiting      <-chan struct{} // closed when the process begins to exit; requests are not held then
-
-	counters *telemetry.PoolCounters
-	counting sync.Mutex // held while a snapshot succeeds another
-	retired  []retired  // guarded by counting
-
-	watchesMu sync.Mutex
-	watches   []*monitor.Monitor // all there are; guarded by watchesMu
-	running   atomic.Bool        // probes run, so that changes are news; changed under watchesMu
-	said      atomic.Int32       // the mood that was last logged
-
-	first   uint64 // the ticket with which the first snapshot begins
-	current atomic.Pointer[snapshot]
-	// generation counts refreshes, for snapshots that are made elsewhere
-	generation atomic.Uint64
-	mu         sync.Mutex  // one refresh at a time
-	stale      atomic.Bool // a refresh is waiting for mu, and will see all that changed
-	ramp       *time.Timer // refreshes while a slow start goes on; guarded by mu
-	cleaned    bool        // nothing is started any more; guarded by mu
+	app      *App
+	proxy    *reverseproxy.Handler
+	balancer balancer.Balancer
 }
 
 // SlowStart is how upstreams that come back, or that join others, get requests little
@@ -159,132 +117,150 @@ func (*Selection) CaddyModule() caddy.ModuleInfo {
 // Provision finds the proxy that s belongs to and sets up the health checks of
 // its upstreams. Nothing is probed before the app starts.
 func (s *Selection) Provision(ctx caddy.Context) error {
-	s.logger = ctx.Logger()
-	s.unloaded = ctx.Done()
-	s.variable = fmt.Sprintf("alive.attempts.%p", s)
-	s.first = uint64(rand.Uint32())
-
-	modules := ctx.Modules()
-	for i := len(modules) - 1; i >= 0 && s.proxy == nil; i-- {
-		s.proxy, _ = modules[i].(*reverseproxy.Handler)
+	if err := s.findProxy(ctx); err != nil {
+		return err
 	}
-	if s.proxy == nil {
-		return errNoProxy
-	}
-	if slices.ContainsFunc(modules[:len(modules)-1], func(m caddy.Module) bool { _, ok := m.(*Selection); return ok }) {
-		return errors.New("alive cannot be used by a policy that alive itself selects with")
-	}
-	s.upstreams = s.proxy.Upstreams
-	if parent, ok := modules[max(0, len(modules)-2)].(reverseproxy.Selector); ok && parent != s {
-		s.logger.Warn("as the fallback of another policy, alive sees only the requests that policy leaves to it; " +
-			"the others can reach upstreams known to be dead: use the option select of lb_policy alive instead")
-	}
-	if checks := s.proxy.HealthChecks; checks != nil && checks.Active != nil && checks.Active.IsEnabled() {
-		s.logger.Warn("lb_policy alive has health checks of its own, and the handler has Caddy's (health_uri): both probe the upstreams, " +
-			"and one is only alive while it passes both; remove health_uri and its options, unless that is meant")
-	}
-	if lb := s.proxy.LoadBalancing; lb != nil {
-		s.retries = lb.Retries != 0 || lb.TryDuration != 0
-	}
-
 	app, err := ctx.App("alive")
 	if err != nil {
 		return err
 	}
 	s.app = app.(*App)
-	s.exiting = s.app.exiting
-	if err := s.provisionName(ctx); err != nil {
+	config := balancer.Config{Named: s.Name != "", Proxy: s.proxy, Logger: ctx.Logger(), Ended: ctx.Done()}
+	if config.Name, err = s.resolveName(ctx); err != nil {
 		return err
 	}
+	if config.Checks, err = s.provisionChecks(ctx); err != nil {
+		return err
+	}
+	if config.Rules, err = s.provisionRules(ctx, config.Checks); err != nil {
+		return err
+	}
+	if config.Transport, err = monitor.NewTransport(ctx, s.proxy); err != nil {
+		return err
+	}
+	listed, err := listUpstreams(s.proxy)
+	if err != nil {
+		return err
+	}
+	if config.Weights, err = listed.weights(s.Weights); err != nil {
+		return fmt.Errorf("weights: %v", err)
+	}
+	if config.Backups, err = listed.backups(s.Backups); err != nil {
+		return fmt.Errorf("backups: %v", err)
+	}
+	return s.balancer.Init(s.app.registry, config)
+}
 
+// findProxy finds the handler that is being provisioned, and warns of what goes badly
+// with the policy.
+func (s *Selection) findProxy(ctx caddy.Context) error {
+	modules := ctx.Modules()
+	for i := len(modules) - 1; i >= 0 && s.proxy == nil; i-- {
+		s.proxy, _ = modules[i].(*reverseproxy.Handler)
+	}
+	if s.proxy == nil {
+		return errors.New("the selection policy alive works in a reverse_proxy handler only")
+	}
+	if slices.ContainsFunc(modules[:len(modules)-1], func(m caddy.Module) bool { _, ok := m.(*Selection); return ok }) {
+		return errors.New("alive cannot be used by a policy that alive itself selects with")
+	}
+	if parent, ok := modules[max(0, len(modules)-2)].(reverseproxy.Selector); ok && parent != s {
+		ctx.Logger().Warn("as the fallback of another policy, alive sees only the requests that policy leaves to it; " +
+			"the others can reach upstreams known to be dead: use the option select of lb_policy alive instead")
+	}
+	if checks := s.proxy.HealthChecks; checks != nil && checks.Active != nil && checks.Active.IsEnabled() {
+		ctx.Logger().Warn("lb_policy alive has health checks of its own, and the handler has Caddy's (health_uri): both probe the upstreams, " +
+			"and one is only alive while it passes both; remove health_uri and its options, unless that is meant")
+	}
+	return nil
+}
+
+// provisionChecks loads the checks, and gives each its label.
+func (s *Selection) provisionChecks(ctx caddy.Context) ([]*monitor.Check, error) {
 	if len(s.Checks) == 0 {
 		s.Checks = []*HealthCheck{defaultCheck()}
 	}
 	for i, check := range s.Checks {
 		if err := check.provision(ctx); err != nil {
-			return fmt.Errorf("checks: position %d: %v", i, err)
+			return nil, fmt.Errorf("checks: position %d: %v", i, err)
 		}
 		if same := slices.IndexFunc(s.Checks[:i], check.equal); same >= 0 {
-			return fmt.Errorf("checks: position %d is the same as position %d", i, same)
+			return nil, fmt.Errorf("checks: position %d is the same as position %d", i, same)
 		}
-		s.hold = min(max(s.hold, check.resolved.Settings.Timeout), maxHold)
 	}
 	if err := labelChecks(s.Checks); err != nil {
-		return err
+		return nil, err
 	}
-	if s.Hold != nil {
-		if s.hold, err = resolveHold(time.Duration(*s.Hold)); err != nil {
-			return err
-		}
+	checks := make([]*monitor.Check, 0, len(s.Checks))
+	for _, check := range s.Checks {
+		checks = append(checks, &check.resolved)
 	}
-	if err := s.provisionRules(ctx); err != nil {
-		return err
-	}
-
-	if s.transport, err = monitor.NewTransport(ctx, s.proxy); err != nil {
-		return err
-	}
-	if err := s.gather(); err != nil {
-		return err
-	}
-	s.dynamic = newDynamic(s) // before the first change of a status can be told
-	for _, w := range s.watches {
-		w.Subscribe(s.refresh)
-	}
-	s.refresh()
-	if err := s.resumeDynamic(); err != nil {
-		return err
-	}
-	if err := s.joinPool(); err != nil { // not before: from now on scrapes read s
-		return err
-	}
-
-	s.app.adopt(s)
-	s.adopted = true
-	return nil
+	return checks, nil
 }
 
-// provisionRules checks and resolves what is configured about who gets requests.
-func (s *Selection) provisionRules(ctx caddy.Context) error {
-	var err error
-	if s.rules.failOpen, err = parseFailOpen(s.FailOpen); err != nil {
-		return err
+const (
+	// maxHold bounds the hold that follows from the timeouts of the checks.
+	maxHold = 5 * time.Second
+	// defaultFloor is where a slow start begins, as a share of the weight.
+	defaultFloor = 0.1
+)
+
+// provisionRules checks and resolves what is configured about which upstreams get
+// requests.
+func (s *Selection) provisionRules(ctx caddy.Context, checks []*monitor.Check) (r pool.Rules, err error) {
+	for _, check := range checks {
+		r.Hold = min(max(r.Hold, check.Settings.Timeout), maxHold)
 	}
-	s.countHealthy = s.rules.failOpen.percent > 0 && s.proxy.HealthChecks != nil
-	if s.SlowStart != nil {
-		if s.rules.slowStart, s.rules.floor, err = s.SlowStart.resolve(); err != nil {
-			return err
+	if s.Hold != nil {
+		if r.Hold, err = resolveHold(time.Duration(*s.Hold)); err != nil {
+			return r, err
 		}
 	}
-	if s.SelectRaw == nil {
-		return nil
+	if lb := s.proxy.LoadBalancing; lb != nil {
+		r.Retries = lb.Retries != 0 || lb.TryDuration != 0
 	}
+	if r.FailOpen, err = parseFailOpen(s.FailOpen); err != nil {
+		return r, err
+	}
+	r.CountsHealthy = r.FailOpen.Percent > 0 && s.proxy.HealthChecks != nil
 	if s.SlowStart != nil {
-		return errors.New("slow_start cannot be combined with select, which decides by itself how often an upstream is picked")
+		if r.SlowStart, r.Floor, err = s.SlowStart.resolve(); err != nil {
+			return r, err
+		}
+	}
+	if s.SelectRaw != nil {
+		r.Select, r.SelectName, err = s.provisionSelect(ctx)
+	}
+	return r, err
+}
+
+// provisionSelect loads the policy that picks instead of round robin.
+func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, string, error) {
+	if s.SlowStart != nil {
+		return nil, "", errors.New("slow_start cannot be combined with select, which decides by itself how often an upstream is picked")
 	}
 	for name, weight := range s.Weights {
 		if number, err := weight.resolve(); err == nil && number != 0 {
-			return fmt.Errorf("weights: %s: only a weight of 0 can be combined with select, which decides by itself how often an upstream is picked", name)
+			return nil, "", fmt.Errorf("weights: %s: only a weight of 0 can be combined with select, which decides by itself how often an upstream is picked", name)
 		}
 	}
 	var name struct {
 		Policy string `json:"policy"`
 	}
 	if err := json.Unmarshal(s.SelectRaw, &name); err != nil {
-		return fmt.Errorf("select: %v", err)
+		return nil, "", fmt.Errorf("select: %v", err)
 	}
 	if !canSelect(name.Policy) {
-		return errCannotSelect(name.Policy)
+		return nil, "", errCannotSelect(name.Policy)
 	}
 	if selectsByPosition(s.SelectRaw) {
-		return fmt.Errorf("select: %w", errPositional)
+		return nil, "", fmt.Errorf("select: %w", errPositional)
 	}
 	mod, err := ctx.LoadModule(s, "SelectRaw")
 	if err != nil {
-		return fmt.Errorf("select: %v", err)
+		return nil, "", fmt.Errorf("select: %v", err)
 	}
-	s.inner, s.selects = mod.(reverseproxy.Selector), name.Policy
-	return nil
+	return mod.(reverseproxy.Selector), name.Policy, nil
 }
 
 // resolveHold checks how long requests are held; 0 is not at all.
@@ -371,168 +347,44 @@ func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
 }
 
 // parseFailOpen reads none_up, off or a percentage; nothing is none_up.
-func parseFailOpen(text string) (failOpen, error) {
+func parseFailOpen(text string) (pool.FailOpen, error) {
 	switch text {
 	case "", "none_up":
-		return failOpen{}, nil
+		return pool.FailOpen{Text: text}, nil
 	case "off":
-		return failOpen{never: true}, nil
+		return pool.FailOpen{Never: true, Text: text}, nil
 	}
 	percent, err := limits.Percent(text)
 	if err != nil {
-		return failOpen{}, fmt.Errorf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", text)
+		return pool.FailOpen{}, fmt.Errorf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", text)
 	}
-	return failOpen{percent: percent}, nil
-}
-
-// Cleanup ends what Provision began. Select still works afterwards, on what
-// was known last, for requests that are in flight.
-func (s *Selection) Cleanup() error {
-	s.mu.Lock()
-	cleaned := s.cleaned
-	s.cleaned = true
-	if s.ramp != nil {
-		s.ramp.Stop()
-	}
-	s.mu.Unlock()
-	if cleaned {
-		return nil // to forget twice would forget what others still watch
-	}
-
-	var errs []error
-	errs = append(errs, s.leavePool())
-	if s.dynamic != nil {
-		s.dynamic.close()
-		if s.dynamic.key != "" {
-			_, err := shared.WatchLists.Delete(s.dynamic.key)
-			errs = append(errs, err)
-		}
-	}
-	if s.adopted {
-		s.app.disown(s)
-	}
-	for _, w := range s.run(false) {
-		errs = append(errs, w.Release())
-	}
-	return errors.Join(errs...)
-}
-
-// run tells s whether its probes run, those of watches to come included, and
-// returns all there are now.
-func (s *Selection) run(running bool) []*monitor.Monitor {
-	s.watchesMu.Lock()
-	defer s.watchesMu.Unlock()
-	s.running.Store(running)
-	return slices.Clone(s.watches)
-}
-
-// allWatches returns the watches that there are now.
-func (s *Selection) allWatches() []*monitor.Monitor {
-	s.watchesMu.Lock()
-	defer s.watchesMu.Unlock()
-	return slices.Clone(s.watches)
-}
-
-// refresh makes a new snapshot of what is known and swaps it in. Requests go
-// on with the old one meanwhile. Of those who call it while one is under way,
-// one waits and looks for all.
-func (s *Selection) refresh() {
-	if !s.stale.Swap(true) {
-		s.renew()
-	}
-}
-
-// renew is refresh, but returns when there is a snapshot that was begun later.
-func (s *Selection) renew() {
-	s.mu.Lock()
-	s.stale.Store(false)
-	s.generation.Add(1)
-	now := newSnapshot(s.members, s.rules, time.Now())
-	now.said = &s.said
-	now.quick = now.best.Len() > 0 && !s.retries && !s.countHealthy && s.inner == nil
-	now.direct.Store(now.quick && s.situation(now, s.upstreams).mood == now.mood)
-	before := s.current.Load()
-	s.succeed(now, before, func() { s.current.Store(now) })
-	if s.ramp != nil {
-		s.ramp.Stop()
-	}
-	if now.next > 0 && !s.cleaned {
-		s.ramp = time.AfterFunc(now.next, s.refresh)
-	}
-	s.mu.Unlock()
-	if before != nil {
-		close(before.superseded)
-	}
-	if s.dynamic != nil {
-		s.dynamic.waiters.wake() // after the generation has changed
-	}
-	s.announceOwn()
+	return pool.FailOpen{Percent: percent, Text: text}, nil
 }
 
 // Select returns the upstream whose turn it is among those alive. It is nil
 // only if none can take the request: all that serve are full, the circuit
-// breaker is open, nobody is alive and that must not be ignored, or there is no
+// breaker is open, none is alive and that must not be ignored, or there is no
 // upstream at all.
-func (s *Selection) Select(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	if s.owns(pool) {
-		if now := s.current.Load(); now.direct.Load() {
-			i := now.best.At(now.tickets.Add(1))
-			if u := pool[i]; u.Available() {
+func (s *Selection) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
+	if s.balancer.Owns(upstreams) {
+		if now := s.balancer.Current(); now.Fast() {
+			i := now.Draw()
+			if u := upstreams[i]; u.Available() {
 				return u
 			}
-			now.members[i].picked.Add(-1)
+			now.Skip(i)
 		}
 	}
-	return s.decide(pool, r, w)
+	return s.balancer.Decide(upstreams, r, w)
 }
 
-// decide is Select where the first ticket does not settle it. It stands apart because
-// what it needs on the stack would cost those whom it does.
-func (s *Selection) decide(pool reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	if len(pool) == 0 {
-		return nil
-	}
-	d := decision{Selection: s, pool: pool, request: r, writer: w, tried: s.attempts(r)}
-	u := d.choose()
-	d.report()
-	switch {
-	case u != nil:
-		d.tried.add(u)
-		d.count(u)
-	case r.Context().Err() != nil:
-		// The client has left. To answer that there is nobody would be logged
-		// as an error and retried; any upstream ends the request at once.
-		u = pool[0]
-	}
-	return u
-}
+// Cleanup ends what Provision began. Select still works afterwards, on what
+// was known last, for requests that are in flight.
+func (s *Selection) Cleanup() error { return s.balancer.Close() }
 
-// owns reports whether pool is the proxy's own list, for which the current
-// snapshot is made, rather than one from a dynamic source or another policy.
-func (s *Selection) owns(pool reverseproxy.UpstreamPool) bool {
-	return len(pool) == len(s.upstreams) && (len(pool) == 0 || pool[0] == s.upstreams[0])
-}
-
-// snapshotOf returns the snapshot of a pool at this moment.
-func (s *Selection) snapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
-	if s.owns(pool) {
-		return s.current.Load()
-	}
-	return s.dynamic.snapshotOf(pool)
-}
-
-// freshSnapshotOf is snapshotOf, but never returns one that another goroutine replaces
-// at this moment.
-func (s *Selection) freshSnapshotOf(pool reverseproxy.UpstreamPool) *snapshot {
-	if s.owns(pool) {
-		return s.current.Load()
-	}
-	return s.dynamic.freshSnapshotOf(pool)
-}
-
-// circuitOpen reports whether the circuit breaker of the proxy, which is one for
-// all of its upstreams, wants no request at all.
-func (s *Selection) circuitOpen() bool { return s.proxy.CB != nil && !s.proxy.CB.OK() }
-
-// Interface guard
-var _ reverseproxy.Selector = (*Selection)(nil)
+// Interface guards
+var (
+	_ reverseproxy.Selector = (*Selection)(nil)
+	_ caddy.Provisioner     = (*Selection)(nil)
+	_ caddy.CleanerUpper    = (*Selection)(nil)
+)

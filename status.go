@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
+	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	"github.com/caddy-alive/caddy-alive/internal/page"
 )
 
@@ -61,19 +62,19 @@ func (Status) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 		header.Set("Allow", "GET, HEAD")
 		return caddyhttp.Error(http.StatusMethodNotAllowed, errors.New("the status page can only be read"))
 	}
-	render := (*listing).jsonList
+	render := (*balancer.Listing).JSON
 	if wantsHTML(r.Header) {
 		header.Set("Content-Type", "text/html; charset=utf-8")
 		header.Set("Content-Security-Policy", page.Policy)
 		header.Set("Referrer-Policy", "no-referrer")
-		render = (*listing).htmlPage
+		render = (*balancer.Listing).HTML
 	} else {
 		header.Set("Content-Type", "application/json")
 	}
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	text, err := listings.render(render)
+	text, err := render(balancer.Shared())
 	if err != nil {
 		return err
 	}

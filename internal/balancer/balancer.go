@@ -24,7 +24,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
@@ -247,16 +246,6 @@ func (b *Balancer) Member(address string) *pool.Member {
 		return m
 	}
 	return b.dynamic.memberNamed(address)
-}
-
-// Targets returns what is probed of the upstream at an address.
-func (b *Balancer) Targets(address string) (targets []*health.Target) {
-	if m := b.Member(address); m != nil {
-		for _, c := range m.Checks {
-			targets = append(targets, c.Target)
-		}
-	}
-	return targets
 }
 
 // memberAt returns the member at a dial address, nil if there is none.

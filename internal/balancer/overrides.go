@@ -10,8 +10,8 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // What was set at run time, when a config begins: weights follow their upstreams into
@@ -121,7 +121,7 @@ func (o *overrides) carry(r *Registry) {
 			if lines++; lines <= maxLines {
 				r.Logger.Warn("a weight that was set at run time applies no more: it was set for a pool that is gone, and which pool takes its place is not clear",
 					zap.String("upstream", address), zap.Int("weight", *weight.Weight), zap.String("pool", from),
-					zap.Strings("pools", pool.AFew(slices.Sorted(maps.Keys(having(balancers, address))))))
+					zap.Strings("pools", view.Few(slices.Sorted(maps.Keys(having(balancers, address))))))
 			}
 		}
 	}

@@ -96,6 +96,21 @@ func having(balancers []*Balancer, address string) map[string]*Balancer {
 	return pools
 }
 
+// Monitors returns the monitors of the upstreams that a filter wants.
+func (r *Registry) Monitors(only Filter) (monitors []*monitor.Monitor) {
+	for _, b := range r.All() {
+		if only.Pool != "" && only.Pool != b.Name() {
+			continue
+		}
+		for _, m := range b.monitors.all() {
+			if monitor.DisplayAddress(m.Upstream.Dial) == only.Upstream {
+				monitors = append(monitors, m)
+			}
+		}
+	}
+	return monitors
+}
+
 // queue returns the events of the registry, nil if it is nil.
 func (r *Registry) queue() *telemetry.Queue {
 	if r == nil {

@@ -278,3 +278,33 @@ func StopAll(monitors []*Monitor) {
 	}
 	stopping.Wait()
 }
+
+// checkPatience is how much longer than its timeouts a check at once may take: a probe in
+// flight may have to end first.
+const checkPatience = time.Second
+
+// CheckAll probes the targets of monitors at once, and waits for the results. The error
+// says which could not be probed.
+func CheckAll(ctx context.Context, monitors []*Monitor) error {
+	targets := make(map[*health.Target]time.Duration) // with their timeouts
+	for _, m := range monitors {
+		targets[m.Target] = m.Check.Settings.Timeout
+	}
+	errs := make(chan error, len(targets))
+	var checking sync.WaitGroup
+	for target, timeout := range targets {
+		checking.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, 2*timeout+checkPatience)
+			defer cancel()
+			_, err := target.Check(ctx)
+			errs <- err
+		})
+	}
+	checking.Wait()
+	close(errs)
+	var all []error
+	for err := range errs {
+		all = append(all, err)
+	}
+	return errors.Join(all...)
+}

@@ -3,13 +3,13 @@
 package pool
 
 import (
-	"fmt"
-	"slices"
 	"sync/atomic"
 
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // State is what becomes of the requests of a pool.
@@ -205,14 +205,5 @@ func Names(upstreams reverseproxy.UpstreamPool) []string {
 	for _, u := range upstreams {
 		names = append(names, u.Dial)
 	}
-	return AFew(names)
-}
-
-// AFew returns as many names as fit into a line.
-func AFew(names []string) []string {
-	const most = 10
-	if len(names) <= most {
-		return names
-	}
-	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
+	return view.Few(names)
 }
