@@ -18,170 +18,38 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+
+	caddycmd "github.com/caddyserver/caddy/v2/cmd"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
-	"github.com/caddy-alive/caddy-alive/internal/view"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // What README.md and the pages of docs say is so, as far as a program can tell.
 
-// document is a Markdown file.
-type document struct{ path, text string }
-
-// block is a piece of a document between fences.
-type block struct {
-	path     string
-	line     int
-	language string
-	text     string
-}
-
-func (b block) String() string { return fmt.Sprintf("%s:%d", b.path, b.line) }
-
-// readmeTable is a table of a document, without its first line.
-type readmeTable struct {
-	path  string
-	line  int
-	about string // the line of text before it
-	head  []string
-	rows  [][]string
-}
-
-func (r readmeTable) String() string { return fmt.Sprintf("%s:%d", r.path, r.line) }
-
-// documents returns the Markdown files that match one of the patterns.
-func documents(t *testing.T, patterns ...string) (found []document) {
-	t.Helper()
-	for _, pattern := range patterns {
-		paths, err := filepath.Glob(filepath.FromSlash(pattern))
-		if err != nil || len(paths) == 0 {
-			t.Fatalf("no documents %s: %v", pattern, err)
-		}
-		for _, path := range paths {
-			text, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			found = append(found, document{filepath.ToSlash(path), strings.ReplaceAll(string(text), "\r\n", "\n")})
-		}
-	}
-	return found
-}
-
-// readme returns README.md and the pages of docs, in that order, with their blocks and
-// tables.
-func readme(t *testing.T) (found []document, blocks []block, tables []readmeTable) {
-	t.Helper()
-	found = documents(t, "README.md", "docs/*.md")
-	for _, d := range found {
-		b, r := d.parse(t)
-		blocks, tables = append(blocks, b...), append(tables, r...)
-	}
-	return found, blocks, tables
-}
-
-// parse returns the blocks and the tables of a document.
-func (d document) parse(t *testing.T) (blocks []block, tables []readmeTable) {
-	t.Helper()
-	var open *block
-	var table *readmeTable
-	about := ""
-	for i, line := range strings.Split(d.text, "\n") {
-		language, fence := strings.CutPrefix(line, "```")
-		switch {
-		case fence && open == nil:
-			open = &block{path: d.path, line: i + 1, language: language}
-		case fence:
-			blocks = append(blocks, *open)
-			open = nil
-		case open != nil:
-			open.text += line + "\n"
-		case strings.HasPrefix(line, "|"):
-			cells := tableCells(line)
-			switch {
-			case table == nil:
-				table = &readmeTable{path: d.path, line: i + 1, about: about, head: cells}
-			case !strings.HasPrefix(line, "|---"):
-				table.rows = append(table.rows, cells)
-			}
-			continue
-		case line != "":
-			about = line
-		}
-		if table != nil {
-			tables = append(tables, *table)
-			table = nil
-		}
-	}
-	if open != nil {
-		t.Fatalf("%s is never closed", open)
-	}
-	return blocks, tables
-}
-
-// tableCells returns what is between the bars of a line.
-func tableCells(line string) []string {
-	const bar = "\x00"
-	line = strings.ReplaceAll(strings.Trim(line, "|"), `\|`, bar)
-	cells := strings.Split(line, "|")
-	for i, cell := range cells {
-		cells[i] = strings.TrimSpace(strings.ReplaceAll(cell, bar, "|"))
-	}
-	return cells
-}
-
-// in returns the blocks of a language.
-func in(language string, blocks []block) (found []block) {
-	for _, b := range blocks {
-		if b.language == language {
-			found = append(found, b)
-		}
-	}
-	return found
-}
-
-// headed returns the tables whose first column has that title.
-func headed(t *testing.T, title string, tables []readmeTable) (found []readmeTable) {
-	t.Helper()
-	for _, table := range tables {
-		if table.head[0] == title {
-			found = append(found, table)
-		}
-	}
-	if len(found) == 0 {
-		t.Fatalf("there is no table of each %s", title)
-	}
-	return found
-}
-
-var inCode = regexp.MustCompile("`([^`]*)`")
-
-// coded returns what stands in backticks in a text.
-func coded(text string) (found []string) {
-	for _, m := range inCode.FindAllStringSubmatch(text, -1) {
-		found = append(found, m[1])
-	}
-	return found
-}
-
 // Caddy loads every Caddyfile, and every part of one. TestReadmeOptions reads the one
 // that shows the grammar.
 func TestReadmeCaddyfiles(t *testing.T) {
-	_, blocks, _ := readme(t)
-	for _, b := range in("caddyfile", blocks) {
-		if strings.HasPrefix(b.text, "lb_policy") {
+	blocks, _ := testkit.Documentation(t)
+	for _, b := range testkit.BlocksIn("caddyfile", blocks) {
+		if strings.HasPrefix(b.Text, "lb_policy") {
 			continue
 		}
-		text := strings.ReplaceAll(b.text, "<hash>", "$2a$14$iRgAspVBf.1L1155YkKnOOM26uDHGXID5i5C9jYyy3LPzqkAcY33e")
+		text := strings.ReplaceAll(b.Text, "<hash>", "$2a$14$iRgAspVBf.1L1155YkKnOOM26uDHGXID5i5C9jYyy3LPzqkAcY33e")
 		if strings.HasPrefix(text, "reverse_proxy ") {
 			text = "example.com {\n" + text + "}\n"
 		}
-		if _, err := validateCaddyfile(t, b.String(), text); err != nil {
+		if _, err := testkit.Validate(t, b.String(), text); err != nil {
 			t.Errorf("%s: %v", b, err)
 		}
 	}
@@ -190,10 +58,10 @@ func TestReadmeCaddyfiles(t *testing.T) {
 // Caddy loads the config in JSON. TestCaddyReadme compares all other JSON with what Caddy
 // prints.
 func TestReadmeJSON(t *testing.T) {
-	_, blocks, _ := readme(t)
-	for _, b := range in("json", blocks) {
+	blocks, _ := testkit.Documentation(t)
+	for _, b := range testkit.BlocksIn("json", blocks) {
 		var value map[string]any
-		if err := json.Unmarshal([]byte(b.text), &value); err != nil {
+		if err := json.Unmarshal([]byte(b.Text), &value); err != nil {
 			t.Errorf("%s: %v", b, err)
 			continue
 		}
@@ -201,11 +69,11 @@ func TestReadmeJSON(t *testing.T) {
 			continue
 		}
 		var config *caddy.Config
-		err := json.Unmarshal([]byte(`{"apps": {"http": {"servers": {"site": {"routes": [{"handle": [`+b.text+`]}]}}}}}`), &config)
+		err := json.Unmarshal([]byte(`{"apps": {"http": {"servers": {"site": {"routes": [{"handle": [`+b.Text+`]}]}}}}}`), &config)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := validateConfig(t, config); err != nil {
+		if err := testkit.ValidateConfig(t, config); err != nil {
 			t.Errorf("%s: %v", b, err)
 		}
 	}
@@ -229,7 +97,7 @@ func optionsOf(t *testing.T, err error) []string {
 // Each table of options has exactly the options that the code knows, and so has the
 // grammar. Defaults are those of the code.
 func TestReadmeOptions(t *testing.T) {
-	_, blocks, tables := readme(t)
+	blocks, tables := testkit.Documentation(t)
 	parse := func(text string) error {
 		return new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\n" + text + "\n}"))
 	}
@@ -261,22 +129,22 @@ func TestReadmeOptions(t *testing.T) {
 
 	missing := maps.Clone(of)
 	for _, table := range tables {
-		if !strings.HasPrefix(table.head[0], "option") {
+		if !strings.HasPrefix(table.Head[0], "option") {
 			continue
 		}
-		want, known := of[table.about]
+		want, known := of[table.About]
 		if !known {
-			t.Errorf("%s: what has these options is unknown: %q", table, table.about)
+			t.Errorf("%s: what has these options is unknown: %q", table, table.About)
 			continue
 		}
-		delete(missing, table.about)
+		delete(missing, table.About)
 		var got []string
-		for _, row := range table.rows {
-			for _, option := range coded(row[0]) {
+		for _, row := range table.Rows {
+			for _, option := range testkit.InCode(row[0]) {
 				if option, _, _ = strings.Cut(option, " "); option != "<uri>" {
 					got = append(got, option)
 				}
-				if value := byDefault[option]; table.about == everyCheck && value != "" && row[1] != value {
+				if value := byDefault[option]; table.About == everyCheck && value != "" && row[1] != value {
 					t.Errorf("%s: default of %s: got %s, want %s", table, option, row[1], value)
 				}
 			}
@@ -289,12 +157,12 @@ func TestReadmeOptions(t *testing.T) {
 		t.Errorf("there is no table of options after %q", about)
 	}
 
-	for _, b := range in("caddyfile", blocks) {
-		if !strings.HasPrefix(b.text, "lb_policy") {
+	for _, b := range testkit.BlocksIn("caddyfile", blocks) {
+		if !strings.HasPrefix(b.Text, "lb_policy") {
 			continue
 		}
 		var got []string
-		for _, m := range firstWord.FindAllStringSubmatch(b.text, -1) {
+		for _, m := range firstWord.FindAllStringSubmatch(b.Text, -1) {
 			got = append(got, m[1])
 		}
 		if slices.Sort(got); !slices.Equal(got, policy) {
@@ -305,10 +173,10 @@ func TestReadmeOptions(t *testing.T) {
 
 // Every kind of check is a module.
 func TestReadmeKinds(t *testing.T) {
-	_, _, tables := readme(t)
-	for _, table := range headed(t, "kind", tables) {
-		for _, row := range table.rows {
-			kind, _, _ := strings.Cut(coded(row[0])[0], " ")
+	_, tables := testkit.Documentation(t)
+	for _, table := range testkit.TablesOf(t, "kind", tables) {
+		for _, row := range table.Rows {
+			kind, _, _ := strings.Cut(testkit.InCode(row[0])[0], " ")
 			if _, err := caddy.GetModule("alive.probes." + kind); err != nil && kind != "exec" { // which is not compiled in
 				t.Error(err)
 			}
@@ -316,11 +184,40 @@ func TestReadmeKinds(t *testing.T) {
 	}
 }
 
+var metricDesc = regexp.MustCompile(`^Desc\{fqName: "([^"]*)".* variableLabels: \{(.*)\}\}$`)
+
+// The table has exactly the metrics that exist, with their labels.
+func TestReadmeMetrics(t *testing.T) {
+	_, tables := testkit.Documentation(t)
+	descs := make(chan *prometheus.Desc, 100)
+	telemetry.Collector{}.Describe(descs)
+	close(descs)
+	var want, got []string
+	for d := range descs {
+		m := metricDesc.FindStringSubmatch(d.String())
+		if m == nil {
+			t.Fatalf("not a description of a metric: %s", d)
+		}
+		want = append(want, m[1]+"{"+m[2]+"}")
+	}
+	for _, table := range testkit.TablesOf(t, "metric", tables) {
+		for _, row := range table.Rows {
+			got = append(got, testkit.InCode(row[0])...)
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if want = slices.Compact(want); !slices.Equal(got, want) {
+		t.Errorf("metrics: got %q, want %q", got, want)
+	}
+}
+
 // Every command and every flag exists, and so does every part of the admin API. No
 // other command does.
 func TestReadmeCommands(t *testing.T) {
-	_, blocks, tables := readme(t)
-	root := aliveCommand()
+	blocks, tables := testkit.Documentation(t)
+	root := &cobra.Command{Use: "alive"}
+	caddycmd.Commands()["alive"].CobraFunc(root)
 	named := make(map[string]bool)
 	check := func(where fmt.Stringer, text string) {
 		name, _, _ := strings.Cut(text, " ")
@@ -336,17 +233,17 @@ func TestReadmeCommands(t *testing.T) {
 			}
 		}
 	}
-	for _, b := range slices.Concat(in("sh", blocks), in("console", blocks)) {
-		for line := range strings.Lines(b.text) {
+	for _, b := range slices.Concat(testkit.BlocksIn("sh", blocks), testkit.BlocksIn("console", blocks)) {
+		for line := range strings.Lines(b.Text) {
 			if text, found := strings.CutPrefix(strings.TrimPrefix(line, "$ "), "caddy alive "); found {
 				check(b, strings.TrimSpace(text))
 			}
 		}
 	}
 	clear(named) // the table has all of them
-	for _, table := range headed(t, "command", tables) {
-		for _, row := range table.rows {
-			check(table, strings.TrimPrefix(coded(row[0])[0], "caddy alive "))
+	for _, table := range testkit.TablesOf(t, "command", tables) {
+		for _, row := range table.Rows {
+			check(table, strings.TrimPrefix(testkit.InCode(row[0])[0], "caddy alive "))
 		}
 	}
 	for _, cmd := range root.Commands() {
@@ -358,13 +255,36 @@ func TestReadmeCommands(t *testing.T) {
 	for _, route := range (Admin{}).Routes() {
 		paths = append(paths, route.Pattern)
 	}
-	for _, table := range headed(t, "request", tables) {
-		for _, row := range table.rows {
-			_, path, _ := strings.Cut(coded(row[0])[0], " ")
+	for _, table := range testkit.TablesOf(t, "request", tables) {
+		for _, row := range table.Rows {
+			_, path, _ := strings.Cut(testkit.InCode(row[0])[0], " ")
 			if path, _, _ = strings.Cut(path, "?"); !slices.Contains(paths, strings.TrimSuffix(path, "[")) {
 				t.Errorf("%s: the admin API has no %s, but %v", table, path, paths)
 			}
 		}
+	}
+}
+
+// The table has exactly the error codes of the admin API.
+func TestReadmeErrorCodes(t *testing.T) {
+	_, tables := testkit.Documentation(t)
+	source, err := os.ReadFile("admin.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want, got []string
+	for _, m := range regexp.MustCompile(`errorKind\{"(\w+)"`).FindAllStringSubmatch(string(source), -1) {
+		want = append(want, m[1])
+	}
+	for _, table := range testkit.TablesOf(t, "code", tables) {
+		for _, row := range table.Rows {
+			got = append(got, testkit.InCode(row[0])...)
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("codes: got %q, want %q", got, want)
 	}
 }
 
@@ -376,8 +296,8 @@ var (
 )
 
 // hasAnchor reports whether a heading of a document can be linked to by that name.
-func (d document) hasAnchor(name string) bool {
-	return slices.ContainsFunc(heading.FindAllStringSubmatch(fenced.ReplaceAllString(d.text, ""), -1), func(m []string) bool {
+func hasAnchor(d testkit.Document, name string) bool {
+	return slices.ContainsFunc(heading.FindAllStringSubmatch(fenced.ReplaceAllString(d.Text, ""), -1), func(m []string) bool {
 		return strings.ReplaceAll(notInAnchor.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-") == name
 	})
 }
@@ -386,27 +306,27 @@ func (d document) hasAnchor(name string) bool {
 // links to every page of docs, and the recipes link to every example.
 func TestReadmeLinks(t *testing.T) {
 	linked := make(map[string]bool)
-	for _, d := range documents(t, "*.md", "docs/*.md", "bench/results/README.md") {
-		for _, m := range markdownLink.FindAllStringSubmatch(fenced.ReplaceAllString(d.text, ""), -1) {
+	for _, d := range testkit.Documents(t, "*.md", "docs/*.md", "bench/results/README.md") {
+		for _, m := range markdownLink.FindAllStringSubmatch(fenced.ReplaceAllString(d.Text, ""), -1) {
 			if strings.HasPrefix(m[1], "https://") {
 				continue
 			}
 			file, anchor, _ := strings.Cut(m[1], "#")
-			target := d.path
+			target := d.Path
 			if file != "" {
-				target = path.Join(path.Dir(d.path), file)
+				target = path.Join(path.Dir(d.Path), file)
 			}
-			linked[d.path+" "+target] = true
+			linked[d.Path+" "+target] = true
 			if _, err := os.Stat(filepath.FromSlash(target)); err != nil {
-				t.Errorf("%s: %v", d.path, err)
-			} else if anchor != "" && !documents(t, target)[0].hasAnchor(anchor) {
-				t.Errorf("%s: %s has no heading for #%s", d.path, target, anchor)
+				t.Errorf("%s: %v", d.Path, err)
+			} else if anchor != "" && !hasAnchor(testkit.Documents(t, target)[0], anchor) {
+				t.Errorf("%s: %s has no heading for #%s", d.Path, target, anchor)
 			}
 		}
 	}
-	for _, page := range documents(t, "docs/*.md") {
-		if !linked["README.md "+page.path] {
-			t.Errorf("README.md has no link to %s", page.path)
+	for _, page := range testkit.Documents(t, "docs/*.md") {
+		if !linked["README.md "+page.Path] {
+			t.Errorf("README.md has no link to %s", page.Path)
 		}
 	}
 	examples, err := filepath.Glob("examples/*/Caddyfile")
@@ -418,14 +338,14 @@ func TestReadmeLinks(t *testing.T) {
 			t.Errorf("docs/recipes.md has no link to %s", example)
 		}
 	}
-	if lines := strings.Count(documents(t, "README.md")[0].text, "\n"); lines > 300 {
+	if lines := strings.Count(testkit.Documents(t, "README.md")[0].Text, "\n"); lines > 300 {
 		t.Errorf("README.md has %d lines, want 300 at most", lines)
 	}
 }
 
 var (
-	testCommand = regexp.MustCompile("go (?:-C ([a-z0-9]+) )?test ([^`\n]+)")
-	ownFlag     = regexp.MustCompile(`flag\.\w+\("(\w+)"`)
+	testCommand = regexp.MustCompile("go (?:-C ([a-z0-9]+) )?test ([^`|\n]*-run '?\\^?(?:Test)?(\\w+)[^`|\n]*)")
+	ownFlag     = regexp.MustCompile(`flag\.\w+\("([\w-]+)"`)
 	testName    = regexp.MustCompile(`\b(?:Test|Benchmark|Fuzz)[A-Z]\w*`)
 	comparison  = regexp.MustCompile(`t\.Run\("[^"]*", beside`) // a part of TestCaddyBesideCore
 	goTestFlags = []string{"count", "run", "timeout", "v", "race", "bench", "benchtime"}
@@ -456,40 +376,42 @@ func testCode(t *testing.T, dir, pattern string) string {
 	return code.String()
 }
 
-// Every test that is named exists. A command that runs tests finds them in the package
-// that it names, with its flags. The README compares as many problems as are measured.
+// Every test that is named exists. A command that names a test finds it in the package that
+// it names, with its flags. The README compares as many problems as are measured.
 func TestReadmeTestCommands(t *testing.T) {
 	all := testCode(t, ".", "./...")
 	commands := 0
-	for _, d := range documents(t, "*.md", "docs/*.md", "bench/results/README.md") {
-		for _, name := range testName.FindAllString(d.text, -1) {
+	for _, d := range testkit.Documents(t, "*.md", "docs/*.md", "bench/results/README.md", ".ci/run", ".github/workflows/*.yml") {
+		for _, name := range testName.FindAllString(d.Text, -1) {
 			if !strings.Contains(all, "func "+name) {
-				t.Errorf("%s: there is no %s", d.path, name)
+				t.Errorf("%s: there is no %s", d.Path, name)
 			}
 		}
-		for _, m := range testCommand.FindAllStringSubmatch(d.text, -1) {
+		for _, m := range testCommand.FindAllStringSubmatch(d.Text, -1) {
 			commands++
 			args := strings.Fields(m[2])
-			code := testCode(t, m[1], args[len(args)-1])
-			for i, arg := range args {
+			pattern := "."
+			if i := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, ".") }); i >= 0 {
+				pattern = args[i]
+			}
+			code := testCode(t, m[1], pattern)
+			if !regexp.MustCompile(`func Test\w*` + m[3]).MatchString(code) {
+				t.Errorf("%s: %q: no such test there", d.Path, m[0])
+			}
+			for _, arg := range args {
 				flag, isFlag := strings.CutPrefix(arg, "-")
 				flag, _, _ = strings.Cut(flag, "=")
-				switch {
-				case flag == "run":
-					if !regexp.MustCompile(`func Test\w*` + strings.TrimPrefix(strings.Trim(args[i+1], "'^$"), "Test")).MatchString(code) {
-						t.Errorf("%s: %q: no such test there", d.path, m[0])
-					}
-				case isFlag && !slices.Contains(goTestFlags, flag) && !slices.ContainsFunc(ownFlag.FindAllStringSubmatch(code, -1), func(m []string) bool { return m[1] == flag }):
-					t.Errorf("%s: %q: no flag -%s there", d.path, m[0], flag)
+				if isFlag && !slices.Contains(goTestFlags, flag) && !slices.ContainsFunc(ownFlag.FindAllStringSubmatch(code, -1), func(m []string) bool { return m[1] == flag }) {
+					t.Errorf("%s: %q: no flag -%s there", d.Path, m[0], flag)
 				}
 			}
 		}
 	}
 	if commands == 0 {
-		t.Error("no command that runs tests was found")
+		t.Error("no command that names a test was found")
 	}
-	_, _, tables := readme(t)
-	if got, want := len(headed(t, "problem", tables)[0].rows), len(comparison.FindAllString(all, -1)); got != want {
+	_, tables := testkit.Documentation(t)
+	if got, want := len(testkit.TablesOf(t, "problem", tables)[0].Rows), len(comparison.FindAllString(all, -1)); got != want {
 		t.Errorf("problems of Caddy alone: got %d, want %d", got, want)
 	}
 }
@@ -541,32 +463,32 @@ func TestFieldDocs(t *testing.T) {
 // The quickstart gives the answers, the log lines, the output of commands, the list and
 // the metrics that README.md and docs show. Times and the first upstream may differ.
 func TestCaddyReadme(t *testing.T) {
-	_, blocks, tables := readme(t)
-	ports := make(map[string]string)
-	var there, here []string // addresses as in the README, and those of this test
+	blocks, _ := testkit.Documentation(t)
+	ports := make(map[string]int)
+	var there, here []string // ports as documented, and those of this test
 	for _, port := range []string{"9001", "9002", "9003"} {
-		ports[port] = fmt.Sprint(freePort(t))
-		there, here = append(there, port, ports[port]), append(here, ports[port], port)
+		ports[port] = testkit.FreePort(t)
+		own := strconv.Itoa(ports[port])
+		there, here = append(there, port, own), append(here, own, port)
 	}
 	dir := t.TempDir()
-	site := exampleOf(t, "quickstart", append(there, "root .", "root `"+dir+"`", "interval 2s", "interval 200ms")...)
+	site := testkit.Example(t, "quickstart", append(there, "root .", "root `"+dir+"`", "interval 2s", "interval 200ms")...)
 	_, site, _ = strings.Cut(site, "\n}\n") // its global options
-	c := startOperated(t, "", site)
+	c := testkit.StartCaddyWith(t, "", site)
 	asShown := strings.NewReplacer(here...)
-	client := c.speaking(2)
-	eventually(t, patience, "the site has its certificate", func() bool { return ask(client, c.secure()).err == nil })
-	address := loopback(0)
-	second := strings.TrimSuffix(address, "0") + ports["9002"]
+	client := c.ClientOf(2)
+	testkit.Eventually(t, testkit.Patience, "the site has its certificate", func() bool { return testkit.Ask(client, c.SecureURL()).Err == nil })
+	second := testkit.Loopback(ports["9002"])
 	allUp := func() bool {
-		return is(health.Up, second) && statuses(strings.TrimSuffix(address, "0")+ports["9001"], strings.TrimSuffix(address, "0")+ports["9003"])[health.Up] == 2
+		return c.Up(testkit.Loopback(ports["9001"]), second, testkit.Loopback(ports["9003"]))
 	}
-	eventually(t, patience, "all are up", allUp)
+	testkit.Eventually(t, testkit.Patience, "all are up", allUp)
 
 	logged := func(msg string) string {
 		t.Helper()
 		var line string
-		eventually(t, patience, "the log says "+msg, func() bool {
-			text, err := os.ReadFile(c.logFile())
+		testkit.Eventually(t, testkit.Patience, "the log says "+msg, func() bool {
+			text, err := os.ReadFile(c.LogFile())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -584,84 +506,83 @@ func TestCaddyReadme(t *testing.T) {
 	var metrics []string
 	for _, b := range blocks {
 		switch {
-		case strings.HasPrefix(b.text, "$ for i in 1 2 3 4 5 6; do curl -sk https://localhost:8443/; done\n"):
-			want := strings.Split(strings.TrimSpace(b.text), "\n")[1:]
+		case strings.HasPrefix(b.Text, "$ for i in 1 2 3 4 5 6; do curl -sk https://localhost:8443/; done\n"):
+			want := strings.Split(strings.TrimSpace(b.Text), "\n")[1:]
 			var got []string
 			// the first upstream is random, and a verdict takes effect a moment later
-			if !poll(patience, func() bool {
+			if !testkit.Poll(testkit.Patience, func() bool {
 				for range want {
-					if ask(client, c.secure()).body == want[len(want)-1]+"\n" {
+					if testkit.Ask(client, c.SecureURL()).Body == want[len(want)-1]+"\n" {
 						break
 					}
 				}
 				got = nil
 				for range want {
-					got = append(got, strings.TrimSpace(ask(client, c.secure()).body))
+					got = append(got, strings.TrimSpace(testkit.Ask(client, c.SecureURL()).Body))
 				}
 				return slices.Equal(got, want)
 			}) {
 				t.Errorf("%s: got %q, want %q", b, got, want)
 			}
-		case b.text == "$ touch app2.sick\n":
+		case b.Text == "$ touch app2.sick\n":
 			if err := os.WriteFile(sick, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, patience, "it is down", func() bool { return is(health.Down, second) })
-		case b.text == "$ rm app2.sick\n":
+			testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return c.Down(second) })
+		case b.Text == "$ rm app2.sick\n":
 			if err := os.Remove(sick); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, patience, "it is up", func() bool { return is(health.Up, second) })
-		case strings.HasPrefix(b.text, `{"level"`):
+			testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(second) })
+		case strings.HasPrefix(b.Text, `{"level"`):
 			var want map[string]any
-			if err := json.Unmarshal([]byte(b.text), &want); err != nil {
+			if err := json.Unmarshal([]byte(b.Text), &want); err != nil {
 				t.Fatal(err)
 			}
-			sameKeys(t, b.String(), logged(want["msg"].(string)), b.text, "ts", "previous_duration")
-		case strings.HasPrefix(b.text, "$ caddy alive "):
+			sameKeys(t, b.String(), logged(want["msg"].(string)), b.Text, "ts", "previous_duration")
+		case strings.HasPrefix(b.Text, "$ caddy alive "):
 			if err := os.WriteFile(sick, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, patience, "it is down, and nothing is in flight", func() bool {
-				return is(health.Down, second) && !slices.ContainsFunc(c.entries(nil), func(e view.Upstream) bool { return e.Requests != 0 })
+			testkit.Eventually(t, testkit.Patience, "it is down, and nothing is in flight", func() bool {
+				return c.Down(second) && !slices.ContainsFunc(c.List(nil), func(e testkit.Upstream) bool { return e.Requests != 0 })
 			})
 			var got strings.Builder
-			for line := range strings.Lines(b.text) {
+			for line := range strings.Lines(b.Text) {
 				args, isCommand := strings.CutPrefix(line, "$ caddy alive ")
 				if !isCommand {
 					continue
 				}
 				got.WriteString(line)
-				stdout, stderr, _ := command(t.Context(), c.admin, strings.Fields(strings.NewReplacer(there...).Replace(args))...)
+				stdout, stderr, _ := testkit.Command(t.Context(), c.Admin, strings.Fields(strings.NewReplacer(there...).Replace(args))...)
 				got.WriteString(asShown.Replace(stdout + stderr))
 			}
-			if got, want := withoutTimes(got.String()), withoutTimes(b.text); got != want {
+			if got, want := withoutTimes(got.String()), withoutTimes(b.Text); got != want {
 				t.Errorf("%s: got\n%s\nwant\n%s", b, got, want)
 			}
-		case strings.HasPrefix(b.text, "{\n  \"pool\""):
+		case strings.HasPrefix(b.Text, "{\n  \"pool\""):
 			var text string
-			eventually(t, patience, "no probe is in flight", func() bool {
-				_, text = c.call(http.MethodGet, "/alive/upstreams", url.Values{"upstream": {second}}, "")
+			testkit.Eventually(t, testkit.Patience, "no probe is in flight", func() bool {
+				_, text = c.Call(http.MethodGet, "/alive/upstreams", url.Values{"upstream": {second}}, "")
 				return !strings.Contains(text, `"next":null`)
 			})
-			sameKeys(t, b.String(), asShown.Replace(strings.Trim(strings.TrimSpace(text), "[]")), b.text,
+			sameKeys(t, b.String(), asShown.Replace(strings.Trim(strings.TrimSpace(text), "[]")), b.Text,
 				"since", "checks")
 			var got, want struct{ Checks []json.RawMessage }
 			if err := json.Unmarshal([]byte(strings.Trim(strings.TrimSpace(text), "[]")), &got); err != nil {
 				t.Fatal(err)
 			}
-			if err := json.Unmarshal([]byte(b.text), &want); err != nil {
+			if err := json.Unmarshal([]byte(b.Text), &want); err != nil {
 				t.Fatal(err)
 			}
 			sameKeys(t, b.String(), string(got.Checks[0]), string(want.Checks[0]),
 				"consecutive_fails", "last", "last_failed", "recent_ms", "next")
-		case strings.HasPrefix(b.text, "$ curl -s localhost:2019/metrics"):
-			_, text := c.call(http.MethodGet, "/metrics", nil, "")
-			wantMetrics(t, text, tables)
+		case strings.HasPrefix(b.Text, "$ curl -s localhost:2019/metrics"):
+			_, text := c.Call(http.MethodGet, "/metrics", nil, "")
 			for line := range strings.Lines(asShown.Replace(text)) {
 				metrics = append(metrics, line[:strings.LastIndex(line, " ")])
 			}
-			for _, line := range strings.Split(strings.TrimSpace(b.text), "\n")[1:] {
+			for _, line := range strings.Split(strings.TrimSpace(b.Text), "\n")[1:] {
 				if line == "…" {
 					continue
 				}
@@ -673,48 +594,6 @@ func TestCaddyReadme(t *testing.T) {
 	}
 	if metrics == nil {
 		t.Error("no metrics are shown")
-	}
-}
-
-var (
-	histogram = regexp.MustCompile(`(?m)^# TYPE (caddy_alive_\w+) histogram$`)
-	series    = regexp.MustCompile(`(?m)^(caddy_alive_\w+)\{(.*)\} `)
-	labelName = regexp.MustCompile(`(\w+)="`)
-	ofTable   = regexp.MustCompile(`^(\w+)\{(.*)\}$`)
-)
-
-// wantMetrics fails the test unless the tables have exactly the metrics of an answer of
-// Caddy, with their labels.
-func wantMetrics(t *testing.T, answer string, tables []readmeTable) {
-	t.Helper()
-	for _, m := range histogram.FindAllStringSubmatch(answer, -1) {
-		answer = regexp.MustCompile(m[1]+`_(bucket|sum|count)\b`).ReplaceAllString(answer, m[1])
-	}
-	var want, got []string
-	for _, m := range series.FindAllStringSubmatch(answer, -1) {
-		var labels []string
-		for _, label := range labelName.FindAllStringSubmatch(m[2], -1) {
-			if label[1] != "le" {
-				labels = append(labels, label[1])
-			}
-		}
-		want = append(want, fmt.Sprint(m[1], labels))
-	}
-	for _, table := range headed(t, "metric", tables) {
-		for _, row := range table.rows {
-			m := ofTable.FindStringSubmatch(coded(row[0])[0])
-			if m == nil {
-				t.Fatalf("%s: not a metric with labels: %s", table, row[0])
-			}
-			labels := strings.Split(m[2], ",")
-			slices.Sort(labels)
-			got = append(got, fmt.Sprint(m[1], labels))
-		}
-	}
-	slices.Sort(want)
-	slices.Sort(got)
-	if want = slices.Compact(want); !slices.Equal(got, want) {
-		t.Errorf("metrics: got %q, want %q", got, want)
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 )
 
 // The list has everything that the documentation says, under those names.
-func TestCaddyAdminList(t *testing.T) {
+func TestAdmin_ListHasWhatIsDocumented(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	all[1].Set(testkit.Sick)
@@ -58,7 +58,7 @@ func TestCaddyAdminList(t *testing.T) {
 	if last := down.Checks[0].Last; last == nil || last.Passed || last.Reason != "status 503, want 2xx" {
 		t.Errorf("its last result: %+v", last)
 	}
-	for query, want := range map[string]int{"pool=shop": 2, "pool=other": 0, "upstream=nobody": 0, "pool=shop&upstream=" + url.QueryEscape(all[0].Addr): 1} {
+	for query, want := range map[string]int{"pool=shop": 2, "pool=other": 0, "upstream=unknown": 0, "pool=shop&upstream=" + url.QueryEscape(all[0].Addr): 1} {
 		values, _ := url.ParseQuery(query)
 		if got := len(c.List(values)); got != want {
 			t.Errorf("%s: %d entries, want %d", query, got, want)
@@ -68,7 +68,7 @@ func TestCaddyAdminList(t *testing.T) {
 
 // What is wrong with a change is said, with what is allowed; and then nothing is
 // changed.
-func TestCaddyAdminErrors(t *testing.T) {
+func TestAdmin_ErrorsSayWhatIsAllowed(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := func(port int, more string) string {
 		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\t%s\n\t\t}\n\t}\n}\n", port, testkit.Addresses(all...), more)
@@ -84,7 +84,7 @@ func TestCaddyAdminErrors(t *testing.T) {
 		says         string
 	}{
 		{"PATCH", "upstreams", nil, `{"mode":"drain"}`, 400, "name one upstream"},
-		{"PATCH", "upstreams", url.Values{"upstream": {"nobody:1"}}, `{"mode":"drain"}`, 404, "unknown upstream 'nobody:1'"},
+		{"PATCH", "upstreams", url.Values{"upstream": {"unknown:1"}}, `{"mode":"drain"}`, 404, "unknown upstream 'unknown:1'"},
 		{"PATCH", "upstreams", url.Values{"upstream": {"127.0.0.1"}, "pool": {"third"}}, `{"mode":"drain"}`, 404, "lists those there are; did you mean '127.0.0.1:1'?"},
 		{"PATCH", "upstreams", a, `{"mode":"off"}`, 400, "mode must be ready, drain, maintenance or null"},
 		{"PATCH", "upstreams", a, `{"mode":3}`, 400, "mode must be ready, drain, maintenance or null"},
@@ -106,7 +106,7 @@ func TestCaddyAdminErrors(t *testing.T) {
 		{"POST", "upstreams", a, `{"mode":"drain"}`, 405, "allowed: GET, HEAD, PATCH"},
 		{"GET", "check", a, "", 405, "allowed: POST"},
 		{"POST", "check", nil, "", 400, "name one upstream"},
-		{"POST", "check", url.Values{"upstream": {"nobody:1"}}, "", 404, "unknown upstream"},
+		{"POST", "check", url.Values{"upstream": {"unknown:1"}}, "", 404, "unknown upstream"},
 	} {
 		status, text := c.Call(tc.method, "/alive/"+tc.path, tc.query, tc.body)
 		if status != tc.status || !strings.Contains(text, tc.says) {
@@ -128,9 +128,9 @@ func TestCaddyAdminErrors(t *testing.T) {
 	}
 }
 
-// drain: no new request while anybody else serves, and checks go on; when all others
-// die, it serves. ready ends it.
-func TestCaddyDrainMode(t *testing.T) {
+// An upstream in drain gets no new request while another one serves, and its checks go
+// on. When all others are down, it serves. The mode ready ends that.
+func TestDrain_EndsNewRequests(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
@@ -159,9 +159,10 @@ func TestCaddyDrainMode(t *testing.T) {
 	testkit.Shares(t, "ready again", testkit.Tally(client, c.URL(), 20), map[string]int{"a": 10, "b": 10})
 }
 
-// maintenance: not a request and not a probe arrives, not even as the last resort,
-// but for those asked for; ready again means unknown until probed.
-func TestCaddyMaintenance(t *testing.T) {
+// An upstream in maintenance gets no request, not even as the last resort, and no probe
+// except those that an operator asks for. When it is ready again, its status is unknown
+// until it is probed.
+func TestMaintenance_EndsRequestsAndProbes(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
@@ -173,7 +174,7 @@ func TestCaddyMaintenance(t *testing.T) {
 	testkit.Eventually(t, testkit.Patience, "the other one is probed", func() bool { _, now := a.Seen(); return now > probes+5 })
 	testkit.Shares(t, "in maintenance", testkit.Tally(client, c.URL(), 20), map[string]int{"a": 20})
 	a.Set(testkit.Sick)
-	testkit.Eventually(t, testkit.Patience, "nobody is up", func() bool { return c.Down(a.Addr) })
+	testkit.Eventually(t, testkit.Patience, "none is up", func() bool { return c.Down(a.Addr) })
 	testkit.Shares(t, "as the last resort", testkit.Tally(client, c.URL(), 20), map[string]int{"a": 20})
 	if got := b.History(); got.Probes > 0 || got.Requests > 0 {
 		t.Errorf("in maintenance it got %d probes and %d requests, want none", got.Probes, got.Requests)
@@ -200,7 +201,7 @@ func TestCaddyMaintenance(t *testing.T) {
 
 // A weight and a mode that were set hold over reloads and restarts, until they are
 // taken back; those of addresses that are gone are listed, and can be cleared.
-func TestCaddySettingsLast(t *testing.T) {
+func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
 	sites := fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...))
@@ -244,11 +245,11 @@ func TestCaddySettingsLast(t *testing.T) {
 
 // While the storage fails, a change holds here and says that it is not persisted; it
 // is stored when the storage returns.
-func TestCaddyStorageFails(t *testing.T) {
+func TestSettings_HoldWhileTheStorageFails(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	c := testkit.StartCaddyWith(t, "alive {\n fleet shops\n sync_interval 100ms\n}", fmt.Sprintf(testkit.ShopSite, b.Addr))
 	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(b.Addr) })
-	// nobody, not even root, can write below a file
+	// not even root can write below a file
 	folder := filepath.Join(c.Dir, "alive")
 	if err := os.RemoveAll(folder); err != nil {
 		t.Fatal(err)
@@ -277,9 +278,9 @@ func TestCaddyStorageFails(t *testing.T) {
 	}
 }
 
-// Handlers whose pools have one name are one pool: each upstream is listed once, with
+// Handlers with pools of one name are one pool: each upstream is listed once, with
 // the checks of all.
-func TestCaddyPoolsOfOneName(t *testing.T) {
+func TestPools_OfOneNameAreOnePool(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := func(pool, check string) string {
 		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname %s\n\t\t\tcheck %s\n\t\t}\n\t}\n}\n", testkit.FreePort(t), testkit.Addresses(all...), pool, check)
@@ -304,11 +305,11 @@ func TestCaddyPoolsOfOneName(t *testing.T) {
 
 // A unix socket has slashes, and an address of IPv6 has colons and brackets: they are
 // shown as the config names them, and taken by that name.
-func TestCaddyAdminAddresses(t *testing.T) {
+func TestAdmin_TakesAddressesAsListed(t *testing.T) {
 	serve := func(network, address string) string {
 		stream, err := net.Listen(network, address)
 		if err != nil {
-			t.Skipf("skipped, for there is no %s here: %v", network, err)
+			t.Skipf("no %s here: %v", network, err)
 		}
 		server := &httptest.Server{Listener: stream, Config: &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}}
 		server.Start()
@@ -338,7 +339,7 @@ func TestCaddyAdminAddresses(t *testing.T) {
 
 // A config that does not load changes nothing for upstreams that it shares with the
 // running one, though it be of another fleet, which has other modes.
-func TestCaddyAConfigThatFailsLeavesModesAlone(t *testing.T) {
+func TestFailedReload_LeavesModesAlone(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...))
 	c := testkit.StartCaddyWith(t, "alive {\n fleet one\n}\n", site)
@@ -366,7 +367,7 @@ func TestCaddyAConfigThatFailsLeavesModesAlone(t *testing.T) {
 
 // What requests of the last config brought is listed, and can be changed, before one
 // of this config does.
-func TestCaddyDynamicUpstreamsAreListedAfterAReload(t *testing.T) {
+func TestDynamic_UpstreamsAreListedAfterAReload(t *testing.T) {
 	port, all := testkit.StartLoopbacks(t, testkit.Well)
 	n, name := testkit.StartNameServer(t), testkit.NewName()
 	n.Set(name, testkit.Records{A: []string{"127.0.0.1"}})
@@ -388,8 +389,8 @@ func TestCaddyDynamicUpstreamsAreListedAfterAReload(t *testing.T) {
 	}
 }
 
-// A weight of a pool whose name the config has changed is listed, and can be taken back.
-func TestCaddyWeightsOfPoolsThatAreGone(t *testing.T) {
+// A weight of a pool that the config has renamed is listed, and can be taken back.
+func TestWeights_OfGonePoolsAreListed(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := func(name string) string {
 		return fmt.Sprintf("http:// {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname %s\n\t\t}\n\t}\n}\n", testkit.Addresses(all...), name)
@@ -419,7 +420,7 @@ func TestCaddyWeightsOfPoolsThatAreGone(t *testing.T) {
 }
 
 // Many at once that take back the same are all answered.
-func TestCaddyManyAtOnce(t *testing.T) {
+func TestAdmin_AnswersManyChangesAtOnce(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	var clients sync.WaitGroup
@@ -438,9 +439,9 @@ func TestCaddyManyAtOnce(t *testing.T) {
 
 // Without a folder to write to, requests are balanced all the same, and what is set
 // holds until Caddy ends.
-func TestCaddyWithoutADataFolder(t *testing.T) {
+func TestSettings_HoldWithoutADataFolder(t *testing.T) {
 	if os.Getuid() != 0 {
-		t.Skip("skipped, for it takes a folder that not even root can write to")
+		t.Skip("needs a folder that not even root can write to")
 	}
 	t.Setenv("XDG_DATA_HOME", "/proc/nowhere")
 	all := testkit.StartBackends(t, "a", "b")
@@ -454,7 +455,7 @@ func TestCaddyWithoutADataFolder(t *testing.T) {
 }
 
 // A name that a pool is given has a bound, so that metrics of large pools have, too.
-func TestCaddyLargePools(t *testing.T) {
+func TestMetrics_OfLargePoolsAreBounded(t *testing.T) {
 	var upstreams []string
 	for i := range 1000 {
 		upstreams = append(upstreams, fmt.Sprintf("10.1.%d.%d:8080", i/250, i%250))

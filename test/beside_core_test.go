@@ -287,3 +287,31 @@ func besidePROXYProtocol(t *testing.T) {
 		t.Errorf("failed requests: got %d, want 0", got)
 	}
 }
+
+// poolOfTen runs Caddy with ten upstreams, nine of which refuse connections,
+// and returns once they are known to.
+func poolOfTen(tb testing.TB, policy string) *testkit.Caddy {
+	tb.Helper()
+	b := testkit.StartBackend(tb, "the one", nil)
+	var dead []string
+	for range 9 {
+		dead = append(dead, testkit.Refused(tb))
+	}
+	pool := slices.Insert(slices.Clone(dead), 5, b.Addr)
+	c := testkit.StartCaddy(tb, fmt.Sprintf(`
+http:// {
+	reverse_proxy %s {
+		%s
+	}
+}`, strings.Join(pool, " "), policy))
+	client := c.Client()
+	testkit.Eventually(tb, testkit.Patience, "requests go to the one that is up", func() bool {
+		return testkit.Tally(client, c.URL(), 50)["the one"] == 50
+	})
+	if strings.Contains(policy, "alive") {
+		testkit.Eventually(tb, testkit.Patience, "nine are down", func() bool {
+			return c.Statuses(dead...)["down"] == 9 && c.Up(b.Addr)
+		})
+	}
+	return c
+}

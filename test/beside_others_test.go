@@ -16,11 +16,11 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// What the README says that others have, or have not, as far as their configs tell. With
-// another version than the README names, what differs is said and the test is skipped.
+// What docs/benchmarks.md says about the features of other proxies, as far as their configs
+// show it. With another version than that page names, a difference skips the test.
 func TestBesideOthers(t *testing.T) {
-	_, _, tables := testkit.README(t)
-	var named []string // what the README says that nginx refuses
+	_, tables := testkit.Documentation(t)
+	var named []string // what nginx refuses, by the page
 	var versions string
 	for _, table := range testkit.TablesOf(t, "feature", tables) {
 		if column := slices.IndexFunc(table.Head, func(head string) bool { return strings.HasPrefix(head, "nginx ") }); column > 0 {
@@ -86,7 +86,7 @@ func TestBesideOthers(t *testing.T) {
 			}
 			if (test.refused == "") != (said == "") || !strings.Contains(said, test.refused) {
 				if version != "" && !strings.Contains(strings.ToLower(versions), test.peer+" "+version) {
-					t.Skipf("skipped, for this is %s %s, where it is otherwise: %q", test.peer, version, said)
+					t.Skipf("this is %s %s, where it is otherwise: %q", test.peer, version, said)
 				}
 				t.Errorf("it says %q, want %q", said, test.refused)
 			}
@@ -111,7 +111,7 @@ func otherTakes(t *testing.T, name, config string, args ...string) (said, versio
 		}
 	}
 	if err != nil {
-		t.Skipf("skipped, for %s (Debian package %[1]s) is not installed", name)
+		t.Skipf("%s (Debian package %[1]s) is not installed", name)
 	}
 	dir := t.TempDir()
 	run := func(args ...string) (string, error) {

@@ -96,7 +96,7 @@ type chaosPool struct {
 	version  int
 }
 
-// those returns who has all of these properties.
+// those returns the upstreams with all of these properties.
 func (p *chaosPool) those(properties ...func(*chaotic) bool) (some []*chaotic) {
 next:
 	for _, u := range p.all {
@@ -110,7 +110,7 @@ next:
 	return some
 }
 
-// gets returns who gets requests, and whether that is whatever their health.
+// gets returns the upstreams that get requests, and whether their health is ignored.
 func (p *chaosPool) gets() (some []*chaotic, failsOpen bool) {
 	primaries := p.those((*chaotic).primary, (*chaotic).ready)
 	serving := p.those((*chaotic).primary, (*chaotic).serves)
@@ -147,7 +147,7 @@ func (p *chaosPool) mayTry() (some []*chaotic) {
 	return some
 }
 
-// reliable returns who serves and does answer.
+// reliable returns the names of the upstreams that serve and answer.
 func (p *chaosPool) reliable() map[string]bool {
 	names := make(map[string]bool)
 	for _, u := range p.those((*chaotic).serves, (*chaotic).answers) {

@@ -40,14 +40,14 @@ type chaos struct {
 	reloading  bool
 	reloaded   time.Time        // when the last one ended
 	again      int              // requests that were asked again after one
-	unanswered testkit.Failures // that nothing excuses
+	unanswered testkit.Failures // that no reload explains
 }
 
-// After each of many random faults, changes by operators and reloads, what is shown of
-// every upstream and who gets requests, how many, is as the rules say, as soon as they
-// say, and each flip is told once, in the log and as an event. While there is somebody
-// who serves and answers, no request fails meanwhile, if others are tried: each of them
-// once, for there are no more tries than that.
+// TestCaddyChaos has many random faults, changes by operators and reloads. After each of
+// them, the list and the shares of requests are as the rules say, in the time that the
+// rules say. Each change of a status is logged once and is one event. While an upstream
+// serves and answers, no request with retries fails. There are as many tries as upstreams,
+// so each upstream is tried once.
 func TestCaddyChaos(t *testing.T) {
 	if *chaosSeed == 0 {
 		*chaosSeed = rand.Uint64()
@@ -119,7 +119,7 @@ func (c *chaos) happens(chance *rand.Rand) string {
 	c.settles(within - time.Since(began))
 	if clients != nil {
 		clients.Stop()
-		// requests may fail if this takes away the last one who served
+		// requests may fail if this takes away the last one that served
 		fair := slices.ContainsFunc(slices.Collect(maps.Keys(c.reliable())), func(name string) bool { return reliable[name] })
 		if err := clients.Err(); err != nil && fair {
 			c.t.Errorf("of %d requests meanwhile: %v", clients.Answered(), err)

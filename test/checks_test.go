@@ -16,7 +16,7 @@ import (
 
 // An upstream is up only while all its checks pass, and the log names the one
 // that does not.
-func TestCaddySeveralChecks(t *testing.T) {
+func TestChecks_AllMustPass(t *testing.T) {
 	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
 http:// {
@@ -64,7 +64,7 @@ http:// {
 // there were one, and not over a connection a site; all of them follow. A check that differs is
 // a stream of its own, and neither has a say in the other. Probes end with the last
 // site that wants them, and not before.
-func TestCaddyManySitesShareProbes(t *testing.T) {
+func TestChecks_EqualOnesShareProbes(t *testing.T) {
 	const (
 		sites    = 50
 		interval = 100 * time.Millisecond
@@ -162,7 +162,7 @@ http://site%d.localhost {
 
 // Every probe has a connection of its own, over every version of HTTP. With
 // keep_connection they share one for as long as they pass.
-func TestCaddyProbesKeepAConnection(t *testing.T) {
+func TestKeepConnection_SharesOne(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	const many = 20
 	for _, test := range []struct {
@@ -213,7 +213,7 @@ http:// {
 
 // With keep_connection, while results speak against the status, and while it is down,
 // every probe connects anew; when it is up and settled a connection is kept again.
-func TestCaddyProbesConnectAnewInAStreak(t *testing.T) {
+func TestKeepConnection_ConnectsAnewInAStreak(t *testing.T) {
 	s := testkit.StartScripted(t, "a", nil)
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
 http:// {
@@ -259,7 +259,7 @@ http:// {
 // A listener that is gone while an old connection still answers is found by probes that
 // connect anew: all of them without keep_connection, and with it those that follow a
 // failed request. Until the kept connection ends, after a minute at most, others do not.
-func TestCaddyDeadListener(t *testing.T) {
+func TestDeadListener_IsFound(t *testing.T) {
 	for _, test := range []struct{ name, check, proxy string }{
 		{"the default", "", ""},
 		{"a failed request", "keep_connection", "lb_retries 1"},
@@ -300,7 +300,7 @@ http:// {
 
 // A config that ends takes its connections with it: after reloads, the checks of
 // the last one have theirs and no more, and after the end there is none.
-func TestCaddyProbesLeaveNoConnections(t *testing.T) {
+func TestProbes_LeaveNoConnections(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	all := map[string]*testkit.Scripted{
 		"http://": testkit.StartScripted(t, "a", nil), "h2c://": testkit.StartScripted(t, "b", nil), "https://": testkit.StartScripted(t, "c", ca.Server("app.internal")),

@@ -14,7 +14,7 @@ import (
 )
 
 // Against a running Caddy, every command does what it says.
-func TestCaddyCommands(t *testing.T) {
+func TestCommands_DoWhatTheySay(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
@@ -69,7 +69,7 @@ func TestCaddyCommands(t *testing.T) {
 
 // --wait is over when nothing is in flight; if that takes too long, it is an error
 // that says how much is left.
-func TestCaddyCommandWaits(t *testing.T) {
+func TestCommandWait_EndsWhenNothingIsInFlight(t *testing.T) {
 	all := startDrainables(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, all[0].Addr+" "+all[1].Addr))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
@@ -86,18 +86,18 @@ func TestCaddyCommandWaits(t *testing.T) {
 	if err != nil || !strings.HasSuffix(stdout, ": nothing is in flight\n") {
 		t.Errorf("with time: %q, %v", stdout, err)
 	}
-	// nobody else serves now: whether or not anything is in flight, it is not drained
+	// no other one serves now: whether or not anything is in flight, it is not drained
 	_, _, err = testkit.Command(t.Context(), c.Admin, "drain", all[1].Addr, "--wait", "300ms")
 	if err == nil || !strings.HasSuffix(err.Error(), "after 300ms, requests in flight: 1") {
-		t.Errorf("with nobody else: %v", err)
+		t.Errorf("with no other one: %v", err)
 	}
 	all[1].held.Open()
 	_, _, err = testkit.Command(t.Context(), c.Admin, "drain", all[1].Addr, "--wait", "1s")
 	if err == nil || !strings.HasSuffix(err.Error(), "after 1s, it still gets new requests: no other upstream of the pool shop serves") {
-		t.Errorf("with nobody else: %v", err)
+		t.Errorf("with no other one: %v", err)
 	}
 	if stdout, _, err := testkit.Command(t.Context(), c.Admin, "maintenance", all[1].Addr, "--wait", "10s"); err != nil || !strings.HasSuffix(stdout, ": nothing is in flight\n") {
-		t.Errorf("maintenance with nobody else: %q, %v", stdout, err)
+		t.Errorf("maintenance with no other one: %q, %v", stdout, err)
 	}
 	for range 2 {
 		if got := <-answers; got.Status != http.StatusOK {
@@ -108,7 +108,7 @@ func TestCaddyCommandWaits(t *testing.T) {
 
 // check --wait goes on until the upstream is up, which takes more than one pass if it
 // was down. Without, one pass of one that is down is not success.
-func TestCaddyCommandChecksUntilUp(t *testing.T) {
+func TestCommandCheckWait_EndsWhenUp(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a := all[0]
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf("http:// {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tcheck http /healthz {\n\t\t\t\tinterval 1h\n\t\t\t\tfast_interval 1h\n\t\t\t\tpasses 3\n\t\t\t\tfails 1\n\t\t\t}\n\t\t}\n\t}\n}\n", testkit.Addresses(all...)))
@@ -134,8 +134,9 @@ func TestCaddyCommandChecksUntilUp(t *testing.T) {
 	}
 }
 
-// An upstream that a reload removes while somebody waits is not drained: nobody knows.
-func TestCaddyCommandWaitsForOneThatGoes(t *testing.T) {
+// An upstream that a reload removes while a command waits is not drained: what is in
+// flight is not known.
+func TestCommandWait_FailsWhenTheUpstreamIsGone(t *testing.T) {
 	all := startDrainables(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, all[0].Addr+" "+all[1].Addr))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
@@ -162,8 +163,8 @@ func TestCaddyCommandWaitsForOneThatGoes(t *testing.T) {
 	}
 }
 
-// In a fleet, nobody is done before the others can know.
-func TestCaddyCommandWaitsForTheFleet(t *testing.T) {
+// In a fleet, the wait is over only when the others can know.
+func TestCommandWait_AllowsTheFleetToFollow(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "alive {\n\t\tfleet shops\n\t\tsync_interval 700ms\n\t}", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
@@ -178,9 +179,9 @@ func TestCaddyCommandWaitsForTheFleet(t *testing.T) {
 	}
 }
 
-// A pool whose only upstream is in maintenance, or whose last one drains, is told of
-// by every view of a running Caddy.
-func TestCaddyLastServingUpstream(t *testing.T) {
+// Every view of a running Caddy tells of a pool with its only upstream in maintenance, or
+// with its last one in drain.
+func TestLastServingUpstream_IsWarnedOf(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })

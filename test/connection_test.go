@@ -15,7 +15,7 @@ import (
 
 // fresh_connection is the default: it does what it says, and a warning names the option
 // that there is now.
-func TestCaddyFreshConnection_Warns(t *testing.T) {
+func TestFreshConnection_Warns(t *testing.T) {
 	s := testkit.StartScripted(t, "a", nil)
 	c := testkit.StartCaddy(t, fmt.Sprintf("http:// {\nreverse_proxy %s {\nlb_policy alive {\ncheck http /healthz {\ninterval 20ms\nfresh_connection\n}\n}\n}\n}", s.Addr))
 	testkit.Eventually(t, testkit.Patience, "it is probed again and again", func() bool { return s.Count("/healthz") > 5 })
@@ -32,7 +32,7 @@ func TestCaddyFreshConnection_Warns(t *testing.T) {
 
 // A probe says that its connection ends with it, and with keep_connection it does not;
 // over HTTP/2 there is nothing to say.
-func TestCaddyProbes_SayConnectionClose(t *testing.T) {
+func TestProbes_SayConnectionClose(t *testing.T) {
 	var mu sync.Mutex
 	said := make(map[string][]bool)
 	r := testkit.StartRecorder(t, "tcp", "", nil, func(_ http.ResponseWriter, r *http.Request) {
@@ -65,7 +65,7 @@ http:// {
 // What forgets idle connections without a word, such as a firewall, takes no upstream
 // down: a probe on a kept connection is asked anew, and after two such probes there is a
 // connection for each, and a warning.
-func TestCaddyKeepConnection_Forgotten(t *testing.T) {
+func TestKeepConnection_SurvivesForgottenConnections(t *testing.T) {
 	var mu sync.Mutex
 	requests := make(map[string]int) // by connection
 	r := testkit.StartRecorder(t, "tcp", "", nil, func(_ http.ResponseWriter, r *http.Request) {
@@ -109,7 +109,7 @@ http:// {
 
 // However many interim answers come, what they announce is judged, over every version
 // of HTTP.
-func TestCaddyProbes_PassInterimAnswers(t *testing.T) {
+func TestProbes_PassOverInterimAnswers(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	for scheme, config := range map[string]*tls.Config{"http": nil, "h2c": nil, "https": ca.Server("app.internal")} {
 		t.Run(scheme, func(t *testing.T) {
@@ -140,7 +140,7 @@ http:// {
 
 // Through a forward proxy, too, redirects are followed to the upstream only, whatever
 // host they name.
-func TestCaddyRedirects_StayBehindTheForwardProxy(t *testing.T) {
+func TestRedirects_StayBehindTheForwardProxy(t *testing.T) {
 	const upstream = "app.internal:8080" // which only the proxy knows
 	var mu sync.Mutex
 	var through []string
@@ -179,7 +179,7 @@ http:// {
 }
 
 // Probes of gRPC have a connection each, too, and share one with keep_connection.
-func TestCaddyKeepConnection_GRPC(t *testing.T) {
+func TestKeepConnection_GRPC(t *testing.T) {
 	r := testkit.StartRecorder(t, "tcp", "", nil, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/grpc")
 		w.Header().Set("Trailer", "Grpc-Status")

@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// drainable is an upstream that says by its own mouth whether it wants requests.
+// drainable is an upstream that says itself whether it wants requests.
 type drainable struct {
 	*testkit.Recorder
 	name   string
@@ -68,7 +68,7 @@ const drainingCheck = `
 // the next probe on, not one, while any other serves; what it is busy with ends in
 // peace. It is up all the time, so it serves when all others are gone; and with
 // the first answer that says so it takes requests again. Each change is one line.
-func TestCaddyDrainStatus(t *testing.T) {
+func TestDrainStatus_EndsNewRequests(t *testing.T) {
 	all := startDrainables(t, "a", "leaving")
 	a, leaving := all[0], all[1]
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
@@ -156,7 +156,7 @@ http:// {
 
 // One answer is enough, in both directions, whatever passes and fails say: the
 // interval here is so long that there is no other.
-func TestCaddyDrainStatusAtOnce(t *testing.T) {
+func TestDrainStatus_OneAnswerIsEnough(t *testing.T) {
 	all := startDrainables(t, "a", "leaving")
 	a, leaving := all[0], all[1]
 	leaving.status.Store(http.StatusTooManyRequests)
@@ -181,9 +181,9 @@ http:// {
 	}
 }
 
-// Backups serve before those who want no new requests, a draining primary before
+// Backups serve before upstreams that want no new requests, a draining primary before
 // a draining backup, and any of them before one that is down. With `select`, too.
-func TestCaddyDrainingAndBackups(t *testing.T) {
+func TestDraining_ServesAfterBackups(t *testing.T) {
 	for _, policy := range []string{"round robin", "select"} {
 		t.Run(policy, func(t *testing.T) {
 			option := ""
@@ -233,8 +233,8 @@ http:// {
 }
 
 // A weight of 0 means no traffic, draining or not, and the weights hold among
-// those who drain. Of several checks one is enough to say so.
-func TestCaddyDrainingByWeight(t *testing.T) {
+// those that drain. Of several checks one is enough to say so.
+func TestDraining_KeepsWeights(t *testing.T) {
 	all := startDrainables(t, "never", "one", "three")
 	for _, d := range all {
 		d.status.Store(http.StatusTooManyRequests)
@@ -257,7 +257,7 @@ http:// {
 
 // A reload in the middle does not make a draining upstream one that takes
 // requests, be its check the same or another.
-func TestCaddyDrainingOutlivesReload(t *testing.T) {
+func TestDraining_OutlivesReload(t *testing.T) {
 	all := startDrainables(t, "a", "leaving")
 	a, leaving := all[0], all[1]
 	leaving.status.Store(http.StatusTooManyRequests)

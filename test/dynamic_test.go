@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 
@@ -26,7 +27,7 @@ import (
 // An address that appears in DNS is watched from then on, and gets its share
 // after its first pass and not before. One that fails its checks gets nothing
 // while others serve; it is skipped once it is down, and used once it is back.
-func TestCaddyDynamicAppears(t *testing.T) {
+func TestDynamic_NewAddressServesAfterItsFirstPass(t *testing.T) {
 	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Well, testkit.Sick, testkit.Refusing)
 	joining, dead := backends[1], backends[2]
 	checked := testkit.NewGate(t)
@@ -80,7 +81,7 @@ func TestCaddyDynamicAppears(t *testing.T) {
 
 // At a cold start the first request waits for verdicts, and none reaches one
 // that is dead. An address that left DNS gets no more requests.
-func TestCaddyDynamicLeaves(t *testing.T) {
+func TestDynamic_GoneAddressGetsNoRequests(t *testing.T) {
 	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Sick, testkit.Well)
 	n, name := testkit.StartNameServer(t), testkit.NewName()
 	all := []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}
@@ -107,8 +108,8 @@ func TestCaddyDynamicLeaves(t *testing.T) {
 }
 
 // Caddy's own rules: when the source fails, the static upstreams serve, or it
-// answers 503 without any; when the source has nobody, it answers 503.
-func TestCaddyDynamicNothing(t *testing.T) {
+// answers 503 without any; when the source has no upstream, it answers 503.
+func TestDynamic_FailedSourceFallsBack(t *testing.T) {
 	port, _ := testkit.StartLoopbacks(t, testkit.Well)
 	static := testkit.StartBackend(t, "static", nil)
 	n, name := testkit.StartNameServer(t), testkit.NewName()
@@ -151,7 +152,7 @@ func TestCaddyDynamicNothing(t *testing.T) {
 }
 
 // An address that a source has twice counts twice, but is probed once.
-func TestCaddyDynamicSRV(t *testing.T) {
+func TestDynamic_AddressGivenTwiceIsProbedOnce(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "dead")
 	backends[2].Set(testkit.Sick)
 	var ports []uint16
@@ -164,7 +165,7 @@ func TestCaddyDynamicSRV(t *testing.T) {
 	}
 	n, name := testkit.StartNameServer(t), testkit.NewName()
 	n.Set(testkit.ServiceHost, testkit.Records{A: []string{"127.0.0.1"}})
-	// different priorities, for those of one are shuffled
+	// different priorities, because those of one are shuffled
 	n.Set(name, testkit.Records{SRV: []testkit.SRV{
 		{Priority: 1, Port: ports[0]}, {Priority: 2, Port: ports[1]}, {Priority: 3, Port: ports[0]}, {Priority: 4, Port: ports[2]},
 	}})
@@ -188,7 +189,7 @@ func TestCaddyDynamicSRV(t *testing.T) {
 
 // `dynamic multi` is one pool of all its sources, and one that fails leaves the
 // others alone.
-func TestCaddyDynamicMulti(t *testing.T) {
+func TestDynamic_MultiIsOnePool(t *testing.T) {
 	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Well, testkit.Sick)
 	n, first, second := testkit.StartNameServer(t), testkit.NewName(), testkit.NewName()
 	n.Set(first, testkit.Records{A: []string{"127.0.0.1"}})
@@ -208,7 +209,7 @@ func TestCaddyDynamicMulti(t *testing.T) {
 
 // A reload in traffic forgets nothing: an address known to be dead gets no
 // request, and the watch list goes on, even before the first request.
-func TestCaddyDynamicReload(t *testing.T) {
+func TestDynamic_ReloadForgetsNothing(t *testing.T) {
 	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Hanging, testkit.Well)
 	dead := backends[1]
 	n, name := testkit.StartNameServer(t), testkit.NewName()
@@ -268,7 +269,7 @@ func TestCaddyDynamicReload(t *testing.T) {
 	}
 
 	// a config that fails to load changes nothing
-	if err := c.TryLoad(sites(8) + "http://broken.test {\nreverse_proxy 127.0.0.1:1-3000 {\nlb_policy alive {\nweight nobody:1 2\n}\n}\n}\n"); err == nil {
+	if err := c.TryLoad(sites(8) + "http://broken.test {\nreverse_proxy 127.0.0.1:1-3000 {\nlb_policy alive {\nweight unknown:1 2\n}\n}\n}\n"); err == nil {
 		t.Error("a config with the weight of an unknown upstream was loaded")
 	}
 	if got := c.Addresses(); len(got) != 3 {
@@ -279,7 +280,7 @@ func TestCaddyDynamicReload(t *testing.T) {
 
 // A request that is tried again goes to an address that it has not tried: two
 // retries find the third for every request.
-func TestCaddyDynamicRetries(t *testing.T) {
+func TestDynamic_RetriesGoPastResets(t *testing.T) {
 	port, backends := testkit.StartLoopbacks(t, testkit.Resetting, testkit.Resetting, testkit.Well)
 	n, name := testkit.StartNameServer(t), testkit.NewName()
 	n.Set(name, testkit.Records{A: []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}})
@@ -296,7 +297,7 @@ func TestCaddyDynamicRetries(t *testing.T) {
 }
 
 // Whatever a source answers, Caddy's own rules hold and nothing crashes.
-func TestCaddyDynamicOddAnswers(t *testing.T) {
+func TestDynamic_OddAnswersAreHandled(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "static")
 	a, b := backends[0].Addr, backends[1].Addr
 	s := testkit.NewSource(t)
@@ -373,8 +374,8 @@ func TestCaddyDynamicOddAnswers(t *testing.T) {
 }
 
 // A name that depends on the request cannot make the watch list grow without
-// bound, whoever asks for it at the same time, across reloads and at the end.
-func TestCaddyDynamicPerRequest(t *testing.T) {
+// bound, whatever asks for it at the same time, across reloads and at the end.
+func TestDynamic_WatchListIsBounded(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("127.0.0.2 and so on belong to the loopback interface on Linux only")
 	}
@@ -434,38 +435,8 @@ func checked(c *testkit.Caddy) (n int) {
 	return n
 }
 
-// When Caddy stops while sources still bring new addresses, nothing stays
-// behind, probes that hang included.
-func TestCaddyDynamicStop(t *testing.T) {
-	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Hanging)
-	s := testkit.NewSource(t)
-	var next atomic.Int64
-	s.Answer(func(*http.Request) ([]string, error) {
-		return []string{backends[0].Addr, backends[1].Addr, fmt.Sprintf("127.9.0.%d:%d", next.Add(1)%256, port)}, nil
-	})
-	c := testkit.StartCaddy(t, testkit.DynamicSite(s.Name(), testkit.QuickCheck))
-	client := c.Client()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var clients sync.WaitGroup
-	for range 8 {
-		clients.Go(func() {
-			for ctx.Err() == nil {
-				testkit.Ask(client, c.URL())
-			}
-		})
-	}
-	testkit.Eventually(t, testkit.Patience, "new addresses keep coming", func() bool { return next.Load() > 20 })
-	c.Stop() // fails the test if anything is left
-	cancel()
-	clients.Wait()
-	if got := c.Addresses(); len(got) > 0 {
-		t.Errorf("watched after Caddy stopped: got %v, want nothing", got)
-	}
-}
-
 // A source that answers differently for every request has nothing probed twice.
-func TestCaddyDynamicAlternates(t *testing.T) {
+func TestDynamic_AlternatingAnswersAreProbedOnce(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "c", "dead")
 	dead := backends[3]
 	dead.Set(testkit.Sick)
@@ -498,9 +469,9 @@ func TestCaddyDynamicAlternates(t *testing.T) {
 	}
 }
 
-// A change is logged once, however many answers a source has: that nobody is
-// alive in a pool is no news at every request.
-func TestCaddyDynamicLogsOnce(t *testing.T) {
+// A change is logged once, however many answers a source has: that no upstream of a pool is
+// alive is not logged at every request.
+func TestDynamic_ChangesAreLoggedOnce(t *testing.T) {
 	const pools, rounds = 260, 10 // more pools than are kept ready
 	var dials []string
 	for range pools {
@@ -521,7 +492,142 @@ func TestCaddyDynamicLogsOnce(t *testing.T) {
 		}
 	}
 	if got := c.Logged("no upstream is alive"); got > pools {
-		t.Errorf("lines of the log that say that nobody is alive, for %d pools that never changed, over %d requests: got %d, want %d at most",
+		t.Errorf("lines of the log that say that none is alive, for %d pools that never changed, over %d requests: got %d, want %d at most",
 			pools, pools*rounds, got, pools)
+	}
+}
+
+// A deployment behind a dynamic source: new addresses, and the old ones stop. No
+// request fails, and nothing is an alarm: no gauge, no line, no event.
+func TestDynamic_DeploymentRaisesNoAlarm(t *testing.T) {
+	backends := testkit.StartBackends(t, "a", "b", "c", "d", "e", "f")
+	old, next := backends[:3], backends[3:]
+	dials := func(backends []*testkit.Backend) (dials []string) {
+		for _, b := range backends {
+			dials = append(dials, b.Addr)
+		}
+		return dials
+	}
+	s := testkit.NewSource(t, dials(old)...)
+	site := strings.Replace(testkit.DynamicSite(s.Name(), testkit.QuickCheck), "lb_policy alive {", "lb_policy alive {\nname shop", 1)
+	c := testkit.StartCaddyWith(t, "", site)
+	clients := testkit.StartTraffic(t, 2, func() testkit.Answer { return testkit.Ask(c.Client(), c.URL()) })
+	testkit.Eventually(t, testkit.Patience, "the old ones serve", func() bool { return c.Statuses(dials(old)...)["up"] == 3 })
+	s.Set(dials(next)...)
+	testkit.Eventually(t, testkit.Patience, "requests bring the next ones", func() bool { return c.Statuses(dials(next)...)["up"] == 3 })
+	answered := clients.Answered()
+	testkit.Eventually(t, testkit.Patience, "no request has the old ones any more", func() bool { return clients.Answered() > answered+100 })
+	for _, b := range old {
+		b.Set(testkit.Refusing)
+	}
+	watch := func() {
+		t.Helper()
+		want := map[string]float64{
+			`pool_fail_open{pool="shop"}`: 0, `pool_upstreams{pool="shop",state="down"}`: 0, `pool_upstreams{pool="shop",state="up"}`: 3,
+		}
+		for _, dial := range dials(old) {
+			want[`upstream_up{check="http /healthz",upstream="`+dial+`"}`] = -1
+		}
+		for _, dial := range dials(next) {
+			want[`upstream_up{check="http /healthz",upstream="`+dial+`"}`] = 1
+		}
+		c.WantMetrics("after the deployment", want)
+		for _, e := range c.List(nil) {
+			past := strings.HasPrefix(e.Why, "requests bring other upstreams now")
+			if isOld := e.Upstream == old[0].Addr || e.Upstream == old[1].Addr || e.Upstream == old[2].Addr; past != isOld || e.FailOpen {
+				t.Errorf("%s: %q, fail-open %v", e.Upstream, e.Why, e.FailOpen)
+			}
+		}
+	}
+	testkit.Eventually(t, testkit.Patience, "the old ones are down", func() bool {
+		watch()
+		return c.Statuses(dials(old)...)["down"] == 3
+	})
+	watch()
+	clients.Stop()
+	if err := clients.Err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.Answered(), err)
+	}
+	if n := c.Logged("upstream is down") + c.Logged("no upstream is alive"); n > 0 {
+		t.Errorf("%d lines of the log are alarms, want none", n)
+	}
+}
+
+// Answers that change with each request, upstreams that come and go, scrapes, lists and
+// reloads, all at once: no request fails, no pick is lost or counted twice, no counter
+// goes back, and no request is left waiting.
+func TestDynamic_StormLosesNothing(t *testing.T) {
+	backends := testkit.StartBackends(t, "a", "b", "flaps")
+	s := testkit.NewSource(t)
+	var brought atomic.Uint64
+	s.Answer(func(*http.Request) ([]string, error) {
+		brought.Add(1)
+		dials := []string{backends[0].Addr, backends[1].Addr, backends[2].Addr}
+		rand.Shuffle(len(dials), func(i, j int) { dials[i], dials[j] = dials[j], dials[i] })
+		for range rand.IntN(8) { // more answers than are kept
+			dials = append(dials, dials[rand.IntN(3)])
+		}
+		return dials, nil
+	})
+	sites := func(version int) string {
+		return fmt.Sprintf("http:// {\nheader Version %d\n", version) +
+			strings.TrimPrefix(testkit.DynamicSite(s.Name(), "check http /healthz {\ninterval 50ms\nfast_interval 20ms\ntimeout 5s\npasses 1\nfails 1\n}"), "http:// {\n")
+	}
+	c := testkit.StartCaddyWith(t, "", sites(0))
+	client := c.Client()
+	clients := testkit.StartTraffic(t, 8, func() testkit.Answer {
+		a := testkit.Ask(client, c.URL())
+		if a.Status == 0 { // Caddy may drop a new connection at a reload
+			a = testkit.Ask(client, c.URL())
+		}
+		return a
+	})
+	var over atomic.Bool
+	var observing sync.WaitGroup
+	observing.Go(func() {
+		down := false
+		for !over.Load() {
+			if down = !down; down {
+				backends[2].Set(testkit.Sick)
+			} else {
+				backends[2].Set(testkit.Well)
+			}
+			time.Sleep(70 * time.Millisecond)
+		}
+	})
+	observing.Go(func() {
+		before := make(map[string]float64)
+		for !over.Load() {
+			now, err := c.TryMetrics()
+			if err != nil {
+				continue // a reload has closed the admin endpoint
+			}
+			for name, n := range now {
+				if strings.HasPrefix(name, "selections_total") && n < before[name] {
+					t.Errorf("%s went from %v to %v", name, before[name], n)
+				}
+			}
+			before = now
+			_, _ = c.TryList(nil)
+		}
+	})
+	probing := c.Client()
+	for version := 1; version <= 5; version++ {
+		c.ReloadInTraffic(sites(version), version, probing, clients)
+	}
+	clients.Stop()
+	over.Store(true)
+	observing.Wait()
+	if err := clients.Err(); err != nil {
+		t.Errorf("of %d requests: %v", clients.Answered(), err)
+	}
+	var counted uint64
+	for name, n := range c.Metrics() {
+		if strings.HasPrefix(name, "selections_total") {
+			counted += uint64(n)
+		}
+	}
+	if want := brought.Load(); counted != want {
+		t.Errorf("%d picks counted, want %d", counted, want)
 	}
 }

@@ -25,7 +25,7 @@ import (
 
 // Every example is a config that Caddy loads, without a warning: not even of
 // formatting.
-func TestExamples(t *testing.T) {
+func TestExamples_Load(t *testing.T) {
 	files, err := filepath.Glob("../examples/*/Caddyfile")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no examples found: %v", err)
@@ -48,7 +48,7 @@ func TestExamples(t *testing.T) {
 }
 
 // What the alerts ask for is what there is.
-func TestExampleAlerts(t *testing.T) {
+func TestExampleAlerts_UseExistingMetrics(t *testing.T) {
 	text, err := os.ReadFile("../examples/prometheus/alerts.yml")
 	if err != nil {
 		t.Fatal(err)
@@ -67,10 +67,10 @@ func TestExampleAlerts(t *testing.T) {
 }
 
 // Prometheus itself has nothing to say against its config and the rules.
-func TestExamplePrometheusConfig(t *testing.T) {
+func TestExamplePrometheus_ConfigIsValid(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
-		t.Skip("skipped, for promtool (Debian package prometheus) is not installed")
+		t.Skip("promtool (Debian package prometheus) is not installed")
 	}
 	for _, args := range [][]string{{"check", "config", "prometheus.yml"}, {"check", "rules", "alerts.yml"}} {
 		command := exec.CommandContext(t.Context(), promtool, args...)
@@ -84,7 +84,7 @@ func TestExamplePrometheusConfig(t *testing.T) {
 // With one of two upstreams that is broken in any way, and passes its check, no GET
 // request fails. Others are only sent again if no connection was made, as Caddy does by
 // itself.
-func TestCaddyExamplePublicHTTPS(t *testing.T) {
+func TestExamplePublicHTTPS_HidesFaults(t *testing.T) {
 	var mu sync.Mutex
 	fault := ""
 	broken := testkit.StartRecorder(t, "tcp", "", nil, func(w http.ResponseWriter, r *http.Request) {
@@ -148,7 +148,7 @@ func TestCaddyExamplePublicHTTPS(t *testing.T) {
 }
 
 // The canary gets one request of twenty, and what it is given at run time.
-func TestCaddyExampleCanary(t *testing.T) {
+func TestExampleCanary_GetsItsShare(t *testing.T) {
 	all := testkit.StartBackends(t, "stable", "canary")
 	c := testkit.StartCaddyWith(t, "", testkit.Example(t, "canary", "stable:8080", all[0].Addr, "canary:8080", all[1].Addr))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
@@ -159,9 +159,9 @@ func TestCaddyExampleCanary(t *testing.T) {
 	testkit.Shares(t, "with more", testkit.Tally(c.Client(), c.URL(), 100), map[string]int{"stable": 50, "canary": 50})
 }
 
-// The backup is asked when no primary can serve; when it is gone, too, visitors see
-// the page that says so, and no upstream is bothered.
-func TestCaddyExampleBackups(t *testing.T) {
+// The backup is asked when no primary can serve; when it is gone, too, clients get
+// the page that says so, and no upstream gets requests.
+func TestExampleBackups_ServeBeforeThePage(t *testing.T) {
 	all := testkit.StartBackends(t, "app1", "app2", "standby")
 	c := testkit.StartCaddy(t, testkit.Example(t, "backups", "app1:8080", all[0].Addr, "app2:8080", all[1].Addr, "standby:8080", all[2].Addr,
 		"check http /healthz", "check http /healthz {\n interval 50ms\n}"))
@@ -181,7 +181,7 @@ func TestCaddyExampleBackups(t *testing.T) {
 
 // The steps of the script, one upstream after the other, while clients ask all the
 // time: not one request fails.
-func TestCaddyExampleBlueGreen(t *testing.T) {
+func TestExampleBlueGreen_FailsNoRequest(t *testing.T) {
 	blue, green := testkit.StartBackend(t, "blue", nil), testkit.StartBackend(t, "green", nil)
 	c := testkit.StartCaddyWith(t, "", testkit.Example(t, "blue-green", "blue:8080", blue.Addr, "green:8080", green.Addr))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(blue.Addr, green.Addr) })
@@ -209,8 +209,8 @@ func TestCaddyExampleBlueGreen(t *testing.T) {
 	}
 }
 
-// Of two gRPC upstreams, the one whose service does not serve gets no requests.
-func TestCaddyExampleGRPC(t *testing.T) {
+// Of two gRPC upstreams, the one with a service that does not serve gets no requests.
+func TestExampleGRPC_ServiceDecides(t *testing.T) {
 	service := grpchealth.NewServer()
 	service.SetServingStatus("shop.v1.Orders", grpc_health_v1.HealthCheckResponse_SERVING)
 	serving, without := startGRPC(t, service), startGRPC(t, grpchealth.NewServer())
@@ -229,7 +229,7 @@ func TestCaddyExampleGRPC(t *testing.T) {
 }
 
 // The page asks for a password, and then shows the upstreams of the other site.
-func TestCaddyExampleStatusPage(t *testing.T) {
+func TestExampleStatusPage_AsksForAPassword(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", testkit.Example(t, "status-page", "app1:8080", all[0].Addr, "app2:8080", all[1].Addr, "status.example.com {", "http://localhost {"))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
@@ -259,7 +259,7 @@ func TestCaddyExampleStatusPage(t *testing.T) {
 }
 
 // Metrics are at a port of their own, where the admin API is not.
-func TestCaddyExamplePrometheus(t *testing.T) {
+func TestExamplePrometheus_HasAPortOfItsOwn(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	scraped := testkit.Loopback(testkit.FreePort(t))
 	c := testkit.StartCaddyWith(t, "", testkit.Example(t, "prometheus", "app1:8080", all[0].Addr, "app2:8080", all[1].Addr, "http://:2020 {", "http://"+scraped+" {"))
@@ -272,9 +272,9 @@ func TestCaddyExamplePrometheus(t *testing.T) {
 	}
 }
 
-// Who is dead of the addresses of a name gets no requests, and an address that the
-// name has from now on gets some.
-func TestCaddyExampleDynamicDNS(t *testing.T) {
+// A dead address of a name gets no requests, and an address that the name has from now
+// on gets some.
+func TestExampleDynamicDNS_FollowsTheName(t *testing.T) {
 	port, all := testkit.StartLoopbacks(t, testkit.Well, testkit.Refusing, testkit.Well)
 	n, name := testkit.StartNameServer(t), testkit.NewName()
 	n.Set(name, testkit.Records{A: []string{"127.0.0.1", "127.0.0.2"}})

@@ -45,7 +45,7 @@ func startGRPC(tb testing.TB, health *grpchealth.Server) string {
 // A grpc check asks the health service over HTTP/2 without TLS, on an h2c
 // upstream and on one that requests reach by HTTP/1.1. Only SERVING passes, and
 // the log says what else it was.
-func TestCaddyGRPC(t *testing.T) {
+func TestGRPC_OnlyServingPasses(t *testing.T) {
 	for _, scheme := range []string{"h2c", "http"} {
 		t.Run(scheme, func(t *testing.T) {
 			service := grpchealth.NewServer()
@@ -109,7 +109,7 @@ func startFastCGI(tb testing.TB) string {
 
 // FastCGI is not HTTP, so a check by HTTP is an error, unless the check says how
 // to reach a port that is.
-func TestCaddyHTTPCheckOfFastCGI(t *testing.T) {
+func TestFastCGI_HTTPCheckNeedsAnHTTPPort(t *testing.T) {
 	app, side := startFastCGI(t), testkit.StartRecorder(t, "tcp", "", nil, nil)
 	_, port, _ := net.SplitHostPort(side.Addr)
 	site := func(options string) string {
@@ -137,4 +137,18 @@ http:// {
 		t.Errorf("an http check of FastCGI: got the error %v, want one with %q", err, want)
 	}
 	testkit.Shares(t, "after the error", testkit.Tally(c.Client(), c.URL(), 5), map[string]int{"a": 5})
+}
+
+// FastCGI upstreams are checked by TCP connects.
+func TestFastCGI_IsCheckedByTCP(t *testing.T) {
+	up, dead := startFastCGI(t), testkit.Refused(t)
+	c := testkit.StartCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %s %s {
+		transport fastcgi
+		lb_policy alive
+	}
+}`, up, dead))
+	testkit.Eventually(t, testkit.Patience, "both have a verdict", func() bool { return c.Up(up) && c.Down(dead) })
+	testkit.Shares(t, "FastCGI", testkit.Tally(c.Client(), c.URL(), 10), map[string]int{"a": 10})
 }

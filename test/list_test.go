@@ -17,7 +17,7 @@ import (
 
 // To delete an upstream that an option names is an error that says which option it
 // is, and the config stays as it was.
-func TestCaddyDeleteOfANamedUpstream(t *testing.T) {
+func TestAdmin_DeletingANamedUpstreamIsAnError(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", "http:// {\n\treverse_proxy "+testkit.Addresses(all...)+" {\n\t\tlb_policy alive {\n\t\t\tweight "+all[1].Addr+" 3\n\t\t}\n\t}\n}")
 	path := "/config/apps/http/servers/srv0/routes/0/handle/0/upstreams/1"
@@ -36,7 +36,7 @@ func TestCaddyDeleteOfANamedUpstream(t *testing.T) {
 }
 
 // Nor is it in a reason: neither in the list, nor in the log.
-func TestCaddyCheckAddress_ReasonsShowItAsWritten(t *testing.T) {
+func TestCheckAddress_ReasonsShowItAsWritten(t *testing.T) {
 	t.Setenv("PROBE_SECRET", "hunter2")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(`http://127.0.0.1:%d {
 	reverse_proxy 127.0.0.1:1 {
@@ -61,7 +61,7 @@ func TestCaddyCheckAddress_ReasonsShowItAsWritten(t *testing.T) {
 
 // Two checks of one upstream that differ in where they probe have each a line of the
 // list, a gauge and counters.
-func TestCaddyLabelsOfTwoPorts(t *testing.T) {
+func TestLabels_TellPortsApart(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	_, port, _ := strings.Cut(all[1].Addr, ":")
 	c := testkit.StartCaddyWith(t, "", "http:// {\n\treverse_proxy "+all[0].Addr+" {\n\t\tlb_policy alive {\n\t\t\tcheck http /healthz {\n\t\t\t\tinterval 50ms\n\t\t\t}\n\t\t\tcheck http /healthz {\n\t\t\t\tinterval 50ms\n\t\t\t\tport "+port+"\n\t\t\t}\n\t\t}\n\t}\n}")
@@ -86,7 +86,7 @@ func TestCaddyLabelsOfTwoPorts(t *testing.T) {
 }
 
 // A query that does not parse is no query that wants everything.
-func TestCaddyAdmin_MalformedQueries(t *testing.T) {
+func TestAdmin_MalformedQueriesAreErrors(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
@@ -119,7 +119,7 @@ func TestCaddyAdmin_MalformedQueries(t *testing.T) {
 
 // Addresses that are not UTF-8 come from a dynamic source as well as from the config;
 // they are shown, counted and set by their escaped form, and /metrics goes on.
-func TestCaddyAddressesThatAreNotUTF8(t *testing.T) {
+func TestList_ShowsAddressesThatAreNotUTF8(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	const shown = `\xff\xfe.invalid:80`
 	t.Setenv("ALIVE_TEST_DIAL", "\xff\xfe.invalid:80")
@@ -157,7 +157,7 @@ http:// {
 }
 
 // One URL is the page and the list; it can be read, and nothing else.
-func TestCaddyStatusPage(t *testing.T) {
+func TestStatusPage_IsPageAndList(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	all[1].Set(testkit.Sick)
 	c := testkit.StartCaddyWith(t, "", strings.Replace(fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)), "http:// {", "http:// {\n\talive_status /status", 1))

@@ -17,7 +17,7 @@ import (
 )
 
 // The names and types are as Prometheus wants them.
-func TestCaddyMetricsLint(t *testing.T) {
+func TestMetrics_NamesAndTypes(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, b.Addr))
 	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(b.Addr) })
@@ -38,9 +38,9 @@ func TestCaddyMetricsLint(t *testing.T) {
 	}
 }
 
-// The gauge agrees with who gets requests; what was counted goes on across reloads;
+// The gauge agrees with which upstreams get requests; what was counted goes on across reloads;
 // the series of what is gone vanish.
-func TestCaddyMetrics(t *testing.T) {
+func TestMetrics_GoOnAcrossReloads(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
 	sites := fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...))
@@ -76,8 +76,8 @@ func TestCaddyMetrics(t *testing.T) {
 		picks(a.Addr): 20, picks(b.Addr): 10, state("up"): 1, state("maintenance"): 1,
 	})
 	a.Set(testkit.Sick)
-	testkit.Eventually(t, testkit.Patience, "nobody is up", func() bool { return c.Down(a.Addr) })
-	c.WantMetrics("nobody is up", map[string]float64{`pool_fail_open{pool="shop"}`: 1, state("down"): 1})
+	testkit.Eventually(t, testkit.Patience, "none is up", func() bool { return c.Down(a.Addr) })
+	c.WantMetrics("none is up", map[string]float64{`pool_fail_open{pool="shop"}`: 1, state("down"): 1})
 	a.Set(testkit.Well)
 	testkit.Eventually(t, testkit.Patience, "one is up", func() bool { return c.Up(a.Addr) })
 
@@ -103,7 +103,7 @@ func TestCaddyMetrics(t *testing.T) {
 
 // Two checks with one label in different handlers, and two pools with one upstream,
 // leave the metrics whole: counts are summed, and the gauge shows the worst.
-func TestCaddyMetricsOfEqualLabels(t *testing.T) {
+func TestMetrics_EqualLabelsAreSummed(t *testing.T) {
 	all := testkit.StartBackends(t, "a")
 	site := func(name, checks string) string {
 		return fmt.Sprintf("http://127.0.0.1:%d {\n\treverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname `%s`\n\t\t\t%s\n\t\t}\n\t}\n}\n", testkit.FreePort(t), all[0].Addr, name, checks)
@@ -123,9 +123,9 @@ func TestCaddyMetricsOfEqualLabels(t *testing.T) {
 	})
 }
 
-// Event handlers are called once a flip, with who, which check and why; they come
+// Event handlers are called once a flip, with the upstream, the check and the reason; they come
 // from the app, and a reload repeats none.
-func TestCaddyEvents(t *testing.T) {
+func TestEvents_AreOncePerFlip(t *testing.T) {
 	testkit.RecordEvents(t, nil)
 	b := testkit.StartBackend(t, "b", nil)
 	sites := fmt.Sprintf(testkit.ShopSite, b.Addr)
@@ -141,7 +141,7 @@ func TestCaddyEvents(t *testing.T) {
 	follows("")
 	c.Load(sites + "\n# reloaded")
 	b.Set(testkit.Sick)
-	// the pool is told of by who makes the snapshot, which is before the target is
+	// the event of the pool comes with the new snapshot, before that of the upstream
 	follows(fmt.Sprintf("\nfail_open shop true\nunhealthy %s http /healthz status 503, want 2xx", b.Addr))
 	b.Set(testkit.Well)
 	follows(fmt.Sprintf("\nfail_open shop false\nhealthy %s http /healthz ", b.Addr))
@@ -166,7 +166,7 @@ func TestCaddyEvents(t *testing.T) {
 
 // An event handler that blocks, even one that asks the admin API, delays no probe, no
 // pick and no reload.
-func TestCaddySlowEventHandler(t *testing.T) {
+func TestEvents_SlowHandlerDelaysNothing(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	release := testkit.NewGate(t)
 	asked := make(chan int, 100)

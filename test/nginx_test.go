@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// nginx is one that runs, as somebody else's idea of an upstream.
+// nginx is a running nginx, as an upstream that is not ours.
 type nginx struct {
 	t      testing.TB
 	addr   string
@@ -144,7 +144,7 @@ http:// {
 // With keep_connection, probes of nginx share a connection if it keeps one, and connect again when it
 // does not, or ends it: after its time, or after some requests. None of that is a
 // failure, be it one alone that would take it down.
-func TestCaddyNginxConnections(t *testing.T) {
+func TestNginx_ConnectionsAreKeptOrNot(t *testing.T) {
 	const answers = "location / { return 200 nginx; }\n"
 	for _, test := range []struct {
 		name, server, interval string
@@ -177,7 +177,7 @@ func TestCaddyNginxConnections(t *testing.T) {
 
 // The error page of nginx takes it down, with its status as the reason; a reload
 // of nginx, which ends connections, does not.
-func TestCaddyNginxAnswers(t *testing.T) {
+func TestNginx_AnswersDecide(t *testing.T) {
 	n := startNginx(t, "location / { return 200 nginx; }")
 	c := testkit.StartCaddy(t, fmt.Sprintf(nginxSite, n.addr, "30ms"))
 	client := c.Client()

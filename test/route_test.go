@@ -21,7 +21,7 @@ import (
 // These tests look at what arrives at an upstream: how a probe reaches it, as
 // requests do or as its check says.
 
-// socketDir returns a directory for unix sockets, whose paths must be short.
+// socketDir returns a directory for unix sockets. Their paths must be short.
 func socketDir(t *testing.T) string {
 	t.Helper()
 	if runtime.GOOS == "windows" {
@@ -39,12 +39,12 @@ func socketDir(t *testing.T) string {
 // or LOCAL in version 2. It is sent where the handler sends one, before anything
 // else, TLS included, unless the check says otherwise; whatever the check says,
 // requests have the handler's.
-func TestCaddyProbesSendPROXYProtocol(t *testing.T) {
+func TestProxyProtocol_IsThatOfHandlerOrCheck(t *testing.T) {
 	const (
 		unknown = "PROXY UNKNOWN\r\n"
 		local   = "\r\n\r\n\x00\r\nQUIT\n\x20\x00\x00\x00"
 	)
-	cert, _ := testkit.SelfSigned(t)
+	ca := testkit.NewAuthority(t)
 	for _, test := range []struct {
 		name, handler, check string
 		probe, request       string // how the header begins
@@ -57,7 +57,7 @@ func TestCaddyProbesSendPROXYProtocol(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			plain := testkit.StartRecorder(t, "tcp", "", nil, nil)
-			secure := testkit.StartRecorder(t, "tcp", "", &tls.Config{Certificates: []tls.Certificate{cert}}, nil)
+			secure := testkit.StartRecorder(t, "tcp", "", ca.Server("app.internal"), nil)
 			var check, transport string
 			if test.check != "" {
 				check = "proxy_protocol " + test.check
@@ -131,12 +131,12 @@ http://secure.localhost {
 // Where a check says so, probes go elsewhere than requests: to another port, to
 // another address, with TLS or without. What they name as the host is where they
 // go, or what the check says.
-func TestCaddyProbesGoWhereTheCheckSays(t *testing.T) {
-	cert, ca := testkit.SelfSigned(t)
-	secure := &tls.Config{Certificates: []tls.Certificate{cert}}
+func TestProbes_GoWhereTheCheckSays(t *testing.T) {
+	ca := testkit.NewAuthority(t)
+	secure := ca.Server("app.internal")
 	socket := filepath.Join(socketDir(t), "health.sock")
 	const withCA = "tls_trust_pool file `%s`\ntls_server_name app.internal"
-	transport := fmt.Sprintf(withCA, ca)
+	transport := fmt.Sprintf(withCA, ca.File)
 	for _, test := range []struct {
 		name      string
 		upstream  *tls.Config // of the upstream
@@ -206,7 +206,7 @@ http:// {
 
 // Where nothing is said of it, the host is the upstream, as core's requests have
 // it.
-func TestCaddyHostOfProbes(t *testing.T) {
+func TestProbes_NameTheUpstreamAsHost(t *testing.T) {
 	r := testkit.StartRecorder(t, "tcp", "", nil, nil)
 	c := testkit.StartCaddy(t, "http:// {\nreverse_proxy "+r.Addr+" {\nlb_policy alive /healthz\n}\n}")
 	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(r.Addr) })
@@ -217,7 +217,7 @@ func TestCaddyHostOfProbes(t *testing.T) {
 
 // Probes of an h2c upstream are HTTP/2, over TCP and over a unix socket; with
 // HTTP/1.1 an upstream that speaks both would not tell.
-func TestCaddyProbesSpeakH2C(t *testing.T) {
+func TestProbes_SpeakH2C(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
 			address, scheme := "", "h2c://"
@@ -252,7 +252,7 @@ http:// {
 
 // Through a forward proxy, probes go the way that requests go. A check that
 // cannot go it is an error.
-func TestCaddyProbesGoThroughForwardProxy(t *testing.T) {
+func TestProbes_GoThroughTheForwardProxy(t *testing.T) {
 	var mu sync.Mutex
 	var through []string
 	proxy := testkit.StartRecorder(t, "tcp", "", nil, func(w http.ResponseWriter, r *http.Request) {
@@ -293,8 +293,8 @@ http:// {
 }
 
 // One that cannot be reached is down for a reason that says so, whatever the way.
-func TestCaddyUnreachableByEveryWay(t *testing.T) {
-	socket := filepath.Join(socketDir(t), "nobody.sock")
+func TestUnreachable_SaysWhy(t *testing.T) {
+	socket := filepath.Join(socketDir(t), "missing.sock")
 	for name, upstream := range map[string]string{
 		"tcp": testkit.Refused(t), "h2c": "h2c://" + testkit.Refused(t), "TLS": "https://" + testkit.Refused(t), "unix": "unix/" + socket,
 	} {

@@ -14,7 +14,7 @@ import (
 
 // While this process has a shortage, probes are counted as void, the log names the
 // cause, and a check that an operator asks for is answered with it. Nothing goes down.
-func TestCaddyShortage_IsShown(t *testing.T) {
+func TestShortage_IsShown(t *testing.T) {
 	b := testkit.StartBackend(t, "a", nil)
 	site := func(options string) string {
 		return fmt.Sprintf(`

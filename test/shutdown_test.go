@@ -5,8 +5,10 @@ package test
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
@@ -26,7 +28,7 @@ http://127.0.0.1 {
 }`
 
 // Stop of the app ends nothing: requests may come until Cleanup.
-func TestCaddyStop_ProbesGoOnUntilCleanup(t *testing.T) {
+func TestStop_ProbesGoOnUntilCleanup(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b")
 	a, b := backends[0], backends[1]
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(shutDown, testkit.Addresses(backends...)))
@@ -42,7 +44,7 @@ func TestCaddyStop_ProbesGoOnUntilCleanup(t *testing.T) {
 }
 
 // While shutdown_delay lasts, Caddy serves requests, whichever of its apps stops first.
-func TestCaddyShutdownDelay_ProbesGoOn(t *testing.T) {
+func TestShutdownDelay_ProbesGoOn(t *testing.T) {
 	for round := range 2 {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			backends := testkit.StartBackends(t, "a", "b")
@@ -73,4 +75,51 @@ func servesAlone(t *testing.T, c *testkit.Caddy, a, b *testkit.Backend) {
 	if got := c.One(b.Addr).Status; got != "down" {
 		t.Errorf("the list shows b as %s, want down", got)
 	}
+}
+
+// When Caddy stops, probes end, those in flight too; no target and no
+// goroutine is left. (Every other test here checks the latter as well.)
+func TestStop_LeavesNothingBehind(t *testing.T) {
+	backends := testkit.StartBackends(t, "a", "sick", "hanging")
+	backends[1].Set(testkit.Sick)
+	backends[2].Set(testkit.Hanging)
+	c := testkit.StartCaddy(t, fmt.Sprintf(`
+http:// {
+	reverse_proxy %s {
+		lb_policy alive {
+			check http /healthz {
+				interval 20ms
+				timeout 10m
+			}
+			check tcp {
+				interval 20ms
+			}
+		}
+	}
+}`, testkit.Addresses(backends...)))
+	testkit.Eventually(t, testkit.Patience, "all are probed", func() bool {
+		return !slices.ContainsFunc(backends, func(b *testkit.Backend) bool { return b.Probed("/healthz") == 0 })
+	})
+	if a := testkit.Ask(c.Client(), c.URL()); a.Body != "a" {
+		t.Errorf("before the stop: got %v, want an answer of a", a)
+	}
+	if len(testkit.Goroutines()) == 0 {
+		t.Error("before the stop: got no goroutines: nothing was tested")
+	}
+	c.Stop()
+
+	counts := func() (n int) {
+		for _, b := range backends {
+			_, probes := b.Seen()
+			n += probes
+		}
+		return n
+	}
+	// a probe that was cut off may still be on its way into its backend
+	testkit.Eventually(t, testkit.Patience, "the last probe has arrived", func() bool {
+		n := counts()
+		return !testkit.Poll(100*time.Millisecond, func() bool { return counts() != n })
+	})
+	n := counts()
+	testkit.Stays(t, 400*time.Millisecond, "no probe arrives", func() bool { return counts() == n })
 }

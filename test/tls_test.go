@@ -20,7 +20,7 @@ import (
 // An upstream that wants a client certificate gets the handler's from probes, and
 // no further option is needed. Probes speak HTTP/2 where the upstream does, over a
 // connection that no request uses.
-func TestCaddyProbesHaveTheHandlersTLS(t *testing.T) {
+func TestTLS_ProbesHaveThatOfTheHandler(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	_, certFile, keyFile := ca.Issue("the proxy", time.Now().Add(time.Hour))
 	for _, test := range []struct {
@@ -87,7 +87,7 @@ http:// {
 // Without the client certificate that it wants an upstream is down, for a check
 // by TLS alone, too: the handshake itself does not tell. That check says what is
 // missing; for one by HTTP the connection may be reset before it can be read.
-func TestCaddyProbesWithoutClientCertificate(t *testing.T) {
+func TestTLS_MissingClientCertificateIsDown(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	r := testkit.StartRecorder(t, "tcp", "", ca.Mutual("app.internal"), nil)
 	for _, check := range []string{"http /healthz", "tls"} {
@@ -118,14 +118,14 @@ http:// {
 }
 
 // The server name can be that of the upstream by placeholder, or the check's own.
-func TestCaddyServerNameOfProbes(t *testing.T) {
+func TestTLS_ServerName(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	for _, test := range []struct{ name, host, cert, check, transport, sni string }{
 		{"the upstream's", "localhost", "localhost", "", "", "localhost"},
 		{"by placeholder", "localhost", "localhost", "", "tls_server_name {http.reverse_proxy.upstream.host}", "localhost"},
 		{"the check's", "127.0.0.1", "health.internal", "tls_server_name health.internal", "tls_server_name app.internal", "health.internal"},
 		// what the check accepts says nothing of what the proxy does
-		{"anybody's", "127.0.0.1", "other.internal", "tls_insecure_skip_verify", "tls_server_name app.internal", "app.internal"},
+		{"any", "127.0.0.1", "other.internal", "tls_insecure_skip_verify", "tls_server_name app.internal", "app.internal"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			r := testkit.StartRecorder(t, "tcp", "", ca.Server(test.cert), nil)
@@ -168,7 +168,7 @@ http:// {
 // A certificate for another name, of a CA that is not known, or past its time
 // makes an upstream down, and the log says which it is. Clients do not notice; if
 // that is all there is they get 503, or what the last resort brings.
-func TestCaddyBadCertificates(t *testing.T) {
+func TestTLS_BadCertificatesAreDown(t *testing.T) {
 	ca, stranger := testkit.NewAuthority(t), testkit.NewAuthority(t)
 	past, _, _ := ca.Issue("app.internal", time.Now().Add(-time.Hour))
 	good := testkit.StartRecorder(t, "tcp", "", ca.Server("app.internal"), nil)
@@ -221,9 +221,9 @@ http:// {
 	}
 }
 
-// An HTTP/3 upstream is probed over HTTP/3: nobody listens for TCP there. So it
+// An HTTP/3 upstream is probed over HTTP/3: nothing listens for TCP there. So it
 // is down when it is gone, and a check that would connect by TCP is an error.
-func TestCaddyProbesSpeakHTTP3(t *testing.T) {
+func TestHTTP3_IsProbedOverHTTP3(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	address := testkit.Loopback(testkit.FreePort(t))
 	config := ca.Server("app.internal")
@@ -291,7 +291,7 @@ http:// {
 
 // A server name that depends on the request makes an HTTP/3 upstream, too, one
 // that cannot be checked, and that counts as alive.
-func TestCaddyHTTP3ServerNameOfRequest(t *testing.T) {
+func TestHTTP3_ServerNameOfTheRequestIsNotChecked(t *testing.T) {
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
 http:// {
 	reverse_proxy https://%s {

@@ -17,7 +17,7 @@ import (
 )
 
 // A config that fails to start leaves what is known as it was, whatever modes it has.
-func TestCaddyFailedReload_KeepsTheVerdictsOfAnotherFleet(t *testing.T) {
+func TestFailedReload_KeepsVerdictsOfAnotherFleet(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	one, two := "alive {\n fleet one\n}", "alive {\n fleet two\n}"
 	sites := fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...))
@@ -60,7 +60,7 @@ func TestCaddyFailedReload_KeepsTheVerdictsOfAnotherFleet(t *testing.T) {
 
 // Weight 0, then the list changes: the excluded one stays excluded, with a line in the
 // log, over a restart too.
-func TestCaddyWeightFollowsWhenTheListChanges(t *testing.T) {
+func TestWeights_FollowTheirUpstream(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b", "c")
 	sites := func(list ...*testkit.Backend) string {
 		return strings.Replace(fmt.Sprintf(testkit.ShopSite, testkit.Addresses(list...)), "name shop", "", 1)
@@ -96,7 +96,7 @@ func TestCaddyWeightFollowsWhenTheListChanges(t *testing.T) {
 
 // Two handlers of one upstream with checks of their own are two rows, each of which says
 // what its own handler does, and a weight is set for one of them.
-func TestCaddyPoolsThatDiffer(t *testing.T) {
+func TestPools_ThatDifferAreListedApart(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	proxy := func(check string) string {
 		return "reverse_proxy " + testkit.Addresses(all...) + " {\n\t\tlb_policy alive {\n\t\t\tfail_open off\n\t\t\tcheck " + check + " {\n\t\t\t\tinterval 50ms\n\t\t\t}\n\t\t}\n\t}\n"

@@ -11,39 +11,79 @@ import (
 	"testing"
 )
 
-// Block is a piece of the README between fences.
+// Document is a Markdown file of the repository.
+type Document struct {
+	Path string // from the root of the repository, with slashes
+	Text string
+}
+
+// Block is a piece of a document between fences.
 type Block struct {
+	Path     string
 	Line     int
 	Language string
 	Text     string
 }
 
-func (b Block) String() string { return fmt.Sprintf("README.md:%d", b.Line) }
+func (b Block) String() string { return fmt.Sprintf("%s:%d", b.Path, b.Line) }
 
-// Table is one of the README, without its first line.
+// Table is a table of a document.
 type Table struct {
+	Path  string
 	Line  int
 	About string // the line of text before it
 	Head  []string
 	Rows  [][]string
 }
 
-// README returns the text, the blocks and the tables of the README.
-func README(t *testing.T) (text string, blocks []Block, tables []Table) {
+func (t Table) String() string { return fmt.Sprintf("%s:%d", t.Path, t.Line) }
+
+// Documents returns the files of the repository that match the patterns, in the order of
+// the patterns.
+func Documents(t *testing.T, patterns ...string) (found []Document) {
 	t.Helper()
-	read, err := os.ReadFile(filepath.Join(Repository(t), "README.md"))
-	if err != nil {
-		t.Fatal(err)
+	root := Repository(t)
+	for _, pattern := range patterns {
+		files, err := filepath.Glob(filepath.Join(root, filepath.FromSlash(pattern)))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no documents %s: %v", pattern, err)
+		}
+		for _, file := range files {
+			path, err := filepath.Rel(root, file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = append(found, Document{filepath.ToSlash(path), strings.ReplaceAll(string(text), "\r\n", "\n")})
+		}
 	}
-	text = strings.ReplaceAll(string(read), "\r\n", "\n")
+	return found
+}
+
+// Documentation returns the blocks and tables of README.md and then of the pages of docs.
+func Documentation(t *testing.T) (blocks []Block, tables []Table) {
+	t.Helper()
+	for _, d := range Documents(t, "README.md", "docs/*.md") {
+		b, r := d.parse(t)
+		blocks, tables = append(blocks, b...), append(tables, r...)
+	}
+	return blocks, tables
+}
+
+// parse returns the blocks and the tables of a document.
+func (d Document) parse(t *testing.T) (blocks []Block, tables []Table) {
+	t.Helper()
 	var open *Block
 	var table *Table
 	about := ""
-	for i, line := range strings.Split(text, "\n") {
+	for i, line := range strings.Split(d.Text, "\n") {
 		language, fence := strings.CutPrefix(line, "```")
 		switch {
 		case fence && open == nil:
-			open = &Block{Line: i + 1, Language: language}
+			open = &Block{Path: d.Path, Line: i + 1, Language: language}
 		case fence:
 			blocks = append(blocks, *open)
 			open = nil
@@ -53,7 +93,7 @@ func README(t *testing.T) (text string, blocks []Block, tables []Table) {
 			cells := tableCells(line)
 			switch {
 			case table == nil:
-				table = &Table{Line: i + 1, About: about, Head: cells}
+				table = &Table{Path: d.Path, Line: i + 1, About: about, Head: cells}
 			case !strings.HasPrefix(line, "|---"):
 				table.Rows = append(table.Rows, cells)
 			}
@@ -69,7 +109,7 @@ func README(t *testing.T) (text string, blocks []Block, tables []Table) {
 	if open != nil {
 		t.Fatalf("%s is never closed", open)
 	}
-	return text, blocks, tables
+	return blocks, tables
 }
 
 // tableCells returns what is between the bars of a line.
@@ -102,7 +142,7 @@ func TablesOf(t *testing.T, title string, tables []Table) (found []Table) {
 		}
 	}
 	if len(found) == 0 {
-		t.Fatalf("the README has no table of each %s", title)
+		t.Fatalf("the documents have no table of each %s", title)
 	}
 	return found
 }

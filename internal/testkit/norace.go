@@ -4,10 +4,6 @@
 
 package testkit
 
-const (
-	// RaceDetector reports whether the race detector runs. Everything then takes
-	// several times as long.
-	RaceDetector = false
-	// ManyRequests is how many requests a test of many sends.
-	ManyRequests = 100_000
-)
+// RaceDetector reports whether the race detector runs. Everything then takes several
+// times as long.
+const RaceDetector = false

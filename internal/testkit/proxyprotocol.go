@@ -6,23 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync/atomic"
 	"time"
 )
-
-// CountingListener counts the connections that it accepts.
-type CountingListener struct {
-	net.Listener
-	Connections atomic.Int32
-}
-
-func (l *CountingListener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
-	if err == nil {
-		l.Connections.Add(1)
-	}
-	return conn, err
-}
 
 // ProxyProtocol is a listener whose connections must begin with a PROXY protocol
 // header, version 2. It closes those that do not.
