@@ -160,7 +160,7 @@ func (c *HealthCheck) checkConnection(logger *zap.Logger) error {
 
 var errKeepFresh = errors.New("keep_connection and fresh_connection exclude each other; without either, every probe has a connection of its own")
 
-// checkKeeps rejects kinds of check whose probes send no requests.
+// checkKeeps rejects kinds of check with probes that send no requests.
 func checkKeeps(kind string) error {
 	info, err := caddy.GetModule("alive.probes." + kind)
 	if err != nil {

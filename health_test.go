@@ -22,8 +22,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
-// saying is a kind of check that answers what it is told to, and writes down when
-// its probes began.
+// saying is a kind of check that returns a fixed verdict and records when its probes
+// began.
 type saying struct {
 	began  time.Time
 	mu     sync.Mutex
@@ -96,7 +96,7 @@ func openWatch(tb testing.TB, upstream string, check *HealthCheck) *monitor.Moni
 	return w
 }
 
-// watchOf makes a monitor of an upstream, whose target is one of the shared ones.
+// watchOf makes a monitor of an upstream, which is stopped and released when the test ends.
 func watchOf(tb testing.TB, upstream string, check *HealthCheck) *monitor.Monitor {
 	tb.Helper()
 	w := openWatch(tb, upstream, check)

@@ -50,12 +50,12 @@ func ParseUpstream(dial string) (Upstream, error) {
 // placeholders replaced, and as valid UTF-8.
 func DisplayAddress(dial string) string { return view.ValidText(replaceConstants(dial)) }
 
-// replaceConstants replaces the placeholders whose values cannot change while Caddy runs.
+// replaceConstants replaces placeholders with values that cannot change while Caddy runs.
 func replaceConstants(text string) string { return constants().ReplaceKnown(text, "") }
 
-// constants returns a replacer that knows the placeholders whose values cannot change
-// while Caddy runs: those of the environment and of the system. A file can change, and
-// so does the time.
+// constants returns a replacer for placeholders with values that cannot change while Caddy
+// runs: those of the environment and of the system. A file can change, and so does the
+// time.
 func constants() *caddy.Replacer {
 	known, constant := caddy.NewReplacer(), caddy.NewEmptyReplacer()
 	constant.Map(func(key string) (any, bool) {
