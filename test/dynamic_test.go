@@ -631,3 +631,54 @@ func TestDynamic_StormLosesNothing(t *testing.T) {
 		t.Errorf("%d picks counted, want %d", counted, want)
 	}
 }
+
+// A source can have any number of addresses. Requests are answered soon, and the pools of
+// many orders of the addresses take a bounded amount of memory.
+func TestDynamic_HugeAnswersStayCheap(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("127.0.0.2 and so on belong to the loopback interface on Linux only")
+	}
+	const size, orders = 20_000, 260 // more orders than are kept ready
+	dials := testkit.ManyAddresses(testkit.FreePort(t), size)
+	s := testkit.NewSource(t, dials...)
+	c := testkit.StartCaddy(t, testkit.DynamicSite(s.Name(), "check tcp {\ninterval 10m\n}"))
+	client := c.Client()
+	var took []time.Duration
+	requests := func(n int, dials func() []string) {
+		t.Helper()
+		took = took[:0]
+		for range n {
+			s.Set(dials()...)
+			began := time.Now()
+			if got := testkit.Ask(client, c.URL()); got.Status != http.StatusBadGateway {
+				t.Fatalf("an upstream that refuses: got %v, want 502", got)
+			}
+			took = append(took, time.Since(began))
+		}
+		slices.Sort(took)
+		if median, most := took[n/2], 2*time.Second; median > most {
+			t.Errorf("a request takes %s, want %s at most", median, most)
+		}
+	}
+	memory := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	requests(9, func() []string { return dials })
+	same := took[len(took)/2]
+	before := memory()
+	requests(orders, func() []string {
+		i := rand.IntN(size)
+		return slices.Concat(dials[i:], dials[:i])
+	})
+	grown := memory() - before
+	t.Logf("%d addresses: a request takes %s, one with another order of them %s; %d orders take %d MiB", size, same, took[orders/2], orders, grown>>20)
+	if most := int64(128 << 20); grown > most {
+		t.Errorf("memory for pools that are kept ready: got %d MiB, want %d MiB at most", grown>>20, most>>20)
+	}
+	if got := c.Logged("too many upstreams from a dynamic source"); got != 1 {
+		t.Errorf("warnings of too many: got %d, want 1", got)
+	}
+}

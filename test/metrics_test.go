@@ -164,6 +164,37 @@ func TestEvents_AreOncePerFlip(t *testing.T) {
 	}
 }
 
+// Events of a config that runs on are handled after another config fails to start, each
+// once. Caddy starts apps in any order, so some of those configs fail after this module
+// has started.
+func TestEvents_GoOnAfterAConfigThatFails(t *testing.T) {
+	testkit.RecordEvents(t, nil)
+	b := testkit.StartBackend(t, "b", nil)
+	sites := fmt.Sprintf(testkit.ShopSite, b.Addr)
+	c := testkit.StartCaddyWith(t, testkit.EventsOption, sites)
+	want := fmt.Sprintf("healthy %s http /healthz ", b.Addr)
+	follows := func(more string) {
+		t.Helper()
+		want += more
+		if !testkit.Poll(testkit.Patience, func() bool { return strings.Join(testkit.Events(), "\n") == want }) {
+			t.Fatalf("events:\n%s\nwant:\n%s", strings.Join(testkit.Events(), "\n"), want)
+		}
+	}
+	follows("")
+	for i := range 8 {
+		if err := c.TryLoad(sites + "\nhttp://127.0.0.1:1 {\n\tbind 192.0.2.1\n}\n"); err == nil {
+			t.Fatal("it loads")
+		}
+		if i%2 == 0 {
+			b.Set(testkit.Sick)
+			follows(fmt.Sprintf("\nfail_open shop true\nunhealthy %s http /healthz status 503, want 2xx", b.Addr))
+		} else {
+			b.Set(testkit.Well)
+			follows(fmt.Sprintf("\nfail_open shop false\nhealthy %s http /healthz ", b.Addr))
+		}
+	}
+}
+
 // An event handler that blocks, even one that asks the admin API, delays no probe, no
 // pick and no reload.
 func TestEvents_SlowHandlerDelaysNothing(t *testing.T) {
