@@ -23,7 +23,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
-	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
 
 // policies are ways to write the policy, and the JSON that each stands for.
@@ -827,13 +827,12 @@ func validate(t *testing.T, proxy string, then func() error) error {
 }
 
 func countTargets() (all, running int) {
-	shared.Targets.Range(func(_, target any) bool {
+	for _, target := range monitor.Targets() {
 		all++
-		if target.(sharedTarget).Running() {
+		if target.Running() {
 			running++
 		}
-		return true
-	})
+	}
 	return all, running
 }
 

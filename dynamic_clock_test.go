@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
 // setAhead returns a time as a program sees it after its wall clock was set: the
@@ -38,8 +40,7 @@ func TestDynamicClock_IsMonotonic(t *testing.T) {
 func TestDynamicClock_SetAheadForgetsNothing(t *testing.T) {
 	p := newPolicy(t, "", following(t))
 	p.hold = 0
-	p.Checks = []*HealthCheck{{prober: silent{}, identity: t.Name(), label: "silent", settings: handMade("u1")[0].watches[0].key.settings}}
-	p.Checks[0].settings.Interval, p.Checks[0].settings.Timeout = time.Hour, time.Hour
+	p.Checks = []*HealthCheck{checkBy(silent{}, "silent", health.Settings{Interval: time.Hour, Timeout: time.Hour})}
 	d := p.dynamic
 	defer func() { release([]*Selection{p.Selection}) }()
 	p.Select(brought("a:80"), get(), nil)

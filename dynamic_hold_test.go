@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -33,7 +34,7 @@ func TestHold_DynamicPoolLosesNoVerdict(t *testing.T) {
 				for range 20 {
 					waiting.Go(func() { p.Select(brought("a:80", "b:80"), get(), nil) })
 				}
-				time.Sleep(99500*time.Microsecond + time.Duration(which)*firstProbeSpacing)
+				time.Sleep(99500*time.Microsecond + time.Duration(which)*monitor.FirstProbeSpacing)
 				synctest.Wait()
 				pool := p.dynamic.find(brought("a:80", "b:80"))
 				pool.making.Lock() // as a request does that makes a snapshot
@@ -115,7 +116,7 @@ func TestHold_DynamicPoolEnds(t *testing.T) {
 				n := newNetwork()
 				p := newDynamicPolicy(t, n, "x", func(s *Selection) { s.hold = 2 * time.Second })
 				defer p.end(t)
-				p.Checks[0].prober, p.Checks[0].settings.Timeout = silent{}, time.Minute
+				p.Checks[0].prober, p.Checks[0].resolved.Settings.Timeout = silent{}, time.Minute
 				ctx, leave := context.WithCancel(t.Context())
 				defer leave()
 				began := time.Now()
@@ -163,13 +164,13 @@ func TestDynamicPool_NoUpstreamIsNeverOld(t *testing.T) {
 	p.dynamic.mu.Lock()
 	p.dynamic.sightings["a:80"] = &sighting{member: target}
 	p.dynamic.mu.Unlock()
-	target.watches[0].follow(p.refresh)
+	target.watches[0].Subscribe(p.refresh)
 	if u := p.Select(brought("a:80"), get(), nil); u != nil {
 		t.Fatalf("%s serves, want none", u.Dial)
 	}
 	pool := p.dynamic.find(brought("a:80"))
 	pool.making.Lock() // as a request does that makes a snapshot
-	decide(target.watches[0].target, true)
+	decide(target.watches[0].Target, true)
 	picked := make(chan *reverseproxy.Upstream)
 	go func() { picked <- p.Select(brought("a:80"), get(), nil) }()
 	select {

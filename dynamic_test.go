@@ -65,17 +65,17 @@ func (n *network) probed() []string {
 func newDynamicPolicy(t *testing.T, n *network, source string, configure ...func(*Selection)) *policy {
 	t.Helper()
 	p := newPolicy(t, "", append(configure, func(s *Selection) {
-		s.Checks = []*HealthCheck{{prober: n, identity: fmt.Sprintf("%p", n), label: "network", settings: health.Settings{
+		s.Checks = []*HealthCheck{checkBy(n, "network", health.Settings{
 			Interval: 10 * time.Second, FastInterval: time.Second, DownInterval: 10 * time.Second,
 			Timeout: time.Second, Passes: 2, Fails: 3,
-		}}}
+		})}
 	})...)
 	p.proxy.DynamicUpstreamsRaw = []byte(source)
 	if err := p.resumeDynamic(); err != nil {
 		t.Fatal(err)
 	}
 	for _, w := range p.run(true) {
-		w.attach(0)
+		w.Start(0)
 	}
 	return p
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
 
 // With 1,000 targets whose first probes are spread over a second, a request that is held
@@ -17,16 +19,16 @@ func TestHold_FirstProbesOfThePoolRunAtOnce(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			const n = 1000
 			elsewhere, here := newSaying('u'), newSaying('u')
-			var others []*watch
+			var others []*monitor.Monitor
 			for i := range n - 3 {
 				others = append(others, watchOf(t, fmt.Sprintf("other%d:80", i), elsewhere.checking()))
 			}
 			p := newPolicy(t, "???", func(s *Selection) {
 				for _, m := range s.members {
 					w := watchOf(t, m.address, here.checking())
-					m.watches = []*watch{w}
+					m.watches = []*monitor.Monitor{w}
 					s.watches = append(s.watches, w)
-					w.follow(s.refresh)
+					w.Subscribe(s.refresh)
 				}
 			})
 			many := newPolicy(t, "", func(s *Selection) { s.watches = others })
@@ -50,7 +52,7 @@ func TestHold_FirstProbesOfThePoolRunAtOnce(t *testing.T) {
 			time.Sleep(2 * time.Second)
 			synctest.Wait()
 			for i, w := range others {
-				if got := elsewhere.probes(w.to.up.Address); len(got) != 1 || got[0]-want != time.Duration(i)*time.Millisecond {
+				if got := elsewhere.probes(w.Upstream.Address); len(got) != 1 || got[0]-want != time.Duration(i)*time.Millisecond {
 					t.Fatalf("the probes of target %d began at %v", i, got)
 				}
 			}

@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
@@ -47,35 +48,34 @@ func TestShortage_IsVoidForEveryKind(t *testing.T) {
 				if err := errors.Join(transport.Provision(ctx), prober.Provision(ctx)); err != nil {
 					t.Fatal(err)
 				}
-				way, err := newTransport(ctx, &reverseproxy.Handler{Transport: transport})
+				way, err := monitor.NewTransport(ctx, &reverseproxy.Handler{Transport: transport})
 				if err != nil {
 					t.Fatal(err)
 				}
-				check := newSaying('u').checking()
-				check.prober, check.identity, check.kind = prober, t.Name(), name
+				check := checkBy(prober, name, newSaying('u').checking().resolved.Settings)
 				if o, ok := prober.(probe.Overrider); ok {
-					check.overrides = o.Overrides()
+					check.resolved.Overrides = monitor.Overrides(o.Overrides())
 				}
-				to, err := routeTo(way, server.Addr, check)
+				upstream, err := monitor.ParseUpstream(server.Addr)
 				if err != nil {
 					t.Fatal(err)
 				}
-				w, err := newWatch(check, to, zap.NewNop(), nil)
+				w, err := way.Open(upstream, &check.resolved, monitor.Hooks{Logger: zap.NewNop(), Counters: openCounters})
 				if err != nil {
 					t.Fatal(err)
 				}
-				w.attach(time.Hour)
+				w.Start(time.Hour)
 				defer func() {
-					w.release()
-					if err := w.forget(); err != nil {
+					w.Stop()
+					if err := w.Release(); err != nil {
 						t.Error(err)
 					}
 				}()
-				_, err = w.target.Check(t.Context())
+				_, err = w.Target.Check(t.Context())
 				if why, ok := errors.AsType[*health.InconclusiveError](err); !ok || why.Shortage == "" {
 					t.Errorf("got %v, want a shortage", err)
 				}
-				if got := w.target.Status(); got != health.Unknown {
+				if got := w.Target.Status(); got != health.Unknown {
 					t.Errorf("status %v, want none", got)
 				}
 			})

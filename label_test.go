@@ -26,7 +26,7 @@ func labels(t *testing.T, policy string) (labels []string, err error) {
 			for _, source := range counters.(*telemetry.PoolCounters).Sources() {
 				s := (*Selection)(source.(*picks))
 				for _, c := range s.Checks {
-					labels = append(labels, c.label)
+					labels = append(labels, c.resolved.Label)
 				}
 			}
 			return true

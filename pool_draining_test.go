@@ -40,7 +40,7 @@ func handMadeDraining(words string) []*member {
 		for _, verdict := range verdicts {
 			made := handMade(strings.Replace(string(verdict), "r", "u", 1) + word[len(verdicts):])[0]
 			if verdict == 'r' {
-				refuse(made.watches[0].target, true)
+				refuse(made.watches[0].Target, true)
 			}
 			if m == nil {
 				m = made

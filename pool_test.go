@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
 
 // handMade makes members of a pool by hand. Each word is a verdict (u, d, or ?
@@ -27,7 +28,7 @@ func handMade(words string) []*member {
 			Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,
 			Timeout: time.Second, Passes: 1, Fails: 1,
 		})
-		m := &member{watches: []*watch{{target: target}}}
+		m := &member{watches: []*monitor.Monitor{{Target: target}}}
 		var verdict rune
 		if _, err := fmt.Sscanf(strings.TrimSuffix(word, "b"), "%c%d", &verdict, &m.weight); err != nil {
 			panic(fmt.Sprintf("%s: %v", word, err))

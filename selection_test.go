@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"reflect"
 	"slices"
 	"strings"
@@ -27,6 +26,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
@@ -64,7 +64,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 		byDial:    make(map[string]*member),
 		variable:  "attempts",
 		unloaded:  ctx.Done(),
-		transport: &transport{base: new(http.Transport), override: func(*url.URL, string) {}},
+		transport: defaultTransport,
 		hold:      2 * time.Second,
 	}}
 	for i := range verdicts {
@@ -76,7 +76,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*Selection)) *p
 		target.Begin(verdicts[i] != '?')
 		p.upstreams = append(p.upstreams, u)
 		p.targets = append(p.targets, target)
-		p.byDial[u.Dial] = &member{address: u.Dial, watches: []*watch{{target: target, check: &HealthCheck{label: "test"}}}, weight: 1}
+		p.byDial[u.Dial] = &member{address: u.Dial, watches: []*monitor.Monitor{{Target: target, Check: &monitor.Check{Label: "test"}}}, weight: 1}
 		p.members = append(p.members, p.byDial[u.Dial])
 		target.Subscribe(p.refresh)
 	}
@@ -234,7 +234,7 @@ func TestAChangeDoesNotRestartTheOrder(t *testing.T) {
 func TestAllChecksMustPass(t *testing.T) {
 	second := health.NewTarget(health.Settings{Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour, Timeout: time.Second, Passes: 1, Fails: 1})
 	p := newPolicy(t, "uu", func(s *Selection) {
-		s.members[0].watches = append(s.members[0].watches, &watch{target: second})
+		s.members[0].watches = append(s.members[0].watches, &monitor.Monitor{Target: second})
 		second.Subscribe(s.refresh)
 	})
 	for _, tc := range []struct {

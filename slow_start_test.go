@@ -9,14 +9,16 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
 
 // wantOrigins compares which targets count as past their slow start from the beginning.
-func wantOrigins(t *testing.T, when string, want []bool, watches ...*watch) {
+func wantOrigins(t *testing.T, when string, want []bool, watches ...*monitor.Monitor) {
 	t.Helper()
 	got := make([]bool, len(watches))
 	for i, w := range watches {
-		got[i] = w.target.Original()
+		got[i] = w.Target.Original()
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%s: past it from the beginning: %v, want %v", when, got, want)
@@ -24,7 +26,7 @@ func wantOrigins(t *testing.T, when string, want []bool, watches ...*watch) {
 }
 
 // adoptWatches adds a policy to an app that has these watches and no upstreams.
-func adoptWatches(a *App, watches ...*watch) {
+func adoptWatches(a *App, watches ...*monitor.Monitor) {
 	s := watching(watches...)
 	s.refresh()
 	a.adopt(s)
@@ -58,9 +60,9 @@ func TestSlowStart_ColdStartIsOfAPool(t *testing.T) {
 		wantOrigins(t, "a cold start", []bool{true, true}, a, b)
 
 		time.Sleep(time.Second)
-		again := []*watch{watchOf(t, "a", check), watchOf(t, "b", check), watchOf(t, "c", check), watchOf(t, "d", check)}
-		other := []*watch{watchOf(t, "d", check), watchOf(t, "e", check)} // d alone is new in both
-		apart := []*watch{watchOf(t, "x", check), watchOf(t, "y", check)}
+		again := []*monitor.Monitor{watchOf(t, "a", check), watchOf(t, "b", check), watchOf(t, "c", check), watchOf(t, "d", check)}
+		other := []*monitor.Monitor{watchOf(t, "d", check), watchOf(t, "e", check)} // d alone is new in both
+		apart := []*monitor.Monitor{watchOf(t, "x", check), watchOf(t, "y", check)}
 		next := newTestApp(t)
 		adoptWatches(next, other...)
 		adoptWatches(next, again...)
@@ -76,57 +78,6 @@ func TestSlowStart_ColdStartIsOfAPool(t *testing.T) {
 		up.says('u')
 		time.Sleep(time.Minute)
 		wantOrigins(t, "all were down", []bool{false, false}, a, b)
-	})
-}
-
-// TestSlowStart_PausedAtAColdStart: one in maintenance meanwhile joins later.
-func TestSlowStart_PausedAtAColdStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		check := newSaying('u').checking()
-		a, b := watchOf(t, "a", check), watchOf(t, "b", check)
-		begin([]*watch{a, b}, false)
-		b.target.Pause(true)
-		a.attach(0)
-		b.attach(0)
-		time.Sleep(time.Second)
-		b.target.Pause(false)
-		time.Sleep(time.Second)
-		wantOrigins(t, "ready again", []bool{true, false}, a, b)
-	})
-}
-
-// TestSlowStart_ChangedChecksKeepTheAge: a check that is changed in a reload goes on
-// with the age of the one before, and neither ends a slow start nor begins one.
-func TestSlowStart_ChangedChecksKeepTheAge(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		answer := newSaying('u')
-		check := answer.checking()
-		a, b := watchOf(t, "a", check), watchOf(t, "b", check)
-		begin([]*watch{a, b}, false)
-		a.attach(0)
-		b.attach(0)
-		time.Sleep(time.Second)
-		c := watchOf(t, "c", check)
-		begin([]*watch{a, b, c}, true) // which has no say about a and b any more
-		c.attach(0)
-		time.Sleep(time.Second)
-		joined := c.target.Since()
-		wantOrigins(t, "before", []bool{true, true, false}, a, b, c)
-
-		changed := answer.checking()
-		changed.settings.Fails = 7
-		heirs := []*watch{watchOf(t, "a", changed), watchOf(t, "b", changed), watchOf(t, "c", changed), watchOf(t, "d", changed)}
-		var h inheritance
-		h.add(heirs)
-		wantOrigins(t, "after", []bool{true, true, false, false}, heirs...)
-		if got := heirs[2].target.Since(); !got.Equal(joined) {
-			t.Errorf("one that joined is up since %v, want %v", got, joined)
-		}
-		for _, w := range heirs {
-			w.attach(0)
-		}
-		time.Sleep(time.Second)
-		wantOrigins(t, "after its first probes", []bool{true, true, false, false}, heirs...)
 	})
 }
 
@@ -180,8 +131,8 @@ func TestSlowStart_FloorsKeepTheirShare(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				old, young := handMade("u1")[0], handMade("u1")[0]
 				time.Sleep(time.Minute)
-				decide(young.watches[0].target, false)
-				decide(young.watches[0].target, true)
+				decide(young.watches[0].Target, false)
+				decide(young.watches[0].Target, true)
 				members := make([]*member, tc.n)
 				var total float64
 				for i := range members {

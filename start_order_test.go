@@ -68,9 +68,8 @@ func (*witnessSource) GetUpstreams(*http.Request) ([]*reverseproxy.Upstream, err
 // probing is the status of the check of an address whose options have a text.
 func probing(address, options string) (status health.Status) {
 	shared.Targets.Range(func(key, value any) bool {
-		k := key.(targetKey)
-		if strings.HasSuffix(k.upstream, "/"+address) && strings.Contains(k.probe, options) {
-			status = value.(sharedTarget).Status()
+		if text := fmt.Sprint(key); strings.Contains(text, "/"+address+" ") && strings.Contains(text, options) {
+			status = value.(interface{ Status() health.Status }).Status()
 			return false
 		}
 		return true

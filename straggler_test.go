@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -25,31 +26,26 @@ func (e endless) Probe(context.Context, probe.Upstream) error {
 // However many probes go on after they were cut off, the end of a config and the removal
 // of upstreams from it wait a second for all of them together.
 func TestStraggler_DelaysTheEndOfAConfigByASecond(t *testing.T) {
-	for name, end := range map[string]func(s *Selection, watches []*watch){
-		"the end of a config":  func(s *Selection, _ []*watch) { release([]*Selection{s}) },
-		"addresses that leave": func(s *Selection, watches []*watch) { s.unwatch(watches) },
+	for name, end := range map[string]func(s *Selection, watches []*monitor.Monitor){
+		"the end of a config":  func(s *Selection, _ []*monitor.Monitor) { release([]*Selection{s}) },
+		"addresses that leave": func(s *Selection, watches []*monitor.Monitor) { s.unwatch(watches) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const n = 50
 				p := newPolicy(t, "")
-				var watches []*watch
+				var watches []*monitor.Monitor
 				for i := range n {
-					check := newSaying('u').checking()
-					check.prober = endless(time.Minute)
-					w, err := newWatch(check, routeFor(fmt.Sprintf("app%d:80", i)), p.logger, nil)
-					if err != nil {
-						t.Fatal(err)
-					}
-					w.attach(0)
+					w := openWatch(t, fmt.Sprintf("app%d:80", i), checkBy(endless(time.Minute), "endless", newSaying('u').checking().resolved.Settings))
+					w.Start(0)
 					watches = append(watches, w)
 				}
 				p.watches = slices.Clone(watches)
 				time.Sleep(10 * time.Second)
 				synctest.Wait()
 				for _, w := range watches {
-					if w.target.Status() != health.Down {
-						t.Fatalf("%s is not down although its probe did not end", w.to.up.Address)
+					if w.Target.Status() != health.Down {
+						t.Fatalf("%s is not down although its probe did not end", w.Upstream.Address)
 					}
 				}
 				began := time.Now()
@@ -59,7 +55,7 @@ func TestStraggler_DelaysTheEndOfAConfigByASecond(t *testing.T) {
 				}
 				if name == "the end of a config" {
 					for _, w := range watches {
-						if err := w.forget(); err != nil {
+						if err := w.Release(); err != nil {
 							t.Error(err)
 						}
 					}
@@ -68,11 +64,4 @@ func TestStraggler_DelaysTheEndOfAConfigByASecond(t *testing.T) {
 			})
 		})
 	}
-}
-
-// routeFor is a route that is only an address.
-func routeFor(upstream string) *route {
-	to := &route{key: routeKey{upstream: upstream}}
-	to.up.Address = upstream
-	return to
 }

@@ -180,15 +180,18 @@ func (s *Selection) watch(dial string, delay time.Duration, withAll bool) (watch
 func (s *Selection) hooks() monitor.Hooks {
 	events := s.app.eventQueue()
 	return monitor.Hooks{
-		Logger: s.logger,
-		Counters: func(upstream string, check *monitor.Check) (monitor.Counters, error) {
-			return telemetry.NewCheckCounters(upstream, check.Label, check.Kind)
-		},
+		Logger:   s.logger,
+		Counters: openCounters,
 		Emit: func(upstream string, check *monitor.Check, change health.Transition) {
 			events.StatusChanged(upstream, check.Label, change)
 		},
 		Stale: s.isStale,
 	}
+}
+
+// openCounters returns the counters of a check of an upstream.
+func openCounters(upstream string, check *monitor.Check) (monitor.Counters, error) {
+	return telemetry.NewCheckCounters(upstream, check.Label, check.Kind)
 }
 
 // unwatch ends watches. It may wait for probes to be cut off, for all of them at once.

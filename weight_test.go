@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
@@ -153,10 +154,10 @@ func TestProvision_AddressInAFile(t *testing.T) {
 	if err := validate(t, proxy, func() error { targets, _ = countTargets(); return nil }); err != nil || targets != 1 {
 		t.Errorf("targets: got %d, error %v, want 1", targets, err)
 	}
-	if got := shownAddress("{time.now.unix}:80"); got != "{time.now.unix}:80" {
+	if got := monitor.DisplayAddress("{time.now.unix}:80"); got != "{time.now.unix}:80" {
 		t.Errorf("an address of the time is shown as %s", got)
 	}
-	if got := shownAddress("{system.os}:80"); strings.Contains(got, "{") {
+	if got := monitor.DisplayAddress("{system.os}:80"); strings.Contains(got, "{") {
 		t.Errorf("an address of the system is shown as %s", got)
 	}
 	// what a file has at the load names no upstream

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -14,14 +15,14 @@ import (
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
 
-// browse opens a browser of its own at the page of an instance, after it did what
-// comes before. The function that is returned tells what it asked for, and what went
-// wrong in it.
+// browse opens the page of an instance in a new browser, after the actions given. The
+// function returned tells what the browser asked for, and what went wrong in the page.
 func browse(t *testing.T, c *instance, before ...chromedp.Action[chromedp.Void]) (tab context.Context, told func() (urls, problems []string)) {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
@@ -51,6 +52,10 @@ func browse(t *testing.T, c *instance, before ...chromedp.Action[chromedp.Void])
 			problems = append(problems, event.ExceptionDetails.Text)
 		case *runtime.EventConsoleAPICalled:
 			problems = append(problems, string(event.Type))
+		case *log.EventEntryAdded:
+			if event.Entry.Source == log.EntrySourceSecurity { // the page's policy forbids it
+				problems = append(problems, event.Entry.Text)
+			}
 		}
 	})
 	if err != nil {
@@ -66,7 +71,7 @@ func browse(t *testing.T, c *instance, before ...chromedp.Action[chromedp.Void])
 	}
 }
 
-// text returns the text of the page that people see.
+// text returns the visible text of the page.
 func text(t *testing.T, tab context.Context) string {
 	t.Helper()
 	return evaluate[string](t, tab, "document.body.innerText")
@@ -82,7 +87,7 @@ func evaluate[T any](t *testing.T, tab context.Context, script string) T {
 	return result
 }
 
-// calling is a command of the browser's protocol as an action.
+// calling makes an action of a command of the browser's protocol.
 func calling[P, R any](command cdp.Command[P, R], params P) chromedp.Action[chromedp.Void] {
 	return chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
 		_, err := cdp.Call(ctx, target, command, params)
@@ -90,14 +95,23 @@ func calling[P, R any](command cdp.Command[P, R], params P) chromedp.Action[chro
 	})
 }
 
-// paged is a site that balances over upstreams, and whose own page is the status.
+// shownRows is a script that lists the rows that are not hidden.
+const shownRows = "[...document.querySelectorAll('li.upstream:not([hidden])')]"
+
+// typeSearch enters text in the search field.
+func typeSearch(t *testing.T, tab context.Context, text string) {
+	t.Helper()
+	evaluate[bool](t, tab, fmt.Sprintf("(() => { const s = document.getElementById('search'); s.value = %q; s.dispatchEvent(new Event('input')); return true })()", text))
+}
+
+// paged is a site that balances over upstreams and shows the status page at its root.
 func paged(name string, addresses ...string) string {
 	return fmt.Sprintf("alive_status /\n\treverse_proxy /app %s {\n\t\tlb_policy alive {\n\t\t\tname `%s`\n\t\t\tcheck http / {\n\t\t\t\tinterval 200ms\n\t\t\t}\n\t\t}\n\t}", strings.Join(addresses, " "), name)
 }
 
 // A backend goes down, and the page shows it and why, without being loaded again. It
-// asks nobody but its own server, and nothing goes wrong in it. Names are text.
-func TestPageFollows(t *testing.T) {
+// sends requests to its own server only, and nothing goes wrong in it. Names are text.
+func TestPage_FollowsWhatChanges(t *testing.T) {
 	a, b := startBackend(t), startBackend(t)
 	const hostile = "<img src=x onerror=alert(1)>"
 	c := startCaddy(t, t.TempDir(), "", paged(hostile, a.addr, b.addr))
@@ -117,7 +131,7 @@ func TestPageFollows(t *testing.T) {
 	if !evaluate[bool](t, tab, "window.mark === true && document.activeElement.id === 'search'") {
 		t.Error("the page was loaded again, or lost the focus")
 	}
-	// what is selected stays, though results come in all the time
+	// a selection stays while new results come in
 	evaluate[bool](t, tab, fmt.Sprintf("(() => { const h = [...document.querySelectorAll('h3')].find((h) => h.textContent === %q); getSelection().selectAllChildren(h); window.row = h.closest('li'); return true })()", a.addr))
 	path := evaluate[string](t, tab, "window.row.querySelector('path.pass').getAttribute('d')")
 	eventually(t, "the chart goes on", func() bool {
@@ -149,7 +163,7 @@ func TestPageFollows(t *testing.T) {
 	if err := syscall.Kill(c.pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the page says that it is out of date, for Caddy hangs", lost)
+	eventually(t, "the page says that it is out of date while Caddy hangs", lost)
 	if err := syscall.Kill(c.pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
@@ -174,8 +188,52 @@ func TestPageFollows(t *testing.T) {
 	}
 }
 
-// Without JavaScript the page shows all the same.
-func TestPageWithoutScript(t *testing.T) {
+// An update changes only what differs. The row that the reader looks at stays in place
+// with the selection in it, also when an upstream above it leaves, and rows that the
+// filters hide do not appear, not even for a moment.
+func TestPage_UpdatesKeepTheReadersPlace(t *testing.T) {
+	all := []*backend{startBackend(t), startBackend(t), startBackend(t)}
+	slices.SortFunc(all, func(a, b *backend) int { return strings.Compare(a.addr, b.addr) })
+	leaves, hidden, read := all[0].addr, all[1].addr, all[2].addr
+	c := startCaddy(t, t.TempDir(), "", paged("shop", leaves, hidden, read))
+	eventually(t, "all are up", func() bool {
+		modes := c.modes()
+		return modes[leaves] == "ready up" && modes[hidden] == "ready up" && modes[read] == "ready up"
+	})
+	tab, told := browse(t, c)
+	typeSearch(t, tab, read)
+	evaluate[bool](t, tab, `(() => {
+		window.row = `+shownRows+`[0];
+		window.appeared = 0;
+		new MutationObserver((records) => { appeared += `+shownRows+`.length > 1 }).observe(document.getElementById("pools"), { subtree: true, childList: true, attributes: true });
+		getSelection().selectAllChildren(row.querySelector("h3"));
+		return true;
+	})()`)
+	path := func() string {
+		return evaluate[string](t, tab, "document.contains(row) ? row.querySelector('path.pass').getAttribute('d') : 'gone'")
+	}
+	check := func(when string) {
+		t.Helper()
+		before := path()
+		eventually(t, "the chart goes on", func() bool { return path() != before })
+		if selected := evaluate[string](t, tab, "getSelection().toString()"); selected != read {
+			t.Errorf("%s: %q is selected, want %q", when, selected, read)
+		}
+		if !evaluate[bool](t, tab, "document.contains(row) && !row.hidden && appeared === 0") {
+			t.Errorf("%s: the row was replaced, or other rows appeared", when)
+		}
+	}
+	check("with new results")
+	c.load(paged("shop", hidden, read))
+	eventually(t, "the upstream has left", func() bool { return evaluate[int](t, tab, "document.querySelectorAll('li.upstream').length") == 2 })
+	check("after a reload")
+	if _, problems := told(); len(problems) > 0 {
+		t.Errorf("problems in the page: %v", problems)
+	}
+}
+
+// Without JavaScript the page is complete.
+func TestPage_CompleteWithoutScript(t *testing.T) {
 	a := startBackend(t)
 	a.sick.Store(true)
 	c := startCaddy(t, t.TempDir(), "", paged("shop", a.addr))
@@ -189,9 +247,9 @@ func TestPageWithoutScript(t *testing.T) {
 	}
 }
 
-// Two hundred upstreams stay usable: on a phone nothing has to be moved sideways, the
-// search finds one, and what changes shows soon.
-func TestPageOfManyUpstreams(t *testing.T) {
+// With two hundred upstreams the page stays usable: it is no wider than a phone, the
+// search finds one upstream, and the page soon shows what changes.
+func TestPage_TwoHundredUpstreams(t *testing.T) {
 	one := startBackend(t)
 	addresses := []string{one.addr}
 	for i := range 199 {
@@ -206,11 +264,14 @@ func TestPageOfManyUpstreams(t *testing.T) {
 	if wide := evaluate[int](t, tab, "document.documentElement.scrollWidth"); wide > 360 {
 		t.Errorf("on a screen of 360 the page is %d wide", wide)
 	}
-	evaluate[bool](t, tab, "(() => { const s = document.getElementById('search'); s.value = '127.1.0.77'; s.dispatchEvent(new Event('input')); return true })()")
-	if n := evaluate[int](t, tab, "document.querySelectorAll('li.upstream').length"); n != 1 {
+	typeSearch(t, tab, "127.1.0.77")
+	if n := evaluate[int](t, tab, shownRows+".length"); n != 1 {
 		t.Errorf("the search shows %d, want 1", n)
 	}
-	evaluate[bool](t, tab, "(() => { const s = document.getElementById('search'); s.value = ''; s.dispatchEvent(new Event('input')); return true })()")
+	typeSearch(t, tab, "")
+	if n := evaluate[int](t, tab, shownRows+".length"); n != 200 {
+		t.Errorf("without a search %d are shown, want 200", n)
+	}
 	one.sick.Store(true)
 	eventually(t, "the page follows", func() bool {
 		return evaluate[bool](t, tab, fmt.Sprintf("[...document.querySelectorAll('li.upstream.down h3')].some((h) => h.textContent === %q)", one.addr))

@@ -16,11 +16,11 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// What the README says that others have, or have not, as far as their configs tell. With
-// another version than the README names, what differs is said and the test is skipped.
+// What docs/benchmarks.md says about the features of other proxies, as far as their configs
+// show it. With another version than that page names, a difference skips the test.
 func TestBesideOthers(t *testing.T) {
-	_, _, tables := testkit.README(t)
-	var named []string // what the README says that nginx refuses
+	_, tables := testkit.Documentation(t)
+	var named []string // what nginx refuses, by the page
 	var versions string
 	for _, table := range testkit.TablesOf(t, "feature", tables) {
 		if column := slices.IndexFunc(table.Head, func(head string) bool { return strings.HasPrefix(head, "nginx ") }); column > 0 {

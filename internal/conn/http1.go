@@ -122,8 +122,8 @@ func (c *HTTP1) Usable() bool {
 }
 
 // isIdle reports whether the connection is open and nothing arrived on it that no
-// request asked for. A read that does not wait would not look at the connection, so this
-// one waits for a moment.
+// request asked for. A deadline that has passed ends a read before it looks at the
+// connection, so this read waits for a moment: 1 ms or so, as timers are not more exact.
 //
 // A connection of another type may set deadlines of its own, and the read could take
 // longer. It counts as idle: if it is closed, the next request fails on it and is sent

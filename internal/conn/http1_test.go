@@ -630,22 +630,31 @@ func TestHTTP1_ClosedJustBeforeTheRequest(t *testing.T) {
 	}
 }
 
-// A connection of an unknown type may have timeouts of its own. It counts as idle, without
-// a read that could take long.
-func TestHTTP1_UnknownTypeCountsAsIdle(t *testing.T) {
+// timed is a connection that sets a deadline before each Read, as those of Caddy with
+// read_timeout do.
+type timed struct{ *net.TCPConn }
+
+func (c timed) Read(p []byte) (int, error) {
+	_ = c.SetReadDeadline(time.Now().Add(grace))
+	return c.TCPConn.Read(p)
+}
+
+// A connection with timeouts of its own is usable after these have passed, and finding
+// that out does not wait for them.
+func TestHTTP1_ConnectionWithDeadlinesOfItsOwn(t *testing.T) {
 	t.Parallel()
-	s := serve(t, func(c *client) {
-		c.request()
-		c.send(ready)
-		c.gone()
-	})
-	conn := dial(t, s.addr)
+	conn := dial(t, serve(t, answering(ready)).addr)
 	defer conn.Close()
-	equal(t, "body", get(t, conn), "ready")
-	var read atomic.Int64
-	conn.Conn = counted{conn.Conn, &read}
-	conn.Close()
-	equal(t, "usable", conn.Usable(), true)
+	conn.Conn = timed{conn.Conn.(*net.TCPConn)}
+	for range 3 {
+		equal(t, "body", get(t, conn), "ready")
+		conn.Conn.SetReadDeadline(time.Now().Add(-time.Second))
+		began := time.Now()
+		equal(t, "usable", conn.Usable(), true)
+		if took := time.Since(began); took > grace/2 {
+			t.Errorf("it took %s", took)
+		}
+	}
 }
 
 // benchmarked answers requests without a body at little cost, so that what is

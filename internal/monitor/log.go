@@ -14,6 +14,7 @@ import (
 // upstreamLog logs what operators need to know of one upstream under one check.
 type upstreamLog struct {
 	logger *zap.Logger
+	limit  *warningLimit // of warnings of inconclusive results
 	fields [2]zap.Field
 }
 
@@ -51,12 +52,9 @@ func (l *upstreamLog) changed(change health.Transition, stale bool) {
 
 // inconclusive warns of results that do not count.
 func (l *upstreamLog) inconclusive(why *health.InconclusiveError) {
-	if inconclusiveWarnings.isDue(why.Shortage, time.Now()) {
-		l.warnInconclusive(why)
+	if !l.limit.isDue(why.Shortage, time.Now()) {
+		return
 	}
-}
-
-func (l *upstreamLog) warnInconclusive(why *health.InconclusiveError) {
 	if why.Shortage != "" {
 		l.with().Warn("this process has a shortage: probes that fail by it count for nothing as long as it lasts",
 			zap.String("shortage", why.Shortage), zap.String("reason", why.Reason))
@@ -66,16 +64,19 @@ func (l *upstreamLog) warnInconclusive(why *health.InconclusiveError) {
 		zap.Duration("late_by", why.Late))
 }
 
-// inconclusiveWarnings limits the warnings of this process: many probes find the same
-// cause at the same time.
-var inconclusiveWarnings warningLimit
-
-// warningLimit lets one warning a minute pass for each cause. There are no more causes
-// than errors of the operating system.
+// warningLimit lets one warning a minute pass for each cause: many probes find the same
+// cause at the same time. There are no more causes than errors of the operating system.
+// All monitors of the process have one in common, in shared.WarningLimits.
 type warningLimit struct {
 	mu     sync.Mutex
 	warned map[string]time.Time // when last, by cause; guarded by mu
 }
+
+// warningLimitKey is the only key of shared.WarningLimits.
+type warningLimitKey struct{}
+
+// Destruct does nothing.
+func (*warningLimit) Destruct() error { return nil }
 
 // isDue reports whether to warn of a cause now.
 func (l *warningLimit) isDue(cause string, now time.Time) bool {

@@ -9,9 +9,10 @@
 // The package knows neither the configuration types nor the kinds of probe: a [Check] has
 // what it needs of both. It does not know which upstreams get requests.
 //
-// Locks: each Monitor has a mutex for its attachment to the target, and the limit of
-// warnings has one. Neither is held while another one is taken, or while a function of a
-// check, a hook or a subscriber runs.
+// Locks, in their order: the mutex of a Monitor, which guards its attachment to the target;
+// the lock of shared.Targets; the mutex of a target. The limit of warnings has a mutex that
+// is held together with no other. No lock is held while a function of a check, a hook or a
+// subscriber runs.
 package monitor
 
 import (
@@ -168,14 +169,15 @@ func (t *Transport) Open(upstream Upstream, check *Check, hooks Hooks) (*Monitor
 		_, errTarget := shared.Targets.Delete(m.key)
 		return nil, errors.Join(err, errTarget)
 	}
-	m.driver = m.newDriver(hooks)
+	limit, _ := shared.WarningLimits.LoadOrStore(warningLimitKey{}, new(warningLimit))
+	m.driver = m.newDriver(hooks, limit.(*warningLimit))
 	return m, nil
 }
 
 // newDriver connects the target to the route, the counters, the log and the events.
-func (m *Monitor) newDriver(hooks Hooks) health.Driver {
+func (m *Monitor) newDriver(hooks Hooks, limit *warningLimit) health.Driver {
 	// A logger with these fields would take more memory than the rest of a target.
-	log := upstreamLog{hooks.Logger, [2]zap.Field{zap.String("upstream", m.Upstream.Address), zap.String("check", m.Check.Label)}}
+	log := upstreamLog{hooks.Logger, limit, [2]zap.Field{zap.String("upstream", m.Upstream.Address), zap.String("check", m.Check.Label)}}
 	route, counters := m.route, m.counters
 	route.logGivingUp(log)
 	probe := m.Check.Bind(route)
@@ -240,9 +242,9 @@ func (m *Monitor) Release() error {
 	if m.unsubscribe != nil {
 		m.unsubscribe()
 	}
-	err := m.counters.Close()
 	_, errTarget := shared.Targets.Delete(m.key)
-	return errors.Join(errTarget, err)
+	_, errLimit := shared.WarningLimits.Delete(warningLimitKey{})
+	return errors.Join(errTarget, errLimit, m.counters.Close())
 }
 
 // FirstProbeSpacing is the time between the first probes of two targets, so that a start

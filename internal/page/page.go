@@ -71,16 +71,17 @@ type section struct {
 // row is an upstream as the page shows it. The key names it in its section, so that the
 // script finds it again in the next page.
 type row struct {
-	*view.Upstream
-	Key    string
-	Share  string
-	Checks []check
+	Key, Address, State, Mode, Share, Since, Why string
+	Weight, Requests                             int
+	Serving, Backup                              bool
+	Checks                                       []check
 }
 
-// check is a check as the page shows it.
+// check is a check as the page shows it. The label is its key.
 type check struct {
-	*view.Check
-	Chart chart
+	Label, Status string
+	Chart         chart
+	LastFailed    *view.Result
 }
 
 // sections groups consecutive rows by their titles.
@@ -105,12 +106,20 @@ func sections(rows []view.Upstream) []section {
 
 // newRow returns the row of an upstream in a section with a total of effective weights.
 func newRow(u *view.Upstream, total float64) row {
-	r := row{Upstream: u, Key: u.Upstream, Share: share(u.EffectiveWeight, total)}
-	if u.Gone { // rows of several pools are in one section
+	r := row{
+		Key: u.Upstream, Address: u.Upstream, State: u.State(), Mode: u.Mode, Share: share(u.EffectiveWeight, total), Since: "—", Why: u.Why,
+		Weight: u.Weight, Requests: u.Requests, Serving: u.Serving, Backup: u.Backup,
+		Checks: make([]check, len(u.Checks)),
+	}
+	if u.Gone { // one section has such rows of all pools
 		r.Key = u.Pool + "\n" + u.Upstream
 	}
+	if u.Since != nil {
+		r.Since = utc(*u.Since)
+	}
 	for i := range u.Checks {
-		r.Checks = append(r.Checks, check{Check: &u.Checks[i], Chart: newChart(&u.Checks[i])})
+		c := &u.Checks[i]
+		r.Checks[i] = check{Label: c.Check, Status: c.Status, Chart: newChart(c), LastFailed: c.LastFailed}
 	}
 	return r
 }

@@ -14,20 +14,26 @@ import (
 // Member is what is configured and known of one upstream of a pool. Pools can share
 // members.
 type Member struct {
-	Address string           // as operators name it, empty if it stands for several
-	Targets []*health.Target // one for each check; without any it counts as up
-	Weight  int              // 0: no traffic at all
+	Address string  // as operators name it, empty if it stands for several
+	Checks  []Check // without any it counts as up
+	Weight  int     // 0: no traffic at all
 	Backup  bool
 	// Extra is how often it was picked without a ticket of a counted order, less the
 	// tickets that were drawn for it and not followed. So it can be below 0.
 	Extra atomic.Int64
 }
 
+// Check is one check of an upstream.
+type Check struct {
+	Label  string // as operators see it
+	Target *health.Target
+}
+
 // Status is down if any check is, and up if all are.
 func (m *Member) Status() health.Status {
 	status := health.Up
-	for _, t := range m.Targets {
-		switch t.Status() {
+	for _, c := range m.Checks {
+		switch c.Target.Status() {
 		case health.Down:
 			return health.Down
 		case health.Unknown:
@@ -40,21 +46,21 @@ func (m *Member) Status() health.Status {
 
 // Draining reports whether the upstream told any check that it wants no new requests.
 func (m *Member) Draining() bool {
-	return slices.ContainsFunc(m.Targets, (*health.Target).Draining)
+	return slices.ContainsFunc(m.Checks, func(c Check) bool { return c.Target.Draining() })
 }
 
 // Suspect has an upstream that is up probed in a burst: a request to it has just failed.
 func (m *Member) Suspect() {
-	for _, t := range m.Targets {
-		t.Suspect()
+	for _, c := range m.Checks {
+		c.Target.Suspect()
 	}
 }
 
 // probe has the targets with a status probed at once.
 func (m *Member) probe(status health.Status) {
-	for _, t := range m.Targets {
-		if t.Status() == status {
-			t.ProbeNow()
+	for _, c := range m.Checks {
+		if c.Target.Status() == status {
+			c.Target.ProbeNow()
 		}
 	}
 }
@@ -64,9 +70,9 @@ func (m *Member) probe(status health.Status) {
 // slow start.
 func (m *Member) upFor(now time.Time) time.Duration {
 	up := time.Duration(math.MaxInt64)
-	for _, t := range m.Targets {
-		if !t.Original() {
-			up = min(up, now.Sub(t.Since()))
+	for _, c := range m.Checks {
+		if !c.Target.Original() {
+			up = min(up, now.Sub(c.Target.Since()))
 		}
 	}
 	return up
@@ -75,8 +81,8 @@ func (m *Member) upFor(now time.Time) time.Duration {
 // lastFailed is when the last probe that failed began, of all checks; the zero time if
 // none did.
 func (m *Member) lastFailed() (last time.Time) {
-	for _, t := range m.Targets {
-		if failed := t.LastFailed(); failed.After(last) {
+	for _, c := range m.Checks {
+		if failed := c.Target.LastFailed(); failed.After(last) {
 			last = failed
 		}
 	}

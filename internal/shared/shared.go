@@ -16,6 +16,11 @@ var (
 	// They outlive a config so that a reload that keeps a check keeps its status.
 	Targets = caddy.NewUsagePool()
 
+	// WarningLimits limit how often one cause is warned of, whichever probe finds it. There
+	// is one entry. Owner: each monitor of a check of an upstream. It outlives a config so
+	// that a reload repeats no warning.
+	WarningLimits = caddy.NewUsagePool()
+
 	// CheckCounters are the counters of checks. Key: address of the upstream and label of
 	// the check. Value: a telemetry.CheckCounters. Owner: each monitor of a check of an
 	// upstream. They outlive a config so that the counters do not go back at a reload.

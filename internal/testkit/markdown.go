@@ -7,13 +7,15 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 )
 
 // Document is a Markdown file of the repository.
-type Document struct{ Path, Text string }
+type Document struct {
+	Path string // from the root of the repository, with slashes
+	Text string
+}
 
 // Block is a piece of a document between fences.
 type Block struct {
@@ -25,7 +27,7 @@ type Block struct {
 
 func (b Block) String() string { return fmt.Sprintf("%s:%d", b.Path, b.Line) }
 
-// Table is a table of a document, without its first line.
+// Table is a table of a document.
 type Table struct {
 	Path  string
 	Line  int
@@ -34,23 +36,25 @@ type Table struct {
 	Rows  [][]string
 }
 
-func (r Table) String() string { return fmt.Sprintf("%s:%d", r.Path, r.Line) }
+func (t Table) String() string { return fmt.Sprintf("%s:%d", t.Path, t.Line) }
 
-// Documents returns the Markdown files of the repository that match one of the patterns.
+// Documents returns the files of the repository that match the patterns, in the order of
+// the patterns.
 func Documents(t *testing.T, patterns ...string) (found []Document) {
 	t.Helper()
 	root := Repository(t)
 	for _, pattern := range patterns {
-		paths, err := filepath.Glob(filepath.Join(root, filepath.FromSlash(pattern)))
-		if err != nil || len(paths) == 0 {
+		files, err := filepath.Glob(filepath.Join(root, filepath.FromSlash(pattern)))
+		if err != nil || len(files) == 0 {
 			t.Fatalf("no documents %s: %v", pattern, err)
 		}
-		for _, path := range paths {
-			text, err := os.ReadFile(path)
+		for _, file := range files {
+			path, err := filepath.Rel(root, file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if path, err = filepath.Rel(root, path); err != nil {
+			text, err := os.ReadFile(file)
+			if err != nil {
 				t.Fatal(err)
 			}
 			found = append(found, Document{filepath.ToSlash(path), strings.ReplaceAll(string(text), "\r\n", "\n")})
@@ -59,20 +63,18 @@ func Documents(t *testing.T, patterns ...string) (found []Document) {
 	return found
 }
 
-// README returns README.md and the pages of docs, in that order, with their blocks and
-// tables.
-func README(t *testing.T) (found []Document, blocks []Block, tables []Table) {
+// Documentation returns the blocks and tables of README.md and then of the pages of docs.
+func Documentation(t *testing.T) (blocks []Block, tables []Table) {
 	t.Helper()
-	found = Documents(t, "README.md", "docs/*.md")
-	for _, d := range found {
-		b, r := d.Parse(t)
+	for _, d := range Documents(t, "README.md", "docs/*.md") {
+		b, r := d.parse(t)
 		blocks, tables = append(blocks, b...), append(tables, r...)
 	}
-	return found, blocks, tables
+	return blocks, tables
 }
 
-// Parse returns the blocks and the tables of a document.
-func (d Document) Parse(t *testing.T) (blocks []Block, tables []Table) {
+// parse returns the blocks and the tables of a document.
+func (d Document) parse(t *testing.T) (blocks []Block, tables []Table) {
 	t.Helper()
 	var open *Block
 	var table *Table
@@ -140,7 +142,7 @@ func TablesOf(t *testing.T, title string, tables []Table) (found []Table) {
 		}
 	}
 	if len(found) == 0 {
-		t.Fatalf("there is no table of each %s", title)
+		t.Fatalf("the documents have no table of each %s", title)
 	}
 	return found
 }
@@ -153,20 +155,4 @@ func InCode(text string) (found []string) {
 		found = append(found, m[1])
 	}
 	return found
-}
-
-var (
-	fenced      = regexp.MustCompile("(?ms)^```.*?^```$")
-	heading     = regexp.MustCompile(`(?m)^#+ (.*)$`)
-	notInAnchor = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
-)
-
-// Prose is the text without the blocks.
-func (d Document) Prose() string { return fenced.ReplaceAllString(d.Text, "") }
-
-// HasAnchor reports whether a heading can be linked to by that name.
-func (d Document) HasAnchor(name string) bool {
-	return slices.ContainsFunc(heading.FindAllStringSubmatch(d.Prose(), -1), func(m []string) bool {
-		return strings.ReplaceAll(notInAnchor.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-") == name
-	})
 }

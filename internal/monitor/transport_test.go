@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package monitor
 
 import (
 	"context"
@@ -23,14 +23,10 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
-	"github.com/caddy-alive/caddy-alive/internal/shared"
-	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 // certificate makes a self-signed certificate and returns it as DER, and in
@@ -67,20 +63,10 @@ func certificate(t *testing.T) (der []byte, certFile, keyFile string) {
 	return der, certFile, keyFile
 }
 
-// routeTo is the route of a check to an address as a list of upstreams has it.
-func routeTo(t *transport, address string, check *HealthCheck) (*route, error) {
-	upstream, err := parseUpstream(address)
-	if err != nil {
-		return nil, err
-	}
-	return t.to(upstream, address, check)
-}
-
-// Probes are shared by what was loaded: handlers, and a config and the one
-// after it, share if nothing of it differs.
-func TestWhichTargetsAreShared(t *testing.T) {
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	defer cancel()
+// Two handlers, or a config and the next one, share a target if nothing that was loaded
+// for the probes differs.
+func TestOpen_SharesTargetsOfEqualProbes(t *testing.T) {
+	ctx := newContext(t)
 
 	ca1, certFile, keyFile := certificate(t)
 	ca2, otherCert, otherKey := certificate(t)
@@ -105,8 +91,8 @@ func TestWhichTargetsAreShared(t *testing.T) {
 		return h
 	}
 	plain := func() http.RoundTripper { return nil } // as when the config names no transport
-	check := func(identity string, set health.Settings) *HealthCheck {
-		return &HealthCheck{prober: nil, identity: identity, settings: set}
+	check := func(identity string, set health.Settings) *Check {
+		return &Check{Identity: identity, Settings: set, Bind: newProber('u').bind}
 	}
 	five := health.Settings{Interval: 5 * time.Second}
 	six := health.Settings{Interval: 6 * time.Second}
@@ -114,7 +100,7 @@ func TestWhichTargetsAreShared(t *testing.T) {
 	type reached struct {
 		transport http.RoundTripper
 		address   string
-		check     *HealthCheck
+		check     *Check
 	}
 	for _, tc := range []struct {
 		rule   string
@@ -136,36 +122,29 @@ func TestWhichTargetsAreShared(t *testing.T) {
 		{"what cannot be compared", reached{new(unknownTransport), "app:80", check("x", five)}, reached{new(unknownTransport), "app:80", check("x", five)}, false},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
-			watches := make([]*watch, 0, 2)
+			monitors := make([]*Monitor, 0, 2)
 			for _, r := range []reached{tc.a, tc.b} {
-				way, err := newTransport(ctx, &reverseproxy.Handler{Transport: r.transport})
+				upstream, err := ParseUpstream(r.address)
 				if err != nil {
 					t.Fatal(err)
 				}
-				to, err := routeTo(way, r.address, r.check)
-				if err != nil {
-					t.Fatal(err)
-				}
-				w, err := newWatch(r.check, to, zap.NewNop(), nil)
+				m, err := newTransport(t, ctx, r.transport).Open(upstream, r.check, noHooks())
 				if err != nil {
 					t.Fatal(err)
 				}
 				defer func() {
-					if err := w.forget(); err != nil {
+					if err := m.Release(); err != nil {
 						t.Error(err)
 					}
 				}()
-				watches = append(watches, w)
+				monitors = append(monitors, m)
 			}
-			if got := watches[0].target == watches[1].target; got != tc.shared {
+			if got := monitors[0].Target == monitors[1].Target; got != tc.shared {
 				t.Errorf("shared: %v, want %v", got, tc.shared)
 			}
 		})
 	}
-	shared.Targets.Range(func(key, _ any) bool {
-		t.Errorf("a target is left: %v", key)
-		return true
-	})
+	wantNoTargets(t)
 }
 
 type unknownTransport struct{ _ int }
@@ -174,9 +153,8 @@ func (*unknownTransport) RoundTrip(*http.Request) (*http.Response, error) { retu
 
 // The scheme is that of proxied requests, ports without TLS included, and the
 // host is one that can stand in a URL.
-func TestRoutes(t *testing.T) {
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	defer cancel()
+func TestRoute_SchemeAndHost(t *testing.T) {
+	ctx := newContext(t)
 	tls := &reverseproxy.HTTPTransport{TLS: &reverseproxy.TLSConfig{ExceptPorts: []string{"8080"}}}
 	if err := tls.Provision(ctx); err != nil {
 		t.Fatal(err)
@@ -194,19 +172,16 @@ func TestRoutes(t *testing.T) {
 		{nil, "app:99999", "", "", `invalid start port: strconv.ParseUint: parsing "99999": value out of range`},
 	} {
 		t.Run(tc.address, func(t *testing.T) {
-			way, err := newTransport(ctx, &reverseproxy.Handler{Transport: tc.transport})
-			if err != nil {
-				t.Fatal(err)
-			}
-			to, err := routeTo(way, tc.address, new(HealthCheck))
+			way := newTransport(t, ctx, tc.transport)
+			to, err := routeTo(way, tc.address, new(Check))
 			if err != nil {
 				if err.Error() != tc.fail {
 					t.Errorf("error %q, want %q", err, tc.fail)
 				}
 				return
 			}
-			if tc.fail != "" || to.up.Scheme != tc.scheme || to.up.Host != tc.host {
-				t.Errorf("got %s://%s, want %s://%s, or the error %q", to.up.Scheme, to.up.Host, tc.scheme, tc.host, tc.fail)
+			if tc.fail != "" || to.Scheme != tc.scheme || to.Host != tc.host {
+				t.Errorf("got %s://%s, want %s://%s, or the error %q", to.Scheme, to.Host, tc.scheme, tc.host, tc.fail)
 			}
 		})
 	}
@@ -215,14 +190,13 @@ func TestRoutes(t *testing.T) {
 // A server name may have placeholders: those of the upstream and of the environment
 // are known, those of a request and of a file, which can change, make the upstream one
 // that cannot be checked.
-func TestServerNameWithPlaceholders(t *testing.T) {
+func TestRoute_ServerNameWithPlaceholders(t *testing.T) {
 	t.Setenv("ALIVE_TEST_NAME", "app.internal")
 	file := filepath.Join(t.TempDir(), "name")
 	if err := os.WriteFile(file, []byte("app.internal"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	defer cancel()
+	ctx := newContext(t)
 	for name, perRequest := range map[string]bool{
 		"app.internal":                       false,
 		"{http.reverse_proxy.upstream.host}": false,
@@ -234,12 +208,9 @@ func TestServerNameWithPlaceholders(t *testing.T) {
 		if err := h.Provision(ctx); err != nil {
 			t.Fatal(err)
 		}
-		way, err := newTransport(ctx, &reverseproxy.Handler{Transport: h})
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = routeTo(way, "app:443", new(HealthCheck))
-		if got := errors.Is(err, errPerRequest); got != perRequest || err != nil && !got {
+		way := newTransport(t, ctx, h)
+		_, err := routeTo(way, "app:443", new(Check))
+		if got := errors.Is(err, ErrPerRequest); got != perRequest || err != nil && !got {
 			t.Errorf("%s: depends on the request: %v (%v), want %v", name, got, err, perRequest)
 		}
 	}
@@ -247,7 +218,7 @@ func TestServerNameWithPlaceholders(t *testing.T) {
 
 // Whatever a probe began ends with it: a listener that never answers the
 // handshake must not collect connections, one a probe.
-func TestConnectionsEndWithTheirProbe(t *testing.T) {
+func TestRoute_ConnectionsEndWithTheirProbe(t *testing.T) {
 	for _, transport := range []*reverseproxy.HTTPTransport{
 		{TLS: new(reverseproxy.TLSConfig)},
 		{TLS: new(reverseproxy.TLSConfig), ProxyProtocol: "v2"}, // a dialer of its own for TLS
@@ -263,21 +234,14 @@ func TestConnectionsEndWithTheirProbe(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer ln.Close()
-		way, err := newTransport(ctx, &reverseproxy.Handler{Transport: transport})
+		way := newTransport(t, ctx, transport)
+		to, err := routeTo(way, ln.Addr().String(), new(Check))
 		if err != nil {
-			t.Fatal(err)
-		}
-		to, err := routeTo(way, ln.Addr().String(), new(HealthCheck))
-		if err != nil {
-			t.Fatal(err)
-		}
-		check := &probe.HTTP{URI: "/"}
-		if err := check.Provision(ctx); err != nil {
 			t.Fatal(err)
 		}
 		for range 5 {
 			probing, end := context.WithTimeout(t.Context(), 20*time.Millisecond)
-			if err := check.Probe(probing, to.up); err == nil {
+			if err := get(probing, to, "/", false); err == nil {
 				t.Error("a probe passed without an answer")
 			}
 			end()
@@ -294,7 +258,7 @@ func TestConnectionsEndWithTheirProbe(t *testing.T) {
 	}
 }
 
-// rewriting is a transport of somebody else's that adds to the header of requests.
+// rewriting is a transport of another plugin that adds to the header of requests.
 type rewriting struct{}
 
 func (rewriting) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -308,25 +272,17 @@ func (rewriting) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // What the handler's own transport adds to a request stays in that request, and
 // the race detector watches that it does.
-func TestSharedTransportsGetACopy(t *testing.T) {
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	defer cancel()
-	way, err := newTransport(ctx, &reverseproxy.Handler{Transport: rewriting{}})
+func TestRoute_HandlersTransportGetsACopy(t *testing.T) {
+	ctx := newContext(t)
+	way := newTransport(t, ctx, rewriting{})
+	to, err := routeTo(way, "app:80", new(Check))
 	if err != nil {
-		t.Fatal(err)
-	}
-	to, err := routeTo(way, "app:80", new(HealthCheck))
-	if err != nil {
-		t.Fatal(err)
-	}
-	check := &probe.HTTP{URI: "/"}
-	if err := check.Provision(ctx); err != nil {
 		t.Fatal(err)
 	}
 	var probes sync.WaitGroup
 	for range 8 {
 		probes.Go(func() {
-			if err := check.Probe(t.Context(), to.up); err != nil {
+			if err := get(t.Context(), to, "/", false); err != nil {
 				t.Error(err)
 			}
 		})
@@ -336,20 +292,16 @@ func TestSharedTransportsGetACopy(t *testing.T) {
 
 // Probes keep their connection where their check says so, and only there, whether or not
 // requests keep theirs.
-func TestRoute_KeepsWhatTheCheckSays(t *testing.T) {
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	defer cancel()
+func TestRoute_KeepsConnectionsOnlyIfTheCheckSays(t *testing.T) {
+	ctx := newContext(t)
 	for i := range 4 {
 		requests, keep := i&1 != 0, i&2 != 0
 		h := &reverseproxy.HTTPTransport{KeepAlive: &reverseproxy.KeepAlive{Enabled: &requests}}
 		if err := h.Provision(ctx); err != nil {
 			t.Fatal(err)
 		}
-		way, err := newTransport(ctx, &reverseproxy.Handler{Transport: h})
-		if err != nil {
-			t.Fatal(err)
-		}
-		to, err := routeTo(way, "app:80", &HealthCheck{KeepConnection: keep})
+		way := newTransport(t, ctx, h)
+		to, err := routeTo(way, "app:80", &Check{KeepConnection: keep})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -361,9 +313,8 @@ func TestRoute_KeepsWhatTheCheckSays(t *testing.T) {
 
 // A dial that took as long as it may is a timeout, whatever Caddy's own type of
 // error says: while this process is late, it counts for nothing.
-func TestDialTimeoutsAreTimeouts(t *testing.T) {
-	ctx, cancel := caddy.NewContext(caddy.Context{Context: context.Background()})
-	defer cancel()
+func TestPlainDialer_TimeoutIsATimeout(t *testing.T) {
+	ctx := newContext(t)
 	h := &reverseproxy.HTTPTransport{DialTimeout: 1}
 	if err := h.Provision(ctx); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package balancer is what runs for a config: a [Balancer] for each reverse_proxy handler
+// that uses the policy, and a [Registry] of all of them. A balancer has the pool of the
+// upstreams that the config lists, the pools that requests bring from a dynamic source,
+// and the monitors of both. The package knows neither the configuration types nor the
+// kinds of checks.
+//
+// Locks, in the order in which they are taken: dynamic.mu, watchList.mu. All others are
+// taken alone: those of Registry, running, monitors, addressSet, answers and
+// sharedListing. None is held while a log line, an event, a callback, a monitor or a
+// subscriber runs.
+package balancer
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+)
+
+// Config is what a policy configures.
+type Config struct {
+	// Name is that of the pool, and Named says that the config gives it.
+	Name  string
+	Named bool
+	Rules pool.Rules
+	// Weights and Backups are by dial address. The weight of others is 1.
+	Weights map[string]int
+	Backups map[string]bool
+	Checks  []*monitor.Check
+	// Transport is how upstreams are reached.
+	Transport *monitor.Transport
+	// Proxy is the handler. Its upstreams are those that the config lists.
+	Proxy  *reverseproxy.Handler
+	Logger *zap.Logger
+	// Ended is closed when the config ends.
+	Ended <-chan struct{}
+}
+
+// Balancer selects the upstreams of one reverse_proxy handler. It is part of the policy
+// by value, so that a pick reaches the snapshot without further pointers.
+type Balancer struct {
+	listed  reverseproxy.UpstreamPool // the upstreams that the config lists
+	pool    pool.Pool                 // of those
+	handler pool.Handler
+
+	registry *Registry
+	config   Config
+	members  index
+	monitors monitors
+	dynamic  *dynamic
+	counters *telemetry.PoolCounters
+	variable string // where a request keeps what it tried
+
+	closing sync.Once
+	closed  error // by closing
+}
+
+// Init makes the balancer of a handler that is being provisioned, and adds it to the
+// registry of its config. Nothing is probed before the registry starts. Close undoes it,
+// also after an error.
+func (b *Balancer) Init(r *Registry, c Config) error {
+	b.registry, b.config, b.listed = r, c, c.Proxy.Upstreams
+	b.variable = fmt.Sprintf("alive.attempts.%p", b)
+	h := &b.handler
+	h.Rules, h.Name, h.Proxy, h.Logger, h.Ended = c.Rules, c.Name, c.Proxy, c.Logger, c.Ended
+	h.Settings, h.Exiting = r.Settings, r.Exiting
+	h.OnHold = func() { b.counters.CountHeld() }
+	h.OnFailOpen = b.tellFailOpen
+	b.dynamic = newDynamic(b) // before the first change of a status
+	members, err := b.buildMembers()
+	if err != nil {
+		return err
+	}
+	b.pool.Init(h, members, b.listed)
+	for _, m := range b.monitors.all() {
+		m.Subscribe(b.Refresh)
+	}
+	b.pool.Refresh()
+	if err := b.dynamic.init(); err != nil {
+		return err
+	}
+	if b.counters, err = telemetry.JoinPool(c.Name, b); err != nil { // not before: from now on scrapes read b
+		return err
+	}
+	r.add(b)
+	return nil
+}
+
+// buildMembers makes the members of the list, and their monitors. An upstream that is
+// listed twice counts twice, but is probed once.
+func (b *Balancer) buildMembers() ([]*pool.Member, error) {
+	b.members.byDial = make(map[string]*pool.Member)
+	members := make([]*pool.Member, 0, len(b.listed))
+	for _, u := range b.listed {
+		if b.members.byDial[u.Dial] == nil {
+			opened, err := b.open(u.Dial)
+			opened.log()
+			if err != nil {
+				return nil, fmt.Errorf("upstream %s: %v", u.Dial, err)
+			}
+			m := opened.member
+			if weight, given := b.config.Weights[u.Dial]; given {
+				m.Weight = weight
+			}
+			m.Backup = b.config.Backups[u.Dial]
+			b.members.byDial[u.Dial] = m
+			if _, err := b.monitors.add(opened.monitors); err != nil {
+				return nil, err
+			}
+		}
+		members = append(members, b.members.byDial[u.Dial])
+	}
+	return members, nil
+}
+
+// Close ends what Init began. Picks still work afterwards, on what was known last, for
+// requests that are in flight.
+func (b *Balancer) Close() error {
+	b.closing.Do(func() { b.closed = b.close() })
+	return b.closed
+}
+
+func (b *Balancer) close() error {
+	if b.registry == nil {
+		return nil
+	}
+	b.pool.Close()
+	var errs []error
+	if b.counters != nil {
+		errs = append(errs, b.counters.Leave(b, b.tellLeft))
+	}
+	errs = append(errs, b.dynamic.close())
+	b.registry.remove(b)
+	b.handler.SetRunning(false)
+	for _, m := range b.monitors.close() {
+		errs = append(errs, m.Release())
+	}
+	return errors.Join(errs...)
+}
+
+// Name returns the name of the pool.
+func (b *Balancer) Name() string { return b.config.Name }
+
+// HasSelect reports whether another selection policy picks among the upstreams alive.
+func (b *Balancer) HasSelect() bool { return b.config.Rules.Select != nil }
+
+// Owns reports whether upstreams are those that the config lists, for which the current
+// snapshot is made, rather than those of a dynamic source or of another policy.
+func (b *Balancer) Owns(upstreams reverseproxy.UpstreamPool) bool {
+	return len(upstreams) == len(b.listed) && (len(upstreams) == 0 || upstreams[0] == b.listed[0])
+}
+
+// Current returns the snapshot of the upstreams that the config lists.
+func (b *Balancer) Current() *pool.Snapshot { return b.pool.Current() }
+
+// Decide picks an upstream where the first ticket does not settle it. It is nil only if
+// none can take the request: all that serve are full, the circuit breaker is open, none
+// is alive and that must not be ignored, or there is no upstream at all.
+func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
+	if len(upstreams) == 0 {
+		return nil
+	}
+	p := &b.pool
+	if !b.Owns(upstreams) {
+		p = b.dynamic.poolOf(upstreams)
+	}
+	return p.Pick(pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.tried(r)})
+}
+
+// Refresh has requests go by what is known now.
+func (b *Balancer) Refresh() {
+	b.handler.Changed()
+	b.pool.Refresh()
+}
+
+// refreshNow is Refresh, but returns when requests do.
+func (b *Balancer) refreshNow() {
+	b.handler.Changed()
+	b.pool.RefreshNow()
+}
+
+// start has probes run, those of monitors to come included, and returns the monitors
+// that there are now, to be started.
+func (b *Balancer) start() []*monitor.Monitor {
+	b.handler.SetRunning(true)
+	return b.monitors.setRunning(true)
+}
+
+// stop takes back start, and returns the monitors to stop.
+func (b *Balancer) stop() []*monitor.Monitor {
+	b.handler.SetRunning(false)
+	return b.monitors.setRunning(false)
+}
+
+// applySetting follows a change of the setting of an address: its targets pause in
+// maintenance, and requests go by a new snapshot.
+func (b *Balancer) applySetting(address string) {
+	if m := b.Member(address); m != nil {
+		b.pause(m)
+		b.refreshNow()
+	}
+}
+
+// applyModes pauses the targets of all upstreams in maintenance, and resumes the others.
+func (b *Balancer) applyModes() {
+	for _, m := range b.allMembers() {
+		b.pause(m)
+	}
+}
+
+// pause has the probes of a member go on or not, as its mode says. Several goroutines may
+// do so at once, and the last one follows the last change. A target that runs for another
+// config is left alone until this one has started: it may be of another fleet, and it may
+// never start.
+func (b *Balancer) pause(m *pool.Member) {
+	for {
+		follows := b.handler.IsRunning() && !b.registry.isStarting()
+		set := b.registry.Settings.Of(m.Address)
+		for _, c := range m.Checks {
+			if follows || !c.Target.Running() {
+				c.Target.Pause(set.ModeNow() == settings.Maintenance)
+			}
+		}
+		if b.registry.Settings.Of(m.Address) == set {
+			return
+		}
+	}
+}
+
+// Member returns the member at an address as operators name it, nil if there is none.
+func (b *Balancer) Member(address string) *pool.Member {
+	if m := b.members.at(address); m != nil {
+		return m
+	}
+	return b.dynamic.memberNamed(address)
+}
+
+// Targets returns what is probed of the upstream at an address.
+func (b *Balancer) Targets(address string) (targets []*health.Target) {
+	if m := b.Member(address); m != nil {
+		for _, c := range m.Checks {
+			targets = append(targets, c.Target)
+		}
+	}
+	return targets
+}
+
+// memberAt returns the member at a dial address, nil if there is none.
+func (b *Balancer) memberAt(dial string) *pool.Member {
+	if m := b.members.byDial[dial]; m != nil || dial == "" {
+		return m
+	}
+	return b.dynamic.memberAt(dial)
+}
+
+// allMembers returns the members that the config lists, and those that requests brought.
+func (b *Balancer) allMembers() []*pool.Member {
+	return append(slices.Collect(maps.Values(b.members.byDial)), b.dynamic.members()...)
+}
+
+// isStale reports whether the config does not list the upstream at a dial address, and
+// requests no longer bring it.
+func (b *Balancer) isStale(dial string) bool {
+	return b.members.byDial[dial] == nil && b.dynamic.isStale(dial)
+}
+
+// Selections returns how often each upstream was picked, by address.
+func (b *Balancer) Selections() map[string]uint64 {
+	var members []*pool.Member
+	for _, m := range b.allMembers() {
+		if m.Address != "" {
+			members = append(members, m)
+		}
+	}
+	all := make(map[string]uint64)
+	for m, n := range b.pool.Picks(members) {
+		all[m.Address] += n
+	}
+	return all
+}
+
+// tellFailOpen tells operators when a pool begins to ignore health, and when it no longer
+// does: once, if several handlers have it.
+func (b *Balancer) tellFailOpen(begins bool) {
+	if b.counters == nil {
+		return
+	}
+	delta := 1
+	if !begins {
+		delta = -1
+	}
+	b.counters.AddFailOpen(b, delta, func(active bool) { b.registry.Events.FailOpen(b.config.Name, active) })
+}
+
+// tellLeft tells that a pool no longer ignores health because a config ended: in the
+// config that runs on. At the end of the last one there is nothing left to tell.
+func (b *Balancer) tellLeft(active bool) {
+	if newest := Newest(); newest != b.registry || newest.Events.Successor() != nil {
+		newest.queue().FailOpen(b.config.Name, active)
+	}
+}
+
+// Interface guard
+var _ telemetry.Source = (*Balancer)(nil)

@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
+)
+
+// maxObserved is how many addresses of dynamic sources one balancer watches.
+const maxObserved = 1024
+
+// dynamic has the upstreams that are not in the list of the config: requests bring them
+// along, from a dynamic source. Each is watched from when a request first brings it.
+type dynamic struct {
+	balancer *Balancer
+	answers  answers
+	key      string // of list
+	list     *watchList
+	// unchecked stands for all addresses past the limit.
+	unchecked *pool.Member
+	sweeper   sweeper
+
+	mu        sync.Mutex // guards what follows, and replacements in answers
+	observed  map[string]*observed
+	sets      map[uint64]*addressSet // by the addresses in any order
+	lastUse   time.Duration          // when a request last brought an answer, as far as noted
+	lastSweep time.Duration
+	warned    bool // that there are too many
+	closed    bool
+	deferred  []func() // what is to be done when mu is free
+}
+
+// newDynamic returns one that watches nothing yet.
+func newDynamic(b *Balancer) *dynamic {
+	d := &dynamic{
+		balancer: b, list: newWatchList(), unchecked: &pool.Member{Weight: 1},
+		observed: make(map[string]*observed), sets: make(map[uint64]*addressSet),
+	}
+	d.answers.init()
+	d.sweeper.stop = make(chan struct{})
+	return d
+}
+
+// init checks whether the checks can work over the source, and goes on watching what an
+// earlier config with the same source did.
+func (d *dynamic) init() error {
+	b := d.balancer
+	// without a source, it can only be another policy that brings upstreams
+	key := "policy over " + strings.Join(slices.Sorted(maps.Keys(b.members.byDial)), " ")
+	if source := b.config.Proxy.DynamicUpstreamsRaw; source != nil {
+		key = "source " + string(source)
+		if err := d.validate(); err != nil {
+			return fmt.Errorf("dynamic upstreams: %v", err)
+		}
+	}
+	list, err := openWatchList(key)
+	if err != nil {
+		return err
+	}
+	d.key, d.list = key, list
+	d.resume()
+	return nil
+}
+
+// validate finds out whether the checks can work over the transport of the handler,
+// before the first upstream is known: any address stands for all.
+func (d *dynamic) validate() error {
+	upstream, err := monitor.ParseUpstream("localhost:80")
+	if err != nil {
+		return err
+	}
+	for _, check := range d.balancer.config.Checks {
+		if _, err := d.balancer.config.Transport.Route(upstream, check); err != nil && !errors.Is(err, monitor.ErrPerRequest) {
+			return fmt.Errorf("check '%s': %v", check.Label, err)
+		}
+	}
+	return nil
+}
+
+// resume watches what is in the list, and goes on with its times: neither a reload nor
+// many of them put off that an address is forgotten.
+func (d *dynamic) resume() {
+	for _, other := range d.list.join(d) {
+		other.flush()
+	}
+	known, used, swept := d.list.known()
+	now := elapsed(time.Now())
+	d.mu.Lock()
+	d.lastUse, d.lastSweep = cmp.Or(used, now), cmp.Or(swept, now)
+	for _, dial := range slices.Sorted(maps.Keys(known)) {
+		d.observe(dial, known[dial].last, arrival{})
+		if o := d.observed[dial]; o != nil {
+			o.times = known[dial]
+		}
+	}
+	d.startSweeper()
+	d.unlock()
+}
+
+// unlock unlocks d.mu, and then does what had to wait for it.
+func (d *dynamic) unlock() {
+	deferred := d.deferred
+	d.deferred = nil
+	d.mu.Unlock()
+	for _, do := range deferred {
+		do()
+	}
+}
+
+// poolOf returns the pool of the upstreams that a request brings.
+func (d *dynamic) poolOf(upstreams reverseproxy.UpstreamPool) *pool.Pool {
+	a := d.find(upstreams)
+	a.KeepUpstreams(upstreams)
+	d.answers.brought(a, time.Now())
+	return a.Pool
+}
+
+// find returns the answer, after watching what is new in it.
+func (d *dynamic) find(upstreams reverseproxy.UpstreamPool) *answer {
+	hash := d.answers.hash(upstreams)
+	if a := d.answers.find(upstreams, hash); a != nil {
+		return a
+	}
+	d.mu.Lock()
+	a := d.answers.find(upstreams, hash)
+	if a == nil {
+		a = d.add(upstreams, hash)
+	}
+	d.unlock()
+	return a
+}
+
+// arrival is how the addresses of one answer begin to be watched.
+type arrival struct {
+	before  int  // how many addresses were watched before
+	withAll bool // nothing was known of any address of the answer
+}
+
+// add makes an answer known, and watches what is new in it. d.mu must be held.
+func (d *dynamic) add(upstreams reverseproxy.UpstreamPool, hash uint64) *answer {
+	if newest := d.answers.newest.Load(); newest != nil {
+		d.note(newest) // so that what it lacks is known to come back
+	}
+	at := elapsed(time.Now())
+	as := arrival{before: len(d.observed), withAll: d.isAllNew(upstreams)}
+	a := &answer{hash: hash}
+	members := make([]*pool.Member, 0, len(upstreams))
+	var unordered uint64
+	for _, u := range upstreams {
+		a.dials = append(a.dials, u.Dial)
+		members = append(members, d.observe(u.Dial, at, as))
+		unordered += maphash.String(d.answers.seed, u.Dial)
+	}
+	a.set = d.setOf(unordered, at)
+	a.Pool = pool.New(&d.balancer.handler, members, upstreams, &a.set.logged)
+	a.last.Store(int64(at))
+	for _, dropped := range d.answers.keep(a, d.balancer.handler.Awaited()) {
+		d.note(dropped)
+	}
+	d.lastUse = at
+	d.startSweeper()
+	return a
+}
+
+// setOf returns the set of addresses by their hash in any order. d.mu must be held.
+func (d *dynamic) setOf(unordered uint64, at time.Duration) *addressSet {
+	if set := d.sets[unordered]; set != nil {
+		return set
+	}
+	if len(d.sets) >= maxObserved { // rather log something twice than remember without end
+		all := slices.Collect(maps.Values(d.sets))
+		d.deferred = append(d.deferred, func() {
+			for _, set := range all {
+				d.balancer.handler.ForgetLogged(&set.logged)
+			}
+		})
+		clear(d.sets)
+		awaited := d.balancer.handler.Awaited()
+		d.answers.retain(func(a *answer) bool { return awaited[a.Pool] })
+	}
+	set := new(addressSet)
+	set.last.Store(int64(at))
+	d.sets[unordered] = set
+	return set
+}
+
+// isAllNew reports whether nothing is known of any address. d.mu must be held.
+func (d *dynamic) isAllNew(upstreams reverseproxy.UpstreamPool) bool {
+	dials := make([]string, 0, len(upstreams))
+	for _, u := range upstreams {
+		if d.balancer.members.byDial[u.Dial] != nil || d.observed[u.Dial] != nil {
+			return false
+		}
+		dials = append(dials, u.Dial)
+	}
+	return !monitor.AnyProbed(dials)
+}
+
+// observe returns the member at an address, which is watched from now on if it can be.
+// d.mu must be held.
+func (d *dynamic) observe(dial string, at time.Duration, as arrival) *pool.Member {
+	b := d.balancer
+	if m := b.members.byDial[dial]; m != nil {
+		return m // the config lists it, too
+	}
+	if o := d.observed[dial]; o != nil {
+		if o.last < d.lastUse { // it was not in the last one that a request brought
+			o.cameBack(at)
+		}
+		o.last, o.missing = at, 0
+		return o.member
+	}
+	if d.closed {
+		return d.unchecked
+	}
+	if len(d.observed) >= maxObserved {
+		if !d.warned {
+			d.warned = true
+			d.deferred = append(d.deferred, func() {
+				b.config.Logger.Warn("too many upstreams from a dynamic source: those past the limit are not checked and count as alive",
+					zap.Int("limit", maxObserved), zap.String("upstream", dial))
+			})
+		}
+		return d.unchecked
+	}
+	delay := time.Duration(len(d.observed)-as.before) * monitor.FirstProbeSpacing
+	o, err := b.open(dial)
+	d.deferred = append(d.deferred, o.unlogged...)
+	if err != nil {
+		// Caddy itself will say so when a request gets it
+		d.deferred = append(d.deferred, func() {
+			b.config.Logger.Debug("upstream from a dynamic source cannot be checked", zap.String("upstream", dial), zap.Error(err))
+		})
+	}
+	d.observed[dial] = &observed{member: o.member, monitors: o.monitors, times: times{last: at}}
+	d.list.add(dial)
+	d.deferred = append(d.deferred, func() { b.run(o, delay, as.withAll) })
+	return o.member
+}
+
+// memberAt returns the member that is watched at a dial address, nil if none is.
+func (d *dynamic) memberAt(dial string) *pool.Member {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if o := d.observed[dial]; o != nil {
+		return o.member
+	}
+	return nil
+}
+
+// memberNamed returns the member that operators know by an address, nil if none is
+// watched.
+func (d *dynamic) memberNamed(address string) *pool.Member {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if o := d.observed[address]; o != nil && o.member.Address == address {
+		return o.member
+	}
+	if !strings.Contains(address, `\x`) {
+		return nil
+	}
+	for _, o := range d.observed { // its dial address is not valid UTF-8
+		if o.member.Address == address {
+			return o.member
+		}
+	}
+	return nil
+}
+
+// members returns those that are watched.
+func (d *dynamic) members() []*pool.Member {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	members := make([]*pool.Member, 0, len(d.observed))
+	for _, dial := range slices.Sorted(maps.Keys(d.observed)) {
+		members = append(members, d.observed[dial].member)
+	}
+	return members
+}
+
+// close ends it: nothing is watched any more that was not before.
+func (d *dynamic) close() error {
+	d.mu.Lock()
+	if !d.closed {
+		d.list.leave(d)
+		d.closed = true
+		close(d.sweeper.stop)
+		for dial := range d.observed {
+			d.list.remove(dial)
+		}
+	}
+	d.mu.Unlock()
+	d.sweeper.running.Wait()
+	if d.key == "" {
+		return nil
+	}
+	return closeWatchList(d.key)
+}

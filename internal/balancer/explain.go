@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+// explanation is why an upstream gets requests, or none.
+type explanation struct {
+	row       *view.Upstream // with everything except the sentence
+	balancer  *Balancer
+	member    *pool.Member
+	upstream  *reverseproxy.Upstream
+	situation pool.Situation
+	healthy   bool // by Caddy's own health checks
+}
+
+// sentence returns the one sentence that is true of what happens.
+func (e explanation) sentence() string {
+	row := e.row
+	since := func() string {
+		return e.balancer.registry.Settings.Of(e.member.Address).Changed.Format(time.RFC3339)
+	}
+	up := row.Status == "up"
+	switch {
+	case row.Mode == settings.Maintenance:
+		return "in maintenance since " + since() + ": no requests and no probes"
+	case row.Weight == 0:
+		return "its weight is 0: no requests"
+	case row.Mode == settings.Drain:
+		return e.draining("draining since " + since())
+	case up && e.member.Draining():
+		return e.draining("asks for no new requests")
+	case !up:
+		return e.trouble() + e.although()
+	case e.situation.BreakerOpen:
+		return "up, but the circuit breaker is open: no requests"
+	case !e.healthy:
+		text := "up, but Caddy's own health checks hold it unhealthy"
+		if row.EffectiveWeight > 0 {
+			return text + e.although()
+		}
+		return text + ": no requests"
+	case row.EffectiveWeight == 0 && row.Backup:
+		return "up, and a backup: gets requests when no primary can serve"
+	case row.EffectiveWeight == 0:
+		return "up, but others come first"
+	case e.upstream.Host != nil && e.upstream.Full():
+		return fmt.Sprintf("up, but has as many requests as it may have at once: %d", e.upstream.MaxRequests)
+	}
+	how := "gets requests in turn"
+	if r := e.balancer.config.Rules; r.Select != nil {
+		how = "gets the requests for which " + r.SelectName + " picks it"
+	}
+	switch {
+	case row.EffectiveWeight < float64(row.Weight):
+		return fmt.Sprintf("up, in its slow start: gets requests by %.0f %% of its weight", 100*row.EffectiveWeight/float64(row.Weight))
+	case len(e.member.Checks) > 0:
+		return "up: " + how
+	case strings.Contains(e.member.Address, "{"):
+		return "not checked, since its address depends on the request: " + how
+	default:
+		return "not checked, since no check can reach its address: " + how
+	}
+}
+
+// draining continues a sentence about an upstream that drains.
+func (e explanation) draining(text string) string {
+	switch {
+	case e.row.Status != "up":
+		return text + ", and " + e.trouble() + ": no requests"
+	case e.situation.BreakerOpen:
+		return text + ", and the circuit breaker is open: no requests"
+	case !e.healthy:
+		return text + ", and Caddy's own health checks hold it unhealthy: no requests"
+	case e.row.EffectiveWeight > 0:
+		return text + ", but gets requests, since no other upstream serves"
+	default:
+		return text + ": no new requests while another upstream can take them"
+	}
+}
+
+// trouble says which check the upstream does not pass, and why.
+func (e explanation) trouble() string {
+	for _, c := range e.row.Checks {
+		switch {
+		case c.Status != e.row.Status:
+		case e.row.Status != "down":
+			return fmt.Sprintf("check '%s' has no verdict yet", c.Check)
+		case c.LastFailed != nil:
+			return fmt.Sprintf("check '%s' failed: %s", c.Check, c.LastFailed.Reason)
+		default:
+			return fmt.Sprintf("check '%s' failed before its options changed", c.Check)
+		}
+	}
+	return "it has no verdict yet"
+}
+
+// although ends a sentence about an upstream that does not serve, but may get requests.
+func (e explanation) although() string {
+	rules := e.balancer.config.Rules
+	switch {
+	case e.situation.BreakerOpen:
+		return "; and the circuit breaker is open: no requests"
+	case e.row.EffectiveWeight == 0:
+		return ""
+	case e.situation.State == pool.FailedOpen:
+		return fmt.Sprintf("; gets requests all the same, since fewer than fail_open wants serve (%s)", rules.FailOpen.Text)
+	case e.situation.State == pool.LastResort:
+		return "; gets requests all the same, as the last resort: no upstream serves"
+	case rules.Hold > 0:
+		return fmt.Sprintf("; requests wait for one, %s at most, and then go to it all the same", rules.Hold)
+	default:
+		return "; gets requests all the same: no upstream serves yet"
+	}
+}

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"bytes"
+	"encoding/json"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/page"
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+const (
+	// listingLasts is how long one listing serves all viewers.
+	listingLasts = time.Second
+	// listingRest is how many times as long as it took to build a listing serves at
+	// least, so that thousands of upstreams do not keep a processor busy; but no longer
+	// than maxListing for that.
+	listingRest = 5
+	maxListing  = 3 * time.Second
+)
+
+// Listing is the whole list at one moment, and what is rendered of it, for all that look
+// within a second.
+type Listing struct {
+	registry *Registry
+	changes  uint64 // of operators, before it was begun
+	at       time.Time
+	rows     []view.Upstream
+
+	mu      sync.Mutex // guards what follows; held while one form is rendered
+	took    time.Duration
+	json    []byte   // of all rows
+	jsonRow [][]byte // the same, by row
+	html    []byte
+}
+
+// listings has the newest listing of the process.
+var listings sharedListing
+
+// sharedListing builds one listing for all that ask at the same time.
+type sharedListing struct {
+	changes atomic.Uint64 // beside those of settings
+
+	mu       sync.Mutex // guards what follows
+	newest   *Listing
+	building chan struct{} // closed when the one that is built is there; nil while none is
+}
+
+// Changed has the next look show what an operator has just done.
+func Changed() { listings.changes.Add(1) }
+
+// Shared returns the listing at this moment, which all viewers share: it is a second old
+// at most, or a few where it takes long to build. It shows all that was set before.
+func Shared() *Listing {
+	for {
+		l, built := listings.get()
+		if l != nil {
+			return l
+		}
+		<-built
+	}
+}
+
+// get returns the listing at this moment, or a channel that is closed when another
+// goroutine has built one.
+func (s *sharedListing) get() (l *Listing, built chan struct{}) {
+	now := &Listing{registry: Newest(), changes: s.changes.Load(), at: time.Now()}
+	if now.registry != nil {
+		now.changes += now.registry.Settings.Revision()
+	}
+	s.mu.Lock()
+	if s.newest.servesFor(now) {
+		defer s.mu.Unlock()
+		return s.newest, nil
+	}
+	if s.building != nil {
+		defer s.mu.Unlock()
+		return nil, s.building
+	}
+	done := make(chan struct{})
+	s.building = done
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.newest, s.building = now, nil
+		s.mu.Unlock()
+		close(done)
+	}()
+	now.rows = List(Filter{})
+	now.took = time.Since(now.at)
+	return now, nil
+}
+
+// drop frees the listing of a registry that ends.
+func (s *sharedListing) drop(r *Registry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.newest != nil && s.newest.registry == r {
+		s.newest = nil
+	}
+}
+
+// servesFor reports whether a listing, which can be nil, is as good as one that is begun
+// now.
+func (l *Listing) servesFor(now *Listing) bool {
+	if l == nil || l.registry != now.registry || l.changes != now.changes {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return now.at.Sub(l.at) < min(max(listingLasts, listingRest*l.took), maxListing)
+}
+
+// JSON returns all rows as JSON.
+func (l *Listing) JSON() ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.renderJSON()
+}
+
+// renderJSON is JSON. l.mu must be held.
+func (l *Listing) renderJSON() ([]byte, error) {
+	if l.json != nil {
+		return l.json, nil
+	}
+	began := time.Now()
+	var list bytes.Buffer
+	encoder := json.NewEncoder(&list)
+	list.WriteByte('[')
+	ends := make([]int, 0, len(l.rows))
+	for i := range l.rows {
+		if err := encoder.Encode(&l.rows[i]); err != nil {
+			return nil, err
+		}
+		list.Truncate(list.Len() - 1) // the end of the line
+		ends = append(ends, list.Len())
+		list.WriteByte(',')
+	}
+	if len(ends) > 0 {
+		list.Truncate(list.Len() - 1)
+	}
+	list.WriteString("]\n")
+	l.json = list.Bytes()
+	begin := 1
+	for _, end := range ends {
+		l.jsonRow = append(l.jsonRow, l.json[begin:end])
+		begin = end + 1
+	}
+	l.took += time.Since(began)
+	return l.json, nil
+}
+
+// JSONOf returns the rows of one pool as JSON.
+func (l *Listing) JSONOf(pool string) ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, err := l.renderJSON(); err != nil {
+		return nil, err
+	}
+	var rows [][]byte
+	for i := range l.rows {
+		if l.rows[i].Pool == pool {
+			rows = append(rows, l.jsonRow[i])
+		}
+	}
+	return append(append([]byte{'['}, bytes.Join(rows, []byte{','})...), "]\n"...), nil
+}
+
+// HTML returns the page.
+func (l *Listing) HTML() ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.html != nil {
+		return l.html, nil
+	}
+	began := time.Now()
+	html, err := page.Render(l.rows, l.at)
+	l.html = html
+	l.took += time.Since(began)
+	return html, err
+}

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+)
+
+// Registry has the balancers of one config, and starts and stops their probes. Its
+// exported fields are set before it is started.
+type Registry struct {
+	Settings *settings.Set
+	Store    *settings.Store
+	Events   *telemetry.Queue
+	Logger   *zap.Logger
+	Exiting  <-chan struct{} // closed when the process begins to exit
+
+	starting  atomic.Bool   // it has started beside another, and its config not yet as a whole
+	begun     chan struct{} // closed when the config has started as a whole
+	begin     sync.Once
+	ending    sync.Once
+	working   sync.WaitGroup
+	stop      context.CancelFunc // ends working; nil before the start
+	overrides overrides
+	// carryOver is used while the config is provisioned, one balancer after the other.
+	carryOver monitor.CarryOver
+
+	mu        sync.Mutex // guards what follows
+	balancers []*Balancer
+	started   bool
+}
+
+// NewRegistry returns an empty registry of a config that has not begun.
+func NewRegistry() *Registry { return &Registry{begun: make(chan struct{})} }
+
+// running are the registries that have started and not ended, the newest at the end: at a
+// reload there are two for a moment.
+var running struct {
+	sync.Mutex
+	registries []*Registry
+}
+
+// Newest returns the registry that answers operators, nil if none is running.
+func Newest() *Registry {
+	running.Lock()
+	defer running.Unlock()
+	if len(running.registries) == 0 {
+		return nil
+	}
+	return running.registries[len(running.registries)-1]
+}
+
+// Queues returns the event queues of the running registries, the newest last.
+func Queues() (queues []*telemetry.Queue) {
+	running.Lock()
+	defer running.Unlock()
+	for _, r := range running.registries {
+		if r.Events != nil {
+			queues = append(queues, r.Events)
+		}
+	}
+	return queues
+}
+
+// All returns the balancers that there are now. It can be called on nil.
+func (r *Registry) All() []*Balancer {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.balancers)
+}
+
+// Having returns the balancers that have an address, one for each name of a pool.
+func (r *Registry) Having(address string) map[string]*Balancer {
+	return having(r.All(), address)
+}
+
+func having(balancers []*Balancer, address string) map[string]*Balancer {
+	pools := make(map[string]*Balancer)
+	for _, b := range balancers {
+		if b.Member(address) != nil {
+			pools[b.Name()] = b
+		}
+	}
+	return pools
+}
+
+// queue returns the events of the registry, nil if it is nil.
+func (r *Registry) queue() *telemetry.Queue {
+	if r == nil {
+		return nil
+	}
+	return r.Events
+}
+
+// add has the probes of a balancer run whenever the registry does.
+func (r *Registry) add(b *Balancer) {
+	r.mu.Lock()
+	r.balancers = append(r.balancers, b)
+	started := r.started
+	r.mu.Unlock()
+	if Newest() != nil && !started {
+		// and not at the start of the registry: requests may come before that
+		r.carryOver.Add(b.monitors.all())
+	} else {
+		monitor.Begin(b.monitors.all(), false)
+	}
+	if len(r.Settings.All()) > 0 {
+		b.Refresh() // one may have changed before the balancer was in the list
+	}
+	if started {
+		startAll([]*Balancer{b})
+		Changed()
+	}
+}
+
+// remove takes back add. The config of b ends.
+func (r *Registry) remove(b *Balancer) {
+	r.end()
+	r.mu.Lock()
+	r.balancers = slices.DeleteFunc(r.balancers, func(other *Balancer) bool { return other == b })
+	r.mu.Unlock()
+}
+
+// Start starts the probes of all balancers, and keeps the settings.
+func (r *Registry) Start() {
+	r.mu.Lock()
+	r.started = true
+	balancers := slices.Clone(r.balancers)
+	r.mu.Unlock()
+	r.carryOver = monitor.CarryOver{}
+	r.meet(Newest())
+	startAll(balancers)
+	running.Lock()
+	running.registries = append(running.registries, r)
+	running.Unlock()
+	ctx, stop := context.WithCancel(context.Background())
+	r.stop = stop
+	r.working.Go(func() { r.Store.Run(ctx) })
+	r.working.Go(func() { r.keepSettings(ctx) })
+}
+
+// Begin says that the config has started as a whole.
+func (r *Registry) Begin() {
+	r.begin.Do(func() {
+		r.starting.Store(false)
+		for _, b := range r.All() {
+			b.applyModes()
+		}
+		close(r.begun)
+	})
+}
+
+// hasBegun reports whether Begin was called.
+func (r *Registry) hasBegun() bool {
+	select {
+	case <-r.begun:
+		return true
+	default:
+		return false
+	}
+}
+
+// isStarting reports whether the registry has started beside another one, and its config
+// not yet as a whole: it may still fail to.
+func (r *Registry) isStarting() bool { return r.starting.Load() }
+
+// Stop ends the probes of a config that has failed to start. Otherwise it does nothing:
+// Caddy stops its apps one after the other, and the http app serves requests for as long
+// as its shutdown_delay lasts. They need the probes, and operators need their views. All
+// of that ends with Close.
+func (r *Registry) Stop() {
+	if !r.hasBegun() {
+		r.end()
+	}
+}
+
+// Close ends what Start began. It may follow without a start.
+func (r *Registry) Close() {
+	r.end()
+	if r.stop != nil {
+		r.stop()
+		r.working.Wait()
+		r.overrides.keep(r)
+		r.Store.Wait()
+	}
+	r.overrides.drop(r.Settings)
+}
+
+// ApplySetting has all balancers follow a change of the setting of an address.
+func (r *Registry) ApplySetting(address string) {
+	for _, b := range r.All() {
+		b.applySetting(address)
+	}
+}
+
+// end ends the probes that no other config relies on, and waits for them. The first
+// module of the config that is cleaned up calls it: to end them one balancer after the
+// other would add up what each has to wait for.
+func (r *Registry) end() {
+	r.ending.Do(func() {
+		r.mu.Lock()
+		r.started = false
+		balancers := slices.Clone(r.balancers)
+		r.mu.Unlock()
+		running.Lock()
+		running.registries = slices.DeleteFunc(running.registries, func(other *Registry) bool { return other == r })
+		running.Unlock()
+		listings.drop(r)
+		var monitors []*monitor.Monitor
+		for _, b := range balancers {
+			monitors = append(monitors, b.stop()...)
+		}
+		monitor.StopAll(monitors)
+		if other := Newest(); other != nil {
+			// they share targets, and this one may have paused what the other does not, or the
+			// reverse: another fleet has other modes
+			other.starting.Store(false)
+			for _, b := range other.All() {
+				b.applyModes()
+			}
+		}
+	})
+}
+
+// startAll starts the probes of balancers.
+func startAll(balancers []*Balancer) {
+	var monitors []*monitor.Monitor
+	for _, b := range balancers {
+		b.applyModes()
+		monitors = append(monitors, b.start()...)
+	}
+	monitor.StartAll(monitors)
+	for _, b := range balancers {
+		b.pool.LogState() // what was known before, from an earlier config
+	}
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+)
+
+// index finds the members that the config lists.
+type index struct {
+	byDial map[string]*pool.Member
+
+	making    sync.Once
+	byAddress map[string]*pool.Member // those whose dial address is not what operators name; after making
+}
+
+// at returns the member at an address as operators name it, nil if there is none.
+func (i *index) at(address string) *pool.Member {
+	if m := i.byDial[address]; m != nil && m.Address == address {
+		return m
+	}
+	i.making.Do(func() {
+		for dial, m := range i.byDial {
+			if m.Address != dial {
+				if i.byAddress == nil {
+					i.byAddress = make(map[string]*pool.Member)
+				}
+				i.byAddress[m.Address] = m
+			}
+		}
+	})
+	return i.byAddress[address]
+}
+
+// opened is a member with its monitors, which are not started.
+type opened struct {
+	member   *pool.Member
+	monitors []*monitor.Monitor
+	// unlogged are log lines, to be written when the caller holds no lock.
+	unlogged []func()
+}
+
+// log writes the lines.
+func (o *opened) log() {
+	for _, write := range o.unlogged {
+		write()
+	}
+}
+
+// open makes the member at a dial address, and its monitors: none if how it is reached
+// depends on the request.
+func (b *Balancer) open(dial string) (o opened, err error) {
+	o.member = &pool.Member{Address: monitor.DisplayAddress(dial), Weight: 1}
+	unchecked := func(fields ...zap.Field) {
+		if b.monitors.warnOnce(b.pool.Current() != nil) {
+			o.unlogged = append(o.unlogged, func() {
+				b.config.Logger.Warn("upstream cannot be checked: its address or TLS server name depends on the request or can change at any time; it counts as alive",
+					append(fields, zap.String("upstream", dial))...)
+			})
+		}
+	}
+	upstream, err := monitor.ParseUpstream(dial)
+	if errors.Is(err, monitor.ErrPerRequest) {
+		unchecked()
+		return o, nil
+	}
+	if err != nil {
+		return o, err
+	}
+	hooks := b.hooks()
+	for _, check := range b.config.Checks {
+		m, err := b.config.Transport.Open(upstream, check, hooks)
+		if errors.Is(err, monitor.ErrPerRequest) {
+			unchecked(zap.String("check", check.Label))
+			continue
+		}
+		if err != nil {
+			for _, m := range o.monitors {
+				err = errors.Join(err, m.Release())
+			}
+			o.monitors, o.member.Checks = nil, nil
+			return o, fmt.Errorf("check '%s': %w", check.Label, err)
+		}
+		o.monitors = append(o.monitors, m)
+		o.member.Checks = append(o.member.Checks, pool.Check{Label: check.Label, Target: m.Target})
+	}
+	return o, nil
+}
+
+// hooks connect the monitors to the log, the counters and the events.
+func (b *Balancer) hooks() monitor.Hooks {
+	events := b.registry.queue()
+	return monitor.Hooks{
+		Logger: b.config.Logger,
+		Counters: func(upstream string, check *monitor.Check) (monitor.Counters, error) {
+			return telemetry.NewCheckCounters(upstream, check.Label, check.Kind)
+		},
+		Emit: func(upstream string, check *monitor.Check, change health.Transition) {
+			events.StatusChanged(upstream, check.Label, change)
+		},
+		Stale: func(m *monitor.Monitor) bool { return b.isStale(m.Upstream.Dial) && isStaleElsewhere(m) },
+	}
+}
+
+// isStaleElsewhere reports whether no other handler has the upstream of a monitor at
+// present: neither in its list nor brought by requests. Monitors of several handlers can
+// share a target, and only one of them reports its changes.
+func isStaleElsewhere(m *monitor.Monitor) bool {
+	for _, b := range Newest().All() {
+		for _, other := range b.monitors.all() {
+			if other != m && other.Target == m.Target && !b.isStale(other.Upstream.Dial) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// run has the monitors of a member probe that requests bring, the first time after a
+// delay. Those that began with all others of a pool have no slow start.
+func (b *Balancer) run(o opened, delay time.Duration, withAll bool) {
+	for _, m := range o.monitors {
+		m.Subscribe(b.Refresh)
+	}
+	start, err := b.monitors.add(o.monitors)
+	if err != nil {
+		b.release(o.monitors) // the config has ended meanwhile
+		return
+	}
+	if !start {
+		return
+	}
+	paused := b.registry.Settings.Of(o.member.Address).ModeNow() == settings.Maintenance
+	for _, m := range o.monitors {
+		m.Target.Begin(withAll)
+		m.Target.Pause(paused)
+		m.Start(delay % m.Check.Settings.Interval)
+	}
+	if !b.monitors.isRunning() { // all were stopped before these had started
+		monitor.StopAll(o.monitors)
+	}
+	b.pause(o.member) // its mode may have changed meanwhile
+}
+
+// release ends monitors. It may wait for probes to be cut off, for all of them at once.
+func (b *Balancer) release(monitors []*monitor.Monitor) {
+	b.monitors.remove(monitors)
+	monitor.StopAll(monitors)
+	for _, m := range monitors {
+		if err := m.Release(); err != nil {
+			b.config.Logger.Error("releasing an upstream", zap.Error(err))
+		}
+	}
+}
+
+// monitors are those of one balancer.
+type monitors struct {
+	mu      sync.Mutex // guards what follows
+	list    []*monitor.Monitor
+	running bool
+	closed  bool
+	warned  bool // that some upstream of a dynamic source cannot be checked
+}
+
+// all returns the monitors that there are now.
+func (m *monitors) all() []*monitor.Monitor {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.list)
+}
+
+var errClosed = errors.New("the balancer is closed")
+
+// add adds monitors, and reports whether they are to be started. It is an error when all
+// were taken out for good.
+func (m *monitors) add(more []*monitor.Monitor) (start bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return false, errClosed
+	}
+	m.list = append(m.list, more...)
+	return m.running, nil
+}
+
+// remove takes monitors out.
+func (m *monitors) remove(gone []*monitor.Monitor) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.list = slices.DeleteFunc(m.list, func(one *monitor.Monitor) bool { return slices.Contains(gone, one) })
+}
+
+// setRunning says whether monitors that are added are to be started, and returns those
+// that there are now.
+func (m *monitors) setRunning(running bool) []*monitor.Monitor {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.running = running
+	return slices.Clone(m.list)
+}
+
+// close takes all monitors out for good.
+func (m *monitors) close() []*monitor.Monitor {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	left := m.list
+	m.list, m.running, m.closed = nil, false, true
+	return left
+}
+
+func (m *monitors) isRunning() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.running
+}
+
+// warnOnce reports whether to warn of an upstream that cannot be checked: of each that
+// the config lists, and of the first that requests bring, since thousands may follow.
+func (m *monitors) warnOnce(broughtByRequest bool) bool {
+	if !broughtByRequest {
+		return true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	warned := m.warned
+	m.warned = true
+	return !warned
+}
