@@ -18,9 +18,9 @@ import (
 	grpchealth "google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
-	"github.com/caddy-alive/caddy-alive/internal/testkit"
-
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // Every example is a config that Caddy loads, without a warning: not even of
