@@ -324,7 +324,7 @@ func TestAdmin_TakesAddressesAsListed(t *testing.T) {
 			t.Fatalf("the list has %q", e.Upstream)
 		}
 		for _, m := range []string{"drain", "maintenance", "ready"} {
-			if _, _, err := testkit.Command(t.Context(), c.Admin, string(m), e.Upstream); err != nil {
+			if _, _, err := testkit.Command(t.Context(), c.Admin, m, e.Upstream); err != nil {
 				t.Error(err)
 			}
 			if got := c.One(e.Upstream).Mode; got != m {
