@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// The names and types are as Prometheus wants them.
+// The names and types follow the rules of Prometheus.
 func TestMetrics_NamesAndTypes(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, b.Addr))
@@ -38,8 +38,8 @@ func TestMetrics_NamesAndTypes(t *testing.T) {
 	}
 }
 
-// The gauge agrees with which upstreams get requests; what was counted goes on across reloads;
-// the series of what is gone vanish.
+// The gauge agrees with which upstreams get requests. Counters go on across reloads.
+// Series of upstreams that are gone vanish.
 func TestMetrics_GoOnAcrossReloads(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
@@ -101,8 +101,8 @@ func TestMetrics_GoOnAcrossReloads(t *testing.T) {
 	c.WantMetrics("what stays", map[string]float64{picks(a.Addr): before[picks(a.Addr)] + 5})
 }
 
-// Two checks with one label in different handlers, and two pools with one upstream,
-// leave the metrics whole: counts are summed, and the gauge shows the worst.
+// Checks with equal labels in different handlers, and one upstream in several pools, leave
+// the metrics valid: counters are summed, and the gauge shows the worst.
 func TestMetrics_EqualLabelsAreSummed(t *testing.T) {
 	all := testkit.StartBackends(t, "a")
 	site := func(name, checks string) string {
@@ -123,8 +123,8 @@ func TestMetrics_EqualLabelsAreSummed(t *testing.T) {
 	})
 }
 
-// Event handlers are called once a flip, with the upstream, the check and the reason; they come
-// from the app, and a reload repeats none.
+// Event handlers are called once for each flip, with the upstream, the check and the
+// reason. The origin is the app, and a reload repeats no event.
 func TestEvents_AreOncePerFlip(t *testing.T) {
 	testkit.RecordEvents(t, nil)
 	b := testkit.StartBackend(t, "b", nil)
