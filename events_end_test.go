@@ -3,18 +3,10 @@
 package alive
 
 import (
-	"errors"
-	"fmt"
 	"slices"
-	"strings"
-	"sync"
 	"testing"
 
 	"go.uber.org/zap"
-
-	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
@@ -103,60 +95,4 @@ func TestFailOpenEvents_OfSeveralHandlers(t *testing.T) {
 			t.Errorf("%s: told %v, want %v", step.what, got, step.want)
 		}
 	}
-}
-
-// failingApp is an app of Caddy that does not start.
-type failingApp struct{}
-
-// provisioned are the apps of this project beside a failingApp.
-var provisioned struct {
-	sync.Mutex
-	apps []*App
-}
-
-func init() {
-	caddy.RegisterModule(failingApp{})
-	httpcaddyfile.RegisterGlobalOption("alive_test_fails", func(d *caddyfile.Dispenser, _ any) (any, error) {
-		d.Next()
-		return httpcaddyfile.App{Name: "alive_test_fails", Value: []byte("{}")}, nil
-	})
-}
-
-func (failingApp) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{ID: "alive_test_fails", New: func() caddy.Module { return new(failingApp) }}
-}
-
-func (failingApp) Provision(ctx caddy.Context) error {
-	app, err := ctx.App("alive")
-	if err != nil {
-		return err
-	}
-	provisioned.Lock()
-	defer provisioned.Unlock()
-	provisioned.apps = append(provisioned.apps, app.(*App))
-	return nil
-}
-
-func (failingApp) Start() error { return errors.New("it does not start") }
-func (failingApp) Stop() error  { return nil }
-
-// The queue of a config that never starts ends with it, so that what is in it goes back.
-func TestCaddyEvents_QueueOfAConfigThatFailsEnds(t *testing.T) {
-	b := startBackend(t, "b", nil)
-	sites := fmt.Sprintf(operated, b.addr)
-	c := startOperated(t, "", sites)
-	c.global = "alive_test_fails"
-	if err := c.tryLoad(sites); err == nil || !strings.Contains(err.Error(), "it does not start") {
-		t.Fatalf("loaded: %v", err)
-	}
-	provisioned.Lock()
-	defer provisioned.Unlock()
-	if len(provisioned.apps) != 1 || provisioned.apps[0] == newestApp() {
-		t.Fatalf("apps %v", provisioned.apps)
-	}
-	eventually(t, patience, "its queue has ended", provisioned.apps[0].events.Ended)
-	if newestApp().events.Ended() {
-		t.Error("that of the running config has ended")
-	}
-	provisioned.apps = nil
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// The list has everything that the documentation says, under those names.
+// The list has all documented fields, under their documented names.
 func TestAdmin_ListHasWhatIsDocumented(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
@@ -66,8 +66,7 @@ func TestAdmin_ListHasWhatIsDocumented(t *testing.T) {
 	}
 }
 
-// What is wrong with a change is said, with what is allowed; and then nothing is
-// changed.
+// The error of a wrong change says what is allowed, and the change has no effect.
 func TestAdmin_ErrorsSayWhatIsAllowed(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := func(port int, more string) string {
@@ -199,8 +198,8 @@ func TestMaintenance_EndsRequestsAndProbes(t *testing.T) {
 	testkit.Shares(t, "ready again", testkit.Tally(client, c.URL(), 20), map[string]int{"b": 20})
 }
 
-// A weight and a mode that were set hold over reloads and restarts, until they are
-// taken back; those of addresses that are gone are listed, and can be cleared.
+// A weight and a mode set at run time hold over reloads and restarts until they are reset.
+// Those of addresses that no pool has are listed and can be reset.
 func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
@@ -243,8 +242,8 @@ func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	testkit.Shares(t, "taken back", testkit.Tally(c.Client(), c.URL(), 20), map[string]int{"a": 10, "b": 10})
 }
 
-// While the storage fails, a change holds here and says that it is not persisted; it
-// is stored when the storage returns.
+// While the storage fails, a change holds in this process and is shown as not persisted.
+// It is stored when the storage works again.
 func TestSettings_HoldWhileTheStorageFails(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	c := testkit.StartCaddyWith(t, "alive {\n fleet shops\n sync_interval 100ms\n}", fmt.Sprintf(testkit.ShopSite, b.Addr))
@@ -278,8 +277,8 @@ func TestSettings_HoldWhileTheStorageFails(t *testing.T) {
 	}
 }
 
-// Handlers with pools of one name are one pool: each upstream is listed once, with
-// the checks of all.
+// Handlers with pools of one name are one pool: each upstream is listed once, with all
+// checks.
 func TestPools_OfOneNameAreOnePool(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := func(pool, check string) string {
@@ -303,8 +302,8 @@ func TestPools_OfOneNameAreOnePool(t *testing.T) {
 	}
 }
 
-// A unix socket has slashes, and an address of IPv6 has colons and brackets: they are
-// shown as the config names them, and taken by that name.
+// The list shows addresses as the config names them, and the commands take them by that
+// name: a unix socket has slashes, an IPv6 address has colons and brackets.
 func TestAdmin_TakesAddressesAsListed(t *testing.T) {
 	serve := func(network, address string) string {
 		stream, err := net.Listen(network, address)
@@ -324,7 +323,7 @@ func TestAdmin_TakesAddressesAsListed(t *testing.T) {
 			t.Fatalf("the list has %q", e.Upstream)
 		}
 		for _, m := range []string{"drain", "maintenance", "ready"} {
-			if _, _, err := testkit.Command(t.Context(), c.Admin, string(m), e.Upstream); err != nil {
+			if _, _, err := testkit.Command(t.Context(), c.Admin, m, e.Upstream); err != nil {
 				t.Error(err)
 			}
 			if got := c.One(e.Upstream).Mode; got != m {
@@ -337,8 +336,8 @@ func TestAdmin_TakesAddressesAsListed(t *testing.T) {
 	}
 }
 
-// A config that does not load changes nothing for upstreams that it shares with the
-// running one, though it be of another fleet, which has other modes.
+// A config that does not load does not change the modes of upstreams that the running
+// config has, even if it is of another fleet with other modes.
 func TestFailedReload_LeavesModesAlone(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	site := fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...))
@@ -365,8 +364,8 @@ func TestFailedReload_LeavesModesAlone(t *testing.T) {
 	}
 }
 
-// What requests of the last config brought is listed, and can be changed, before one
-// of this config does.
+// Upstreams that requests of the last config brought are listed and can be changed before
+// a request of the new config brings them.
 func TestDynamic_UpstreamsAreListedAfterAReload(t *testing.T) {
 	port, all := testkit.StartLoopbacks(t, testkit.Well)
 	n, name := testkit.StartNameServer(t), testkit.NewName()
@@ -419,7 +418,7 @@ func TestWeights_OfGonePoolsAreListed(t *testing.T) {
 	}
 }
 
-// Many at once that take back the same are all answered.
+// Many concurrent changes of one upstream are all answered.
 func TestAdmin_AnswersManyChangesAtOnce(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
@@ -437,8 +436,7 @@ func TestAdmin_AnswersManyChangesAtOnce(t *testing.T) {
 	clients.Wait()
 }
 
-// Without a folder to write to, requests are balanced all the same, and what is set
-// holds until Caddy ends.
+// Without a folder to write to, requests are balanced, and settings hold until Caddy ends.
 func TestSettings_HoldWithoutADataFolder(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs a folder that not even root can write to")
@@ -454,7 +452,8 @@ func TestSettings_HoldWithoutADataFolder(t *testing.T) {
 	testkit.Shares(t, "one drains", testkit.Tally(c.Client(), c.URL(), 4), map[string]int{"b": 4})
 }
 
-// A name that a pool is given has a bound, so that metrics of large pools have, too.
+// The generated name of a large pool has a maximum length, so the size of the metrics has
+// one, too.
 func TestMetrics_OfLargePoolsAreBounded(t *testing.T) {
 	var upstreams []string
 	for i := range 1000 {

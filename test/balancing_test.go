@@ -18,7 +18,7 @@ import (
 // time alone is tested on a virtual clock elsewhere; here the bounds are
 // generous, because the machine may be busy.
 
-// Round robin is exact, whatever version of HTTP the clients speak.
+// Round robin is exact over every version of HTTP.
 func TestRoundRobin_IsExactOverEveryHTTPVersion(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "c")
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
@@ -47,10 +47,9 @@ https://localhost {
 	}
 }
 
-// An upstream that fails is out of the rotation within interval x (1 + jitter)
-// + fails x max(timeout, fast_interval x (1 + jitter)), but not before it
-// failed `fails` probes in a row; it is back after `passes` passes in a row,
-// and not before.
+// An upstream that fails leaves the rotation after `fails` failed probes in a row, not
+// before, and within interval x (1 + jitter) + fails x max(timeout, fast_interval x (1 +
+// jitter)). It returns after `passes` passed probes in a row, and not before.
 func TestFaultyUpstream_LeavesAndReturnsInTime(t *testing.T) {
 	const (
 		interval = 300 * time.Millisecond
@@ -128,8 +127,8 @@ http:// {
 	}
 }
 
-// With retries and timeouts of the transport, no request fails because of an
-// upstream that refuses, resets or hangs, from the first moment on.
+// With retries and timeouts of the transport, no request fails while an upstream refuses,
+// resets or hangs, even before its checks notice.
 func TestRetries_HideFaults(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "faulty")
 	faulty := backends[2]
@@ -236,8 +235,8 @@ http:// {
 	testkit.Shares(t, "one is up", testkit.Tally(client, c.URL(), 30), map[string]int{"b": 30})
 }
 
-// What Caddy's passive health checks find counts: an upstream that fails its
-// requests is skipped, though its own check passes.
+// The result of Caddy's passive health checks counts: an upstream that fails its requests
+// is skipped while its own check passes.
 func TestPassiveHealth_Counts(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "failing")
 	failing := backends[2]
@@ -266,8 +265,8 @@ http:// {
 	}
 }
 
-// Upstreams that cannot be known when the config is loaded are not checked:
-// they count as alive.
+// Upstreams with an address that depends on the request are not checked and count as
+// alive.
 func TestUncheckedUpstreams_CountAsAlive(t *testing.T) {
 	b := testkit.StartBackend(t, "a", nil)
 	b.Set(testkit.Sick) // so that a check would fail
@@ -292,9 +291,9 @@ func TestUncheckedUpstreams_CountAsAlive(t *testing.T) {
 	}
 }
 
-// TestFailOpenOff_ErrorPageComesWhenAllHang: as the README says, with fail_open off and timeouts
-// of the transport, a page of handle_errors comes when every upstream hangs: by the
-// timeout before the checks have found out, and at once afterwards.
+// With fail_open off and timeouts of the transport, the page of handle_errors comes when
+// every upstream hangs: after the timeout while the checks have not noticed, and at once
+// afterwards.
 func TestFailOpenOff_ErrorPageComesWhenAllHang(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
@@ -329,8 +328,8 @@ http:// {
 	}
 }
 
-// Weights, backups and the last resort, over the wire: exact among those that
-// are left, and the named upstreams are found however they are written.
+// Shares are exact by weight among the upstreams that serve, the backups, and the last
+// resort. Options find an upstream in every spelling of its address.
 func TestWeights_HoldAmongThoseLeft(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "c", "spare")
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
@@ -380,8 +379,8 @@ http:// {
 	}
 }
 
-// A sticky cookie holds while its upstream is alive, moves on when it is not, and
-// no request meets a dead one on the way.
+// A sticky cookie holds while its upstream is alive and moves to another one when it is
+// not. No request reaches a dead upstream.
 func TestSelect_CookieHoldsWhileAlive(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "c")
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
@@ -447,8 +446,8 @@ http:// {
 	}
 }
 
-// As the fallback of another policy, this one cannot keep its requests away from
-// the dead: that is said when the config loads.
+// As the fallback of another policy, this policy cannot keep requests away from dead
+// upstreams. A warning says so when the config loads.
 func TestFallback_Warns(t *testing.T) {
 	b := testkit.StartBackend(t, "a", nil)
 	for policy, warns := range map[string]bool{
@@ -471,8 +470,8 @@ func TestFallback_Warns(t *testing.T) {
 	}
 }
 
-// TestRetries_DownOneThatIsBackAnswers is the case of an upstream that was down,
-// is up again without a probe that has seen it, and the only other one stops.
+// An upstream that is shown as down, but works again, answers requests when the only other
+// upstream stops.
 func TestRetries_DownOneThatIsBackAnswers(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b")
 	a, b := backends[0], backends[1]
@@ -504,9 +503,8 @@ http:// {
 	}
 }
 
-// TestFailOpen_ByCaddysOwnHealth runs the two ways by which Caddy's own health
-// leaves no upstream, and looks at what people see: the list, the metric, the event and
-// the log, and that health_uri beside the policy is a warning.
+// When Caddy's own health checks leave no upstream, the list, the metric, the event and
+// the log show fail-open. A health_uri beside the policy is a warning.
 func TestFailOpen_ByCaddysOwnHealth(t *testing.T) {
 	for _, tc := range []struct {
 		name, options string

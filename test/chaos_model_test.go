@@ -13,8 +13,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// chaotic is an upstream as the test knows it. What requests have to do follows from
-// that by the rules of the README, told in other words than in the code.
+// chaotic is an upstream as the test knows it. Its methods follow the documented rules,
+// independent of the code.
 type chaotic struct {
 	*testkit.Backend
 	conduct testkit.Conduct
@@ -34,8 +34,7 @@ func (u *chaotic) weight() int {
 	return u.own
 }
 
-// up reports whether its check passes. That of the sick one is what fails, not what
-// requests ask for.
+// up reports whether its check passes. A sick upstream fails the checks of /healthz only.
 func (u *chaotic) up() bool {
 	return u.conduct == testkit.Well || u.conduct == testkit.Sick && u.check == "http /"
 }
@@ -78,8 +77,8 @@ const (
 	mayCheckItself = !testkit.RaceDetector
 )
 
-// toNotice is how long it may take until the check tells of a change: an interval and
-// its jitter, and three probes that fail, if that one hangs each by its timeout.
+// toNotice is how long the check may take to notice a change: an interval with its jitter,
+// and three failed probes, each by its timeout if it hangs.
 func (u *chaotic) toNotice() time.Duration {
 	probe := chaosFast * 11 / 10
 	if u.conduct == testkit.Hanging {
@@ -88,7 +87,7 @@ func (u *chaotic) toNotice() time.Duration {
 	return chaosInterval*11/10 + 3*probe
 }
 
-// chaosPool is all of them, under a config.
+// chaosPool is the pool of all of them, with its config.
 type chaosPool struct {
 	all      []*chaotic
 	failOpen string
@@ -136,8 +135,8 @@ func (p *chaosPool) gets() (some []*chaotic, failsOpen bool) {
 	return readyBackups, len(readyBackups) > 0
 }
 
-// mayTry returns what a request may try at last, each once: all that serve or would if
-// they did not drain, and where health may be ignored, all the others that are ready.
+// mayTry returns the upstreams that a request with retries may try, each once: all that
+// serve or drain, and unless fail_open is off, all others that are ready.
 func (p *chaosPool) mayTry() (some []*chaotic) {
 	for _, u := range p.all {
 		if u.serves() || u.drained() || u.ready() && p.failOpen != "off" {
@@ -156,8 +155,8 @@ func (p *chaosPool) reliable() map[string]bool {
 	return names
 }
 
-// sites is a config of the pool. Behind /retried, requests are tried elsewhere, just so
-// often that all can be tried once.
+// sites is a config of the pool. Requests for /retried have enough retries to try every
+// upstream once.
 func (p *chaosPool) sites() string {
 	var addrs, weights, backups []string
 	for _, u := range p.all {
@@ -209,7 +208,7 @@ http:// {
 }`, p.version, proxy, len(p.all)-1, proxy)
 }
 
-// other returns one of the choices that is not what it was.
+// other returns one of the choices, different from the current one.
 func other[T comparable](chance *rand.Rand, was T, choices ...T) T {
 	for {
 		if one := choices[chance.IntN(len(choices))]; one != was {
@@ -218,8 +217,8 @@ func other[T comparable](chance *rand.Rand, was T, choices ...T) T {
 	}
 }
 
-// step draws what happens next, and has the model follow. What is returned is that in
-// words, and how to do it.
+// step draws what happens next, and changes the model. It returns a description and a
+// function that does it.
 func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*testkit.Caddy)) {
 	u := p.all[chance.IntN(len(p.all))]
 	patch := func(format string, args ...any) func(*testkit.Caddy) {

@@ -28,7 +28,7 @@ var (
 
 const chaosClients = 4
 
-// chaos is Caddy, and what is known of it.
+// chaos is Caddy, with what the test knows of it.
 type chaos struct {
 	*chaosPool
 	t     *testing.T
@@ -88,8 +88,8 @@ func TestCaddyChaos(t *testing.T) {
 	}
 }
 
-// happens has one thing happen while clients ask, waits until it is noticed, and
-// returns what it was.
+// happens does one thing under traffic, waits until it is noticed, and returns a
+// description.
 func (c *chaos) happens(chance *rand.Rand) string {
 	client := c.caddy.Client()
 	reliable, before := c.reliable(), c.states()
@@ -131,7 +131,7 @@ func (c *chaos) happens(chance *rand.Rand) string {
 	return what
 }
 
-// states are what is known of each upstream.
+// states returns the expected status of each upstream.
 func (c *chaos) states() map[string]string {
 	states := make(map[string]string)
 	for _, u := range c.all {
@@ -140,8 +140,7 @@ func (c *chaos) states() map[string]string {
 	return states
 }
 
-// settles wants all to be shown as they are, and the log and the events to tell of it,
-// in time.
+// settles waits until the list, the log and the events agree with the model.
 func (c *chaos) settles(within time.Duration) {
 	c.t.Helper()
 	wrong := ""
@@ -184,7 +183,7 @@ func (c *chaos) settles(within time.Duration) {
 	}
 }
 
-// eventsByUpstream returns the events of flips that there were.
+// eventsByUpstream returns the names of the events of each upstream.
 func eventsByUpstream() map[string][]string {
 	told := make(map[string][]string)
 	for _, e := range testkit.RecordedEvents() {
@@ -195,7 +194,7 @@ func eventsByUpstream() map[string][]string {
 	return told
 }
 
-// reload notes when that is.
+// reload records when the reload happens.
 func (c *chaos) reload(do func(*testkit.Caddy)) {
 	c.mu.Lock()
 	c.reloading = true
@@ -207,9 +206,9 @@ func (c *chaos) reload(do func(*testkit.Caddy)) {
 	c.mu.Unlock()
 }
 
-// ask asks, and once more when a reload of Caddy has just reset the connection, which
-// it does with those that wait to be accepted: within a few milliseconds, and mostly
-// one a reload.
+// ask sends a request, and sends it again if a reload of Caddy has just reset the
+// connection. A reload resets connections that wait to be accepted: within a few
+// milliseconds, and mostly one for each reload.
 func (c *chaos) ask(client *http.Client) testkit.Answer {
 	began := time.Now()
 	got := testkit.Ask(client, c.caddy.URL()+"/retried")
@@ -232,7 +231,7 @@ func (c *chaos) ask(client *http.Client) testkit.Answer {
 	return got
 }
 
-// check compares what there is with what the rules say.
+// check compares the list, the metrics and the shares of requests with the model.
 func (c *chaos) check() {
 	c.t.Helper()
 	some, failsOpen := c.gets()
@@ -322,8 +321,8 @@ func (c *chaos) check() {
 	}
 }
 
-// toldOfFailOpen wants the events of fail-open to begin and end in turn, and the last of
-// them to be true.
+// toldOfFailOpen checks that the events of fail-open begin and end in turn, and that the
+// last one is right.
 func (c *chaos) toldOfFailOpen(failsOpen bool) {
 	c.t.Helper()
 	var told []bool

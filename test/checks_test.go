@@ -14,8 +14,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// An upstream is up only while all its checks pass, and the log names the one
-// that does not.
+// An upstream is up only while all its checks pass, and the log names the check that
+// fails.
 func TestChecks_AllMustPass(t *testing.T) {
 	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
@@ -60,10 +60,9 @@ http:// {
 	}
 }
 
-// However many sites have an upstream with an equal check, it is probed as if
-// there were one, and not over a connection a site; all of them follow. A check that differs is
-// a stream of its own, and neither has a say in the other. Probes end with the last
-// site that wants them, and not before.
+// An equal check of one upstream in many sites is one stream of probes with one
+// connection, and all sites follow it. A different check is a stream of its own, with no
+// effect on the other. Probes end with the last site that has the check.
 func TestChecks_EqualOnesShareProbes(t *testing.T) {
 	const (
 		sites    = 50
@@ -211,8 +210,8 @@ http:// {
 	}
 }
 
-// With keep_connection, while results speak against the status, and while it is down,
-// every probe connects anew; when it is up and settled a connection is kept again.
+// With keep_connection, every probe connects anew while results contradict the status, and
+// while the upstream is down. When it is up and settled, a connection is kept again.
 func TestKeepConnection_ConnectsAnewInAStreak(t *testing.T) {
 	s := testkit.StartScripted(t, "a", nil)
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
@@ -256,9 +255,9 @@ http:// {
 	}
 }
 
-// A listener that is gone while an old connection still answers is found by probes that
-// connect anew: all of them without keep_connection, and with it those that follow a
-// failed request. Until the kept connection ends, after a minute at most, others do not.
+// Probes that connect anew find a listener that is gone while an old connection still
+// answers: all probes without keep_connection, and with it those after a failed request. A
+// kept connection hides it for a minute at most.
 func TestDeadListener_IsFound(t *testing.T) {
 	for _, test := range []struct{ name, check, proxy string }{
 		{"the default", "", ""},
@@ -298,8 +297,8 @@ http:// {
 	}
 }
 
-// A config that ends takes its connections with it: after reloads, the checks of
-// the last one have theirs and no more, and after the end there is none.
+// The connections of a config end with it: after reloads, only the checks of the last
+// config have connections, and after the end there is none.
 func TestProbes_LeaveNoConnections(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	all := map[string]*testkit.Scripted{

@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// Against a running Caddy, every command does what it says.
+// Every command does what it says to a running Caddy.
 func TestCommands_DoWhatTheySay(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
@@ -67,8 +67,8 @@ func TestCommands_DoWhatTheySay(t *testing.T) {
 	}
 }
 
-// --wait is over when nothing is in flight; if that takes too long, it is an error
-// that says how much is left.
+// --wait ends when no request is in flight. When its time is up, the error says how many
+// are left.
 func TestCommandWait_EndsWhenNothingIsInFlight(t *testing.T) {
 	all := startDrainables(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, all[0].Addr+" "+all[1].Addr))
@@ -106,8 +106,8 @@ func TestCommandWait_EndsWhenNothingIsInFlight(t *testing.T) {
 	}
 }
 
-// check --wait goes on until the upstream is up, which takes more than one pass if it
-// was down. Without, one pass of one that is down is not success.
+// check --wait continues until the upstream is up, which takes more than one pass if it
+// was down. Without --wait, one pass of an upstream that is down is an error.
 func TestCommandCheckWait_EndsWhenUp(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a := all[0]
@@ -163,7 +163,7 @@ func TestCommandWait_FailsWhenTheUpstreamIsGone(t *testing.T) {
 	}
 }
 
-// In a fleet, the wait is over only when the others can know.
+// In a fleet, the wait ends only when the other members can know.
 func TestCommandWait_AllowsTheFleetToFollow(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "alive {\n\t\tfleet shops\n\t\tsync_interval 700ms\n\t}", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
@@ -179,8 +179,8 @@ func TestCommandWait_AllowsTheFleetToFollow(t *testing.T) {
 	}
 }
 
-// Every view of a running Caddy tells of a pool with its only upstream in maintenance, or
-// with its last one in drain.
+// Every view of a running Caddy shows that a pool has its only upstream in maintenance, or
+// its last one in drain.
 func TestLastServingUpstream_IsWarnedOf(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))

@@ -13,8 +13,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// fresh_connection is the default: it does what it says, and a warning names the option
-// that there is now.
+// fresh_connection still works. It is the default now, and a warning names the option that
+// replaces it.
 func TestFreshConnection_Warns(t *testing.T) {
 	s := testkit.StartScripted(t, "a", nil)
 	c := testkit.StartCaddy(t, fmt.Sprintf("http:// {\nreverse_proxy %s {\nlb_policy alive {\ncheck http /healthz {\ninterval 20ms\nfresh_connection\n}\n}\n}\n}", s.Addr))
@@ -30,8 +30,7 @@ func TestFreshConnection_Warns(t *testing.T) {
 	}
 }
 
-// A probe says that its connection ends with it, and with keep_connection it does not;
-// over HTTP/2 there is nothing to say.
+// A probe asks to close its connection, and with keep_connection it does not.
 func TestProbes_SayConnectionClose(t *testing.T) {
 	var mu sync.Mutex
 	said := make(map[string][]bool)
@@ -62,9 +61,9 @@ http:// {
 	}
 }
 
-// What forgets idle connections without a word, such as a firewall, takes no upstream
-// down: a probe on a kept connection is asked anew, and after two such probes there is a
-// connection for each, and a warning.
+// A firewall that forgets idle connections takes no upstream down. A probe on a kept
+// connection is sent again, and after two such probes each probe has its own connection,
+// and there is a warning.
 func TestKeepConnection_SurvivesForgottenConnections(t *testing.T) {
 	var mu sync.Mutex
 	requests := make(map[string]int) // by connection
@@ -107,8 +106,8 @@ http:// {
 	}
 }
 
-// However many interim answers come, what they announce is judged, over every version
-// of HTTP.
+// The final answer decides, after any number of interim answers, over every version of
+// HTTP.
 func TestProbes_PassOverInterimAnswers(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	for scheme, config := range map[string]*tls.Config{"http": nil, "h2c": nil, "https": ca.Server("app.internal")} {
@@ -178,7 +177,7 @@ http:// {
 	}
 }
 
-// Probes of gRPC have a connection each, too, and share one with keep_connection.
+// gRPC probes have a connection each, and share one with keep_connection.
 func TestKeepConnection_GRPC(t *testing.T) {
 	r := testkit.StartRecorder(t, "tcp", "", nil, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/grpc")

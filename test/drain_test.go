@@ -255,8 +255,8 @@ http:// {
 	testkit.Settles(t, "while all drain", c.Client(), c.URL(), map[string]int{"one": 3, "three": 9})
 }
 
-// A reload in the middle does not make a draining upstream one that takes
-// requests, be its check the same or another.
+// A draining upstream gets no requests after a reload, whether its check is the same or
+// another.
 func TestDraining_OutlivesReload(t *testing.T) {
 	all := startDrainables(t, "a", "leaving")
 	a, leaving := all[0], all[1]

@@ -107,8 +107,8 @@ func TestDynamic_GoneAddressGetsNoRequests(t *testing.T) {
 	testkit.Shares(t, "it returned within five minutes, still watched", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "c": 3})
 }
 
-// Caddy's own rules: when the source fails, the static upstreams serve, or it
-// answers 503 without any; when the source has no upstream, it answers 503.
+// Caddy's own rules hold: when the source fails, the static upstreams serve; without them,
+// or with an empty answer, Caddy answers 503.
 func TestDynamic_FailedSourceFallsBack(t *testing.T) {
 	port, _ := testkit.StartLoopbacks(t, testkit.Well)
 	static := testkit.StartBackend(t, "static", nil)
@@ -151,7 +151,7 @@ func TestDynamic_FailedSourceFallsBack(t *testing.T) {
 	}
 }
 
-// An address that a source has twice counts twice, but is probed once.
+// An address that a source returns twice gets two shares and is probed once.
 func TestDynamic_AddressGivenTwiceIsProbedOnce(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "dead")
 	backends[2].Set(testkit.Sick)
@@ -187,8 +187,8 @@ func TestDynamic_AddressGivenTwiceIsProbedOnce(t *testing.T) {
 	}
 }
 
-// `dynamic multi` is one pool of all its sources, and one that fails leaves the
-// others alone.
+// `dynamic multi` is one pool of all its sources. A source that fails has no effect on the
+// others.
 func TestDynamic_MultiIsOnePool(t *testing.T) {
 	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Well, testkit.Sick)
 	n, first, second := testkit.StartNameServer(t), testkit.NewName(), testkit.NewName()
@@ -207,8 +207,8 @@ func TestDynamic_MultiIsOnePool(t *testing.T) {
 	}
 }
 
-// A reload in traffic forgets nothing: an address known to be dead gets no
-// request, and the watch list goes on, even before the first request.
+// After a reload under traffic, an address that is known to be dead gets no request, and
+// all addresses are probed even before the first request.
 func TestDynamic_ReloadForgetsNothing(t *testing.T) {
 	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Hanging, testkit.Well)
 	dead := backends[1]
@@ -278,8 +278,8 @@ func TestDynamic_ReloadForgetsNothing(t *testing.T) {
 	testkit.Shares(t, "after a reload that failed", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "c": 3})
 }
 
-// A request that is tried again goes to an address that it has not tried: two
-// retries find the third for every request.
+// A retry goes to an address that the request has not tried: two retries find the third
+// for every request.
 func TestDynamic_RetriesGoPastResets(t *testing.T) {
 	port, backends := testkit.StartLoopbacks(t, testkit.Resetting, testkit.Resetting, testkit.Well)
 	n, name := testkit.StartNameServer(t), testkit.NewName()
@@ -296,7 +296,7 @@ func TestDynamic_RetriesGoPastResets(t *testing.T) {
 	}
 }
 
-// Whatever a source answers, Caddy's own rules hold and nothing crashes.
+// Caddy's own rules hold for every answer of a source.
 func TestDynamic_OddAnswersAreHandled(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "static")
 	a, b := backends[0].Addr, backends[1].Addr
@@ -373,8 +373,8 @@ func TestDynamic_OddAnswersAreHandled(t *testing.T) {
 	}
 }
 
-// A name that depends on the request cannot make the watch list grow without
-// bound, whatever asks for it at the same time, across reloads and at the end.
+// A name that depends on the request does not make the watch list grow without bound,
+// under concurrent requests, across reloads and at the end.
 func TestDynamic_WatchListIsBounded(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("127.0.0.2 and so on belong to the loopback interface on Linux only")
@@ -435,7 +435,7 @@ func checked(c *testkit.Caddy) (n int) {
 	return n
 }
 
-// A source that answers differently for every request has nothing probed twice.
+// A source with a different answer for every request has each address probed once.
 func TestDynamic_AlternatingAnswersAreProbedOnce(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "c", "dead")
 	dead := backends[3]
@@ -469,8 +469,8 @@ func TestDynamic_AlternatingAnswersAreProbedOnce(t *testing.T) {
 	}
 }
 
-// A change is logged once, however many answers a source has: that no upstream of a pool is
-// alive is not logged at every request.
+// A change is logged once, however many answers a source has: requests to a pool without
+// an alive upstream do not repeat the line.
 func TestDynamic_ChangesAreLoggedOnce(t *testing.T) {
 	const pools, rounds = 260, 10 // more pools than are kept ready
 	var dials []string
@@ -497,8 +497,8 @@ func TestDynamic_ChangesAreLoggedOnce(t *testing.T) {
 	}
 }
 
-// A deployment behind a dynamic source: new addresses, and the old ones stop. No
-// request fails, and nothing is an alarm: no gauge, no line, no event.
+// A deployment behind a dynamic source brings new addresses, and the old ones stop. No
+// request fails, and no gauge, line or event is an alarm.
 func TestDynamic_DeploymentRaisesNoAlarm(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "c", "d", "e", "f")
 	old, next := backends[:3], backends[3:]
@@ -554,8 +554,8 @@ func TestDynamic_DeploymentRaisesNoAlarm(t *testing.T) {
 }
 
 // Answers that change with each request, upstreams that come and go, scrapes, lists and
-// reloads, all at once: no request fails, no pick is lost or counted twice, no counter
-// goes back, and no request is left waiting.
+// reloads happen at once. No request fails, each pick is counted once, and no counter goes
+// back.
 func TestDynamic_StormLosesNothing(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "flaps")
 	s := testkit.NewSource(t)
@@ -629,5 +629,56 @@ func TestDynamic_StormLosesNothing(t *testing.T) {
 	}
 	if want := brought.Load(); counted != want {
 		t.Errorf("%d picks counted, want %d", counted, want)
+	}
+}
+
+// A source can have any number of addresses. Requests are answered soon, and the pools of
+// many orders of the addresses take a bounded amount of memory.
+func TestDynamic_HugeAnswersStayCheap(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("127.0.0.2 and so on belong to the loopback interface on Linux only")
+	}
+	const size, orders = 20_000, 260 // more orders than are kept ready
+	dials := testkit.ManyAddresses(testkit.FreePort(t), size)
+	s := testkit.NewSource(t, dials...)
+	c := testkit.StartCaddy(t, testkit.DynamicSite(s.Name(), "check tcp {\ninterval 10m\n}"))
+	client := c.Client()
+	var took []time.Duration
+	requests := func(n int, dials func() []string) {
+		t.Helper()
+		took = took[:0]
+		for range n {
+			s.Set(dials()...)
+			began := time.Now()
+			if got := testkit.Ask(client, c.URL()); got.Status != http.StatusBadGateway {
+				t.Fatalf("an upstream that refuses: got %v, want 502", got)
+			}
+			took = append(took, time.Since(began))
+		}
+		slices.Sort(took)
+		if median, most := took[n/2], 2*time.Second; median > most {
+			t.Errorf("a request takes %s, want %s at most", median, most)
+		}
+	}
+	memory := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	requests(9, func() []string { return dials })
+	same := took[len(took)/2]
+	before := memory()
+	requests(orders, func() []string {
+		i := rand.IntN(size)
+		return slices.Concat(dials[i:], dials[:i])
+	})
+	grown := memory() - before
+	t.Logf("%d addresses: a request takes %s, one with another order of them %s; %d orders take %d MiB", size, same, took[orders/2], orders, grown>>20)
+	if most := int64(128 << 20); grown > most {
+		t.Errorf("memory for pools that are kept ready: got %d MiB, want %d MiB at most", grown>>20, most>>20)
+	}
+	if got := c.Logged("too many upstreams from a dynamic source"); got != 1 {
+		t.Errorf("warnings of too many: got %d, want 1", got)
 	}
 }

@@ -18,13 +18,12 @@ import (
 	grpchealth "google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
-	"github.com/caddy-alive/caddy-alive/internal/testkit"
-
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// Every example is a config that Caddy loads, without a warning: not even of
-// formatting.
+// Caddy loads every example without a warning, not even of formatting.
 func TestExamples_Load(t *testing.T) {
 	files, err := filepath.Glob("../examples/*/Caddyfile")
 	if err != nil || len(files) == 0 {
@@ -47,7 +46,7 @@ func TestExamples_Load(t *testing.T) {
 	}
 }
 
-// What the alerts ask for is what there is.
+// All metrics in the alerts exist.
 func TestExampleAlerts_UseExistingMetrics(t *testing.T) {
 	text, err := os.ReadFile("../examples/prometheus/alerts.yml")
 	if err != nil {
@@ -66,7 +65,7 @@ func TestExampleAlerts_UseExistingMetrics(t *testing.T) {
 	}
 }
 
-// Prometheus itself has nothing to say against its config and the rules.
+// Prometheus accepts its config and the rules.
 func TestExamplePrometheus_ConfigIsValid(t *testing.T) {
 	promtool, err := exec.LookPath("promtool")
 	if err != nil {
@@ -81,9 +80,9 @@ func TestExamplePrometheus_ConfigIsValid(t *testing.T) {
 	}
 }
 
-// With one of two upstreams that is broken in any way, and passes its check, no GET
-// request fails. Others are only sent again if no connection was made, as Caddy does by
-// itself.
+// No GET request fails while one of two upstreams passes its check and is broken in any
+// way. Requests of other methods are sent again only if no connection was made, as Caddy
+// does by default.
 func TestExamplePublicHTTPS_HidesFaults(t *testing.T) {
 	var mu sync.Mutex
 	fault := ""
@@ -147,7 +146,8 @@ func TestExamplePublicHTTPS_HidesFaults(t *testing.T) {
 	}
 }
 
-// The canary gets one request of twenty, and what it is given at run time.
+// The canary gets one request of twenty, and another share when its weight is changed at
+// run time.
 func TestExampleCanary_GetsItsShare(t *testing.T) {
 	all := testkit.StartBackends(t, "stable", "canary")
 	c := testkit.StartCaddyWith(t, "", testkit.Example(t, "canary", "stable:8080", all[0].Addr, "canary:8080", all[1].Addr))
@@ -159,8 +159,8 @@ func TestExampleCanary_GetsItsShare(t *testing.T) {
 	testkit.Shares(t, "with more", testkit.Tally(c.Client(), c.URL(), 100), map[string]int{"stable": 50, "canary": 50})
 }
 
-// The backup is asked when no primary can serve; when it is gone, too, clients get
-// the page that says so, and no upstream gets requests.
+// The backup serves when no primary can serve. When it is down, too, clients get an error
+// page, and no upstream gets requests.
 func TestExampleBackups_ServeBeforeThePage(t *testing.T) {
 	all := testkit.StartBackends(t, "app1", "app2", "standby")
 	c := testkit.StartCaddy(t, testkit.Example(t, "backups", "app1:8080", all[0].Addr, "app2:8080", all[1].Addr, "standby:8080", all[2].Addr,
@@ -179,8 +179,7 @@ func TestExampleBackups_ServeBeforeThePage(t *testing.T) {
 	}
 }
 
-// The steps of the script, one upstream after the other, while clients ask all the
-// time: not one request fails.
+// The steps of the script, one upstream after the other, fail no request under traffic.
 func TestExampleBlueGreen_FailsNoRequest(t *testing.T) {
 	blue, green := testkit.StartBackend(t, "blue", nil), testkit.StartBackend(t, "green", nil)
 	c := testkit.StartCaddyWith(t, "", testkit.Example(t, "blue-green", "blue:8080", blue.Addr, "green:8080", green.Addr))

@@ -107,8 +107,7 @@ func startFastCGI(tb testing.TB) string {
 	return stream.Addr().String()
 }
 
-// FastCGI is not HTTP, so a check by HTTP is an error, unless the check says how
-// to reach a port that is.
+// FastCGI is not HTTP, so a check by HTTP is an error unless it names an HTTP port.
 func TestFastCGI_HTTPCheckNeedsAnHTTPPort(t *testing.T) {
 	app, side := startFastCGI(t), testkit.StartRecorder(t, "tcp", "", nil, nil)
 	_, port, _ := net.SplitHostPort(side.Addr)

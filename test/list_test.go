@@ -15,8 +15,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// To delete an upstream that an option names is an error that says which option it
-// is, and the config stays as it was.
+// Deleting an upstream that an option names is an error that names the option. The config
+// stays as it was.
 func TestAdmin_DeletingANamedUpstreamIsAnError(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", "http:// {\n\treverse_proxy "+testkit.Addresses(all...)+" {\n\t\tlb_policy alive {\n\t\t\tweight "+all[1].Addr+" 3\n\t\t}\n\t}\n}")
@@ -35,7 +35,8 @@ func TestAdmin_DeletingANamedUpstreamIsAnError(t *testing.T) {
 	}
 }
 
-// Nor is it in a reason: neither in the list, nor in the log.
+// Reasons in the list and the log show the address of a check with its placeholders, not
+// with their values.
 func TestCheckAddress_ReasonsShowItAsWritten(t *testing.T) {
 	t.Setenv("PROBE_SECRET", "hunter2")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(`http://127.0.0.1:%d {
@@ -59,8 +60,7 @@ func TestCheckAddress_ReasonsShowItAsWritten(t *testing.T) {
 	}
 }
 
-// Two checks of one upstream that differ in where they probe have each a line of the
-// list, a gauge and counters.
+// Two checks of one upstream with different ports each have a row, a gauge and counters.
 func TestLabels_TellPortsApart(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	_, port, _ := strings.Cut(all[1].Addr, ":")
@@ -85,7 +85,7 @@ func TestLabels_TellPortsApart(t *testing.T) {
 	}
 }
 
-// A query that does not parse is no query that wants everything.
+// A query that does not parse is an error, not a query for everything.
 func TestAdmin_MalformedQueriesAreErrors(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
@@ -117,8 +117,8 @@ func TestAdmin_MalformedQueriesAreErrors(t *testing.T) {
 	}
 }
 
-// Addresses that are not UTF-8 come from a dynamic source as well as from the config;
-// they are shown, counted and set by their escaped form, and /metrics goes on.
+// Addresses that are not UTF-8 are shown, counted and set by their escaped form, and
+// /metrics works.
 func TestList_ShowsAddressesThatAreNotUTF8(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	const shown = `\xff\xfe.invalid:80`
@@ -156,7 +156,7 @@ http:// {
 	}
 }
 
-// One URL is the page and the list; it can be read, and nothing else.
+// One URL is the page and the list. It can only be read.
 func TestStatusPage_IsPageAndList(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	all[1].Set(testkit.Sick)

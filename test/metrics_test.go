@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// The names and types are as Prometheus wants them.
+// The names and types follow the rules of Prometheus.
 func TestMetrics_NamesAndTypes(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, b.Addr))
@@ -38,8 +38,8 @@ func TestMetrics_NamesAndTypes(t *testing.T) {
 	}
 }
 
-// The gauge agrees with which upstreams get requests; what was counted goes on across reloads;
-// the series of what is gone vanish.
+// The gauge agrees with which upstreams get requests. Counters go on across reloads.
+// Series of upstreams that are gone vanish.
 func TestMetrics_GoOnAcrossReloads(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
@@ -101,8 +101,8 @@ func TestMetrics_GoOnAcrossReloads(t *testing.T) {
 	c.WantMetrics("what stays", map[string]float64{picks(a.Addr): before[picks(a.Addr)] + 5})
 }
 
-// Two checks with one label in different handlers, and two pools with one upstream,
-// leave the metrics whole: counts are summed, and the gauge shows the worst.
+// Checks with equal labels in different handlers, and one upstream in several pools, leave
+// the metrics valid: counters are summed, and the gauge shows the worst.
 func TestMetrics_EqualLabelsAreSummed(t *testing.T) {
 	all := testkit.StartBackends(t, "a")
 	site := func(name, checks string) string {
@@ -123,8 +123,8 @@ func TestMetrics_EqualLabelsAreSummed(t *testing.T) {
 	})
 }
 
-// Event handlers are called once a flip, with the upstream, the check and the reason; they come
-// from the app, and a reload repeats none.
+// Event handlers are called once for each flip, with the upstream, the check and the
+// reason. The origin is the app, and a reload repeats no event.
 func TestEvents_AreOncePerFlip(t *testing.T) {
 	testkit.RecordEvents(t, nil)
 	b := testkit.StartBackend(t, "b", nil)
@@ -160,6 +160,37 @@ func TestEvents_AreOncePerFlip(t *testing.T) {
 		}
 		if lasted, err := time.ParseDuration(fmt.Sprint(e.Data["previous_duration"])); err != nil || lasted < 0 {
 			t.Errorf("%s: previous_duration %v", e.Name(), e.Data["previous_duration"])
+		}
+	}
+}
+
+// Events of a config that runs on are handled after another config fails to start, each
+// once. Caddy starts apps in any order, so some of those configs fail after this module
+// has started.
+func TestEvents_GoOnAfterAConfigThatFails(t *testing.T) {
+	testkit.RecordEvents(t, nil)
+	b := testkit.StartBackend(t, "b", nil)
+	sites := fmt.Sprintf(testkit.ShopSite, b.Addr)
+	c := testkit.StartCaddyWith(t, testkit.EventsOption, sites)
+	want := fmt.Sprintf("healthy %s http /healthz ", b.Addr)
+	follows := func(more string) {
+		t.Helper()
+		want += more
+		if !testkit.Poll(testkit.Patience, func() bool { return strings.Join(testkit.Events(), "\n") == want }) {
+			t.Fatalf("events:\n%s\nwant:\n%s", strings.Join(testkit.Events(), "\n"), want)
+		}
+	}
+	follows("")
+	for i := range 8 {
+		if err := c.TryLoad(sites + "\nhttp://127.0.0.1:1 {\n\tbind 192.0.2.1\n}\n"); err == nil {
+			t.Fatal("it loads")
+		}
+		if i%2 == 0 {
+			b.Set(testkit.Sick)
+			follows(fmt.Sprintf("\nfail_open shop true\nunhealthy %s http /healthz status 503, want 2xx", b.Addr))
+		} else {
+			b.Set(testkit.Well)
+			follows(fmt.Sprintf("\nfail_open shop false\nhealthy %s http /healthz ", b.Addr))
 		}
 	}
 }

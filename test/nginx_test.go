@@ -16,7 +16,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// nginx is a running nginx, as an upstream that is not ours.
+// nginx is a running nginx.
 type nginx struct {
 	t      testing.TB
 	addr   string
@@ -141,9 +141,9 @@ http:// {
 	}
 }`
 
-// With keep_connection, probes of nginx share a connection if it keeps one, and connect again when it
-// does not, or ends it: after its time, or after some requests. None of that is a
-// failure, be it one alone that would take it down.
+// With keep_connection, probes of nginx share a connection if nginx keeps it, and connect
+// again if nginx does not keep it, or ends it after a time or a number of requests. None
+// of that is a failure.
 func TestNginx_ConnectionsAreKeptOrNot(t *testing.T) {
 	const answers = "location / { return 200 nginx; }\n"
 	for _, test := range []struct {
@@ -175,7 +175,7 @@ func TestNginx_ConnectionsAreKeptOrNot(t *testing.T) {
 	}
 }
 
-// The error page of nginx takes it down, with its status as the reason; a reload
+// An error page of nginx takes the upstream down, with its status as the reason. A reload
 // of nginx, which ends connections, does not.
 func TestNginx_AnswersDecide(t *testing.T) {
 	n := startNginx(t, "location / { return 200 nginx; }")

@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// before counts the requests for a path that came before the nth for another.
+// before counts the requests for a path that came before the nth request for another.
 func before(came []string, path string, n int, other string) (count int) {
 	for _, p := range came {
 		if p == other {
@@ -29,8 +29,8 @@ func before(came []string, path string, n int, other string) (count int) {
 	return count
 }
 
-// A check that is changed to one that fails takes its upstream down as any failure
-// does: only after `fails` probes, and until then it serves.
+// A check that is changed to one that fails takes its upstream down after `fails` probes.
+// Until then the upstream serves.
 func TestReload_FailingCheckTakesDownAfterFails(t *testing.T) {
 	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
 	b.Set("/healthz/new", http.StatusNotFound)
@@ -57,8 +57,8 @@ func TestReload_FailingCheckTakesDownAfterFails(t *testing.T) {
 	}
 }
 
-// An upstream that is known to be down gets no request because its check is
-// changed: the new check has to pass as often as ever.
+// An upstream that is down gets no request when its check is changed: the new check has to
+// pass `passes` times.
 func TestReload_NewCheckOfADownOneHasToPass(t *testing.T) {
 	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
 	b.Set("/healthz/old", http.StatusServiceUnavailable)
@@ -79,8 +79,8 @@ func TestReload_NewCheckOfADownOneHasToPass(t *testing.T) {
 	}
 }
 
-// A check inherits from those that leave, not from those that stay, be it at the
-// same handler or at another one.
+// A new check inherits from the checks that leave, not from those that stay, at the same
+// handler or at another one.
 func TestReload_InheritsFromWhatLeaves(t *testing.T) {
 	const long = "interval 10m\nfast_interval 10m\nfails 2\npasses 2" // the first probe is the only one
 	// reload loads sites with /healthz/bad, which fails, and /healthz/before, and
@@ -145,8 +145,8 @@ func TestReload_InheritsFromWhatLeaves(t *testing.T) {
 	}
 }
 
-// While a config is being loaded and a check of one site is changed, what another
-// site keeps does not count for it: it serves all the time.
+// While a reload changes a check of one site, the checks that other sites keep do not
+// count for it: it serves all the time.
 func TestReload_LeavesOtherSitesAlone(t *testing.T) {
 	s := testkit.StartScripted(t, "a", nil)
 	s.Set("/healthz/bad", http.StatusServiceUnavailable)
@@ -174,8 +174,8 @@ func TestReload_LeavesOtherSitesAlone(t *testing.T) {
 	}
 }
 
-// A config that fails to load changes nothing, whether it fails before anything
-// starts or after: what is known, the probes, and which upstreams get requests.
+// A config that fails to load, before or after apps start, does not change statuses,
+// probes, or which upstreams get requests.
 func TestFailedReload_ChangesNothing(t *testing.T) {
 	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
 	b.Set("/healthz/old", http.StatusServiceUnavailable)
@@ -226,8 +226,8 @@ func TestFailedReload_ChangesNothing(t *testing.T) {
 	}
 }
 
-// Twenty reloads in a row, with a check beside it that changes every time, do not
-// keep an upstream up that hangs.
+// Twenty reloads in a row, each with another check beside it, do not keep a hanging
+// upstream up.
 func TestReload_ManyKeepNoHangingUpstreamUp(t *testing.T) {
 	b := testkit.StartBackend(t, "a", nil)
 	sites := func(version int) string {
@@ -255,8 +255,8 @@ func TestReload_ManyKeepNoHangingUpstreamUp(t *testing.T) {
 	}
 }
 
-// A reload forgets nothing: an upstream that is known to be dead gets no
-// request, none is probed anew, and no client notices.
+// After a reload under traffic, an upstream that is known to be dead gets no request, no
+// upstream is probed anew, and no request fails.
 func TestReload_KeepsStatus(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "dead")
 	dead := backends[2]

@@ -35,10 +35,9 @@ func socketDir(t *testing.T) string {
 	return dir
 }
 
-// A probe has no client to speak of, so its PROXY protocol header says UNKNOWN,
-// or LOCAL in version 2. It is sent where the handler sends one, before anything
-// else, TLS included, unless the check says otherwise; whatever the check says,
-// requests have the handler's.
+// The PROXY protocol header of a probe says UNKNOWN, or LOCAL in version 2, because a
+// probe has no client. Probes send it where the handler does, before TLS, unless the check
+// says otherwise. Requests always follow the handler.
 func TestProxyProtocol_IsThatOfHandlerOrCheck(t *testing.T) {
 	const (
 		unknown = "PROXY UNKNOWN\r\n"
@@ -128,9 +127,8 @@ http://secure.localhost {
 	}
 }
 
-// Where a check says so, probes go elsewhere than requests: to another port, to
-// another address, with TLS or without. What they name as the host is where they
-// go, or what the check says.
+// A check can have its own port, address and scheme. Its probes name that address as the
+// host, unless the check has a Host header.
 func TestProbes_GoWhereTheCheckSays(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	secure := ca.Server("app.internal")
@@ -204,8 +202,7 @@ http:// {
 	}
 }
 
-// Where nothing is said of it, the host is the upstream, as core's requests have
-// it.
+// By default, probes name the upstream as the host, as requests do.
 func TestProbes_NameTheUpstreamAsHost(t *testing.T) {
 	r := testkit.StartRecorder(t, "tcp", "", nil, nil)
 	c := testkit.StartCaddy(t, "http:// {\nreverse_proxy "+r.Addr+" {\nlb_policy alive /healthz\n}\n}")
@@ -215,8 +212,7 @@ func TestProbes_NameTheUpstreamAsHost(t *testing.T) {
 	}
 }
 
-// Probes of an h2c upstream are HTTP/2, over TCP and over a unix socket; with
-// HTTP/1.1 an upstream that speaks both would not tell.
+// Probes of an h2c upstream are HTTP/2, over TCP and over a unix socket.
 func TestProbes_SpeakH2C(t *testing.T) {
 	for _, network := range []string{"tcp", "unix"} {
 		t.Run(network, func(t *testing.T) {
@@ -250,8 +246,8 @@ http:// {
 	}
 }
 
-// Through a forward proxy, probes go the way that requests go. A check that
-// cannot go it is an error.
+// Through a forward proxy, probes take the same path as requests. A check that cannot is
+// an error.
 func TestProbes_GoThroughTheForwardProxy(t *testing.T) {
 	var mu sync.Mutex
 	var through []string
@@ -292,7 +288,7 @@ http:// {
 	}
 }
 
-// One that cannot be reached is down for a reason that says so, whatever the way.
+// An upstream that cannot be reached is down with a reason, over every kind of connection.
 func TestUnreachable_SaysWhy(t *testing.T) {
 	socket := filepath.Join(socketDir(t), "missing.sock")
 	for name, upstream := range map[string]string{

@@ -12,8 +12,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// While this process has a shortage, probes are counted as void, the log names the
-// cause, and a check that an operator asks for is answered with it. Nothing goes down.
+// While this process has a shortage, probes are counted as void, the log names the cause,
+// and so does the answer to a check by an operator. No upstream goes down.
 func TestShortage_IsShown(t *testing.T) {
 	b := testkit.StartBackend(t, "a", nil)
 	site := func(options string) string {

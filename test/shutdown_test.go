@@ -27,7 +27,7 @@ http://127.0.0.1 {
 	}
 }`
 
-// Stop of the app ends nothing: requests may come until Cleanup.
+// Stop of the app does not end probes, because requests may come until Cleanup.
 func TestStop_ProbesGoOnUntilCleanup(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b")
 	a, b := backends[0], backends[1]
@@ -43,7 +43,8 @@ func TestStop_ProbesGoOnUntilCleanup(t *testing.T) {
 	servesAlone(t, c, a, b)
 }
 
-// While shutdown_delay lasts, Caddy serves requests, whichever of its apps stops first.
+// During shutdown_delay, Caddy serves requests and probes go on, in whatever order its
+// apps stop.
 func TestShutdownDelay_ProbesGoOn(t *testing.T) {
 	for round := range 2 {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
@@ -77,8 +78,8 @@ func servesAlone(t *testing.T, c *testkit.Caddy, a, b *testkit.Backend) {
 	}
 }
 
-// When Caddy stops, probes end, those in flight too; no target and no
-// goroutine is left. (Every other test here checks the latter as well.)
+// When Caddy stops, all probes end, also those in flight, and nothing stays behind. Every
+// other test that runs Caddy verifies the latter, too.
 func TestStop_LeavesNothingBehind(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "sick", "hanging")
 	backends[1].Set(testkit.Sick)

@@ -17,9 +17,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// An upstream that wants a client certificate gets the handler's from probes, and
-// no further option is needed. Probes speak HTTP/2 where the upstream does, over a
-// connection that no request uses.
+// Probes use the handler's client certificate, without a further option. They speak HTTP/2
+// where the upstream does, over connections that no request uses.
 func TestTLS_ProbesHaveThatOfTheHandler(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	_, certFile, keyFile := ca.Issue("the proxy", time.Now().Add(time.Hour))
@@ -84,9 +83,9 @@ http:// {
 	}
 }
 
-// Without the client certificate that it wants an upstream is down, for a check
-// by TLS alone, too: the handshake itself does not tell. That check says what is
-// missing; for one by HTTP the connection may be reset before it can be read.
+// An upstream that wants a client certificate is down without it, also for a check by TLS,
+// where the handshake itself does not fail. That check names the reason; for a check by
+// HTTP the connection may be reset before it can be read.
 func TestTLS_MissingClientCertificateIsDown(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	r := testkit.StartRecorder(t, "tcp", "", ca.Mutual("app.internal"), nil)
@@ -117,7 +116,7 @@ http:// {
 	}
 }
 
-// The server name can be that of the upstream by placeholder, or the check's own.
+// The server name can be the upstream by a placeholder, or the own one of the check.
 func TestTLS_ServerName(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	for _, test := range []struct{ name, host, cert, check, transport, sni string }{
@@ -165,9 +164,9 @@ http:// {
 	}
 }
 
-// A certificate for another name, of a CA that is not known, or past its time
-// makes an upstream down, and the log says which it is. Clients do not notice; if
-// that is all there is they get 503, or what the last resort brings.
+// A certificate for another name, of an unknown CA, or expired takes an upstream down,
+// with the reason in the log. No request fails while another upstream serves. Otherwise
+// clients get 503, or the error of the last resort.
 func TestTLS_BadCertificatesAreDown(t *testing.T) {
 	ca, stranger := testkit.NewAuthority(t), testkit.NewAuthority(t)
 	past, _, _ := ca.Issue("app.internal", time.Now().Add(-time.Hour))
@@ -221,8 +220,8 @@ http:// {
 	}
 }
 
-// An HTTP/3 upstream is probed over HTTP/3: nothing listens for TCP there. So it
-// is down when it is gone, and a check that would connect by TCP is an error.
+// An HTTP/3 upstream is probed over HTTP/3, because nothing listens for TCP there. It is
+// down when it is gone, and a check that connects by TCP is an error.
 func TestHTTP3_IsProbedOverHTTP3(t *testing.T) {
 	ca := testkit.NewAuthority(t)
 	address := testkit.Loopback(testkit.FreePort(t))
@@ -289,8 +288,8 @@ http:// {
 	})
 }
 
-// A server name that depends on the request makes an HTTP/3 upstream, too, one
-// that cannot be checked, and that counts as alive.
+// An HTTP/3 upstream with a server name that depends on the request cannot be checked and
+// counts as alive.
 func TestHTTP3_ServerNameOfTheRequestIsNotChecked(t *testing.T) {
 	c := testkit.StartCaddy(t, fmt.Sprintf(`
 http:// {

@@ -16,7 +16,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// A config that fails to start leaves what is known as it was, whatever modes it has.
+// A config of another fleet that fails to start does not change statuses, whatever its
+// modes.
 func TestFailedReload_KeepsVerdictsOfAnotherFleet(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	one, two := "alive {\n fleet one\n}", "alive {\n fleet two\n}"
@@ -58,8 +59,8 @@ func TestFailedReload_KeepsVerdictsOfAnotherFleet(t *testing.T) {
 	testkit.Eventually(t, testkit.Patience, "the mode of the fleet holds", func() bool { return c.One(all[0].Addr).Status == "unknown" })
 }
 
-// Weight 0, then the list changes: the excluded one stays excluded, with a line in the
-// log, over a restart too.
+// An upstream of weight 0 stays excluded when the list of upstreams changes, with a line
+// in the log, and over a restart.
 func TestWeights_FollowTheirUpstream(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b", "c")
 	sites := func(list ...*testkit.Backend) string {
@@ -94,8 +95,8 @@ func TestWeights_FollowTheirUpstream(t *testing.T) {
 	testkit.Shares(t, "taken back, and the list changes", testkit.Tally(c.Client(), c.URL(), 9), map[string]int{"a": 3, "b": 3, "c": 3})
 }
 
-// Two handlers of one upstream with checks of their own are two rows, each of which says
-// what its own handler does, and a weight is set for one of them.
+// Two handlers with the same upstreams and different checks are two pools, each with rows
+// and weights of its own.
 func TestPools_ThatDifferAreListedApart(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	proxy := func(check string) string {

@@ -15,6 +15,73 @@ import (
 	"testing"
 )
 
+// Conduct is how a backend behaves.
+type Conduct int
+
+const (
+	// Well answers everything.
+	Well Conduct = iota
+	// Sick answers requests, but its check with 503.
+	Sick
+	// Broken passes its check, but answers requests with 500.
+	Broken
+	// Refusing does not listen.
+	Refusing
+	// Hanging accepts and never answers.
+	Hanging
+	// Resetting accepts and resets the connection.
+	Resetting
+	// Truncating closes the connection in the middle of the answer.
+	Truncating
+)
+
+// Backend is a web server on a port of its own that can be put into any mode
+// while it runs. It answers requests with its name; paths that begin with
+// /healthz are checks.
+type Backend struct {
+	t    testing.TB
+	Name string
+	Addr string
+	Hook func(*http.Request) // nil, or called before an answer
+
+	mu       sync.Mutex
+	mode     Conduct
+	changed  chan struct{}  // closed when the mode does
+	requests int            // all but probes
+	probes   map[string]int // by path
+	since    History        // since the mode changed
+	server   *http.Server   // nil while refusing
+	served   chan struct{}  // closed when server has ended
+}
+
+// History is what a backend has seen since its mode changed.
+type History struct {
+	Probes   int
+	Requests int
+	Earlier  int // probes before the first of the requests
+}
+
+// StartBackend runs a backend until the test ends. The hook may be nil.
+func StartBackend(tb testing.TB, name string, hook func(*http.Request)) *Backend {
+	tb.Helper()
+	b := &Backend{
+		t: tb, Name: name, Addr: Loopback(FreePort(tb)), Hook: hook,
+		changed: make(chan struct{}), probes: make(map[string]int),
+	}
+	b.open()
+	tb.Cleanup(func() { b.Set(Refusing) })
+	return b
+}
+
+// StartBackends runs some that answer everything.
+func StartBackends(tb testing.TB, names ...string) (backends []*Backend) {
+	tb.Helper()
+	for _, name := range names {
+		backends = append(backends, StartBackend(tb, name, nil))
+	}
+	return backends
+}
+
 // StartLoopbacks runs backends on 127.0.0.1, 127.0.0.2 and so on, all on one
 // port, until the test ends.
 func StartLoopbacks(tb testing.TB, modes ...Conduct) (port int, backends []*Backend) {
@@ -52,75 +119,6 @@ func StartLoopbacks(tb testing.TB, modes ...Conduct) (port int, backends []*Back
 
 func loopbackOf(i, port int) string {
 	return net.JoinHostPort(fmt.Sprintf("127.0.0.%d", i+1), strconv.Itoa(port))
-}
-
-// Conduct is how a backend behaves.
-type Conduct int
-
-const (
-	// Well answers everything.
-	Well Conduct = iota
-	// Sick answers requests, but its check with 503.
-	Sick
-	// Broken passes its check, but answers requests with 500.
-	Broken
-	// Refusing does not listen.
-	Refusing
-	// Hanging accepts and never answers.
-	Hanging
-	// Resetting accepts and resets the connection.
-	Resetting
-	// Truncating closes the connection in the middle of the answer.
-	Truncating
-)
-
-// Backend is a web server on a port of its own that can be put into any mode
-// while it runs. It answers requests with its name; paths that begin with
-// /healthz are checks.
-type Backend struct {
-	t    testing.TB
-	Name string
-	Addr string
-	Hook func(*http.Request) // nil, or called before an answer
-
-	mu       sync.Mutex
-	mode     Conduct
-	changed  chan struct{}  // closed when the mode does
-	requests int            // all but probes
-	flying   int            // requests under way
-	peak     int            // most of them at a time
-	probes   map[string]int // by path
-	since    History        // since the mode changed
-	server   *http.Server   // nil while refusing
-	served   chan struct{}  // closed when server has ended
-}
-
-// History is what a backend has seen since its mode changed.
-type History struct {
-	Probes   int
-	Requests int
-	Earlier  int // probes before the first of the requests
-}
-
-// StartBackend runs a backend until the test ends. The hook may be nil.
-func StartBackend(tb testing.TB, name string, hook func(*http.Request)) *Backend {
-	tb.Helper()
-	b := &Backend{
-		t: tb, Name: name, Addr: Loopback(FreePort(tb)), Hook: hook,
-		changed: make(chan struct{}), probes: make(map[string]int),
-	}
-	b.open()
-	tb.Cleanup(func() { b.Set(Refusing) })
-	return b
-}
-
-// StartBackends runs some that answer everything.
-func StartBackends(tb testing.TB, names ...string) (backends []*Backend) {
-	tb.Helper()
-	for _, name := range names {
-		backends = append(backends, StartBackend(tb, name, nil))
-	}
-	return backends
 }
 
 // Addresses are those of the backends, as reverse_proxy takes them.
@@ -183,13 +181,6 @@ func (b *Backend) Seen() (requests, probes int) {
 	return b.requests, probes
 }
 
-// InFlight returns the number of requests under way, and the largest ever.
-func (b *Backend) InFlight() (now, peak int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.flying, b.peak
-}
-
 // Probed returns the number of probes of a path.
 func (b *Backend) Probed(path string) int {
 	b.mu.Lock()
@@ -217,13 +208,6 @@ func (b *Backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		b.since.Requests++
 		b.requests++
-		b.flying++
-		b.peak = max(b.peak, b.flying)
-		defer func() {
-			b.mu.Lock()
-			b.flying--
-			b.mu.Unlock()
-		}()
 	}
 	b.mu.Unlock()
 

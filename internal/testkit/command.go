@@ -12,16 +12,11 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 )
 
-// AliveCommand returns `caddy alive`, as Caddy's main function runs it.
-func AliveCommand() *cobra.Command {
+// Command runs `caddy alive` with arguments, as Caddy's main function does, and returns
+// what it prints.
+func Command(ctx context.Context, address string, args ...string) (stdout, stderr string, err error) {
 	root := &cobra.Command{Use: "alive", SilenceUsage: true}
 	caddycmd.Commands()["alive"].CobraFunc(root)
-	return root
-}
-
-// Command runs `caddy alive` with arguments, and returns what it prints.
-func Command(ctx context.Context, address string, args ...string) (stdout, stderr string, err error) {
-	root := AliveCommand()
 	var out, errs bytes.Buffer
 	root.SetOut(&out)
 	root.SetErr(&errs)
