@@ -149,11 +149,14 @@ func (b *Balancer) close() error {
 	}
 	b.pool.Close()
 	var errs []error
-	if b.counters != nil {
+	hasJoined := b.counters != nil // else Init has failed, which ends nothing else
+	if hasJoined {
 		errs = append(errs, b.counters.Leave(b, b.tellLeft))
 	}
 	errs = append(errs, b.dynamic.close())
-	b.registry.remove(b)
+	if hasJoined {
+		b.registry.remove(b)
+	}
 	b.handler.SetRunning(false)
 	for _, m := range b.monitors.close() {
 		errs = append(errs, m.Release())
