@@ -63,6 +63,7 @@ type Balancer struct {
 	dynamic  *dynamic
 	counters *telemetry.PoolCounters
 	variable string // where a request keeps what it tried
+	added    bool   // to the registry
 
 	closing sync.Once
 	closed  error // by closing
@@ -95,6 +96,7 @@ func (b *Balancer) Init(r *Registry, c Config) error {
 	if b.counters, err = telemetry.JoinPool(c.Name, b); err != nil { // not before: from now on scrapes read b
 		return err
 	}
+	b.added = true
 	r.add(b)
 	return nil
 }
@@ -143,7 +145,9 @@ func (b *Balancer) close() error {
 		errs = append(errs, b.counters.Leave(b, b.tellLeft))
 	}
 	errs = append(errs, b.dynamic.close())
-	b.registry.remove(b)
+	if b.added {
+		b.registry.remove(b)
+	}
 	b.handler.SetRunning(false)
 	for _, m := range b.monitors.close() {
 		errs = append(errs, m.Release())

@@ -135,7 +135,7 @@ func (b *Balancer) rows(only Filter) []view.Upstream {
 			return
 		}
 		shown[m.Address] = true
-		row := b.row(u, m, only.Brief)
+		row := b.row(u, m, b.registry.Settings.Of(m.Address), only.Brief)
 		switch row.Idle, row.Past = true, past; {
 		case past:
 			row.Why = "requests bring other upstreams now, so it gets none: forgotten in a while"
@@ -179,10 +179,11 @@ func (b *Balancer) rowsOf(p *pool.Pool, now *pool.Snapshot, only Filter) []view.
 			continue
 		}
 		at[m] = len(rows)
-		row := b.row(u, m, only.Brief)
+		set := b.registry.Settings.Of(m.Address)
+		row := b.row(u, m, set, only.Brief)
 		row.EffectiveWeight = math.Round(weight*1000) / 1000
 		row.FailOpen = here.State.IgnoresHealth()
-		e := explanation{row: &row, balancer: b, member: m, upstream: u, situation: here, healthy: u.Host == nil || u.Healthy()}
+		e := explanation{row: &row, set: set, balancer: b, member: m, upstream: u, situation: here, healthy: u.Host == nil || u.Healthy()}
 		row.Serving = weight > 0 && row.Mode == settings.Ready && row.Status == "up" && !m.Draining() && e.healthy
 		if !only.Brief {
 			row.Why = e.sentence()
@@ -194,8 +195,7 @@ func (b *Balancer) rowsOf(p *pool.Pool, now *pool.Snapshot, only Filter) []view.
 }
 
 // row returns what does not depend on the situation. An upstream that is nil is not known.
-func (b *Balancer) row(u *reverseproxy.Upstream, m *pool.Member, brief bool) view.Upstream {
-	set := b.registry.Settings.Of(m.Address)
+func (b *Balancer) row(u *reverseproxy.Upstream, m *pool.Member, set *settings.Setting, brief bool) view.Upstream {
 	status := m.Status()
 	row := view.Upstream{
 		Pool: b.Name(), Upstream: m.Address, Status: status.String(), Mode: string(set.ModeNow()),
