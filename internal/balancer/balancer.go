@@ -22,6 +22,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
@@ -161,6 +162,13 @@ func (b *Balancer) Name() string { return b.config.Name }
 // HasSelect reports whether another selection policy picks among the upstreams alive.
 func (b *Balancer) HasSelect() bool { return b.config.Rules.Select != nil }
 
+// takesWeight reports whether a weight that was set for another pool can be that of this
+// one: not if the config gives the pool a name of its own, and not if another policy
+// picks, which knows no weights but 0.
+func (b *Balancer) takesWeight(weight *int) bool {
+	return !b.config.Named && (!b.HasSelect() || weight == nil || *weight == 0)
+}
+
 // Owns reports whether upstreams are those that the config lists, for which the current
 // snapshot is made, rather than those of a dynamic source or of another policy.
 func (b *Balancer) Owns(upstreams reverseproxy.UpstreamPool) bool {
@@ -182,6 +190,23 @@ func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 		p = b.dynamic.poolOf(upstreams)
 	}
 	return p.Pick(pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.tried(r)})
+}
+
+// tried returns what a request has tried, nil if the handler does not retry. An upstream
+// that has just failed the request is probed in a burst.
+func (b *Balancer) tried(r *http.Request) *pool.Tried {
+	if !b.config.Rules.Retries {
+		return nil
+	}
+	if t, ok := caddyhttp.GetVar(r.Context(), b.variable).(*pool.Tried); ok && t.Request == r {
+		if m := b.memberAt(t.Failed()); m != nil {
+			m.Suspect()
+		}
+		return t
+	}
+	t := &pool.Tried{Request: r}
+	caddyhttp.SetVar(r.Context(), b.variable, t)
+	return t
 }
 
 // Refresh has requests go by what is known now.
