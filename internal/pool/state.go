@@ -96,16 +96,6 @@ func situationOf(h *Handler, now *Snapshot, upstreams reverseproxy.UpstreamPool)
 	return is(Unavailable, nil)
 }
 
-// isTooFewHealthy reports whether fail_open ignores health because Caddy itself holds
-// too many upstreams unhealthy, which do not serve either. The snapshot knows of the
-// checks only.
-func (s *Snapshot) isTooFewHealthy(r *Rules, upstreams reverseproxy.UpstreamPool) bool {
-	if !r.CountsHealthy || s.state == FailedOpen || s.backups.countHealthy(upstreams) > 0 {
-		return false
-	}
-	return r.FailOpen.isTooFew(s.primaries.countHealthy(upstreams), s.decided)
-}
-
 // LoggedState is the state of a pool that was last logged. Pools of the same upstreams
 // share one.
 type LoggedState struct{ state atomic.Int32 }
