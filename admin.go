@@ -25,6 +25,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
+func init() { caddy.RegisterModule(Admin{}) }
+
 // maxBody is the longest body of a request, in bytes.
 const maxBody = 64 << 10
 
