@@ -23,6 +23,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
 // policy selects from one pool as the selection policy does. A test decides the verdicts
@@ -43,11 +44,12 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*policy)) *poli
 	ctx, end := context.WithCancel(context.Background())
 	p := &policy{Pool: new(Pool), logs: logs, end: end}
 	p.handler = &Handler{
-		Rules:  Rules{Hold: 2 * time.Second},
-		Name:   "shop",
-		Proxy:  new(reverseproxy.Handler),
-		Logger: zap.New(core),
-		Ended:  ctx.Done(),
+		Rules:    Rules{Hold: 2 * time.Second},
+		Name:     "shop",
+		Settings: settings.NewSet(),
+		Proxy:    new(reverseproxy.Handler),
+		Logger:   zap.New(core),
+		Ended:    ctx.Done(),
 	}
 	for i := range verdicts {
 		target := newTarget()
@@ -99,6 +101,18 @@ func (p *policy) changed() {
 	p.handler.Changed()
 	p.Refresh()
 }
+
+// set changes what is set at run time, as an operator would. An upstream in maintenance
+// is not probed.
+func (p *policy) set(i int, c settings.Change) {
+	set := p.handler.Settings.Change(p.members[i].Address, c)
+	p.targets[i].Pause(set.ModeNow() == settings.Maintenance)
+	p.handler.Changed()
+	p.RefreshNow()
+}
+
+// setMode sets the mode of an upstream.
+func (p *policy) setMode(i int, m settings.Mode) { p.set(i, settings.Change{Mode: new(m)}) }
 
 // decide gives each upstream the verdict of its letter; ? leaves it as it is.
 func (p *policy) decide(verdicts string) {
