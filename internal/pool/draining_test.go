@@ -106,9 +106,7 @@ func TestDraining_IsFollowedAtOnce(t *testing.T) {
 					t.Errorf("%s: logged %d lines, want %d", step.rule, n, step.logs)
 				}
 			}
-			p.wantLog(t,
-				"warn: no upstream is alive: requests go to all of them, as the last resort",
-				"info: enough upstreams are alive again: requests go to those alive only")
+			p.wantLog(t, noneAlive, enoughAgain)
 		})
 	}
 }

@@ -213,9 +213,7 @@ func TestPick_BackupsServeWhileNoPrimaryDoes(t *testing.T) {
 			t.Errorf("picks after %s %v, want %v", tc.verdicts, got, tc.want)
 		}
 	}
-	p.wantLog(t,
-		"warn: no upstream is alive: requests go to all of them, as the last resort",
-		"info: enough upstreams are alive again: requests go to those alive only")
+	p.wantLog(t, noneAlive, enoughAgain)
 }
 
 // TestPick_WhileVerdictsChange: while verdicts change, each request gets an upstream,
