@@ -26,6 +26,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
+func init() { caddy.RegisterModule(Admin{}) }
+
 // maxBody is the longest body of a request, in bytes.
 const maxBody = 64 << 10
 
@@ -148,9 +150,10 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 
 // writeList writes the list of all pools or of one, which all viewers share.
 func writeList(w http.ResponseWriter, pool string) error {
-	render := balancer.Shared().JSON
+	list := balancer.Shared()
+	render := list.JSON
 	if pool != "" {
-		render = func() ([]byte, error) { return balancer.Shared().JSONOf(pool) }
+		render = func() ([]byte, error) { return list.JSONOf(pool) }
 	}
 	text, err := render()
 	if err != nil {

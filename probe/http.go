@@ -329,6 +329,58 @@ func checkHeader(name, written, value string) error {
 	return nil
 }
 
+// UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
+//
+//	http <uri> {
+//		method        <method>
+//		header        <name> <value>
+//		request_body  <text>
+//		scheme        http|https
+//		follow_redirects
+//		status        <codes...>
+//		drain_status  <codes...>
+//		expect_header <name> <regexp>
+//		expect_body   <regexp>
+//		expression    <cel>
+//		max_size      <size>
+//		tls_server_name <name>
+//		tls_insecure_skip_verify
+//	}
+func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // consume the kind
+	if !d.NextArg() {
+		return d.Err("an http check needs the URI to ask for, like http /healthz")
+	}
+	h.URI = d.Val()
+	// what a placeholder stands for is only known when the config is loaded
+	if literal, _, _ := strings.Cut(h.URI, "{"); literal != "" || h.URI == "" {
+		if _, err := parseURI(h.URI, literal); err != nil {
+			return d.WrapErr(err)
+		}
+	}
+	if d.NextArg() {
+		return d.Errf("an http check takes one URI; got '%s' too", d.Val())
+	}
+	err := ReadBlock(d, func(option string) error {
+		known, err := unmarshalRequestOption(h, d, option)
+		if !known && err == nil {
+			known, err = unmarshalAnswerOption(h, d, option)
+		}
+		if !known && err == nil {
+			known, err = h.TLSOptions.unmarshalOption(d)
+		}
+		if !known && err == nil {
+			return UnrecognizedOption(d, "an http check", "method", "header", "request_body", "scheme", "follow_redirects", "status", "drain_status",
+				"expect_header", "expect_body", "expression", "max_size", "tls_server_name", "tls_insecure_skip_verify")
+		}
+		return err
+	}, func(option string) bool { return option == "header" || option == "expect_header" })
+	if err != nil {
+		return err
+	}
+	return wrap(d, h.checkBody())
+}
+
 // Interface guards
 var (
 	_ Prober                = (*HTTP)(nil)

@@ -22,6 +22,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
@@ -63,6 +64,7 @@ type Balancer struct {
 	dynamic  *dynamic
 	counters *telemetry.PoolCounters
 	variable string // where a request keeps what it tried
+	added    bool   // to the registry
 
 	closing sync.Once
 	closed  error // by closing
@@ -95,6 +97,7 @@ func (b *Balancer) Init(r *Registry, c Config) error {
 	if b.counters, err = telemetry.JoinPool(c.Name, b); err != nil { // not before: from now on scrapes read b
 		return err
 	}
+	b.added = true
 	r.add(b)
 	return nil
 }
@@ -143,7 +146,9 @@ func (b *Balancer) close() error {
 		errs = append(errs, b.counters.Leave(b, b.tellLeft))
 	}
 	errs = append(errs, b.dynamic.close())
-	b.registry.remove(b)
+	if b.added {
+		b.registry.remove(b)
+	}
 	b.handler.SetRunning(false)
 	for _, m := range b.monitors.close() {
 		errs = append(errs, m.Release())
@@ -156,6 +161,13 @@ func (b *Balancer) Name() string { return b.config.Name }
 
 // HasSelect reports whether another selection policy picks among the upstreams alive.
 func (b *Balancer) HasSelect() bool { return b.config.Rules.Select != nil }
+
+// takesWeight reports whether a weight that was set for another pool can be that of this
+// one: not if the config gives the pool a name of its own, and not if another policy
+// picks, which knows no weights but 0.
+func (b *Balancer) takesWeight(weight *int) bool {
+	return !b.config.Named && (!b.HasSelect() || weight == nil || *weight == 0)
+}
 
 // Owns reports whether upstreams are those that the config lists, for which the current
 // snapshot is made, rather than those of a dynamic source or of another policy.
@@ -178,6 +190,23 @@ func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 		p = b.dynamic.poolOf(upstreams)
 	}
 	return p.Pick(pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.tried(r)})
+}
+
+// tried returns what a request has tried, nil if the handler does not retry. An upstream
+// that has just failed the request is probed in a burst.
+func (b *Balancer) tried(r *http.Request) *pool.Tried {
+	if !b.config.Rules.Retries {
+		return nil
+	}
+	if t, ok := caddyhttp.GetVar(r.Context(), b.variable).(*pool.Tried); ok && t.Request == r {
+		if m := b.memberAt(t.Failed()); m != nil {
+			m.Suspect()
+		}
+		return t
+	}
+	t := &pool.Tried{Request: r}
+	caddyhttp.SetVar(r.Context(), b.variable, t)
+	return t
 }
 
 // Refresh has requests go by what is known now.

@@ -186,7 +186,7 @@ func (d *dynamic) setOf(unordered uint64, at time.Duration) *addressSet {
 		all := slices.Collect(maps.Values(d.sets))
 		d.deferred = append(d.deferred, func() {
 			for _, set := range all {
-				d.balancer.handler.ForgetLogged(&set.logged)
+				set.logged.Forget(&d.balancer.handler)
 			}
 		})
 		clear(d.sets)
