@@ -84,21 +84,22 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 	switch option {
 	case "name":
 		s.Name, err = parseName(d, "a label, like shop")
+		return err
 	case "check":
-		err = s.addCheck(d)
+		return s.addCheck(d)
 	case "weight":
-		err = s.parseWeight(d)
+		return s.parseWeight(d)
 	case "backup":
-		err = s.parseBackups(d)
+		return s.parseBackups(d)
 	case "slow_start":
 		s.SlowStart = new(SlowStart)
-		err = s.SlowStart.parse(d)
+		return s.SlowStart.parse(d)
 	case "fail_open":
 		if s.FailOpen, err = parseArg(d, "none_up, off or one percentage, like 50%"); err != nil {
 			return err
 		}
 		_, err = limits.FailOpen(s.FailOpen)
-		err = at(d, err)
+		return at(d, err)
 	case "hold":
 		text, err := parseArg(d, "off, or one duration above 0, like 2s")
 		if err != nil {
@@ -108,11 +109,10 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 		s.Hold = (*caddy.Duration)(&hold)
 		return at(d, err)
 	case "select":
-		err = s.parseSelect(d)
+		return s.parseSelect(d)
 	default:
-		err = d.Err(suggest.InPolicy(option, d.RemainingArgs(), uri))
+		return d.Err(suggest.InPolicy(option, d.RemainingArgs(), uri))
 	}
-	return err
 }
 
 // addCheck reads the check that d is at, which must differ from those before it.
@@ -175,7 +175,8 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// errFallback says at which line of a policy the fallback stands that cannot be.
+// errFallback returns the error for a fallback that cannot be, with its place in the block
+// of the policy that has it.
 func errFallback(d *caddyfile.Dispenser) error {
 	for d.Reset(); d.Next(); {
 		if d.Val() == "fallback" && d.NextArg() && d.Val() == positional {
