@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package test
 
 import (
 	"fmt"
@@ -23,8 +23,8 @@ func init() {
 	caddy.RegisterModule(witnessSource{})
 }
 
-// witness is an app that looks on when it is started, which is before or after
-// the others: that is up to chance.
+// witness is an app that calls a function when it is started. Caddy starts apps in any
+// order, so that is before or after the app of this module.
 type witness struct{}
 
 // witnessed is what it sees, and what it saw.
@@ -65,7 +65,8 @@ func (*witnessSource) UnmarshalCaddyfile(*caddyfile.Dispenser) error { return ni
 
 func (*witnessSource) GetUpstreams(*http.Request) ([]*reverseproxy.Upstream, error) { return nil, nil }
 
-// probing is the status of the check of an address whose options have a text.
+// probing is the status of the check of an address with a text in its options. It is the
+// only look inside of these tests: before the start, nothing shows the status.
 func probing(address, options string) (status health.Status) {
 	shared.Targets.Range(func(key, value any) bool {
 		if text := fmt.Sprint(key); strings.Contains(text, "/"+address+" ") && strings.Contains(text, options) {
@@ -77,9 +78,10 @@ func probing(address, options string) (status health.Status) {
 	return status
 }
 
-// Requests may come before this app starts, as soon as all apps are provisioned.
-// What another site keeps watching must not count for a changed check even then.
-func TestCaddyReloadInheritsBeforeTheStart(t *testing.T) {
+// Requests may come before the app of this module starts, as soon as all apps are
+// provisioned. Even then, a check that another site keeps does not count for a changed
+// check.
+func TestReload_InheritsBeforeTheStart(t *testing.T) {
 	s := testkit.StartScripted(t, "a", nil)
 	s.Set("/healthz/bad", http.StatusServiceUnavailable)
 	sites := func(version int) string {
