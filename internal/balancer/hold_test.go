@@ -127,8 +127,8 @@ func TestHold_FirstProbesOfThePoolRunAtOnce(t *testing.T) {
 			for i := range n - 3 {
 				others = append(others, fmt.Sprintf("other%d:80", i))
 			}
-			many := newPolicy(t, "", idle, listing(elsewhere.check(), others...))
-			p := newPolicy(t, "", idle, listing(here.check(), "a:80", "b:80", "c:80"))
+			many := newPolicy(t, "", idle, checking(elsewhere.check(), others...))
+			p := newPolicy(t, "", idle, checking(here.check(), "a:80", "b:80", "c:80"))
 			start := func() { startAll([]*Balancer{many.Balancer, p.Balancer}) }
 			if early {
 				time.AfterFunc(10*time.Millisecond, start)

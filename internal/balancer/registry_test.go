@@ -29,7 +29,7 @@ func TestRegistry_StatusIsCarriedOverBeforeTheStart(t *testing.T) {
 				load := func(changes *network, more ...func(*setup)) (one, other *policy) {
 					more = append(more, in(newRegistry(t, settings.NewSet())))
 					with := func(n *network) *policy {
-						return newPolicy(t, "", append(more, listing(n.check(), "a:80"))...)
+						return newPolicy(t, "", append(more, checking(n.check(), "a:80"))...)
 					}
 					if first == "the handler whose check changes" {
 						one = with(changes)
@@ -72,7 +72,7 @@ func TestStragglers_DelayAnEndByASecond(t *testing.T) {
 					time.Sleep(time.Minute) // whatever becomes of the context
 					return nil
 				})
-				p := newPolicy(t, "", listing(endless, dials...))
+				p := newPolicy(t, "", checking(endless, dials...))
 				time.Sleep(10 * time.Second)
 				synctest.Wait()
 				for _, m := range p.monitors.all() {

@@ -32,6 +32,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // defaultTransport is that of a handler which configures none. It can be used in several
@@ -158,8 +159,8 @@ func (p *policy) end(tb testing.TB) {
 // idle has a policy wait for its start.
 func idle(s *setup) { s.idle = true }
 
-// listing has the config list upstreams that a check probes.
-func listing(check *monitor.Check, dials ...string) func(*setup) {
+// checking has the config list upstreams that a check probes.
+func checking(check *monitor.Check, dials ...string) func(*setup) {
 	return func(s *setup) { s.Checks, s.Proxy.Upstreams = []*monitor.Check{check}, brought(dials...) }
 }
 
@@ -322,6 +323,9 @@ func setRequests(u *reverseproxy.Upstream, n int) {
 	field := reflect.ValueOf(u.Host).Elem().FieldByName("numRequests")
 	(*atomic.Int64)(unsafe.Pointer(field.UnsafeAddr())).Store(int64(n))
 }
+
+// rows returns the rows of the policy alone.
+func (p *policy) rows(only Filter) []view.Upstream { return lister{p.Balancer, only}.rows() }
 
 // answering has the registry of a policy answer operators until the test ends.
 func answering(tb testing.TB, r *Registry) {
