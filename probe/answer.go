@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
 // lingering is how long an answer that is judged already may take to end. What ends
@@ -84,7 +86,7 @@ func (h *HTTP) provisionStatus(option string, list []string) (ranges []statusRan
 		}
 		r, err := parseStatus(option, text)
 		if err != nil {
-			if hasPlaceholder(written) { // fails, too, and shows no value
+			if redact.HasPlaceholder(written) { // fails, too, and shows no value
 				_, err = parseStatus(option, written)
 			}
 			return nil, err

@@ -23,6 +23,13 @@ const shortest = 4
 // are of the system and the time.
 var secretive = regexp.MustCompile(`\{(?:env|file)\.[^{}]+\}`)
 
+// HasPlaceholder reports whether a text has what looks like a placeholder, so that its
+// value is known only when the config is loaded.
+func HasPlaceholder(text string) bool {
+	_, after, open := strings.Cut(text, "{")
+	return open && strings.Contains(after, "}")
+}
+
 // Values knows what placeholders stand for, and puts the placeholder back where a
 // text has its value. The zero value knows none. It is not safe to call Learn
 // together with the other methods.
