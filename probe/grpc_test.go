@@ -100,7 +100,7 @@ func TestGRPC_PassesOnlyIfServing(t *testing.T) {
 			{addr.service, `{"service":"down"}`, "status NOT_SERVING, want SERVING"},
 			{addr.service, `{"service":"odd"}`, "status UNKNOWN, want SERVING"},
 			{addr.service, `{"service":"new"}`, "status 7, want SERVING"},
-			{addr.service, `{"service":"nobody"}`, "gRPC status NotFound: the health service does not know the service 'nobody': unknown service"},
+			{addr.service, `{"service":"unlisted"}`, "gRPC status NotFound: the health service does not know the service 'unlisted': unknown service"},
 			{addr.stopping, `{}`, "status NOT_SERVING, want SERVING"},
 			{addr.none, `{}`, "gRPC status Unimplemented: the server has no health service (grpc.health.v1.Health): unknown service grpc.health.v1.Health"},
 		} {
@@ -323,7 +323,7 @@ func TestGRPC_OnlyWellFormedAnswerPasses(t *testing.T) {
 		"an unknown status":    {grpcAnswer("17", "", ""), "gRPC status Code(17)"},
 		"a broken escape":      {grpcAnswer("2", "100%", ""), "gRPC status Unknown: 100%"},
 		"an escaped message":   {grpcAnswer("2", "a%20b+c%C3%A4", ""), "gRPC status Unknown: a b+cä"},
-		"all in the header":    {trailersOnly("5", "who%3F"), "gRPC status NotFound: the health service does not know the service '': who?"},
+		"all in the header":    {trailersOnly("5", "gone%3F"), "gRPC status NotFound: the health service does not know the service '': gone?"},
 		"a pass in the header": {trailersOnly("0", ""), "the answer is not one gRPC message"},
 	} {
 		t.Run(name, func(t *testing.T) {

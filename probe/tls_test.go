@@ -257,7 +257,7 @@ func TestTLS_FailedHandshakeHasAReason(t *testing.T) {
 		"endless bytes":    {func(conn net.Conn) { endless("\x16\x03\x03\xff\xff", strings.Repeat("x", 16<<10))(conn, nil) }, "oversized record"},
 		"closes at once":   {func(conn net.Conn) { conn.Read(make([]byte, 4<<10)) }, "EOF"},
 		"old version only": {refuses(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}), "protocol version not supported"},
-		"refuses everybody": {
+		"refuses every client": {
 			refuses(&tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, errors.New("none") }}),
 			"remote error: tls: internal error",
 		},

@@ -89,7 +89,7 @@ func TestExec_ExitStatusDecides(t *testing.T) {
 		{"echo database is gone; exit 3", "exit status 3: database is gone"},
 		{"echo one; echo '  two\t three' >&2; echo; exit 1", "exit status 1: one two three"},
 		{"kill -KILL $$", "signal: killed"},
-		{"nobody-has-this-command 2>/dev/null", "exit status 127"},
+		{"no-such-command 2>/dev/null", "exit status 127"},
 		{"cat; exit 4", "exit status 4"}, // there is no input to wait for
 	} {
 		if got := text(run(t, shell(t, test.script), app, long)); got != test.want {
@@ -134,7 +134,7 @@ func TestExec_ProvisionRejectsInvalidCommand(t *testing.T) {
 		want string // the beginning
 	}{
 		{Exec{}, "an exec check needs a command"},
-		{Exec{Command: "nobody-has-this-command"}, must + `exec: "nobody-has-this-command": executable file not found in `},
+		{Exec{Command: "no-such-command"}, must + `exec: "no-such-command": executable file not found in `},
 		{Exec{Command: filepath.Join(dir, "nothing")}, must + fmt.Sprintf("exec: %q: ", filepath.Join(dir, "nothing"))},
 		{Exec{Command: dir}, must + fmt.Sprintf("exec: %q: ", dir)},
 		{Exec{Command: file}, must + fmt.Sprintf("exec: %q: ", file)},
