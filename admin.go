@@ -22,6 +22,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -273,8 +274,8 @@ func registryWith(only balancer.Filter) (*balancer.Registry, error) {
 	switch {
 	case only.Upstream == "":
 		return nil, missingUpstream.errorf("name one upstream by the parameter upstream, as the list of upstreams has it")
-	case registry == nil || len(balancer.List(only)) == 0:
-		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists those there are%s", only.Upstream, inPool(only.Pool), didYouMean(only.Upstream, known(only.Pool)))
+	case registry == nil || !balancer.Has(registry, only):
+		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists those there are%s", only.Upstream, inPool(only.Pool), suggest.DidYouMean(only.Upstream, known(only.Pool)))
 	}
 	return registry, nil
 }

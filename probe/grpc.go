@@ -82,7 +82,7 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("a grpc check takes one service at most; got '%s' too", d.Val())
 	}
-	return options(d, func(option string) error {
+	return ReadBlock(d, func(option string) error {
 		switch option {
 		case "authority":
 			if !d.AllArgs(&g.Authority) || g.Authority == "" {
@@ -103,7 +103,7 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return UnrecognizedOption(d, "a grpc check", "authority", "scheme", "tls_server_name", "tls_insecure_skip_verify")
 		}
 		return err
-	})
+	}, nil)
 }
 
 func checkAuthority(written, name string) error {

@@ -360,7 +360,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("an http check takes one URI; got '%s' too", d.Val())
 	}
-	err := options(d, func(option string) error {
+	err := ReadBlock(d, func(option string) error {
 		known, err := unmarshalRequestOption(h, d, option)
 		if !known && err == nil {
 			known, err = unmarshalAnswerOption(h, d, option)
@@ -373,7 +373,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				"expect_header", "expect_body", "expression", "max_size", "tls_server_name", "tls_insecure_skip_verify")
 		}
 		return err
-	}, "header", "expect_header")
+	}, func(option string) bool { return option == "header" || option == "expect_header" })
 	if err != nil {
 		return err
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"regexp"
 	"regexp/syntax"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -189,53 +188,33 @@ func noArg(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// commonOptions are the options that all checks have, in the order of the
-// documentation. They are removed before a kind reads its lines.
-var commonOptions = []string{
-	"name", "interval", "fast_interval", "down_interval", "timeout", "passes", "fails", "jitter",
-	"port", "address", "proxy_protocol", "keep_connection",
-}
-
-// CommonOptions returns the names of the options that all checks have, in the order of
-// the documentation.
-func CommonOptions() []string { return slices.Clone(commonOptions) }
-
 // UnrecognizedOption returns the error of a kind for the option that d is at, if the
 // kind does not have it. The error suggests the closest name and lists all names. The
 // check is described as in "an http check"; own are the options of its kind.
 func UnrecognizedOption(d *caddyfile.Dispenser, check string, own ...string) error {
-	hint := ""
-	if meant := suggest.Close(d.Val(), slices.Concat(own, commonOptions)); meant != "" {
-		hint = fmt.Sprintf("; did you mean '%s'?", meant)
-	}
-	has := "no other"
-	if last := len(own) - 1; last == 0 {
-		has = own[0]
-	} else if last > 0 {
-		has = strings.Join(own[:last], ", ") + " and " + own[last]
-	}
-	return d.Errf("unrecognized option '%s': besides the options of every check (%s), %s has %s%s", d.Val(), strings.Join(commonOptions, ", "), check, has, hint)
+	return d.Err(suggest.InKind(d.Val(), check, own))
 }
 
-// options reads a block, and calls read for each option. Each option can be given once,
-// except those in repeat.
-func options(d *caddyfile.Dispenser, read func(option string) error, repeat ...string) error {
+// ReadBlock reads a block, and calls read for each option, with d at it. Each option can
+// be given once, except those that repeat. Without a block it does nothing.
+func ReadBlock(d *caddyfile.Dispenser, read func(option string) error, repeats func(option string) bool) error {
 	seen := make(map[string]bool)
-	for _, option := range repeat {
-		seen[option] = false
-	}
-	for d.NextBlock(0) {
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		option := d.Val()
-		again, repeats := seen[option]
-		if again {
-			return d.Errf("option '%s' is given twice", option)
+		if seen[option] && (repeats == nil || !repeats(option)) {
+			return GivenTwice(d)
 		}
-		seen[option] = !repeats
+		seen[option] = true
 		if err := read(option); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// GivenTwice returns the error for the option that d is at, if it was given before.
+func GivenTwice(d *caddyfile.Dispenser) error {
+	return d.Errf("option '%s' is given twice", d.Val())
 }
 
 // wrap adds file and line to an error, if there is one.

@@ -66,7 +66,7 @@ func (t *TCP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("a tcp check takes no argument; got '%s'", d.Val())
 	}
-	return options(d, func(option string) error {
+	return ReadBlock(d, func(option string) error {
 		switch option {
 		case "send":
 			if !d.AllArgs(&t.Send) || t.Send == "" {
@@ -82,7 +82,7 @@ func (t *TCP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return wrap(d, err)
 		}
 		return UnrecognizedOption(d, "a tcp check", "send", "expect")
-	})
+	}, nil)
 }
 
 // Provision resolves placeholders and compiles what Probe needs.

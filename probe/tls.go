@@ -49,13 +49,13 @@ func (t *TLS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("a tls check takes no argument; got '%s'", d.Val())
 	}
-	return options(d, func(option string) error {
+	return ReadBlock(d, func(option string) error {
 		known, err := t.TLSOptions.unmarshalOption(d)
 		if !known {
 			return UnrecognizedOption(d, "a tls check", "tls_server_name", "tls_insecure_skip_verify")
 		}
 		return err
-	})
+	}, nil)
 }
 
 // Provision resolves placeholders.

@@ -74,6 +74,16 @@ type Balancer struct {
 // registry of its config. Nothing is probed before the registry starts. Close undoes it,
 // also after an error.
 func (b *Balancer) Init(r *Registry, c Config) error {
+	b.configure(r, c)
+	members, err := b.buildMembers()
+	if err != nil {
+		return err
+	}
+	return b.join(members)
+}
+
+// configure sets what follows from the config alone.
+func (b *Balancer) configure(r *Registry, c Config) {
 	b.registry, b.config, b.listed = r, c, c.Proxy.Upstreams
 	b.variable = fmt.Sprintf("alive.attempts.%p", b)
 	h := &b.handler
@@ -82,11 +92,11 @@ func (b *Balancer) Init(r *Registry, c Config) error {
 	h.OnHold = func() { b.counters.CountHeld() }
 	h.OnFailOpen = b.tellFailOpen
 	b.dynamic = newDynamic(b) // before the first change of a status
-	members, err := b.buildMembers()
-	if err != nil {
-		return err
-	}
-	b.pool.Init(h, members, b.listed)
+}
+
+// join makes the pool of the members, and adds b to what runs.
+func (b *Balancer) join(members []*pool.Member) (err error) {
+	b.pool.Init(&b.handler, members, b.listed)
 	for _, m := range b.monitors.all() {
 		m.Subscribe(b.Refresh)
 	}
@@ -94,11 +104,11 @@ func (b *Balancer) Init(r *Registry, c Config) error {
 	if err := b.dynamic.init(); err != nil {
 		return err
 	}
-	if b.counters, err = telemetry.JoinPool(c.Name, b); err != nil { // not before: from now on scrapes read b
+	if b.counters, err = telemetry.JoinPool(b.config.Name, b); err != nil { // not before: from now on scrapes read b
 		return err
 	}
 	b.added = true
-	r.add(b)
+	b.registry.add(b)
 	return nil
 }
 

@@ -169,6 +169,7 @@ func (d *dynamic) add(upstreams reverseproxy.UpstreamPool, hash uint64) *answer 
 	a.set = d.setOf(unordered, at)
 	a.Pool = pool.New(&d.balancer.handler, members, upstreams, &a.set.logged)
 	a.last.Store(int64(at))
+	a.OnResume = func() { d.answers.brought(a, time.Now()) }
 	for _, dropped := range d.answers.keep(a, d.balancer.handler.Awaited()) {
 		d.note(dropped)
 	}

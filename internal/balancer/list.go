@@ -65,6 +65,17 @@ func List(only Filter) []view.Upstream {
 	return append(rows, leftOver(r, only)...)
 }
 
+// Has reports whether the list of a registry has a row that a filter wants, which names an
+// upstream.
+func Has(r *Registry, only Filter) bool {
+	for name := range r.Having(only.Upstream) {
+		if only.wants(name, only.Upstream) {
+			return true
+		}
+	}
+	return len(leftOver(r, only)) > 0
+}
+
 // leftOver returns rows for the settings of addresses that no pool has, and for the
 // weights of pools that do not have the address any more.
 func leftOver(r *Registry, only Filter) []view.Upstream {

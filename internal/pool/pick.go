@@ -84,6 +84,9 @@ func (d *decision) decide() *reverseproxy.Upstream {
 			d.state = notSeen
 			return nil
 		}
+		if d.pool.OnResume != nil {
+			d.pool.OnResume()
+		}
 		now = d.snapshot()
 		if u, serves = d.pickServing(now); u != nil || serves {
 			return u

@@ -29,6 +29,10 @@ type Pool struct {
 	counters  counters
 	waiters   waiters
 
+	// OnResume is called when a request that was held goes on. It may be nil, and is set
+	// before the first pick.
+	OnResume func()
+
 	making sync.Mutex  // held while a snapshot is made; guards what follows
 	due    atomic.Bool // Refresh waits for making, and will see all that changed
 	first  uint64      // the ticket with which the first snapshot begins

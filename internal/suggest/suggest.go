@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package suggest finds the known name that a mistyped one probably means.
+// Package suggest says what to write in place of a mistyped or misplaced option of a
+// Caddyfile.
 //
-// It must not know what the names stand for. It has no state and no locks.
+// It must not read a configuration: it works on texts. It has no state and no locks.
 package suggest
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // maxLength bounds the names that are compared, in bytes, because the time grows with
 // the product of the two lengths.
@@ -83,4 +87,22 @@ func distance(a, b []rune) int {
 		older, old, row = old, row, older
 	}
 	return old[len(b)]
+}
+
+// DidYouMean returns the end of an error that asks for the known name that is close to
+// one. It is empty if none is close.
+func DidYouMean(name string, known []string) string {
+	if meant := Close(name, known); meant != "" && meant != name {
+		return fmt.Sprintf("; did you mean '%s'?", meant)
+	}
+	return ""
+}
+
+// Enumerate joins names in a sentence.
+func Enumerate(names []string) string {
+	last := len(names) - 1
+	if last < 1 {
+		return strings.Join(names, "")
+	}
+	return strings.Join(names[:last], ", ") + " and " + names[last]
 }

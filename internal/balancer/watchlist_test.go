@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package balancer
 
 import (
 	"fmt"
 	"maps"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unsafe"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 )
 
 // setAhead returns a time as a program sees it after its wall clock was set: the
@@ -38,29 +40,29 @@ func TestDynamicClock_IsMonotonic(t *testing.T) {
 // Requests before and after the wall clock was set an hour ahead forget nothing, and
 // no mode.
 func TestDynamicClock_SetAheadForgetsNothing(t *testing.T) {
-	p := newPolicy(t, "", following(t))
-	p.hold = 0
-	p.Checks = []*HealthCheck{checkBy(silent{}, "silent", health.Settings{Interval: time.Hour, Timeout: time.Hour})}
+	p := newPolicy(t, "", func(s *setup) {
+		s.Rules.Hold = 0
+		s.Checks = []*monitor.Check{silent(health.Settings{Interval: time.Hour, Timeout: time.Hour})}
+	})
 	d := p.dynamic
-	defer func() { release([]*Selection{p.Selection}) }()
 	p.Select(brought("a:80"), get(), nil)
 	for _, by := range []time.Duration{0, time.Minute, -time.Minute, time.Hour, 24 * time.Hour} {
 		now := setAhead(time.Now(), by)
-		d.brought(d.find(brought("a:80")), now)
+		d.answers.brought(d.find(brought("a:80")), now)
 		d.sweep(elapsed(now))
-		if got, want := d.list.addresses(), []string{"a:80"}; !slices.Equal(got, want) {
+		if got, want := d.list.dials(), []string{"a:80"}; !slices.Equal(got, want) {
 			t.Fatalf("watched after the clock was set by %s: %v, want %v", by, got, want)
 		}
 	}
 	d.sweep(elapsed(time.Now().Add(idleFor))) // an hour of the monotonic clock
-	if got := d.list.addresses(); len(got) > 0 {
+	if got := d.list.dials(); len(got) > 0 {
 		t.Errorf("watched after an hour without a request: %v, want none", got)
 	}
 }
 
 // However often the config is reloaded, an address is forgotten after five minutes of
 // requests without it, and after an hour without requests.
-func TestDynamicClock_SurvivesReloads(t *testing.T) {
+func TestWatchList_TimesSurviveReloads(t *testing.T) {
 	for _, every := range []time.Duration{7 * time.Second, time.Minute, 4 * time.Minute} {
 		for _, tc := range []struct {
 			rule     string
@@ -77,7 +79,7 @@ func TestDynamicClock_SurvivesReloads(t *testing.T) {
 					p := newDynamicPolicy(t, n, "x")
 					p.served(1, "a:80", "b:80")
 					began, reloaded := time.Now(), time.Now()
-					watched := func() bool { return slices.Contains(p.dynamic.list.addresses(), tc.address) }
+					watched := func() bool { return slices.Contains(p.dynamic.list.dials(), tc.address) }
 					for watched() && time.Since(began) < 2*tc.forgets {
 						time.Sleep(time.Second)
 						if tc.requests {
@@ -94,7 +96,7 @@ func TestDynamicClock_SurvivesReloads(t *testing.T) {
 					if most := tc.forgets + 2*sweepInterval + 5*time.Second; took < tc.forgets || took > most {
 						t.Errorf("%s is forgotten after %s, want from %s to %s", tc.address, took, tc.forgets, most)
 					}
-					if tc.requests && !slices.Contains(p.dynamic.list.addresses(), "a:80") {
+					if tc.requests && !slices.Contains(p.dynamic.list.dials(), "a:80") {
 						t.Error("the one that requests bring is forgotten")
 					}
 					p.end(t)
@@ -106,7 +108,7 @@ func TestDynamicClock_SurvivesReloads(t *testing.T) {
 
 // Handlers with the same source share the addresses, but each forgets what its own
 // requests do not bring: that another handler gets them is no reason to probe on.
-func TestDynamicClock_HandlersOfOneSource(t *testing.T) {
+func TestWatchList_EachHandlerForgetsByItself(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
 		first, second := newDynamicPolicy(t, n, "x"), newDynamicPolicy(t, n, "x")
@@ -116,9 +118,7 @@ func TestDynamicClock_HandlersOfOneSource(t *testing.T) {
 		nextFirst, nextSecond := newDynamicPolicy(t, n, "x"), newDynamicPolicy(t, n, "x")
 		first.end(t)
 		second.end(t)
-		defer nextFirst.end(t)
-		defer nextSecond.end(t)
-		if a, b := nextFirst.dynamic.all(), nextSecond.dynamic.all(); len(a) != 2 || len(b) != 2 {
+		if a, b := nextFirst.dynamic.members(), nextSecond.dynamic.members(); len(a) != 2 || len(b) != 2 {
 			t.Fatalf("%d and %d upstreams watched after a reload, want 2 and 2", len(a), len(b))
 		}
 		for range 7 * 60 {
@@ -130,19 +130,53 @@ func TestDynamicClock_HandlersOfOneSource(t *testing.T) {
 			*policy
 			want string
 		}{{nextFirst, "a:80"}, {nextSecond, "b:80"}} {
-			if all := tc.dynamic.all(); len(all) != 1 || all[0].address != tc.want {
+			if all := tc.dynamic.members(); len(all) != 1 || all[0].Address != tc.want {
 				t.Errorf("%d upstreams watched, want %s only", len(all), tc.want)
 			}
 		}
-		if got, want := nextFirst.dynamic.list.addresses(), []string{"a:80", "b:80"}; !slices.Equal(got, want) {
+		if got, want := nextFirst.dynamic.list.dials(), []string{"a:80", "b:80"}; !slices.Equal(got, want) {
 			t.Errorf("on the list: %v, want %v", got, want)
 		}
 	})
 }
 
-// addresses returns the addresses that are watched.
-func (l *watchList) addresses() []string {
+// What an earlier config watched is forgotten, too, when the pool has been idle
+// for an hour, if no request came at all since the reload.
+func TestWatchList_ResumedAddressesAreForgottenWhenIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy(t, "")
+		d := p.dynamic
+		d.list.add("10.9.9.9:80") // by the earlier config
+		d.resume()
+		d.list.remove("10.9.9.9:80")
+		time.Sleep(2 * idleFor)
+		if got := d.list.dials(); len(got) > 0 {
+			t.Errorf("watched after %s without a request: got %v, want nothing", 2*idleFor, got)
+		}
+	})
+}
+
+// What an earlier config watched is forgotten only when requests have seen the
+// pool without it for five minutes, be the first of them late.
+func TestWatchList_ResumedAddressesAreKeptUntilRequestsMissThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy(t, "")
+		d := p.dynamic
+		d.list.add("10.9.9.9:80") // by the earlier config
+		d.resume()
+		d.list.remove("10.9.9.9:80")
+		time.Sleep(40 * time.Minute) // less than an hour
+		p.Select(brought("10.0.0.1:80"), get(), nil)
+		time.Sleep(2 * sweepInterval)
+		if got, want := d.list.dials(), []string{"10.0.0.1:80", "10.9.9.9:80"}; !slices.Equal(got, want) {
+			t.Errorf("watched a minute after the first request without one: got %v, want %v", got, want)
+		}
+	})
+}
+
+// dials returns the addresses that are watched.
+func (l *watchList) dials() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return slices.Sorted(maps.Keys(l.records))
+	return slices.Sorted(maps.Keys(l.addresses))
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package balancer
 
 import (
 	"fmt"
@@ -11,18 +11,11 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-alive/caddy-alive/internal/pool"
 )
 
-// kill has upstreams of a network fail from now on.
-func (n *network) kill(addresses ...string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, address := range addresses {
-		delete(n.alive, address)
-	}
-}
-
-// told returns what was told by events, in order.
+// told returns all events, in their order.
 func (p *policy) told() (events []string) {
 	for _, e := range p.emitted() {
 		switch e.Name {
@@ -39,7 +32,7 @@ func (p *policy) told() (events []string) {
 // and whether it fails open.
 func (p *policy) gauges() string {
 	states, failOpen, shown := make(map[string]int), false, make(map[string]bool)
-	for _, e := range p.entries(filter{}) {
+	for _, e := range p.rows(Filter{}) {
 		if !e.Past && !shown[e.Upstream] { // one of several pools can be shown once for each
 			states[e.State()]++
 		}
@@ -49,25 +42,15 @@ func (p *policy) gauges() string {
 	return fmt.Sprintf("%d up, %d down, fail_open %v", states["up"], states["down"], failOpen)
 }
 
-// asInConfig has a policy follow operators and count, as one in a config does.
-func asInConfig(t *testing.T) []func(*Selection) {
-	return []func(*Selection){following(t), func(s *Selection) {
-		if err := s.joinPool(); err != nil {
-			t.Fatal(err)
-		}
-	}}
-}
-
 // A deployment behind a dynamic source replaces all upstreams, and the ones before stop:
 // from the first request with the next ones on, nothing is told of those before, and no
 // gauge has them.
-func TestPast_DeploymentRaisesNoAlarm(t *testing.T) {
+func TestStale_DeploymentRaisesNoAlarm(t *testing.T) {
 	for _, after := range []time.Duration{0, time.Second, time.Minute} {
 		t.Run(fmt.Sprintf("they stop %s later", after), func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				n := newNetwork("a:80", "b:80", "c:80", "d:80", "e:80", "f:80")
-				p := newDynamicPolicy(t, n, "x", asInConfig(t)...)
-				defer p.end(t)
+				p := newDynamicPolicy(t, n, "x")
 				for range 600 {
 					p.served(1, "a:80", "b:80", "c:80")
 					time.Sleep(100 * time.Millisecond)
@@ -83,8 +66,8 @@ func TestPast_DeploymentRaisesNoAlarm(t *testing.T) {
 					}
 					time.Sleep(100 * time.Millisecond)
 				}
-				for i, m := range p.dynamic.all()[:3] {
-					if got := m.status().String(); got != "down" {
+				for i, m := range p.dynamic.members()[:3] {
+					if got := m.Status().String(); got != "down" {
 						t.Errorf("upstream %d is %s, want down: the test shows nothing", i, got)
 					}
 				}
@@ -103,11 +86,10 @@ func TestPast_DeploymentRaisesNoAlarm(t *testing.T) {
 
 // A pool that fails open and is then replaced: the gauge is right with the first request
 // that brings the next one, and the end of the alarm is told soon.
-func TestPast_ReplacementEndsTheAlarm(t *testing.T) {
+func TestStale_ReplacementEndsTheAlarm(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
-		p := newDynamicPolicy(t, n, "x", asInConfig(t)...)
-		defer p.end(t)
+		p := newDynamicPolicy(t, n, "x")
 		p.served(1, "a:80")
 		time.Sleep(time.Minute)
 		n.kill("a:80")
@@ -133,24 +115,23 @@ func TestPast_ReplacementEndsTheAlarm(t *testing.T) {
 
 // To look at past pools, or at pools that changed since the last request, changes
 // nothing: no line, no event, no snapshot.
-func TestPast_LookingChangesNothing(t *testing.T) {
+func TestStale_LookingChangesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
-		p := newDynamicPolicy(t, n, "x", asInConfig(t)...)
-		defer p.end(t)
+		p := newDynamicPolicy(t, n, "x")
 		p.served(1, "a:80", "b:80")
 		p.served(1, "c:80")
 		time.Sleep(time.Minute)
 		n.kill("a:80", "b:80", "c:80")
 		time.Sleep(time.Minute)
 		type state struct {
-			snapshot *datedSnapshot
+			snapshot *pool.Snapshot
 			last     int64
 		}
 		states := func() map[uint64]state {
 			all := make(map[uint64]state)
-			for hash, pool := range *p.dynamic.pools.Load() {
-				all[hash] = state{pool.current.Load(), pool.last.Load()}
+			for hash, a := range p.dynamic.answers.all() {
+				all[hash] = state{a.Current(), a.last.Load()}
 			}
 			return all
 		}
@@ -174,7 +155,7 @@ func TestPast_LookingChangesNothing(t *testing.T) {
 
 // Answers that alternate are all present: their upstreams have gauges without a gap, and
 // one that dies is an alarm whichever answer comes next.
-func TestPast_AlternatingAnswersAreNot(t *testing.T) {
+func TestStale_AlternatingAnswersAreNot(t *testing.T) {
 	for _, tc := range []struct {
 		rule   string
 		answer func(i int) []string // of each request, 100 ms apart
@@ -195,8 +176,7 @@ func TestPast_AlternatingAnswersAreNot(t *testing.T) {
 		t.Run(tc.rule, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				n := newNetwork("a:80", "b:80", "c:80", "y:80", "z:80")
-				p := newDynamicPolicy(t, n, "x", asInConfig(t)...)
-				defer p.end(t)
+				p := newDynamicPolicy(t, n, "x")
 				i := 0
 				requests := func(d time.Duration, want string) {
 					t.Helper()
@@ -230,11 +210,10 @@ func TestPast_AlternatingAnswersAreNot(t *testing.T) {
 
 // A source that alternated once, as after a rollback, and not since then, is one that
 // replaces its answer.
-func TestPast_AlternationIsForgotten(t *testing.T) {
+func TestStale_AlternationIsForgotten(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
-		p := newDynamicPolicy(t, n, "x", asInConfig(t)...)
-		defer p.end(t)
+		p := newDynamicPolicy(t, n, "x")
 		bring := func(d time.Duration, dials ...string) {
 			for range d / time.Second {
 				p.served(1, dials...)
@@ -257,21 +236,20 @@ func TestPast_AlternationIsForgotten(t *testing.T) {
 }
 
 // What is past stays past over a reload, and what is not is not.
-func TestPast_SurvivesReloads(t *testing.T) {
+func TestStale_SurvivesReloads(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
-		p := newDynamicPolicy(t, n, "x", asInConfig(t)...)
+		p := newDynamicPolicy(t, n, "x")
 		for range 10 {
 			p.served(1, "a:80")
 			time.Sleep(time.Second)
 		}
 		p.served(1, "b:80")
-		next := newDynamicPolicy(t, n, "x", asInConfig(t)...)
-		defer next.end(t)
+		next := newDynamicPolicy(t, n, "x")
 		p.end(t)
 		why := func() map[string]string {
 			all := make(map[string]string)
-			for _, e := range next.entries(filter{}) {
+			for _, e := range next.rows(Filter{}) {
 				all[e.Upstream] = fmt.Sprintf("past %v: %s", e.Past, e.Why)
 			}
 			return all
@@ -288,11 +266,10 @@ func TestPast_SurvivesReloads(t *testing.T) {
 }
 
 // A pool that requests wait for is present, also when others are brought meanwhile.
-func TestPast_AwaitedPoolIsNot(t *testing.T) {
+func TestStale_AwaitedPoolIsNot(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNetwork("b:80")
-		p := newDynamicPolicy(t, n, "x", asInConfig(t)...)
-		defer p.end(t)
+		p := newDynamicPolicy(t, n, "x")
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -308,23 +285,12 @@ func TestPast_AwaitedPoolIsNot(t *testing.T) {
 }
 
 // An upstream that one handler lists and requests bring to another is never past.
-func TestPast_NotWhileAnotherHandlerHasIt(t *testing.T) {
+func TestStale_NotWhileAnotherHandlerHasIt(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
-		p := newDynamicPolicy(t, n, "x", asInConfig(t)...)
-		defer p.end(t)
-		app := p.app
-		other := newDynamicPolicy(t, n, "y", append(asInConfig(t), func(s *Selection) { s.app = app })...)
-		defer other.end(t)
-		app.policies = []*Selection{p.Selection, other.Selection}
-		running.Lock()
-		running.apps = append(running.apps, app)
-		running.Unlock()
-		defer func() {
-			running.Lock()
-			defer running.Unlock()
-			running.apps = slices.DeleteFunc(running.apps, func(a *App) bool { return a == app })
-		}()
+		p := newDynamicPolicy(t, n, "x")
+		other := newDynamicPolicy(t, n, "y", in(p.registry))
+		answering(t, p.registry)
 		other.served(1, "a:80")
 		p.served(1, "a:80")
 		time.Sleep(time.Minute)
@@ -335,4 +301,59 @@ func TestPast_NotWhileAnotherHandlerHasIt(t *testing.T) {
 			t.Errorf("told %v, want that a is down, which is past for one handler only", got)
 		}
 	})
+}
+
+// A deployment that replaces all upstreams leaves dead ones behind. They are watched for a
+// while, but that a pool has no upstream alive is no event then, and where it was one, its
+// end is one, too.
+func TestStale_DeadUpstreamsLeaveNoAlarmBehind(t *testing.T) {
+	for _, tc := range []struct {
+		rule   string
+		dies   int // after so many requests with the next upstreams
+		events []bool
+	}{
+		{"they die while requests bring them", 0, []bool{true, false}},
+		{"they die when requests bring others", 100, nil},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				n := newNetwork("a:80", "b:80", "c:80", "d:80")
+				p := newDynamicPolicy(t, n, "x")
+				die := func() { n.kill("a:80", "b:80") }
+				p.served(2, "a:80", "b:80")
+				time.Sleep(time.Minute)
+				if tc.dies == 0 {
+					die()
+					time.Sleep(time.Minute)
+					p.served(2, "a:80", "b:80")
+				}
+				for i := range 24 { // 4 minutes
+					if i == tc.dies/10 {
+						die()
+					}
+					time.Sleep(10 * time.Second)
+					p.served(2, "c:80", "d:80")
+					p.served(2, "d:80", "c:80")
+					p.rows(Filter{}) // which changes nothing
+				}
+				told := takeFailOpen(p.registry.Events)
+				if !slices.Equal(told, tc.events) || p.counters.FailOpen() != 0 {
+					t.Errorf("fail_open events %v, want %v; %d pools ignore health", told, tc.events, p.counters.FailOpen())
+				}
+				got := make(map[string]string)
+				for _, e := range p.rows(Filter{}) {
+					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.Past)
+				}
+				if want := map[string]string{
+					"a:80": "down false 0 true ", "b:80": "down false 0 true ",
+					"c:80": "up false 1 false ", "d:80": "up false 1 false ",
+				}; !maps.Equal(got, want) {
+					t.Errorf("rows %v, want %v", got, want)
+				}
+				if n := p.logs.FilterLevelExact(zap.WarnLevel).FilterMessageSnippet("last resort").Len(); n != len(tc.events)/2 {
+					t.Errorf("%d warnings: %v", n, p.logs.All())
+				}
+			})
+		})
+	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package balancer
 
 import (
 	"maps"
@@ -9,38 +9,40 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/caddy-alive/caddy-alive/internal/pool"
 )
 
-// Every pick is counted once, also over pools that are dropped while requests use them,
+// Every pick is counted once, also over answers that are dropped while requests use them,
 // and that change meanwhile.
-func TestSelections_DroppedPoolsCountOnce(t *testing.T) {
+func TestSelections_DroppedAnswersCountOnce(t *testing.T) {
 	p := newPolicy(t, "")
-	members := handMade("u1 u1 u1")
+	members := make([]*pool.Member, 3)
 	dials := []string{"a:80", "b:80", "c:80"}
 	p.dynamic.mu.Lock()
 	for i, dial := range dials {
-		members[i].address = dial
-		p.dynamic.sightings[dial] = &sighting{member: members[i]}
+		members[i] = &pool.Member{Address: dial, Weight: 1}
+		p.dynamic.observed[dial] = &observed{member: members[i]}
 	}
 	p.dynamic.mu.Unlock()
 	var over atomic.Bool
 	var changing, picking sync.WaitGroup
 	changing.Go(func() {
 		for !over.Load() {
-			p.refresh()
+			p.Refresh()
 		}
 	})
-	changing.Go(func() { // no pool stays for long
+	changing.Go(func() { // no answer is kept for long
 		for !over.Load() {
 			p.dynamic.mu.Lock()
-			p.dynamic.pools.Store(new(map[uint64]*dynamicPool))
+			p.dynamic.answers.replace(nil)
 			p.dynamic.mu.Unlock()
 		}
 	})
 	changing.Go(func() { // what was counted is never taken back
 		before := make(map[string]uint64)
 		for !over.Load() {
-			now := p.selections()
+			now := p.Selections()
 			for upstream, n := range before {
 				if now[upstream] < n {
 					t.Errorf("%s went from %d to %d", upstream, n, now[upstream])
@@ -53,9 +55,9 @@ func TestSelections_DroppedPoolsCountOnce(t *testing.T) {
 	for range 4 {
 		picking.Go(func() {
 			for range 2000 {
-				pool := brought(dials...)
-				rand.Shuffle(len(pool), func(i, j int) { pool[i], pool[j] = pool[j], pool[i] })
-				got[slices.Index(dials, p.Select(pool, get(), nil).Dial)].Add(1)
+				upstreams := brought(dials...)
+				rand.Shuffle(len(upstreams), func(i, j int) { upstreams[i], upstreams[j] = upstreams[j], upstreams[i] })
+				got[slices.Index(dials, p.Select(upstreams, get(), nil).Dial)].Add(1)
 			}
 		})
 	}
@@ -66,20 +68,20 @@ func TestSelections_DroppedPoolsCountOnce(t *testing.T) {
 	for i, dial := range dials {
 		want[dial] = got[i].Load()
 	}
-	if counted := p.selections(); !maps.Equal(counted, want) {
+	if counted := p.Selections(); !maps.Equal(counted, want) {
 		t.Errorf("counted %v, picked %v", counted, want)
 	}
 }
 
-// Every pool begins at a random offset: the first requests of many pools, as with a name
+// Every answer begins at a random offset: the first requests of many answers, as with a name
 // for each client, do not all go to the first upstream, or all to the second.
-func TestDynamicPool_BeginsAtRandom(t *testing.T) {
+func TestDynamic_OrdersBeginAtRandom(t *testing.T) {
 	p := newPolicy(t, "")
 	first := make(map[int]int)
 	const pools = 300
 	for i := range pools {
-		pool := brought(address(3*i), address(3*i+1), address(3*i+2))
-		first[slices.Index(pool, p.Select(pool, get(), nil))]++
+		upstreams := brought(address(3*i), address(3*i+1), address(3*i+2))
+		first[slices.Index(upstreams, p.Select(upstreams, get(), nil))]++
 	}
 	for i := range 3 {
 		if first[i] < pools/10 {

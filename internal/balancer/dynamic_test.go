@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
+)
+
+// Every address is checked from when it first appears. One that is dead gets no
+// request, and one that is alive gets its share after its first pass.
+func TestDynamic_AddressesAreWatchedFromTheirFirstRequest(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNetwork("a:80", "d:80")
+		p := newDynamicPolicy(t, n, "x")
+		for _, step := range []struct {
+			pool []string
+			want map[string]int
+		}{
+			{[]string{"a:80", "b:80"}, map[string]int{"a:80": 60}}, // held for the first verdicts
+			{[]string{"a:80", "b:80", "c:80"}, map[string]int{"a:80": 60}},
+			{[]string{"a:80", "b:80", "c:80", "d:80"}, map[string]int{"a:80": 60}}, // no verdict yet
+		} {
+			if got := p.served(60, step.pool...); !maps.Equal(got, step.want) {
+				t.Errorf("%v: served by %v, want %v", step.pool, got, step.want)
+			}
+		}
+		time.Sleep(time.Second)
+		if got, want := p.served(60, "a:80", "b:80", "c:80", "d:80"), map[string]int{"a:80": 30, "d:80": 30}; !maps.Equal(got, want) {
+			t.Errorf("after its first pass: served by %v, want %v", got, want)
+		}
+		if got, want := n.probed(), []string{"a:80", "b:80", "c:80", "d:80"}; !slices.Equal(got, want) {
+			t.Errorf("probed %v, want %v", got, want)
+		}
+	})
+}
+
+// An address is forgotten when requests have seen the pool without it for five minutes.
+// Without requests it is not known to be gone, so it is kept, for an hour.
+func TestDynamic_AddressesThatAreGoneAreForgotten(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNetwork("a:80", "b:80", "c:80")
+		p := newDynamicPolicy(t, n, "x")
+		p.served(1, "a:80", "b:80")
+		minutes := func(minutes int, pool ...string) []string {
+			for range minutes * 6 {
+				time.Sleep(10 * time.Second)
+				if len(pool) > 0 {
+					p.served(1, pool...)
+				}
+			}
+			n.probed()
+			time.Sleep(30 * time.Second)
+			return n.probed()
+		}
+		for _, step := range []struct {
+			what string
+			got  []string
+			want []string
+		}{
+			{"10 minutes without a request", minutes(10), []string{"a:80", "b:80"}},
+			{"a request without b", minutes(1, "a:80"), []string{"a:80", "b:80"}},
+			{"3 minutes without b", minutes(3, "a:80"), []string{"a:80", "b:80"}},
+			{"b is back", minutes(1, "a:80", "b:80"), []string{"a:80", "b:80"}},
+			{"4 minutes without b", minutes(4, "a:80"), []string{"a:80", "b:80"}},
+			{"6 minutes without b", minutes(2, "a:80"), []string{"a:80"}},
+			{"c instead of a", minutes(7, "c:80"), []string{"c:80"}},
+			{"50 minutes without a request", minutes(50), []string{"c:80"}},
+			{"over an hour without a request", minutes(12), nil},
+			{"c again", minutes(1, "c:80"), []string{"c:80"}},
+		} {
+			if !slices.Equal(step.got, step.want) {
+				t.Errorf("%s: probed %v, want %v", step.what, step.got, step.want)
+			}
+		}
+	})
+}
+
+// Answers that alternate are all watched, and none is made anew for a request.
+func TestDynamic_AnswersThatAlternateAreKeptReady(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNetwork("a:80", "b:80", "c:80")
+		p := newDynamicPolicy(t, n, "x")
+		p.served(1, "a:80", "b:80")
+		p.served(1, "c:80")
+		time.Sleep(time.Second)
+		snapshot := func(dials ...string) *pool.Snapshot {
+			p.served(1, dials...)
+			return p.dynamic.find(brought(dials...)).Current()
+		}
+		first, second := snapshot("a:80", "b:80"), snapshot("c:80")
+		for range 10 * 60 {
+			time.Sleep(time.Second)
+			if snapshot("a:80", "b:80") != first || snapshot("c:80") != second {
+				t.Fatal("a snapshot was made anew although nothing changed")
+			}
+		}
+		n.probed()
+		time.Sleep(time.Minute)
+		if got, want := n.probed(), []string{"a:80", "b:80", "c:80"}; !slices.Equal(got, want) {
+			t.Errorf("probed %v, want %v", got, want)
+		}
+		for i := range 3 * maxAnswers { // many answers: those that requests have not brought for long go
+			p.served(1, fmt.Sprintf("x%d:80", i%37), "a:80", fmt.Sprintf("y%d:80", i/37))
+		}
+		if got := len(p.dynamic.answers.all()); got > maxAnswers || got < maxAnswers/2 {
+			t.Errorf("%d answers kept, want them to be many, but %d at most", got, maxAnswers)
+		}
+	})
+}
+
+// The watch list outlives a reload: the next config knows which are dead before its first
+// request, and goes on probing.
+func TestWatchList_SurvivesAReload(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNetwork("a:80")
+		p := newDynamicPolicy(t, n, "x")
+		p.served(1, "a:80", "b:80")
+		time.Sleep(time.Second)
+
+		other := newDynamicPolicy(t, n, "y")
+		next := newDynamicPolicy(t, n, "x")
+		p.end(t)
+		if got := len(other.monitors.all()); got != 0 {
+			t.Errorf("a policy with another source watches %d, want 0", got)
+		}
+		if got := len(next.monitors.all()); got != 2 {
+			t.Errorf("the next config watches %d, want 2", got)
+		}
+		began := time.Now()
+		if got, want := next.served(60, "a:80", "b:80"), map[string]int{"a:80": 60}; !maps.Equal(got, want) || time.Since(began) != 0 {
+			t.Errorf("served by %v after %v, want %v at once", got, time.Since(began), want)
+		}
+		n.probed()
+		time.Sleep(15 * time.Second)
+		if got, want := n.probed(), []string{"a:80", "b:80"}; !slices.Equal(got, want) {
+			t.Errorf("probed %v, want %v", got, want)
+		}
+
+		// requests of the old config that are still in flight start nothing
+		if u := p.Select(brought("z:80"), get(), nil); u == nil {
+			t.Error("nil for a request in flight after Cleanup")
+		}
+		time.Sleep(15 * time.Second)
+		if got := n.probed(); slices.Contains(got, "z:80") {
+			t.Error("a config that has ended began to watch")
+		}
+	})
+}
+
+// A source that never ends cannot make the watch list grow without bound.
+func TestDynamic_WatchedAddressesAreLimited(t *testing.T) {
+	if testkit.RaceDetector {
+		t.Skip("the race detector crashes by itself over thousands of timers of virtual time")
+	}
+	bubble(t, func(t *testing.T) {
+		n := newNetwork()
+		p := newDynamicPolicy(t, n, "x")
+		for i := range 3 * maxObserved {
+			p.Select(brought(fmt.Sprintf("a%d:80", i)), get(), nil)
+		}
+		if got := len(p.monitors.all()); got != maxObserved {
+			t.Errorf("%d monitors, want %d", got, maxObserved)
+		}
+		warnings := p.logs.FilterMessageSnippet("too many upstreams from a dynamic source").Len()
+		if warnings != 1 {
+			t.Errorf("%d warnings of too many upstreams, want 1", warnings)
+		}
+	})
+}
+
+// When there is room again, those past the limit are watched, too.
+func TestDynamic_AddressesPastTheLimitAreWatchedLater(t *testing.T) {
+	if testkit.RaceDetector {
+		t.Skip("the race detector crashes by itself over thousands of timers of virtual time")
+	}
+	bubble(t, func(t *testing.T) {
+		n := newNetwork()
+		p := newDynamicPolicy(t, n, "x")
+		for i := range maxObserved {
+			p.Select(brought(fmt.Sprintf("a%d:80", i)), get(), nil)
+		}
+		for range 10 * 60 {
+			p.Select(brought("z:80"), get(), nil)
+			time.Sleep(time.Second)
+		}
+		n.probed()
+		time.Sleep(time.Minute)
+		if got, want := n.probed(), []string{"z:80"}; !slices.Equal(got, want) {
+			t.Errorf("probed %v, want %v", got, want)
+		}
+	})
+}
+
+// An upstream that one of the checks refuses leaves no monitor of the others.
+func TestDynamic_RefusedUpstreamLeavesNoMonitor(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := newDynamicPolicy(t, newNetwork(), "x")
+		refuses := *p.config.Checks[0]
+		refuses.Validate = func(*monitor.Route) error { return errors.New("not this one") }
+		p.config.Checks = append(p.config.Checks, &refuses)
+		p.Select(brought("a:80"), get(), nil)
+		if got := len(p.monitors.all()); got != 0 {
+			t.Errorf("%d monitors, want none", got)
+		}
+	})
+}
+
+// A retry probes the upstream that failed, from a dynamic source, too.
+func TestDynamic_RetryProbesTheLastPick(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNetwork("a:80")
+		p := newDynamicPolicy(t, n, "x", retrying)
+		p.served(1, "a:80")
+		time.Sleep(5 * time.Second)
+		n.probed()
+		r := get()
+		p.Select(brought("a:80"), r, nil)
+		p.Select(brought("a:80"), r, nil)
+		time.Sleep(time.Second)
+		if got, want := n.probed(), []string{"a:80"}; !slices.Equal(got, want) {
+			t.Errorf("probed %v after a retry, want %v", got, want)
+		}
+	})
+}
+
+// An upstream in maintenance is not probed: neither when a source brings it for the
+// first time, nor by the next config. Its mode is forgotten with it, unless another
+// policy has it.
+func TestDynamic_ModesAreForgottenWithTheAddress(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNetwork("a:80", "b:80", "c:80")
+		p := newDynamicPolicy(t, n, "x")
+		o := p.registry.Settings
+		for _, address := range []string{"b:80", "c:80"} {
+			o.Change(address, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
+		}
+		if got, want := p.served(60, "a:80", "b:80", "c:80"), map[string]int{"a:80": 60}; !maps.Equal(got, want) {
+			t.Errorf("served by %v, want %v", got, want)
+		}
+		time.Sleep(time.Minute)
+		if got, want := n.probed(), []string{"a:80"}; !slices.Equal(got, want) {
+			t.Errorf("probed %v, want %v", got, want)
+		}
+
+		next := newDynamicPolicy(t, n, "x", in(newRegistry(t, o)))
+		p.end(t)
+		n.probed()
+		time.Sleep(time.Minute)
+		if got, want := n.probed(), []string{"a:80"}; !slices.Equal(got, want) {
+			t.Errorf("the next config probed %v, want %v", got, want)
+		}
+
+		other := newDynamicPolicy(t, n, "y", in(next.registry))
+		other.served(1, "a:80", "c:80")
+		for range 60 { // b and c are gone from one, and c is not from the other
+			time.Sleep(10 * time.Second)
+			next.served(1, "a:80")
+			other.served(1, "a:80", "c:80")
+		}
+		if got := o.Of("b:80").ModeNow(); got != settings.Ready {
+			t.Errorf("the mode of one that was forgotten: %s", got)
+		}
+		if got := o.Of("c:80").ModeNow(); got != settings.Maintenance {
+			t.Errorf("the mode of one that another policy has: %s", got)
+		}
+	})
+}

@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+)
+
+// policy selects from one pool as the selection policy does. A test decides the verdicts
+// of its upstreams.
+type policy struct {
+	*Pool
+	list    reverseproxy.UpstreamPool
+	targets []*health.Target
+	logs    *observer.ObservedLogs
+	end     context.CancelFunc // ends the config
+}
+
+// newPolicy makes a policy over as many upstreams as there are verdicts: u for up, d for
+// down, ? for none yet. The configuration can change the rules and the members.
+func newPolicy(tb testing.TB, verdicts string, configure ...func(*policy)) *policy {
+	tb.Helper()
+	core, logs := observer.New(zap.InfoLevel)
+	ctx, end := context.WithCancel(context.Background())
+	p := &policy{Pool: new(Pool), logs: logs, end: end}
+	p.handler = &Handler{
+		Rules:    Rules{Hold: 2 * time.Second},
+		Name:     "shop",
+		Settings: settings.NewSet(),
+		Proxy:    new(reverseproxy.Handler),
+		Logger:   zap.New(core),
+		Ended:    ctx.Done(),
+	}
+	for i := range verdicts {
+		target := newTarget()
+		target.Begin(verdicts[i] != '?')
+		target.Subscribe(p.changed)
+		p.targets = append(p.targets, target)
+		p.list = append(p.list, &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: address(i)})
+		p.members = append(p.members, &Member{Address: address(i), Checks: []Check{{Label: "test", Target: target}}, Weight: 1})
+	}
+	for _, f := range configure {
+		f(p)
+	}
+	p.Init(p.handler, p.members, p.list)
+	p.Refresh()
+	tb.Cleanup(func() {
+		end()
+		p.Close()
+	})
+	p.handler.SetRunning(true)
+	p.LogState()
+	p.decide(verdicts)
+	return p
+}
+
+// newTarget returns a target that is probed only when a test has it probed. One probe
+// decides.
+func newTarget() *health.Target {
+	return health.NewTarget(health.Settings{
+		Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,
+		Timeout: time.Second, Passes: 1, Fails: 1,
+	})
+}
+
+func address(i int) string { return fmt.Sprintf("10.0.%d.%d:80", i/250, i%250+1) }
+
+// withWeights sets the weights of a pool, those of backups below 0.
+func withWeights(weights ...int) func(*policy) {
+	return func(p *policy) {
+		for i, w := range weights {
+			p.members[i].Weight, p.members[i].Backup = max(w, -w), w < 0
+		}
+	}
+}
+
+func retrying(p *policy) { p.handler.Rules.Retries = true }
+
+// changed does what a change of a verdict does.
+func (p *policy) changed() {
+	p.handler.Changed()
+	p.Refresh()
+}
+
+// set changes what is set at run time, as an operator would. An upstream in maintenance
+// is not probed.
+func (p *policy) set(i int, c settings.Change) {
+	set := p.handler.Settings.Change(p.members[i].Address, c)
+	p.targets[i].Pause(set.ModeNow() == settings.Maintenance)
+	p.handler.Changed()
+	p.RefreshNow()
+}
+
+// setMode sets the mode of an upstream.
+func (p *policy) setMode(i int, m settings.Mode) { p.set(i, settings.Change{Mode: new(m)}) }
+
+// decide gives each upstream the verdict of its letter; ? leaves it as it is.
+func (p *policy) decide(verdicts string) {
+	for i, v := range verdicts {
+		if v != '?' {
+			decide(p.targets[i], v == 'u')
+		}
+	}
+}
+
+// decide has a probe of the target pass or fail, and returns when its subscribers know.
+func decide(target *health.Target, passes bool) {
+	if want := map[bool]health.Status{true: health.Up, false: health.Down}[passes]; target.Status() == want {
+		return
+	}
+	known := make(chan struct{})
+	defer target.Attach(health.Driver{
+		Probe: func(context.Context, bool) (bool, error) {
+			if passes {
+				return false, nil
+			}
+			return false, errors.New("sick")
+		},
+		Report: func(health.Transition) { close(known) },
+	}, 0)()
+	<-known
+}
+
+// setDraining has a probe of a target that is up say whether it is draining, and returns
+// when its subscribers know.
+func setDraining(target *health.Target, draining bool) {
+	if target.Draining() == draining {
+		return
+	}
+	known := make(chan struct{})
+	defer target.Attach(health.Driver{
+		Probe:  func(context.Context, bool) (bool, error) { return draining, nil },
+		Report: func(health.Transition) { close(known) },
+	}, 0)()
+	<-known
+}
+
+// setHealthy and setRequests do what Caddy's own health checks and its handler do. Caddy
+// exports no way to do so, so they write to unexported fields.
+
+func setHealthy(u *reverseproxy.Upstream, healthy bool) {
+	field := reflect.ValueOf(u).Elem().FieldByName("unhealthy")
+	(*atomic.Int32)(unsafe.Pointer(field.UnsafeAddr())).Store(map[bool]int32{true: 0, false: 1}[healthy])
+}
+
+func setRequests(u *reverseproxy.Upstream, n int) {
+	field := reflect.ValueOf(u.Host).Elem().FieldByName("numRequests")
+	(*atomic.Int64)(unsafe.Pointer(field.UnsafeAddr())).Store(int64(n))
+}
+
+// setAllHealthy has Caddy hold upstreams unhealthy where there is a 0.
+func setAllHealthy(upstreams reverseproxy.UpstreamPool, healthy string) {
+	for i, u := range upstreams {
+		setHealthy(u, healthy[i] != '0')
+	}
+}
+
+// breaker is a circuit breaker that a test opens.
+type breaker struct{ open atomic.Bool }
+
+func (b *breaker) OK() bool                          { return !b.open.Load() }
+func (*breaker) RecordMetric(_ int, _ time.Duration) {}
+
+// get returns a new request.
+func get() *http.Request {
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	return r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, make(map[string]any)))
+}
+
+// same returns one request again and again.
+func same() func() *http.Request {
+	r := get()
+	return func() *http.Request { return r }
+}
+
+// pick selects an upstream as the policy does.
+func (p *policy) pick(r *http.Request) *reverseproxy.Upstream {
+	if now := p.Current(); now.Fast() {
+		i := now.Draw()
+		if u := p.list[i]; u.Available() {
+			return u
+		}
+		now.Skip(i)
+	}
+	return p.Pick(Attempt{Upstreams: p.list, Request: r, Tried: p.tried(r)})
+}
+
+// tried returns what a request has tried, nil if the handler does not retry.
+func (p *policy) tried(r *http.Request) *Tried {
+	if !p.handler.Rules.Retries {
+		return nil
+	}
+	const variable = "tried"
+	if t, ok := caddyhttp.GetVar(r.Context(), variable).(*Tried); ok {
+		return t
+	}
+	t := &Tried{Request: r}
+	caddyhttp.SetVar(r.Context(), variable, t)
+	return t
+}
+
+// pickIndex returns the position of the upstream of a pick, -1 for none.
+func (p *policy) pickIndex(r *http.Request) int { return slices.Index(p.list, p.pick(r)) }
+
+// picks returns the positions of the upstreams of n picks, -1 for none.
+func (p *policy) picks(r func() *http.Request, n int) []int {
+	got := make([]int, 0, n)
+	for range n {
+		got = append(got, p.pickIndex(r()))
+	}
+	return got
+}
+
+// counts returns how often each of n positions is among picks.
+func counts(picks []int, n int) []int {
+	c := make([]int, n)
+	for _, i := range picks {
+		if i >= 0 {
+			c[i]++
+		}
+	}
+	return c
+}
+
+// held starts a pick in a goroutine, and returns where its result will be.
+func (p *policy) held(r *http.Request) <-chan *reverseproxy.Upstream {
+	result := make(chan *reverseproxy.Upstream, 1)
+	go func() { result <- p.pick(r) }()
+	return result
+}
+
+// wantLog compares what was logged.
+func (p *policy) wantLog(t *testing.T, want ...string) {
+	t.Helper()
+	var got []string
+	for _, entry := range p.logs.All() {
+		got = append(got, fmt.Sprintf("%s: %s", entry.Level, entry.Message))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("logged %q, want %q", got, want)
+	}
+}
+
+// handMade makes members of a pool without a policy. Each word is a verdict (u, d, r for
+// up and draining, or ? for none yet), a weight, and a b for a backup: u5 d1 ?2b. With
+// several verdicts a member has as many checks: rd1 passes one of them, and is draining
+// by it, and fails the other.
+func handMade(words string) []*Member {
+	var members []*Member
+	for i, word := range strings.Fields(words) {
+		number := strings.IndexAny(word, "0123456789")
+		m := &Member{Address: address(i), Backup: strings.HasSuffix(word, "b")}
+		if _, err := fmt.Sscanf(word[number:], "%d", &m.Weight); err != nil {
+			panic(fmt.Sprintf("%s: %v", word, err))
+		}
+		for _, verdict := range word[:number] {
+			target := newTarget()
+			switch verdict {
+			case 'u', 'd':
+				decide(target, verdict == 'u')
+			case 'r':
+				decide(target, true)
+				setDraining(target, true)
+			}
+			m.Checks = append(m.Checks, Check{Target: target})
+		}
+		members = append(members, m)
+	}
+	return members
+}
+
+// share returns how often each of n positions has its turn in one cycle.
+func (t *tier) share(n int) []int {
+	c := make([]int, n)
+	for i := range uint64(t.order.Len()) {
+		c[t.order.At(i)]++
+	}
+	return c
+}
+
+// inLowestTerms divides weights by their greatest common divisor.
+func inLowestTerms(weights []int) []int {
+	divisor := 0
+	for _, w := range weights {
+		for a := w; a > 0; {
+			divisor, a = a, divisor%a
+		}
+	}
+	got := slices.Clone(weights)
+	for i := range got {
+		got[i] /= max(divisor, 1)
+	}
+	return got
+}
+
+// tierCase is a pool, and what its snapshot has to be: the turns of each member in a
+// cycle of each tier. A tier that is nil has no members.
+type tierCase struct {
+	rule       string
+	members    string
+	failOpen   FailOpen
+	serving    [][]int
+	unknown    []int
+	lastResort []int
+	state      State
+}
+
+// check compares a snapshot of n members with what it has to be.
+func (want tierCase) check(t *testing.T, s *Snapshot, n int) {
+	t.Helper()
+	var serving [][]int
+	for i, tier := range s.serving {
+		serving = append(serving, tier.share(n))
+		if ignores := s.state == FailedOpen && i == 0; tier.anyHealth != ignores {
+			t.Errorf("tier %d: any health %v, want %v", i, tier.anyHealth, ignores)
+		}
+	}
+	if !slices.EqualFunc(serving, want.serving, slices.Equal) {
+		t.Errorf("serving %v, want %v", serving, want.serving)
+	}
+	for name, side := range map[string]struct {
+		got  *tier
+		want []int
+	}{"unknown": {s.unknown(), want.unknown}, "last resort": {s.lastResort(), want.lastResort}} {
+		if side.want == nil {
+			side.want = make([]int, n)
+		}
+		if got := side.got.share(n); !slices.Equal(got, side.want) {
+			t.Errorf("%s %v, want %v", name, got, side.want)
+		}
+	}
+	if s.state != want.state {
+		t.Errorf("state %d, want %d", s.state, want.state)
+	}
+	if lastResort := s.lastResort(); !lastResort.empty() && !lastResort.anyHealth {
+		t.Error("the last resort respects health")
+	}
+	// the fast path must not go past what ignores health: the circuit breaker is asked
+	// there only
+	if ordered := len(s.serving) > 0 && !s.serving[0].anyHealth; ordered != (s.best.Len() > 0) {
+		t.Errorf("best has %d entries with the tiers %v", s.best.Len(), serving)
+	}
+}
