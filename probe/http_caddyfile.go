@@ -13,7 +13,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
-// unmarshalRequestOption reads the option that d is at, if it is of the request.
+// unmarshalRequestOption reads the option that d is at, if it belongs to the request.
 func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (known bool, err error) {
 	switch option {
 	case "method":
@@ -58,7 +58,7 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 		h.FollowRedirects = true
 		err = noArg(d)
 
-	case "fresh_connection": // which is the default
+	case "fresh_connection": // this is the default
 		h.FreshConnection = true
 		err = noArg(d)
 
@@ -68,7 +68,7 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 	return true, err
 }
 
-// unmarshalAnswerOption reads the option that d is at, if it is of the answer.
+// unmarshalAnswerOption reads the option that d is at, if it belongs to the answer.
 func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (known bool, err error) {
 	switch option {
 	case "status":
@@ -107,7 +107,7 @@ func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (know
 		if !d.AllArgs(&h.Expression) || h.Expression == "" {
 			return true, d.Err("expression takes one CEL expression, in quotes, like \"json.db == 'ok'\"")
 		}
-		if !redact.HasPlaceholder(h.Expression) { // which can also be a map
+		if !redact.HasPlaceholder(h.Expression) { // with placeholders it is compiled when the config is loaded
 			h.expression, err = compileExpression(h.Expression, h.Expression)
 			err = wrap(d, err)
 		}
@@ -119,7 +119,7 @@ func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (know
 		}
 		size, invalid := humanize.ParseBytes(text)
 		if invalid != nil || size > maxMaxSize {
-			size = 0 // what checkMaxSize reports as out of range
+			size = 0 // out of range
 		}
 		h.MaxSize = int64(size)
 		if invalid := checkMaxSize(h.MaxSize); invalid != nil {
@@ -132,7 +132,7 @@ func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (know
 	return true, err
 }
 
-// statusArgs reads the arguments of the option that d is at: codes.
+// statusArgs reads the arguments of the option that d is at: status codes.
 func statusArgs(d *caddyfile.Dispenser) ([]string, error) {
 	option := d.Val()
 	list := d.RemainingArgs()

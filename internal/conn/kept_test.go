@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// script is a connection whose answers a test sets, one after the other.
+// script is a connection with answers that a test sets, one after the other.
 type script struct {
 	answer func(nth int, closed <-chan struct{}) (status int, err error)
 	asked  int
@@ -50,7 +50,8 @@ func silent(closed <-chan struct{}) (int, error) {
 	return 0, net.ErrClosed
 }
 
-// ask sends a GET that may take a second, and returns the status and how long it took.
+// ask sends a GET with a timeout of a second, and returns the status and how long it
+// took.
 func ask(t *testing.T, over http.RoundTripper) (status int, took time.Duration, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -64,9 +65,9 @@ func ask(t *testing.T, over http.RoundTripper) (status int, took time.Duration, 
 	return status, time.Since(began), err
 }
 
-// A kept connection that is silent, is reset, closed, or says that it was idle for too
-// long, has the request sent once more at once over a new one. Silence takes half of
-// the time at most.
+// If a kept connection is silent, is reset, is closed, or answers that it was idle for
+// too long, the request is sent again at once over a new one. Silence takes half of the
+// time at most.
 func TestTransport_FailureOfKeptConnectionIsAskedAnew(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -106,8 +107,7 @@ func TestTransport_FailureOfKeptConnectionIsAskedAnew(t *testing.T) {
 	}
 }
 
-// The answer on the new connection is what counts: a status 408 there is one, and so is
-// silence.
+// The answer on the new connection counts, also a status 408, and so does silence.
 func TestTransport_NewConnectionDecides(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -136,8 +136,8 @@ func TestTransport_NewConnectionDecides(t *testing.T) {
 	})
 }
 
-// What needs a new connection twice in a row has one each time from then on; once, with
-// an answer on a kept one between, is nothing.
+// If two requests in a row needed a new connection, no connection is kept from then on.
+// One such request, with an answer on a kept connection between, changes nothing.
 func TestTransport_KeepsNoMoreAfterTwoMisses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -191,8 +191,8 @@ func TestTransport_KeepsNoMoreAfterTwoMisses(t *testing.T) {
 	})
 }
 
-// Where an answer takes more than half of the time, a second one would come too late:
-// no connection is kept, so that each request has all of the time.
+// If an answer takes more than half of the time, a second one would come too late: no
+// connection is kept, so that each request has all of the time.
 func TestTransport_SlowAnswersHaveAllTheTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -222,8 +222,8 @@ func TestTransport_SlowAnswersHaveAllTheTime(t *testing.T) {
 	})
 }
 
-// waiting is a connection whose bodies, when closed, wait for the end of the connection, as
-// those of HTTP/2 do while it takes no more writes.
+// waiting is a connection with bodies that, when closed, wait for the end of the
+// connection, as those of HTTP/2 do while it accepts no writes.
 type waiting struct{ script }
 
 func (w *waiting) RoundTrip(*http.Request) (*http.Response, error) {
@@ -237,8 +237,8 @@ type closer func() error
 
 func (c closer) Close() error { return c() }
 
-// A connection of its own ends at once when the body is closed, also where closing the
-// body would wait.
+// A connection that is not kept closes at once when the body is closed, also if closing
+// the body would wait.
 func TestTransport_ClosingDoesNotWaitForTheBody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -252,14 +252,14 @@ func TestTransport_ClosingDoesNotWaitForTheBody(t *testing.T) {
 	})
 }
 
-// A firewall that forgets idle connections without a word costs no request.
+// A firewall that drops idle connections silently fails no request.
 func TestTransport_ForgottenConnection(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(c *client) {
 		if req, _ := c.request(); req != nil {
 			c.send(named(c))
 		}
-		c.gone() // reads on, and answers nothing
+		c.gone() // reads on, and does not answer
 	})
 	transport := plain(t, s.addr)
 	gaveUp := make(chan error, 9)
@@ -277,8 +277,8 @@ func TestTransport_ForgottenConnection(t *testing.T) {
 	}
 }
 
-// A connection of its own ends as soon as the body is closed, however much of it is
-// still to come, and whatever it speaks.
+// A connection that is not kept closes as soon as the body is closed, however much of
+// the body is still to come, with every protocol.
 func TestTransport_OwnConnectionEndsWithItsRequest(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -348,7 +348,7 @@ func TestTransport_OwnConnectionEndsWithItsRequest(t *testing.T) {
 						t.Errorf("closing took %s", took)
 					}
 				}
-				// HTTP/2 has no word for it
+				// HTTP/2 has no header for it
 				equal(t, "says close", wait(t, said), fmt.Sprint(!backend.Config.Protocols.HTTP2() && !backend.Config.Protocols.UnencryptedHTTP2()))
 				if !eventually(func() bool { _, open := listener.count(); return open == 0 }) {
 					t.Errorf("%s: the connection stays open", path)

@@ -96,7 +96,7 @@ func (s *Set) announce(address string) {
 	for _, changed := range subscribers {
 		(*changed)(address)
 	}
-	s.revision.Add(1) // a look meanwhile may have seen some that did not follow yet
+	s.revision.Add(1) // a list made meanwhile may have missed subscribers that had not followed
 }
 
 // Change is what an operator wants of an address. A part that is nil stays as it is.
