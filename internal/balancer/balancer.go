@@ -6,10 +6,11 @@
 // and the monitors of both. The package knows neither the configuration types nor the
 // kinds of checks.
 //
-// Locks, in the order in which they are taken: dynamic.mu, watchList.mu. All others are
-// taken alone: those of Registry, running, monitors, addressSet, answers and
-// sharedListing. None is held while a log line, an event, a callback, a monitor or a
-// subscriber runs.
+// Locks: dynamic.mu is taken before watchList.mu, addressSet.mu, monitors.mu and that of
+// the pools' Handler, and sharedListing.mu before that of running. All others are taken
+// alone. None is held while a log line, an event or a callback runs, or while a monitor is
+// started, stopped or released; monitors of addresses that requests bring are opened under
+// dynamic.mu.
 package balancer
 
 import (
@@ -130,9 +131,11 @@ func (b *Balancer) buildMembers() ([]*pool.Member, error) {
 			}
 			m.Backup = b.config.Backups[u.Dial]
 			b.members.byDial[u.Dial] = m
-			if _, err := b.monitors.add(opened.monitors); err != nil {
+			_, done, err := b.monitors.add(opened.monitors)
+			if err != nil {
 				return nil, err
 			}
+			done() // the registry starts them
 		}
 		members = append(members, b.members.byDial[u.Dial])
 	}

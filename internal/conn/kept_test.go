@@ -3,6 +3,7 @@
 package conn
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -357,5 +359,61 @@ func TestTransport_OwnConnectionEndsWithItsRequest(t *testing.T) {
 			accepted, _ := listener.count()
 			equal(t, "connections", accepted, 3)
 		})
+	}
+}
+
+// wrapped is a connection around a socket, such as Caddy's own with read_timeout.
+type wrapped struct{ *net.TCPConn }
+
+// A kept connection that the other side has closed is replaced without a miss, also where
+// the connection is a wrapper around the socket.
+func TestKept_ClosedOneIsNoticedBelowAWrapper(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("whether a connection is closed shows only with the next request there")
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	closed := make(chan struct{})
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+				_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+			}
+			_ = conn.Close()
+			closed <- struct{}{}
+		}
+	}()
+	transport := &Transport{
+		MaxAge: time.Minute,
+		GaveUp: func(err error) { t.Errorf("no connection is kept any more: %v", err) },
+		Open: func(ctx context.Context) (Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", listener.Addr().String())
+			if err != nil {
+				return nil, err
+			}
+			return &HTTP1{Conn: wrapped{conn.(*net.TCPConn)}, MaxHeader: 1 << 16}, nil
+		},
+	}
+	defer transport.Close()
+	for range 4 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://app/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := transport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+		<-closed
+		time.Sleep(20 * time.Millisecond) // until the end has arrived
 	}
 }

@@ -39,6 +39,7 @@ type PoolCounters struct {
 
 	mu      sync.Mutex // guards what follows
 	sources map[Source]struct{}
+	joined  uint64            // how many sources have joined so far
 	recent  []*leftSource     // sources that left a short while ago, the oldest first
 	past    map[string]uint64 // selections of those that left before, by upstream
 	shown   map[string]uint64 // what Selections returned last
@@ -118,6 +119,7 @@ func (p *PoolCounters) join(s Source) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sources[s] = struct{}{}
+	p.joined++
 }
 
 func (p *PoolCounters) leave(s Source, now time.Time) {
@@ -161,12 +163,18 @@ func (p *PoolCounters) due(now time.Time) []*leftSource {
 
 // prune drops the counts of upstreams that no source has.
 func (p *PoolCounters) prune() {
+	p.mu.Lock()
+	joined := p.joined
+	p.mu.Unlock()
 	present := make(map[string]uint64)
 	for _, s := range p.Sources() {
 		add(present, s.Selections())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.joined != joined {
+		return // a source that has joined meanwhile may have them; the next to leave prunes
+	}
 	gone := func(upstream string, _ uint64) bool {
 		_, there := present[upstream]
 		return !there
