@@ -6,10 +6,11 @@
 // and the monitors of both. The package knows neither the configuration types nor the
 // kinds of checks.
 //
-// Locks, in the order in which they are taken: dynamic.mu, watchList.mu. All others are
-// taken alone: those of Registry, running, monitors, addressSet, answers and
-// sharedListing. None is held while a log line, an event, a callback, a monitor or a
-// subscriber runs.
+// Locks, in the order in which they are taken: dynamic.mu, then one of watchList.mu,
+// addressSet.mu, that of pool.Handler or those of shared.Targets and its targets;
+// sharedListing.mu, then that of running. All others are taken alone: those of Registry,
+// running, monitors and Listing. None is held while a log line, an event, a callback, a
+// monitor, a check or a subscriber runs.
 package balancer
 
 import (
