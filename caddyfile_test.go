@@ -18,6 +18,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
@@ -544,7 +545,7 @@ func FuzzCaddyfile(f *testing.F) {
 			t.Errorf("JSON:\n got %s\nwant %s", got, want)
 		}
 		for name, weight := range after.Weights {
-			if _, err := weight.resolve(); err != nil && !hasPlaceholder(string(weight)) {
+			if _, err := weight.resolve(); err != nil && !redact.HasPlaceholder(string(weight)) {
 				t.Errorf("accepted by the parser, but not by Provision: weight of %s: %v", name, err)
 			}
 		}

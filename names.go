@@ -23,6 +23,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
@@ -145,7 +146,7 @@ func (w *Weight) UnmarshalJSON(data []byte) error {
 		return nil
 	}
 	var text string
-	if err := json.Unmarshal(data, &text); err != nil || !hasPlaceholder(text) {
+	if err := json.Unmarshal(data, &text); err != nil || !redact.HasPlaceholder(text) {
 		return fmt.Errorf(`a weight must be %s, or a text with a placeholder, like "{env.WEIGHT}"; got %s`, limits.WeightRange, data)
 	}
 	*w = Weight(text)
@@ -163,7 +164,7 @@ func (w Weight) MarshalJSON() ([]byte, error) {
 // resolve returns the number, or what is wrong with it.
 func (w Weight) resolve() (int, error) {
 	text, got := string(w), string(w)
-	if hasPlaceholder(text) {
+	if redact.HasPlaceholder(text) {
 		// what it stands for may be secret, if it is the wrong one
 		got = "what " + text + " stands for"
 		var err error
@@ -180,7 +181,7 @@ func (w Weight) resolve() (int, error) {
 
 // parseWeight reads a weight of a Caddyfile.
 func parseWeight(text string) (Weight, error) {
-	if hasPlaceholder(text) {
+	if redact.HasPlaceholder(text) {
 		return Weight(text), nil // what it stands for is known when the config is loaded
 	}
 	number, ok := limits.Weight(text)
@@ -188,12 +189,6 @@ func parseWeight(text string) (Weight, error) {
 		return "", fmt.Errorf("weight must be %s; got '%s'", limits.WeightRange, text)
 	}
 	return Weight(strconv.Itoa(number)), nil
-}
-
-// hasPlaceholder reports whether a text has what looks like a placeholder.
-func hasPlaceholder(text string) bool {
-	_, after, open := strings.Cut(text, "{")
-	return open && strings.Contains(after, "}")
 }
 
 // upstreams are those that the config lists: dial address to address as operators see it.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
 // lingering is how long to wait for the rest of an answer that is already judged. If it
@@ -85,7 +87,7 @@ func (h *HTTP) provisionStatus(option string, list []string) (ranges []statusRan
 		}
 		r, err := parseStatus(option, text)
 		if err != nil {
-			if hasPlaceholder(written) { // the same error, without the value of a placeholder
+			if redact.HasPlaceholder(written) { // the same error, without the value of a placeholder
 				_, err = parseStatus(option, written)
 			}
 			return nil, err

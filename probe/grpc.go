@@ -88,7 +88,7 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if !d.AllArgs(&g.Authority) || g.Authority == "" {
 				return d.Err("authority takes one name, like app.internal")
 			}
-			if hasPlaceholder(g.Authority) {
+			if redact.HasPlaceholder(g.Authority) {
 				return nil
 			}
 			return wrap(d, checkAuthority(g.Authority, g.Authority))

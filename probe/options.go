@@ -172,13 +172,6 @@ func checkScheme(scheme string) error {
 	return nil
 }
 
-// hasPlaceholder reports whether a value is known only when the config is
-// loaded.
-func hasPlaceholder(value string) bool {
-	_, after, open := strings.Cut(value, "{")
-	return open && strings.Contains(after, "}")
-}
-
 // noArg rejects arguments of the option that d is at.
 func noArg(d *caddyfile.Dispenser) error {
 	option := d.Val()

@@ -25,6 +25,13 @@ const shortest = 4
 // are of the system and the time.
 var secretive = regexp.MustCompile(`\{(?:env|file)\.[^{}]+\}`)
 
+// HasPlaceholder reports whether a text has what looks like a placeholder, so that its
+// value is known only when the config is loaded.
+func HasPlaceholder(text string) bool {
+	_, after, open := strings.Cut(text, "{")
+	return open && strings.Contains(after, "}")
+}
+
 // Values replaces the values of placeholders in a text by the placeholders. The zero
 // value knows none. Learn must not be called at the same time as another method.
 type Values struct {
