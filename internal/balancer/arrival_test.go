@@ -27,7 +27,7 @@ func TestArrival_VerdictOfAnotherHandlerIsNotMissed(t *testing.T) {
 		// a first request is about to start the monitors of what it brought
 		d, upstreams, dials := p.dynamic, brought("a:80"), []string{"a:80"}
 		d.mu.Lock()
-		for d.openNew(dials) {
+		for openNew(d, dials) {
 		}
 		d.add(upstreams, dials, d.answers.hash(upstreams))
 		deferred := d.deferred

@@ -104,7 +104,7 @@ func (d *dynamic) resume() {
 	d.mu.Lock()
 	d.lastUse, d.lastSweep = cmp.Or(used, now), cmp.Or(swept, now)
 	dials := slices.Sorted(maps.Keys(known))
-	d.openNew(dials)
+	openNew(d, dials)
 	for _, dial := range dials {
 		d.observe(dial, known[dial].last, arrival{})
 		if o := d.observed[dial]; o != nil {
@@ -145,7 +145,7 @@ func (d *dynamic) find(upstreams reverseproxy.UpstreamPool) *answer {
 	}
 	d.mu.Lock()
 	a := d.answers.find(upstreams, hash)
-	for a == nil && d.openNew(dials) {
+	for a == nil && openNew(d, dials) {
 		a = d.answers.find(upstreams, hash) // another request may have been quicker
 	}
 	if a == nil {
@@ -274,6 +274,18 @@ func (d *dynamic) observe(dial string, at time.Duration, as arrival) *pool.Membe
 	d.list.add(dial)
 	d.deferred = append(d.deferred, func() { b.run(o.opened, delay, as.withAll) })
 	return o.member
+}
+
+// mayOpen reports whether an address is new, and not past the limit. d.mu must be held.
+func (d *dynamic) mayOpen(dial string) bool {
+	return d.balancer.members.byDial[dial] == nil && d.observed[dial] == nil &&
+		!d.closed && len(d.observed)+len(d.opening) < maxObserved
+}
+
+// drop releases what was opened and no answer has. d.mu must be held.
+func (d *dynamic) drop(o *opening) {
+	delete(d.opening, o.dial)
+	d.deferred = append(d.deferred, func() { d.balancer.release(o.monitors) })
 }
 
 // memberAt returns the member that is watched at a dial address, nil if none is.
