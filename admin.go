@@ -22,8 +22,11 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
+
+func init() { caddy.RegisterModule(Admin{}) }
 
 // maxBody is the longest body of a request, in bytes.
 const maxBody = 64 << 10
@@ -147,9 +150,10 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 
 // writeList writes the list of all pools or of one, which all viewers share.
 func writeList(w http.ResponseWriter, pool string) error {
-	render := balancer.Shared().JSON
+	list := balancer.Shared()
+	render := list.JSON
 	if pool != "" {
-		render = func() ([]byte, error) { return balancer.Shared().JSONOf(pool) }
+		render = func() ([]byte, error) { return list.JSONOf(pool) }
 	}
 	text, err := render()
 	if err != nil {
@@ -270,8 +274,8 @@ func registryWith(only balancer.Filter) (*balancer.Registry, error) {
 	switch {
 	case only.Upstream == "":
 		return nil, missingUpstream.errorf("name one upstream by the parameter upstream, as the list of upstreams has it")
-	case registry == nil || len(balancer.List(only)) == 0:
-		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists those there are%s", only.Upstream, inPool(only.Pool), didYouMean(only.Upstream, known(only.Pool)))
+	case registry == nil || !balancer.Has(registry, only):
+		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists those there are%s", only.Upstream, inPool(only.Pool), suggest.DidYouMean(only.Upstream, known(only.Pool)))
 	}
 	return registry, nil
 }

@@ -3,12 +3,8 @@
 package alive
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
-	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -16,6 +12,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/suggest"
+	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
@@ -71,137 +69,114 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.Errf("lb_policy alive takes one URI at most; got '%s' too", d.Val())
 		}
 	}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if inline && d.Val() == "check" {
+	repeats := func(option string) bool { return option == "check" || option == "weight" || option == "backup" }
+	return probe.ReadBlock(d, func(option string) error {
+		if inline && option == "check" {
 			return d.Err("a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too")
 		}
-		if err := s.unmarshalOption(d, uri); err != nil {
-			return err
-		}
-	}
-	return nil
+		return s.unmarshalOption(d, option, uri)
+	}, repeats)
 }
 
 // unmarshalOption reads the option that d is at, in the block of a policy that has
 // that URI.
-func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, uri string) error {
-	option := d.Val()
-	twice := func(given bool) error {
-		if given {
-			return d.Errf("option '%s' is given twice", option)
-		}
-		return nil
-	}
+func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) (err error) {
 	switch option {
-	case "check":
-		place := d.Token()
-		check, err := parseCheck(d)
-		if err != nil {
-			return err
-		}
-		check.place = place
-		if same := slices.IndexFunc(s.Checks, check.equal); same >= 0 {
-			first := s.Checks[same].place
-			return errAt(place, "this check is the same as the one at %s:%d", first.File, first.Line)
-		}
-		if same := slices.IndexFunc(s.Checks, check.hasNameOf); same >= 0 {
-			first := s.Checks[same].place
-			return errAt(place, "this check has the name of the one at %s:%d: %s", first.File, first.Line, check.Name)
-		}
-		s.Checks = append(s.Checks, check)
-		return nil
-
 	case "name":
-		if err := twice(s.Name != ""); err != nil {
-			return err
-		}
-		var err error
-		if s.Name, err = parseArg(d, "a label, like shop"); err != nil {
-			return err
-		}
-		if s.Name == "" {
-			return d.Err("name must not be empty")
-		}
-		if err := limits.Name(s.Name); err != nil {
-			return d.WrapErr(err)
-		}
-		return nil
-
+		s.Name, err = parseName(d, "a label, like shop")
+		return err
+	case "check":
+		return s.addCheck(d)
 	case "weight":
 		return s.parseWeight(d)
-
 	case "backup":
-		names := d.RemainingArgs()
-		if len(names) == 0 {
-			return d.Err("backup takes upstreams, as reverse_proxy names them")
-		}
-		for _, name := range names {
-			if slices.Contains(s.Backups, name) {
-				return d.Errf("%s is named as a backup twice", name)
-			}
-			if err := nameOnce(&s.backedUp, name); err != nil {
-				return d.Errf("backup: %v", err)
-			}
-			s.Backups = append(s.Backups, name)
-		}
-		return nil
-
+		return s.parseBackups(d)
 	case "slow_start":
-		if err := twice(s.SlowStart != nil); err != nil {
-			return err
-		}
 		s.SlowStart = new(SlowStart)
 		return s.SlowStart.parse(d)
-
 	case "fail_open":
-		if err := twice(s.FailOpen != ""); err != nil {
-			return err
-		}
-		var err error
 		if s.FailOpen, err = parseArg(d, "none_up, off or one percentage, like 50%"); err != nil {
 			return err
 		}
-		if _, err := parseFailOpen(s.FailOpen); err != nil || s.FailOpen == "" {
-			return d.Errf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", s.FailOpen)
-		}
-		return nil
-
+		_, err = limits.FailOpen(s.FailOpen)
+		return at(d, err)
 	case "hold":
-		if err := twice(s.Hold != nil); err != nil {
-			return err
-		}
-		s.Hold = new(caddy.Duration)
-		return parseHold(d, s.Hold)
-
-	case "select":
-		if err := twice(s.SelectRaw != nil); err != nil {
-			return err
-		}
-		if !d.NextArg() {
-			return d.Err("select takes a selection policy, like least_conn")
-		}
-		policy := d.Val()
-		if !canSelect(policy) {
-			return d.WrapErr(errCannotSelect(policy))
-		}
-		block := d.NewFromNextSegment()
-		block.Next()
-		selector, err := caddyfile.UnmarshalModule(block, "http.reverse_proxy.selection_policies."+policy)
+		text, err := parseArg(d, "off, or one duration above 0, like 2s")
 		if err != nil {
 			return err
 		}
-		s.SelectRaw = caddyconfig.JSONModuleObject(selector, "policy", policy, nil)
-		if selectsByPosition(s.SelectRaw) {
-			return errFallback(block)
-		}
-		return nil
-
+		hold, err := limits.ParseHold(text)
+		s.Hold = (*caddy.Duration)(&hold)
+		return at(d, err)
+	case "select":
+		return s.parseSelect(d)
 	default:
-		return errOption(d, uri)
+		return d.Err(suggest.InPolicy(option, d.RemainingArgs(), uri))
 	}
 }
 
-// errFallback says at which line of a policy the fallback stands that cannot be.
+// addCheck reads the check that d is at, which must differ from those before it.
+func (s *Selection) addCheck(d *caddyfile.Dispenser) error {
+	place := d.Token()
+	check, err := parseCheck(d)
+	if err != nil {
+		return err
+	}
+	check.place = place
+	if same := slices.IndexFunc(s.Checks, check.equal); same >= 0 {
+		first := s.Checks[same].place
+		return errAt(place, "this check is the same as the one at %s:%d", first.File, first.Line)
+	}
+	if same := slices.IndexFunc(s.Checks, check.hasNameOf); same >= 0 {
+		first := s.Checks[same].place
+		return errAt(place, "this check has the name of the one at %s:%d: %s", first.File, first.Line, check.Name)
+	}
+	s.Checks = append(s.Checks, check)
+	return nil
+}
+
+// parseBackups reads the option that d is at: upstreams.
+func (s *Selection) parseBackups(d *caddyfile.Dispenser) error {
+	names := d.RemainingArgs()
+	if len(names) == 0 {
+		return d.Err("backup takes upstreams, as reverse_proxy names them")
+	}
+	for _, name := range names {
+		if slices.Contains(s.Backups, name) {
+			return d.Errf("%s is named as a backup twice", name)
+		}
+		if err := nameOnce(&s.backedUp, name); err != nil {
+			return d.Errf("backup: %v", err)
+		}
+		s.Backups = append(s.Backups, name)
+	}
+	return nil
+}
+
+// parseSelect reads the option that d is at: a selection policy.
+func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
+	if !d.NextArg() {
+		return d.Err("select takes a selection policy, like least_conn")
+	}
+	policy := d.Val()
+	if !canSelect(policy) {
+		return d.WrapErr(errCannotSelect(policy))
+	}
+	block := d.NewFromNextSegment()
+	block.Next()
+	selector, err := caddyfile.UnmarshalModule(block, "http.reverse_proxy.selection_policies."+policy)
+	if err != nil {
+		return err
+	}
+	s.SelectRaw = caddyconfig.JSONModuleObject(selector, "policy", policy, nil)
+	if selectsByPosition(s.SelectRaw) {
+		return errFallback(block)
+	}
+	return nil
+}
+
+// errFallback returns the error for a fallback that cannot be, with its place in the block
+// of the policy that has it.
 func errFallback(d *caddyfile.Dispenser) error {
 	for d.Reset(); d.Next(); {
 		if d.Val() == "fallback" && d.NextArg() && d.Val() == positional {
@@ -260,9 +235,9 @@ func (c *SlowStart) parse(d *caddyfile.Dispenser) error {
 	if len(args) < 1 || len(args) > 2 {
 		return d.Err("slow_start takes a window and perhaps a floor, like slow_start 30s 10%")
 	}
-	window, err := caddy.ParseDuration(args[0])
-	if err != nil || window <= 0 {
-		return d.Errf("the window of slow_start must be a duration above 0, like 30s; got '%s'", args[0])
+	window, err := limits.ParseRampWindow(args[0])
+	if err != nil {
+		return d.WrapErr(err)
 	}
 	c.Window = caddy.Duration(window)
 	if len(args) == 2 {
@@ -271,164 +246,8 @@ func (c *SlowStart) parse(d *caddyfile.Dispenser) error {
 			return d.Err("the floor of slow_start must not be empty")
 		}
 	}
-	if _, _, err := c.resolve(); err != nil {
-		return d.WrapErr(err)
-	}
-	return nil
-}
-
-// parseHold reads the value of the option that d is at: a duration, or off.
-func parseHold(d *caddyfile.Dispenser, hold *caddy.Duration) error {
-	text, err := parseArg(d, "off, or one duration above 0, like 2s")
-	if err != nil || text == "off" {
-		return err
-	}
-	duration, err := caddy.ParseDuration(text)
-	if err != nil || duration <= 0 {
-		return d.Errf("hold must be off or a duration above 0, like 2s; got '%s'", text)
-	}
-	if duration < limits.MinHold {
-		return d.Errf("hold must be at least %s; got '%s'", limits.MinHold, text)
-	}
-	*hold = caddy.Duration(duration)
-	return nil
-}
-
-// parseCheck reads the check that d is at. The options that all checks have in
-// common are taken out; what remains is for the module of its kind.
-func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
-	all := d.NextSegment()
-	d = caddyfile.NewDispenser(all)
-	d.Next() // consume "check"
-	args := d.RemainingArgsAsTokens()
-	if len(args) == 0 {
-		return nil, d.Errf("check needs a kind: %s", knownKinds())
-	}
-	check := new(HealthCheck)
-	var own []caddyfile.Token
-	seen := make(map[string]bool)
-	fresh := false // fresh_connection is given
-	for d.NextBlock(0) {
-		option := d.Val()
-		common, err := check.unmarshalOption(d)
-		if err != nil {
-			return nil, err
-		}
-		if fresh = fresh || option == "fresh_connection"; fresh && check.KeepConnection {
-			return nil, d.WrapErr(errKeepFresh)
-		}
-		if !common {
-			own = append(own, d.NextSegment()...)
-			continue
-		}
-		if seen[option] {
-			return nil, d.Errf("option '%s' is given twice", option)
-		}
-		seen[option] = true
-	}
-	invalid := check.validateOptions()
-	if invalid == nil && check.KeepConnection {
-		invalid = checkKeeps(args[0].Text)
-	}
-	if err := invalid; err != nil {
-		d.Reset()
-		d.Next() // what is wrong is the block, so point to its beginning
-		return nil, d.WrapErr(err)
-	}
-	tokens := args
-	if len(own) > 0 {
-		opening, closing := all[1+len(args)], all[len(all)-1]
-		tokens = slices.Concat(args, []caddyfile.Token{opening}, own, []caddyfile.Token{closing})
-	}
-	var err error
-	if check.ProbeRaw, err = parseProbe(caddyfile.NewDispenser(tokens)); err != nil {
-		return nil, explainOption(err, own)
-	}
-	if _, check.resolved.Identity, err = identify(check.ProbeRaw); err != nil {
-		return nil, err
-	}
-	check.resolved.Settings, err = check.resolve()
-	return check, err
-}
-
-// validateOptions reports what is wrong with the options that all checks have in
-// common, as far as they are known before placeholders are replaced.
-func (c *HealthCheck) validateOptions() error {
-	if c.Address != "" && !strings.Contains(c.Address, "{") {
-		addr, err := parseProbeAddress(c.Address)
-		if err != nil {
-			return err
-		}
-		if err := c.checkPort(addr); err != nil {
-			return err
-		}
-	}
-	_, err := c.resolve()
-	return err
-}
-
-// unmarshalOption reads the option that d is at, if it is one that all checks
-// have in common.
-func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser) (common bool, err error) {
-	switch d.Val() {
-	case "name":
-		if c.Name, err = parseArg(d, "a label, like web"); err != nil {
-			return true, err
-		}
-		if c.Name == "" {
-			err = d.Err("name must not be empty")
-		} else if invalid := limits.Name(c.Name); invalid != nil {
-			err = d.WrapErr(invalid)
-		}
-	case "interval":
-		err = parsePositiveDuration(d, &c.Interval, limits.MinInterval)
-	case "fast_interval":
-		err = parsePositiveDuration(d, &c.FastInterval, limits.MinInterval)
-	case "down_interval":
-		err = parsePositiveDuration(d, &c.DownInterval, limits.MinInterval)
-	case "timeout":
-		err = parsePositiveDuration(d, &c.Timeout, limits.MinTimeout)
-	case "passes":
-		err = parseCount(d, &c.Passes)
-	case "fails":
-		err = parseCount(d, &c.Fails)
-	case "jitter":
-		if c.Jitter, err = parseArg(d, "one percentage from 0% to 100%"); err != nil {
-			return true, err
-		}
-		if _, invalid := limits.Percent(c.Jitter); invalid != nil {
-			err = d.Errf("jitter %v", invalid)
-		}
-	case "port":
-		var text string
-		if text, err = parseArg(d, "one port, like 8081"); err != nil {
-			return true, err
-		}
-		if c.Port, err = limits.Port(text); err != nil {
-			err = d.WrapErr(err)
-		}
-	case "address":
-		if c.Address, err = parseArg(d, "one address, like 127.0.0.1:8081"); err != nil {
-			return true, err
-		}
-		if _, invalid := parseProbeAddress(c.Address); invalid != nil && !strings.Contains(c.Address, "{") {
-			err = d.WrapErr(invalid)
-		}
-	case "proxy_protocol":
-		if c.ProxyProtocol, err = parseArg(d, "off, v1 or v2"); err != nil {
-			return true, err
-		}
-		if invalid := limits.ProxyProtocol(c.ProxyProtocol); invalid != nil {
-			err = d.WrapErr(invalid)
-		}
-	case "keep_connection":
-		if c.KeepConnection = true; d.NextArg() {
-			err = d.Errf("keep_connection takes no argument; got '%s'", d.Val())
-		}
-	default:
-		return false, nil
-	}
-	return true, err
+	_, _, err = c.resolve()
+	return at(d, err)
 }
 
 // parseArg reads the one value of the option that d is at.
@@ -441,55 +260,31 @@ func parseArg(d *caddyfile.Dispenser, what string) (string, error) {
 	return text, nil
 }
 
-// parsePositiveDuration reads the value of the option that d is at.
-func parsePositiveDuration(d *caddyfile.Dispenser, value *caddy.Duration, shortest time.Duration) error {
-	option := d.Val()
-	text, err := parseArg(d, "one duration above 0, like 5s")
+// parseName reads the value of the option that d is at: the name of a pool or of a check.
+func parseName(d *caddyfile.Dispenser, what string) (string, error) {
+	name, err := parseArg(d, what)
 	if err != nil {
-		return err
+		return "", err
 	}
-	duration, err := caddy.ParseDuration(text)
-	if err != nil || duration <= 0 {
-		return d.Errf("%s must be a duration above 0, like 5s; got '%s'", option, text)
+	if name == "" {
+		return "", d.Err("name must not be empty")
 	}
-	if duration < shortest {
-		return d.Errf("%s must be at least %s; got '%s'", option, shortest, text)
-	}
-	if err := limits.Duration(option, duration, shortest, limits.MaxDuration); err != nil {
-		return d.WrapErr(err)
-	}
-	*value = caddy.Duration(duration)
-	return nil
+	return name, at(d, limits.Name(name))
 }
 
-// parseCount reads the value of the option that d is at.
-func parseCount(d *caddyfile.Dispenser, value *int) error {
-	option := d.Val()
-	text, err := parseArg(d, "one whole number from 1 on")
-	if err != nil {
-		return err
+// at adds the place of d to an error, if there is one.
+func at(d *caddyfile.Dispenser, err error) error {
+	if err == nil {
+		return nil
 	}
-	count, err := strconv.Atoi(text)
-	if err != nil || count < 1 {
-		return d.Errf("%s must be a whole number from 1 on; got '%s'", option, text)
-	}
-	*value = count
-	return nil
+	return d.WrapErr(err)
 }
 
-// parseProbe has the module of the kind, the first token of d, read the rest.
-func parseProbe(d *caddyfile.Dispenser) (json.RawMessage, error) {
+// errAt returns an error with the place of a token.
+func errAt(token caddyfile.Token, format string, args ...any) error {
+	d := caddyfile.NewDispenser([]caddyfile.Token{token})
 	d.Next()
-	kind := d.Val()
-	id := "alive.probes." + kind
-	if _, err := caddy.GetModule(id); err != nil {
-		return nil, d.WrapErr(errUnknownKind(kind))
-	}
-	prober, err := caddyfile.UnmarshalModule(d, id)
-	if err != nil {
-		return nil, err
-	}
-	return caddyconfig.JSONModuleObject(prober, "kind", kind, nil), nil
+	return d.Errf(format, args...)
 }
 
 // Interface guard
@@ -504,48 +299,38 @@ var _ caddyfile.Unmarshaler = (*Selection)(nil)
 func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	d.Next() // consume the option's name
 	if existing != nil {
-		return nil, d.Err("option 'alive' is given twice")
+		return nil, probe.GivenTwice(d)
 	}
 	if d.NextArg() {
 		return nil, d.Err("alive takes a block with fleet and sync_interval")
 	}
 	app := new(App)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		switch option := d.Val(); option {
-		case "fleet":
-			if app.Fleet != "" {
-				return nil, d.Errf("option '%s' is given twice", option)
-			}
-			name, err := parseArg(d, "the name of a fleet, like shops")
-			if err != nil {
-				return nil, err
-			}
-			if err := limits.Fleet(name); err != nil {
-				return nil, d.WrapErr(err)
-			}
-			app.Fleet = name
-		case "sync_interval":
-			if app.SyncInterval != 0 {
-				return nil, d.Errf("option '%s' is given twice", option)
-			}
-			text, err := parseArg(d, "a duration, like 2s")
-			if err != nil {
-				return nil, err
-			}
-			interval, err := caddy.ParseDuration(text)
-			if err != nil {
-				return nil, d.Errf("sync_interval must be a duration, like 2s; got '%s'", text)
-			}
-			app.SyncInterval = caddy.Duration(interval)
-			if err := limits.SyncInterval(interval); err != nil {
-				return nil, d.WrapErr(err)
-			}
-		default:
-			return nil, d.Errf("unrecognized option '%s': alive has %s%s", option, enumerate(globalOptions), didYouMean(option, globalOptions))
-		}
+	if err := probe.ReadBlock(d, func(option string) error { return app.unmarshalOption(d, option) }, nil); err != nil {
+		return nil, err
 	}
 	if app.SyncInterval != 0 && app.Fleet == "" {
 		return nil, d.WrapErr(errNoFleet)
 	}
 	return httpcaddyfile.App{Name: "alive", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// unmarshalOption reads the option that d is at.
+func (a *App) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
+	switch option {
+	case "fleet":
+		if a.Fleet, err = parseArg(d, "the name of a fleet, like shops"); err != nil {
+			return err
+		}
+		return at(d, limits.Fleet(a.Fleet))
+	case "sync_interval":
+		text, err := parseArg(d, "a duration, like 2s")
+		if err != nil {
+			return err
+		}
+		interval, err := limits.ParseSyncInterval(text)
+		a.SyncInterval = caddy.Duration(interval)
+		return at(d, err)
+	default:
+		return d.Err(suggest.InGlobal(option))
+	}
 }

@@ -4,10 +4,8 @@ package alive
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net"
-	"net/http"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -17,13 +15,15 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
-	"github.com/caddy-alive/caddy-alive/internal/monitor"
-	"github.com/caddy-alive/caddy-alive/probe"
+	"github.com/caddy-alive/caddy-alive/internal/redact"
+	"github.com/caddy-alive/caddy-alive/internal/suggest"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
+
+func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
 
 // policies are ways to write the policy, and the JSON that each stands for.
 // What is not written stays out of the JSON, so that defaults can improve.
@@ -107,7 +107,7 @@ var policies = []struct{ name, input, want string }{
 			`{"probe":{"header":{"A":["b"]},"kind":"http","status":["204"],"uri":"/ready"},"interval":3000000000}],"hold":1000000000}`,
 	},
 	{
-		"who gets requests", "alive /healthz {\nweight app1 5\nweight https://app2 0\nweight unix//run/app.sock 256\nbackup app3 app4:8080\nbackup app5\n" +
+		"which upstreams get requests", "alive /healthz {\nweight app1 5\nweight https://app2 0\nweight unix//run/app.sock 256\nbackup app3 app4:8080\nbackup app5\n" +
 			"slow_start 30s 35%\nfail_open 50%\nhold 1s\n}",
 		`{"checks":[{"probe":{"kind":"http","uri":"/healthz"}}],"hold":1000000000,` +
 			`"weights":{"app1":5,"https://app2":0,"unix//run/app.sock":256},"backups":["app3","app4:8080","app5"],` +
@@ -117,6 +117,7 @@ var policies = []struct{ name, input, want string }{
 		"placeholders of upstreams and weights", "alive {\nweight {env.APP} 3\nweight app2:80 {env.W}\nbackup {env.SPARE}:80\n}",
 		`{"weights":{"app2:80":"{env.W}","{env.APP}":3},"backups":["{env.SPARE}:80"]}`,
 	},
+	{"a weight with a sign", "alive {\nweight app1:80 +3\n}", `{"weights":{"app1:80":3}}`},
 	{
 		"names of checks", "alive {\ncheck tcp {\nname \"all ports\"\n}\ncheck tcp {\nport 81\nname other\nfails 1\n}\n}",
 		`{"checks":[{"probe":{"kind":"tcp"},"name":"all ports"},{"probe":{"kind":"tcp"},"name":"other","fails":1,"port":81}]}`,
@@ -451,7 +452,7 @@ func TestCaddyfileErrors(t *testing.T) {
 	inCheck("http /a", "expect_body (", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:3")
 	inCheck("http /a", "expect_body ``", "expect_body must not be empty: it would match anything, at Testfile:3")
 
-	// Who gets requests.
+	// Which upstreams get requests.
 	for _, line := range []string{"weight", "weight app1", "weight app1 1 2"} {
 		inPolicy(line, weight)
 	}
@@ -544,7 +545,7 @@ func FuzzCaddyfile(f *testing.F) {
 			t.Errorf("JSON:\n got %s\nwant %s", got, want)
 		}
 		for name, weight := range after.Weights {
-			if _, err := weight.resolve(); err != nil && !hasPlaceholder(string(weight)) {
+			if _, err := weight.resolve(); err != nil && !redact.HasPlaceholder(string(weight)) {
 				t.Errorf("accepted by the parser, but not by Provision: weight of %s: %v", name, err)
 			}
 		}
@@ -570,299 +571,6 @@ func FuzzCaddyfile(f *testing.F) {
 			}
 		}
 	})
-}
-
-// These configs are accepted, with as many targets as there are different
-// things to probe. Nothing of them remains after validation.
-func TestProvision(t *testing.T) {
-	t.Setenv("ALIVE_TEST_HOST", "127.0.0.1")
-	t.Setenv("ALIVE_TEST_URI", "/healthz")
-	const one = `"upstreams":[{"dial":"127.0.0.1:1"}],`
-	for _, test := range []struct {
-		name, proxy string
-		want        int // targets
-	}{
-		{"default check", one + alive(``), 1},
-		{"null stands for the default", one + alive(`"checks":null,"hold":null`), 1},
-		{"every upstream with every check", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:2"}],` +
-			alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"http","uri":"/"}}]`), 4},
-		{"upstream listed twice", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:1"}],` + alive(``), 1},
-		{"fallback of another policy", one + `"load_balancing":{"selection_policy":{"policy":"cookie","fallback":{"policy":"alive"}}}`, 1},
-		{"request placeholder in the address", `"upstreams":[{"dial":"{http.request.host}:80"},{"dial":"127.0.0.1:1"}],` + alive(``), 1},
-		{"global placeholders", `"upstreams":[{"dial":"{env.ALIVE_TEST_HOST}:1"}],` + alive(`"checks":[{"probe":{"kind":"http","uri":"{env.ALIVE_TEST_URI}"}}]`), 1},
-		{"no upstreams", alive(``), 0},
-		{"tcp over fastcgi", one + `"transport":{"protocol":"fastcgi"},` + alive(``), 1},
-		{"another port, for every upstream", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:2"}],` + check("tcp", `"port":65535`), 2},
-		{"another address, for all upstreams", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:2"}],` + check("tcp", `"address":"{env.ALIVE_TEST_HOST}:3"`), 2},
-		{"another host and port", one + check("tcp", `"address":"{env.ALIVE_TEST_HOST}","port":3`), 1},
-		{"a unix socket in place of a port", one + check("tcp", `"address":"unix//run/app.sock"`), 1},
-		{"a port in place of a unix socket", `"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1","port":3`), 1},
-		{"the same but for where to probe", one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"port":2},{"probe":{"kind":"tcp"},"address":"127.0.0.2"}]`), 3},
-		{"the same said in three ways", one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"port":1},{"probe":{"kind":"tcp"},"address":"127.0.0.1:1"}]`), 1},
-		{"the same but for the PROXY protocol", one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"proxy_protocol":"v1"},{"probe":{"kind":"tcp"},"proxy_protocol":"v2"}]`), 3},
-		{"no PROXY protocol said in two ways", one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"proxy_protocol":"off"}]`), 1},
-		{"TLS for probes only", one + alive(`"checks":[{"probe":{"kind":"http","uri":"/","scheme":"https","tls_server_name":"a","tls_insecure_skip_verify":true}}]`), 1},
-		{"http over HTTP/3", one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/"}}]`), 1},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			got := -1
-			if err := validate(t, test.proxy, func() error { got, _ = countTargets(); return nil }); err != nil {
-				t.Fatal(err)
-			}
-			if got != test.want {
-				t.Errorf("targets: got %d, want %d", got, test.want)
-			}
-		})
-	}
-}
-
-// JSON is checked as closely as the Caddyfile is, and so is what only the
-// whole config can tell.
-func TestProvisionErrors(t *testing.T) {
-	const (
-		one      = `"upstreams":[{"dial":"127.0.0.1:1"}],`
-		overHTTP = `"checks":[{"probe":{"kind":"http","uri":"/"}}]`
-		inAlive  = "loading module 'alive': provision http.reverse_proxy.selection_policies.alive: "
-		inHTTP   = inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: "
-		global   = "; only global placeholders, such as {env.*}, can be used in a check"
-	)
-	t.Setenv("ALIVE_TEST_PROBED", "127.0.0.1:81")
-	t.Setenv("ALIVE_TEST_PORTS", "127.0.0.1:80-81")
-	const badAddress = "checks: position 0: address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got "
-	options := func(options string) string { return one + check("tcp", options) }
-	request := func(options string) string { return one + alive(`"checks":[{"probe":{"kind":"http",`+options+`}}]`) }
-	for _, test := range []struct{ proxy, want string }{
-		{one + alive(`"bogus":1`), `selection_policies.alive: json: unknown field "bogus"`},
-		{options(`"bogus":1`), `selection_policies.alive: json: unknown field "bogus"`},
-		{one + alive(`"checks":[{"probe":{"kind":"tcp","bogus":1}}]`), `alive.probes.tcp: json: unknown field "bogus"`},
-		{one + alive(`"hold":-1`), inAlive + "hold must not be negative; 0 holds no request"},
-		{one + alive(`"hold":"-2s"`), inAlive + "hold must not be negative; 0 holds no request"},
-
-		{options(`"interval":-1`), inAlive + "checks: position 0: interval must not be negative"},
-		{options(`"fast_interval":"-1s"`), inAlive + "checks: position 0: fast_interval must not be negative"},
-		{options(`"down_interval":-1`), inAlive + "checks: position 0: down_interval must not be negative"},
-		{options(`"timeout":-1`), inAlive + "checks: position 0: timeout must not be negative"},
-		{options(`"passes":-1`), inAlive + "checks: position 0: passes must not be negative"},
-		{one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"fails":-1}]`), inAlive + "checks: position 1: fails must not be negative"},
-		{options(`"timeout":"25h"`), inAlive + "checks: position 0: timeout must not be longer than 24h0m0s"},
-		{options(`"fast_interval":"6s"`), inAlive + "checks: position 0: fast_interval (6s) must not be longer than interval (5s)"},
-		{options(`"jitter":"10"`), inAlive + "checks: position 0: jitter must be a percentage from 0% to 100%, like 10%; got '10'"},
-
-		{one + alive(`"checks":[null]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
-		{one + alive(`"checks":[{}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
-		{one + alive(`"checks":[{"probe":{"uri":"/"}}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
-		{one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tls"}},{"probe":{"kind":"tcp"},"interval":"5s"}]`), inAlive + "checks: position 2 is the same as position 0"},
-		{one + alive(`"checks":[{"probe":{"kind":"http","uri":"/","header":{"Content-Length":["3"]}}}]`), inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: header Content-Length cannot be set: it follows from request_body"},
-		{one + alive(`"checks":[{"probe":{"kind":"exec"}}]`), inAlive + "checks: position 0: unknown kind of check 'exec'; this build has " + knownKinds() + "; it is built in with the package github.com/caddy-alive/caddy-alive/probe/exec"},
-		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc"},
-		{request(`"method":"GET"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got ''"},
-		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got 'healthz'"},
-		{request(`"uri":"/{http.request.uri}"`), inHTTP + "uri: unrecognized placeholder {http.request.uri}" + global},
-		{request(`"uri":"/","header":{"X":["{http.request.host}"]}`), inHTTP + "header X: unrecognized placeholder {http.request.host}" + global},
-		{request(`"uri":"/","header":{"Host":["a","b"]}`), inHTTP + "header Host can be given once only"},
-		{request(`"uri":"/","header":{"a b":["c"]}`), inHTTP + "header: a field name has letters, digits and hyphens; got 'a b'"},
-		{request(`"uri":"/","header":{"X":["a\nb"]}`), inHTTP + "header X must not have line breaks or other control characters in its value"},
-		{request(`"uri":"/","method":"G T"`), inHTTP + "method must be an HTTP method, like GET or HEAD; got 'G T'"},
-		{request(`"uri":"/","method":"HEAD","expect_body":"ok"`), inHTTP + "expect_body: an answer to HEAD has no body to look at"},
-		{request(`"uri":"/","expect_body":"("`), inHTTP + "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`"},
-		{request(`"uri":"/","status":["ok"]`), inHTTP + "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got 'ok'"},
-		{request(`"uri":"/","max_size":-1`), inHTTP + "max_size must be a size from 1 byte to 64MiB, like 64KiB"},
-		{request(`"uri":"/","max_size":67108865`), inHTTP + "max_size must be a size from 1 byte to 64MiB, like 64KiB"},
-		{request(`"uri":"/","scheme":"ftp"`), inHTTP + "scheme must be http or https; got 'ftp'"},
-		{request(`"uri":"/","request_body":"` + strings.Repeat("x", 64<<10+1) + `"`), inHTTP + "request_body must not be longer than 64 KiB"},
-		{request(`"uri":"/","request_body":"{\"a\":\"{http.request.host}\"}"`), inHTTP + "request_body: unrecognized placeholder {http.request.host}" + global},
-		{request(`"uri":"/","drain_status":["600"]`), inHTTP + "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '600'"},
-		{request(`"uri":"/","drain_status":["503-500"]`), inHTTP + "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '503-500'"},
-		{request(`"uri":"/","expect_header":{"A":"("}`), inHTTP + "expect_header A must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`"},
-		{request(`"uri":"/","expect_header":{"a b":"c"}`), inHTTP + "expect_header: a field name has letters, digits and hyphens; got 'a b'"},
-		{request(`"uri":"/","expression":"status == 200 && state"`), inHTTP + "expression must be CEL over status, headers, body, json and duration: line 1, column 18: undeclared reference to 'state' (in container ''); got 'status == 200 && state'"},
-		{request(`"uri":"/","expression":"status"`), inHTTP + "expression must be true or false, and not a value of the type int; got 'status'"},
-		{request(`"uri":"/","method":"HEAD","expression":"json.ok"`), inHTTP + "expression: an answer to HEAD has no body to look at"},
-		{request(`"uri":"/","tls_server_name":"{http.request.host}"`), inHTTP + "tls_server_name: unrecognized placeholder {http.request.host}" + global},
-		{request(`"uri":"/","tls_server_name":"a"`), inAlive + "upstream 127.0.0.1:1: check 'http / tls_server_name a': tls_server_name and tls_insecure_skip_verify need TLS, which probes do not use there; set scheme https if they should"},
-		{request(`"uri":"/","authority":"a"`), `alive.probes.http: json: unknown field "authority"`},
-		{one + alive(`"checks":[{"probe":{"kind":"grpc","uri":"/"}}]`), `alive.probes.grpc: json: unknown field "uri"`},
-		{one + alive(`"checks":[{"probe":{"kind":"tls","send":"a"}}]`), `alive.probes.tls: json: unknown field "send"`},
-
-		{options(`"port":70000`), inAlive + "checks: position 0: port must be a whole number from 1 to 65535; got '70000'"},
-		{options(`"port":-1`), inAlive + "checks: position 0: port must be a whole number from 1 to 65535; got '-1'"},
-		{options(`"proxy_protocol":"v3"`), inAlive + "checks: position 0: proxy_protocol must be off, v1 or v2; got 'v3'"},
-		{options(`"address":"127.0.0.1:80-81"`), inAlive + badAddress + "'127.0.0.1:80-81'"},
-		{options(`"address":":80"`), inAlive + badAddress + "':80'"},
-		{options(`"address":"udp/127.0.0.1:80"`), inAlive + badAddress + "'udp/127.0.0.1:80'"},
-		{options(`"address":"{env.ALIVE_TEST_PORTS}"`), inAlive + badAddress + "'{env.ALIVE_TEST_PORTS}'"},
-		{options(`"address":"{http.request.host}:80"`), inAlive + "checks: position 0: address: unrecognized placeholder {http.request.host}" + global},
-		{options(`"address":"{nosuch}"`), inAlive + "checks: position 0: address: unrecognized placeholder {nosuch}" + global},
-		{options(`"address":"{env.ALIVE_TEST_UNSET}:80"`), inAlive + "checks: position 0: address: evaluated placeholder {env.ALIVE_TEST_UNSET} is empty" + global},
-		{options(`"address":"127.0.0.1:81","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: 127.0.0.1:81"},
-		{options(`"address":"{env.ALIVE_TEST_PROBED}","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: {env.ALIVE_TEST_PROBED}"},
-		{options(`"address":"unix//run/app.sock","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: unix//run/app.sock"},
-		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"port":81`), inAlive + "upstream unix//run/app.sock: check 'tcp port 81': the upstream has no host to probe a port of; name one by address"},
-		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1"`), inAlive + "upstream unix//run/app.sock: check 'tcp address 127.0.0.1': the upstream has no port to probe at that address; add one to it"},
-
-		{one + alive(`"weights":{"127.0.0.1:1":257}`), inAlive + "weights: 127.0.0.1:1: a weight must be a whole number from 0 to 256; got 257"},
-		{one + alive(`"weights":{"127.0.0.1:2":1}`), inAlive + "weights: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1; did you mean '127.0.0.1:1'?"},
-		{one + alive(`"weights":{"127.0.0.1:1-2":1}`), inAlive + "weights: 127.0.0.1:1-2 is not one of the upstreams, which are 127.0.0.1:1; did you mean '127.0.0.1:1'?"},
-		{one + alive(`"weights":{"127.0.0.1:1":1,"http://127.0.0.1:1":1}`), inAlive + "weights: 127.0.0.1:1 and http://127.0.0.1:1 are the same upstream"},
-		{one + alive(`"weights":{"ftp://x":1}`), inAlive + "weights: ftp://x: not an address as reverse_proxy names upstreams"},
-		{one + alive(`"backups":["127.0.0.1:2"]`), inAlive + "backups: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1; did you mean '127.0.0.1:1'?"},
-		{one + alive(`"backups":["127.0.0.1:1"]`), inAlive + "backups: every upstream is a backup; leave out at least one, to be backed up"},
-		{one + alive(`"fail_open":"50"`), inAlive + "fail_open must be none_up, off or a percentage from 0% to 100%, like 50%; got '50'"},
-		{one + alive(`"slow_start":{}`), inAlive + "slow_start needs a window above 0 and not longer than 24h0m0s"},
-		{one + alive(`"slow_start":{"window":"1s","floor":"x"}`), inAlive + "slow_start: floor must be a percentage from 0% to 100%, like 10%; got 'x'"},
-		{one + alive(`"select":{"policy":"alive"}`), inAlive + errCannotSelect("alive").Error()},
-		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + errCannotSelect("weighted_round_robin").Error()},
-		{one + alive(`"weights":{"":1}`), inAlive + "weights: : not an address as reverse_proxy names upstreams"},
-		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: only upstreams in the proxy's own list can be named, and it has none"},
-		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs an HTTP transport, which localhost:80 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"},
-		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"alive"}}`), inAlive + "alive cannot be used by a policy that alive itself selects with"},
-		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + errPositional.Error()},
-		{one + alive(`"select":{"policy":"query","key":"a","fallback":{"policy":"header","field":"b","fallback":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}}}`), inAlive + "select: " + errPositional.Error()},
-		{one + alive(`"select":{"policy":"nosuch"}`), inAlive + errCannotSelect("nosuch").Error()},
-		{one + alive(`"select":{"policy":"random_choose","choose":1}`), inAlive + "select: loading module 'random_choose': http.reverse_proxy.selection_policies.random_choose: invalid configuration: choose must be at least 2"},
-		{one + alive(`"select":{"policy":"first"},"slow_start":{"window":"1s"}`), inAlive + "slow_start cannot be combined with select, which decides by itself how often an upstream is picked"},
-		{one + alive(`"select":{"policy":"first"},"weights":{"127.0.0.1:1":2}`), inAlive + "weights: 127.0.0.1:1: only a weight of 0 can be combined with select, which decides by itself how often an upstream is picked"},
-
-		// The second upstream is at fault, so the first has a target already.
-		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:1-3"}],` + alive(``), inAlive + "upstream 127.0.0.1:1-3: the address must be one socket, not 3"},
-		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:x"}],` + alive(``), inAlive + `upstream 127.0.0.1:x: invalid start port: strconv.ParseUint: parsing "x": invalid syntax`},
-		{`"upstreams":[{"dial":"{env.ALIVE_TEST_UNSET}"}],` + alive(``), inAlive + "upstream {env.ALIVE_TEST_UNSET}: its placeholders are empty"},
-		// A check that cannot work over the transport of the proxy.
-		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "upstream 127.0.0.1:1: check 'http /': an http check needs an HTTP transport, which 127.0.0.1:1 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"},
-		{one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(``), inAlive + "upstream 127.0.0.1:1: check 'tcp': a tcp check cannot tell whether 127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
-		{`"upstreams":[{"dial":"udp/127.0.0.1:1"}],` + alive(``), inAlive + "upstream udp/127.0.0.1:1: check 'tcp': a tcp check cannot tell whether udp/127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
-		{one + `"load_balancing":{"selection_policy":{"policy":"cookie","fallback":{"policy":"alive","hold":-1}}}`, inAlive + "hold must not be negative; 0 holds no request"},
-	} {
-		err := validate(t, test.proxy, nil)
-		if err == nil || !strings.HasSuffix(err.Error(), test.want) {
-			t.Errorf("%s\n got error %v\nwant one that ends in %s", test.proxy, err, test.want)
-		}
-	}
-}
-
-// A policy leaves nothing behind when something else in the config is wrong.
-func TestProvisionUndone(t *testing.T) {
-	wrong := errors.New("wrong")
-	proxy := `"upstreams":[{"dial":"127.0.0.1:1"}],` + alive(``)
-	if err := validate(t, proxy, func() error { return wrong }); err == nil || !strings.HasSuffix(err.Error(), wrong.Error()) {
-		t.Errorf("error: got %v, want one that ends in %v", err, wrong)
-	}
-}
-
-// To validate a config sends no probe.
-func TestValidateSendsNoProbe(t *testing.T) {
-	upstream, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer upstream.Close()
-	address := upstream.Addr().String()
-	proxy := `"upstreams":[{"dial":"` + address + `"}],` + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"http","uri":"/"}}]`)
-	if err := validate(t, proxy, nil); err != nil {
-		t.Fatal(err)
-	}
-
-	// Connections are accepted in the order in which they came, and probes end
-	// with their targets: the first must be this one.
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	first, err := upstream.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer first.Close()
-	if got, want := first.RemoteAddr().String(), conn.LocalAddr().String(); got != want {
-		t.Errorf("first connection: got one from %s, want the one from %s", got, want)
-	}
-}
-
-// alive returns the load balancing of a proxy by the policy with the options.
-func alive(options string) string {
-	if options != "" {
-		options = "," + options
-	}
-	return `"load_balancing":{"selection_policy":{"policy":"alive"` + options + `}}`
-}
-
-// check returns the load balancing of a proxy with one check, given with the
-// options that all checks have in common.
-func check(kind, options string) string {
-	return alive(`"checks":[{"probe":{"kind":"` + kind + `"},` + options + `}]`)
-}
-
-// validate has Caddy validate a config with one proxy. While all of it is set
-// up, it calls then, unless that is nil, whose error makes the config invalid.
-// It fails the test if anything is probed meanwhile, or any target remains.
-func validate(t *testing.T, proxy string, then func() error) error {
-	t.Helper()
-	inspect = func() error {
-		if _, running := countTargets(); running > 0 {
-			t.Errorf("targets that are probed: got %d, want 0", running)
-		}
-		if then == nil {
-			return nil
-		}
-		return then()
-	}
-	var cfg *caddy.Config
-	if err := json.Unmarshal([]byte(`{
-		"admin": {"disabled": true},
-		"logging": {"logs": {"default": {"writer": {"output": "discard"}}}},
-		"apps": {"http": {"servers": {"s": {"listen": ["127.0.0.1:0"], "routes": [
-			{"handle": [{"handler": "reverse_proxy", `+proxy+`}, {"handler": "alive_inspector"}]}
-		]}}}}
-	}`), &cfg); err != nil {
-		t.Fatal(err)
-	}
-	cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": t.TempDir()}, "module", "file_system", nil)
-	err := caddy.Validate(cfg)
-	if left, _ := countTargets(); left > 0 {
-		t.Errorf("%s\ntargets afterwards: got %d, want 0", proxy, left)
-	}
-	return err
-}
-
-func countTargets() (all, running int) {
-	for _, target := range monitor.Targets() {
-		all++
-		if target.Running() {
-			running++
-		}
-	}
-	return all, running
-}
-
-// inspector is a handler that looks at what was set up before it.
-type inspector struct{}
-
-var inspect func() error
-
-func init() { caddy.RegisterModule(inspector{}) }
-
-func (inspector) CaddyModule() caddy.ModuleInfo {
-	return caddy.ModuleInfo{ID: "http.handlers.alive_inspector", New: func() caddy.Module { return new(inspector) }}
-}
-
-func (inspector) Provision(caddy.Context) error { return inspect() }
-
-func (inspector) ServeHTTP(http.ResponseWriter, *http.Request, caddyhttp.Handler) error { return nil }
-
-// adapt returns the JSON of a whole Caddyfile.
-func adapt(text string) ([]byte, error) {
-	adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
-	return adapted, err
-}
-
-func encode(t *testing.T, value any) string {
-	t.Helper()
-	encoded, err := json.Marshal(value)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(encoded)
 }
 
 // The global option is the app, and what is wrong with it is rejected with its place.
@@ -989,20 +697,7 @@ func TestCaddyfileMistakes(t *testing.T) {
 // All options of a check that the block of the policy refuses with a hint are ones
 // that the parser of a check takes.
 func TestCaddyfileHintsNameOptions(t *testing.T) {
-	for _, option := range commonOptions {
-		d := caddyfile.NewTestDispenser(option)
-		d.Next()
-		if common, _ := new(HealthCheck).unmarshalOption(d); !common {
-			t.Errorf("'%s' is not an option of every check", option)
-		}
-	}
-	for field := range reflect.TypeFor[HealthCheck]().Fields() {
-		option, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-		if option != "" && option != "probe" && !slices.Contains(commonOptions, option) {
-			t.Errorf("commonOptions lacks '%s'", option)
-		}
-	}
-	for option, kind := range kindOptions {
+	for option, kind := range suggest.KindOptions {
 		if option == "uri" { // an argument in a Caddyfile
 			continue
 		}
@@ -1011,13 +706,13 @@ func TestCaddyfileHintsNameOptions(t *testing.T) {
 			t.Errorf("check %s: %v", kind, err)
 		}
 	}
-	for _, option := range append(proxyOptions, "method") {
+	for _, option := range slices.Concat(suggest.ProxyOptions, []string{"method"}) {
 		_, err := adapt("http:// {\nreverse_proxy app1 {\n" + option + "\n}\n}")
 		if err != nil && strings.Contains(err.Error(), "unrecognized subdirective") {
 			t.Errorf("reverse_proxy: %v", err)
 		}
 	}
-	for option := range coreChecks {
+	for option := range suggest.CoreChecks {
 		_, err := adapt("http:// {\nreverse_proxy app1 {\n" + option + "\n}\n}")
 		if err != nil && strings.Contains(err.Error(), "unrecognized subdirective") {
 			t.Errorf("reverse_proxy: %v", err)
@@ -1034,13 +729,76 @@ func TestCommonOptions_AreThoseOfEveryCheck(t *testing.T) {
 			want = append(want, name)
 		}
 	}
-	if got := probe.CommonOptions(); !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))) {
+	if got := suggest.CheckOptions; !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(want))) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	for _, option := range probe.CommonOptions() {
+	for _, option := range suggest.CheckOptions {
 		err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\ncheck tcp {\n" + option + " a b\n}\n}"))
-		if err == nil || strings.Contains(err.Error(), "unrecognized") {
+		if err == nil || strings.Contains(err.Error(), "unrecognized") || strings.Contains(err.Error(), "takes , at") {
 			t.Errorf("%s: got %v, want an error of its own", option, err)
 		}
 	}
+}
+
+// keep_connection is an option of every check, and fresh_connection still one of http.
+func TestKeepConnection_Caddyfile(t *testing.T) {
+	for input, want := range map[string]string{
+		"alive {\ncheck http /a {\nkeep_connection\n}\n}":                            `{"checks":[{"probe":{"kind":"http","uri":"/a"},"keep_connection":true}]}`,
+		"alive {\ncheck grpc {\ntimeout 1s\nkeep_connection\n}\n}":                   `{"checks":[{"probe":{"kind":"grpc"},"timeout":1000000000,"keep_connection":true}]}`,
+		"alive {\ncheck http /a {\nfresh_connection\nport 81\n}\n}":                  `{"checks":[{"probe":{"fresh_connection":true,"kind":"http","uri":"/a"},"port":81}]}`,
+		"alive {\ncheck http /a {\nheader A fresh_connection\nkeep_connection\n}\n}": `{"checks":[{"probe":{"header":{"A":["fresh_connection"]},"kind":"http","uri":"/a"},"keep_connection":true}]}`,
+	} {
+		s := new(Selection)
+		if err := s.UnmarshalCaddyfile(caddyfile.NewTestDispenser(input)); err != nil {
+			t.Errorf("%s: %v", input, err)
+		} else if got := encode(t, s); got != want {
+			t.Errorf("%s\n got %s\nwant %s", input, got, want)
+		}
+	}
+	const both = "keep_connection and fresh_connection exclude each other; without either, every probe has a connection of its own, at Testfile:"
+	for input, want := range map[string]string{
+		"alive {\ncheck http / {\nkeep_connection on\n}\n}":                "keep_connection takes no argument; got 'on', at Testfile:3",
+		"alive {\ncheck http / {\nkeep_connection\nkeep_connection\n}\n}":  "option 'keep_connection' is given twice, at Testfile:4",
+		"alive {\ncheck http / {\nkeep_connection\nfresh_connection\n}\n}": both + "4",
+		"alive {\ncheck http / {\nfresh_connection\nkeep_connection\n}\n}": both + "4",
+		"alive {\ncheck tcp {\nkeep_connection\n}\n}":                      "keep_connection has no meaning for a check of the kind tcp, which sends no requests, at Testfile:2",
+		"alive {\ncheck tls {\ntimeout 1s\nkeep_connection\n}\n}":          "keep_connection has no meaning for a check of the kind tls, which sends no requests, at Testfile:2",
+	} {
+		if err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser(input)); err == nil || err.Error() != want {
+			t.Errorf("%s\n got error %v\nwant error %s", input, err, want)
+		}
+	}
+}
+
+// Durations that are too short to be meant are rejected.
+func TestCaddyfileErrors_DurationsHaveAShortest(t *testing.T) {
+	for body, want := range map[string]string{
+		"check tcp {\ninterval 9ms\n}":        "interval must be at least 10ms; got '9ms', at Testfile:3",
+		"check tcp {\nfast_interval 5us\n}":   "fast_interval must be at least 10ms; got '5us', at Testfile:3",
+		"check tcp {\ndown_interval 5ns\n}":   "down_interval must be at least 10ms; got '5ns', at Testfile:3",
+		"check tcp {\ntimeout 999us\n}":       "timeout must be at least 1ms; got '999us', at Testfile:3",
+		"check tcp {\nfails 1\ntimeout 2d\n}": "timeout must not be longer than 24h0m0s, at Testfile:4",
+		"hold 1us":                            "hold must be at least 1ms; got '1us', at Testfile:2",
+		"slow_start 9ms":                      "slow_start: window must be at least 10ms; got 9ms, at Testfile:2",
+	} {
+		err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\n" + body + "\n}"))
+		if err == nil || err.Error() != want {
+			t.Errorf("%s\n got error %v\nwant error %s", body, err, want)
+		}
+	}
+}
+
+// adapt returns the JSON of a whole Caddyfile.
+func adapt(text string) ([]byte, error) {
+	adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(text), map[string]any{"filename": "Caddyfile"})
+	return adapted, err
+}
+
+func encode(tb testing.TB, value any) string {
+	tb.Helper()
+	encoded, err := json.Marshal(value)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(encoded)
 }

@@ -3,7 +3,6 @@
 package alive
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -193,7 +192,7 @@ func (c *HealthCheck) provisionAddress() error {
 	}
 	addr, err := parseProbeAddress(text)
 	if err != nil {
-		if hasPlaceholder(c.Address) {
+		if redact.HasPlaceholder(c.Address) {
 			return errProbeAddress(c.Address) // what it stands for may be secret
 		}
 		return err
@@ -231,32 +230,6 @@ func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
 
 func errProbeAddress(got string) error {
 	return fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", got)
-}
-
-// identify returns the kind of a probe, and its JSON in one form for all ways
-// to write it.
-func identify(raw json.RawMessage) (kind, identity string, err error) {
-	if len(raw) == 0 {
-		return "", "", errNoProbe()
-	}
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	decoder.UseNumber()
-	var options map[string]any
-	if err := decoder.Decode(&options); err != nil {
-		return "", "", fmt.Errorf("decoding probe: %v", err)
-	}
-	if kind, _ = options["kind"].(string); kind == "" {
-		return "", "", errNoProbe()
-	}
-	if _, err := caddy.GetModule("alive.probes." + kind); err != nil {
-		return "", "", errUnknownKind(kind)
-	}
-	encoded, err := json.Marshal(options)
-	return kind, string(encoded), err
-}
-
-func errNoProbe() error {
-	return fmt.Errorf("a check needs a probe with one of the kinds %s", knownKinds())
 }
 
 // probed returns the upstream at the end of a route, as probers see it.
@@ -313,11 +286,11 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 			return set, err
 		}
 	}
-	if c.Passes < 0 {
-		return set, errors.New("passes must not be negative")
+	if err := limits.Count("passes", c.Passes); err != nil {
+		return set, err
 	}
-	if c.Fails < 0 {
-		return set, errors.New("fails must not be negative")
+	if err := limits.Count("fails", c.Fails); err != nil {
+		return set, err
 	}
 	orDefault(&set.Interval, 5*time.Second)
 	orDefault(&set.FastInterval, min(time.Second, set.Interval))
@@ -330,9 +303,9 @@ func (c *HealthCheck) resolve() (health.Settings, error) {
 	}
 	set.Jitter = 0.1
 	if c.Jitter != "" {
-		percent, err := limits.Percent(c.Jitter)
+		percent, err := limits.Percent("jitter", c.Jitter)
 		if err != nil {
-			return set, fmt.Errorf("jitter %v", err)
+			return set, err
 		}
 		set.Jitter = percent / 100
 	}
@@ -344,3 +317,70 @@ func orDefault[T time.Duration | int](value *T, otherwise T) {
 		*value = otherwise
 	}
 }
+
+// A label is what operators see of a check: its name, or what its kind says of
+// itself with the options that tell checks of one upstream apart. Everything in it
+// is shown as it is written, so placeholders stay, and what they stand for does not
+// show.
+
+// defaultLabel returns the label of a check without a name. The probe must not be
+// loaded yet.
+func (c *HealthCheck) defaultLabel() string {
+	label := kindLabel(c.resolved.Kind, c.ProbeRaw)
+	if c.Address != "" {
+		label += " address " + c.Address
+	}
+	if c.Port != 0 {
+		label += " port " + strconv.Itoa(c.Port)
+	}
+	return label
+}
+
+// kindLabel returns what a kind of probe says of its own options.
+func kindLabel(kind string, raw json.RawMessage) string {
+	info, err := caddy.GetModule("alive.probes." + kind)
+	if err != nil {
+		return kind
+	}
+	// one that is not provisioned has its options as they are written
+	written := info.New()
+	if err := json.Unmarshal(raw, written); err != nil {
+		return kind // to load it is an error, too
+	}
+	if s, ok := written.(fmt.Stringer); ok {
+		return strings.ToValidUTF8(s.String(), "\uFFFD")
+	}
+	return kind
+}
+
+// labelChecks gives each check its label. Default labels that several checks have
+// are numbered in the order of the config.
+func labelChecks(checks []*HealthCheck) error {
+	taken := make(map[string]int)
+	for i, c := range checks {
+		if c.Name == "" {
+			continue
+		}
+		if other, given := taken[c.Name]; given {
+			return fmt.Errorf("checks: position %d has the name of position %d: %s", i, other, c.Name)
+		}
+		taken[c.Name], c.resolved.Label = i, c.Name
+	}
+	for i, c := range checks {
+		if c.Name != "" {
+			continue
+		}
+		label := c.resolved.Label
+		for n := 2; ; n++ {
+			if _, given := taken[c.resolved.Label]; !given {
+				break
+			}
+			c.resolved.Label = fmt.Sprintf("%s #%d", label, n)
+		}
+		taken[c.resolved.Label] = i
+	}
+	return nil
+}
+
+// hasNameOf reports whether another check has the same name, if it has any.
+func (c *HealthCheck) hasNameOf(other *HealthCheck) bool { return c.Name != "" && c.Name == other.Name }

@@ -3,6 +3,7 @@
 package alive
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode"
 
@@ -21,19 +23,10 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
+	"github.com/caddy-alive/caddy-alive/internal/redact"
+	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
-
-// resolveName returns the name of the pool.
-func (s *Selection) resolveName(ctx caddy.Context) (string, error) {
-	if err := limits.Name(s.Name); err != nil {
-		return "", err
-	}
-	if s.Name != "" {
-		return s.Name, nil
-	}
-	return s.app.names.Of(ctx, s.identify(s.proxy), readPool), nil
-}
 
 // readPool reads what decides about the name of a pool from a config.
 func readPool(policy, handler []byte) (poolname.Pool, error) {
@@ -41,12 +34,13 @@ func readPool(policy, handler []byte) (poolname.Pool, error) {
 	if err := errors.Join(json.Unmarshal(policy, s), json.Unmarshal(handler, h)); err != nil {
 		return poolname.Pool{}, err
 	}
-	return s.identify(h), nil
+	return identifyPool(s, h), nil
 }
 
-// identify returns what decides about the name of the pool. Its key has all that is
-// configured about which upstreams get requests. Nothing must be provisioned yet.
-func (s *Selection) identify(h *reverseproxy.Handler) poolname.Pool {
+// identifyPool returns what decides about the name of the pool of a policy. Its key has
+// all that is configured about which upstreams get requests. Nothing must be provisioned
+// yet.
+func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 	type check struct {
 		Probe    string
 		Settings any
@@ -109,6 +103,28 @@ func (s *Selection) identify(h *reverseproxy.Handler) poolname.Pool {
 	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded)}
 }
 
+// identify returns the kind of a probe, and its JSON in one form for all ways
+// to write it.
+func identify(raw json.RawMessage) (kind, identity string, err error) {
+	if len(raw) == 0 {
+		return "", "", errNoProbe()
+	}
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.UseNumber()
+	var options map[string]any
+	if err := decoder.Decode(&options); err != nil {
+		return "", "", fmt.Errorf("decoding probe: %v", err)
+	}
+	if kind, _ = options["kind"].(string); kind == "" {
+		return "", "", errNoProbe()
+	}
+	if _, err := caddy.GetModule("alive.probes." + kind); err != nil {
+		return "", "", errUnknownKind(kind)
+	}
+	encoded, err := json.Marshal(options)
+	return kind, string(encoded), err
+}
+
 // addressesOf returns the addresses that an option means by a name.
 func addressesOf(name string) []string {
 	name = monitor.DisplayAddress(name)
@@ -116,6 +132,63 @@ func addressesOf(name string) []string {
 		return dials
 	}
 	return []string{name} // an error, as soon as it is provisioned
+}
+
+// Weight is a share of the requests, in proportion to the weights of the other
+// upstreams: a whole number from 0 to 256, or a text with global placeholders, such
+// as `{env.WEIGHT}`, that stand for one when the config is loaded.
+type Weight string
+
+// UnmarshalJSON reads a number, or a text with a placeholder.
+func (w *Weight) UnmarshalJSON(data []byte) error {
+	if number, err := strconv.Atoi(string(data)); err == nil {
+		*w = Weight(strconv.Itoa(number))
+		return nil
+	}
+	var text string
+	if err := json.Unmarshal(data, &text); err != nil || !redact.HasPlaceholder(text) {
+		return fmt.Errorf(`a weight must be %s, or a text with a placeholder, like "{env.WEIGHT}"; got %s`, limits.WeightRange, data)
+	}
+	*w = Weight(text)
+	return nil
+}
+
+// MarshalJSON writes a number as one, and a text with a placeholder as a text.
+func (w Weight) MarshalJSON() ([]byte, error) {
+	if number, err := strconv.Atoi(string(w)); err == nil {
+		return strconv.AppendInt(nil, int64(number), 10), nil
+	}
+	return json.Marshal(string(w))
+}
+
+// resolve returns the number, or what is wrong with it.
+func (w Weight) resolve() (int, error) {
+	text, got := string(w), string(w)
+	if redact.HasPlaceholder(text) {
+		// what it stands for may be secret, if it is the wrong one
+		got = "what " + text + " stands for"
+		var err error
+		if text, err = caddy.NewReplacer().ReplaceOrErr(text, true, true); err != nil {
+			return 0, fmt.Errorf("%v; only global placeholders, such as {env.*}, can stand for a weight", err)
+		}
+	}
+	number, ok := limits.Weight(text)
+	if !ok {
+		return 0, fmt.Errorf("a weight must be %s; got %s", limits.WeightRange, got)
+	}
+	return number, nil
+}
+
+// parseWeight reads a weight of a Caddyfile.
+func parseWeight(text string) (Weight, error) {
+	if redact.HasPlaceholder(text) {
+		return Weight(text), nil // what it stands for is known when the config is loaded
+	}
+	number, ok := limits.Weight(text)
+	if !ok {
+		return "", fmt.Errorf("weight must be %s; got '%s'", limits.WeightRange, text)
+	}
+	return Weight(strconv.Itoa(number)), nil
 }
 
 // upstreams are those that the config lists: dial address to address as operators see it.
@@ -218,7 +291,7 @@ func (l upstreams) named(name string) ([]string, error) {
 		for _, u := range l.proxy.Upstreams {
 			known = append(known, u.Dial)
 		}
-		return nil, fmt.Errorf("%s is not one of the upstreams, which are %s%s", name, strings.Join(view.Few(known), ", "), didYouMean(name, known))
+		return nil, fmt.Errorf("%s is not one of the upstreams, which are %s%s", name, strings.Join(view.Few(known), ", "), suggest.DidYouMean(name, known))
 	}
 	return dials, nil
 }

@@ -610,7 +610,7 @@ func withoutTimes(text string) string {
 
 // sameKeys fails the test unless two objects in JSON have the same keys, with the same
 // values unless they are named.
-func sameKeys(t *testing.T, what, got, want string, but ...string) {
+func sameKeys(t *testing.T, what, got, want string, except ...string) {
 	t.Helper()
 	var g, w map[string]any
 	if err := json.Unmarshal([]byte(got), &g); err != nil {
@@ -619,7 +619,7 @@ func sameKeys(t *testing.T, what, got, want string, but ...string) {
 	if err := json.Unmarshal([]byte(want), &w); err != nil {
 		t.Fatalf("%s: %v", what, err)
 	}
-	for _, key := range but {
+	for _, key := range except {
 		if g[key] != nil && w[key] != nil {
 			g[key], w[key] = "", ""
 		}

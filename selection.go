@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/suggest"
 )
 
 func init() { caddy.RegisterModule(new(Selection)) }
@@ -126,8 +126,11 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	}
 	s.app = app.(*App)
 	config := balancer.Config{Named: s.Name != "", Proxy: s.proxy, Logger: ctx.Logger(), Ended: ctx.Done()}
-	if config.Name, err = s.resolveName(ctx); err != nil {
+	if err := limits.Name(s.Name); err != nil {
 		return err
+	}
+	if config.Name = s.Name; !config.Named {
+		config.Name = s.app.names.Of(ctx, identifyPool(s, s.proxy), readPool)
 	}
 	if config.Checks, err = s.provisionChecks(ctx); err != nil {
 		return err
@@ -212,14 +215,15 @@ func (s *Selection) provisionRules(ctx caddy.Context, checks []*monitor.Check) (
 		r.Hold = min(max(r.Hold, check.Settings.Timeout), maxHold)
 	}
 	if s.Hold != nil {
-		if r.Hold, err = resolveHold(time.Duration(*s.Hold)); err != nil {
+		r.Hold = time.Duration(*s.Hold)
+		if err = limits.Hold(r.Hold); err != nil {
 			return r, err
 		}
 	}
 	if lb := s.proxy.LoadBalancing; lb != nil {
 		r.Retries = lb.Retries != 0 || lb.TryDuration != 0
 	}
-	if r.FailOpen, err = parseFailOpen(s.FailOpen); err != nil {
+	if r.FailOpen, err = resolveFailOpen(s.FailOpen); err != nil {
 		return r, err
 	}
 	r.CountsHealthy = r.FailOpen.Percent > 0 && s.proxy.HealthChecks != nil
@@ -263,22 +267,11 @@ func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, s
 	return mod.(reverseproxy.Selector), name.Policy, nil
 }
 
-// resolveHold checks how long requests are held; 0 is not at all.
-func resolveHold(hold time.Duration) (time.Duration, error) {
-	if hold < 0 {
-		return 0, errors.New("hold must not be negative; 0 holds no request")
-	}
-	if hold == 0 {
-		return 0, nil
-	}
-	return hold, limits.Duration("hold", hold, limits.MinHold, math.MaxInt64)
-}
-
 // canSelect reports whether a policy can pick among the upstreams alive.
 func canSelect(policy string) bool { return slices.Contains(selectable(), policy) }
 
 func errCannotSelect(policy string) error {
-	return fmt.Errorf("select takes one of the selection policies %s; got '%s'%s", strings.Join(selectable(), ", "), policy, didYouMean(policy, selectable()))
+	return fmt.Errorf("select takes one of the selection policies %s; got '%s'%s", strings.Join(selectable(), ", "), policy, suggest.DidYouMean(policy, selectable()))
 }
 
 // selectsByPosition reports whether any policy in the JSON of another one, such as its
@@ -330,35 +323,28 @@ func selectable() []string {
 // resolve returns the window and the floor, or what is wrong with them.
 func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
 	window, floor = time.Duration(c.Window), defaultFloor
-	if window <= 0 || window > limits.MaxDuration {
-		return 0, 0, fmt.Errorf("slow_start needs a window above 0 and not longer than %s", limits.MaxDuration)
-	}
-	if err := limits.Duration("slow_start: window", window, limits.MinRampWindow, limits.MaxDuration); err != nil {
+	if err := limits.RampWindow(window); err != nil {
 		return 0, 0, err
 	}
 	if c.Floor != "" {
-		percent, err := limits.Percent(c.Floor)
+		percent, err := limits.Percent("slow_start: floor", c.Floor)
 		if err != nil {
-			return 0, 0, fmt.Errorf("slow_start: floor %v", err)
+			return 0, 0, err
 		}
 		floor = percent / 100
 	}
 	return window, floor, nil
 }
 
-// parseFailOpen reads none_up, off or a percentage; nothing is none_up.
-func parseFailOpen(text string) (pool.FailOpen, error) {
-	switch text {
-	case "", "none_up":
-		return pool.FailOpen{Text: text}, nil
-	case "off":
-		return pool.FailOpen{Never: true, Text: text}, nil
+// resolveFailOpen reads when health is ignored. Nothing is none_up.
+func resolveFailOpen(text string) (pool.FailOpen, error) {
+	f := pool.FailOpen{Never: text == "off", Text: text}
+	if text == "" {
+		return f, nil
 	}
-	percent, err := limits.Percent(text)
-	if err != nil {
-		return pool.FailOpen{}, fmt.Errorf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", text)
-	}
-	return pool.FailOpen{Percent: percent, Text: text}, nil
+	var err error
+	f.Percent, err = limits.FailOpen(text)
+	return f, err
 }
 
 // Select returns the upstream whose turn it is among those alive. It is nil

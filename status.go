@@ -4,10 +4,7 @@ package alive
 
 import (
 	"errors"
-	"mime"
 	"net/http"
-	"strconv"
-	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
@@ -63,7 +60,7 @@ func (Status) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 		return caddyhttp.Error(http.StatusMethodNotAllowed, errors.New("the status page can only be read"))
 	}
 	render := (*balancer.Listing).JSON
-	if wantsHTML(r.Header) {
+	if page.IsPreferred(r.Header) {
 		header.Set("Content-Type", "text/html; charset=utf-8")
 		header.Set("Content-Security-Policy", page.Policy)
 		header.Set("Referrer-Policy", "no-referrer")
@@ -80,31 +77,6 @@ func (Status) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 	}
 	_, err = w.Write(text)
 	return err
-}
-
-// wantsHTML reports whether a client accepts HTML by name, and prefers it to JSON or
-// accepts both alike. A client that accepts anything may be a program.
-func wantsHTML(header http.Header) bool {
-	var html, asJSON float64
-	for accepted := range strings.SplitSeq(strings.Join(header.Values("Accept"), ","), ",") {
-		kind, params, err := mime.ParseMediaType(accepted)
-		if err != nil {
-			continue
-		}
-		quality := 1.0
-		if q, given := params["q"]; given {
-			if quality, err = strconv.ParseFloat(q, 64); err != nil || !(quality >= 0 && quality <= 1) {
-				continue
-			}
-		}
-		switch kind {
-		case "text/html", "application/xhtml+xml":
-			html = max(html, quality)
-		case "application/json":
-			asJSON = max(asJSON, quality)
-		}
-	}
-	return html > 0 && html >= asJSON
 }
 
 // Interface guard

@@ -9,69 +9,19 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
-// UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
-//
-//	http <uri> {
-//		method        <method>
-//		header        <name> <value>
-//		request_body  <text>
-//		scheme        http|https
-//		follow_redirects
-//		status        <codes...>
-//		drain_status  <codes...>
-//		expect_header <name> <regexp>
-//		expect_body   <regexp>
-//		expression    <cel>
-//		max_size      <size>
-//		tls_server_name <name>
-//		tls_insecure_skip_verify
-//	}
-func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
-	d.Next() // consume the kind
-	if !d.NextArg() {
-		return d.Err("an http check needs the URI to ask for, like http /healthz")
-	}
-	h.URI = d.Val()
-	// what a placeholder stands for is only known when the config is loaded
-	if literal, _, _ := strings.Cut(h.URI, "{"); literal != "" || h.URI == "" {
-		if _, err := parseURI(h.URI, literal); err != nil {
-			return d.WrapErr(err)
-		}
-	}
-	if d.NextArg() {
-		return d.Errf("an http check takes one URI; got '%s' too", d.Val())
-	}
-	err := options(d, func(option string) error {
-		known, err := h.unmarshalRequestOption(d, option)
-		if !known && err == nil {
-			known, err = h.unmarshalAnswerOption(d, option)
-		}
-		if !known && err == nil {
-			known, err = h.TLSOptions.unmarshalOption(d)
-		}
-		if !known && err == nil {
-			return UnrecognizedOption(d, "an http check", "method", "header", "request_body", "scheme", "follow_redirects", "status", "drain_status",
-				"expect_header", "expect_body", "expression", "max_size", "tls_server_name", "tls_insecure_skip_verify")
-		}
-		return err
-	}, "header", "expect_header")
-	if err != nil {
-		return err
-	}
-	return wrap(d, h.checkBody())
-}
-
-// unmarshalRequestOption reads the option that d is at, if it is of the request.
-func (h *HTTP) unmarshalRequestOption(d *caddyfile.Dispenser, option string) (known bool, err error) {
+// unmarshalRequestOption reads the option that d is at, if it belongs to the request.
+func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (known bool, err error) {
 	switch option {
 	case "method":
 		if !d.AllArgs(&h.Method) {
 			return true, d.Err("method takes one HTTP method, like HEAD")
 		}
 		h.Method = standardMethod(h.Method)
-		if !hasPlaceholder(h.Method) {
+		if !redact.HasPlaceholder(h.Method) {
 			err = wrap(d, checkMethod(h.Method, h.Method))
 		}
 
@@ -87,7 +37,7 @@ func (h *HTTP) unmarshalRequestOption(d *caddyfile.Dispenser, option string) (kn
 			h.Header = make(http.Header)
 		}
 		h.Header.Add(name, value)
-		if hasPlaceholder(value) {
+		if redact.HasPlaceholder(value) {
 			value = ""
 		}
 		err = wrap(d, checkHeader(name, value, value))
@@ -108,7 +58,7 @@ func (h *HTTP) unmarshalRequestOption(d *caddyfile.Dispenser, option string) (kn
 		h.FollowRedirects = true
 		err = noArg(d)
 
-	case "fresh_connection": // which is the default
+	case "fresh_connection": // this is the default
 		h.FreshConnection = true
 		err = noArg(d)
 
@@ -118,8 +68,8 @@ func (h *HTTP) unmarshalRequestOption(d *caddyfile.Dispenser, option string) (kn
 	return true, err
 }
 
-// unmarshalAnswerOption reads the option that d is at, if it is of the answer.
-func (h *HTTP) unmarshalAnswerOption(d *caddyfile.Dispenser, option string) (known bool, err error) {
+// unmarshalAnswerOption reads the option that d is at, if it belongs to the answer.
+func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (known bool, err error) {
 	switch option {
 	case "status":
 		h.Status, err = statusArgs(d)
@@ -157,7 +107,7 @@ func (h *HTTP) unmarshalAnswerOption(d *caddyfile.Dispenser, option string) (kno
 		if !d.AllArgs(&h.Expression) || h.Expression == "" {
 			return true, d.Err("expression takes one CEL expression, in quotes, like \"json.db == 'ok'\"")
 		}
-		if !hasPlaceholder(h.Expression) { // which can also be a map
+		if !redact.HasPlaceholder(h.Expression) { // with placeholders it is compiled when the config is loaded
 			h.expression, err = compileExpression(h.Expression, h.Expression)
 			err = wrap(d, err)
 		}
@@ -169,7 +119,7 @@ func (h *HTTP) unmarshalAnswerOption(d *caddyfile.Dispenser, option string) (kno
 		}
 		size, invalid := humanize.ParseBytes(text)
 		if invalid != nil || size > maxMaxSize {
-			size = 0 // what checkMaxSize reports as out of range
+			size = 0 // out of range
 		}
 		h.MaxSize = int64(size)
 		if invalid := checkMaxSize(h.MaxSize); invalid != nil {
@@ -182,7 +132,7 @@ func (h *HTTP) unmarshalAnswerOption(d *caddyfile.Dispenser, option string) (kno
 	return true, err
 }
 
-// statusArgs reads the arguments of the option that d is at: codes.
+// statusArgs reads the arguments of the option that d is at: status codes.
 func statusArgs(d *caddyfile.Dispenser) ([]string, error) {
 	option := d.Val()
 	list := d.RemainingArgs()
@@ -190,7 +140,7 @@ func statusArgs(d *caddyfile.Dispenser) ([]string, error) {
 		return nil, d.Errf("%s takes codes, classes and ranges, like 204 2xx 200-399", option)
 	}
 	for _, text := range list {
-		if _, err := parseStatus(option, text); err != nil && !hasPlaceholder(text) {
+		if _, err := parseStatus(option, text); err != nil && !redact.HasPlaceholder(text) {
 			return nil, d.WrapErr(err)
 		}
 	}

@@ -232,6 +232,8 @@ func TestExampleStatusPage_AsksForAPassword(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	c := testkit.StartCaddyWith(t, "", testkit.Example(t, "status-page", "app1:8080", all[0].Addr, "app2:8080", all[1].Addr, "status.example.com {", "http://localhost {"))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
+	client := c.Client()
+	client.Timeout = 4 * testkit.Patience // a password takes long on a busy machine, above all under the race detector
 	for _, tc := range []struct {
 		password string
 		status   int
@@ -245,7 +247,7 @@ func TestExampleStatusPage_AsksForAPassword(t *testing.T) {
 		if tc.password != "" {
 			request.SetBasicAuth("operator", tc.password)
 		}
-		response, err := c.Client().Do(request)
+		response, err := client.Do(request)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -49,3 +49,39 @@ http:// {
 		t.Error("it has a verdict")
 	}
 }
+
+// A shortage of this process is found whatever probes and over whatever connection, and is
+// no verdict.
+func TestShortage_IsVoidForEveryKind(t *testing.T) {
+	const local = "local_address 192.0.2.1" // which no host has, so nothing can connect from it
+	plain := []string{"http /", "tcp", "grpc"}
+	connections := map[string]struct { // by upstream, to which nothing gets through
+		options string
+		checks  []string
+	}{
+		"127.0.0.1:11": {local, plain},
+		"127.0.0.1:12": {local + "\ntls_insecure_skip_verify", append(plain, "tls")},
+		"127.0.0.1:13": {local + "\nversions h2c 2", plain},
+	}
+	var sites strings.Builder
+	for upstream, over := range connections {
+		fmt.Fprintf(&sites, "http://site%s {\nreverse_proxy %s {\ntransport http {\n%s\n}\nlb_policy alive {\n", strings.ReplaceAll(upstream, ":", "-"), upstream, over.options)
+		for _, check := range over.checks {
+			fmt.Fprintf(&sites, "check %s {\ninterval 20ms\nfails 1\n}\n", check)
+		}
+		sites.WriteString("}\n}\n}\n")
+	}
+	c := testkit.StartCaddyWith(t, "", sites.String())
+	for upstream, over := range connections {
+		for _, label := range over.checks {
+			of := func(result string) string {
+				return fmt.Sprintf(`checks_total{check="%s",result="%s",upstream="%s"}`, label, result, upstream)
+			}
+			testkit.Eventually(t, testkit.Patience, "void results of "+label+" at "+upstream, func() bool { return c.Metrics()[of("void")] >= 2 })
+			c.WantMetrics(label+" at "+upstream, map[string]float64{of("pass"): 0, of("fail"): 0})
+			if got := c.Status(upstream, label); got != "unknown" {
+				t.Errorf("%s at %s: status %s, want none", label, upstream, got)
+			}
+		}
+	}
+}

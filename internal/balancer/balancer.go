@@ -6,10 +6,11 @@
 // and the monitors of both. The package knows neither the configuration types nor the
 // kinds of checks.
 //
-// Locks, in the order in which they are taken: dynamic.mu, watchList.mu. All others are
-// taken alone: those of Registry, running, monitors, addressSet, answers and
-// sharedListing. None is held while a log line, an event, a callback, a monitor or a
-// subscriber runs.
+// Locks: dynamic.mu is taken before watchList.mu, addressSet.mu, monitors.mu and that of
+// the pools' Handler, and sharedListing.mu before that of running. All others are taken
+// alone. None is held while a log line, an event or a callback runs, or while a monitor is
+// started, stopped or released; monitors of addresses that requests bring are opened under
+// dynamic.mu.
 package balancer
 
 import (
@@ -22,6 +23,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
@@ -63,6 +65,7 @@ type Balancer struct {
 	dynamic  *dynamic
 	counters *telemetry.PoolCounters
 	variable string // where a request keeps what it tried
+	added    bool   // to the registry
 
 	closing sync.Once
 	closed  error // by closing
@@ -105,6 +108,7 @@ func (b *Balancer) join(members []*pool.Member) (err error) {
 	if b.counters, err = telemetry.JoinPool(b.config.Name, b); err != nil { // not before: from now on scrapes read b
 		return err
 	}
+	b.added = true
 	b.registry.add(b)
 	return nil
 }
@@ -127,9 +131,11 @@ func (b *Balancer) buildMembers() ([]*pool.Member, error) {
 			}
 			m.Backup = b.config.Backups[u.Dial]
 			b.members.byDial[u.Dial] = m
-			if _, err := b.monitors.add(opened.monitors); err != nil {
+			_, done, err := b.monitors.add(opened.monitors)
+			if err != nil {
 				return nil, err
 			}
+			done() // the registry starts them
 		}
 		members = append(members, b.members.byDial[u.Dial])
 	}
@@ -153,7 +159,9 @@ func (b *Balancer) close() error {
 		errs = append(errs, b.counters.Leave(b, b.tellLeft))
 	}
 	errs = append(errs, b.dynamic.close())
-	b.registry.remove(b)
+	if b.added {
+		b.registry.remove(b)
+	}
 	b.handler.SetRunning(false)
 	for _, m := range b.monitors.close() {
 		errs = append(errs, m.Release())
@@ -166,6 +174,13 @@ func (b *Balancer) Name() string { return b.config.Name }
 
 // HasSelect reports whether another selection policy picks among the upstreams alive.
 func (b *Balancer) HasSelect() bool { return b.config.Rules.Select != nil }
+
+// takesWeight reports whether a weight that was set for another pool can be that of this
+// one: not if the config gives the pool a name of its own, and not if another policy
+// picks, which knows no weights but 0.
+func (b *Balancer) takesWeight(weight *int) bool {
+	return !b.config.Named && (!b.HasSelect() || weight == nil || *weight == 0)
+}
 
 // Owns reports whether upstreams are those that the config lists, for which the current
 // snapshot is made, rather than those of a dynamic source or of another policy.
@@ -188,6 +203,23 @@ func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 		p = b.dynamic.poolOf(upstreams)
 	}
 	return p.Pick(pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.tried(r)})
+}
+
+// tried returns what a request has tried, nil if the handler does not retry. An upstream
+// that has just failed the request is probed in a burst.
+func (b *Balancer) tried(r *http.Request) *pool.Tried {
+	if !b.config.Rules.Retries {
+		return nil
+	}
+	if t, ok := caddyhttp.GetVar(r.Context(), b.variable).(*pool.Tried); ok && t.Request == r {
+		if m := b.memberAt(t.Failed()); m != nil {
+			m.Suspect()
+		}
+		return t
+	}
+	t := &pool.Tried{Request: r}
+	caddyhttp.SetVar(r.Context(), b.variable, t)
+	return t
 }
 
 // Refresh has requests go by what is known now.

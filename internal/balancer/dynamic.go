@@ -184,15 +184,25 @@ func (d *dynamic) setOf(unordered uint64, at time.Duration) *addressSet {
 		return set
 	}
 	if len(d.sets) >= maxObserved { // rather log something twice than remember without end
-		all := slices.Collect(maps.Values(d.sets))
-		d.deferred = append(d.deferred, func() {
-			for _, set := range all {
-				d.balancer.handler.ForgetLogged(&set.logged)
-			}
-		})
-		clear(d.sets)
 		awaited := d.balancer.handler.Awaited()
 		d.answers.retain(func(a *answer) bool { return awaited[a.Pool] })
+		kept := make(map[*addressSet]bool)
+		for _, a := range d.answers.all() {
+			kept[a.set] = true
+		}
+		var gone []*addressSet
+		maps.DeleteFunc(d.sets, func(_ uint64, set *addressSet) bool {
+			if kept[set] {
+				return false
+			}
+			gone = append(gone, set)
+			return true
+		})
+		d.deferred = append(d.deferred, func() {
+			for _, set := range gone {
+				set.logged.Forget(&d.balancer.handler)
+			}
+		})
 	}
 	set := new(addressSet)
 	set.last.Store(int64(at))
@@ -247,6 +257,9 @@ func (d *dynamic) observe(dial string, at time.Duration, as arrival) *pool.Membe
 		d.deferred = append(d.deferred, func() {
 			b.config.Logger.Debug("upstream from a dynamic source cannot be checked", zap.String("upstream", dial), zap.Error(err))
 		})
+	}
+	for _, m := range o.monitors { // before a request can find it: no verdict must be missed
+		m.Subscribe(b.Refresh)
 	}
 	d.observed[dial] = &observed{member: o.member, monitors: o.monitors, times: times{last: at}}
 	d.list.add(dial)

@@ -16,7 +16,8 @@ import (
 
 // explanation is why an upstream gets requests, or none.
 type explanation struct {
-	row       *view.Upstream // with everything except the sentence
+	row       *view.Upstream    // with everything except the sentence
+	set       *settings.Setting // of the upstream, nil if nothing is set
 	balancer  *Balancer
 	member    *pool.Member
 	upstream  *reverseproxy.Upstream
@@ -27,9 +28,7 @@ type explanation struct {
 // sentence returns the one sentence that is true of what happens.
 func (e explanation) sentence() string {
 	row := e.row
-	since := func() string {
-		return e.balancer.registry.Settings.Of(e.member.Address).Changed.Format(time.RFC3339)
-	}
+	since := func() string { return e.set.Changed.Format(time.RFC3339) }
 	up := row.Status == "up"
 	switch {
 	case row.Mode == settings.Maintenance:

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
@@ -113,3 +114,50 @@ type valuesOf struct {
 }
 
 func (v valuesOf) Value(key any) any { return v.values.Value(key) }
+
+// With 1,000 targets whose first probes are spread over a second, a request that is held
+// is answered as soon as those of its own pool were probed, which begin at once, also if
+// it came before the probes were started. All others keep their turn.
+func TestHold_FirstProbesOfThePoolRunAtOnce(t *testing.T) {
+	for _, early := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			const n = 1000
+			elsewhere, here := newProber(), newProber()
+			var others []string
+			for i := range n - 3 {
+				others = append(others, fmt.Sprintf("other%d:80", i))
+			}
+			many := newPolicy(t, "", idle, checking(elsewhere.check(), others...))
+			p := newPolicy(t, "", idle, checking(here.check(), "a:80", "b:80", "c:80"))
+			start := func() { startAll([]*Balancer{many.Balancer, p.Balancer}) }
+			if early {
+				time.AfterFunc(10*time.Millisecond, start)
+			} else {
+				start()
+			}
+			began := time.Now()
+			if p.Select(p.listed, get(), nil) == nil {
+				t.Error("nothing was picked")
+			}
+			want := time.Duration(0)
+			if early {
+				want = 10 * time.Millisecond
+			}
+			if took := time.Since(began); took != want {
+				t.Errorf("requests before the start %v: answered after %v, want %v", early, took, want)
+			}
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			for i, upstream := range others {
+				if got := elsewhere.probes(upstream); len(got) != 1 || got[0]-want != time.Duration(i)*time.Millisecond {
+					t.Fatalf("the probes of target %d began at %v", i, got)
+				}
+			}
+			for _, u := range p.listed {
+				if got := here.probes(u.Dial); len(got) != 1 {
+					t.Errorf("%s was probed at %v, want once", u.Dial, got)
+				}
+			}
+		})
+	}
+}

@@ -46,7 +46,7 @@ func List(only Filter) []view.Upstream {
 		if only.Pool != "" && only.Pool != b.Name() || only.Upstream != "" && b.Member(only.Upstream) == nil {
 			continue
 		}
-		for _, row := range b.rows(only) {
+		for _, row := range (lister{b, only}).rows() {
 			key := place{row.Pool, row.Upstream}
 			if i, seen := at[key]; seen {
 				rows[i].Merge(row)
@@ -62,12 +62,23 @@ func List(only Filter) []view.Upstream {
 	if only.Brief {
 		return rows
 	}
-	return append(rows, r.leftOver(only)...)
+	return append(rows, leftOver(r, only)...)
+}
+
+// Has reports whether the list of a registry has a row that a filter wants, which names an
+// upstream.
+func Has(r *Registry, only Filter) bool {
+	for name := range r.Having(only.Upstream) {
+		if only.wants(name, only.Upstream) {
+			return true
+		}
+	}
+	return len(leftOver(r, only)) > 0
 }
 
 // leftOver returns rows for the settings of addresses that no pool has, and for the
 // weights of pools that do not have the address any more.
-func (r *Registry) leftOver(only Filter) []view.Upstream {
+func leftOver(r *Registry, only Filter) []view.Upstream {
 	var rows []view.Upstream
 	balancers := r.All()
 	for address, set := range r.Settings.All() {
@@ -82,7 +93,7 @@ func (r *Registry) leftOver(only Filter) []view.Upstream {
 			return view.Upstream{
 				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: string(set.ModeNow()), Weight: weight, Checks: []view.Check{},
 				Why:       fmt.Sprintf("%s has it; what was set at %s is kept for when one does", owner, set.Newest().Format(time.RFC3339)),
-				Persisted: r.notPersisted(address), Gone: true,
+				Persisted: notPersisted(r.Settings, address), Gone: true,
 			}
 		}
 		pools := make(map[string]bool)
@@ -108,45 +119,51 @@ func (r *Registry) leftOver(only Filter) []view.Upstream {
 }
 
 // notPersisted points to false if the setting of an address is not stored.
-func (r *Registry) notPersisted(address string) *bool {
-	stored := r.Settings.IsStored(address)
+func notPersisted(set *settings.Set, address string) *bool {
+	stored := set.IsStored(address)
 	if stored {
 		return nil
 	}
 	return &stored
 }
 
-// rows returns one row for each upstream of the balancer that is wanted.
-func (b *Balancer) rows(only Filter) []view.Upstream {
-	rows := b.rowsOf(&b.pool, b.pool.Peek(), only)
+// lister makes the rows of one balancer.
+type lister struct {
+	*Balancer
+	only Filter
+}
+
+// rows returns one row for each upstream that is wanted.
+func (l lister) rows() []view.Upstream {
+	rows := l.rowsOf(&l.pool, l.pool.Peek())
 	for i := range rows {
 		rows[i].Position = i - len(rows)
 	}
-	present, stale := b.dynamic.split()
+	present, stale := l.dynamic.split()
 	for _, a := range present {
-		rows = append(rows, b.rowsOf(a.Pool, a.Peek(), only)...)
+		rows = append(rows, l.rowsOf(a.Pool, a.Peek())...)
 	}
 	shown := make(map[string]bool)
 	for i := range rows {
 		shown[rows[i].Upstream] = true
 	}
 	also := func(u *reverseproxy.Upstream, m *pool.Member, past bool) {
-		if shown[m.Address] || m.Address == "" || !only.wants(b.Name(), m.Address) {
+		if shown[m.Address] || m.Address == "" || !l.only.wants(l.Name(), m.Address) {
 			return
 		}
 		shown[m.Address] = true
-		row := b.row(u, m, only.Brief)
+		row := l.row(u, m, l.registry.Settings.Of(m.Address))
 		switch row.Idle, row.Past = true, past; {
 		case past:
 			row.Why = "requests bring other upstreams now, so it gets none: forgotten in a while"
-		case b.dynamic.answers.newest.Load() == nil:
+		case l.dynamic.answers.newest.Load() == nil:
 			row.Why = "no request has brought it since the config was loaded"
 		default:
 			row.Why = "requests bring several sets of upstreams in turn, the last of them without it"
 		}
 		rows = append(rows, row)
 	}
-	watched := b.dynamic.watched()
+	watched := l.dynamic.watched()
 	isStale := make(map[*pool.Member]bool, len(watched))
 	for _, w := range watched {
 		isStale[w.Member] = w.stale
@@ -164,12 +181,12 @@ func (b *Balancer) rows(only Filter) []view.Upstream {
 }
 
 // rowsOf returns the rows of one pool by its snapshot.
-func (b *Balancer) rowsOf(p *pool.Pool, now *pool.Snapshot, only Filter) []view.Upstream {
+func (l lister) rowsOf(p *pool.Pool, now *pool.Snapshot) []view.Upstream {
 	var rows []view.Upstream
 	at := make(map[*pool.Member]int)
 	upstreams, here := p.Upstreams(), p.Situation(now)
 	for i, m := range now.Members() {
-		if !only.wants(b.Name(), m.Address) || m.Address == "" {
+		if !l.only.wants(l.Name(), m.Address) || m.Address == "" {
 			continue
 		}
 		u := upstreams[i]
@@ -179,12 +196,13 @@ func (b *Balancer) rowsOf(p *pool.Pool, now *pool.Snapshot, only Filter) []view.
 			continue
 		}
 		at[m] = len(rows)
-		row := b.row(u, m, only.Brief)
+		set := l.registry.Settings.Of(m.Address)
+		row := l.row(u, m, set)
 		row.EffectiveWeight = math.Round(weight*1000) / 1000
 		row.FailOpen = here.State.IgnoresHealth()
-		e := explanation{row: &row, balancer: b, member: m, upstream: u, situation: here, healthy: u.Host == nil || u.Healthy()}
+		e := explanation{row: &row, set: set, balancer: l.Balancer, member: m, upstream: u, situation: here, healthy: u.Host == nil || u.Healthy()}
 		row.Serving = weight > 0 && row.Mode == settings.Ready && row.Status == "up" && !m.Draining() && e.healthy
-		if !only.Brief {
+		if !l.only.Brief {
 			row.Why = e.sentence()
 			row.Reasons = []string{row.Why}
 		}
@@ -194,12 +212,11 @@ func (b *Balancer) rowsOf(p *pool.Pool, now *pool.Snapshot, only Filter) []view.
 }
 
 // row returns what does not depend on the situation. An upstream that is nil is not known.
-func (b *Balancer) row(u *reverseproxy.Upstream, m *pool.Member, brief bool) view.Upstream {
-	set := b.registry.Settings.Of(m.Address)
+func (l lister) row(u *reverseproxy.Upstream, m *pool.Member, set *settings.Setting) view.Upstream {
 	status := m.Status()
 	row := view.Upstream{
-		Pool: b.Name(), Upstream: m.Address, Status: status.String(), Mode: string(set.ModeNow()),
-		Weight: set.WeightIn(b.Name(), m.Weight), Backup: m.Backup, Persisted: b.registry.notPersisted(m.Address),
+		Pool: l.Name(), Upstream: m.Address, Status: status.String(), Mode: string(set.ModeNow()),
+		Weight: set.WeightIn(l.Name(), m.Weight), Backup: m.Backup, Persisted: notPersisted(l.registry.Settings, m.Address),
 		Checks: []view.Check{},
 	}
 	if u != nil && u.Host != nil { // else the handler is yet to be provisioned
@@ -208,7 +225,7 @@ func (b *Balancer) row(u *reverseproxy.Upstream, m *pool.Member, brief bool) vie
 	var since time.Time
 	for _, c := range m.Checks {
 		known := c.Target.View
-		if brief {
+		if l.only.Brief {
 			known = c.Target.Brief
 		}
 		v := known()

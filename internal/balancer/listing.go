@@ -30,11 +30,11 @@ type Listing struct {
 	changes  uint64 // of operators, before it was begun
 	at       time.Time
 	rows     []view.Upstream
+	took     atomic.Int64 // to build and to render it, in nanoseconds
 
 	mu      sync.Mutex // guards what follows; held while one form is rendered
-	took    time.Duration
-	json    []byte   // of all rows
-	jsonRow [][]byte // the same, by row
+	json    []byte     // of all rows
+	jsonRow [][]byte   // the same, by row
 	html    []byte
 }
 
@@ -86,12 +86,15 @@ func (s *sharedListing) get() (l *Listing, built chan struct{}) {
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
-		s.newest, s.building = now, nil
-		s.mu.Unlock()
+		defer s.mu.Unlock()
+		s.building = nil
+		if now.registry == Newest() { // else it has ended, and nothing frees the listing again
+			s.newest = now
+		}
 		close(done)
 	}()
 	now.rows = List(Filter{})
-	now.took = time.Since(now.at)
+	now.took.Store(int64(time.Since(now.at)))
 	return now, nil
 }
 
@@ -110,9 +113,8 @@ func (l *Listing) servesFor(now *Listing) bool {
 	if l == nil || l.registry != now.registry || l.changes != now.changes {
 		return false
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return now.at.Sub(l.at) < min(max(listingLasts, listingRest*l.took), maxListing)
+	took := time.Duration(l.took.Load())
+	return now.at.Sub(l.at) < min(max(listingLasts, listingRest*took), maxListing)
 }
 
 // JSON returns all rows as JSON.
@@ -150,7 +152,7 @@ func (l *Listing) renderJSON() ([]byte, error) {
 		l.jsonRow = append(l.jsonRow, l.json[begin:end])
 		begin = end + 1
 	}
-	l.took += time.Since(began)
+	l.took.Add(int64(time.Since(began)))
 	return l.json, nil
 }
 
@@ -180,6 +182,6 @@ func (l *Listing) HTML() ([]byte, error) {
 	began := time.Now()
 	html, err := page.Render(l.rows, l.at)
 	l.html = html
-	l.took += time.Since(began)
+	l.took.Add(int64(time.Since(began)))
 	return html, err
 }

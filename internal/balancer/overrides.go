@@ -55,7 +55,7 @@ func (r *Registry) meet(other *Registry) {
 // keepSettings looks after what was set at run time, from when the config has begun and
 // the storage has told what it holds.
 func (r *Registry) keepSettings(ctx context.Context) {
-	for _, wanted := range []<-chan struct{}{r.begun, r.Store.Loaded()} {
+	for _, wanted := range []<-chan struct{}{r.begun.done, r.Store.Loaded()} {
 		select {
 		case <-ctx.Done():
 			return
@@ -128,13 +128,6 @@ func (o *overrides) carry(r *Registry) {
 	if lines > maxLines {
 		r.Logger.Warn("further weights that were set at run time apply no more", zap.Int("upstreams", lines-maxLines))
 	}
-}
-
-// takesWeight reports whether a weight that was set for another pool can be that of this
-// one: not if the config gives the pool a name of its own, and not if another policy
-// picks, which knows no weights but 0.
-func (b *Balancer) takesWeight(weight *int) bool {
-	return !b.config.Named && (!b.HasSelect() || weight == nil || *weight == 0)
 }
 
 // keep stores the weights that were carried, now that the config has begun. In a fleet

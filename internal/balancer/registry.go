@@ -16,7 +16,7 @@ import (
 )
 
 // Registry has the balancers of one config, and starts and stops their probes. Its
-// exported fields are set before it is started.
+// exported fields are set before the first balancer is added.
 type Registry struct {
 	Settings *settings.Set
 	Store    *settings.Store
@@ -24,9 +24,8 @@ type Registry struct {
 	Logger   *zap.Logger
 	Exiting  <-chan struct{} // closed when the process begins to exit
 
-	starting  atomic.Bool   // it has started beside another, and its config not yet as a whole
-	begun     chan struct{} // closed when the config has started as a whole
-	begin     sync.Once
+	starting  atomic.Bool // it has started beside another, and its config not yet as a whole
+	begun     signal      // given when the config has started as a whole
 	ending    sync.Once
 	working   sync.WaitGroup
 	stop      context.CancelFunc // ends working; nil before the start
@@ -39,8 +38,14 @@ type Registry struct {
 	started   bool
 }
 
+// signal is given once.
+type signal struct {
+	once sync.Once
+	done chan struct{} // closed by it
+}
+
 // NewRegistry returns an empty registry of a config that has not begun.
-func NewRegistry() *Registry { return &Registry{begun: make(chan struct{})} }
+func NewRegistry() *Registry { return &Registry{begun: signal{done: make(chan struct{})}} }
 
 // running are the registries that have started and not ended, the newest at the end: at a
 // reload there are two for a moment.
@@ -168,19 +173,19 @@ func (r *Registry) Start() {
 
 // Begin says that the config has started as a whole.
 func (r *Registry) Begin() {
-	r.begin.Do(func() {
+	r.begun.once.Do(func() {
 		r.starting.Store(false)
 		for _, b := range r.All() {
 			b.applyModes()
 		}
-		close(r.begun)
+		close(r.begun.done)
 	})
 }
 
 // hasBegun reports whether Begin was called.
 func (r *Registry) hasBegun() bool {
 	select {
-	case <-r.begun:
+	case <-r.begun.done:
 		return true
 	default:
 		return false

@@ -16,9 +16,9 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
-// listing adds a balancer that lists these upstreams to a registry, and returns it and
+// runningBalancer adds a balancer that lists these upstreams to a registry, and returns it and
 // what ends it.
-func listing(t *testing.T, r *Registry, check *monitor.Check, dials ...string) (b *Balancer, end func()) {
+func runningBalancer(t *testing.T, r *Registry, check *monitor.Check, dials ...string) (b *Balancer, end func()) {
 	t.Helper()
 	b = new(Balancer)
 	c := Config{
@@ -62,7 +62,7 @@ func TestSlowStart_ColdStartIsOfAPool(t *testing.T) {
 		}
 		first := newRegistry(t, settings.NewSet())
 		defer first.Close()
-		old, end := listing(t, first, check, "a:80", "b:80")
+		old, end := runningBalancer(t, first, check, "a:80", "b:80")
 		defer end()
 		begin(first)
 		time.Sleep(500 * time.Millisecond)
@@ -71,11 +71,11 @@ func TestSlowStart_ColdStartIsOfAPool(t *testing.T) {
 		time.Sleep(time.Second)
 		next := newRegistry(t, settings.NewSet())
 		defer next.Close()
-		other, end := listing(t, next, check, "d:80", "e:80") // d alone is new in both
+		other, end := runningBalancer(t, next, check, "d:80", "e:80") // d alone is new in both
 		defer end()
-		again, end := listing(t, next, check, "a:80", "b:80", "c:80", "d:80")
+		again, end := runningBalancer(t, next, check, "a:80", "b:80", "c:80", "d:80")
 		defer end()
-		apart, end := listing(t, next, check, "x:80", "y:80")
+		apart, end := runningBalancer(t, next, check, "x:80", "y:80")
 		defer end()
 		begin(next)
 		time.Sleep(time.Second)

@@ -32,6 +32,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // defaultTransport is that of a handler which configures none. It can be used in several
@@ -68,6 +69,8 @@ type setup struct {
 	// members are made by hand, one for each verdict. If there are none, those of the
 	// upstreams of the handler are made as for a config.
 	members []*pool.Member
+	// idle: probes do not run yet.
+	idle bool
 }
 
 // newRegistry returns a registry that is not started, with a queue whose events wait. Its
@@ -112,7 +115,9 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*setup)) *polic
 	if err := p.begin(s.members); err != nil {
 		tb.Fatal(err)
 	}
-	startAll([]*Balancer{p.Balancer})
+	if !s.idle {
+		startAll([]*Balancer{p.Balancer})
+	}
 	p.decide(verdicts)
 	return p
 }
@@ -149,6 +154,14 @@ func (p *policy) end(tb testing.TB) {
 	if err := p.Close(); err != nil {
 		tb.Error(err)
 	}
+}
+
+// idle has a policy wait for its start.
+func idle(s *setup) { s.idle = true }
+
+// checking has the config list upstreams that a check probes.
+func checking(check *monitor.Check, dials ...string) func(*setup) {
+	return func(s *setup) { s.Checks, s.Proxy.Upstreams = []*monitor.Check{check}, brought(dials...) }
 }
 
 // in has a policy be one of a registry that others have, too.
@@ -311,6 +324,9 @@ func setRequests(u *reverseproxy.Upstream, n int) {
 	(*atomic.Int64)(unsafe.Pointer(field.UnsafeAddr())).Store(int64(n))
 }
 
+// rows returns the rows of the policy alone.
+func (p *policy) rows(only Filter) []view.Upstream { return lister{p.Balancer, only}.rows() }
+
 // answering has the registry of a policy answer operators until the test ends.
 func answering(tb testing.TB, r *Registry) {
 	tb.Helper()
@@ -330,6 +346,35 @@ func checkBy(label, identity string, settings health.Settings, probe func(ctx co
 	return &monitor.Check{Label: label, Kind: label, Identity: identity, Settings: settings, Bind: func(r *monitor.Route) monitor.ProbeFunc {
 		return func(ctx context.Context) (bool, error) { return false, probe(ctx, r) }
 	}}
+}
+
+// prober passes every probe, and records when each began.
+type prober struct {
+	began time.Time
+	mu    sync.Mutex
+	at    map[string][]time.Duration // by upstream
+}
+
+func newProber() *prober { return &prober{began: time.Now(), at: make(map[string][]time.Duration)} }
+
+// probes returns when the probes of an upstream began.
+func (p *prober) probes(upstream string) []time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.at[upstream])
+}
+
+// check returns a check by the prober. All are the same check.
+func (p *prober) check() *monitor.Check {
+	return checkBy("prober", fmt.Sprintf("%p", p), health.Settings{
+		Interval: 10 * time.Second, FastInterval: time.Second, DownInterval: 5 * time.Second,
+		Timeout: time.Second, Passes: 2, Fails: 3,
+	}, func(_ context.Context, r *monitor.Route) error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.at[r.Address] = append(p.at[r.Address], time.Since(p.began))
+		return nil
+	})
 }
 
 // network has upstreams that are alive or not, as a test says. It counts every probe.

@@ -143,7 +143,7 @@ func (d *dynamic) resetStale() {
 	sets := slices.Collect(maps.Values(d.sets))
 	d.mu.Unlock()
 	for _, set := range sets {
-		if !isPresent(set) && d.balancer.handler.ResetLogged(&set.logged) {
+		if !isPresent(set) && set.logged.Reset(&d.balancer.handler) {
 			d.balancer.config.Logger.Info("requests bring other upstreams now than those of which too few were alive")
 		}
 	}

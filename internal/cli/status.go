@@ -27,7 +27,7 @@ func runStatus(cmd *cobra.Command) error {
 		return err
 	}
 	if check {
-		return c.checkPools(asJSON)
+		return checkPools(c, asJSON)
 	}
 	out := cmd.OutOrStdout()
 	var last []byte // what was shown of the last answer
@@ -69,7 +69,7 @@ const exitOutage = 3
 
 // checkPools shows the pools in which no upstream serves. With JSON, the lines go to
 // the standard error.
-func (c *client) checkPools(asJSON bool) error {
+func checkPools(c *client, asJSON bool) error {
 	entries, text, err := c.list(askTimeout, nil)
 	if err != nil {
 		return err

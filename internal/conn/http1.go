@@ -9,7 +9,6 @@ import (
 	"math"
 	"net"
 	"net/http"
-	"os"
 	"sync"
 	"time"
 )
@@ -17,8 +16,6 @@ import (
 const (
 	// bufferSize is the size of the buffer that an answer is read through, in bytes.
 	bufferSize = 4 << 10
-	// idleWait is how long to look for something unexpected on an idle connection.
-	idleWait = 100 * time.Microsecond
 )
 
 // HTTP1 is a plain HTTP/1.1 connection. net/http gives each connection two goroutines
@@ -117,29 +114,8 @@ func release(r *bufio.Reader) {
 // Usable reports whether another request can be sent: the last answer was read to its
 // end, and the other side has neither closed the connection nor sent anything since.
 func (c *HTTP1) Usable() bool {
-	c.expired = c.expired || !c.isIdle()
+	c.expired = c.expired || !isIdle(c.Conn)
 	return !c.expired
-}
-
-// isIdle reports whether the connection is open and nothing arrived on it that no
-// request asked for. A deadline that has passed ends a read before it looks at the
-// connection, so this read waits for a moment: 1 ms or so, as timers are not more exact.
-//
-// A connection of another type may set deadlines of its own, and the read could take
-// longer. It counts as idle: if it is closed, the next request fails on it and is sent
-// again over a new one.
-func (c *HTTP1) isIdle() bool {
-	switch c.Conn.(type) {
-	case *net.TCPConn, *net.UnixConn:
-	default:
-		return true
-	}
-	if c.Conn.SetReadDeadline(time.Now().Add(idleWait)) != nil {
-		return false
-	}
-	var unexpected [1]byte
-	_, err := c.Conn.Read(unexpected[:])
-	return errors.Is(err, os.ErrDeadlineExceeded) && c.Conn.SetReadDeadline(time.Time{}) == nil
 }
 
 // Close closes the connection.

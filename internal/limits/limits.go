@@ -7,6 +7,7 @@ package limits
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math"
 	"regexp"
@@ -16,6 +17,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 // The shortest and longest durations of options. Shorter ones are mistakes, most often
@@ -57,6 +60,55 @@ func Duration(option string, value, shortest, longest time.Duration) error {
 	return nil
 }
 
+// ParseDuration reads a duration of a Caddyfile, which is above 0 and in its range.
+// Allowed describes the value, with an example, such as "a duration above 0, like 5s".
+func ParseDuration(option, text, allowed string, shortest, longest time.Duration) (time.Duration, error) {
+	value, err := caddy.ParseDuration(text)
+	switch {
+	case err != nil || value <= 0:
+		return 0, fmt.Errorf("%s must be %s; got '%s'", option, allowed, text)
+	case value < shortest:
+		return 0, fmt.Errorf("%s must be at least %s; got '%s'", option, shortest, text)
+	}
+	return value, Duration(option, value, shortest, longest)
+}
+
+// Hold returns an error if requests cannot be held for that long. 0 is not at all.
+func Hold(hold time.Duration) error {
+	switch {
+	case hold < 0:
+		return errors.New("hold must not be negative; 0 holds no request")
+	case hold == 0:
+		return nil
+	}
+	return Duration("hold", hold, MinHold, math.MaxInt64)
+}
+
+// ParseHold reads how long requests are held, which can be off.
+func ParseHold(text string) (time.Duration, error) {
+	if text == "off" {
+		return 0, nil
+	}
+	return ParseDuration("hold", text, "off or a duration above 0, like 2s", MinHold, math.MaxInt64)
+}
+
+// RampWindow returns an error if a slow start cannot take that long.
+func RampWindow(window time.Duration) error {
+	if window <= 0 || window > MaxDuration {
+		return fmt.Errorf("slow_start needs a window above 0 and not longer than %s", MaxDuration)
+	}
+	return Duration("slow_start: window", window, MinRampWindow, MaxDuration)
+}
+
+// ParseRampWindow reads how long a slow start takes.
+func ParseRampWindow(text string) (time.Duration, error) {
+	window, err := ParseDuration("the window of slow_start", text, "a duration above 0, like 30s", 0, math.MaxInt64)
+	if err != nil {
+		return 0, err
+	}
+	return window, RampWindow(window)
+}
+
 // SyncInterval returns an error if a fleet would ask its storage too often, or hardly
 // ever.
 func SyncInterval(interval time.Duration) error {
@@ -64,6 +116,15 @@ func SyncInterval(interval time.Duration) error {
 		return fmt.Errorf("sync_interval must be from %s to %s; got %s%s", MinSyncInterval, MaxDuration, interval, missingUnit(interval))
 	}
 	return nil
+}
+
+// ParseSyncInterval reads how often the members of a fleet look at the storage.
+func ParseSyncInterval(text string) (time.Duration, error) {
+	interval, err := caddy.ParseDuration(text)
+	if err != nil {
+		return 0, fmt.Errorf("sync_interval must be a duration, like 2s; got '%s'", text)
+	}
+	return interval, SyncInterval(interval)
 }
 
 // missingUnit says what to write, where a duration is so short that it must be a
@@ -80,14 +141,50 @@ func missingUnit(value time.Duration) string {
 	}
 }
 
-// Percent returns the number before the sign: 10 for 10%.
-func Percent(text string) (float64, error) {
-	number, ok := strings.CutSuffix(text, "%")
-	percent, err := strconv.ParseFloat(number, 64)
-	if !ok || err != nil || !(percent >= 0 && percent <= 100) { // so that NaN is out, too
-		return 0, fmt.Errorf("must be a percentage from 0%% to 100%%, like 10%%; got '%s'", text)
+// Percent returns the number before the sign in the value of an option: 10 for 10%.
+func Percent(option, text string) (float64, error) {
+	percent, ok := parsePercent(text)
+	if !ok {
+		return 0, fmt.Errorf("%s must be a percentage from 0%% to 100%%, like 10%%; got '%s'", option, text)
 	}
 	return percent, nil
+}
+
+func parsePercent(text string) (percent float64, ok bool) {
+	number, ok := strings.CutSuffix(text, "%")
+	percent, err := strconv.ParseFloat(number, 64)
+	return percent, ok && err == nil && percent >= 0 && percent <= 100 // NaN is not
+}
+
+// FailOpen reads when health is ignored: the share of upstreams that must serve, 0 for
+// none_up and off.
+func FailOpen(text string) (percent float64, err error) {
+	if text == "none_up" || text == "off" {
+		return 0, nil
+	}
+	percent, ok := parsePercent(text)
+	if !ok {
+		return 0, fmt.Errorf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", text)
+	}
+	return percent, nil
+}
+
+// Count returns an error if the value of an option cannot be a count; 0 stands for its
+// default.
+func Count(option string, count int) error {
+	if count < 0 {
+		return fmt.Errorf("%s must not be negative", option)
+	}
+	return nil
+}
+
+// ParseCount reads a count of a Caddyfile, which is 1 at least.
+func ParseCount(option, text string) (int, error) {
+	count, err := strconv.Atoi(text)
+	if err != nil || count < 1 {
+		return 0, fmt.Errorf("%s must be a whole number from 1 on; got '%s'", option, text)
+	}
+	return count, nil
 }
 
 // IsWeight reports whether a number can be a weight.

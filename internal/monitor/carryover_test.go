@@ -259,3 +259,81 @@ func TestCarryOver_KeepsSinceAndOrigin(t *testing.T) {
 		wantOriginal(t, "after its first probes", []bool{true, true, false, false}, successors...)
 	})
 }
+
+// Across a reload that changes the check of an upstream, requests go on as if it was the
+// same: it takes as many probes of the new check as ever to change the verdict. What both
+// configs check is not disturbed.
+func TestCarryOver_ChangedCheckTakesOver(t *testing.T) {
+	for _, tc := range []struct {
+		rule          string
+		before, after rune
+		probes        []time.Duration // of the new check in seconds, since the reload
+		changes       time.Duration   // in seconds since the reload, 0 for never
+		status        health.Status
+	}{
+		{"up, and fails now", 'u', 'd', []time.Duration{0, 1, 2, 7, 12, 17}, 2, health.Up},
+		{"up, and passes", 'u', 'u', []time.Duration{0, 10}, 0, health.Up},
+		{"down, and passes now", 'd', 'u', []time.Duration{0, 1, 11}, 1, health.Down},
+		{"down, and fails", 'd', 'd', []time.Duration{0, 5, 10, 15}, 0, health.Down},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				const changed, same = "10.9.0.1:80", "10.9.0.2:80"
+				kept, leaves := newProber('u'), newProber(tc.before)
+				unchanged := kept.check()
+				older := []*Monitor{open(t, changed, leaves.check()), open(t, same, unchanged)}
+				StartAll(older)
+				time.Sleep(25 * time.Second)
+				synctest.Wait()
+
+				began := time.Now()
+				joins := newProber(tc.after)
+				newer := []*Monitor{open(t, changed, joins.check()), open(t, same, unchanged)}
+				carryOver(newer)
+				target := newer[0].Target
+				if got := target.Status(); got != tc.status {
+					t.Errorf("before the start: status %v, want %v", got, tc.status)
+				}
+				StartAll(newer)
+				StopAll(older)
+				if got := target.Status(); got != tc.status {
+					t.Errorf("right after the reload: status %v, want %v", got, tc.status)
+				}
+				if tc.changes > 0 {
+					time.Sleep(tc.changes*time.Second - time.Millisecond)
+					synctest.Wait()
+					if got := target.Status(); got != tc.status {
+						t.Errorf("just before the last probe that it takes: status %v, want %v", got, tc.status)
+					}
+				}
+				time.Sleep(19*time.Second - time.Since(began))
+				synctest.Wait()
+				if got := target.Status() != tc.status; got != (tc.changes > 0) {
+					t.Errorf("at last: changed %v, want %v", got, tc.changes > 0)
+				}
+				if at := target.Since().Sub(began); tc.changes > 0 && at != tc.changes*time.Second {
+					t.Errorf("changed after %v, want %v", at, tc.changes*time.Second)
+				}
+				var want []time.Duration
+				for _, at := range tc.probes {
+					want = append(want, at*time.Second)
+				}
+				if got := joins.probes(changed); !slices.Equal(got, want) {
+					t.Errorf("the new check: probes began at %v, want %v", got, want)
+				}
+				want = nil
+				for at := time.Duration(0); at < 44*time.Second; at += 10 * time.Second {
+					want = append(want, at)
+				}
+				got := kept.probes(same)
+				for i := range got {
+					got[i] = got[i].Truncate(100 * time.Millisecond) // the first probes are a millisecond apart
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("what both configs check: probes began at %v, want %v", got, want)
+				}
+				StopAll(newer)
+			})
+		})
+	}
+}

@@ -89,8 +89,8 @@ type Counters interface {
 	Close() error
 }
 
-// Hooks connect the monitors of one handler to what runs beside them. They are called
-// with no lock held.
+// Hooks connect the monitors of one handler to what runs beside them. Counters is called
+// by [Transport.Open], the others with no lock held.
 type Hooks struct {
 	// Logger gets what operators need to know.
 	Logger *zap.Logger
@@ -204,7 +204,7 @@ func (m *Monitor) newDriver(hooks Hooks, limit *warningLimit) health.Driver {
 			log.changed(change, stale)
 			// That a stale upstream is down is no alarm. That it is up is an event, since an
 			// earlier alarm may go on.
-			if hooks.Emit != nil && !(stale && change.To == health.Down) {
+			if hooks.Emit != nil && (!stale || change.To != health.Down) {
 				hooks.Emit(m.Upstream.Address, m.Check, change)
 			}
 		},

@@ -200,3 +200,30 @@ func TestStartAll_SpreadsFirstProbes(t *testing.T) {
 		})
 	}
 }
+
+// A check at once has the time that the check has, and that of the probe that may be in
+// flight.
+func TestCheckAll_WaitsForTheProbeInFlight(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		check := newProber('d').check()
+		check.Settings = health.Settings{
+			Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,
+			Timeout: 3 * time.Second, Passes: 1, Fails: 1,
+		}
+		check.Bind = func(*Route) ProbeFunc {
+			return func(context.Context) (bool, error) {
+				time.Sleep(2900 * time.Millisecond)
+				return false, errors.New("refused")
+			}
+		}
+		m := open(t, "a:80", check)
+		m.Start(0)
+		synctest.Wait() // the first is in flight
+		if err := CheckAll(t.Context(), []*Monitor{m}); err != nil {
+			t.Error(err)
+		}
+		if v := m.Target.View(); v.Fails != 2 {
+			t.Errorf("%d probes failed, want the one in flight, and the one that was asked for", v.Fails)
+		}
+	})
+}

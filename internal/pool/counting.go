@@ -86,11 +86,10 @@ func (s *Snapshot) perMember(tell func(m *Member, n uint64)) {
 	}
 }
 
-// Picks returns how often each of some members was picked, with the tickets of a pool
-// that Init made.
-func (p *Pool) Picks(members []*Member) map[*Member]uint64 {
-	p.counters.mu.Lock()
-	defer p.counters.mu.Unlock()
+// picks returns how often each of some members was picked, with the tickets of p.
+func (c *counters) picks(p *Pool, members []*Member) map[*Member]uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	counts := make(map[*Member]int64, len(members))
 	for _, m := range members {
 		counts[m] = 0
@@ -103,7 +102,7 @@ func (p *Pool) Picks(members []*Member) map[*Member]uint64 {
 	if now := p.current.Load(); now != nil {
 		now.perMember(add)
 	}
-	for _, r := range p.counters.retired {
+	for _, r := range c.retired {
 		r.perMember(add)
 	}
 	picks := make(map[*Member]uint64, len(counts))

@@ -127,3 +127,10 @@ func (h *Handler) await(p *Pool) (done func()) {
 func (h *Handler) breakerOpen() bool {
 	return h.Proxy != nil && h.Proxy.CB != nil && !h.Proxy.CB.OK()
 }
+
+// tellFailOpen tells when a pool begins to ignore health, and when it no longer does.
+func (h *Handler) tellFailOpen(before, now State) {
+	if h.OnFailOpen != nil && before.IgnoresHealth() != now.IgnoresHealth() {
+		h.OnFailOpen(now.IgnoresHealth())
+	}
+}

@@ -111,7 +111,7 @@ func (d *decision) snapshot() *Snapshot {
 func (d *decision) pickServing(now *Snapshot) (u *reverseproxy.Upstream, serves bool) {
 	tiers := now.serving
 	d.state = Normal
-	if d.pool.isTooFewHealthy(now, d.Upstreams) {
+	if now.isTooFewHealthy(&d.pool.handler.Rules, d.Upstreams) {
 		tiers = append([]*tier{now.allPrimaries()}, tiers...)
 		d.state = FailedOpen
 	} else if now.state == FailedOpen {
@@ -379,9 +379,7 @@ func (d *decision) report() {
 		d.now.fast.Store(fast)
 	}
 	if d.pool.logged.load() != d.state {
-		d.pool.handler.logState(d.pool.logged, func() (Situation, reverseproxy.UpstreamPool) {
-			return d.pool.situation(d.pool.snapshot(true), d.Upstreams), d.Upstreams
-		})
+		d.pool.logStateFor(d.Upstreams)
 	}
 }
 

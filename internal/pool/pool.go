@@ -105,7 +105,7 @@ func (p *Pool) RefreshNow() {
 	}
 	p.making.Unlock()
 	if made.canBeFast {
-		made.fast.Store(p.situation(made, p.Upstreams()).State == made.state)
+		made.fast.Store(p.Situation(made).State == made.state)
 	}
 	p.waiters.wake()
 	p.LogState()
@@ -169,4 +169,26 @@ func (p *Pool) Peek() *Snapshot {
 // holds reports whether nothing has changed since a snapshot was made.
 func (p *Pool) holds(s *Snapshot, now time.Time) bool {
 	return s != nil && s.made == version(p.handler.version.Load()) && (s.until.IsZero() || now.Before(s.until))
+}
+
+// Situation returns what becomes of the requests of the pool by one of its snapshots. It
+// changes nothing.
+func (p *Pool) Situation(now *Snapshot) Situation {
+	return situationOf(p.handler, now, p.Upstreams())
+}
+
+// LogState logs the state of the pool, if it has changed.
+func (p *Pool) LogState() { p.logStateFor(p.Upstreams()) }
+
+// logStateFor is LogState for the upstreams that a request has brought.
+func (p *Pool) logStateFor(upstreams reverseproxy.UpstreamPool) {
+	p.logged.log(p.handler, func() (Situation, reverseproxy.UpstreamPool) {
+		return situationOf(p.handler, p.snapshot(true), upstreams), upstreams
+	})
+}
+
+// Picks returns how often each of some members was picked, with the tickets of a pool
+// that Init made.
+func (p *Pool) Picks(members []*Member) map[*Member]uint64 {
+	return p.counters.picks(p, members)
 }

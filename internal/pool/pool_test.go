@@ -63,7 +63,7 @@ func TestSnapshot_FailsOpenBelowThePercentage(t *testing.T) {
 	up, down := handMade("u1")[0], handMade("d1")[0]
 	for percent := 1; percent <= 100; percent++ {
 		text := fmt.Sprintf("%d%%", percent)
-		share, err := limits.Percent(text)
+		share, err := limits.Percent("fail_open", text)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/rotation"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
@@ -80,6 +82,16 @@ func (s *Snapshot) probeUnknown() {
 	for _, m := range s.members {
 		m.probe(health.Unknown)
 	}
+}
+
+// isTooFewHealthy reports whether fail_open ignores health because Caddy itself holds
+// too many upstreams unhealthy, which do not serve either. The snapshot knows of the
+// checks only.
+func (s *Snapshot) isTooFewHealthy(r *Rules, upstreams reverseproxy.UpstreamPool) bool {
+	if !r.CountsHealthy || s.state == FailedOpen || s.backups.countHealthy(upstreams) > 0 {
+		return false
+	}
+	return r.FailOpen.isTooFew(s.primaries.countHealthy(upstreams), s.decided)
 }
 
 // standing is what decides about one member in a snapshot.

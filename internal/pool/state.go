@@ -57,17 +57,15 @@ func (s Situation) Weight(i int, u *reverseproxy.Upstream) float64 {
 	return float64(t.weights[i]) / float64(max(1, t.scale))
 }
 
-// Situation returns the situation by a snapshot of the pool. It changes nothing.
-func (p *Pool) Situation(now *Snapshot) Situation { return p.situation(now, p.Upstreams()) }
-
-// situation is Situation for the upstreams that a request has brought. It decides as a
-// decision does for a request that has tried no upstream yet.
-func (p *Pool) situation(now *Snapshot, upstreams reverseproxy.UpstreamPool) Situation {
+// situationOf returns the situation of a pool by a snapshot, for the upstreams that a
+// request has brought. It decides as a decision does for a request that has tried no
+// upstream yet, and changes nothing.
+func situationOf(h *Handler, now *Snapshot, upstreams reverseproxy.UpstreamPool) Situation {
 	if len(now.members) == 0 {
 		return Situation{State: Normal}
 	}
-	ownHealth := p.handler.IsRunning() && upstreams[0].Host != nil // else the handler may not be provisioned yet
-	if ownHealth && p.handler.breakerOpen() {
+	ownHealth := h.IsRunning() && upstreams[0].Host != nil // else the handler may not be provisioned yet
+	if ownHealth && h.breakerOpen() {
 		return Situation{State: Unavailable, ByCaddy: true, BreakerOpen: true}
 	}
 	serves := func(t *tier) bool {
@@ -78,7 +76,7 @@ func (p *Pool) situation(now *Snapshot, upstreams reverseproxy.UpstreamPool) Sit
 	}
 	is := func(s State, t *tier) Situation { return Situation{State: s, ByCaddy: s != now.state, receiving: t} }
 
-	if ownHealth && p.isTooFewHealthy(now, upstreams) {
+	if ownHealth && now.isTooFewHealthy(&h.Rules, upstreams) {
 		return is(FailedOpen, now.allPrimaries())
 	}
 	for _, t := range now.serving {
@@ -98,17 +96,6 @@ func (p *Pool) situation(now *Snapshot, upstreams reverseproxy.UpstreamPool) Sit
 	return is(Unavailable, nil)
 }
 
-// isTooFewHealthy reports whether fail_open ignores health because Caddy itself holds
-// too many upstreams unhealthy, which do not serve either. The snapshot knows of the
-// checks only.
-func (p *Pool) isTooFewHealthy(now *Snapshot, upstreams reverseproxy.UpstreamPool) bool {
-	r := &p.handler.Rules
-	if !r.CountsHealthy || now.state == FailedOpen || now.backups.countHealthy(upstreams) > 0 {
-		return false
-	}
-	return r.FailOpen.isTooFew(now.primaries.countHealthy(upstreams), now.decided)
-}
-
 // LoggedState is the state of a pool that was last logged. Pools of the same upstreams
 // share one.
 type LoggedState struct{ state atomic.Int32 }
@@ -116,44 +103,36 @@ type LoggedState struct{ state atomic.Int32 }
 // load returns the state.
 func (l *LoggedState) load() State { return State(l.state.Load()) }
 
-// LogState logs the state of the pool, if it has changed.
-func (p *Pool) LogState() {
-	p.handler.logState(p.logged, func() (Situation, reverseproxy.UpstreamPool) {
-		upstreams := p.Upstreams()
-		return p.situation(p.snapshot(true), upstreams), upstreams
-	})
-}
-
-// logState logs the state of a pool, if it is not the one that was logged last. It may
-// have changed meanwhile, and the goroutine that changed it may have found nothing new
-// to log. So the last look comes after the last line.
-func (h *Handler) logState(logged *LoggedState, current func() (Situation, reverseproxy.UpstreamPool)) {
+// log logs the state of a pool, if it is not the one that was logged last. It may have
+// changed meanwhile, and the goroutine that changed it may have found nothing new to log.
+// So the last look comes after the last line.
+func (l *LoggedState) log(h *Handler, current func() (Situation, reverseproxy.UpstreamPool)) {
 	for h.IsRunning() {
-		before := logged.load()
+		before := l.load()
 		now, upstreams := current()
 		if before == now.State || before == forgotten {
 			return
 		}
-		if !logged.state.CompareAndSwap(int32(before), int32(now.State)) {
+		if !l.state.CompareAndSwap(int32(before), int32(now.State)) {
 			continue
 		}
 		h.tellFailOpen(before, now.State)
-		h.log(now, zap.Strings("pool", Names(upstreams)))
+		now.writeTo(h.Logger, h.Rules.FailOpen.Text, zap.Strings("pool", Names(upstreams)))
 	}
 }
 
-// ResetLogged takes back what was logged of a pool that requests do not bring any more.
-// It reports whether that was a state worth a line.
-func (h *Handler) ResetLogged(logged *LoggedState) bool { return h.replaceLogged(logged, Normal) }
+// Reset takes back what was logged of a pool that requests do not bring any more. It
+// reports whether that was a state worth a line.
+func (l *LoggedState) Reset(h *Handler) bool { return l.replace(h, Normal) }
 
-// ForgetLogged is ResetLogged for good: nothing is logged of the pool any more, not even
-// by a request that still has it.
-func (h *Handler) ForgetLogged(logged *LoggedState) { h.replaceLogged(logged, forgotten) }
+// Forget is Reset for good: nothing is logged of the pool any more, not even by a request
+// that still has it.
+func (l *LoggedState) Forget(h *Handler) { l.replace(h, forgotten) }
 
-func (h *Handler) replaceLogged(logged *LoggedState, now State) bool {
-	before := logged.load()
-	for before != forgotten && !logged.state.CompareAndSwap(int32(before), int32(now)) {
-		before = logged.load()
+func (l *LoggedState) replace(h *Handler, now State) bool {
+	before := l.load()
+	for before != forgotten && !l.state.CompareAndSwap(int32(before), int32(now)) {
+		before = l.load()
 	}
 	if before == forgotten {
 		return false
@@ -162,40 +141,33 @@ func (h *Handler) replaceLogged(logged *LoggedState, now State) bool {
 	return before != Normal
 }
 
-// tellFailOpen tells when a pool begins to ignore health, and when it no longer does.
-func (h *Handler) tellFailOpen(before, now State) {
-	if h.OnFailOpen != nil && before.IgnoresHealth() != now.IgnoresHealth() {
-		h.OnFailOpen(now.IgnoresHealth())
-	}
-}
-
-// log writes the one line of a change of state.
-func (h *Handler) log(now Situation, pool zap.Field) {
-	switch now.State {
+// writeTo writes the one line of a change of state.
+func (s Situation) writeTo(logger *zap.Logger, failOpen string, pool zap.Field) {
+	switch s.State {
 	case FailedOpen:
-		open := zap.String("fail_open", h.Rules.FailOpen.Text)
-		if now.ByCaddy {
-			h.Logger.Warn("too few upstreams are alive and held healthy by Caddy's own health checks: requests go to all of them, whatever their health", pool, open)
+		open := zap.String("fail_open", failOpen)
+		if s.ByCaddy {
+			logger.Warn("too few upstreams are alive and held healthy by Caddy's own health checks: requests go to all of them, whatever their health", pool, open)
 			return
 		}
-		h.Logger.Warn("too few upstreams are alive: requests go to all of them, whatever their health", pool, open)
+		logger.Warn("too few upstreams are alive: requests go to all of them, whatever their health", pool, open)
 	case LastResort:
-		if now.ByCaddy {
-			h.Logger.Warn("Caddy's own health checks hold every upstream unhealthy that is alive: requests go to all of them, as the last resort", pool)
+		if s.ByCaddy {
+			logger.Warn("Caddy's own health checks hold every upstream unhealthy that is alive: requests go to all of them, as the last resort", pool)
 			return
 		}
-		h.Logger.Warn("no upstream is alive: requests go to all of them, as the last resort", pool)
+		logger.Warn("no upstream is alive: requests go to all of them, as the last resort", pool)
 	case Unavailable:
 		switch {
-		case now.BreakerOpen:
-			h.Logger.Warn("the circuit breaker is open: requests are answered 503", pool)
-		case now.ByCaddy:
-			h.Logger.Warn("Caddy's own health checks hold every upstream unhealthy that is alive: requests are answered 503", pool)
+		case s.BreakerOpen:
+			logger.Warn("the circuit breaker is open: requests are answered 503", pool)
+		case s.ByCaddy:
+			logger.Warn("Caddy's own health checks hold every upstream unhealthy that is alive: requests are answered 503", pool)
 		default:
-			h.Logger.Warn("no upstream is alive that may get requests: they are answered 503", pool)
+			logger.Warn("no upstream is alive that may get requests: they are answered 503", pool)
 		}
 	default:
-		h.Logger.Info("enough upstreams are alive again: requests go to those alive only", pool)
+		logger.Info("enough upstreams are alive again: requests go to those alive only", pool)
 	}
 }
 

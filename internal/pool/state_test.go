@@ -228,12 +228,12 @@ func TestState_ForgottenPools(t *testing.T) {
 	p := newPolicy(t, "dd", events.record)
 	h, upstreams, logged := p.handler, p.list[:1], new(LoggedState)
 	New(h, p.members[:1], upstreams, logged).Pick(Attempt{Upstreams: upstreams, Request: get()})
-	h.ForgetLogged(logged)
-	if h.ResetLogged(logged) {
+	logged.Forget(h)
+	if logged.Reset(h) {
 		t.Error("there was a state to take back of a pool that is forgotten")
 	}
 	before := events.now
-	h.logState(logged, func() (Situation, reverseproxy.UpstreamPool) { return Situation{State: LastResort}, upstreams })
+	logged.log(h, func() (Situation, reverseproxy.UpstreamPool) { return Situation{State: LastResort}, upstreams })
 	if got := events.now; got != before || before != 1 {
 		t.Errorf("%d pools ignore health after the late request and %d before, want that of the list", got, before)
 	}

@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package page
 
 import (
 	"net/http"
 	"testing"
-
-	"github.com/caddy-alive/caddy-alive/internal/health"
-	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // Clients that accept HTML by name get the page, all others the list.
-func TestWantsHTML(t *testing.T) {
+func TestIsPreferred_ByName(t *testing.T) {
 	for accept, want := range map[string]bool{
 		"":                                  false,
 		"*/*":                               false,
@@ -34,15 +31,8 @@ func TestWantsHTML(t *testing.T) {
 		";;;, text/html; x": false,
 		"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8": true,
 	} {
-		if got := wantsHTML(http.Header{"Accept": {accept}}); got != want {
+		if got := IsPreferred(http.Header{"Accept": {accept}}); got != want {
 			t.Errorf("%q: got %v, want %v", accept, got, want)
 		}
-	}
-}
-
-// The chart has a place for each result that a target remembers.
-func TestStatusPage_ShowsAllRememberedResults(t *testing.T) {
-	if view.Remembered != health.Remembered {
-		t.Errorf("the page shows %d results, targets remember %d", view.Remembered, health.Remembered)
 	}
 }

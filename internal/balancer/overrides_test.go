@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+package balancer
 
 import (
 	"fmt"
@@ -22,34 +22,43 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 )
 
-// pooled returns a policy over addresses, as far as what was set at run time goes. A
-// name that ends in ! is one that the config gives.
-func pooled(pool string, addresses ...string) *Selection {
-	s := &Selection{pool: strings.TrimSuffix(pool, "!"), byDial: make(map[string]*member), logger: zap.NewNop()}
-	s.refresh()
-	if s.pool != pool {
-		s.Name = s.pool
-	}
-	for _, address := range addresses {
-		s.byDial[address] = &member{address: address, weight: 1}
-	}
-	return s
+// pooled is a pool of a config, as far as what was set at run time goes.
+type pooled struct {
+	name      string // one that ends in ! is given by the config
+	addresses []string
+	sel       reverseproxy.Selector // nil if none is configured
 }
 
-// beginning returns an app with policies, and what it logs. A storage without an
-// interval is that of no fleet.
-func beginning(t *testing.T, o *settings.Set, every time.Duration, policies ...*Selection) (*App, *observer.ObservedLogs) {
+func pools(all ...pooled) []pooled { return all }
+
+func poolOf(name string, addresses ...string) pooled { return pooled{name: name, addresses: addresses} }
+
+// beginning returns the registry of a config with pools, and what it logs. A storage
+// without an interval is that of no fleet.
+func beginning(t *testing.T, set *settings.Set, every time.Duration, all ...pooled) (*Registry, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	a := &App{
-		operations: o, keeper: settings.NewStore(o, &certmagic.FileStorage{Path: t.TempDir()}, "f", every, zap.NewNop()),
-		logger: zap.New(core), policies: policies, begun: make(chan struct{}),
+	r := newRegistry(t, set)
+	r.Store = settings.NewStore(set, &certmagic.FileStorage{Path: t.TempDir()}, "f", every, zap.NewNop())
+	r.Store.Sync(t.Context(), true)
+	for _, one := range all {
+		one.begin(t, r)
 	}
-	a.keeper.Sync(t.Context(), true)
-	return a, logs
+	r.Logger = zap.New(core)
+	return r, logs
 }
 
-// weights returns the weights of an address that hold, by pool, in a line.
+// begin adds the pool to a registry. Nothing of it is probed.
+func (one pooled) begin(t *testing.T, r *Registry) {
+	t.Helper()
+	newPolicy(t, "", idle, in(r), func(s *setup) {
+		s.Proxy.Upstreams, s.Rules.Select = brought(one.addresses...), one.sel
+		s.Name = strings.TrimSuffix(one.name, "!")
+		s.Named = s.Name != one.name
+	})
+}
+
+// weightsOf returns the weights of an address that hold, by pool, in a line.
 func weightsOf(o *settings.Set, address string) string {
 	var all []string
 	for pool, w := range o.Of(address).Weights {
@@ -66,37 +75,38 @@ func weightsOf(o *settings.Set, address string) string {
 func TestWeights_FollowTheirUpstream(t *testing.T) {
 	for _, tc := range []struct {
 		rule          string
-		before        []*Selection // nil: a restart
-		now           []*Selection
+		before        []pooled // nil: a restart
+		now           []pooled
 		every         time.Duration
 		want, warning string
 	}{
-		{"one was added", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("a b c", "a", "b", "c")}, 0, "a b c 0", ""},
-		{"the order changed, at a restart", nil, []*Selection{pooled("b a", "a", "b")}, 0, "b a 0", ""},
-		{"others in a fleet still have the old list", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("b a", "a", "b")}, time.Second, "a b 0, b a 0", ""},
-		{"the pool is the same", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("a b", "a", "b"), pooled("x", "a")}, 0, "a b 0", ""},
-		{"another pool had the upstream before, too", []*Selection{pooled("a b", "a", "b"), pooled("x", "a")}, []*Selection{pooled("b a", "a", "b"), pooled("x", "a")}, 0, "b a 0", ""},
-		{"only another pool is left", []*Selection{pooled("a b", "a", "b"), pooled("x", "a")}, []*Selection{pooled("x", "a")}, 0, "a b 0", "x"},
-		{"two pools could be meant", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("b a", "a", "b"), pooled("x", "a")}, 0, "a b 0", "b a, x"},
-		{"two pools could be meant, at a restart", nil, []*Selection{pooled("b a", "a", "b"), pooled("x", "a")}, 0, "a b 0", "b a, x"},
-		{"the config names the pool", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("shop!", "a", "b")}, 0, "a b 0", "shop"},
-		{"no pool has it", []*Selection{pooled("a b", "a", "b")}, []*Selection{pooled("b", "b")}, 0, "a b 0", ""},
-		{"it was of no pool before", []*Selection{pooled("b", "b")}, []*Selection{pooled("b a", "a", "b")}, 0, "b a 0", ""},
-		{"it was of no pool before, and now of one that the config names", []*Selection{pooled("b", "b")}, []*Selection{pooled("shop!", "a", "b")}, 0, "a b 0", "shop"},
+		{"one was added", pools(poolOf("a b", "a", "b")), pools(poolOf("a b c", "a", "b", "c")), 0, "a b c 0", ""},
+		{"the order changed, at a restart", nil, pools(poolOf("b a", "a", "b")), 0, "b a 0", ""},
+		{"others in a fleet still have the old list", pools(poolOf("a b", "a", "b")), pools(poolOf("b a", "a", "b")), time.Second, "a b 0, b a 0", ""},
+		{"the pool is the same", pools(poolOf("a b", "a", "b")), pools(poolOf("a b", "a", "b"), poolOf("x", "a")), 0, "a b 0", ""},
+		{"another pool had the upstream before, too", pools(poolOf("a b", "a", "b"), poolOf("x", "a")), pools(poolOf("b a", "a", "b"), poolOf("x", "a")), 0, "b a 0", ""},
+		{"only another pool is left", pools(poolOf("a b", "a", "b"), poolOf("x", "a")), pools(poolOf("x", "a")), 0, "a b 0", "x"},
+		{"two pools could be meant", pools(poolOf("a b", "a", "b")), pools(poolOf("b a", "a", "b"), poolOf("x", "a")), 0, "a b 0", "b a, x"},
+		{"two pools could be meant, at a restart", nil, pools(poolOf("b a", "a", "b"), poolOf("x", "a")), 0, "a b 0", "b a, x"},
+		{"the config names the pool", pools(poolOf("a b", "a", "b")), pools(poolOf("shop!", "a", "b")), 0, "a b 0", "shop"},
+		{"no pool has it", pools(poolOf("a b", "a", "b")), pools(poolOf("b", "b")), 0, "a b 0", ""},
+		{"it was of no pool before", pools(poolOf("b", "b")), pools(poolOf("b a", "a", "b")), 0, "b a 0", ""},
+		{"it was of no pool before, and now of one that the config names", pools(poolOf("b", "b")), pools(poolOf("shop!", "a", "b")), 0, "a b 0", "shop"},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			o := settings.NewSet()
 			o.Change("a", settings.Change{Pool: "a b", Weight: new(new(0))})
-			var before *App
+			var before *Registry
 			if tc.before != nil {
 				before, _ = beginning(t, o, tc.every, tc.before...)
 			}
 			a, logs := beginning(t, o, tc.every, tc.now...)
-			if !a.meet(before) {
+			a.meet(before)
+			if !a.overrides.done {
 				t.Fatal("the settings are not known")
 			}
-			close(a.begun)
-			a.keepCarried()
+			a.Begin()
+			a.overrides.keep(a)
 			if got := weightsOf(o, "a"); got != tc.want {
 				t.Errorf("weights %q, want %q", got, tc.want)
 			}
@@ -108,8 +118,8 @@ func TestWeights_FollowTheirUpstream(t *testing.T) {
 			// the next one of the same config has nothing more to do
 			again, logs := beginning(t, o, tc.every, tc.now...)
 			again.meet(a)
-			close(again.begun)
-			again.keepCarried()
+			again.Begin()
+			again.overrides.keep(again)
 			if got := weightsOf(o, "a"); got != tc.want || logs.Len() > 0 {
 				t.Errorf("again: weights %q, logged %v", got, logs.All())
 			}
@@ -131,11 +141,11 @@ func TestWeights_FollowBack(t *testing.T) {
 		for _, later := range []**int{nil, new(new(5)), new((*int)(nil))} {
 			o := settings.NewSet()
 			o.Change("a", settings.Change{Pool: "a b", Weight: new(new(3))})
-			load := func(before *App, pool string) *App {
-				a, _ := beginning(t, o, every, pooled(pool, "a", "b"))
+			load := func(before *Registry, pool string) *Registry {
+				a, _ := beginning(t, o, every, poolOf(pool, "a", "b"))
 				a.meet(before)
-				close(a.begun)
-				a.keepCarried()
+				a.Begin()
+				a.overrides.keep(a)
 				return a
 			}
 			one := load(nil, "a b")
@@ -160,16 +170,16 @@ func TestWeights_FollowBack(t *testing.T) {
 
 // A policy of select takes no weight but 0, a config that never starts changes nothing,
 // and hundreds of warnings are a few lines.
-func TestWeights_AreNotCarriedInto(t *testing.T) {
-	picks := pooled("b a", "a", "b")
-	picks.inner = reverseproxy.RandomSelection{}
+func TestWeights_AreNotCarried(t *testing.T) {
+	picks := poolOf("b a", "a", "b")
+	picks.sel = reverseproxy.RandomSelection{}
 	for weight, want := range map[int]string{0: "b a 0", 3: "a b 3"} {
 		o := settings.NewSet()
 		o.Change("a", settings.Change{Pool: "a b", Weight: new(&weight)})
 		a, _ := beginning(t, o, 0, picks)
 		a.meet(nil)
-		close(a.begun)
-		a.keepCarried()
+		a.Begin()
+		a.overrides.keep(a)
 		if got := weightsOf(o, "a"); got != want {
 			t.Errorf("select, weight %d: %q, want %q", weight, got, want)
 		}
@@ -177,29 +187,29 @@ func TestWeights_AreNotCarriedInto(t *testing.T) {
 
 	o := settings.NewSet()
 	before := o.Change("a", settings.Change{Pool: "a b", Weight: new(new(0))})
-	old, _ := beginning(t, o, 0, pooled("a b", "a", "b"))
-	failing, _ := beginning(t, o, 0, pooled("b a", "a", "b"))
+	old, _ := beginning(t, o, 0, poolOf("a b", "a", "b"))
+	failing, _ := beginning(t, o, 0, poolOf("b a", "a", "b"))
 	failing.meet(old)
 	if got := weightsOf(o, "a"); got != "a b 0, b a 0" {
 		t.Errorf("before it begins: %q", got)
 	}
-	failing.keepCarried()
-	failing.dropCarried()
+	failing.overrides.keep(failing)
+	failing.overrides.drop(o)
 	if got := o.Of("a"); !reflect.DeepEqual(got, before) {
 		t.Errorf("after it failed: %+v, want %+v", got, before)
 	}
 
-	many := []*Selection{pooled("x", "a"), pooled("y", "a")}
+	many := pools(poolOf("x", "a"), poolOf("y", "a"))
 	for i := range 300 {
 		address := fmt.Sprintf("a%03d", i)
 		o.Change(address, settings.Change{Pool: "gone", Weight: new(new(0))})
-		for _, s := range many {
-			s.byDial[address] = &member{address: address}
+		for i := range many {
+			many[i].addresses = append(many[i].addresses, address)
 		}
 	}
 	a, logs := beginning(t, o, 0, many...)
 	a.meet(nil)
-	if got := logs.Len(); got != maxBeginLines+1 {
+	if got := logs.Len(); got != maxLines+1 {
 		t.Errorf("%d lines", got)
 	}
 }
@@ -213,7 +223,7 @@ func TestBegin_LogsWhatApplies(t *testing.T) {
 	o.Change("c", settings.Change{Pool: "gone", Weight: new(new(2))})
 	o.Change("d", settings.Change{Mode: new(settings.Mode(settings.Maintenance))}) // in no pool
 	o.Change("e", settings.Change{Mode: new(settings.Mode(settings.Ready))})
-	a, logs := beginning(t, o, 0, pooled("shop!", "a", "b", "c", "e"))
+	a, logs := beginning(t, o, 0, poolOf("shop!", "a", "b", "c", "e"))
 	a.logSettings()
 	var got []string
 	for _, line := range logs.All() {
@@ -224,15 +234,15 @@ func TestBegin_LogsWhatApplies(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("logged %q, want %q", got, want)
 	}
-	s := pooled("shop!")
+	many := poolOf("shop!")
 	for i := range 300 {
 		address := fmt.Sprintf("a%03d", i)
 		o.Change(address, settings.Change{Mode: new(settings.Mode(settings.Drain))})
-		s.byDial[address] = &member{address: address}
+		many.addresses = append(many.addresses, address)
 	}
-	a, logs = beginning(t, o, 0, s)
+	a, logs = beginning(t, o, 0, many)
 	a.logSettings()
-	if n := logs.Len(); n != maxBeginLines+1 || logs.All()[maxBeginLines].ContextMap()["upstreams"] != int64(300-maxBeginLines) {
+	if n := logs.Len(); n != maxLines+1 || logs.All()[maxLines].ContextMap()["upstreams"] != int64(300-maxLines) {
 		t.Errorf("%d lines, the last is %v", n, logs.All()[n-1])
 	}
 }
@@ -254,45 +264,41 @@ func TestModes_AreForgottenADayAfterTheAddressLeft(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				storage := &certmagic.FileStorage{Path: t.TempDir()}
 				var end func()
-				start := func(policies ...*Selection) *App {
+				start := func(one pooled) *Registry {
 					if end != nil {
 						end()
 					}
-					o := settings.NewSet() // as after a restart
-					a := &App{operations: o, keeper: settings.NewStore(o, storage, "f", tc.every, zap.NewNop()), logger: zap.NewNop(), unsubscribe: func() {}, policies: policies, begun: make(chan struct{})}
-					a.keeper.Sync(t.Context(), true)
-					if err := a.Start(); err != nil {
-						t.Fatal(err)
-					}
-					a.hasBegun()
-					end = func() {
-						if err := a.Cleanup(); err != nil {
-							t.Error(err)
-						}
-					}
-					return a
+					set := settings.NewSet() // as after a restart
+					r := newRegistry(t, set)
+					r.Store = settings.NewStore(set, storage, "f", tc.every, zap.NewNop())
+					r.Store.Sync(t.Context(), true)
+					one.begin(t, r)
+					r.Start()
+					r.Begin()
+					end = r.Close
+					return r
 				}
-				k := start(pooled("a b", "a", "b"))
-				k.operations.Change("a", settings.Change{Mode: new(settings.Mode(settings.Drain))})
-				k.keeper.Sync(t.Context(), false)
+				k := start(poolOf("a b", "a", "b"))
+				k.Settings.Change("a", settings.Change{Mode: new(settings.Mode(settings.Drain))})
+				k.Store.Sync(t.Context(), false)
 				time.Sleep(100 * time.Hour) // it is there
-				start(pooled("b", "b"))
+				start(poolOf("b", "b"))
 				if tc.returns > 0 {
 					time.Sleep(tc.returns)
-					start(pooled("b a", "a", "b"))
+					start(poolOf("b a", "a", "b"))
 					time.Sleep(2 * time.Minute)
-					k = start(pooled("b", "b"))
+					k = start(poolOf("b", "b"))
 					time.Sleep(2 * time.Hour)
 				} else {
 					time.Sleep(12 * time.Hour)
-					k = start(pooled("b", "b"))
-					if got := k.operations.Of("a").ModeNow(); got != settings.Drain {
+					k = start(poolOf("b", "b"))
+					if got := k.Settings.Of("a").ModeNow(); got != settings.Drain {
 						t.Errorf("after half a day: mode %s", got)
 					}
 					time.Sleep(13 * time.Hour)
 				}
 				synctest.Wait()
-				if got := k.operations.Of("a").ModeNow(); got != tc.want {
+				if got := k.Settings.Of("a").ModeNow(); got != tc.want {
 					t.Errorf("mode %s, want %s", got, tc.want)
 				}
 				end()
@@ -310,15 +316,14 @@ func TestModes_AreForgottenADayAfterTheAddressLeft(t *testing.T) {
 
 // A config of another fleet that may still fail pauses nothing of the one that runs.
 func TestPause_WaitsForTheConfigToBegin(t *testing.T) {
-	old := newPolicy(t, "uu", following(t))
+	old := newPolicy(t, "uu")
 	defer old.targets[0].Attach(health.Driver{Probe: nil}, time.Hour)()
-	next := newPolicy(t, "??", following(t))
-	next.run(false)
-	next.byDial[next.members[0].address].watches = old.members[0].watches // they share the target
-	next.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
+	next := newPolicy(t, "??", idle, func(s *setup) {
+		s.members[0].Checks = old.pool.Members()[0].Checks // they share the target
+	})
 	for step, then := range []func(){
 		func() { next.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))}) }, // it is provisioned
-		func() { next.app.starting.Store(true); drive([]*Selection{next.Selection}) },
+		func() { next.registry.starting.Store(true); startAll([]*Balancer{next.Balancer}) },
 		func() { next.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))}) },
 	} {
 		then()
@@ -326,10 +331,8 @@ func TestPause_WaitsForTheConfigToBegin(t *testing.T) {
 			t.Fatalf("step %d: the target of the running config is paused", step)
 		}
 	}
-	next.app.begun = make(chan struct{})
-	next.app.hasBegun()
+	next.registry.Begin()
 	if !old.targets[0].View().Paused {
 		t.Error("the config has begun, but the target is not paused")
 	}
-	release([]*Selection{next.Selection})
 }

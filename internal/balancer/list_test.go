@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+// A failure is told from a success by its sign, however quick it was.
+func TestList_RecentResultsHaveASign(t *testing.T) {
+	c := checkRow("tcp", health.View{Recent: []health.PastResult{{Took: 1, Passed: true}, {Took: 1}, {Took: 12 * time.Millisecond, Passed: true}, {Took: 3456 * time.Microsecond}}})
+	if want := []float64{0.01, -0.01, 12, -3.46}; !slices.Equal(c.Recent, want) {
+		t.Errorf("recent %v, want %v", c.Recent, want)
+	}
+}
+
+// An upstream that is listed twice is one, with the weight of both.
+func TestList_UpstreamListedTwiceIsOneRow(t *testing.T) {
+	p := newPolicy(t, "uu", func(s *setup) {
+		first := s.Proxy.Upstreams[0]
+		s.Proxy.Upstreams = append(s.Proxy.Upstreams, &reverseproxy.Upstream{Host: first.Host, Dial: first.Dial})
+		s.members = append(s.members, s.members[0])
+	})
+	rows := p.rows(Filter{})
+	if len(rows) != 2 || rows[0].EffectiveWeight != 2 || rows[1].EffectiveWeight != 1 {
+		t.Errorf("rows %+v", rows)
+	}
+}
+
+// Metrics do not copy what they do not show.
+func TestList_BriefLeavesOutRecentResults(t *testing.T) {
+	p := newPolicy(t, "ud")
+	answering(t, p.registry)
+	for i, row := range List(Filter{Brief: true}) {
+		if row.Why != "" || len(row.Checks) != 1 || cap(row.Checks[0].Recent) != 0 || row.Status != []string{"up", "down"}[i] {
+			t.Errorf("%d: %+v", i, row)
+		}
+	}
+	if row := List(Filter{})[0]; row.Why == "" || len(row.Checks[0].Recent) != 1 {
+		t.Errorf("not brief: %+v", row)
+	}
+}
+
+// Upstreams of a dynamic source whose addresses are not UTF-8 can be named and set.
+func TestList_AddressesThatAreNotUTF8CanBeNamed(t *testing.T) {
+	p := newPolicy(t, "u")
+	dials := []string{"\xff.invalid:80", "\xfe.invalid:80"}
+	p.served(1, dials...)
+	for i, shown := range []string{`\xff.invalid:80`, `\xfe.invalid:80`} {
+		if m := p.Member(shown); m == nil || m.Address != shown || p.Member(dials[i]) != nil {
+			t.Fatalf("%s is %+v", shown, m)
+		}
+		p.registry.Settings.Change(shown, settings.Change{Mode: new(settings.Mode(settings.Drain))})
+		if got := p.served(10, dials...)[dials[0]]; got != 0 && i == 0 {
+			t.Errorf("%s gets requests while it drains", shown)
+		}
+	}
+	for _, row := range p.rows(Filter{})[1:] {
+		if !strings.HasPrefix(row.Upstream, `\xf`) || row.Mode != settings.Drain {
+			t.Errorf("shown as %+v", row)
+		}
+	}
+}
+
+// What an earlier config was brought, but no request of this one, is no outage. Once a
+// request brings it, it counts.
+func TestList_WhatRequestsDoNotBringIsNoOutage(t *testing.T) {
+	const dial = "10.9.9.9:80"
+	before := newDynamicPolicy(t, newNetwork(), "x", unchecked)
+	before.served(1, dial)
+	p := newDynamicPolicy(t, newNetwork(), "x", unchecked)
+	if rows := p.rows(Filter{}); len(rows) != 1 || !rows[0].Idle || len(view.Outages(rows)) > 0 {
+		t.Errorf("before a request: %+v", rows)
+	}
+	p.registry.Settings.Change(dial, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
+	p.Select(brought(dial), get(), nil)
+	if rows := p.rows(Filter{}); len(rows) != 1 || rows[0].Idle || len(view.Outages(rows)) != 1 {
+		t.Errorf("after a request: %+v", rows)
+	}
+}
+
+// unchecked has a policy without checks, whose upstreams count as up.
+func unchecked(s *setup) { s.Checks = nil }
+
+// The list says of each upstream why it gets requests, or none.
+func TestExplain_PlainCases(t *testing.T) {
+	p := newPolicy(t, "uuuduu", withWeights(1, 1, 1, 1, -1, 0))
+	setHealthy(p.listed[1], false)
+	p.listed[2].MaxRequests = 2
+	setRequests(p.listed[2], 2)
+	want := []string{
+		"up: gets requests in turn",
+		"up, but Caddy's own health checks hold it unhealthy: no requests",
+		"up, but has as many requests as it may have at once: 2",
+		"check 'test' failed: ",
+		"up, and a backup: gets requests when no primary can serve",
+		"its weight is 0: no requests",
+	}
+	serving := []bool{true, false, true, false, false, false}
+	for i, row := range p.rows(Filter{}) {
+		if !strings.HasPrefix(row.Why, want[i]) || row.Serving != serving[i] {
+			t.Errorf("%d: %q, serving %v, want %q, %v", i, row.Why, row.Serving, want[i], serving[i])
+		}
+	}
+	p.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
+	p.set(2, settings.Change{Mode: new(settings.Mode(settings.Drain))})
+	p.set(5, settings.Change{Pool: "shop", Weight: new(new(3))})
+	p.decide("????d?")
+	rows := p.rows(Filter{})
+	for i, want := range map[int]string{0: "in maintenance since ", 2: "draining since ", 4: "check 'test' failed: ", 5: "up: gets requests in turn"} {
+		if !strings.HasPrefix(rows[i].Why, want) {
+			t.Errorf("%d: %q, want %q", i, rows[i].Why, want)
+		}
+	}
+}

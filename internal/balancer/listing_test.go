@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"encoding/json"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+// newestListing returns the listing that was built last, nil if there is none.
+func newestListing() *Listing {
+	listings.mu.Lock()
+	defer listings.mu.Unlock()
+	return listings.newest
+}
+
+// However many look at a time, the list is built and rendered once a second. For one
+// upstream it is not built at all.
+func TestListing_OneBuildForAllViewers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy(t, "uuu")
+		answering(t, p.registry)
+		for range 10 {
+			List(Filter{Upstream: address(0)})
+			List(Filter{Brief: true})
+		}
+		if newestListing() != nil {
+			t.Error("a listing was built for one upstream, or for metrics")
+		}
+		var before *Listing
+		for second := range 3 {
+			var mu sync.Mutex // guards what follows
+			built, texts := make(map[*Listing]bool), make(map[*byte]bool)
+			var viewers sync.WaitGroup
+			for range 50 {
+				for _, render := range []func(*Listing) ([]byte, error){(*Listing).HTML, (*Listing).JSON} {
+					viewers.Go(func() {
+						l := Shared()
+						text, err := render(l)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						mu.Lock()
+						defer mu.Unlock()
+						built[l], texts[&text[0]] = true, true
+					})
+				}
+				viewers.Go(func() {
+					l := Shared()
+					if _, err := l.JSONOf("shop"); err != nil {
+						t.Error(err)
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					built[l] = true
+				})
+			}
+			viewers.Wait()
+			if len(built) != 1 || built[before] || len(texts) != 2 {
+				t.Errorf("second %d: %d listings and %d texts, want a new one, once as a page and once as JSON", second, len(built), len(texts))
+			}
+			for before = range built {
+			}
+			time.Sleep(listingLasts)
+		}
+	})
+}
+
+// A listing that took long to build and to render serves for longer.
+func TestListing_LastsForWhatItCosts(t *testing.T) {
+	for _, tc := range []struct{ took, lasts time.Duration }{
+		{0, listingLasts},
+		{listingLasts / 10, listingLasts},
+		{400 * time.Millisecond, 2 * time.Second},
+		{time.Minute, maxListing},
+	} {
+		l := &Listing{at: time.Now()}
+		l.took.Store(int64(tc.took))
+		for _, age := range []time.Duration{0, tc.lasts - 1, tc.lasts} {
+			now := &Listing{at: l.at.Add(age)}
+			if got, want := l.servesFor(now), age < tc.lasts; got != want {
+				t.Errorf("one that took %s serves %s later: %v, want %v", tc.took, age, got, want)
+			}
+		}
+	}
+}
+
+// What an operator changes shows at once, however new the list is.
+func TestListing_ShowsAChangeAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolicy(t, "uuu")
+		answering(t, p.registry)
+		forms := map[string]func(*Listing) ([]byte, error){
+			"list": (*Listing).JSON,
+			"pool": func(l *Listing) ([]byte, error) { return l.JSONOf("shop") },
+			"page": (*Listing).HTML,
+		}
+		look := func(form string) string {
+			text, err := forms[form](Shared())
+			if err != nil {
+				t.Error(err)
+			}
+			return string(text)
+		}
+		for i, m := range []settings.Mode{settings.Drain, settings.Maintenance, settings.Ready} {
+			for form := range forms {
+				look(form) // it is as new as can be
+			}
+			p.set(0, settings.Change{Mode: new(m)})
+			for _, form := range []string{"list", "pool"} {
+				var rows []view.Upstream
+				if err := json.Unmarshal([]byte(look(form)), &rows); err != nil || len(rows) != 3 || rows[0].Mode != string(m) {
+					t.Errorf("change %d: %s shows %+v, %v", i, form, rows, err)
+				}
+			}
+			if page := look("page"); m != settings.Ready && !strings.Contains(page, "<span>"+string(m)+"</span>") {
+				t.Errorf("change %d: the page does not show %s", i, m)
+			}
+		}
+	})
+}
+
+// Another config has another list at once, and the one of a config that ended is freed,
+// also if it was being built at the end.
+func TestListing_FollowsTheConfig(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		one := newPolicy(t, "uuu")
+		answering(t, one.registry)
+		Shared()
+		two := newPolicy(t, "uu")
+		answering(t, two.registry)
+		if rows := Shared().rows; len(rows) != 2 {
+			t.Errorf("the list is %+v", rows)
+		}
+
+		two.set(0, settings.Change{Mode: new(settings.Mode(settings.Drain))}) // so that the next look builds one
+		two.registry.mu.Lock()                                                // and does not get to its end
+		looked := make(chan *Listing)
+		go func() { looked <- Shared() }()
+		for building := false; !building; runtime.Gosched() {
+			listings.mu.Lock()
+			building = listings.building != nil
+			listings.mu.Unlock()
+		}
+		two.registry.mu.Unlock()
+		two.end(t)
+		<-looked
+		if l := newestListing(); l != nil && l.registry == two.registry {
+			t.Error("the list of a config that ended is kept")
+		}
+	})
+}
+
+// The list as it is shared is what encoding the rows gives, and a pool is the part of it
+// that it was.
+func TestListing_IsTheRowsAsJSON(t *testing.T) {
+	rows := []view.Upstream{
+		{Pool: "a<b>", Upstream: "x:80", Checks: []view.Check{{Check: "tcp", Recent: []float64{1, -2}}}},
+		{Pool: "b", Upstream: "y:80"},
+		{Upstream: "z:80", Gone: true},
+		{Pool: "b", Upstream: "w:80", Gone: true},
+	}
+	want := func(rows []view.Upstream) string {
+		text, err := json.Marshal(rows)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text) + "\n"
+	}
+	for n := range len(rows) + 1 {
+		got, err := (&Listing{rows: rows[:n]}).JSON()
+		if err != nil || string(got) != want(rows[:n]) {
+			t.Errorf("%d rows: got %s, %v, want %s", n, got, err, want(rows[:n]))
+		}
+	}
+	l := &Listing{rows: rows}
+	for pool, part := range map[string][]view.Upstream{"a<b>": rows[:1], "b": {rows[1], rows[3]}, "c": {}} {
+		got, err := l.JSONOf(pool)
+		if err != nil || string(got) != want(part) {
+			t.Errorf("pool %s: got %s, %v, want %s", pool, got, err, want(part))
+		}
+	}
+}
