@@ -65,7 +65,7 @@ func TestCommand_FailurePrintsOneLine(t *testing.T) {
 	for _, tc := range []struct{ args, says string }{
 		{"status --address 127.0.0.1:1", "cannot reach Caddy at 127.0.0.1:1"},
 		{"status --address " + a.addr, "this is no answer of Caddy's admin API"},
-		{"drain nobody:80 --address " + c.admin, "unknown upstream 'nobody:80'"},
+		{"drain unlisted:80 --address " + c.admin, "unknown upstream 'unlisted:80'"},
 		{"weight " + a.addr + " 1000 --address " + c.admin, "weight must be a whole number from 0 to 256"},
 		{"sleep", "there are status, ready, drain, maintenance, weight and check"},
 	} {

@@ -25,9 +25,11 @@ func TestArrival_VerdictOfAnotherHandlerIsNotMissed(t *testing.T) {
 		go other.Select(brought("a:80"), get(), nil) // its first probe takes 100 ms
 		time.Sleep(50 * time.Millisecond)
 		// a first request is about to start the monitors of what it brought
-		d, upstreams := p.dynamic, brought("a:80")
+		d, upstreams, dials := p.dynamic, brought("a:80"), []string{"a:80"}
 		d.mu.Lock()
-		d.add(upstreams, d.answers.hash(upstreams))
+		for openNew(d, dials) {
+		}
+		d.add(upstreams, dials, d.answers.hash(upstreams))
 		deferred := d.deferred
 		d.deferred = nil
 		d.mu.Unlock()

@@ -6,11 +6,11 @@
 // and the monitors of both. The package knows neither the configuration types nor the
 // kinds of checks.
 //
-// Locks: dynamic.mu is taken before watchList.mu, addressSet.mu, monitors.mu and that of
-// the pools' Handler, and sharedListing.mu before that of running. All others are taken
-// alone. None is held while a log line, an event or a callback runs, or while a monitor is
-// started, stopped or released; monitors of addresses that requests bring are opened under
-// dynamic.mu.
+// Locks, in the order in which they are taken: dynamic.mu, then one of watchList.mu,
+// addressSet.mu, that of pool.Handler or those of shared.Targets and its targets;
+// sharedListing.mu, then that of running. All others are taken alone: those of Registry,
+// running, monitors and Listing. None is held while a log line, an event, a callback, a
+// monitor, a check or a subscriber runs.
 package balancer
 
 import (

@@ -37,6 +37,7 @@ type dynamic struct {
 
 	mu        sync.Mutex // guards what follows, and replacements in answers
 	observed  map[string]*observed
+	opening   map[string]*opening
 	sets      map[uint64]*addressSet // by the addresses in any order
 	lastUse   time.Duration          // when a request last brought an answer, as far as noted
 	lastSweep time.Duration
@@ -49,7 +50,7 @@ type dynamic struct {
 func newDynamic(b *Balancer) *dynamic {
 	d := &dynamic{
 		balancer: b, list: newWatchList(), unchecked: &pool.Member{Weight: 1},
-		observed: make(map[string]*observed), sets: make(map[uint64]*addressSet),
+		observed: make(map[string]*observed), opening: make(map[string]*opening), sets: make(map[uint64]*addressSet),
 	}
 	d.answers.init()
 	d.sweeper.stop = make(chan struct{})
@@ -102,7 +103,9 @@ func (d *dynamic) resume() {
 	now := elapsed(time.Now())
 	d.mu.Lock()
 	d.lastUse, d.lastSweep = cmp.Or(used, now), cmp.Or(swept, now)
-	for _, dial := range slices.Sorted(maps.Keys(known)) {
+	dials := slices.Sorted(maps.Keys(known))
+	openNew(d, dials)
+	for _, dial := range dials {
 		d.observe(dial, known[dial].last, arrival{})
 		if o := d.observed[dial]; o != nil {
 			o.times = known[dial]
@@ -136,10 +139,17 @@ func (d *dynamic) find(upstreams reverseproxy.UpstreamPool) *answer {
 	if a := d.answers.find(upstreams, hash); a != nil {
 		return a
 	}
+	dials := make([]string, 0, len(upstreams))
+	for _, u := range upstreams {
+		dials = append(dials, u.Dial)
+	}
 	d.mu.Lock()
 	a := d.answers.find(upstreams, hash)
+	for a == nil && openNew(d, dials) {
+		a = d.answers.find(upstreams, hash) // another request may have been quicker
+	}
 	if a == nil {
-		a = d.add(upstreams, hash)
+		a = d.add(upstreams, dials, hash)
 	}
 	d.unlock()
 	return a
@@ -151,20 +161,20 @@ type arrival struct {
 	withAll bool // nothing was known of any address of the answer
 }
 
-// add makes an answer known, and watches what is new in it. d.mu must be held.
-func (d *dynamic) add(upstreams reverseproxy.UpstreamPool, hash uint64) *answer {
+// add makes an answer known, and watches what is new in it, which is open. d.mu must be
+// held.
+func (d *dynamic) add(upstreams reverseproxy.UpstreamPool, dials []string, hash uint64) *answer {
 	if newest := d.answers.newest.Load(); newest != nil {
 		d.note(newest) // so that what it lacks is known to come back
 	}
 	at := elapsed(time.Now())
-	as := arrival{before: len(d.observed), withAll: d.isAllNew(upstreams)}
-	a := &answer{hash: hash}
+	as := arrival{before: len(d.observed), withAll: d.isAllNew(dials)}
+	a := &answer{hash: hash, dials: dials}
 	members := make([]*pool.Member, 0, len(upstreams))
 	var unordered uint64
-	for _, u := range upstreams {
-		a.dials = append(a.dials, u.Dial)
-		members = append(members, d.observe(u.Dial, at, as))
-		unordered += maphash.String(d.answers.seed, u.Dial)
+	for _, dial := range dials {
+		members = append(members, d.observe(dial, at, as))
+		unordered += maphash.String(d.answers.seed, dial)
 	}
 	a.set = d.setOf(unordered, at)
 	a.Pool = pool.New(&d.balancer.handler, members, upstreams, &a.set.logged)
@@ -211,19 +221,17 @@ func (d *dynamic) setOf(unordered uint64, at time.Duration) *addressSet {
 }
 
 // isAllNew reports whether nothing is known of any address. d.mu must be held.
-func (d *dynamic) isAllNew(upstreams reverseproxy.UpstreamPool) bool {
-	dials := make([]string, 0, len(upstreams))
-	for _, u := range upstreams {
-		if d.balancer.members.byDial[u.Dial] != nil || d.observed[u.Dial] != nil {
+func (d *dynamic) isAllNew(dials []string) bool {
+	for _, dial := range dials {
+		if d.balancer.members.byDial[dial] != nil || d.observed[dial] != nil {
 			return false
 		}
-		dials = append(dials, u.Dial)
 	}
 	return !monitor.AnyProbed(dials)
 }
 
-// observe returns the member at an address, which is watched from now on if it can be.
-// d.mu must be held.
+// observe returns the member at an address, which is watched from now on if it is new and
+// could be opened. d.mu must be held.
 func (d *dynamic) observe(dial string, at time.Duration, as arrival) *pool.Member {
 	b := d.balancer
 	if m := b.members.byDial[dial]; m != nil {
@@ -239,8 +247,9 @@ func (d *dynamic) observe(dial string, at time.Duration, as arrival) *pool.Membe
 	if d.closed {
 		return d.unchecked
 	}
-	if len(d.observed) >= maxObserved {
-		if !d.warned {
+	o := d.opening[dial]
+	if o == nil || o.member == nil { // the limit, or a check that panicked
+		if !d.warned && len(d.observed) >= maxObserved {
 			d.warned = true
 			d.deferred = append(d.deferred, func() {
 				b.config.Logger.Warn("too many upstreams from a dynamic source: those past the limit are not checked and count as alive",
@@ -249,13 +258,13 @@ func (d *dynamic) observe(dial string, at time.Duration, as arrival) *pool.Membe
 		}
 		return d.unchecked
 	}
+	delete(d.opening, dial)
 	delay := time.Duration(len(d.observed)-as.before) * monitor.FirstProbeSpacing
-	o, err := b.open(dial)
 	d.deferred = append(d.deferred, o.unlogged...)
-	if err != nil {
+	if o.err != nil {
 		// Caddy itself will say so when a request gets it
 		d.deferred = append(d.deferred, func() {
-			b.config.Logger.Debug("upstream from a dynamic source cannot be checked", zap.String("upstream", dial), zap.Error(err))
+			b.config.Logger.Debug("upstream from a dynamic source cannot be checked", zap.String("upstream", dial), zap.Error(o.err))
 		})
 	}
 	for _, m := range o.monitors { // before a request can find it: no verdict must be missed
@@ -263,8 +272,20 @@ func (d *dynamic) observe(dial string, at time.Duration, as arrival) *pool.Membe
 	}
 	d.observed[dial] = &observed{member: o.member, monitors: o.monitors, times: times{last: at}}
 	d.list.add(dial)
-	d.deferred = append(d.deferred, func() { b.run(o, delay, as.withAll) })
+	d.deferred = append(d.deferred, func() { b.run(o.opened, delay, as.withAll) })
 	return o.member
+}
+
+// mayOpen reports whether an address is new, and not past the limit. d.mu must be held.
+func (d *dynamic) mayOpen(dial string) bool {
+	return d.balancer.members.byDial[dial] == nil && d.observed[dial] == nil &&
+		!d.closed && len(d.observed)+len(d.opening) < maxObserved
+}
+
+// drop releases what was opened and no answer has. d.mu must be held.
+func (d *dynamic) drop(o *opening) {
+	delete(d.opening, o.dial)
+	d.deferred = append(d.deferred, func() { d.balancer.release(o.monitors) })
 }
 
 // memberAt returns the member that is watched at a dial address, nil if none is.
@@ -317,8 +338,13 @@ func (d *dynamic) close() error {
 		for dial := range d.observed {
 			d.list.remove(dial)
 		}
+		for _, o := range d.opening {
+			if o.ready { // else the request that opens it drops it
+				d.drop(o)
+			}
+		}
 	}
-	d.mu.Unlock()
+	d.unlock()
 	d.sweeper.running.Wait()
 	if d.key == "" {
 		return nil

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -272,6 +274,85 @@ func TestDynamic_ModesAreForgottenWithTheAddress(t *testing.T) {
 		}
 		if got := o.Of("c:80").ModeNow(); got != settings.Maintenance {
 			t.Errorf("the mode of one that another policy has: %s", got)
+		}
+	})
+}
+
+// While a check looks at an upstream that is new, which can take its time or ask for the
+// list, no lock is held. However many requests bring the upstream meanwhile, the check
+// looks once.
+func TestDynamic_UpstreamsAreOpenedWithoutALock(t *testing.T) {
+	for _, ends := range []string{"no config", "the config"} {
+		t.Run(ends+" ends meanwhile", func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				n := newNetwork("a:80", "b:80", "c:80")
+				var looks atomic.Int64
+				var p *policy
+				slow := n.check()
+				slow.Validate = func(r *monitor.Route) error {
+					if r.Address == "a:80" {
+						looks.Add(1)
+						time.Sleep(time.Minute)
+						p.rows(Filter{})
+						p.Member("a:80")
+					}
+					return nil
+				}
+				p = newDynamicPolicy(t, n, "x", func(s *setup) { s.Checks = []*monitor.Check{slow} })
+				began := time.Now()
+				var waiting sync.WaitGroup
+				for range 20 {
+					for _, dials := range [][]string{{"a:80"}, {"a:80", "b:80"}, {"b:80", "a:80"}} {
+						waiting.Go(func() { p.served(1, dials...) })
+					}
+				}
+				time.Sleep(time.Second)
+				if p.served(1, "c:80"); time.Since(began) > 2*time.Second {
+					t.Error("a request for another upstream waits")
+				}
+				if ends == "the config" {
+					p.end(t)
+				}
+				waiting.Wait()
+				if took := time.Since(began); took > time.Minute+time.Second {
+					t.Errorf("the last request is answered after %s, want a minute", took)
+				}
+				if got := looks.Load(); got != 1 {
+					t.Errorf("the check has looked at the upstream %d times, want once", got)
+				}
+				want := 3
+				if ends == "the config" {
+					want = 0
+				}
+				if got := len(p.monitors.all()); got != want {
+					t.Errorf("%d monitors, want %d", got, want)
+				}
+			})
+		})
+	}
+}
+
+// A check that panics at an upstream has no other request wait.
+func TestDynamic_CheckThatPanicsDelaysNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		panics := newNetwork().check()
+		panics.Validate = func(r *monitor.Route) error {
+			if r.Address == "a:80" {
+				panic("not this one")
+			}
+			return nil
+		}
+		p := newDynamicPolicy(t, newNetwork(), "x", func(s *setup) { s.Checks = []*monitor.Check{panics} })
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("no panic")
+				}
+			}()
+			p.served(1, "a:80", "b:80")
+		}()
+		if got := p.served(10, "a:80"); got["a:80"] != 10 {
+			t.Errorf("served by %v, want the upstream that counts as alive", got)
 		}
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -17,6 +18,7 @@ import (
 
 // told returns all events, in their order.
 func (p *policy) told() (events []string) {
+	synctest.Wait() // a request can be answered before the event of the verdict is emitted
 	for _, e := range p.emitted() {
 		switch e.Name {
 		case "fail_open":
