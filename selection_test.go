@@ -32,6 +32,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
 )
 
