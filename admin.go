@@ -52,8 +52,8 @@ func (Admin) CaddyModule() caddy.ModuleInfo {
 // Routes returns the routes of the API.
 func (a Admin) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
-		{Pattern: "/alive/upstreams", Handler: handler(a.upstreams)},
-		{Pattern: "/alive/check", Handler: handler(a.check)},
+		{Pattern: "/alive/upstreams", Handler: withCode(a.upstreams)},
+		{Pattern: "/alive/check", Handler: withCode(a.check)},
 	}
 }
 
@@ -97,9 +97,9 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.Message }
 
-// handler answers and logs errors as Caddy does, and adds the code, which Caddy's own
+// withCode answers and logs errors as Caddy does, and adds the code, which Caddy's own
 // error has no place for.
-func handler(handle caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
+func withCode(handle caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		err := handle(w, r)
 		var failure *apiError
@@ -275,13 +275,13 @@ func registryWith(only balancer.Filter) (*balancer.Registry, error) {
 	case only.Upstream == "":
 		return nil, missingUpstream.errorf("name one upstream by the parameter upstream, as the list of upstreams has it")
 	case registry == nil || !balancer.Has(registry, only):
-		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists those there are%s", only.Upstream, inPool(only.Pool), suggest.DidYouMean(only.Upstream, known(only.Pool)))
+		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists those there are%s", only.Upstream, inPool(only.Pool), suggest.DidYouMean(only.Upstream, knownUpstreams(only.Pool)))
 	}
 	return registry, nil
 }
 
-// known returns the addresses of the upstreams of a pool, of all pools if that is empty.
-func known(pool string) []string {
+// knownUpstreams returns the addresses of the upstreams of a pool, of all pools if that is empty.
+func knownUpstreams(pool string) []string {
 	entries := balancer.List(balancer.Filter{Pool: pool, Brief: true})
 	addresses := make([]string, 0, len(entries))
 	for _, e := range entries {

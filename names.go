@@ -128,15 +128,15 @@ func parseWeight(text string) (Weight, error) {
 	return Weight(strconv.Itoa(number)), nil
 }
 
-// upstreams are those that the config lists: dial address to address as operators see it.
-type upstreams struct {
+// listedUpstreams are those that the config lists: dial address to address as operators see it.
+type listedUpstreams struct {
 	proxy     *reverseproxy.Handler
 	addresses map[string]string
 }
 
 // listUpstreams returns those of a handler.
-func listUpstreams(h *reverseproxy.Handler) (upstreams, error) {
-	listed := upstreams{h, make(map[string]string)}
+func listUpstreams(h *reverseproxy.Handler) (listedUpstreams, error) {
+	listed := listedUpstreams{h, make(map[string]string)}
 	for _, u := range h.Upstreams {
 		address := monitor.DisplayAddress(u.Dial)
 		if err := checkSpaces(address); err != nil {
@@ -148,7 +148,7 @@ func listUpstreams(h *reverseproxy.Handler) (upstreams, error) {
 }
 
 // weights returns the weights that are configured, by dial address.
-func (l upstreams) weights(configured map[string]Weight) (map[string]int, error) {
+func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, error) {
 	weights, names := make(map[string]int), make(map[string]string)
 	for _, name := range slices.Sorted(maps.Keys(configured)) {
 		dials, err := l.named(name)
@@ -173,7 +173,7 @@ func (l upstreams) weights(configured map[string]Weight) (map[string]int, error)
 }
 
 // backups returns the upstreams that are configured as backups, by dial address.
-func (l upstreams) backups(configured []string) (map[string]bool, error) {
+func (l listedUpstreams) backups(configured []string) (map[string]bool, error) {
 	backups, names := make(map[string]bool), make(map[string]string)
 	for _, name := range configured {
 		dials, err := l.named(name)
@@ -195,7 +195,7 @@ func (l upstreams) backups(configured []string) (map[string]bool, error) {
 
 // isAllListed reports whether there are only listed upstreams, and something is true of
 // each.
-func (l upstreams) isAllListed(is func(dial string) bool) bool {
+func (l listedUpstreams) isAllListed(is func(dial string) bool) bool {
 	if len(l.addresses) == 0 || l.proxy.DynamicUpstreamsRaw != nil {
 		return false
 	}
@@ -209,16 +209,16 @@ func (l upstreams) isAllListed(is func(dial string) bool) bool {
 
 // named returns the dial addresses that an option means by a name: what stands in the
 // list, another way to write it, or what its placeholders stand for.
-func (l upstreams) named(name string) ([]string, error) {
+func (l listedUpstreams) named(name string) ([]string, error) {
 	if len(l.addresses) == 0 {
 		return nil, fmt.Errorf("%s: only upstreams in the proxy's own list can be named, and it has none", name)
 	}
-	dials, err := l.at(name)
+	dials, err := l.matching(name)
 	if resolved := monitor.DisplayAddress(name); len(dials) == 0 && err == nil && resolved != name {
 		if resolved == "" {
 			return nil, fmt.Errorf("%s: its placeholders are empty", name)
 		}
-		dials, err = l.at(resolved)
+		dials, err = l.matching(resolved)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %v", name, err)
@@ -233,8 +233,8 @@ func (l upstreams) named(name string) ([]string, error) {
 	return dials, nil
 }
 
-// at returns the dial addresses that a name means: all of a range of ports, or none.
-func (l upstreams) at(name string) ([]string, error) {
+// matching returns the dial addresses that a name means: all of a range of ports, or none.
+func (l listedUpstreams) matching(name string) ([]string, error) {
 	meant, err := dialAddresses(name)
 	if err != nil {
 		return nil, err
