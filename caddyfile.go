@@ -12,9 +12,12 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
+
+func init() { httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption) }
 
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
 //
@@ -159,8 +162,8 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 		return d.Err("select takes a selection policy, like least_conn")
 	}
 	policy := d.Val()
-	if !canSelect(policy) {
-		return d.WrapErr(errCannotSelect(policy))
+	if !pool.CanSelect(policy) {
+		return d.WrapErr(pool.ErrCannotSelect(policy))
 	}
 	block := d.NewFromNextSegment()
 	block.Next()
@@ -169,7 +172,7 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 		return err
 	}
 	s.SelectRaw = caddyconfig.JSONModuleObject(selector, "policy", policy, nil)
-	if selectsByPosition(s.SelectRaw) {
+	if pool.CountsPositions(s.SelectRaw) {
 		return errFallback(block)
 	}
 	return nil
@@ -179,11 +182,11 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 // of the policy that has it.
 func errFallback(d *caddyfile.Dispenser) error {
 	for d.Reset(); d.Next(); {
-		if d.Val() == "fallback" && d.NextArg() && d.Val() == positional {
+		if d.Val() == "fallback" && d.NextArg() && d.Val() == pool.Positional {
 			break
 		}
 	}
-	return d.Errf("select: %v", errPositional)
+	return d.Errf("select: %v", pool.ErrPositional)
 }
 
 // parseWeight reads the option that d is at: an upstream and its weight.
@@ -248,43 +251,6 @@ func (c *SlowStart) parse(d *caddyfile.Dispenser) error {
 	}
 	_, _, err = c.resolve()
 	return at(d, err)
-}
-
-// parseArg reads the one value of the option that d is at.
-func parseArg(d *caddyfile.Dispenser, what string) (string, error) {
-	option := d.Val()
-	var text string
-	if !d.AllArgs(&text) {
-		return "", d.Errf("%s takes %s", option, what)
-	}
-	return text, nil
-}
-
-// parseName reads the value of the option that d is at: the name of a pool or of a check.
-func parseName(d *caddyfile.Dispenser, what string) (string, error) {
-	name, err := parseArg(d, what)
-	if err != nil {
-		return "", err
-	}
-	if name == "" {
-		return "", d.Err("name must not be empty")
-	}
-	return name, at(d, limits.Name(name))
-}
-
-// at adds the place of d to an error, if there is one.
-func at(d *caddyfile.Dispenser, err error) error {
-	if err == nil {
-		return nil
-	}
-	return d.WrapErr(err)
-}
-
-// errAt returns an error with the place of a token.
-func errAt(token caddyfile.Token, format string, args ...any) error {
-	d := caddyfile.NewDispenser([]caddyfile.Token{token})
-	d.Next()
-	return d.Errf(format, args...)
 }
 
 // Interface guard

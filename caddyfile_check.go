@@ -4,7 +4,6 @@ package alive
 
 import (
 	"encoding/json"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -187,26 +186,39 @@ func explainOption(err error, options []caddyfile.Token) error {
 	return err
 }
 
-// errNoProbe is the error for a check without a kind of probe.
-func errNoProbe() error {
-	return fmt.Errorf("a check needs a probe with one of the kinds %s", knownKinds())
-}
-
-// errUnknownKind is the error for a kind of check that this build does not have.
-func errUnknownKind(kind string) error {
-	return fmt.Errorf("unknown kind of check '%s'; this build has %s%s", kind, knownKinds(), suggest.Kind(kind, probeKinds()))
-}
-
-// probeKinds returns the kinds of check that this build has.
-func probeKinds() []string {
-	modules := caddy.GetModules("alive.probes")
-	kinds := make([]string, 0, len(modules))
-	for _, info := range modules {
-		kinds = append(kinds, info.ID.Name())
+// parseArg reads the one value of the option that d is at.
+func parseArg(d *caddyfile.Dispenser, what string) (string, error) {
+	option := d.Val()
+	var text string
+	if !d.AllArgs(&text) {
+		return "", d.Errf("%s takes %s", option, what)
 	}
-	slices.Sort(kinds)
-	return kinds
+	return text, nil
 }
 
-// knownKinds lists the kinds of check that this build has.
-func knownKinds() string { return strings.Join(probeKinds(), ", ") }
+// parseName reads the value of the option that d is at: the name of a pool or of a check.
+func parseName(d *caddyfile.Dispenser, what string) (string, error) {
+	name, err := parseArg(d, what)
+	if err != nil {
+		return "", err
+	}
+	if name == "" {
+		return "", d.Err("name must not be empty")
+	}
+	return name, at(d, limits.Name(name))
+}
+
+// at adds the place of d to an error, if there is one.
+func at(d *caddyfile.Dispenser, err error) error {
+	if err == nil {
+		return nil
+	}
+	return d.WrapErr(err)
+}
+
+// errAt returns an error with the place of a token.
+func errAt(token caddyfile.Token, format string, args ...any) error {
+	d := caddyfile.NewDispenser([]caddyfile.Token{token})
+	d.Next()
+	return d.Errf(format, args...)
+}

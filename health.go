@@ -192,7 +192,7 @@ func (c *HealthCheck) provisionAddress() error {
 	}
 	addr, err := parseProbeAddress(text)
 	if err != nil {
-		if hasPlaceholder(c.Address) {
+		if redact.HasPlaceholder(c.Address) {
 			return errProbeAddress(c.Address) // what it stands for may be secret
 		}
 		return err

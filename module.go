@@ -29,7 +29,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
@@ -44,7 +43,6 @@ import (
 func init() {
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(telemetry.OriginModule(new(App).CaddyModule()))
-	httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption)
 	caddy.RegisterModule(probe.HTTP{})
 	caddy.RegisterModule(probe.TCP{})
 	caddy.RegisterModule(probe.TLS{})

@@ -4,8 +4,6 @@ package alive
 
 import (
 	"bytes"
-	"cmp"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,85 +20,10 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
-	"github.com/caddy-alive/caddy-alive/internal/poolname"
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
-
-// readPool reads what decides about the name of a pool from a config.
-func readPool(policy, handler []byte) (poolname.Pool, error) {
-	s, h := new(Selection), new(reverseproxy.Handler)
-	if err := errors.Join(json.Unmarshal(policy, s), json.Unmarshal(handler, h)); err != nil {
-		return poolname.Pool{}, err
-	}
-	return identifyPool(s, h), nil
-}
-
-// identifyPool returns what decides about the name of the pool of a policy. Its key has
-// all that is configured about which upstreams get requests. Nothing must be provisioned
-// yet.
-func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
-	type check struct {
-		Probe    string
-		Settings any
-		Where    []any
-	}
-	different := struct {
-		Checks   []string
-		Weights  map[string]string
-		Backups  []string
-		FailOpen string
-		Select   any
-		Source   any
-		Limits   []int
-		Health   *reverseproxy.HealthChecks
-		Breaker  any
-	}{
-		FailOpen: cmp.Or(s.FailOpen, "none_up"),
-		Select:   poolname.Decode(s.SelectRaw),
-		Source:   poolname.Decode(h.DynamicUpstreamsRaw),
-		Health:   h.HealthChecks,
-		Breaker:  poolname.Decode(h.CBRaw),
-		Weights:  make(map[string]string),
-	}
-	checks := s.Checks
-	if len(checks) == 0 {
-		checks = []*HealthCheck{defaultCheck()}
-	}
-	for _, c := range checks {
-		if c == nil {
-			continue // an error, as soon as it is provisioned
-		}
-		_, probe, _ := identify(c.ProbeRaw)
-		settings, _ := c.resolve()
-		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection}})
-		different.Checks = append(different.Checks, string(encoded))
-	}
-	slices.Sort(different.Checks)
-	for name, weight := range s.Weights {
-		share := string(weight)
-		if number, err := weight.resolve(); err == nil {
-			share = fmt.Sprint(number)
-		}
-		for _, address := range addressesOf(name) {
-			if share != "1" {
-				different.Weights[address] = share
-			}
-		}
-	}
-	for _, name := range s.Backups {
-		different.Backups = append(different.Backups, addressesOf(name)...)
-	}
-	slices.Sort(different.Backups)
-	different.Backups = slices.Compact(different.Backups)
-	dials := make([]string, 0, len(h.Upstreams))
-	for _, u := range h.Upstreams {
-		dials = append(dials, u.Dial)
-		different.Limits = append(different.Limits, u.MaxRequests)
-	}
-	encoded, _ := json.Marshal(different) // what cannot be encoded was never decoded
-	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded)}
-}
 
 // identify returns the kind of a probe, and its JSON in one form for all ways
 // to write it.
@@ -124,14 +47,29 @@ func identify(raw json.RawMessage) (kind, identity string, err error) {
 	return kind, string(encoded), err
 }
 
-// addressesOf returns the addresses that an option means by a name.
-func addressesOf(name string) []string {
-	name = monitor.DisplayAddress(name)
-	if dials, err := dialAddresses(name); err == nil {
-		return dials
-	}
-	return []string{name} // an error, as soon as it is provisioned
+// errNoProbe is the error for a check without a kind of probe.
+func errNoProbe() error {
+	return fmt.Errorf("a check needs a probe with one of the kinds %s", knownKinds())
 }
+
+// errUnknownKind is the error for a kind of check that this build does not have.
+func errUnknownKind(kind string) error {
+	return fmt.Errorf("unknown kind of check '%s'; this build has %s%s", kind, knownKinds(), suggest.Kind(kind, probeKinds()))
+}
+
+// probeKinds returns the kinds of check that this build has.
+func probeKinds() []string {
+	modules := caddy.GetModules("alive.probes")
+	kinds := make([]string, 0, len(modules))
+	for _, info := range modules {
+		kinds = append(kinds, info.ID.Name())
+	}
+	slices.Sort(kinds)
+	return kinds
+}
+
+// knownKinds lists the kinds of check that this build has.
+func knownKinds() string { return strings.Join(probeKinds(), ", ") }
 
 // Weight is a share of the requests, in proportion to the weights of the other
 // upstreams: a whole number from 0 to 256, or a text with global placeholders, such
@@ -145,7 +83,7 @@ func (w *Weight) UnmarshalJSON(data []byte) error {
 		return nil
 	}
 	var text string
-	if err := json.Unmarshal(data, &text); err != nil || !hasPlaceholder(text) {
+	if err := json.Unmarshal(data, &text); err != nil || !redact.HasPlaceholder(text) {
 		return fmt.Errorf(`a weight must be %s, or a text with a placeholder, like "{env.WEIGHT}"; got %s`, limits.WeightRange, data)
 	}
 	*w = Weight(text)
@@ -163,7 +101,7 @@ func (w Weight) MarshalJSON() ([]byte, error) {
 // resolve returns the number, or what is wrong with it.
 func (w Weight) resolve() (int, error) {
 	text, got := string(w), string(w)
-	if hasPlaceholder(text) {
+	if redact.HasPlaceholder(text) {
 		// what it stands for may be secret, if it is the wrong one
 		got = "what " + text + " stands for"
 		var err error
@@ -180,7 +118,7 @@ func (w Weight) resolve() (int, error) {
 
 // parseWeight reads a weight of a Caddyfile.
 func parseWeight(text string) (Weight, error) {
-	if hasPlaceholder(text) {
+	if redact.HasPlaceholder(text) {
 		return Weight(text), nil // what it stands for is known when the config is loaded
 	}
 	number, ok := limits.Weight(text)
@@ -188,12 +126,6 @@ func parseWeight(text string) (Weight, error) {
 		return "", fmt.Errorf("weight must be %s; got '%s'", limits.WeightRange, text)
 	}
 	return Weight(strconv.Itoa(number)), nil
-}
-
-// hasPlaceholder reports whether a text has what looks like a placeholder.
-func hasPlaceholder(text string) bool {
-	_, after, open := strings.Cut(text, "{")
-	return open && strings.Contains(after, "}")
 }
 
 // upstreams are those that the config lists: dial address to address as operators see it.
@@ -361,4 +293,13 @@ func checkSpaces(address string) error {
 		return errors.New("an address has no spaces in it")
 	}
 	return nil
+}
+
+// addressesOf returns the addresses that an option means by a name.
+func addressesOf(name string) []string {
+	name = monitor.DisplayAddress(name)
+	if dials, err := dialAddresses(name); err == nil {
+		return dials
+	}
+	return []string{name} // an error, as soon as it is provisioned
 }

@@ -3,12 +3,13 @@
 package alive
 
 import (
+	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -18,7 +19,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
-	"github.com/caddy-alive/caddy-alive/internal/suggest"
+	"github.com/caddy-alive/caddy-alive/internal/poolname"
 )
 
 func init() { caddy.RegisterModule(new(Selection)) }
@@ -254,70 +255,17 @@ func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, s
 	if err := json.Unmarshal(s.SelectRaw, &name); err != nil {
 		return nil, "", fmt.Errorf("select: %v", err)
 	}
-	if !canSelect(name.Policy) {
-		return nil, "", errCannotSelect(name.Policy)
+	if !pool.CanSelect(name.Policy) {
+		return nil, "", pool.ErrCannotSelect(name.Policy)
 	}
-	if selectsByPosition(s.SelectRaw) {
-		return nil, "", fmt.Errorf("select: %w", errPositional)
+	if pool.CountsPositions(s.SelectRaw) {
+		return nil, "", fmt.Errorf("select: %w", pool.ErrPositional)
 	}
 	mod, err := ctx.LoadModule(s, "SelectRaw")
 	if err != nil {
 		return nil, "", fmt.Errorf("select: %v", err)
 	}
 	return mod.(reverseproxy.Selector), name.Policy, nil
-}
-
-// canSelect reports whether a policy can pick among the upstreams alive.
-func canSelect(policy string) bool { return slices.Contains(selectable(), policy) }
-
-func errCannotSelect(policy string) error {
-	return fmt.Errorf("select takes one of the selection policies %s; got '%s'%s", strings.Join(selectable(), ", "), policy, suggest.DidYouMean(policy, selectable()))
-}
-
-// selectsByPosition reports whether any policy in the JSON of another one, such as its
-// fallback, counts the positions of a pool. Those would be other upstreams whenever one
-// goes down.
-func selectsByPosition(policy json.RawMessage) bool {
-	var value any
-	if err := json.Unmarshal(policy, &value); err != nil {
-		return false // which never loads
-	}
-	return nests(value)
-}
-
-func nests(value any) bool {
-	switch value := value.(type) {
-	case map[string]any:
-		if value["policy"] == positional {
-			return true
-		}
-		for _, v := range value {
-			if nests(v) {
-				return true
-			}
-		}
-	case []any:
-		return slices.ContainsFunc(value, nests)
-	}
-	return false
-}
-
-// positional is the policy that counts the positions of a pool.
-const positional = "weighted_round_robin"
-
-var errPositional = errors.New(positional + " cannot be a fallback either: it counts the positions of the whole pool, and gets those alive only; weights are an option of lb_policy alive, without select")
-
-// selectable lists the policies that can pick among the upstreams alive: all
-// but this one, and weighted_round_robin, which counts the positions of a pool.
-func selectable() []string {
-	var names []string
-	for _, info := range caddy.GetModules("http.reverse_proxy.selection_policies") {
-		if name := info.ID.Name(); name != "alive" && name != positional {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
 }
 
 // resolve returns the window and the floor, or what is wrong with them.
@@ -345,6 +293,81 @@ func resolveFailOpen(text string) (pool.FailOpen, error) {
 	var err error
 	f.Percent, err = limits.FailOpen(text)
 	return f, err
+}
+
+// readPool reads what decides about the name of a pool from a config.
+func readPool(policy, handler []byte) (poolname.Pool, error) {
+	s, h := new(Selection), new(reverseproxy.Handler)
+	if err := errors.Join(json.Unmarshal(policy, s), json.Unmarshal(handler, h)); err != nil {
+		return poolname.Pool{}, err
+	}
+	return identifyPool(s, h), nil
+}
+
+// identifyPool returns what decides about the name of the pool of a policy. Its key has
+// all that is configured about which upstreams get requests. Nothing must be provisioned
+// yet.
+func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
+	type check struct {
+		Probe    string
+		Settings any
+		Where    []any
+	}
+	different := struct {
+		Checks   []string
+		Weights  map[string]string
+		Backups  []string
+		FailOpen string
+		Select   any
+		Source   any
+		Limits   []int
+		Health   *reverseproxy.HealthChecks
+		Breaker  any
+	}{
+		FailOpen: cmp.Or(s.FailOpen, "none_up"),
+		Select:   poolname.Decode(s.SelectRaw),
+		Source:   poolname.Decode(h.DynamicUpstreamsRaw),
+		Health:   h.HealthChecks,
+		Breaker:  poolname.Decode(h.CBRaw),
+		Weights:  make(map[string]string),
+	}
+	checks := s.Checks
+	if len(checks) == 0 {
+		checks = []*HealthCheck{defaultCheck()}
+	}
+	for _, c := range checks {
+		if c == nil {
+			continue // an error, as soon as it is provisioned
+		}
+		_, probe, _ := identify(c.ProbeRaw)
+		settings, _ := c.resolve()
+		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection}})
+		different.Checks = append(different.Checks, string(encoded))
+	}
+	slices.Sort(different.Checks)
+	for name, weight := range s.Weights {
+		share := string(weight)
+		if number, err := weight.resolve(); err == nil {
+			share = fmt.Sprint(number)
+		}
+		for _, address := range addressesOf(name) {
+			if share != "1" {
+				different.Weights[address] = share
+			}
+		}
+	}
+	for _, name := range s.Backups {
+		different.Backups = append(different.Backups, addressesOf(name)...)
+	}
+	slices.Sort(different.Backups)
+	different.Backups = slices.Compact(different.Backups)
+	dials := make([]string, 0, len(h.Upstreams))
+	for _, u := range h.Upstreams {
+		dials = append(dials, u.Dial)
+		different.Limits = append(different.Limits, u.MaxRequests)
+	}
+	encoded, _ := json.Marshal(different) // what cannot be encoded was never decoded
+	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded)}
 }
 
 // Select returns the upstream whose turn it is among those alive. It is nil

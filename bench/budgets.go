@@ -11,14 +11,14 @@ import (
 	"slices"
 )
 
-// verdict is whether a budget is held.
+// verdict says whether a budget is held.
 type verdict struct {
 	Budget   string    `json:"budget"`
-	Measured any       `json:"measured"` // a number as tables have them
+	Measured any       `json:"measured"` // as tables show it
 	Rounds   []float64 `json:"rounds,omitempty"`
 	AtMost   float64   `json:"at_most"`
 	Verdict  string    `json:"verdict"`
-	speed    bool      // it is a matter of the machine, and of what else that does
+	speed    bool      // it depends on the machine and its other load
 }
 
 // Verdicts. What was not measured, and what never happened, is missed.
@@ -28,7 +28,7 @@ const (
 	undecided = "undecided" // the noise is larger than the distance to the limit
 )
 
-// budget judges what is the same on every machine.
+// budget judges a figure that is the same on every machine.
 func (r *report) budget(what string, measured, atMost float64) {
 	v := verdict{Budget: what, Measured: column{}.plain(measured), AtMost: atMost, Verdict: missed}
 	if measured <= atMost {
@@ -37,14 +37,14 @@ func (r *report) budget(what string, measured, atMost float64) {
 	r.Budgets = append(r.Budgets, v)
 }
 
-// speed judges what depends on the machine.
+// speed judges a figure that depends on the machine.
 func (r *report) speed(what string, measured, atMost float64) {
 	r.budget(what, measured, atMost)
 	r.Budgets[len(r.Budgets)-1].speed = true
 }
 
-// ratio judges the median of the ratios of rounds. It cannot where the limit lies among
-// them, and as near to the median as half of them are.
+// ratio judges the median of the ratios of all rounds. It is undecided if the limit is
+// within the ratios, and no farther from the median than half of them are.
 func (r *report) ratio(what string, ratios []float64, atMost float64) {
 	ratios = slices.DeleteFunc(ratios, func(v float64) bool { return math.IsNaN(v) || math.IsInf(v, 0) })
 	if len(ratios) == 0 {
@@ -64,7 +64,7 @@ func (r *report) ratio(what string, ratios []float64, atMost float64) {
 	}
 }
 
-// broken returns an error that names the budgets that are missed on every machine.
+// broken returns an error with the missed budgets that do not depend on the machine.
 func (r *report) broken() (err error) {
 	for _, v := range r.Budgets {
 		if v.Verdict == missed && !v.speed {

@@ -20,17 +20,17 @@ type chart struct {
 	rows   func(row []any) bool // those to draw; nil: all
 }
 
-// chart has a column drawn.
+// chart draws a column.
 func (t *table) chart(column int) {
 	t.charts = append(t.charts, chart{values: column, what: t.Columns[column].name})
 }
 
-// chartWhere has a column drawn of the rows that f takes.
+// chartWhere draws a column of the rows that f accepts.
 func (t *table) chartWhere(column int, what string, f func(row []any) bool) {
 	t.charts = append(t.charts, chart{column, what, f})
 }
 
-// file is what the drawing of a column is called.
+// file returns the name of the file with the drawing of a column.
 func (t *table) file(c chart) string {
 	return strings.NewReplacer(" ", "-", ",", "", ":", "").Replace(strings.ToLower(t.Title)) + "-" + strconv.Itoa(c.values) + ".svg"
 }
@@ -54,7 +54,7 @@ func (t *table) svg(c chart) string {
 	for i, row := range rows {
 		var names []string
 		for column, v := range t.labels(row) {
-			if slices.ContainsFunc(rows, func(other []any) bool { return other[column] != v }) { // else it tells nothing
+			if slices.ContainsFunc(rows, func(other []any) bool { return other[column] != v }) { // all bars equal would show nothing
 				names = append(names, cell(v))
 			}
 		}

@@ -10,17 +10,17 @@ import (
 	"time"
 )
 
-// balance is what a peer is to do. All are given the same, as far as they can: probes of
-// /healthz each second, which have one second; three that fail in a row turn an upstream
-// down, and two that pass turn it up.
+// balance is the task of a peer. All peers get the same, as far as they support it:
+// probes of /healthz every second with a timeout of one second; three failures in a row
+// turn an upstream down, and two passes turn it up.
 type balance struct {
 	upstreams []string
-	weights   []int // nil: all the same
-	retries   bool  // up to two, for what is idempotent
+	weights   []int // nil: all equal
+	retries   bool  // up to two, of idempotent requests
 }
 
 // How long all peers wait for an upstream. Faults last longer, so that retries after
-// timeouts are seen; a slow upstream is faster.
+// timeouts are measured. A slow upstream answers earlier.
 const (
 	connectTimeout = time.Second
 	answerTimeout  = 3 * time.Second // until the header has come
@@ -103,8 +103,8 @@ func caddyStock(b balance) string {
 		health_passes 2`
 }
 
-// nginxConfig writes one of nginx as Debian has it, which has no probes: what fails is
-// left alone for a while.
+// nginxConfig writes a config for nginx as packaged by Debian. It has no probes: an
+// upstream that fails gets no requests for a while.
 func nginxConfig(listen string, b balance) (string, string) {
 	var servers strings.Builder
 	for i, weight := range b.weightsOf() {
@@ -169,7 +169,7 @@ backend all
 %s`, connectTimeout, answerTimeout, retries, listen, servers.String())
 }
 
-// describe says how the peers are set up, and keeps the configs that they are given.
+// describe describes the setup of the peers, and keeps their configs.
 func (b *bench) describe() {
 	b.note("vegeta sends %d requests a second in an open loop. A latency counts from the time at which the request was due.", b.rate)
 	b.note("Stock Caddy is Caddy without this plugin, in the same version and with the same dependencies. It uses `round_robin` and its own checks.")

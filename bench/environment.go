@@ -19,7 +19,8 @@ import (
 	"time"
 )
 
-// environment is what was measured, and where: numbers of another one are other numbers.
+// environment describes what was measured, and on which machine. Figures of another
+// environment are not comparable.
 type environment struct {
 	Caddy      string   `json:"caddy"`
 	Go         string   `json:"go"`
@@ -28,13 +29,13 @@ type environment struct {
 	Vegeta     string   `json:"vegeta"`
 	Kernel     string   `json:"kernel"`
 	Processors int      `json:"processors"`
-	Load       string   `json:"load"` // the average of a minute before it began: what others did
+	Load       string   `json:"load"` // the average of the minute before the start
 	Flags      []string `json:"flags"`
 	Date       string   `json:"date"`
 	Took       string   `json:"took"`
 }
 
-// load is how many processes ran on average in the last minute.
+// load returns the average number of running processes in the last minute.
 func load() string {
 	averages, _ := os.ReadFile("/proc/loadavg")
 	last, _, _ := strings.Cut(string(averages), " ")
@@ -64,7 +65,7 @@ func look(ctx context.Context, caddy string, began time.Time) (e environment, er
 	return e, err
 }
 
-// version returns that of a module that a program is built of.
+// version returns the version of a module in a program.
 func version(built *debug.BuildInfo, module string) string {
 	for _, dependency := range built.Deps {
 		if dependency.Path == module {
@@ -76,13 +77,14 @@ func version(built *debug.BuildInfo, module string) string {
 
 var versionNumber = regexp.MustCompile(`\d+(\.\d+)+[^ \n]*`)
 
-// versionOf returns what an installed program says of itself, "" if there is none.
+// versionOf returns the version that an installed program prints, "" if it is not
+// installed.
 func versionOf(ctx context.Context, program string) string {
 	out, _ := exec.CommandContext(ctx, program, "-v").CombinedOutput()
 	return string(versionNumber.Find(out))
 }
 
-// String returns it in one line, as the results show it.
+// String returns the environment in one line, for the results.
 func (e environment) String() string {
 	var parts []string
 	for _, p := range [][2]string{{"Caddy", e.Caddy}, {"Go", e.Go}, {"nginx", e.Nginx}, {"HAProxy", e.HAProxy}, {"vegeta", e.Vegeta}, {"Linux", e.Kernel}} {

@@ -15,12 +15,12 @@ import (
 	"time"
 )
 
-// fault is what can befall an upstream.
+// fault is a fault of an upstream.
 type fault struct {
 	name   string
 	inject func(ctx context.Context, u *upstream) error
 	heal   func(ctx context.Context, u *upstream) error
-	counts bool // the upstream can tell how many requests reach it meanwhile
+	counts bool // the upstream can count the requests that reach it meanwhile
 }
 
 var faults = []fault{
@@ -32,7 +32,7 @@ var faults = []fault{
 	{"black hole", func(ctx context.Context, u *upstream) error { return u.swallow(ctx) }, func(ctx context.Context, u *upstream) error { u.unswallow(); return u.begin(ctx) }, false},
 }
 
-// mode has an upstream answer in another way.
+// mode makes an upstream answer in another way.
 func mode(name string) func(context.Context, *upstream) error {
 	return func(ctx context.Context, u *upstream) error { return u.set(ctx, name) }
 }
@@ -46,28 +46,28 @@ const (
 	faultRate = 200                    // requests a second, for each proxy
 	lead      = time.Second            // before the fault
 	tail      = 4 * time.Second        // after it
-	notable   = 500 * time.Millisecond // a request that takes longer was held up
+	notable   = 500 * time.Millisecond // a request that takes longer is delayed
 )
 
 // outcome is what a fault did to the requests of one proxy.
 type outcome struct {
 	failed, again, heldUp int
-	reached               float64 // attempts that the upstream saw meanwhile, if it can tell
+	reached               float64 // attempts that the upstream counted meanwhile, if it can count
 	eject, readmit        float64 // in seconds
 	slowest               time.Duration
 }
 
-// faults looks at what becomes of requests when one of three upstreams fails. All proxies
-// run at once, each with upstreams of its own, for one after the other would take four
-// times as long: what it says is seconds and counts, not milliseconds. It takes longest of
-// all parts, so it has one round less than others.
+// faults measures the requests while one of three upstreams fails. All proxies run at
+// once, each with upstreams of its own, because one after the other would take four
+// times as long: the results are seconds and counts, not milliseconds. It is the
+// longest part, so it has one round less than the others.
 func (b *bench) faults(ctx context.Context) error {
 	during := max(answerTimeout+4*time.Second, b.duration*3/5)
 	times := max(1, b.rounds-1)
 	t := b.table("Faults", fmt.Sprintf("One of three upstreams fails for %s. Each proxy gets %d requests a second, %d in a round (%s). All proxies run at the same time. With retries, a request is retried up to two times, also after the statuses 502, 503 and 504.\n\n- Repeated: requests that did not fail because the client sent them again. Go and browsers do this when a kept connection ends without a response. HAProxy relies on it when an upstream breaks a connection.\n- Delayed: requests that took longer than %s.\n- Reached: attempts that reached the faulty upstream, where it can count them.\n- Ejected after: the time until the last attempt reached the upstream. Where it cannot count, this is the time until the last request failed, was repeated or was delayed. A dash means that retries hide it.\n- Readmitted after: the time from the end of the fault to the first answer of the upstream.\n- Never: not within %s after the fault.\n\nCounts are sums of all rounds. Seconds are those of the worst round.",
 		during, faultRate, int((lead+during+tail)/time.Second)*faultRate, rounds(times), notable, tail),
 		label("fault"), label("retries"), label("proxy"), total("failed"), total("repeated"), total("delayed"), total("reached"), worst("ejected after (s)"), worst("readmitted after (s)"), worst("slowest (s)"))
-	// the longest of an interval, and three probes
+	// an interval and three probes, at their longest
 	const bound = 1.1 + 3*1.1
 	for _, f := range faults {
 		for _, retries := range []string{"no", "yes"} {
@@ -99,7 +99,7 @@ func (b *bench) faults(ctx context.Context) error {
 	return nil
 }
 
-// fail has one fault befall one upstream of a proxy.
+// fail makes one upstream of a proxy fail.
 func (b *bench) fail(ctx context.Context, f fault, p peer, network int, retries bool, during time.Duration) (o outcome, err error) {
 	addresses, err := freeAddresses(ctx, network, 3)
 	if err != nil {
@@ -128,14 +128,14 @@ func (b *bench) fail(ctx context.Context, f fault, p peer, network int, retries 
 	return happened.outcome(results, addresses[0], retries), nil
 }
 
-// period is when a fault was there, and what the upstream saw of it.
+// period is the time of a fault, and what the upstream counted in it.
 type period struct {
 	began, healed time.Time
 	reached       float64
 	last          time.Time // reached it
 }
 
-// befall has the fault happen, in time with the load.
+// befall makes the fault happen, at its time in the load.
 func (f fault) befall(ctx context.Context, u *upstream, during time.Duration) (p period, err error) {
 	if err := pause(ctx, lead); err != nil {
 		return p, err
@@ -162,8 +162,8 @@ func (f fault) befall(ctx context.Context, u *upstream, during time.Duration) (p
 	return p, f.heal(ctx, u)
 }
 
-// outcome makes sense of the requests. An upstream that counts knows best when it was
-// asked last; of others tell the requests that failed, or that it kept waiting.
+// outcome evaluates the requests. If the upstream can count, it knows the time of the
+// last attempt. Otherwise the failed and the delayed requests show it.
 func (p period) outcome(results []result, upstream string, retries bool) outcome {
 	o := outcome{failed: failures(results), reached: p.reached, readmit: never}
 	counted := !math.IsNaN(p.reached)
@@ -191,10 +191,10 @@ func (p period) outcome(results []result, upstream string, retries bool) outcome
 	}
 	switch {
 	case !counted && traces == 0 && retries:
-		o.eject = unknown // retries hide it
+		o.eject = unknown // hidden by retries
 	case p.healed.Sub(ejected) > notable+200*time.Millisecond:
 		o.eject = ejected.Sub(p.began).Seconds()
-	default: // it went on to the end, or as near to it as can be told
+	default: // it lasted until the end of the fault, as far as can be seen
 		o.eject = never
 	}
 	return o

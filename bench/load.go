@@ -17,17 +17,17 @@ import (
 // result is one request of the load.
 type result struct {
 	due     time.Time     // when it was to be sent
-	latency time.Duration // from then on, so that a stall of the sender hides nothing
+	latency time.Duration // from then on, so that a delay of the sender is included
 	status  int           // 0 if there was no answer
 	from    string        // the upstream that answered
-	again   bool          // the client had to ask twice, for a kept connection ended without an answer
+	again   bool          // the client sent it twice, because a kept connection ended without an answer
 }
 
 func (r result) ok() bool { return r.status == http.StatusOK }
 
-// attack sends so many requests a second for a while, whatever becomes of them: an open
-// loop. The first is due after the time between two. It returns them in the order in which
-// they were due.
+// attack sends a number of requests a second for a time, independent of their answers:
+// an open loop. The first is due after one period. It returns the results in the order
+// in which the requests were due.
 func attack(ctx context.Context, url string, rate int, during time.Duration) []result {
 	transport := &http.Transport{MaxIdleConnsPerHost: 10000}
 	defer transport.CloseIdleConnections()
@@ -48,13 +48,13 @@ func attack(ctx context.Context, url string, rate int, during time.Duration) []r
 	return results
 }
 
-// againHeader is added to answers of requests that were sent twice.
+// againHeader is added to the answers of requests that were sent twice.
 const againHeader = "Bench-Again"
 
-// attentive notices where Go's transport sends a request again by itself.
+// attentive detects that Go's transport sends a request again by itself.
 type attentive struct{ *http.Transport }
 
-// RoundTrip adds a header to the answer then.
+// RoundTrip adds a header to the answer in this case.
 func (a attentive) RoundTrip(r *http.Request) (*http.Response, error) {
 	connections := 0
 	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connections++ }}
@@ -65,7 +65,7 @@ func (a attentive) RoundTrip(r *http.Request) (*http.Response, error) {
 	return response, err
 }
 
-// failures counts those that got no answer, or an error.
+// failures counts the results without an answer, or with an error.
 func failures(results []result) (n int) {
 	for _, r := range results {
 		if !r.ok() {
@@ -75,7 +75,7 @@ func failures(results []result) (n int) {
 	return n
 }
 
-// percentile returns the latency that so many percent did not exceed.
+// percentile returns the latency that this percentage of the requests did not exceed.
 func percentile(results []result, percent float64) time.Duration {
 	latencies := make([]time.Duration, 0, len(results))
 	for _, r := range results {

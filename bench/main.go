@@ -2,15 +2,15 @@
 
 //go:build linux
 
-// Bench measures this plugin beside its peers, in one run on one machine, for
-// only ratios mean something elsewhere. It needs Linux, and what it compares with
-// has to be installed; what is not is named and left out.
+// Bench measures this plugin beside its peers, in one run on one machine, because only
+// ratios are comparable with those of other machines. It needs Linux and installed peers;
+// those that are missing are named and left out.
 //
 //	go -C bench run .
 //
 // It prints tables, and writes them to bench/results: as Markdown, as JSON with what each
 // round gave, and as charts, with the configs of all peers. At the end it says which
-// budgets of this project are held, missed, or not decided for the noise. With -quick, on
+// budgets of this project are held, missed, or undecided because of noise. With -quick, on
 // two cores, the parts take about 170, 150, 30, 15, 40, 90 and 50 seconds.
 package main
 
@@ -30,11 +30,11 @@ import (
 	"time"
 )
 
-// bench is what all measurements have in common.
+// bench is the state that all measurements share.
 type bench struct {
 	scratch  string
-	caddy    string // the program with this plugin
-	stock    string // and the one without
+	caddy    string // Caddy with this plugin
+	stock    string // Caddy without it
 	peers    []peer
 	settle   time.Duration
 	duration time.Duration
@@ -44,10 +44,10 @@ type bench struct {
 	report
 }
 
-// defaultResults is where reports go.
+// defaultResults is the folder of the reports.
 const defaultResults = "results"
 
-// parts are what can be measured.
+// parts are the measurements.
 var parts = map[string]func(*bench, context.Context) error{
 	"1-requests": (*bench).requests,
 	"2-faults":   (*bench).faults,
@@ -106,8 +106,8 @@ func main() {
 	}
 }
 
-// measureAll measures the parts, one after the other, and writes what came of them. One
-// that fails costs the others nothing.
+// measureAll runs measurements one after the other, and writes the results. A
+// measurement that fails does not affect the others.
 func (b *bench) measureAll(ctx context.Context, names []string, results string) (err error) {
 	began, before := time.Now(), load()
 	if b.scratch, err = os.MkdirTemp("", "alive-bench-"); err != nil {
@@ -132,7 +132,7 @@ func (b *bench) measureAll(ctx context.Context, names []string, results string) 
 	for _, name := range names {
 		began := time.Now()
 		if err := parts[name](b, ctx); ctx.Err() != nil {
-			return ctx.Err() // what is there is no report
+			return ctx.Err() // an interrupted run writes no report
 		} else if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("%s: %w", name, err))
 			b.note("**The part %s failed.** Its results are incomplete.", name)

@@ -19,34 +19,35 @@ import (
 	"time"
 )
 
-// peer is a proxy to measure.
+// peer is a proxy that is measured.
 type peer struct {
 	name string
-	// config returns the name and the text of its config, with the address to listen on.
+	// config returns the name and the text of its config file, with the address to listen
+	// on.
 	config func(listen string, b balance) (file, text string)
-	args   []string // to run it by its config
+	args   []string // to run it with its config file
 	path   string
 	reload func(ctx context.Context, p *proxy) error // by its config file
 }
 
-// proxy is a peer that runs.
+// proxy is a running peer.
 type proxy struct {
 	*process
 	peer
 	folder, listen string
 }
 
-// url is where to ask it.
+// url returns the URL of the proxy.
 func (p *proxy) url() string { return "http://" + p.listen + "/" }
 
 const (
 	thisBuild  = "caddy-alive"
-	stockCaddy = "stock Caddy" // the program of its own module, in the version that this plugin is built with
+	stockCaddy = "stock Caddy" // the program of its own module, with the version that this plugin uses
 )
 
 var caddyArgs = []string{"run", "--config", "Caddyfile", "--adapter", "caddyfile"}
 
-// findPeers returns the peers that are installed, and the names of those that are not.
+// findPeers returns the installed peers, and the names of the others.
 func findPeers(caddy, stock string) (peers []peer, missing []string) {
 	reloadCaddy := func(ctx context.Context, p *proxy) error {
 		command := exec.CommandContext(ctx, p.path, "reload", "--force", "--config", "Caddyfile", "--adapter", "caddyfile") //nolint:gosec // a program that was built or found here
@@ -75,8 +76,8 @@ func findPeers(caddy, stock string) (peers []peer, missing []string) {
 	return peers, missing
 }
 
-// reloadBy has a server reload its config by a signal, and returns when other workers do
-// all of its work: a signal alone proves nothing.
+// reloadBy makes a server reload its config by a signal, and returns when new workers
+// do all of its work: the signal alone proves nothing.
 func reloadBy(s os.Signal) func(context.Context, *proxy) error {
 	return func(ctx context.Context, p *proxy) error {
 		old, err := p.children()
@@ -138,7 +139,7 @@ func (p peer) start(ctx context.Context, folder, listen string, b balance) (*pro
 	return launch(folder, exec.CommandContext(ctx, p.path, p.args...)) //nolint:gosec // a program that was built or found here
 }
 
-// runAll starts all peers, and returns what stops them.
+// runAll starts all peers, and returns a function that stops them.
 func (b *bench) runAll(ctx context.Context, peers []peer, to balance) (running []*proxy, stop func() error, err error) {
 	stop = func() (err error) {
 		for _, p := range running {
@@ -156,8 +157,8 @@ func (b *bench) runAll(ctx context.Context, peers []peer, to balance) (running [
 	return running, stop, nil
 }
 
-// turns returns the numbers below n, beginning with another one each round: nobody is
-// always the first, or always comes after the same one's load.
+// turns returns the numbers below n, beginning with another one each round: none is
+// always the first, or always follows the load of the same one.
 func turns(n, round int) []int {
 	order := make([]int, n)
 	for i := range order {
@@ -166,7 +167,7 @@ func turns(n, round int) []int {
 	return order
 }
 
-// freeAddresses returns so many addresses in a loopback network of their own.
+// freeAddresses returns this many free addresses in a loopback network of their own.
 func freeAddresses(ctx context.Context, network, n int) ([]string, error) {
 	port := "0"
 	addresses := make([]string, 0, n)

@@ -15,20 +15,20 @@ import (
 	"time"
 )
 
-// contests is how many lines of ratios TestBudgets prints: ten pools, asked by one and by
-// two at once.
+// contests is how many lines of ratios TestBudgets prints: for ten pools, with one and
+// with two goroutines.
 const contests = 20
 
-// What TestBudgets prints: a line for each contest; for each pool that needs memory to
-// pick; and for the order that is made anew.
+// What TestBudgets prints: a line for each contest; one for each pool in which a pick
+// allocates memory; and one for making an order anew.
 var (
 	ratioLine      = regexp.MustCompile(`: +(\d+ upstreams, +\d+% down, \d+ at once): .* ns a pick, (\w+) .*: ratio ([\d.]+) of ([\d.]+)`)
 	allocationLine = regexp.MustCompile(`: ([\d.]+) allocations a pick`)
 	rebuildLine    = regexp.MustCompile(`takes ([\w.µ]+) to show`)
 )
 
-// picks runs the test that holds the pick to its budgets, beside Caddy's own policies.
-// What it does not say is a miss.
+// picks runs the test for the budgets of the pick, beside Caddy's own policies. What
+// the test does not print is missed.
 func (b *bench) picks(ctx context.Context) error {
 	t := b.table("Picks", "The ratio is the time of a pick divided by the time of a pick of Caddy's own policy. Both are measured in turns in the same run. The figures come from `go test -run TestBudgets -budgets -v .`.", label("pool"), typical("ratio"), typical("at most"))
 	test := exec.CommandContext(ctx, "go", "test", "-count", "1", "-run", "^TestBudgets$", "-budgets", "-v", ".")
@@ -63,7 +63,7 @@ func (b *bench) picks(ctx context.Context) error {
 		}
 	}
 	if ended < contests && allocations == 0 {
-		allocations = unknown // of those that did not end
+		allocations = unknown // the pools that are not printed are unknown
 	}
 	b.budget("pick: measurements that did not end", float64(contests-ended), 0)
 	b.budget("allocations of a pick", allocations, 0)

@@ -21,9 +21,9 @@ import (
 const (
 	// probeInterval is how often each target is probed.
 	probeInterval = time.Second
-	// few is the number of targets that memory is compared with.
+	// few is the number of targets for the comparison of memory.
 	few = 10
-	// maxTargets is how many addresses targets are given.
+	// maxTargets is the number of addresses for targets.
 	maxTargets = 8000
 
 	coreChecks = "Caddy's own checks"
@@ -31,7 +31,7 @@ const (
 )
 
 // backend answers the probes of all targets, which are addresses of the loopback
-// network, and writes down when they came.
+// network, and records their times.
 type backend struct {
 	server    *http.Server
 	addresses []string // of the targets
@@ -46,7 +46,7 @@ type backend struct {
 
 type targetKey struct{}
 
-// newBackend listens on so many addresses.
+// newBackend listens on this many addresses.
 func newBackend(ctx context.Context, targets int) (*backend, error) {
 	b := &backend{server: &http.Server{
 		ReadHeaderTimeout: time.Minute,
@@ -56,7 +56,7 @@ func newBackend(ctx context.Context, targets int) (*backend, error) {
 	}}
 	b.server.Handler = b
 	b.reset()
-	port := 0 // the first is given one, and the others have the same
+	port := 0 // the system assigns a port to the first, and the others use it, too
 	for i := range targets {
 		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf("127.1.%d.%d:%d", i/250, i%250+1, port))
 		if err != nil {
@@ -73,7 +73,7 @@ func newBackend(ctx context.Context, targets int) (*backend, error) {
 	return b, nil
 }
 
-// ServeHTTP answers a probe, and writes down when it came.
+// ServeHTTP answers a probe, and records its time.
 func (b *backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	now := time.Now()
 	target := r.Context().Value(targetKey{}).(string)
@@ -96,7 +96,7 @@ func (b *backend) reset() {
 	b.began = time.Now()
 }
 
-// densest is the largest share of the targets whose probes came within 50 ms.
+// densest returns the largest share of the targets that were probed within 50 ms.
 func densest(times []time.Duration, targets int) float64 {
 	slices.Sort(times)
 	most, first := 0, 0
@@ -109,7 +109,7 @@ func densest(times []time.Duration, targets int) float64 {
 	return float64(most) / float64(targets)
 }
 
-// checkers are those to compare, as far as they are installed.
+// checkers returns the installed programs to compare.
 func (b *bench) checkers() []peer {
 	caddyProbes := func(policy string) func(string, balance) (string, string) {
 		return func(_ string, to balance) (string, string) {
@@ -160,7 +160,7 @@ backend all
 ` + servers.String()
 }
 
-// sample is what was measured of one checker once.
+// sample is one measurement of one checker.
 type sample struct {
 	cpu    float64 // a probe, in µs
 	memory float64 // a target, in bytes
@@ -169,7 +169,7 @@ type sample struct {
 	probes float64 // a second and target
 }
 
-// probes measures what probes of so many targets cost.
+// probes measures the cost of probes of this many targets.
 func (b *bench) probes(ctx context.Context) error {
 	to, err := newBackend(ctx, slices.Max(b.targets))
 	if err != nil {
@@ -205,7 +205,7 @@ func (b *bench) probes(ctx context.Context) error {
 	return nil
 }
 
-// measure runs a checker with few targets, for its memory, and with many.
+// measure runs a checker twice: with few targets, for its memory, and with many.
 func (b *bench) measure(ctx context.Context, to *backend, c peer, targets int) (s sample, err error) {
 	var base, memory int64
 	err = b.settled(ctx, c, to.addresses[:few], func(p *process) (err error) {
@@ -238,7 +238,7 @@ func (b *bench) measure(ctx context.Context, to *backend, c peer, targets int) (
 	return s, err
 }
 
-// settled runs a checker, and looks at it when it has run for a while.
+// settled runs a checker, and measures it after a while.
 func (b *bench) settled(ctx context.Context, c peer, addresses []string, look func(*process) error) error {
 	folder, err := os.MkdirTemp(b.scratch, "run-")
 	if err != nil {
@@ -254,7 +254,7 @@ func (b *bench) settled(ctx context.Context, c peer, addresses []string, look fu
 	return errors.Join(err, p.stop())
 }
 
-// seen makes a sample of the probes that came, and what CPU time they took.
+// seen makes a sample of the probes that were recorded, and of their CPU time.
 func (b *backend) seen(targets int, cpu, during time.Duration) (s sample, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -20,7 +20,7 @@ type process struct {
 	ended  chan struct{}
 }
 
-// buildCaddy builds a program of Caddy, in the versions that this plugin is built with.
+// buildCaddy builds a program of Caddy, with the versions of this plugin.
 func buildCaddy(ctx context.Context, path, program string) error {
 	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", path, program)
 	build.Dir = ".."
@@ -49,7 +49,7 @@ func launch(folder string, command *exec.Cmd, environment ...string) (*process, 
 	return p, nil
 }
 
-// stop ends the server, and reports if it had ended before, or has to be killed.
+// stop ends the server, and returns an error if it ended before, or has to be killed.
 func (p *process) stop() error {
 	const limit = 15 * time.Second
 	select {

@@ -12,13 +12,13 @@ import (
 	"time"
 )
 
-// toNotice is longer than any peer takes to find out that an upstream is dead.
+// toNotice is longer than any peer needs to notice that an upstream is dead.
 const toNotice = 6 * time.Second
 
-// reloads counts what fails while the config is loaded anew each second, and how often
-// an upstream gets requests that is known to be dead. That one is listed last: HAProxy
-// checks the first at once when it starts, and the others one after the other within the
-// interval.
+// reloads counts failures while the config is reloaded every second, and the requests
+// that reach an upstream which is known to be dead. It is the last in the list: at its
+// start HAProxy checks the first upstream at once, and the others one after the other
+// within the interval.
 func (b *bench) reloads(ctx context.Context) error {
 	t := b.table("Reload every second", fmt.Sprintf("The load is %d requests a second for %s in a round (%s), over three upstreams, without retries. The last upstream answers all requests and probes with 503. nginx of Debian has no health checks, so it does not know this, with a reload or without, and sends the dead upstream its share. HAProxy could read its state from a file that a script saves before each reload; this is not configured here. A reload of nginx or HAProxy counts when all its workers are new.",
 		b.rate/2, b.duration, rounds(b.rounds)),
@@ -51,7 +51,7 @@ func (b *bench) reloads(ctx context.Context) error {
 	return errors.Join(err, stop())
 }
 
-// reloadUnderLoad looks at one proxy for one round.
+// reloadUnderLoad measures one proxy in one round.
 func (b *bench) reloadUnderLoad(ctx context.Context, t *table, round int, p *proxy, dead *upstream) error {
 	before, err := dead.count(ctx)
 	if err != nil {

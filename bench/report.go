@@ -12,14 +12,14 @@ import (
 	"strings"
 )
 
-// report is what was measured.
+// report is the results.
 type report struct {
 	Environment environment `json:"environment"`
 	Notes       []string    `json:"notes"`
 	Tables      []*table    `json:"tables"`
 	Budgets     []verdict   `json:"budgets"`
 	configs     map[string]string
-	shown       int // so many tables were printed
+	shown       int // the number of tables that were printed
 }
 
 func (r *report) note(format string, args ...any) {
@@ -32,7 +32,7 @@ func (r *report) table(title, text string, columns ...column) *table {
 	return t
 }
 
-// rounds says how many.
+// rounds describes a number of rounds.
 func rounds(n int) string {
 	if n == 1 {
 		return "one round"
@@ -48,7 +48,7 @@ func (r *report) show() {
 	r.shown = len(r.Tables)
 }
 
-// write writes everything to a folder, and prints the budgets.
+// write writes the results to a folder, and prints the budgets.
 func (r *report) write(folder string) error {
 	fmt.Println(r.budgets())
 	if err := os.MkdirAll(filepath.Join(folder, "configs"), 0o750); err != nil {

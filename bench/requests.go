@@ -14,7 +14,7 @@ import (
 // warmUp is how long a proxy gets requests before it is measured.
 const warmUp = time.Second
 
-// requests measures what a proxied request costs, and how long it takes.
+// requests measures the cost and the latency of a proxied request.
 func (b *bench) requests(ctx context.Context) error {
 	t := b.table("Proxied requests", fmt.Sprintf("The load is %d requests a second for %s. Figures are medians of %s in which the proxies take turns. CPU is the CPU time of all processes of a proxy, including its probes: one a second to each upstream, except for nginx, which sends none. Direct is the same load without a proxy. It shows how much of the latencies comes from the load generator, the upstream and the kernel.",
 		b.rate, b.duration, rounds(b.rounds)),
@@ -60,7 +60,7 @@ func (b *bench) requests(ctx context.Context) error {
 	return nil
 }
 
-// cost returns what a proxy used for each request, in µs.
+// cost returns the CPU time of a proxy per request, in µs.
 func (b *bench) cost(ctx context.Context, p *proxy, during time.Duration) (results []result, cpu float64, err error) {
 	before, beforeErr := p.cpu()
 	results = attack(ctx, p.url(), b.rate, during)
@@ -71,9 +71,9 @@ func (b *bench) cost(ctx context.Context, p *proxy, during time.Duration) (resul
 	return results, float64((after - before).Microseconds()) / float64(len(results)), nil
 }
 
-// besideStock returns what this build uses for a request over what stock Caddy does, by
-// rounds. They are more than elsewhere, shorter, and one right after the other, forth and
-// back: what a machine does to one of them it does to both.
+// besideStock returns the CPU time per request of this build in relation to that of
+// stock Caddy, for each round. There are more rounds than elsewhere, which are shorter
+// and alternate in both orders, so that changes of the machine's load affect both.
 func (b *bench) besideStock(ctx context.Context, addresses []string) (ratios []float64, err error) {
 	both, stop, err := b.runAll(ctx, b.peers[:2], balance{upstreams: addresses})
 	if err != nil {

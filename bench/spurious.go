@@ -15,11 +15,12 @@ import (
 	"time"
 )
 
-// clients is how many ask at once where requests are sent without a pause.
+// clients is the number of clients where requests are sent without a pause.
 const clients = 64
 
-// spurious counts 503s while one of ten upstreams is up, asked by many clients. All proxies
-// run, and know what is down, but one at a time is asked.
+// spurious counts answers with the status 503 while one of ten upstreams is up and many
+// clients send requests. All proxies run, and know which upstreams are down, but one at
+// a time gets requests.
 func (b *bench) spurious(ctx context.Context) error {
 	const upstreams = 10
 	requests := int(b.duration.Seconds() * 1500)
@@ -50,7 +51,7 @@ func (b *bench) spurious(ctx context.Context) error {
 	return errors.Join(err, stop())
 }
 
-// rush sends so many requests without a pause, and counts what fails.
+// rush sends this many requests without a pause, and counts failures.
 func rush(ctx context.Context, url string, requests int) (unavailable, other int) {
 	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
 	defer client.CloseIdleConnections()
@@ -74,7 +75,7 @@ func rush(ctx context.Context, url string, requests int) (unavailable, other int
 	return int(unavailables.Load()), int(others.Load())
 }
 
-// get asks once.
+// get sends one request.
 func get(ctx context.Context, client *http.Client, url string) (status int, body string) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

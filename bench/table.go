@@ -13,25 +13,26 @@ import (
 	"time"
 )
 
-// table is one part. Its rows are made of samples, one a round, by what each column says.
+// table is the table of one part. Each column says how a row is computed from its
+// samples, one of each round.
 type table struct {
 	Title   string   `json:"title"`
 	Text    string   `json:"text"`
 	Columns []column `json:"columns"`
 	Rows    [][]any  `json:"rows"`
-	Samples [][]any  `json:"samples"` // the round, and then what a row has
+	Samples [][]any  `json:"samples"` // the round, and then the cells of a row
 	charts  []chart
 }
 
-// column is what a table has of each of its rows.
+// column is one cell of each row.
 type column struct {
 	name  string
-	of    func([]float64) float64 // makes one of the samples; nil: it is what they are called
-	whole bool                    // a number of things
+	of    func([]float64) float64 // computes a cell from samples; nil: the column is a label
+	whole bool                    // it counts something
 }
 
-// MarshalText has a column shown as its name.
-func (c column) MarshalText() ([]byte, error) { return []byte(c.name), nil } //nolint:unparam // an interface wants it
+// MarshalText returns the name of the column.
+func (c column) MarshalText() ([]byte, error) { return []byte(c.name), nil } //nolint:unparam // the interface has it
 
 func label(name string) column   { return column{name: name} }
 func typical(name string) column { return column{name: name, of: median[float64]} }
@@ -52,7 +53,8 @@ func median[T float64 | time.Duration](values []T) T {
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// What cannot be measured, and what did not happen. In JSON neither is a number.
+// Values that could not be measured, and that never happened. JSON has no numbers for
+// them.
 var (
 	unknown = math.NaN()
 	never   = math.Inf(1)
@@ -60,7 +62,7 @@ var (
 
 const neverText = "never"
 
-// sample adds what was measured in a round, counted from 0.
+// sample adds the measurement of a round, counted from 0.
 func (t *table) sample(round int, cells ...any) {
 	row := make([]any, len(cells))
 	for i, c := range t.Columns {
@@ -76,18 +78,18 @@ func (t *table) sample(round int, cells ...any) {
 	}
 }
 
-// labels returns what a row is called.
+// labels returns the labels of a row.
 func (t *table) labels(row []any) []any {
 	n := slices.IndexFunc(t.Columns, func(c column) bool { return c.of != nil })
 	return row[:n]
 }
 
-// find returns the index of the row that is called like another one, -1 if there is none.
+// find returns the index of the row with the same labels, -1 if there is none.
 func (t *table) find(like []any) int {
 	return slices.IndexFunc(t.Rows, func(row []any) bool { return slices.Equal(t.labels(row), t.labels(like)) })
 }
 
-// summary makes one row of all samples that are called like it.
+// summary computes one row from all samples with these labels.
 func (t *table) summary(like []any) []any {
 	row := slices.Clone(like)
 	for i, c := range t.Columns {
@@ -107,7 +109,7 @@ func (t *table) summary(like []any) []any {
 	return row
 }
 
-// value returns a number of the row that is called so.
+// value returns a number of the row with these labels.
 func (t *table) value(name string, labels ...any) float64 {
 	i := t.find(labels)
 	j := slices.IndexFunc(t.Columns, func(c column) bool { return c.name == name })
@@ -117,7 +119,7 @@ func (t *table) value(name string, labels ...any) float64 {
 	return number(t.Rows[i][j])
 }
 
-// plain returns a number as it is written to JSON, which has no NaN and no infinity.
+// plain returns a number for JSON, which has neither NaN nor infinity.
 func (c column) plain(v float64) any {
 	switch {
 	case math.IsNaN(v):
@@ -130,7 +132,7 @@ func (c column) plain(v float64) any {
 	return v
 }
 
-// number is the opposite of plain.
+// number is the inverse of plain.
 func number(v any) float64 {
 	switch v := v.(type) {
 	case float64:
@@ -145,7 +147,7 @@ func number(v any) float64 {
 	return unknown
 }
 
-// cell writes a value as a table shows it.
+// cell returns a value as a table shows it.
 func cell(v any) string {
 	switch v := v.(type) {
 	case nil:

@@ -22,23 +22,23 @@ import (
 )
 
 // upstreamVariable has the addresses that this program serves as an upstream, in a
-// process of its own: so it can be killed and stopped like a real one.
+// process of its own, so that it can be killed and stopped.
 const upstreamVariable = "ALIVE_BENCH_UPSTREAM"
 
-// probePath is what probes ask for.
+// probePath is the path of probes.
 const probePath = "/healthz"
 
-// answerLatency is how long an upstream takes that is slow.
+// answerLatency is the latency of a slow upstream.
 const answerLatency = 2 * time.Second
 
-// upstreamState is how an upstream answers, and how often it did.
+// upstreamState says how an upstream answers, and counts its requests.
 type upstreamState struct {
 	mode     atomic.Value // string: "", "503", "reset" or "slow"
-	requests atomic.Int64 // but for probes; those that were reset, too
+	requests atomic.Int64 // without probes, but with those that were reset
 	last     atomic.Int64 // when the last of them came, in Unix nanoseconds
 }
 
-// serveUpstream answers at the addresses, and takes orders at a unix socket.
+// serveUpstream serves the addresses, and a control interface at a unix socket.
 func serveUpstream(addresses []string, control string) error {
 	s := new(upstreamState)
 	s.mode.Store("")
@@ -67,10 +67,10 @@ func serveUpstream(addresses []string, control string) error {
 	return <-failed
 }
 
-// upstreamCount is what an upstream tells of itself.
+// upstreamCount is what the control interface returns.
 type upstreamCount struct{ Requests, Last int64 }
 
-// ServeHTTP answers with the address that was asked.
+// ServeHTTP answers with the address that got the request.
 func (s *upstreamState) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path != probePath {
 		s.seen()
@@ -87,16 +87,16 @@ func (s *upstreamState) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain")
-	_, _ = io.WriteString(w, r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()) //nolint:gosec // an address of its own
+	_, _ = io.WriteString(w, r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()) //nolint:gosec // a local address
 }
 
-// seen notes a request.
+// seen records a request.
 func (s *upstreamState) seen() {
 	s.requests.Add(1)
 	s.last.Store(time.Now().UnixNano())
 }
 
-// resetting resets connections after it accepted them, while it is told so.
+// resetting resets accepted connections while it is told to.
 type resetting struct {
 	net.Listener
 	*upstreamState
@@ -113,7 +113,7 @@ func (l resetting) Accept() (net.Conn, error) {
 	}
 }
 
-// refuse resets a connection when its first bytes came, by which it can tell a probe.
+// refuse resets a connection after its first bytes, by which it recognizes probes.
 func (l resetting) refuse(conn net.Conn) {
 	first := make([]byte, len("GET "+probePath))
 	_ = conn.SetReadDeadline(time.Now().Add(answerTimeout))
@@ -124,7 +124,7 @@ func (l resetting) refuse(conn net.Conn) {
 	}
 }
 
-// reset closes a connection without a farewell.
+// reset closes a connection by a reset.
 func reset(conn net.Conn) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)
@@ -132,21 +132,22 @@ func reset(conn net.Conn) {
 	_ = conn.Close()
 }
 
-// upstream is a process that answers at some addresses.
+// upstream is a process that serves some addresses.
 type upstream struct {
 	addresses []string
 	control   string
 	*process
-	stuck []io.Closer // what makes a black hole of its address
+	stuck []io.Closer // connections that make its address a black hole
 }
 
-// startUpstream runs one, and returns when it answers.
+// startUpstream runs an upstream, and returns when it answers.
 func startUpstream(ctx context.Context, folder string, addresses ...string) (*upstream, error) {
 	u := &upstream{addresses: addresses, control: filepath.Join(folder, strings.NewReplacer(".", "-", ":", "-").Replace(addresses[0])+".sock")}
 	return u, u.begin(ctx)
 }
 
-// startEach runs one for each address, and returns what ends them all.
+// startEach runs an upstream for each address, and returns a function that ends all of
+// them.
 func startEach(ctx context.Context, folder string, addresses []string) (all []*upstream, end func(), err error) {
 	end = func() {
 		for _, u := range all {
@@ -164,7 +165,7 @@ func startEach(ctx context.Context, folder string, addresses []string) (all []*u
 	return all, end, nil
 }
 
-// begin starts its process.
+// begin starts the process.
 func (u *upstream) begin(ctx context.Context) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -181,14 +182,14 @@ func (u *upstream) begin(ctx context.Context) error {
 	})
 }
 
-// client speaks to the control socket.
+// client returns a client of the control interface.
 func (u *upstream) client() *http.Client {
 	return &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", u.control)
 	}}}
 }
 
-// set has it answer in another way.
+// set changes how the upstream answers.
 func (u *upstream) set(ctx context.Context, mode string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://upstream/mode", strings.NewReader(mode))
 	if err != nil {
@@ -201,7 +202,7 @@ func (u *upstream) set(ctx context.Context, mode string) error {
 	return response.Body.Close()
 }
 
-// count asks for how many requests it had.
+// count returns how many requests the upstream got.
 func (u *upstream) count(ctx context.Context) (c upstreamCount, err error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://upstream/count", nil)
 	if err != nil {
@@ -215,8 +216,7 @@ func (u *upstream) count(ctx context.Context) (c upstreamCount, err error) {
 	return c, json.NewDecoder(response.Body).Decode(&c)
 }
 
-// swallow makes a black hole of its address: connections are neither accepted nor
-// refused.
+// swallow makes its address a black hole: connections are neither accepted nor refused.
 func (u *upstream) swallow(ctx context.Context) error {
 	u.kill()
 	address, err := net.ResolveTCPAddr("tcp4", u.addresses[0])
@@ -232,7 +232,7 @@ func (u *upstream) swallow(ctx context.Context) error {
 	if err := errors.Join(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1), syscall.Bind(fd, to), syscall.Listen(fd, 0)); err != nil {
 		return err
 	}
-	for { // until there is no room for one more
+	for { // until the queue of the socket is full
 		conn, err := (&net.Dialer{Timeout: 200 * time.Millisecond}).DialContext(ctx, "tcp", u.addresses[0])
 		if err != nil {
 			return nil
@@ -249,14 +249,14 @@ func (u *upstream) unswallow() {
 	u.stuck = nil
 }
 
-// close ends it, whatever state it is in.
+// close ends the upstream in any state.
 func (u *upstream) close() {
 	u.unswallow()
 	_ = u.cmd.Process.Signal(syscall.SIGCONT)
 	u.kill()
 }
 
-// within waits until cond comes true.
+// within waits until cond becomes true.
 func within(ctx context.Context, limit time.Duration, what string, cond func() bool) error {
 	for began := time.Now(); !cond(); {
 		if time.Since(began) > limit {

@@ -16,8 +16,8 @@ import (
 	"unsafe"
 )
 
-// cpu is the CPU time that the server and its children used, with that of the kernel on
-// their behalf. Of children that ended it knows nothing.
+// cpu returns the CPU time of the server and its children, including the time of the
+// kernel for them. Children that have ended are not included.
 func (p *process) cpu() (total time.Duration, err error) {
 	err = p.family(func(pid int) error {
 		used, err := cpuTime(pid)
@@ -27,11 +27,11 @@ func (p *process) cpu() (total time.Duration, err error) {
 	return total, err
 }
 
-// cpuTime reads the clock of a process, as clock_getcpuclockid(3) finds it: to the
-// nanosecond, and with threads that ended. The ticks of /proc/<pid>/stat are 10 ms, and
-// what /proc has to the nanosecond is of the threads that live.
+// cpuTime reads the CPU clock of a process, as clock_getcpuclockid(3) finds it. It has
+// nanoseconds and includes threads that have ended. /proc/<pid>/stat has steps of 10
+// ms, and the files of /proc with nanoseconds lack threads that have ended.
 func cpuTime(pid int) (time.Duration, error) {
-	const scheduled = 2 // all that it was on a processor
+	const scheduled = 2 // user and system time
 	var used syscall.Timespec
 	if _, _, errno := syscall.Syscall(syscall.SYS_CLOCK_GETTIME, uintptr(^pid<<3|scheduled), uintptr(unsafe.Pointer(&used)), 0); errno != 0 {
 		return 0, fmt.Errorf("the CPU time of process %d: %w", pid, errno)
@@ -39,13 +39,14 @@ func cpuTime(pid int) (time.Duration, error) {
 	return time.Duration(used.Nano()), nil
 }
 
-// statFields are those after the name of a process, of the file stat in its folder.
+// statFields returns the fields after the name of a process in the file stat of its
+// folder.
 func statFields(folder string) ([]string, error) {
 	stat, err := os.ReadFile(filepath.Join(folder, "stat"))
 	if err != nil {
 		return nil, err
 	}
-	// the name, in brackets, can have anything in it
+	// the name, in brackets, can contain any characters
 	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])), nil
 }
 
@@ -58,7 +59,7 @@ func (p *process) children() (children []int, err error) {
 	for _, folder := range folders {
 		fields, err := statFields(folder)
 		if err != nil || fields[1] != strconv.Itoa(p.cmd.Process.Pid) {
-			continue // it ended meanwhile, or is another's
+			continue // it has ended, or belongs to another user
 		}
 		child, err := strconv.Atoi(filepath.Base(folder))
 		if err != nil {
@@ -69,7 +70,7 @@ func (p *process) children() (children []int, err error) {
 	return children, nil
 }
 
-// family looks at a process and its children.
+// family calls look for a process and its children.
 func (p *process) family(look func(pid int) error) error {
 	children, err := p.children()
 	if err != nil {
@@ -83,7 +84,7 @@ func (p *process) family(look func(pid int) error) error {
 	return nil
 }
 
-// memory is how much memory of its own the server has at present, in bytes.
+// memory returns the size of the server's own memory, in bytes.
 func (p *process) memory() (total int64, err error) {
 	err = p.family(func(pid int) error {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

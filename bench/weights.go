@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// weights looks at who gets requests when the first of three with weights is dead. All
-// proxies run, and know what is down, but one at a time is asked.
+// weights counts the requests of each upstream while the first of three with weights is
+// dead. All proxies run, and know which upstream is down, but one at a time gets
+// requests.
 func (b *bench) weights(ctx context.Context) error {
 	weights := []int{1, 2, 5}
 	const requests = 700
@@ -48,7 +49,7 @@ func (b *bench) weights(ctx context.Context) error {
 }
 
 // queue sends requests one after the other. It returns how many each upstream answered,
-// and how many in a row one did at most.
+// and the longest run of one upstream.
 func queue(ctx context.Context, url string, requests int) (served map[string]int, longest int) {
 	client := &http.Client{Timeout: 30 * time.Second}
 	defer client.CloseIdleConnections()

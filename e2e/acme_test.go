@@ -23,7 +23,8 @@ import (
 	"time"
 )
 
-// selfSigned writes a certificate for 127.0.0.1 and its key, and returns it.
+// selfSigned writes a certificate for 127.0.0.1 and its key, and returns a pool that
+// trusts it.
 func selfSigned(t *testing.T, certificate, key string) *x509.CertPool {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -82,9 +83,9 @@ func runBeside(t *testing.T, folder string, environment []string, name string, a
 	})
 }
 
-// The example of a public site gets a certificate from a real ACME server, clients
+// The example of a public site gets a certificate from a real ACME server. Clients
 // verify it, and requests go to the upstreams in turn.
-func TestAutomaticHTTPS(t *testing.T) {
+func TestPublicSite_GetsACertificateByACME(t *testing.T) {
 	folder := t.TempDir()
 	trusted := selfSigned(t, filepath.Join(folder, "cert.pem"), filepath.Join(folder, "key.pem"))
 	acme, roots, names, httpPort, httpsPort := freePort(t), freePort(t), freePort(t), freePort(t), freePort(t)

@@ -13,22 +13,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cable carries packets between two hosts through this process, so that it can lose
-// and delay them, and be cut, whatever the kernel can do of that.
+// cable carries packets between two hosts through this process, so that it can lose and
+// delay them, and be cut, on any kernel.
 type cable struct {
-	ends          [2]*os.File // what is written to one, its host gets
+	ends          [2]*os.File // what is written to one end is received by its host
 	state         atomic.Pointer[condition]
 	carried, lost atomic.Int64
 }
 
-// condition is how a cable is.
+// condition is the state of a cable.
 type condition struct {
-	cut           [2]bool // nothing is carried from this end on
+	cut           [2]bool // no packet is carried from this end
 	loss          float64 // the share of packets that get lost
 	delay, jitter time.Duration
 }
 
-// newCable makes one whose ends are network devices of these names, each a host's.
+// newCable makes a cable. Its ends are network devices with these names, one for each
+// host.
 func newCable(t *testing.T, names [2]string) *cable {
 	t.Helper()
 	c := new(cable)
@@ -47,10 +48,10 @@ func newCable(t *testing.T, names [2]string) *cable {
 	return c
 }
 
-// is changes the condition, from now on.
+// is changes the condition of the cable.
 func (c *cable) is(now condition) { c.state.Store(&now) }
 
-// carry carries packets from one end to the other, until it is closed.
+// carry carries packets from one end to the other until the cable is closed.
 func (c *cable) carry(from int) {
 	packet := make([]byte, 1<<16)
 	for {
@@ -73,7 +74,8 @@ func (c *cable) carry(from int) {
 	}
 }
 
-// openTUN makes a device whose packets this process gets.
+// openTUN makes a network device and returns the file that its packets are read from
+// and written to.
 func openTUN(name string) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {

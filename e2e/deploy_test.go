@@ -19,13 +19,13 @@ import (
 )
 
 const (
-	// streaming is how long a download and the talk over a websocket take.
+	// streaming is how long a download and a websocket last.
 	streaming = 10 * time.Second
-	// chunks is in how many parts.
+	// chunks is the number of parts of a download.
 	chunks = 100
 )
 
-// app is an upstream that is replaced in a deploy.
+// app is an upstream that a deploy replaces.
 type app struct {
 	name, addr         string
 	requests           atomic.Int64 // since it was last started
@@ -33,7 +33,7 @@ type app struct {
 	server             *http.Server
 }
 
-// start starts it, at the address that it had before.
+// start starts the app, at the address that it had before.
 func (a *app) start(t *testing.T) {
 	t.Helper()
 	if a.addr == "" {
@@ -69,7 +69,7 @@ func (a *app) start(t *testing.T) {
 	go func() { _ = a.server.Serve(listener) }()
 }
 
-// failures collects what went wrong for clients.
+// failures collects the failures of requests.
 type failures struct {
 	mu  sync.Mutex
 	all []error
@@ -98,7 +98,7 @@ func get(client *http.Client, url string) (string, error) {
 	return string(body), err
 }
 
-// talk says something over a websocket now and then, and wants to hear it again.
+// talk sends text over a websocket from time to time, and expects it back.
 func talk(site string) error {
 	conn, err := websocket.Dial("ws://"+site+"/socket", "", "http://"+site)
 	if err != nil {
@@ -121,7 +121,8 @@ func talk(site string) error {
 	return nil
 }
 
-// startClients has 16 clients ask the site without a pause, until they are stopped.
+// startClients runs 16 clients that send requests to the site without a pause, until
+// they are stopped.
 func (c *instance) startClients(failed *failures) (asked *atomic.Int64, stop func()) {
 	asked = new(atomic.Int64)
 	ctx, cancel := context.WithCancel(c.t.Context())
@@ -144,10 +145,10 @@ func (c *instance) startClients(failed *failures) (asked *atomic.Int64, stop fun
 	return asked, stop
 }
 
-// A deploy under load: each of three upstreams is drained, replaced once nothing is in
-// flight, and made ready again, while 16 clients ask without a pause, and downloads
-// and websockets are under way. Nothing fails, without any retry.
-func TestDeployUnderLoad(t *testing.T) {
+// A deploy under load: each of three upstreams is drained, replaced once it has nothing
+// in flight, and made ready again, while 16 clients send requests without a pause, and
+// downloads and websockets are in flight. No request fails, without any retry.
+func TestDeploy_UnderLoadFailsNoRequest(t *testing.T) {
 	apps := []*app{{name: "a"}, {name: "b"}, {name: "c"}}
 	var addresses []string
 	for _, a := range apps {
@@ -176,7 +177,7 @@ func TestDeployUnderLoad(t *testing.T) {
 	var streams sync.WaitGroup
 	client := &http.Client{Timeout: patience}
 	for _, a := range apps {
-		// which upstream a stream goes to is up to Caddy, so until this one has both
+		// Caddy chooses the upstream of a stream, so wait until this one has both kinds
 		eventually(t, "it is busy with streams", func() bool {
 			if a.downloads.Load() > 0 && a.sockets.Load() > 0 {
 				return true

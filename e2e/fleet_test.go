@@ -8,9 +8,10 @@ import (
 	"testing"
 )
 
-// What is drained at one Caddy of a fleet is drained at the other, until both have
-// started anew, and then, too. One of another fleet on the same storage is left alone.
-func TestFleet(t *testing.T) {
+// An upstream that is drained at one Caddy of a fleet is drained at the other, also
+// after both were restarted. A Caddy of another fleet on the same storage is not
+// affected.
+func TestFleet_DrainReachesAllMembers(t *testing.T) {
 	storage := t.TempDir()
 	a, b := startBackend(t), startBackend(t)
 	site := fmt.Sprintf("reverse_proxy %s %s {\n\t\tlb_policy alive {\n\t\t\tcheck http / {\n\t\t\t\tinterval 100ms\n\t\t\t}\n\t\t}\n\t}", a.addr, b.addr)
@@ -56,15 +57,15 @@ func TestFleet(t *testing.T) {
 	}
 }
 
-// What goes wrong is one line on standard error, and the exit status 1.
-func TestCommandsThatFail(t *testing.T) {
+// A command that fails prints one line on standard error, and exits with the status 1.
+func TestCommand_FailurePrintsOneLine(t *testing.T) {
 	a := startBackend(t)
 	c := startCaddy(t, t.TempDir(), "", fmt.Sprintf("reverse_proxy %s {\n\t\tlb_policy alive /\n\t}", a.addr))
 	eventually(t, "it is up", func() bool { return c.modes()[a.addr] == "ready up" })
 	for _, tc := range []struct{ args, says string }{
 		{"status --address 127.0.0.1:1", "cannot reach Caddy at 127.0.0.1:1"},
 		{"status --address " + a.addr, "this is no answer of Caddy's admin API"},
-		{"drain nobody:80 --address " + c.admin, "unknown upstream 'nobody:80'"},
+		{"drain unlisted:80 --address " + c.admin, "unknown upstream 'unlisted:80'"},
 		{"weight " + a.addr + " 1000 --address " + c.admin, "weight must be a whole number from 0 to 256"},
 		{"sleep", "there are status, ready, drain, maintenance, weight and check"},
 	} {

@@ -16,16 +16,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hosts are network namespaces, each but one with a cable to the one in the
+// hosts are network namespaces. All but one are connected by a cable to the one in the
 // middle.
 type hosts struct {
 	t      *testing.T
 	names  []string
-	cables map[string]*cable // by the host at the end; its own end is the second
+	cables map[string]*cable // by the host at the end, whose device is the second end
 }
 
-// newHosts makes them, and lays cables from "caddy" to the others: host i of them has
-// the address 10.77.i.2, and finds caddy at 10.77.i.1.
+// newHosts makes the hosts, and connects "caddy" to the others: host i of them has the
+// address 10.77.i.2, and reaches caddy at 10.77.i.1.
 func newHosts(t *testing.T, others ...string) *hosts {
 	t.Helper()
 	n := &hosts{t: t, cables: make(map[string]*cable)}
@@ -58,7 +58,8 @@ func newHosts(t *testing.T, others ...string) *hosts {
 
 func (n *hosts) name(host string) string { return fmt.Sprintf("alive%d-%s", os.Getpid(), host) }
 
-// command is a command at a host, or at this one if it is "".
+// command returns a command that runs at a host, or at the host of the test if it is
+// "".
 func (n *hosts) command(ctx context.Context, host string, args ...string) *exec.Cmd {
 	if host != "" {
 		args = append([]string{"ip", "netns", "exec", n.name(host)}, args...)
@@ -66,7 +67,7 @@ func (n *hosts) command(ctx context.Context, host string, args ...string) *exec.
 	return exec.CommandContext(ctx, args[0], args[1:]...)
 }
 
-// must runs a command at a host, which must succeed.
+// must runs a command at a host, and fails the test if the command fails.
 func (n *hosts) must(host, command string) {
 	n.t.Helper()
 	out, err := n.command(n.t.Context(), host, strings.Fields(command)...).CombinedOutput()
@@ -75,11 +76,11 @@ func (n *hosts) must(host, command string) {
 	}
 }
 
-// at runs a function of this process at a host: sockets that it makes are there.
+// at runs a function of this process at a host, where it makes its sockets.
 func (n *hosts) at(host string, f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlock it: the thread ends with this
+		runtime.LockOSThread() // without unlocking, so that the thread ends with this goroutine
 		done <- func() error {
 			namespace, err := os.Open("/run/netns/" + n.name(host))
 			if err != nil {
@@ -95,7 +96,7 @@ func (n *hosts) at(host string, f func() error) error {
 	return <-done
 }
 
-// from makes connections from a host.
+// from returns a dialer that connects from a host.
 func (n *hosts) from(host string) dialer {
 	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 		err = n.at(host, func() (err error) {

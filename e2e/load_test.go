@@ -18,24 +18,25 @@ import (
 	"golang.org/x/net/websocket"
 )
 
-// unanswered is what a client gets when its connection ends before any answer.
+// unanswered is the error of a connection that ended before any answer.
 type unanswered struct{ error }
 
 func (u unanswered) Unwrap() error { return u.error }
 
-// somebody answers where it is not known who.
-const somebody = "somebody"
+// anyUpstream stands for the upstream of a request if it is not known.
+const anyUpstream = "any upstream"
 
-// excuse says when something that happens to an upstream excuses that a request fails.
+// excuse says when a fault of an upstream excuses a failed request.
 type excuse int
 
 const (
-	never  excuse = iota // Caddy asks another one, and the answer comes at once
-	begun                // Caddy asks another one, unless the answer began
-	always               // Caddy does not ask another one
+	never  excuse = iota // Caddy retries with another upstream, and the answer comes at once
+	begun                // Caddy retries with another upstream, unless the answer has begun
+	always               // Caddy does not retry
 )
 
-// kind is one kind of request. Asking returns who began to answer, "" for nobody.
+// kind is one kind of request. The function ask returns the upstream that began to
+// answer, "" if none did.
 type kind struct {
 	name    string
 	excused excuse
@@ -108,7 +109,7 @@ func askDownload(ctx context.Context, client *http.Client, site string) (string,
 	return by, err
 }
 
-// askSocket talks over a websocket, whose first word is who answers.
+// askSocket sends and receives over a websocket. The first message names the upstream.
 func askSocket(ctx context.Context, _ *http.Client, site string) (by string, err error) {
 	config, err := websocket.NewConfig(strings.Replace(site, "http://", "ws://", 1)+"/socket", site)
 	if err != nil {
@@ -117,7 +118,7 @@ func askSocket(ctx context.Context, _ *http.Client, site string) (by string, err
 	conn, err := config.DialContext(ctx)
 	if err != nil {
 		if failed, ok := errors.AsType[*websocket.DialError](err); ok {
-			err = failed.Err // which it does not wrap
+			err = failed.Err // DialError does not wrap it
 		}
 		return "", unanswered{err}
 	}
@@ -125,7 +126,7 @@ func askSocket(ctx context.Context, _ *http.Client, site string) (by string, err
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	if err := websocket.Message.Receive(conn, &by); err != nil {
-		return somebody, err
+		return anyUpstream, err
 	}
 	for i := range parts {
 		said, heard := fmt.Sprint("word ", i), ""
@@ -143,8 +144,7 @@ func askSocket(ctx context.Context, _ *http.Client, site string) (by string, err
 	return by, nil
 }
 
-// isReset reports whether a connection ended before any answer, rather than that
-// something took too long.
+// isReset reports whether a connection ended before any answer, and not by a timeout.
 func isReset(err error) bool {
 	var none unanswered
 	var timeout net.Error
@@ -159,23 +159,23 @@ func isReset(err error) bool {
 	return strings.Contains(err.Error(), "server closed idle connection")
 }
 
-// troubles are the times in which something may go wrong, and at whom.
-type troubles struct {
+// outages are the times in which an upstream may fail requests.
+type outages struct {
 	mu   sync.Mutex
-	last []*trouble
+	last []*outage
 }
 
-type trouble struct {
-	who   string
-	ended time.Time // zero while it lasts
+type outage struct {
+	upstream string
+	ended    time.Time // zero while it lasts
 }
 
-// begin notes that somebody is in trouble from now on. What is returned ends that,
-// after some time more.
-func (all *troubles) begin(who string) (end func(after time.Duration)) {
+// begin records that an outage of an upstream begins. The returned function ends it
+// after a delay.
+func (all *outages) begin(upstream string) (end func(after time.Duration)) {
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	one := &trouble{who: who}
+	one := &outage{upstream: upstream}
 	all.last = append(all.last, one)
 	if len(all.last) > 100 {
 		all.last = all.last[1:]
@@ -187,20 +187,20 @@ func (all *troubles) begin(who string) (end func(after time.Duration)) {
 	}
 }
 
-// excuse reports whether who, or somebody, was in trouble at any time since.
-func (all *troubles) excuse(who string, since time.Time) bool {
+// excuse reports whether an upstream had an outage at any time since then.
+func (all *outages) excuse(upstream string, since time.Time) bool {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	for _, one := range all.last {
-		if (who == somebody || who == one.who) && (one.ended.IsZero() || one.ended.After(since)) {
+		if (upstream == anyUpstream || upstream == one.upstream) && (one.ended.IsZero() || one.ended.After(since)) {
 			return true
 		}
 	}
 	return false
 }
 
-// over returns how long the last one is over.
-func (all *troubles) over() time.Duration {
+// over returns how long the last outage is over.
+func (all *outages) over() time.Duration {
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	if last := all.last[len(all.last)-1]; !last.ended.IsZero() {
@@ -209,12 +209,12 @@ func (all *troubles) over() time.Duration {
 	return 0
 }
 
-// load is clients that ask without an end.
+// load is clients that send requests without an end.
 type load struct {
 	site           string
 	all            []*http.Client
-	faults         troubles // of upstreams, until Caddy knows of it
-	reloads        troubles // of Caddy, which resets connections then
+	faults         outages // of upstreams, until Caddy knows of them
+	reloads        outages // of Caddy, when it resets connections
 	rest           sync.RWMutex
 	stop           context.CancelFunc
 	asking         sync.WaitGroup
@@ -228,8 +228,9 @@ type load struct {
 // dialer makes connections.
 type dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
-// startLoad has clients ask a site, each for kinds of its own, over a connection of its
-// own. They connect by a dialer, but for websockets; nil is the usual one.
+// startLoad runs clients of a site, each with kinds of its own, over a connection of
+// its own. The dialer makes all connections except those of websockets; nil is the
+// usual one.
 func startLoad(ctx context.Context, site string, dial dialer, clients [][]kind) *load {
 	l := &load{site: site, asked: make(map[string]int), excused: make(map[string]int)}
 	ctx, l.stop = context.WithCancel(ctx)
@@ -248,32 +249,32 @@ func startLoad(ctx context.Context, site string, dial dialer, clients [][]kind) 
 	return l
 }
 
-// count returns how many of a kind were asked for.
+// count returns how many requests of a kind were sent.
 func (l *load) count(kind string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.asked[kind]
 }
 
-// end has all clients leave, once what they asked for is answered.
+// end stops all clients, once their requests are answered.
 func (l *load) end() {
 	l.stop()
 	l.asking.Wait()
 	l.hangUp()
 }
 
-// hangUp closes the connections of all clients, of which none may ask anything.
+// hangUp closes the connections of all clients. None may have a request in flight.
 func (l *load) hangUp() {
 	for _, client := range l.all {
 		client.CloseIdleConnections()
 	}
 }
 
-// ask asks once, and judges what comes of it. On Linux, a reload of Caddy has a new
-// socket listen and closes the old one, which resets the connections that it has not
-// accepted yet, whatever the policy: 40 of 209,088 requests in 1,492 reloads with
-// round_robin. So does closing a kept connection in the moment in which it is used.
-// Then, and only then, a client asks again.
+// ask sends one request, and judges the result. On Linux, a reload of Caddy opens a new
+// listening socket and closes the old one, which resets the connections that were not
+// yet accepted, whatever the policy: 40 of 209,088 requests in 1,492 reloads with
+// round_robin. So does a kept connection that is closed while a request is sent on it.
+// In these cases, and only then, a client sends the request again.
 func (l *load) ask(client *http.Client, k kind) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -282,7 +283,7 @@ func (l *load) ask(client *http.Client, k kind) {
 	l.mu.Lock()
 	l.asked[k.name]++
 	l.mu.Unlock()
-	if isReset(err) && l.reloads.excuse(somebody, began) {
+	if isReset(err) && l.reloads.excuse(anyUpstream, began) {
 		l.mu.Lock()
 		l.resets++
 		l.reset = max(l.reset, l.reloads.over())
@@ -290,7 +291,7 @@ func (l *load) ask(client *http.Client, k kind) {
 		by, err = k.ask(ctx, client, l.site)
 	}
 	if k.excused == always {
-		by = somebody
+		by = anyUpstream
 	}
 	switch {
 	case err == nil:

@@ -19,8 +19,8 @@ import (
 
 const (
 	// apart is the config of Caddy between hosts. One retry is enough for two upstreams,
-	// for none is tried twice. A probe has time enough for TCP to send its first packet
-	// once more, which it does after a second.
+	// because none is tried twice. The timeout of a probe leaves TCP time to send its
+	// first packet again, which it does after a second.
 	apart = `{
 	metrics
 	persist_config off
@@ -89,7 +89,7 @@ func startLAN(t *testing.T) *lan {
 	return n
 }
 
-// status is what an upstream is shown as.
+// status returns the status that the list shows for an upstream.
 func (n *lan) status(upstream string) string {
 	var entries []struct{ Upstream, Status string }
 	text, err := n.get("/alive/upstreams")
@@ -121,7 +121,7 @@ func (n *lan) flips(upstream string) (flips int) {
 	return downs(n.t, text, upstream)
 }
 
-// shares has all others wait, and returns who answers.
+// shares pauses the load, and returns how many of these requests each upstream answers.
 func (n *lan) shares(times int) map[string]int {
 	n.t.Helper()
 	n.load.rest.Lock()
@@ -137,7 +137,7 @@ func (n *lan) shares(times int) map[string]int {
 	return counts
 }
 
-// watch has a look at an upstream all the time, which must be up, until it is stopped.
+// watch fails the test if an upstream is not up at any time until it is stopped.
 func (n *lan) watch(upstream string) (stop func()) {
 	ctx, cancel := context.WithCancel(n.t.Context())
 	var watching sync.WaitGroup
@@ -155,10 +155,10 @@ func (n *lan) watch(upstream string) (stop func()) {
 	}
 }
 
-// Between hosts, a partition in the middle of the load costs no request: who cannot be
-// reached is found out in time, whether nothing goes through, or the answers only, or
-// the other side has no link; and it returns when the cable does. Nobody else is taken
-// down. Loss and delay take nobody down, and cost no request either.
+// Between hosts, a partition under load fails no request. An upstream that cannot be
+// reached is noticed in time, whether no packets get through, or only those of the
+// answers are lost, or its link is down. It returns with the cable, and the other
+// upstream stays up. With loss and delay, both stay up and no request fails.
 func TestSeveralHosts(t *testing.T) {
 	n := startLAN(t)
 	both := map[string]int{n.one: 50, n.two: 50}
@@ -222,8 +222,8 @@ func TestSeveralHosts(t *testing.T) {
 	t.Logf("%d requests", n.load.count("get"))
 }
 
-// sees has something happen in the middle of the load, and wants an upstream to be
-// shown as that in time.
+// sees makes something happen under load, and expects the list to show this status of
+// an upstream in time.
 func (n *lan) sees(what string, happen func(), upstream, as string, within time.Duration) {
 	n.t.Helper()
 	before := n.load.count("get")

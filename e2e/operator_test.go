@@ -19,13 +19,13 @@ import (
 	"time"
 )
 
-// operated is a site over upstreams that are checked often.
+// operated returns a site with upstreams that are checked often.
 func operated(upstreams ...string) string {
 	return fmt.Sprintf("reverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname shop\n\t\t\tcheck http / {\n\t\t\t\tinterval 100ms\n\t\t\t\tfast_interval 50ms\n\t\t\t}\n\t\t}\n\t}", strings.Join(upstreams, " "))
 }
 
-// inTerminal runs a command of Caddy in a terminal of that width and four lines for at
-// most a while, and returns what the terminal gets.
+// inTerminal runs a command of Caddy in a terminal of this width and four lines, for
+// this time at most, and returns what the terminal receives.
 func (c *instance) inTerminal(columns int, during time.Duration, args ...string) string {
 	c.t.Helper()
 	script, err := exec.LookPath("script")
@@ -46,9 +46,9 @@ func (c *instance) inTerminal(columns int, during time.Duration, args ...string)
 	return string(out)
 }
 
-// In a terminal, the table has colours and fits; --watch draws it anew in place.
-// Elsewhere it is plain text.
-func TestStatusInATerminal(t *testing.T) {
+// In a terminal the table has colours and fits, and --watch draws it again in place.
+// Otherwise it is plain text.
+func TestStatus_FitsTheTerminal(t *testing.T) {
 	up, down := startBackend(t), startBackend(t)
 	down.sick.Store(true)
 	c := startCaddy(t, t.TempDir(), "", operated(up.addr, down.addr))
@@ -77,8 +77,8 @@ func TestStatusInATerminal(t *testing.T) {
 		t.Errorf("--watch does not go on when Caddy is gone: %q", watched)
 	}
 	for drawn := range strings.SplitSeq(watched, home) {
-		drawn, _, _ = strings.Cut(drawn, "\nSession terminated") // says script
-		if strings.Count(drawn, "\n") > 3 {                      // the last line is that of the cursor
+		drawn, _, _ = strings.Cut(drawn, "\nSession terminated") // printed by the program script
+		if strings.Count(drawn, "\n") > 3 {                      // the cursor is in the last line
 			t.Errorf("--watch scrolls: %q", drawn)
 		}
 	}
@@ -89,8 +89,8 @@ func TestStatusInATerminal(t *testing.T) {
 	}
 }
 
-// Where the admin API is a unix socket, the command finds it there by the config.
-func TestCommandOverAUnixSocket(t *testing.T) {
+// If the admin API is at a unix socket, the command finds it by the config.
+func TestCommand_FindsAUnixSocketByTheConfig(t *testing.T) {
 	up := startBackend(t)
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	c := startCaddy(t, t.TempDir(), "", operated(up.addr))
@@ -117,7 +117,7 @@ func TestCommandOverAUnixSocket(t *testing.T) {
 	}
 }
 
-// A deployed upstream is a process that answers with its version.
+// respond starts a deployed upstream: a process that answers with its version.
 func respond(t *testing.T, folder, addr string) {
 	t.Helper()
 	command := exec.CommandContext(t.Context(), filepath.Join(folder, "start"), addr, "old")
@@ -127,10 +127,10 @@ func respond(t *testing.T, folder, addr string) {
 	}
 }
 
-// The script of the example, as it is but for the addresses: it replaces one process
-// after the other, each of which is gone for long enough to be noticed, while clients
-// ask all the time, and nothing fails. It stops where one does not come back.
-func TestDeployScript(t *testing.T) {
+// The script of the example, with other addresses, replaces one process after the
+// other. Each is gone long enough to be noticed, while clients send requests all the
+// time, and no request fails. The script stops if a process does not come back.
+func TestDeployScript_FailsNoRequest(t *testing.T) {
 	blue, green := fmt.Sprintf("127.0.0.1:%d", freePort(t)), fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	c := startCaddy(t, t.TempDir(), "", operated(blue, green))
 	text, err := os.ReadFile("../examples/blue-green/deploy.sh")
@@ -140,8 +140,8 @@ func TestDeployScript(t *testing.T) {
 	folder := t.TempDir()
 	for name, script := range map[string]string{
 		"deploy.sh": strings.NewReplacer("blue:8080", blue, "green:8080", green).Replace(string(text)),
-		"caddy":     fmt.Sprintf("#!/bin/sh\nexec %s \"$@\" --address %s\n", c.caddy, c.admin), // not at the usual port
-		// it ends by itself, whatever becomes of the test
+		"caddy":     fmt.Sprintf("#!/bin/sh\nexec %s \"$@\" --address %s\n", c.caddy, c.admin), // at another port than usual
+		// it ends by itself, even if the test does not stop it
 		"start":   fmt.Sprintf("#!/bin/sh\nXDG_DATA_HOME=. XDG_CONFIG_HOME=. timeout 120 %s respond --listen \"$1\" \"$2\" >\"log-$1\" 2>&1 &\necho $! >\"pid-$1\"\n", c.caddy),
 		"stop":    "#!/bin/sh\nkill \"$(cat \"pid-$1\")\"\n",
 		"replace": "#!/bin/sh\nset -e\n./stop \"$1\"\nsleep 2\n./start \"$1\" new\n",
@@ -190,11 +190,11 @@ func TestDeployScript(t *testing.T) {
 	if modes := c.modes(); modes[blue] != "ready up" || modes[green] != "ready up" {
 		t.Errorf("afterwards: %v", modes)
 	}
-	if who := c.answers(10); who["new"] != 10 {
-		t.Errorf("afterwards: %v", who)
+	if answered := c.answers(10); answered["new"] != 10 {
+		t.Errorf("afterwards: %v", answered)
 	}
 
-	// one that could not be replaced is not put back, and the next one is not touched
+	// one that could not be replaced stays in drain, and the next one is not touched
 	if out, err := deploy("./break"); err == nil || !strings.Contains(out, blue+" stays in drain") {
 		t.Errorf("the script goes on when the upstream could not be replaced: %s", out)
 	}
@@ -203,8 +203,8 @@ func TestDeployScript(t *testing.T) {
 	}
 }
 
-// A Caddy that is stopped has the command give up, and not hang.
-func TestCommandsGiveUp(t *testing.T) {
+// If Caddy is stopped by a signal, the command gives up and does not hang.
+func TestCommand_GivesUpIfCaddyIsStopped(t *testing.T) {
 	up := startBackend(t)
 	c := startCaddy(t, t.TempDir(), "", operated(up.addr))
 	if err := syscall.Kill(c.pid, syscall.SIGSTOP); err != nil {

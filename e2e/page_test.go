@@ -21,8 +21,9 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// browse opens the page of an instance in a new browser, after the actions given. The
-// function returned tells what the browser asked for, and what went wrong in the page.
+// browse opens the page of an instance in a new browser, after the given actions. The
+// returned function returns the URLs that the browser requested, and the problems in
+// the page.
 func browse(t *testing.T, c *instance, before ...chromedp.Action[chromedp.Void]) (tab context.Context, told func() (urls, problems []string)) {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
@@ -53,7 +54,7 @@ func browse(t *testing.T, c *instance, before ...chromedp.Action[chromedp.Void])
 		case *runtime.EventConsoleAPICalled:
 			problems = append(problems, string(event.Type))
 		case *log.EventEntryAdded:
-			if event.Entry.Source == log.EntrySourceSecurity { // the page's policy forbids it
+			if event.Entry.Source == log.EntrySourceSecurity { // the policy of the page forbids it
 				problems = append(problems, event.Entry.Text)
 			}
 		}
@@ -109,9 +110,10 @@ func paged(name string, addresses ...string) string {
 	return fmt.Sprintf("alive_status /\n\treverse_proxy /app %s {\n\t\tlb_policy alive {\n\t\t\tname `%s`\n\t\t\tcheck http / {\n\t\t\t\tinterval 200ms\n\t\t\t}\n\t\t}\n\t}", strings.Join(addresses, " "), name)
 }
 
-// A backend goes down, and the page shows it and why, without being loaded again. It
-// sends requests to its own server only, and nothing goes wrong in it. Names are text.
-func TestPage_FollowsWhatChanges(t *testing.T) {
+// A backend goes down, and the page shows it with the reason, without being loaded
+// again. It sends requests to its own server only, and has no errors. Names are shown
+// as text.
+func TestPage_FollowsChanges(t *testing.T) {
 	a, b := startBackend(t), startBackend(t)
 	const hostile = "<img src=x onerror=alert(1)>"
 	c := startCaddy(t, t.TempDir(), "", paged(hostile, a.addr, b.addr))
@@ -131,7 +133,7 @@ func TestPage_FollowsWhatChanges(t *testing.T) {
 	if !evaluate[bool](t, tab, "window.mark === true && document.activeElement.id === 'search'") {
 		t.Error("the page was loaded again, or lost the focus")
 	}
-	// a selection stays while new results come in
+	// the selection stays while new results come in
 	evaluate[bool](t, tab, fmt.Sprintf("(() => { const h = [...document.querySelectorAll('h3')].find((h) => h.textContent === %q); getSelection().selectAllChildren(h); window.row = h.closest('li'); return true })()", a.addr))
 	path := evaluate[string](t, tab, "window.row.querySelector('path.pass').getAttribute('d')")
 	eventually(t, "the chart goes on", func() bool {
@@ -189,8 +191,8 @@ func TestPage_FollowsWhatChanges(t *testing.T) {
 }
 
 // An update changes only what differs. The row that the reader looks at stays in place
-// with the selection in it, also when an upstream above it leaves, and rows that the
-// filters hide do not appear, not even for a moment.
+// with the selection in it, also if an upstream above it leaves, and rows that the
+// filters hide never appear.
 func TestPage_UpdatesKeepTheReadersPlace(t *testing.T) {
 	all := []*backend{startBackend(t), startBackend(t), startBackend(t)}
 	slices.SortFunc(all, func(a, b *backend) int { return strings.Compare(a.addr, b.addr) })
@@ -233,7 +235,7 @@ func TestPage_UpdatesKeepTheReadersPlace(t *testing.T) {
 }
 
 // Without JavaScript the page is complete.
-func TestPage_CompleteWithoutScript(t *testing.T) {
+func TestPage_IsCompleteWithoutScript(t *testing.T) {
 	a := startBackend(t)
 	a.sick.Store(true)
 	c := startCaddy(t, t.TempDir(), "", paged("shop", a.addr))
@@ -249,7 +251,7 @@ func TestPage_CompleteWithoutScript(t *testing.T) {
 
 // With two hundred upstreams the page stays usable: it is no wider than a phone, the
 // search finds one upstream, and the page soon shows what changes.
-func TestPage_TwoHundredUpstreams(t *testing.T) {
+func TestPage_IsUsableWithTwoHundredUpstreams(t *testing.T) {
 	one := startBackend(t)
 	addresses := []string{one.addr}
 	for i := range 199 {

@@ -18,11 +18,11 @@ import (
 
 const (
 	// shortFor is how long a shortage lasts: long enough to turn an upstream down many
-	// times over, if failed probes counted.
+	// times, if its failed probes counted.
 	shortFor = 3 * time.Second
 	// scarce is how many descriptors or ports there are.
 	scarce = 40
-	// shortSite fails open for nothing, so a wrong verdict is a 503.
+	// shortSite does not fail open, so a wrong verdict is a 503.
 	shortSite = `{
 	admin %[1]s
 	metrics
@@ -42,7 +42,7 @@ http://%[2]s {
 `
 )
 
-// short is Caddy in front of two upstreams, before it runs out of something.
+// short is Caddy in front of two upstreams, before a shortage.
 type short struct {
 	*instance
 	t         *testing.T
@@ -50,7 +50,7 @@ type short struct {
 	asking    *http.Client // has a connection to the site already
 }
 
-// startShort starts it. Listen and dial are where it runs.
+// startShort starts it. Listen and dial say at which host it runs.
 func startShort(t *testing.T, listen func(address string) net.Listener, dial dialer, inside func(*exec.Cmd) *exec.Cmd) *short {
 	t.Helper()
 	caddy, err := build()
@@ -81,13 +81,13 @@ func startShort(t *testing.T, listen func(address string) net.Listener, dial dia
 	for _, upstream := range s.upstreams {
 		eventually(t, upstream+" passes", func() bool { return s.results(upstream, "pass") != "0" })
 	}
-	for range 4 { // so Caddy has a connection to each
+	for range 4 { // so that Caddy has a connection to each
 		s.ask()
 	}
 	return s
 }
 
-// ask asks the site, which must answer.
+// ask sends a request to the site, which must answer.
 func (s *short) ask() {
 	s.t.Helper()
 	response, err := s.asking.Get("http://" + s.site)
@@ -100,7 +100,7 @@ func (s *short) ask() {
 	}
 }
 
-// results is how many results of that kind the checks of an upstream had.
+// results returns how many results of this kind the checks of an upstream had.
 func (s *short) results(upstream, result string) string {
 	s.t.Helper()
 	response, err := s.client.Get("http://" + s.admin + "/metrics")
@@ -121,8 +121,8 @@ func (s *short) results(upstream, result string) string {
 	return "0"
 }
 
-// holdsOut has the site answer while the shortage lasts and after it, without a
-// transition, though probes fail by it.
+// holdsOut expects the site to answer during the shortage and after it, without a
+// change of status, although probes fail because of it.
 func (s *short) holdsOut(release func()) {
 	s.t.Helper()
 	for _, upstream := range s.upstreams {
@@ -145,7 +145,7 @@ func (s *short) holdsOut(release func()) {
 	}
 }
 
-// occupy makes so many connections to an address, as far as they can be made.
+// occupy makes as many connections to an address as possible, up to n.
 func occupy(t *testing.T, dial dialer, address string, n int) (release func()) {
 	var conns []net.Conn
 	for range n {
@@ -166,9 +166,9 @@ func occupy(t *testing.T, dial dialer, address string, n int) (release func()) {
 	return release
 }
 
-// When clients hold all descriptors of the process, its probes say nothing of the
+// If clients hold all descriptors of the process, its probes say nothing about the
 // upstreams.
-func TestShortage_Descriptors(t *testing.T) {
+func TestShortage_OfDescriptorsTurnsNothingDown(t *testing.T) {
 	if _, err := exec.LookPath("prlimit"); err != nil {
 		skip(t, "prlimit (Debian package util-linux) is not installed")
 	}
@@ -185,9 +185,9 @@ func TestShortage_Descriptors(t *testing.T) {
 	s.holdsOut(occupy(t, dial, s.site, scarce))
 }
 
-// When all ports are used, probes cannot connect, which says nothing of the upstreams
-// either.
-func TestShortage_Ports(t *testing.T) {
+// If all local ports are in use, probes cannot connect, which says nothing about the
+// upstreams either.
+func TestShortage_OfPortsTurnsNothingDown(t *testing.T) {
 	n := newHosts(t)
 	s := startShort(t, func(address string) net.Listener { return n.listen("caddy", address) }, n.from("caddy"), func(command *exec.Cmd) *exec.Cmd {
 		return n.command(t.Context(), "caddy", command.Args...)

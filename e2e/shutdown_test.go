@@ -37,7 +37,7 @@ func TestShutdown_HeldRequestGoesOn(t *testing.T) {
 			hold %s
 		}
 	}`, upstream.Listener.Addr(), hold))
-	<-probed // so it has no verdict, and gets none
+	<-probed // there is no verdict, and none will come
 
 	answer := make(chan string, 1)
 	go func() {

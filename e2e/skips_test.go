@@ -9,23 +9,24 @@ import (
 	"testing"
 )
 
-// skips are the tests that were skipped, and why: `go test` says nothing of them.
+// skips are the tests that were skipped, with the reasons: `go test` does not show
+// them.
 var skips struct {
 	mu    sync.Mutex
 	lines []string
 }
 
-// skip skips a test for a reason, which is told at the end of the run, too.
+// skip skips a test for a reason, which is also shown at the end of the run.
 func skip(t *testing.T, reason string, args ...any) {
 	t.Helper()
 	reason = fmt.Sprintf(reason, args...)
 	skips.mu.Lock()
-	skips.lines = append(skips.lines, fmt.Sprintf("skipped: %s, for %s\n", t.Name(), reason))
+	skips.lines = append(skips.lines, fmt.Sprintf("skipped: %s: %s\n", t.Name(), reason))
 	skips.mu.Unlock()
-	t.Skipf("skipped, for %s", reason)
+	t.Skip(reason)
 }
 
-// tellSkipped says what was skipped.
+// tellSkipped prints the skipped tests.
 func tellSkipped(to io.Writer) {
 	skips.mu.Lock()
 	defer skips.mu.Unlock()

@@ -33,8 +33,8 @@ def application(env, start_response):
 `
 )
 
-// startSmall runs a server that serves one connection at a time and keeps it for as long
-// as its client does. It returns its address.
+// startSmall runs a server that serves one connection at a time, and keeps it as long
+// as its client does. It returns the address.
 func startSmall(t *testing.T, server string) string {
 	t.Helper()
 	path, err := exec.LookPath(server)
@@ -80,16 +80,16 @@ func startSmall(t *testing.T, server string) string {
 	return address
 }
 
-// startSmallSite runs Caddy over two such servers. Caddy keeps no connections for
-// requests, as the README says.
+// startSmallSite runs Caddy in front of two such servers. Caddy keeps no connections
+// for requests, as the README recommends.
 func startSmallSite(t *testing.T, server, check string) *instance {
 	t.Helper()
 	site := fmt.Sprintf("reverse_proxy %s %s {\nlb_policy alive %s\ntransport http {\nkeepalive off\n}\n}", startSmall(t, server), startSmall(t, server), check)
 	return startCaddy(t, t.TempDir(), "", site)
 }
 
-// slow asks so many times, one each pause, and returns what took longer than a second or
-// was not answered well.
+// slow sends n requests with a pause between them, and returns those that took longer
+// than a second or failed.
 func (c *instance) slow(n int, pause time.Duration) (slow []string) {
 	c.t.Helper()
 	client := &http.Client{Timeout: 5 * time.Second}
@@ -116,8 +116,8 @@ func (c *instance) slow(n int, pause time.Duration) (slow []string) {
 	return slow
 }
 
-// Servers that serve one connection at a time are not occupied by probes: 60 requests in
-// 20 s, none slower than one, and both are up throughout.
+// Probes do not occupy servers that serve one connection at a time: of 60 requests in
+// 20 s none takes longer than a second, and both servers stay up.
 func TestSmallServers_AreNotOccupiedByProbes(t *testing.T) {
 	t.Parallel()
 	for _, server := range []string{"python3", "uwsgi"} {
@@ -139,7 +139,7 @@ func TestSmallServers_AreNotOccupiedByProbes(t *testing.T) {
 	}
 }
 
-// With keep_connection they are, which is why it is not the default.
+// With keep_connection they do, and so it is not the default.
 func TestSmallServers_AreOccupiedByKeptConnections(t *testing.T) {
 	t.Parallel()
 	for _, server := range []string{"python3", "uwsgi"} {

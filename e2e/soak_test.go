@@ -26,8 +26,8 @@ var (
 )
 
 const (
-	// soaked is the site. The first line has Caddy take each config for another one: it
-	// loads none that is as the one before.
+	// soaked is the site. Its first line makes each config differ, because Caddy does not
+	// load a config that equals the one before.
 	soaked = `header Config %d
 	reverse_proxy %s {
 		lb_policy alive {
@@ -53,36 +53,35 @@ const (
 			keepalive 1s
 		}
 	}`
-	// toNotice is how long it may take until an upstream that hangs is known to be
-	// down: an interval with its jitter, and three timeouts. Those of one that is back
-	// are less.
+	// toNotice is how long it may take until an upstream that hangs is known to be down:
+	// an interval with its jitter, and three timeouts. For one that is back it is less.
 	toNotice = 111*time.Millisecond + 3*time.Second
-	// busy is what a busy machine may add to it.
+	// busy is how much longer it may take on a busy machine.
 	busy = 3 * time.Second
 	// afterReload is how long after a reload connections may still be reset.
 	afterReload = 500 * time.Millisecond
-	// sameCheck is how many reloads there are before one changes the check.
+	// sameCheck is the number of reloads after which the check changes.
 	sameCheck = 5
-	// few is how many goroutines and files may be there at the end that were not
-	// there before: less than one for each fourth reload in between.
+	// few is how many more goroutines and files there may be at the end than before: less
+	// than one for each fourth reload in between.
 	few = 8
 )
 
-// soak is Caddy over some upstreams, to which things happen.
+// soak is Caddy with upstreams that fail, are deployed, and change.
 type soak struct {
 	*testing.T
 	caddy   *instance
 	load    *load
 	workers []*worker // the first one is always well and ready
 	began   time.Time
-	rest    sync.RWMutex // held for reading while anything happens
+	rest    sync.RWMutex // held for reading while an upstream is changed
 	mu      sync.Mutex
-	done    map[string]int // what happened, how often
-	checked time.Time      // when the check last was another, which begins to count then
+	done    map[string]int // how often each of them happened
+	checked time.Time      // when the check changed last; times count from there
 	slowest time.Duration  // to notice a fault
 }
 
-// askedFor reports whether the soak is meant: by its flag, or by its name.
+// askedFor reports whether the soak is requested, by its flag or by its name.
 func askedFor() (asked bool) {
 	flag.Visit(func(f *flag.Flag) {
 		asked = asked || f.Name == "soak" || f.Name == "test.run" && strings.Contains(f.Value.String(), "Soak")
@@ -90,13 +89,12 @@ func askedFor() (asked bool) {
 	return asked
 }
 
-// While upstreams are killed, stopped, sick and reset connections, are drained and
-// replaced, change their weight, and configs are loaded anew, all by chance, one
-// upstream is well and ready all the time. So not one request may fail that can be
-// tried elsewhere; nor any other, but those that were under way to an upstream when
-// something happened to it that Caddy cannot know of yet. A fault is noticed in time. At
-// the end, Caddy has as many goroutines and files, and as much memory, as after the
-// first quarter.
+// Upstreams are killed, stopped, sick, reset connections, are drained and replaced, and
+// change their weight, and configs are loaded, all at random times. One upstream is
+// well and ready all the time. So no request fails that can be retried elsewhere. Other
+// requests fail only if they were in flight to an upstream when it failed, or were sent
+// to it before Caddy could know. Each fault is noticed in time. At the end Caddy has as
+// many goroutines and files, and as much memory, as after the first quarter.
 func TestSoak(t *testing.T) {
 	if !askedFor() {
 		skip(t, "it was not asked for: -run TestSoak, for 10 minutes, or -soak 1h")
@@ -120,8 +118,8 @@ func TestSoak(t *testing.T) {
 	for range 8 {
 		clients = append(clients, quick, quick, slow)
 		if *race {
-			// no websockets: in Caddy 2.11.9, to have them outlive a reload is a data race
-			// between the end of the config, which sets the timer, and requests to it
+			// no websockets: in Caddy 2.11.9 a websocket that outlives a reload is a data race
+			// between the end of the config, which sets a timer, and requests to it
 			clients[len(clients)-1] = slow[:1]
 		}
 	}
@@ -141,7 +139,7 @@ func TestSoak(t *testing.T) {
 	lives.Wait()
 	late, after := s.usage()
 
-	// what nobody may have changed
+	// all upstreams are as they were at the start
 	for _, w := range s.workers {
 		s.mustBe(w, "ready up")
 	}
@@ -170,7 +168,7 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// compare fails the test if Caddy has more at the end than it had.
+// compare fails the test if Caddy uses more at the end than before.
 func (s *soak) compare(early, late usage, more int) {
 	if late.goroutines > early.goroutines+more {
 		s.Errorf("goroutines grow: %d, later %d, want at most %d more: %s", early.goroutines, late.goroutines, more, s.caddy.profile("goroutine?debug=1"))
@@ -181,16 +179,16 @@ func (s *soak) compare(early, late usage, more int) {
 	if late.heap > early.heap*11/10+2<<10 {
 		s.Errorf("the heap grows: %d KiB, later %d", early.heap, late.heap)
 	}
-	// the shadow of the race detector grows with what was ever in use
+	// the memory of the race detector grows with all memory that was ever in use
 	if !*race && late.resident > early.resident*5/4+8<<10 {
 		s.Errorf("memory grows: %d KiB, later %d", early.resident, late.resident)
 	}
 }
 
-// over reports whether nothing more shall happen.
+// over reports whether no more changes are to be made.
 func (s *soak) over() bool { return time.Since(s.began) > *soakFor || s.Failed() }
 
-// usage has everything rest, and returns what Caddy has then, and after how many
+// usage pauses everything, and returns what Caddy uses then, and after how many
 // reloads.
 func (s *soak) usage() (u usage, reloads int) {
 	s.rest.Lock()
@@ -201,14 +199,14 @@ func (s *soak) usage() (u usage, reloads int) {
 	return s.caddy.usage(), s.done["reload"]
 }
 
-// happens counts what happened.
+// happens counts an event.
 func (s *soak) happens(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.done[what]++
 }
 
-// live has one thing after the other happen to an upstream, and each be undone.
+// live makes one change after the other to an upstream, and undoes each.
 func (s *soak) live(w *worker, chance *rand.Rand) {
 	for !s.over() {
 		time.Sleep(time.Duration(chance.IntN(500)) * time.Millisecond)
@@ -240,8 +238,8 @@ func (s *soak) live(w *worker, chance *rand.Rand) {
 	}
 }
 
-// fault has an upstream fail for a while. Requests that cannot be tried elsewhere are
-// excused until Caddy knows.
+// fault has an upstream fail for a while. Until Caddy knows, failed requests that
+// cannot be retried are excused.
 func (s *soak) fault(w *worker, what, mode string, chance *rand.Rand) error {
 	known := s.load.faults.begin(w.addr)
 	defer known(0)
@@ -255,7 +253,7 @@ func (s *soak) fault(w *worker, what, mode string, chance *rand.Rand) error {
 	s.mu.Lock()
 	s.slowest = max(s.slowest, time.Since(later(began, s.checked)))
 	s.mu.Unlock()
-	known(100 * time.Millisecond) // for whoever had chosen it before
+	known(100 * time.Millisecond) // for requests that had chosen it before
 	time.Sleep(time.Duration(chance.IntN(1000)) * time.Millisecond)
 	if err := w.recover(what); err != nil {
 		return err
@@ -288,13 +286,13 @@ func (w *worker) recover(what string) error {
 	}
 }
 
-// deploy replaces an upstream as operators do: drained first, it has nothing in flight
-// when it ends, so there is nothing to excuse.
+// deploy replaces an upstream as operators do: it is drained first, so it has nothing
+// in flight when it ends, and nothing is excused.
 func (s *soak) deploy(w *worker) error {
 	if err := s.patch(w, `{"mode": "drain"}`); err != nil {
 		return err
 	}
-	looks := 0 // Caddy counts a request a moment after it was decided who gets it
+	looks := 0 // Caddy counts a request shortly after it is assigned to an upstream
 	if !poll(func() bool {
 		if looks++; s.entry(w).Requests != 0 {
 			looks = 0
@@ -317,7 +315,7 @@ func (s *soak) deploy(w *worker) error {
 	return s.patch(w, `{"mode": "ready"}`)
 }
 
-// site is a config. Every so many reloads, it has another check than before.
+// site returns a config. After every sameCheck reloads its check changes.
 func (s *soak) site(reloads int) string {
 	var addresses []string
 	for _, w := range s.workers {
@@ -352,7 +350,7 @@ func (s *soak) reloads(chance *rand.Rand) {
 	}
 }
 
-// reload loads the config of that number, and returns when it answers.
+// reload loads the config with this number, and returns when it answers.
 func (s *soak) reload(n int) error {
 	if _, err := s.ask(http.MethodPost, "/load", "text/caddyfile", fmt.Sprintf(s.caddy.text, s.site(n))); err != nil {
 		return err
@@ -377,19 +375,19 @@ func (s *soak) reload(n int) error {
 	return nil
 }
 
-// patch changes what operators set of an upstream.
+// patch changes the mode or weight of an upstream.
 func (s *soak) patch(w *worker, change string) error {
 	_, err := s.ask(http.MethodPatch, "/alive/upstreams?upstream="+url.QueryEscape(w.addr), "application/json", change)
 	return err
 }
 
-// ask asks the admin API, over a connection that does not stay. A reload replaces that
-// one, too, and resets connections then.
+// ask sends a request to the admin API, over a connection that is not kept. A reload
+// replaces the admin server, too, and resets connections then.
 func (s *soak) ask(method, path, contentType, body string) (string, error) {
 	for {
 		began := time.Now()
 		text, err := s.askOnce(method, path, contentType, body)
-		if !isReset(err) || !s.load.reloads.excuse(somebody, began) {
+		if !isReset(err) || !s.load.reloads.excuse(anyUpstream, began) {
 			return text, err
 		}
 	}
@@ -414,13 +412,13 @@ func (s *soak) askOnce(method, path, contentType, body string) (string, error) {
 	return string(text), err
 }
 
-// listed is an upstream as the list shows it.
+// listed is a row of the list.
 type listed struct {
 	Upstream, Mode, Status string
 	Requests               int
 }
 
-// entry returns what the list shows of an upstream.
+// entry returns the row of an upstream.
 func (s *soak) entry(w *worker) listed {
 	text, err := s.ask(http.MethodGet, "/alive/upstreams?upstream="+url.QueryEscape(w.addr), "", "")
 	var entries []listed
@@ -436,7 +434,8 @@ func (s *soak) entry(w *worker) listed {
 	return listed{Mode: "not", Status: "listed", Requests: -1}
 }
 
-// becomes waits until an upstream is listed as that, which it must be in time.
+// becomes waits until an upstream is listed with this mode and status, and returns an
+// error if it takes too long.
 func (s *soak) becomes(w *worker, want string) error {
 	began := time.Now()
 	for {
@@ -456,9 +455,9 @@ func (s *soak) becomes(w *worker, want string) error {
 	}
 }
 
-// late reports whether Caddy said since then that it lacks CPU time, which it says once
-// a minute at most: then timeouts count for nothing, and there is no saying how long it
-// takes to notice anything.
+// late reports whether Caddy logged since then that it runs late, which it does once a
+// minute at most. Timeouts then count for nothing, and the time to notice a fault has
+// no bound.
 func (s *soak) late(since time.Time) bool {
 	for line := range strings.Lines(s.caddy.log()) {
 		var said struct {
@@ -489,7 +488,7 @@ func (s *soak) mustBe(w *worker, want string) {
 	}
 }
 
-// flips returns how often an upstream went down, as the metrics have it.
+// flips returns how often an upstream went down, by the metrics.
 func (s *soak) flips(w *worker) int {
 	s.Helper()
 	text, err := s.ask(http.MethodGet, "/metrics", "", "")

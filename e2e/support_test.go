@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package e2e tests what takes several processes, or a browser: Caddy as it is built,
-// its commands, and its page.
+// Package e2e has the tests that need several processes, or a browser: Caddy as it is
+// built, its commands, and its page. It knows only what users know: it imports nothing
+// of the plugin.
 package e2e
 
 import (
@@ -23,10 +24,10 @@ import (
 	"time"
 )
 
-// patience is how long anything may take that has to happen.
+// patience is how long to wait for anything that has to happen.
 const patience = 20 * time.Second
 
-// built is the folder of what was built, "" if nothing was.
+// built is the folder with the build, "" if there is none.
 var built string
 
 // build builds Caddy with this plugin, once for all tests.
@@ -60,7 +61,7 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// eventually fails the test unless cond comes true in time.
+// eventually fails the test unless cond becomes true in time.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	if !poll(cond) {
@@ -68,7 +69,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// poll reports whether cond comes true in time.
+// poll reports whether cond becomes true in time.
 func poll(cond func() bool) bool {
 	for began := time.Now(); !cond(); time.Sleep(20 * time.Millisecond) {
 		if time.Since(began) > patience {
@@ -78,7 +79,7 @@ func poll(cond func() bool) bool {
 	return true
 }
 
-// backend is an upstream that can be made sick, with a reason that it says itself.
+// backend is an upstream that can be made sick, with a reason in its answer.
 type backend struct {
 	addr string
 	sick atomic.Bool
@@ -97,12 +98,12 @@ func startBackend(t *testing.T) *backend {
 	return b
 }
 
-// taken are the ports that were free.
+// taken are the ports that were returned.
 var taken sync.Map
 
-// freePort returns a port that nobody listens on, and that no other call returned. It
-// is below those that systems hand out by themselves, so that it stays free while
-// whoever listens on it is gone.
+// freePort returns a port that is free and that no other call returned. It is below the
+// ports that systems assign themselves, so that it stays free while its server is
+// restarted.
 func freePort(t *testing.T) int {
 	t.Helper()
 	for range 1000 {
@@ -126,11 +127,11 @@ type instance struct {
 	t           *testing.T
 	caddy       string
 	config      string
-	text        string // of the config, with %s for the site
+	text        string // the config, with %s for the site
 	folder      string
 	admin, site string
 	client      *http.Client              // for the admin API
-	inside      func(*exec.Cmd) *exec.Cmd // nil, or has the process run somewhere else
+	inside      func(*exec.Cmd) *exec.Cmd // runs the process elsewhere if it is not nil
 	pid         int
 	stop        func()
 }
@@ -189,7 +190,7 @@ func (c *instance) start() {
 	})
 }
 
-// log returns what Caddy logged, but for what was asked of its admin API.
+// log returns what Caddy logged, without the requests to its admin API.
 func (c *instance) log() string {
 	text, err := os.ReadFile(filepath.Join(c.folder, "log"))
 	if err != nil {
@@ -204,7 +205,7 @@ func (c *instance) log() string {
 	return log.String()
 }
 
-// load has another site in place of that before.
+// load replaces the site.
 func (c *instance) load(site string) {
 	c.t.Helper()
 	response, err := c.client.Post("http://"+c.admin+"/load", "text/caddyfile", strings.NewReader(fmt.Sprintf(c.text, site)))
@@ -250,7 +251,7 @@ func (c *instance) modes() map[string]string {
 	return modes
 }
 
-// answers asks n times, and counts who answers.
+// answers sends n requests, and counts the answers of each upstream.
 func (c *instance) answers(n int) map[string]int {
 	c.t.Helper()
 	counts := make(map[string]int)

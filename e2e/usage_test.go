@@ -13,17 +13,17 @@ import (
 	"time"
 )
 
-// resting is how long usage is looked at for its least. It is longer than connections
-// to upstreams idle, by the config, and than probes take.
+// resting is how long the lowest usage is looked for. It is longer than the idle
+// timeout of connections to upstreams in the config, and longer than a probe.
 const resting = 3 * time.Second
 
-// usage is what a process that rests has.
+// usage is what an idle process uses.
 type usage struct {
 	goroutines, files int
-	heap, resident    int // in KiB: what is in use after a collection, and what it has of the system
+	heap, resident    int // in KiB: the heap after a collection, and the resident memory
 }
 
-// usage returns the least that Caddy has while nobody asks it anything.
+// usage returns the lowest usage of Caddy while it gets no requests.
 func (c *instance) usage() usage {
 	c.t.Helper()
 	least := c.usageNow()
@@ -53,7 +53,7 @@ func (c *instance) usageNow() (u usage) {
 	return u
 }
 
-// profile asks Caddy for a profile as text, over a connection that does not stay.
+// profile gets a profile from Caddy as text, over a connection that is not kept.
 func (c *instance) profile(name string) string {
 	c.t.Helper()
 	request, err := http.NewRequestWithContext(c.t.Context(), http.MethodGet, "http://"+c.admin+"/debug/pprof/"+name, nil)
@@ -73,7 +73,7 @@ func (c *instance) profile(name string) string {
 	return string(text)
 }
 
-// number returns what a pattern finds.
+// number returns the number that a pattern matches.
 func number(t *testing.T, pattern, text string) int {
 	t.Helper()
 	m := regexp.MustCompile(pattern).FindStringSubmatch(text)

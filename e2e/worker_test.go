@@ -19,25 +19,24 @@ import (
 )
 
 const (
-	// workerAddress has the test binary be a worker at that address.
+	// workerAddress makes the test binary a worker at that address.
 	workerAddress = "E2E_WORKER"
-	// parts is in how many a worker sends a download, one a partTime.
+	// parts is the number of parts of a download. The pause between them is partTime.
 	parts    = 20
 	partTime = 50 * time.Millisecond
-	// largeSize is that of a large answer, in bytes.
+	// largeSize is the size of a large answer, in bytes.
 	largeSize = 256 << 10
 )
 
-// worker is an upstream that is a process of its own, so that it can be killed and
-// stopped.
+// worker is an upstream in a process of its own, so that it can be killed and stopped.
 type worker struct {
 	t       *testing.T
 	addr    string
 	command *exec.Cmd
-	life    io.Closer // the process ends with it, and so with the test
+	life    io.Closer // the process ends when it is closed, and so with the test
 }
 
-// startWorker runs one until the test ends.
+// startWorker runs a worker until the test ends.
 func startWorker(t *testing.T) *worker {
 	t.Helper()
 	w := &worker{t: t, addr: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
@@ -48,7 +47,7 @@ func startWorker(t *testing.T) *worker {
 	return w
 }
 
-// start starts the process. It is not waited for until it serves.
+// start starts the process, without waiting until it serves.
 func (w *worker) start() (err error) {
 	w.command = exec.Command(os.Args[0])
 	w.command.Env = append(os.Environ(), workerAddress+"="+w.addr)
@@ -59,14 +58,14 @@ func (w *worker) start() (err error) {
 	return w.command.Start()
 }
 
-// kill ends it at once, as kill -9 does.
+// kill ends the process at once, as kill -9 does.
 func (w *worker) kill() {
 	_ = w.command.Process.Kill()
 	_ = w.command.Wait()
 	w.life.Close()
 }
 
-// signal stops it, or has it go on.
+// signal sends a signal, which stops or continues the process.
 func (w *worker) signal(signal syscall.Signal) error { return w.command.Process.Signal(signal) }
 
 // conduct is how a worker behaves.
@@ -74,11 +73,11 @@ type conduct int32
 
 const (
 	well      conduct = iota
-	sick              // it answers everything with 503
-	resetting         // it resets every connection that asks anything
+	sick              // answers everything with 503
+	resetting         // resets every connection that sends a request
 )
 
-// behave has it behave like that from now on.
+// behave changes the conduct.
 func (w *worker) behave(like conduct) error {
 	response, err := http.Post(fmt.Sprintf("http://%s/conduct/%d", w.addr, like), "", nil)
 	if err != nil {
@@ -91,14 +90,14 @@ func (w *worker) behave(like conduct) error {
 	return nil
 }
 
-// work is all that a worker's process does.
+// work is the main function of a worker's process.
 func work(address string) error {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return err
 	}
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin) // until the test is gone
+		_, _ = io.Copy(io.Discard, os.Stdin) // until the test has ended
 		os.Exit(0)
 	}()
 	var now atomic.Int32
@@ -113,7 +112,7 @@ func work(address string) error {
 	return (&http.Server{Handler: mux, ReadHeaderTimeout: patience}).Serve(listener)
 }
 
-// behaving has a handler behave.
+// behaving returns a handler with the present conduct.
 func behaving(now *atomic.Int32, address string, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Worker", address)
@@ -131,7 +130,7 @@ func behaving(now *atomic.Int32, address string, next http.Handler) http.Handler
 	})
 }
 
-// services are what a worker has for clients.
+// services are the handlers for requests of clients.
 func services(address string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, address) })

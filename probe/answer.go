@@ -15,10 +15,13 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
-// lingering is how long an answer that is judged already may take to end. What ends
-// by then leaves a connection that can be used again, and no error at the other side.
+// lingering is how long to wait for the rest of an answer that is already judged. If it
+// ends within that time, the connection can be used again and the upstream sees no
+// error.
 const lingering = 20 * time.Millisecond
 
 // expectedHeader is a header field that an answer must have.
@@ -74,8 +77,8 @@ func (h *HTTP) provisionAnswer() (err error) {
 	return checkMaxSize(h.MaxSize)
 }
 
-// provisionStatus resolves placeholders in a list of codes and reads it. Errors show
-// it as it was written.
+// provisionStatus resolves placeholders in a list of codes and parses it. Errors show
+// the list as written.
 func (h *HTTP) provisionStatus(option string, list []string) (ranges []statusRange, err error) {
 	for _, written := range list {
 		text, err := h.resolve(option, written)
@@ -84,7 +87,7 @@ func (h *HTTP) provisionStatus(option string, list []string) (ranges []statusRan
 		}
 		r, err := parseStatus(option, text)
 		if err != nil {
-			if hasPlaceholder(written) { // fails, too, and shows no value
+			if redact.HasPlaceholder(written) { // the same error, without the value of a placeholder
 				_, err = parseStatus(option, written)
 			}
 			return nil, err
@@ -115,8 +118,8 @@ func checkMaxSize(size int64) error {
 	return nil
 }
 
-// probe sends the request and judges the answer. The text of an error may have the
-// value of a placeholder in it.
+// probe sends the request and judges the answer. The text of an error may contain the
+// value of a placeholder.
 func (h *HTTP) probe(ctx context.Context, up Upstream) error {
 	began := time.Now()
 	ctx, cancel := context.WithCancel(ctx)
@@ -150,7 +153,7 @@ func (h *HTTP) probe(ctx context.Context, up Upstream) error {
 	if err != nil {
 		return fmt.Errorf("reading the body: %w", err)
 	}
-	// a transport may not look at the context, and what follows can take its time
+	// a transport may ignore the context, and the checks below can take long
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -165,8 +168,8 @@ func (h *HTTP) looksAtBody() bool {
 	return h.body != nil || h.expression != nil && h.expression.readsBody
 }
 
-// leave reads what is left of an answer that is judged already. It does not wait for
-// it: an event stream, for example, has no end.
+// leave reads the rest of an answer that is already judged, for a short time only: an
+// event stream, for example, does not end.
 func (h *HTTP) leave(body io.Reader, cancel context.CancelFunc) {
 	if body == http.NoBody {
 		return
@@ -175,7 +178,8 @@ func (h *HTTP) leave(body io.Reader, cancel context.CancelFunc) {
 	_, _ = io.Copy(io.Discard, io.LimitReader(body, h.MaxSize))
 }
 
-// evaluate reports whether the expression, if there is one, is true.
+// evaluate returns an error unless the expression is true. Without an expression there
+// is none.
 func (h *HTTP) evaluate(ctx context.Context, resp *http.Response, body []byte, began time.Time) error {
 	if h.expression == nil {
 		return ctx.Err()
@@ -189,7 +193,7 @@ func (h *HTTP) evaluate(ctx context.Context, resp *http.Response, body []byte, b
 	return fmt.Errorf("%w; %s", err, h.got(resp, body, true))
 }
 
-// unwantedStatus says what came instead of a status that is wanted.
+// unwantedStatus returns the error of an answer whose status is not listed.
 func (h *HTTP) unwantedStatus(resp *http.Response) error {
 	text := fmt.Sprintf("status %d, want %s", resp.StatusCode, strings.Join(h.Status, " "))
 	if location := resp.Header.Get("Location"); location != "" && resp.StatusCode/100 == 3 {
@@ -198,7 +202,7 @@ func (h *HTTP) unwantedStatus(resp *http.Response) error {
 	return errors.New(text)
 }
 
-// withoutCredentials returns a URL without the user information that it may have.
+// withoutCredentials returns a URL without its user information.
 func withoutCredentials(location string) string {
 	u, err := url.Parse(location)
 	switch {
@@ -209,27 +213,27 @@ func withoutCredentials(location string) string {
 		return u.String()
 	case !strings.Contains(location, "@"):
 		return location
-	default: // which part of it is what cannot be told
+	default: // it cannot be told which part of it the credentials are
 		_, rest, _ := strings.Cut(location, "@")
 		return "xxxxx@" + rest
 	}
 }
 
-// checkHeader reports what is wrong with the values of a field.
+// checkHeader returns an error unless one of the values of a field matches.
 func (h *HTTP) checkHeader(want expectedHeader, values []string) error {
 	switch {
 	case slices.ContainsFunc(values, want.value.MatchString):
 		return nil
 	case len(values) == 0:
 		return fmt.Errorf("header %s is missing, want '%s'", want.name, want.value)
-	case want.value.secret: // so may be what came
+	case want.value.secret: // the value that came may be secret, too
 		return fmt.Errorf("header %s does not match '%s'", want.name, want.value)
 	default:
 		return fmt.Errorf("header %s is %s, want '%s'", want.name, quote(&h.secrets, []byte(values[0])), want.value)
 	}
 }
 
-// unwantedBody says what came instead of a body that matches.
+// unwantedBody returns the error of a body that does not match.
 func (h *HTTP) unwantedBody(resp *http.Response, body []byte) error {
 	where := ""
 	if h.isCut(resp, body) {
@@ -238,13 +242,12 @@ func (h *HTTP) unwantedBody(resp *http.Response, body []byte) error {
 	return fmt.Errorf("body does not match '%s'%s; %s", h.body, where, h.got(resp, body, !h.body.secret))
 }
 
-// isCut reports whether the body may go on behind what was read of it.
+// isCut reports whether the body may continue after the part that was read.
 func (h *HTTP) isCut(resp *http.Response, body []byte) bool {
 	return int64(len(body)) == h.MaxSize && resp.ContentLength != h.MaxSize
 }
 
-// got says what a body is: its size, its encoding, and how it begins, if that can be
-// shown.
+// got describes a body: its size, its encoding and, if it may be shown, its beginning.
 func (h *HTTP) got(resp *http.Response, body []byte, show bool) string {
 	if len(body) == 0 {
 		return "got an empty body"

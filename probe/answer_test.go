@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// Where nothing is expected of the body, the status decides, and the body is neither
-// waited for nor judged.
-func TestHTTP_StatusDecidesWhereNothingIsExpectedOfTheBody(t *testing.T) {
+// If nothing is expected of the body, the status decides. The body is neither waited
+// for nor judged.
+func TestHTTP_StatusDecidesWithoutExpectation(t *testing.T) {
 	t.Parallel()
 	const ok = "HTTP/1.1 200 OK\r\n"
 	block := strings.Repeat("x", 32<<10)
@@ -59,7 +59,7 @@ func TestHTTP_StatusDecidesWhereNothingIsExpectedOfTheBody(t *testing.T) {
 	}
 }
 
-// hangAfter sends text and waits for the other side to hang up.
+// hangAfter sends text and waits until the client closes the connection.
 func hangAfter(text string) func(net.Conn, *http.Request) {
 	return func(conn net.Conn, _ *http.Request) {
 		io.WriteString(conn, text)
@@ -67,9 +67,9 @@ func hangAfter(text string) func(net.Conn, *http.Request) {
 	}
 }
 
-// What is left of an answer is read if it is there, so that the other side sees an
-// orderly end and a connection can be used again.
-func TestHTTP_ReadsWhatIsThereOfABodyThatDecidesNothing(t *testing.T) {
+// The rest of an answer is read if it comes soon, so that the upstream sees an orderly
+// end and the connection can be used again.
+func TestHTTP_RestOfTheBodyIsRead(t *testing.T) {
 	t.Parallel()
 	for _, config := range []string{`{"uri":"/"}`, `{"uri":"/","drain_status":["200"]}`} {
 		body := &countedBody{Reader: strings.NewReader(strings.Repeat("x", 40<<10))}
@@ -83,7 +83,7 @@ func TestHTTP_ReadsWhatIsThereOfABodyThatDecidesNothing(t *testing.T) {
 	}
 }
 
-// countedBody tells what became of a body.
+// countedBody records whether a body was read to its end and closed.
 type countedBody struct {
 	io.Reader
 	ended, closed bool
@@ -100,8 +100,8 @@ func (b *countedBody) Close() error {
 	return nil
 }
 
-// The reason shows what came instead of a body that matches: its size, its encoding
-// and how it begins. That it was cut is said if it was.
+// The reason shows the body that came instead of one that matches: its size, its
+// encoding and how it begins, and whether it was cut.
 func TestHTTP_ReasonsShowTheBodyThatCame(t *testing.T) {
 	t.Parallel()
 	const ok = "HTTP/1.1 200 OK\r\n"
@@ -117,14 +117,14 @@ func TestHTTP_ReasonsShowTheBodyThatCame(t *testing.T) {
 			`"expect_body":"OK"`, ok + "Content-Length: 6\r\n\r\n\xff\xfeO\x00K\x00",
 			`body does not match 'OK'; got 6 bytes: "\xff\xfeO\x00K\x00"`,
 		},
-		// what cannot be seen is made visible
+		// invisible characters are escaped
 		{
 			`"expect_body":"^OK$"`, ok + "Content-Length: 11\r\n\r\nO\u200bK\u202e\u2028",
 			`body does not match '^OK$'; got 11 bytes: "O\u200bK\u202e\u2028"`,
 		},
 		{`"expect_body":"y"`, ok + "Content-Length: 64\r\n\r\n" + long64, `body does not match 'y'; got 64 bytes: "` + long64 + `"`},
 		{`"expect_body":"y"`, ok + "Content-Length: 65\r\n\r\n" + long64 + "g", `body does not match 'y'; got 65 bytes: "` + long64 + `"…`},
-		// whole at exactly max_size
+		// a body of exactly max_size is whole
 		{`"expect_body":"y","max_size":3`, ok + "Content-Length: 3\r\n\r\nabc", `body does not match 'y'; got 3 bytes: "abc"`},
 		{`"expect_body":"y","max_size":3`, ok + "Content-Length: 4\r\n\r\nabcd", `body does not match 'y' in its first 3 B; got more than 3 bytes: "abc"`},
 		{`"expect_body":"` + strings.Repeat("y", 200) + `"`, ok + "Content-Length: 1\r\n\r\nx", `body does not match '` + strings.Repeat("y", 160) + `…'; got 1 byte: "x"`},
@@ -142,8 +142,8 @@ func TestHTTP_ReasonsShowTheBodyThatCame(t *testing.T) {
 	}
 }
 
-// The reason of a redirect that is not followed says where it goes, without the
-// credentials that a URL can have.
+// The reason of a redirect that is not followed shows its location, without
+// credentials.
 func TestHTTP_ReasonsShowTheLocationOfARedirect(t *testing.T) {
 	t.Parallel()
 	for location, want := range map[string]string{
@@ -165,16 +165,16 @@ func TestHTTP_ReasonsShowTheLocationOfARedirect(t *testing.T) {
 			t.Errorf("%s:\n got %s\nwant %s", location, got, want)
 		}
 	}
-	// of other answers it says nothing
+	// a Location of another status is not shown
 	up := newUpstream(t, "tcp", serve(t, answer("HTTP/1.1 503 Oh\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n")), nil)
 	if got, want := text(run(t, load(t, `{"uri":"/"}`), up, long)), "status 503, want 2xx"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
-// A transport of any kind may answer after the time is up: the probe does not go on to
-// judge, which can take as long again.
-func TestHTTP_NothingIsJudgedAfterTheEnd(t *testing.T) {
+// A transport may answer after the end of the context. The probe then does not begin to
+// judge, which could take as long again.
+func TestHTTP_AnswerAfterTheEndIsNotJudged(t *testing.T) {
 	t.Parallel()
 	for _, config := range []string{`{"uri":"/","expect_body":"^a"}`, `{"uri":"/","expression":"body == ''"}`, `{"uri":"/","expression":"status == 204"}`} {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -12,9 +12,9 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
-// The kinds are found by the names that a check block gives them, and what the
-// registry makes can probe and can be written in a Caddyfile.
-func TestModules(t *testing.T) {
+// The kinds are registered under the names that check blocks use. Their modules can
+// probe and can be configured by a Caddyfile.
+func TestKinds_AreRegisteredByName(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		module caddy.Module
@@ -51,10 +51,10 @@ func TestModules(t *testing.T) {
 	}
 }
 
-// Every option of the Caddyfile has its JSON field. Defaults are left out, for
-// they are Provision's, and placeholders stay: nothing is expanded by parsing.
-// What the parser accepts also loads, if its placeholders are known.
-func TestHTTPCaddyfile(t *testing.T) {
+// Every option of the Caddyfile has its JSON field. Defaults are left out, because
+// Provision sets them, and placeholders stay as written. What the parser accepts also
+// loads, if its placeholders are known.
+func TestHTTP_CaddyfileGivesJSONThatLoads(t *testing.T) {
 	t.Setenv("PROBE_PATH", "/healthz")
 	t.Setenv("PROBE_TOKEN", "secret")
 	t.Setenv("PROBE_WORD", "ready")
@@ -71,7 +71,7 @@ func TestHTTPCaddyfile(t *testing.T) {
 
 		{"http /x {\n\theader Host app.internal\n}", `{"uri":"/x","header":{"Host":["app.internal"]}}`},
 		{"http /x {\n\theader Host {env.PROBE_WORD}.internal:80\n}", `{"uri":"/x","header":{"Host":["{env.PROBE_WORD}.internal:80"]}}`},
-		// spellings of one name are one field
+		// all spellings of a name are one field
 		{"http /x {\n\theader host app.internal\n}", `{"uri":"/x","header":{"Host":["app.internal"]}}`},
 		{
 			"http /x {\n\theader Accept text/plain\n\theader ACCEPT text/html\n\theader X-Token {env.PROBE_TOKEN}\n}",
@@ -123,7 +123,7 @@ func TestHTTPCaddyfile(t *testing.T) {
 		{"http /x {\n\texpression `headers[\"X-Role\"][0] == \"{env.PROBE_WORD}\"`\n}", `{"uri":"/x","expression":"headers[\"X-Role\"][0] == \"{env.PROBE_WORD}\""}`},
 		{"http /x {\n\texpression \"{'a': status}.a == 200\"\n}", `{"uri":"/x","expression":"{'a': status}.a == 200"}`},
 		{"http /x {\n\texpression <<CEL\n\tstatus == 200 ||\n\t  json.ok\n\tCEL\n}", `{"uri":"/x","expression":"status == 200 ||\n  json.ok"}`},
-		// HEAD leaves all that is not the body
+		// options that do not read the body are allowed with HEAD
 		{"http /x {\n\tmethod HEAD\n\texpect_header A b\n\texpression \"headers['B'][0] == 'c'\"\n}", `{"uri":"/x","method":"HEAD","expect_header":{"A":"b"},"expression":"headers['B'][0] == 'c'"}`},
 	} {
 		h := new(HTTP)
@@ -142,8 +142,8 @@ func TestHTTPCaddyfile(t *testing.T) {
 	}
 }
 
-// What is wrong is said with what is allowed, and with file and line.
-func TestHTTPCaddyfileErrors(t *testing.T) {
+// An error names what is allowed, and file and line.
+func TestHTTP_CaddyfileErrorsNameWhatIsAllowed(t *testing.T) {
 	t.Parallel()
 	const (
 		uri    = "uri must be a path that begins with one '/', with a query if need be"

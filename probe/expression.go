@@ -19,8 +19,8 @@ import (
 	"cel.dev/cel-go/interpreter"
 )
 
-// maxValues bounds the JSON that an expression looks at: parsed, a value can take a
-// hundred times the memory of its text.
+// maxValues bounds how many JSON values an expression can use: a parsed value can take
+// a hundred times the memory of its text.
 const maxValues = 250_000
 
 // expression is a compiled CEL expression over an answer. It is shown as it was
@@ -29,10 +29,10 @@ type expression struct {
 	text      string
 	program   cel.Program
 	readsBody bool // it looks at the body, as text or as JSON
-	secret    bool // it has placeholders, so what it comes across is not to be shown
+	secret    bool // it has placeholders, so values that it reads are not shown
 }
 
-// reply is what an expression is about.
+// reply is the answer that an expression judges.
 type reply struct {
 	status int
 	header http.Header
@@ -40,8 +40,8 @@ type reply struct {
 	took   time.Duration
 }
 
-// environment is what expressions know: the answer, and the functions for
-// strings that Caddy's own expressions have.
+// environment declares the variables of expressions, and the functions for strings that
+// Caddy's own expressions have.
 var environment = sync.OnceValues(func() (*cel.Env, error) {
 	return cel.NewEnv(
 		cel.Variable("status", cel.IntType),
@@ -54,8 +54,8 @@ var environment = sync.OnceValues(func() (*cel.Env, error) {
 	)
 })
 
-// compileExpression compiles what an expression comes to with its placeholders
-// replaced. Errors say where in it they are, and show it as it was written.
+// compileExpression compiles an expression whose placeholders are replaced. Errors name
+// the positions in it, and show it as written.
 func compileExpression(written, text string) (*expression, error) {
 	env, err := environment()
 	if err != nil {
@@ -95,7 +95,7 @@ func compileExpression(written, text string) (*expression, error) {
 	return e, nil
 }
 
-// check evaluates the expression and returns why the answer does not hold.
+// check evaluates the expression, and returns an error unless it is true.
 func (e *expression) check(ctx context.Context, a reply) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -123,7 +123,7 @@ func (e *expression) check(ctx context.Context, a reply) error {
 	}
 }
 
-// failure says why an evaluation came to no result.
+// failure returns the error of an evaluation that has no result.
 func (e *expression) failure(err error) error {
 	if cancelled, ok := errors.AsType[interpreter.EvalCancelledError](err); ok && cancelled.Cause == interpreter.CostLimitExceeded {
 		return fmt.Errorf("expression: %w: %s", errTooCostly, brief(e.text))
@@ -140,8 +140,8 @@ func (e *expression) failure(err error) error {
 // text returns the body as text.
 func (a *reply) text() ref.Val { return types.String(strings.ToValidUTF8(string(a.body), "\uFFFD")) }
 
-// json returns the body as what it is in JSON. What is none fails an expression
-// only if it comes to look at it.
+// json returns the body parsed as JSON. A body that is not JSON fails an expression
+// only if the expression reads it.
 func (a *reply) json() ref.Val {
 	if countValues(a.body) > maxValues {
 		return types.WrapErr(&jsonError{fmt.Errorf("the body has more than %d JSON values", maxValues)})
@@ -153,15 +153,15 @@ func (a *reply) json() ref.Val {
 	return types.DefaultTypeAdapter.NativeToValue(parsed)
 }
 
-// jsonError is why a body is not looked at as JSON.
+// jsonError is the reason why a body cannot be used as JSON.
 type jsonError struct{ error }
 
 // Unwrap returns the error itself.
 func (e *jsonError) Unwrap() error { return e.error }
 
-// countValues returns how many values JSON has, arrays and objects included: the first
-// one, one more for each comma, and one for the beginning of each array or object that
-// is not empty.
+// countValues returns the number of JSON values in a text, arrays and objects included:
+// one, one more for each comma, and one for the first element of each array or object
+// that is not empty.
 func countValues(text []byte) int {
 	count, inString, last := 1, false, byte(0)
 	for i := 0; i < len(text); i++ {

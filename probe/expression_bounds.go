@@ -15,24 +15,24 @@ import (
 	"cel.dev/cel-go/interpreter"
 )
 
-// An evaluation is bounded by what it costs: maxCost, of which every call takes
-// callCost, and each byte of a text that a call makes takes one. What cel.CostLimit
-// counts is of no use here: while it counts, the time that a loop takes grows with
-// the square of the number of its items, to 10 s for the 32,000 that 64 KiB can have.
+// The cost of an evaluation is bounded by maxCost: each call costs callCost, and each
+// byte of a text that a call makes costs one. cel.CostLimit is not usable: with it, the
+// time of a loop grows with the square of the number of its items, to 10 s for the
+// 32,000 items that 64 KiB can hold.
 //
-// A call is counted once it was made. That is too late where the result can be much
-// larger than what a call is given: such functions are replaced by ones that know the
-// size of their result before they make it.
+// A call is counted after it was made. That is too late for functions whose result can
+// be much larger than their arguments. They are replaced by functions that compute the
+// size of the result first.
 const (
 	maxCost  = 10_000_000
 	callCost = 5
 )
 
-// errTooCostly is why an evaluation is given up.
+// errTooCostly is the error of an evaluation that costs more than maxCost.
 var errTooCostly = fmt.Errorf("costs more than %d to evaluate", maxCost)
 
-// tooCostly returns what ends an evaluation. Unlike an error, which `||` and loops may
-// get over, it is the end.
+// tooCostly returns the error that ends an evaluation. `||` and loops can ignore other
+// errors, but not this one.
 func tooCostly() interpreter.EvalCancelledError {
 	return interpreter.EvalCancelledError{Message: errTooCostly.Error(), Cause: interpreter.CostLimitExceeded}
 }
@@ -44,7 +44,7 @@ const costVariable = "@cost"
 // counted is a call that is counted.
 type counted struct{ interpreter.InterpretableCall }
 
-// count has the calls of an expression counted.
+// count wraps the calls of an expression, so that they are counted.
 func count(step interpreter.InterpretableV2) (interpreter.InterpretableV2, error) {
 	if call, ok := step.(interpreter.InterpretableCall); ok {
 		return &counted{call}, nil
@@ -61,7 +61,7 @@ func (c *counted) Exec(frame *interpreter.ExecutionFrame) ref.Val {
 		cost += len(value)
 	case types.Bytes:
 		cost += len(value)
-	case traits.Lister: // two lists that are put together take no memory before they are read
+	case traits.Lister: // a concatenation of lists takes no memory before it is read
 		if size, ok := value.Size().(types.Int); ok && (size < 0 || size > maxCost) {
 			panic(tooCostly())
 		}
@@ -108,7 +108,7 @@ func boundedStrings(env *cel.Env) (*cel.Env, error) {
 	return env, nil
 }
 
-// binding returns what a function does, in one of its forms.
+// binding returns the implementation of an overload of a function.
 func binding(env *cel.Env, function, overload string) (functions.FunctionOp, error) {
 	if declared := env.Functions()[function]; declared != nil {
 		bindings, err := declared.Bindings()
@@ -190,8 +190,8 @@ func boundedFormat(format functions.FunctionOp) functions.FunctionOp {
 	}
 }
 
-// spend takes from a budget what a value has in it when it is written out, where a
-// part that is there several times counts as often. It stops below 0.
+// spend subtracts the size of a value, as text, from a budget. A part that occurs
+// several times counts each time. It stops below 0.
 func spend(value ref.Val, budget int) int {
 	switch value := value.(type) {
 	case types.String:

@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// An expression can be short and its evaluation without bounds: texts and lists that
-// double with every step, loops inside of loops, and single calls that make much of
-// little. Each is given up early. It is not parallel: it counts what the whole process
+// The evaluation of a short expression can have any cost: texts and lists that double
+// with every step, nested loops, and single calls with large results. Each is given up
+// early. The test is not parallel, because it measures what the whole process
 // allocates.
 func TestExpression_CostIsBounded(t *testing.T) {
 	const most = 1 << 30 // without a bound, more than the machine has
@@ -55,7 +55,8 @@ func TestExpression_CostIsBounded(t *testing.T) {
 	}
 }
 
-// What a health answer of the default size is asked costs a small part of the limit.
+// Expressions for usual health answers of the default size cost a small part of the
+// limit.
 func TestExpression_UsualOnesAreCheap(t *testing.T) {
 	t.Parallel()
 	object := `{"name":"database","ok":true,"n":1}`
@@ -77,7 +78,7 @@ func TestExpression_UsualOnesAreCheap(t *testing.T) {
 	}
 }
 
-// The functions that are bounded are otherwise those of CEL.
+// The bounded functions have the results that CEL specifies.
 func TestExpression_BoundedFunctionsKeepTheirMeaning(t *testing.T) {
 	t.Parallel()
 	for _, expression := range []string{
@@ -114,8 +115,8 @@ func TestExpression_BoundedFunctionsKeepTheirMeaning(t *testing.T) {
 	}
 }
 
-// The parsed body can take a hundred times the memory of its text, so the number of
-// its values is bounded. Only expressions that look at it as JSON know of that.
+// A parsed body can take a hundred times the memory of its text, so the number of its
+// values is bounded. Only expressions that read it as JSON fail because of that.
 func TestExpression_JSONValuesAreBounded(t *testing.T) {
 	list := func(item string, n int) string { return "[" + strings.Repeat(item+",", n-1) + item + "]" }
 	const most, refused = 64 << 20, "expression: the body has more than 250000 JSON values"
@@ -157,7 +158,7 @@ func TestCountValues_CountsWhatJSONHas(t *testing.T) {
 	}
 }
 
-// A probe whose time is up does not begin to judge.
+// An expression is not evaluated after the end of the context.
 func TestExpression_NotEvaluatedAfterTheEnd(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -19,8 +19,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
-// Whatever bytes an upstream answers with, the probe returns, leaves no
-// connection behind, and passes only what looks like HTTP of a 2xx status.
+// Whatever bytes an upstream answers with, the probe returns, leaves no connection
+// open, and passes only what looks like HTTP with a 2xx status.
 func FuzzHTTPAnswer(f *testing.F) {
 	for _, seed := range []string{
 		"",
@@ -83,7 +83,8 @@ func FuzzHTTPAnswer(f *testing.F) {
 	})
 }
 
-// What parses is inside the bounds, and is matched at both ends and not beyond.
+// A text that parses gives codes within the bounds, and matches at both ends and not
+// beyond.
 func FuzzParseStatus(f *testing.F) {
 	for _, seed := range []string{"204", "2xx", "200-399", "1xx", "xx", "-", "600", "2xx-3xx", "200-", " 200", "\u0662xx"} {
 		f.Add(seed)
@@ -103,8 +104,8 @@ func FuzzParseStatus(f *testing.F) {
 	})
 }
 
-// Whatever is in a Caddyfile, the parser returns. What it accepts also loads, so
-// that errors come with file and line.
+// Whatever a Caddyfile contains, the parser returns. What it accepts also loads, so
+// that errors have file and line.
 func FuzzHTTPCaddyfile(f *testing.F) {
 	for _, seed := range []string{
 		"/healthz",
@@ -147,7 +148,7 @@ func FuzzHTTPCaddyfile(f *testing.F) {
 		loaded := decode(t, string(config))
 		err = loaded.Provision(caddy.Context{})
 
-		// placeholders and escaped braces can turn out to be anything
+		// placeholders and escaped braces can have any value
 		values := slices.Concat([]string{h.URI, h.Method, h.RequestBody, h.ExpectBody, h.Expression, h.TLSServerName}, h.Status, h.DrainStatus)
 		values = slices.AppendSeq(values, maps.Values(h.ExpectHeader))
 		for _, header := range h.Header {
@@ -167,7 +168,7 @@ func FuzzHTTPCaddyfile(f *testing.F) {
 			return
 		}
 		if (loaded.Expression != "") != (loaded.expression != nil) || len(loaded.header) != len(h.ExpectHeader) || len(loaded.draining) != len(h.DrainStatus) {
-			t.Errorf("%q parses as %s: not all that is expected is looked at", input, config)
+			t.Errorf("%q parses as %s: an expectation is not checked", input, config)
 		}
 		if !open && loaded.RequestBody != h.RequestBody || len(loaded.RequestBody) > maxRequestBody {
 			t.Errorf("%q parses as %s: the request would have another body", input, config)
@@ -175,8 +176,8 @@ func FuzzHTTPCaddyfile(f *testing.F) {
 	})
 }
 
-// Whatever an upstream answers, an expression about it is evaluated without a
-// panic. It passes only what it is true for, and each fail has a reason.
+// Whatever an upstream answers, an expression about it is evaluated without a panic. It
+// passes only if it is true, and each failure has a reason.
 func FuzzExpression(f *testing.F) {
 	for _, body := range []string{
 		"", "null", "true", `"\ud800"`, "[[[[]]]]", "\xff\x00", "1e999", "-0", "9007199254740993", "\ufeff{}",
@@ -193,11 +194,11 @@ func FuzzExpression(f *testing.F) {
 	}
 	parsed := func(body string) (value any) {
 		if json.Unmarshal([]byte(body), &value) != nil {
-			return nil // with a number that is too large, all the rest may be there
+			return nil // the rest is unknown if a number is too large
 		}
 		return value
 	}
-	// what passes, where that is easy to say in another way
+	// the results of some expressions, computed in another way
 	tests := map[*expression]func(a answer) bool{
 		compileCEL(f, "status >= 200 && status < 300"):                                func(a answer) bool { return a.status >= 200 && a.status < 300 },
 		compileCEL(f, "body == ''"):                                                   func(a answer) bool { return a.body == "" },

@@ -28,26 +28,27 @@ import (
 )
 
 const (
-	// grpcPrefix is the length of what precedes a gRPC message: whether it is
-	// compressed, and its length.
+	// grpcPrefix is the length of what precedes a gRPC message: the compression flag and
+	// the length of the message.
 	grpcPrefix = 5
-	// maxGRPC bounds the answer, in bytes. It holds a number.
+	// maxGRPC bounds the answer, in bytes. A regular answer has a few bytes.
 	maxGRPC = 64 << 10
-	// maxTimeout is the largest number that a timeout can have.
+	// maxTimeout is the largest number that Grpc-Timeout can have.
 	maxTimeout = 99_999_999
 )
 
-// GRPC checks that an upstream calls a service of its own serving, by the gRPC
-// health checking protocol (grpc.health.v1). It speaks HTTP/2 whatever the proxy
-// does, over TLS where that does, and without otherwise.
+// GRPC checks that an upstream reports its service as serving, by the gRPC health
+// checking protocol (grpc.health.v1). It always uses HTTP/2: over TLS if the proxy uses
+// TLS, and without TLS otherwise.
 type GRPC struct {
 	// The service to ask for. Default: none, which stands for the whole server.
 	Service string `json:"service,omitempty"`
 
-	// The name by which to ask for the server. Default: the address that is probed.
+	// The name of the server in the request (`:authority`). Default: the address that is
+	// probed.
 	Authority string `json:"authority,omitempty"`
 
-	// `http` for HTTP/2 without TLS, or `https`. Default: as the proxy has it.
+	// `http` for HTTP/2 without TLS, or `https`. Default: the scheme of the proxy.
 	Scheme string `json:"scheme,omitempty"`
 
 	TLSOptions
@@ -87,7 +88,7 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if !d.AllArgs(&g.Authority) || g.Authority == "" {
 				return d.Err("authority takes one name, like app.internal")
 			}
-			if hasPlaceholder(g.Authority) {
+			if redact.HasPlaceholder(g.Authority) {
 				return nil
 			}
 			return wrap(d, checkAuthority(g.Authority, g.Authority))
@@ -112,7 +113,7 @@ func checkAuthority(written, name string) error {
 	return nil
 }
 
-// Provision resolves placeholders and makes what every probe sends.
+// Provision resolves placeholders and prepares the request that all probes send.
 func (g *GRPC) Provision(_ caddy.Context) (err error) {
 	for _, option := range []string{g.Service, g.Authority, g.TLSServerName} {
 		g.secrets.Learn(option)
@@ -158,8 +159,8 @@ func (g *GRPC) ValidateUpstream(up Upstream) error {
 	return nil
 }
 
-// Probe calls the method Check. What it sends and takes is the gRPC protocol over
-// HTTP/2 for a call with one message each way.
+// Probe calls the method Check. It speaks the gRPC protocol over HTTP/2, for a call
+// with one message in each direction.
 func (g *GRPC) Probe(ctx context.Context, up Upstream) error {
 	return g.secrets.Error(g.probe(ctx, up))
 }
@@ -173,14 +174,15 @@ func (g *GRPC) probe(ctx context.Context, up Upstream) error {
 			"Content-Type":    {"application/grpc"},
 			"Te":              {"trailers"},
 			"User-Agent":      {"caddy-alive"},
-			"Idempotency-Key": {}, // is not sent: a probe can be repeated
+			"Idempotency-Key": {}, // not sent; it allows net/http to send the request again
 		},
 		ContentLength: int64(len(g.message)),
 		GetBody:       func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(g.message)), nil },
 	}).WithContext(ctx)
 	req.Body, _ = req.GetBody()
 	if limit, ok := ctx.Deadline(); ok {
-		// more than there is, or the server might give up first, for another reason
+		// longer than the probe has: otherwise the server could end first, with another
+		// reason
 		req.Header.Set("Grpc-Timeout", strconv.FormatInt(min(max(2*time.Until(limit).Milliseconds(), 1), maxTimeout), 10)+"m")
 	}
 	resp, err := up.Transport.RoundTrip(req)
@@ -188,7 +190,7 @@ func (g *GRPC) probe(ctx context.Context, up Upstream) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.ProtoMajor != 2 { // net/http takes less from a server that negotiates nothing
+	if resp.ProtoMajor != 2 { // net/http falls back to HTTP/1.1 if the server does not negotiate
 		return fmt.Errorf("the upstream speaks %s, not HTTP/2", resp.Proto)
 	}
 	if kind := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(kind, "application/grpc") {
@@ -202,7 +204,7 @@ func (g *GRPC) probe(ctx context.Context, up Upstream) error {
 		return fmt.Errorf("the answer is longer than %s", humanize.IBytes(maxGRPC))
 	}
 	status, trailer := resp.Trailer.Get("Grpc-Status"), resp.Trailer
-	if status == "" { // an answer without a message has all in its header
+	if status == "" { // an answer without a message has its status in the header
 		status, trailer = resp.Header.Get("Grpc-Status"), resp.Header
 	}
 	if err := g.checkStatus(status, trailer.Get("Grpc-Message")); err != nil {
@@ -211,7 +213,7 @@ func (g *GRPC) probe(ctx context.Context, up Upstream) error {
 	return g.checkMessage(body)
 }
 
-// checkStatus judges how the call itself ended.
+// checkStatus judges the gRPC status of the call.
 func (g *GRPC) checkStatus(status, message string) error {
 	if status == "" {
 		return errors.New("the answer has no gRPC status")
@@ -240,7 +242,7 @@ func (g *GRPC) checkStatus(status, message string) error {
 	return errors.New(text)
 }
 
-// checkMessage judges the answer.
+// checkMessage judges the message of the answer.
 func (g *GRPC) checkMessage(body []byte) error {
 	if len(body) < grpcPrefix || int(binary.BigEndian.Uint32(body[1:])) != len(body)-grpcPrefix {
 		return errors.New("the answer is not one gRPC message")

@@ -30,8 +30,8 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// serveGRPC has a health service answer, or none if it is nil, with TLS if there
-// is a config for it.
+// serveGRPC runs a gRPC server with a health service, or without one if it is nil, and
+// with TLS if there is a config for it.
 func serveGRPC(tb testing.TB, service grpc_health_v1.HealthServer, config *tls.Config) (addr string) {
 	tb.Helper()
 	var options []grpc.ServerOption
@@ -57,13 +57,13 @@ func serveGRPC(tb testing.TB, service grpc_health_v1.HealthServer, config *tls.C
 	return listener.Addr().String()
 }
 
-// grpcUpstream is an upstream of a check.
+// grpcUpstream returns an upstream for a check.
 func grpcUpstream(tb testing.TB, p *GRPC, addr string, trust *tls.Config) Upstream {
 	tb.Helper()
 	return way{addr: addr, tls: trust, differs: p.Overrides()}.upstream(tb)
 }
 
-// check is a health service that is one function.
+// check is a health service made of one function.
 type check func(context.Context, *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error)
 
 type checkServer struct {
@@ -75,10 +75,10 @@ func (s checkServer) Check(ctx context.Context, r *grpc_health_v1.HealthCheckReq
 	return s.check(ctx, r)
 }
 
-// A service is up only while it says that it is serving, with TLS and without.
-// The reason tells a service that is not serving from one that nobody knows,
-// and from a server that cannot tell.
-func TestGRPCStatus(t *testing.T) {
+// A service is up only while it reports that it is serving, with TLS and without. The
+// reason tells a service that is not serving from one that is unknown, and from a
+// server without a health service.
+func TestGRPC_PassesOnlyIfServing(t *testing.T) {
 	t.Parallel()
 	service := health.NewServer()
 	service.SetServingStatus("up", grpc_health_v1.HealthCheckResponse_SERVING)
@@ -100,7 +100,7 @@ func TestGRPCStatus(t *testing.T) {
 			{addr.service, `{"service":"down"}`, "status NOT_SERVING, want SERVING"},
 			{addr.service, `{"service":"odd"}`, "status UNKNOWN, want SERVING"},
 			{addr.service, `{"service":"new"}`, "status 7, want SERVING"},
-			{addr.service, `{"service":"nobody"}`, "gRPC status NotFound: the health service does not know the service 'nobody': unknown service"},
+			{addr.service, `{"service":"unlisted"}`, "gRPC status NotFound: the health service does not know the service 'unlisted': unknown service"},
 			{addr.stopping, `{}`, "status NOT_SERVING, want SERVING"},
 			{addr.none, `{}`, "gRPC status Unimplemented: the server has no health service (grpc.health.v1.Health): unknown service grpc.health.v1.Health"},
 		} {
@@ -116,9 +116,9 @@ func TestGRPCStatus(t *testing.T) {
 	}
 }
 
-// Errors of a service are shown by name, with their text as it was before the
-// transport encoded it.
-func TestGRPCError(t *testing.T) {
+// Errors of a service are shown by name, with their text as it was before the transport
+// encoded it.
+func TestGRPC_ErrorsShowNameAndText(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		err  error
@@ -139,9 +139,9 @@ func TestGRPCError(t *testing.T) {
 	}
 }
 
-// A server sees the service, the authority and how long it has, as of any gRPC
+// A server receives the service, the authority and the remaining time, as from any gRPC
 // client.
-func TestGRPCRequest(t *testing.T) {
+func TestGRPC_RequestHasServiceAuthorityAndDeadline(t *testing.T) {
 	t.Setenv("PROBE_SERVICE", "pkg.Service")
 	type seen struct {
 		service   string
@@ -178,13 +178,13 @@ func TestGRPCRequest(t *testing.T) {
 		if len(got.agent) != 1 || got.agent[0] != "caddy-alive" {
 			t.Errorf("%s: got the user agent %q, want caddy-alive", test.config, got.agent)
 		}
-		if got.left <= long || got.left > 2*long { // or it would give up before the probe does
+		if got.left <= long || got.left > 2*long { // a shorter time could end the call before the probe ends
 			t.Errorf("%s: the server has %s, want more than the %s of the probe, and twice as much at most", test.config, got.left, long)
 		}
 	}
 }
 
-// serveH2C answers requests of HTTP/2 without TLS.
+// serveH2C answers requests over HTTP/2 without TLS.
 func serveH2C(tb testing.TB, handle http.HandlerFunc) (addr string) {
 	tb.Helper()
 	server := &http.Server{Handler: handle, Protocols: new(http.Protocols)}
@@ -204,8 +204,8 @@ func serveH2C(tb testing.TB, handle http.HandlerFunc) (addr string) {
 	return listener.Addr().String()
 }
 
-// What is on the wire is one call of the gRPC protocol over HTTP/2.
-func TestGRPCWire(t *testing.T) {
+// The probe sends one call of the gRPC protocol over HTTP/2.
+func TestGRPC_OneCallIsSent(t *testing.T) {
 	t.Parallel()
 	type seen struct {
 		line, message string
@@ -271,7 +271,7 @@ func grpcAnswer(status, message, body string) http.HandlerFunc {
 	}
 }
 
-// plainAnswer answers as what is no gRPC server does.
+// plainAnswer answers as a server without gRPC does.
 func plainAnswer(code int, kind string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", kind)
@@ -280,9 +280,9 @@ func plainAnswer(code int, kind string) http.HandlerFunc {
 	}
 }
 
-// Only an answer that is whole and well-formed is a pass. Any other is a fail
-// that says what is wrong with it, and never more than that.
-func TestGRPCAnswer(t *testing.T) {
+// Only a complete, well-formed answer passes. Any other fails with a reason that says
+// what is wrong with it.
+func TestGRPC_OnlyWellFormedAnswerPasses(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		answer http.HandlerFunc
@@ -313,7 +313,7 @@ func TestGRPCAnswer(t *testing.T) {
 			grpcAnswer("0", "", "\x00\x00\x00\x00\x00"), "status UNKNOWN, want SERVING",
 		},
 		"not serving": {grpcAnswer("0", "", message5+"\x08\x02"), "status NOT_SERVING, want SERVING"},
-		// the status of the call comes first
+		// the status of the call decides first
 		"serving, but failed": {grpcAnswer("14", "", message5+serving), "gRPC status Unavailable"},
 		"failed, and garbage": {grpcAnswer("14", "", "garbage"), "gRPC status Unavailable"},
 
@@ -323,7 +323,7 @@ func TestGRPCAnswer(t *testing.T) {
 		"an unknown status":    {grpcAnswer("17", "", ""), "gRPC status Code(17)"},
 		"a broken escape":      {grpcAnswer("2", "100%", ""), "gRPC status Unknown: 100%"},
 		"an escaped message":   {grpcAnswer("2", "a%20b+c%C3%A4", ""), "gRPC status Unknown: a b+cä"},
-		"all in the header":    {trailersOnly("5", "who%3F"), "gRPC status NotFound: the health service does not know the service '': who?"},
+		"all in the header":    {trailersOnly("5", "gone%3F"), "gRPC status NotFound: the health service does not know the service '': gone?"},
 		"a pass in the header": {trailersOnly("0", ""), "the answer is not one gRPC message"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -345,7 +345,7 @@ func TestGRPCAnswer(t *testing.T) {
 	})
 }
 
-// trailersOnly answers with a header that ends the answer.
+// trailersOnly answers with a header that also ends the answer.
 func trailersOnly(status, message string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/grpc")
@@ -354,7 +354,7 @@ func trailersOnly(status, message string) http.HandlerFunc {
 	}
 }
 
-// as writes answers of another content type.
+// as writes answers with another content type.
 func as(w http.ResponseWriter, kind string) http.ResponseWriter { return retyped{w, kind} }
 
 type retyped struct {
@@ -369,9 +369,9 @@ func (r retyped) WriteHeader(code int) {
 
 func (r retyped) Flush() { r.ResponseWriter.(http.Flusher).Flush() }
 
-// An answer without end takes neither memory nor time: what is read past the
-// limit is what was under way.
-func TestGRPCEndless(t *testing.T) {
+// An endless answer takes neither memory nor time: past the limit, only what was
+// already in flight is read.
+func TestGRPC_EndlessAnswerIsBounded(t *testing.T) {
 	t.Parallel()
 	left := make(chan struct{})
 	addr := serveH2C(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -391,17 +391,17 @@ func TestGRPCEndless(t *testing.T) {
 	if got, want := text(wait(t, start(ctx, p, up), long)), "the answer is longer than 64 KiB"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	wait(t, left, grace) // the probe does not leave it to its context to end the answer
+	wait(t, left, grace) // the probe closes it before the end of its context
 	if got, most := read.Load(), int64(1<<20); got > most {
 		t.Errorf("%d bytes were read, want %d at most", got, most)
 	}
 }
 
-// Answers up to the limit are read, whatever is in them.
-func TestGRPCLimit(t *testing.T) {
+// Answers up to the limit are read, whatever they contain.
+func TestGRPC_AnswerUpToTheLimitIsRead(t *testing.T) {
 	t.Parallel()
 	for size, want := range map[int]string{maxGRPC: "", maxGRPC + 1: "the answer is longer than 64 KiB"} {
-		// field 2 is unknown, and bytes of any length
+		// field 2 is unknown, and has any number of bytes
 		filler := make([]byte, size-grpcPrefix-len(serving))
 		n := 1 + binary.PutUvarint(filler[1:], uint64(len(filler)-4))
 		if filler[0] = 2<<3 | 2; n != 4 {
@@ -416,9 +416,9 @@ func TestGRPCLimit(t *testing.T) {
 	}
 }
 
-// An upstream that does not come to an end is given up at the deadline, or when
-// the probe is called off.
-func TestGRPCDeadline(t *testing.T) {
+// A probe of an upstream that does not finish its answer ends at the deadline, or when
+// it is canceled.
+func TestGRPC_UnfinishedAnswerEndsWithTheContext(t *testing.T) {
 	t.Parallel()
 	for name, before := range map[string]string{"no answer": "", "no end": message5 + serving} {
 		for _, want := range []error{context.DeadlineExceeded, context.Canceled} {
@@ -433,7 +433,7 @@ func TestGRPCDeadline(t *testing.T) {
 						w.(http.Flusher).Flush()
 					}
 					close(asked)
-					<-r.Context().Done() // the probe has gone
+					<-r.Context().Done() // the probe has ended
 					close(left)
 				})
 				limit := short
@@ -456,9 +456,9 @@ func TestGRPCDeadline(t *testing.T) {
 	}
 }
 
-// A service that hangs fails the probe at its deadline. The server knows it, too,
-// and may be the first to give up: with a status, or by resetting the stream.
-func TestGRPCServerHangs(t *testing.T) {
+// A service that hangs fails the probe at its deadline. The server knows the deadline,
+// too, and may end the call first: with a status, or by a reset of the stream.
+func TestGRPC_HangingServiceFailsAtTheDeadline(t *testing.T) {
 	t.Parallel()
 	addr := serveGRPC(t, checkServer{check: func(ctx context.Context, _ *grpc_health_v1.HealthCheckRequest) (*grpc_health_v1.HealthCheckResponse, error) {
 		<-ctx.Done()
@@ -471,16 +471,16 @@ func TestGRPCServerHangs(t *testing.T) {
 		t.Errorf("given up after %s, want %s", took, short)
 	}
 	if got := text(err); !errors.Is(err, context.DeadlineExceeded) && !strings.HasPrefix(got, "gRPC status DeadlineExceeded") && !strings.Contains(got, "CANCEL") {
-		t.Errorf("got %v, want that the deadline is over", err)
+		t.Errorf("got %v, want the deadline", err)
 	}
 }
 
-// What does not speak HTTP/2, or refuses the request in its terms, fails with a
-// reason.
-func TestGRPCNotHTTP2(t *testing.T) {
+// An upstream that does not speak HTTP/2, or rejects the request with an HTTP/2 error,
+// fails with a reason.
+func TestGRPC_OtherProtocolFailsWithAReason(t *testing.T) {
 	t.Parallel()
-	// refusing reads up to the request and answers with frames; after an error it
-	// hangs up
+	// refusing reads the request and answers with frames; after an error it closes the
+	// connection
 	refusing := func(refuse func(*http2.Framer) error) func(net.Conn) {
 		return func(conn net.Conn) {
 			if _, err := io.ReadFull(conn, make([]byte, len(http2.ClientPreface))); err != nil {
@@ -522,7 +522,7 @@ func TestGRPCNotHTTP2(t *testing.T) {
 				f.WriteGoAway(1, http2.ErrCodeEnhanceYourCalm, []byte("too many"))
 				return io.EOF
 			}),
-			"", // the frame or the end of the connection, whichever is noticed first
+			"", // either the frame or the end of the connection comes first
 		},
 		"a long header": {
 			refusing(func(f *http2.Framer) error {
@@ -541,7 +541,7 @@ func TestGRPCNotHTTP2(t *testing.T) {
 					fragment := part()
 					err = f.WriteContinuation(1, rest == "", fragment)
 				}
-				return err // the probe may have left by then
+				return err // the probe may have ended by then
 			}),
 			"",
 		},
@@ -558,9 +558,9 @@ func TestGRPCNotHTTP2(t *testing.T) {
 	}
 }
 
-// With TLS, too, there are reasons: for a certificate that is not trusted, and
-// for a server that has HTTP/1.1 only.
-func TestGRPCTLS(t *testing.T) {
+// With TLS there are reasons, too: for a certificate that is not trusted, and for a
+// server that has only HTTP/1.1.
+func TestGRPC_TLSFailureHasAReason(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "test")
 	cert := ca.issue(t, -time.Hour, time.Hour)
@@ -589,9 +589,9 @@ func TestGRPCTLS(t *testing.T) {
 	}
 }
 
-// One probe is used for many upstreams at once: the race detector watches that
-// they share nothing that is written to.
-func TestGRPCConcurrent(t *testing.T) {
+// One probe is used for many upstreams at once. The race detector finds what they
+// share.
+func TestGRPC_ConcurrentProbesShareNothing(t *testing.T) {
 	t.Parallel()
 	service := health.NewServer()
 	service.SetServingStatus("up", grpc_health_v1.HealthCheckResponse_SERVING)
@@ -610,9 +610,8 @@ func TestGRPCConcurrent(t *testing.T) {
 	}
 }
 
-// gRPC is HTTP/2, whatever the proxy speaks, with TLS as the proxy has it unless
-// the check says otherwise.
-func TestGRPCOverrides(t *testing.T) {
+// gRPC uses HTTP/2, whatever the proxy uses, with TLS if the proxy or the check has it.
+func TestGRPC_OverridesUseHTTP2(t *testing.T) {
 	t.Parallel()
 	for config, want := range map[string]Overrides{
 		`{}`:                 {HTTP2: true},
@@ -626,8 +625,8 @@ func TestGRPCOverrides(t *testing.T) {
 	}
 }
 
-// Where HTTP is not spoken, the config must not load.
-func TestGRPCValidateUpstream(t *testing.T) {
+// The config does not load if the proxy does not use HTTP.
+func TestGRPC_NeedsAnHTTPTransport(t *testing.T) {
 	t.Parallel()
 	up := way{addr: "app1:9000"}.upstream(t)
 	if err := new(GRPC).ValidateUpstream(up); err != nil {
@@ -640,8 +639,8 @@ func TestGRPCValidateUpstream(t *testing.T) {
 	}
 }
 
-// The check is shown with its service and the name that it asks for.
-func TestGRPCString(t *testing.T) {
+// The label has the service and the authority.
+func TestGRPC_LabelHasServiceAndAuthority(t *testing.T) {
 	t.Parallel()
 	for config, want := range map[string]string{`{}`: "grpc", `{"service":"pkg.Service","authority":"a"}`: "grpc pkg.Service authority a"} {
 		if got := loadKind(t, new(GRPC), config).String(); got != want {
@@ -650,8 +649,8 @@ func TestGRPCString(t *testing.T) {
 	}
 }
 
-// What Caddyfiles cannot have is wrong in JSON, too.
-func TestGRPCProvisionErrors(t *testing.T) {
+// What a Caddyfile cannot express is an error in JSON, too.
+func TestGRPC_ProvisionRejectsInvalidConfig(t *testing.T) {
 	t.Setenv("PROBE_NAME", "not a name")
 	for _, test := range []struct{ config, want string }{
 		{`{"service":"{http.request.host}"}`, "service: unrecognized placeholder {http.request.host}" + onlyGlobal},
@@ -671,9 +670,9 @@ func TestGRPCProvisionErrors(t *testing.T) {
 	}
 }
 
-// Every option has its JSON field, errors say where they are, and what parses
-// also loads.
-func TestGRPCCaddyfile(t *testing.T) {
+// Every option has its JSON field, errors have file and line, and what parses also
+// loads.
+func TestGRPC_CaddyfileGivesJSONThatLoads(t *testing.T) {
 	t.Setenv("PROBE_NAME", "app.internal")
 	const known = ": " + everyCheck + "a grpc check has authority, scheme, tls_server_name and tls_insecure_skip_verify"
 	for _, test := range []struct{ input, want, err string }{
@@ -703,9 +702,9 @@ func TestGRPCCaddyfile(t *testing.T) {
 	}
 }
 
-// A server that negotiates nothing gets HTTP/1.1 from net/http. Whatever it makes
-// of that, it is no gRPC server.
-func TestGRPCOverHTTP1(t *testing.T) {
+// net/http uses HTTP/1.1 with a server that does not negotiate. Whatever it answers, it
+// is no gRPC server.
+func TestGRPC_HTTP1AnswerFails(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "test")
 	config := &tls.Config{Certificates: []tls.Certificate{ca.issue(t, -time.Hour, time.Hour)}}

@@ -27,31 +27,31 @@ const (
 	maxRedirects   = 10
 )
 
-// HTTP checks that an upstream answers a request as it should. The request
-// travels as proxied ones do: same scheme, TLS trust and HTTP version. All that
-// is expected of the answer has to hold.
+// HTTP checks the answer of an upstream to a request. The request is sent as proxied
+// requests are: with the same scheme, TLS trust and HTTP version. The answer has to
+// meet all expectations.
 //
-// Global placeholders such as `{env.*}` are resolved when the config is
-// loaded; placeholders of a request are errors: there is no request. What they stand
-// for is shown nowhere: labels, reasons and errors have the options as they are
-// written.
+// Global placeholders such as `{env.*}` are resolved when the config is loaded.
+// Placeholders of a request are errors, because there is no request. Labels, reasons
+// and errors show the options as they are written, and never the values of
+// placeholders.
 type HTTP struct {
-	// The path, with a query if need be, to ask for. Required.
+	// The path to request, with a query if needed. Required.
 	URI string `json:"uri,omitempty"`
 
-	// The request method. Those of HTTP itself, such as `GET`, can be written in lower
+	// The request method. Methods of HTTP itself, such as `GET`, can be written in lower
 	// case, too. Default: `GET`.
 	Method string `json:"method,omitempty"`
 
-	// What to send in the header, by field. `Host` replaces the host, which by
-	// default is the address that is probed.
+	// The header fields to send. `Host` replaces the host, which by default is the address
+	// that is probed.
 	Header http.Header `json:"header,omitempty"`
 
 	// The body of the request, 65536 bytes (64 KiB) at most. Default: none.
 	RequestBody string `json:"request_body,omitempty"`
 
-	// `http` or `https`, for instance where the health port of a TLS upstream is a
-	// plain one. Default: as the proxy has it.
+	// `http` or `https`, for instance if the health port of a TLS upstream has no TLS.
+	// Default: the scheme of the proxy.
 	Scheme string `json:"scheme,omitempty"`
 
 	// Whether to follow redirects, 10 at most, instead of judging them. All
@@ -59,13 +59,13 @@ type HTTP struct {
 	// must not change. Default: false.
 	FollowRedirects bool `json:"follow_redirects,omitempty"`
 
-	// The answers that mean alive: codes (`204`), classes (`2xx`) and ranges
+	// The status codes that mean alive: codes (`204`), classes (`2xx`) and ranges
 	// (`200-399`). Default: `2xx`.
 	Status []string `json:"status,omitempty"`
 
-	// The answers that mean alive, but no new requests, in the same form. Such an
-	// answer takes effect at once, and nothing else is expected of it; one that
-	// `status` has, too, means this. Default: none.
+	// The status codes that mean alive, but no new requests, in the same form. Such an
+	// answer takes effect at once, and nothing else is expected of it. A code that is also
+	// in `status` has this meaning. Default: none.
 	DrainStatus []string `json:"drain_status,omitempty"`
 
 	// Regular expressions (RE2) by the names of header fields of the answer. Each
@@ -78,17 +78,17 @@ type HTTP struct {
 	ExpectBody string `json:"expect_body,omitempty"`
 
 	// A CEL expression that has to be true, such as
-	// `headers['X-Role'][0] == 'primary' && json.db == 'ok'`. It knows `status` (a
-	// number), `headers` (lists of values by canonical name), `body` (a string),
-	// `json` (what the body is as JSON, of 250000 values at most) and `duration` (of
-	// the probe). An evaluation is given up that costs more than 10000000: 5 for each
-	// call, also in loops, and 1 for each byte of a text that a call makes.
+	// `headers['X-Role'][0] == 'primary' && json.db == 'ok'`. Its variables are `status`
+	// (a number), `headers` (lists of values by canonical name), `body` (a string),
+	// `json` (the body parsed as JSON, 250000 values at most) and `duration` (of the
+	// probe). An evaluation that costs more than 10000000 fails: each call costs 5, also
+	// in loops, and each byte of a text that a call makes costs 1.
 	Expression string `json:"expression,omitempty"`
 
-	// How many bytes of the body to read at most; `expect_body` and `expression` see
-	// no more. A costly regular expression takes its time over a large body and cannot
-	// be interrupted: a probe that ends after its timeout counts as timed out. Default:
-	// 65536 (64 KiB), at most 67108864 (64 MiB).
+	// How many bytes of the body to read at most; `expect_body` and `expression` see no
+	// more. A costly regular expression takes long on a large body and cannot be
+	// interrupted: a probe that ends after its timeout counts as timed out. Default: 65536
+	// (64 KiB), at most 67108864 (64 MiB).
 	MaxSize int64 `json:"max_size,omitempty"`
 
 	// Deprecated: it has no effect. Every probe has a connection of its own, unless
@@ -97,7 +97,7 @@ type HTTP struct {
 
 	TLSOptions
 
-	request    *http.Request // what every probe sends, but for the upstream
+	request    *http.Request // the request of all probes, without the upstream
 	status     []statusRange
 	draining   []statusRange
 	header     []expectedHeader
@@ -129,14 +129,14 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 	return h.TLSOptions.provision()
 }
 
-// resolve replaces global placeholders in the value of an option, and takes note of
-// what they stand for.
+// resolve replaces global placeholders in the value of an option, and records their
+// values as secrets.
 func (h *HTTP) resolve(option, value string) (string, error) {
 	h.secrets.Learn(value)
 	return resolve(option, value)
 }
 
-// provisionRequest makes what every probe sends.
+// provisionRequest prepares the request that all probes send.
 func (h *HTTP) provisionRequest() error {
 	uri, err := h.resolve("uri", h.URI)
 	if err != nil {
@@ -237,12 +237,12 @@ func (h *HTTP) send(ctx context.Context, up Upstream) (*http.Response, error) {
 	client := http.Client{Transport: up.Transport, CheckRedirect: checkRedirect}
 	resp, err := client.Do(req)
 	if failed, ok := errors.AsType[*url.Error](err); ok {
-		err = failed.Err // the rest is known
+		err = failed.Err // the reason has no use for the method and the URL
 	}
 	return resp, err
 }
 
-// checkRedirect tells whether to follow a redirect.
+// checkRedirect decides whether to follow a redirect.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	if len(via) > maxRedirects {
 		return fmt.Errorf("more than %d redirects", maxRedirects)
@@ -256,14 +256,13 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 // String returns the check as it is shown.
 func (h *HTTP) String() string { return "http " + h.URI + headerLabel(h.Header) + h.TLSOptions.label() }
 
-// parseURI reads what a URI comes to with its placeholders replaced. Errors show it
-// as it was written.
+// parseURI parses a URI whose placeholders are replaced. Errors show it as written.
 func parseURI(written, uri string) (*url.URL, error) {
 	const must = "uri must be a path that begins with one '/', with a query if need be"
 	u, err := url.ParseRequestURI(uri)
 	if strings.HasPrefix(uri, "http://") || strings.HasPrefix(uri, "https://") {
 		path := "/healthz"
-		if err == nil && uri == written { // no placeholder is a part of it
+		if err == nil && uri == written { // it contains no placeholder
 			path = u.RequestURI()
 		}
 		return nil, fmt.Errorf("%s; give only the path, like %s: it is the upstream that is asked; got '%s'", must, path, written)
@@ -287,8 +286,8 @@ func checkRequestBody(body string) error {
 	return nil
 }
 
-// standardMethod returns a method that HTTP itself has in upper case, however it is
-// written. Others are what they are: names of methods are case-sensitive.
+// standardMethod returns a method of HTTP itself in upper case. Other methods stay as
+// they are, because names of methods are case-sensitive.
 func standardMethod(method string) string {
 	switch upper := strings.ToUpper(method); upper {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
@@ -352,7 +351,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		return d.Err("an http check needs the URI to ask for, like http /healthz")
 	}
 	h.URI = d.Val()
-	// what a placeholder stands for is only known when the config is loaded
+	// the value of a placeholder is known only when the config is loaded
 	if literal, _, _ := strings.Cut(h.URI, "{"); literal != "" || h.URI == "" {
 		if _, err := parseURI(h.URI, literal); err != nil {
 			return d.WrapErr(err)

@@ -9,9 +9,11 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
-// unmarshalRequestOption reads the option that d is at, if it is of the request.
+// unmarshalRequestOption reads the option that d is at, if it belongs to the request.
 func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (known bool, err error) {
 	switch option {
 	case "method":
@@ -19,7 +21,7 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 			return true, d.Err("method takes one HTTP method, like HEAD")
 		}
 		h.Method = standardMethod(h.Method)
-		if !hasPlaceholder(h.Method) {
+		if !redact.HasPlaceholder(h.Method) {
 			err = wrap(d, checkMethod(h.Method, h.Method))
 		}
 
@@ -35,7 +37,7 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 			h.Header = make(http.Header)
 		}
 		h.Header.Add(name, value)
-		if hasPlaceholder(value) {
+		if redact.HasPlaceholder(value) {
 			value = ""
 		}
 		err = wrap(d, checkHeader(name, value, value))
@@ -56,7 +58,7 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 		h.FollowRedirects = true
 		err = noArg(d)
 
-	case "fresh_connection": // which is the default
+	case "fresh_connection": // this is the default
 		h.FreshConnection = true
 		err = noArg(d)
 
@@ -66,7 +68,7 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 	return true, err
 }
 
-// unmarshalAnswerOption reads the option that d is at, if it is of the answer.
+// unmarshalAnswerOption reads the option that d is at, if it belongs to the answer.
 func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (known bool, err error) {
 	switch option {
 	case "status":
@@ -105,7 +107,7 @@ func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (know
 		if !d.AllArgs(&h.Expression) || h.Expression == "" {
 			return true, d.Err("expression takes one CEL expression, in quotes, like \"json.db == 'ok'\"")
 		}
-		if !hasPlaceholder(h.Expression) { // which can also be a map
+		if !redact.HasPlaceholder(h.Expression) { // with placeholders it is compiled when the config is loaded
 			h.expression, err = compileExpression(h.Expression, h.Expression)
 			err = wrap(d, err)
 		}
@@ -117,7 +119,7 @@ func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (know
 		}
 		size, invalid := humanize.ParseBytes(text)
 		if invalid != nil || size > maxMaxSize {
-			size = 0 // what checkMaxSize reports as out of range
+			size = 0 // out of range
 		}
 		h.MaxSize = int64(size)
 		if invalid := checkMaxSize(h.MaxSize); invalid != nil {
@@ -130,7 +132,7 @@ func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (know
 	return true, err
 }
 
-// statusArgs reads the arguments of the option that d is at: codes.
+// statusArgs reads the arguments of the option that d is at: status codes.
 func statusArgs(d *caddyfile.Dispenser) ([]string, error) {
 	option := d.Val()
 	list := d.RemainingArgs()
@@ -138,7 +140,7 @@ func statusArgs(d *caddyfile.Dispenser) ([]string, error) {
 		return nil, d.Errf("%s takes codes, classes and ranges, like 204 2xx 200-399", option)
 	}
 	for _, text := range list {
-		if _, err := parseStatus(option, text); err != nil && !hasPlaceholder(text) {
+		if _, err := parseStatus(option, text); err != nil && !redact.HasPlaceholder(text) {
 			return nil, d.WrapErr(err)
 		}
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// quoted is a text as JSON.
+// quoted returns a text as JSON.
 func quoted(tb testing.TB, text string) string {
 	tb.Helper()
 	encoded, err := json.Marshal(text)
@@ -28,10 +28,9 @@ func quoted(tb testing.TB, text string) string {
 	return string(encoded)
 }
 
-// The body of a request is sent as it is written, with its length in bytes and
-// in every probe. Braces that are no placeholder belong to it, as those of JSON
-// do; global placeholders in it are resolved.
-func TestHTTPRequestBody(t *testing.T) {
+// The body of a request is sent as written, with its length in bytes, by every probe.
+// Braces that are no placeholder stay, as in JSON; global placeholders are resolved.
+func TestHTTP_RequestBodyIsSentAsWritten(t *testing.T) {
 	t.Setenv("PROBE_TOKEN", "s3cret")
 	t.Setenv("PROBE_EMPTY", "")
 	type sent struct {
@@ -72,11 +71,11 @@ func TestHTTPRequestBody(t *testing.T) {
 	}
 }
 
-// A redirect is followed if the option says so, and the last answer is judged.
-// All requests go to the upstream, whatever host a redirect names; the Host
-// header is what the redirect names. What cannot be followed is a fail with a
-// reason. Without the option, a redirect is an answer like any other.
-func TestHTTPFollowRedirects(t *testing.T) {
+// A redirect is followed if the option says so, and the last answer is judged. All
+// requests go to the upstream, whatever host a redirect names; the Host header is that
+// of the redirect. A redirect that cannot be followed fails with a reason. Without the
+// option, a redirect is judged like any other answer.
+func TestHTTP_RedirectsAreFollowedToTheUpstreamOnly(t *testing.T) {
 	t.Parallel()
 	var (
 		mu  sync.Mutex
@@ -154,21 +153,21 @@ func TestHTTPFollowRedirects(t *testing.T) {
 		{"/same", follow, "", []string{"GET app1.test:8080/same", "GET third.test/ok"}},
 		{"/and-on", follow, "", []string{"GET app1.test:8080/and-on", "GET other.test/relative", "GET other.test/ok?a=b"}},
 		{"/ok", follow, "", []string{"GET app1.test:8080/ok"}},
-		// a host that is configured is kept until a redirect names another
+		// a configured host is kept until a redirect names another
 		{"/relative", follow + `,"header":{"Host":["a.test"]}`, "", []string{"GET a.test/relative", "GET a.test/ok?a=b"}},
 		{"/host", follow + `,"header":{"Host":["a.test"]}`, "", []string{"GET a.test/host", "GET other.test:81/ok"}},
-		// what a redirect does to method and body is a matter of its status
+		// the status of a redirect decides whether method and body are kept
 		{"/keeps", follow + `,"method":"POST","request_body":"b"`, "", []string{"POST app1.test:8080/keeps b", "POST app1.test:8080/ok b"}},
 		{"/drops", follow + `,"method":"POST","request_body":"b"`, "", []string{"POST app1.test:8080/drops b", "GET app1.test:8080/ok"}},
 		{"/relative", follow + `,"method":"HEAD"`, "", []string{"HEAD app1.test:8080/relative", "HEAD app1.test:8080/ok?a=b"}},
 
-		// the last answer is judged, in every respect
+		// everything that is expected is expected of the last answer
 		{"/sick", follow, "status 500, want 2xx", []string{"GET app1.test:8080/sick", "GET app1.test:8080/500"}},
 		{"/relative", follow + `,"status":["3xx"]`, "status 200, want 3xx", []string{"GET app1.test:8080/relative", "GET app1.test:8080/ok?a=b"}},
 		{"/relative", follow + `,"expect_body":"^arrived$"`, "", []string{"GET app1.test:8080/relative", "GET app1.test:8080/ok?a=b"}},
 		{"/sick", follow + `,"drain_status":["500"]`, "status 500: " + ErrDraining.Error(), []string{"GET app1.test:8080/sick", "GET app1.test:8080/500"}},
 
-		// not every 3xx leads anywhere
+		// not every 3xx is a redirect
 		{"/nowhere", follow, "status 302, want 2xx", []string{"GET app1.test:8080/nowhere"}},
 		{"/unchanged", follow, `status 304, want 2xx; Location "/ok"`, []string{"GET app1.test:8080/unchanged"}},
 		{"/bad", follow, `failed to parse Location header ":": parse ":": missing protocol scheme`, []string{"GET app1.test:8080/bad"}},
@@ -177,7 +176,7 @@ func TestHTTPFollowRedirects(t *testing.T) {
 		{"/hops/11", follow, "more than 10 redirects", hops(11, 1)},
 		{"/loop", follow, "more than 10 redirects", slices.Repeat([]string{"GET app1.test:8080/loop"}, 11)},
 		{"/scheme", follow, "redirect to another scheme: https://app1.test/ok", []string{"GET app1.test:8080/scheme"}},
-		// a reason is for anybody to see
+		// reasons show no credentials
 		{"/secret", follow, "redirect to another scheme: ftp://user:xxxxx@app1.test/ok", []string{"GET app1.test:8080/secret"}},
 	} {
 		mu.Lock()
@@ -195,9 +194,9 @@ func TestHTTPFollowRedirects(t *testing.T) {
 	}
 }
 
-// Redirects share the deadline of the probe, also where the body of one or the
-// answer behind it never ends, and they leave no connection open.
-func TestHTTPRedirectHostile(t *testing.T) {
+// Redirects share the deadline of the probe, also if the body of one or the answer
+// after it never ends. They leave no connection open.
+func TestHTTP_RedirectsShareTheDeadline(t *testing.T) {
 	t.Parallel()
 	const found = "HTTP/1.1 302 Found\r\nLocation: /next\r\n"
 	silence := func(conn net.Conn, _ *http.Request) { io.Copy(io.Discard, conn) }
@@ -232,9 +231,9 @@ func TestHTTPRedirectHostile(t *testing.T) {
 	}
 }
 
-// An answer of drain_status means alive, but no new requests, whatever else is
-// expected and also where status has it, too. Its body decides nothing.
-func TestHTTPDrainStatus(t *testing.T) {
+// A status of drain_status means alive, but no new requests, whatever else is expected
+// and even if it is also in status. Its body decides nothing.
+func TestHTTP_DrainStatusPrecedesOtherExpectations(t *testing.T) {
 	t.Parallel()
 	const (
 		ok      = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -254,7 +253,7 @@ func TestHTTPDrainStatus(t *testing.T) {
 		{`"drain_status":["204","500-503"]`, drain, "status 503" + wanted, true},
 		{`"drain_status":["429"]`, drain, "status 503, want 2xx", false},
 		{`"method":"HEAD","drain_status":["503"]`, drain, "status 503" + wanted, true},
-		// what both have means this
+		// a status in both lists drains
 		{`"status":["200","503"],"drain_status":["503"]`, drain, "status 503" + wanted, true},
 		{`"status":["2xx"],"drain_status":["2xx"]`, ok, "status 200" + wanted, true},
 		{`"drain_status":["200-299"]`, ok, "status 200" + wanted, true},
@@ -264,9 +263,9 @@ func TestHTTPDrainStatus(t *testing.T) {
 		{`"drain_status":["503"],"expect_body":"ready"`, drain, "status 503" + wanted, true},
 		{`"drain_status":["503"],"expression":"json.ok"`, drain, "status 503" + wanted, true},
 		{`"drain_status":["503"],"expression":"status == 200"`, drain, "status 503" + wanted, true},
-		// but of others it is
+		// other answers are judged
 		{`"drain_status":["503"],"expect_body":"ready"`, ok, `body does not match 'ready'; got 2 bytes: "ok"`, false},
-		// not even that it comes to its end
+		// even its end is not expected
 		{`"drain_status":["503"]`, cut, "status 503" + wanted, true},
 		{`"drain_status":["503"]`, chunked, "status 503" + wanted, true},
 		{`"drain_status":["503"]`, chunked + "0\r\n\r\n", "status 503" + wanted, true},
@@ -284,9 +283,9 @@ func TestHTTPDrainStatus(t *testing.T) {
 	}
 }
 
-// A field of the header has to be there, by whatever spelling of its name, and
-// its expression has to match in one of its values.
-func TestHTTPExpectHeader(t *testing.T) {
+// A header field has to be there, in any spelling of its name, and its expression has
+// to match one of its values.
+func TestHTTP_ExpectHeaderMatchesAnyValue(t *testing.T) {
 	t.Setenv("PROBE_WORD", "prim.ry")
 	for _, test := range []struct{ config, header, want string }{
 		{`{"X-Role":"primary"}`, "X-Role: primary\r\n", ""},
@@ -299,14 +298,14 @@ func TestHTTPExpectHeader(t *testing.T) {
 		{`{"X-Role":"^primary$"}`, "X-Role: PRIMARY\r\n", `header X-Role is "PRIMARY", want '^primary$'`},
 		{`{"X-Role":"^primary$"}`, "X-Role: replica\r\nX-Role: primary\r\n", ""},
 		{`{"X-Role":"^primary$"}`, "X-Role: replica\r\nX-Role: spare\r\n", `header X-Role is "replica", want '^primary$'`},
-		// fields are not joined: no value has both
+		// fields are not joined: no single value has both
 		{`{"X-Role":"replica.*spare"}`, "X-Role: replica\r\nX-Role: spare\r\n", `header X-Role is "replica", want 'replica.*spare'`},
 		{`{"X-Role":"primary"}`, "X-Other: primary\r\n", "header X-Role is missing, want 'primary'"},
 		{`{"X-Role":"^$"}`, "", "header X-Role is missing, want '^$'"},
 		{`{"X-Role":"^$"}`, "X-Role:\r\n", ""},
 		{`{"X-Role":"."}`, "X-Role:\r\n", `header X-Role is "", want '.'`},
 		{`{"x-role":"primary"}`, "", "header X-Role is missing, want 'primary'"},
-		// all of them count, and the first by name is the reason
+		// all fields are checked, and the first by name is the reason
 		{`{"X-B":"b","X-A":"a"}`, "X-A: a\r\nX-B: b\r\n", ""},
 		{`{"X-B":"b","X-A":"a"}`, "X-A: a\r\n", "header X-B is missing, want 'b'"},
 		{`{"X-B":"b","X-A":"a"}`, "", "header X-A is missing, want 'a'"},
@@ -322,9 +321,9 @@ func TestHTTPExpectHeader(t *testing.T) {
 	}
 }
 
-// All that is expected has to hold, and the first thing that does not is the
-// reason: the status, then header, body and expression.
-func TestHTTPExpectAll(t *testing.T) {
+// All expectations have to be met. The first that is not is the reason, in the order
+// status, header, body, expression.
+func TestHTTP_FirstFailedExpectationIsTheReason(t *testing.T) {
 	t.Parallel()
 	const config = `{"uri":"/","status":["200"],"expect_header":{"X-Role":"^primary$"},"expect_body":"\"db\":\"ok\"",` +
 		`"expression":"status == 200 && headers['X-Role'][0] == 'primary' && json.queue < 10"}`
@@ -346,9 +345,9 @@ func TestHTTPExpectAll(t *testing.T) {
 	}
 }
 
-// An expression is about the answer as it came over the wire: the fields of its
-// header, the body as far as it is read, and the time that all of it took.
-func TestHTTPExpression(t *testing.T) {
+// An expression reads the answer as it was received: the header fields, the body as far
+// as it is read, and the time that the probe took.
+func TestHTTP_ExpressionReadsTheAnswer(t *testing.T) {
 	t.Setenv("PROBE_WORD", "primary")
 	const head = "HTTP/1.1 200 OK\r\nx-role: primary\r\nX-Role: second\r\n"
 	sized := func(body string) string { return fmt.Sprintf("%sContent-Length: %d\r\n\r\n%s", head, len(body), body) }
@@ -362,21 +361,21 @@ func TestHTTPExpression(t *testing.T) {
 		{"", "duration > duration('0s') && duration < duration('30s')", sized("ready"), ""},
 		{`"status":["2xx","5xx"],`, "status == 500", "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", ""},
 		{`"method":"HEAD",`, "headers['Content-Length'] == ['5']", sized("")[:len(head)] + "Content-Length: 5\r\n\r\n", ""},
-		// the status is judged before
+		// the status is judged first
 		{"", "status == 500", "HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n", "status 500, want 2xx"},
-		// where the body is cut, it ends
+		// a cut body ends where it is cut
 		{`"max_size":5,`, "body == 'ready'", sized("ready, or not"), ""},
 		{`"max_size":11,`, "json.ok", sized(`{"ok":true}`), ""},
 		{`"max_size":11,`, "json.ok", sized(`{"ok":true}    `), ""},
 		{`"max_size":10,`, "json.ok", sized(`{"ok":true}`), `expression: the body is not JSON: unexpected end of JSON input; got more than 10 bytes: "{\"ok\":true"`},
 		{"", "json.ok", sized(""), "expression: the body is not JSON: unexpected end of JSON input; got an empty body"},
 		{"", "json.ok", sized("<p>Works!</p>"), `expression: the body is not JSON: invalid character '<' looking for beginning of value; got 13 bytes: "<p>Works!</p>"`},
-		// a body that is not looked at is no reason, and what is cut off of it neither
+		// a body that is not read cannot fail the probe, even if it is cut
 		{"", "status == 200 || json.ok", sized("<p>Works!</p>"), ""},
 		{"", "status == 200", sized("ready")[:len(sized("ready"))-1], ""},
 		{"", "body == 'read'", sized("ready")[:len(sized("ready"))-1], "reading the body: unexpected EOF"},
 		{"", "status == 204", sized(""), "expression is false: status == 204"},
-		// a placeholder is shown as it is written
+		// a placeholder is shown as written
 		{"", "headers['X-Role'][1] == '{env.PROBE_WORD}'", sized(""), "expression is false: headers['X-Role'][1] == '{env.PROBE_WORD}'"},
 	} {
 		up := newUpstream(t, "tcp", serve(t, answer(test.answer)), nil)
@@ -387,9 +386,9 @@ func TestHTTPExpression(t *testing.T) {
 	}
 }
 
-// The options that say how to reach the upstream are handed on, each as it is
-// and none by default. Whether TLS can be had at all is not for the kind to say.
-func TestHTTPOverrides(t *testing.T) {
+// The options that say how to reach the upstream are returned, each as it is, and none
+// by default.
+func TestHTTP_OverridesFollowTheOptions(t *testing.T) {
 	t.Setenv("PROBE_WORD", "app")
 	for _, test := range []struct {
 		config string
@@ -405,7 +404,7 @@ func TestHTTPOverrides(t *testing.T) {
 			`{"uri":"/","scheme":"https","tls_server_name":"a","tls_insecure_skip_verify":true,"fresh_connection":true}`,
 			Overrides{Scheme: "https", ServerName: "a", InsecureSkipVerify: true, FreshConnection: true},
 		},
-		// what is sent and expected changes nothing of the way
+		// options of the request and the answer do not change how it is reached
 		{
 			`{"uri":"/","method":"POST","header":{"Host":["a"]},"request_body":"b","follow_redirects":true,"drain_status":["503"],"expression":"status == 200"}`,
 			Overrides{},
@@ -417,9 +416,9 @@ func TestHTTPOverrides(t *testing.T) {
 	}
 }
 
-// The scheme of the request is that of the upstream, which the policy made of
-// the option, and not that of the handler of its own accord.
-func TestHTTPScheme(t *testing.T) {
+// The scheme of the request is that of the upstream. The policy has already applied the
+// option to it.
+func TestHTTP_SchemeIsThatOfTheUpstream(t *testing.T) {
 	t.Parallel()
 	var got string
 	up := Upstream{Address: "app1:80", Scheme: "https", Host: "app1:80", Transport: roundTripper(
@@ -438,9 +437,9 @@ func TestHTTPScheme(t *testing.T) {
 	}
 }
 
-// JSON goes around the Caddyfile and its checks, and placeholders have values
-// only when the config is loaded. So the options are checked here again.
-func TestHTTPOptionsProvisionErrors(t *testing.T) {
+// JSON is not checked by the Caddyfile parser, and placeholders have values only when
+// the config is loaded. So Provision checks the options again.
+func TestHTTP_ProvisionRejectsInvalidOptions(t *testing.T) {
 	t.Setenv("PROBE_EMPTY", "")
 	t.Setenv("PROBE_LONG", strings.Repeat("x", 64<<10+1))
 	t.Setenv("PROBE_OPEN", "(")
@@ -493,7 +492,7 @@ func TestHTTPOptionsProvisionErrors(t *testing.T) {
 			t.Errorf("%.200s:\n got %q\nwant %q", test.options, got, test.want)
 		}
 	}
-	// of another kind, or of all kinds, or of a type of its own
+	// options of another kind, of all kinds, or of another type
 	for _, options := range []string{`"authority":"a"`, `"send":"a"`, `"interval":"1s"`, `"port":1`, `"follow_redirects":"yes"`, `"status":"2xx"`, `"expect_header":{"A":["b"]}`} {
 		decoder := json.NewDecoder(strings.NewReader(`{"uri":"/",` + options + `}`))
 		decoder.DisallowUnknownFields()

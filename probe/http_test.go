@@ -24,9 +24,11 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// newHTTPUpstream is an upstream that a handler answers for.
+// newHTTPUpstream returns an upstream that a handler serves.
 func newHTTPUpstream(t *testing.T, handle http.HandlerFunc) Upstream {
 	t.Helper()
 	server := httptest.NewServer(handle)
@@ -34,9 +36,9 @@ func newHTTPUpstream(t *testing.T, handle http.HandlerFunc) Upstream {
 	return newUpstream(t, "tcp", server.Listener.Addr().String(), nil)
 }
 
-// The listed answers mean alive, 2xx if none is listed. An answer of any other
-// status is a fail that says which came and which were wanted.
-func TestHTTPStatus(t *testing.T) {
+// The listed codes mean alive, 2xx if none is listed. Any other fails with a reason
+// that names the status and the list.
+func TestHTTP_ListedStatusPasses(t *testing.T) {
 	t.Parallel()
 	up := newHTTPUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 		var code int
@@ -61,7 +63,7 @@ func TestHTTPStatus(t *testing.T) {
 		{`["2xx","3xx"]`, 404, "status 404, want 2xx 3xx"},
 		{`["404"]`, 404, ""},
 		{`["404"]`, 405, "status 405, want 404"},
-		// what is listed replaces the default
+		// a list replaces the default
 		{`["404"]`, 200, "status 200, want 404"},
 		{`["200-399"]`, 200, ""},
 		{`["200-399"]`, 399, ""},
@@ -77,35 +79,10 @@ func TestHTTPStatus(t *testing.T) {
 	}
 }
 
-// A redirect is an answer like any other. Where it points to is not asked, for
-// that may well be another host, or a page that is there for people only.
-func TestHTTPRedirect(t *testing.T) {
-	t.Parallel()
-	var followed atomic.Bool
-	up := newHTTPUpstream(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/login" {
-			followed.Store(true)
-			return
-		}
-		http.Redirect(w, r, "/login", http.StatusFound)
-	})
-	for config, want := range map[string]string{
-		`{"uri":"/"}`:                  `status 302, want 2xx; Location "/login"`,
-		`{"uri":"/","status":["302"]}`: "",
-	} {
-		if got := text(run(t, load(t, config), up, long)); got != want {
-			t.Errorf("%s: got %q, want %q", config, got, want)
-		}
-	}
-	if followed.Load() {
-		t.Error("the redirect was followed")
-	}
-}
-
-// What the options say is what arrives, and nothing else. Names of fields are
-// case-insensitive. Only global placeholders are replaced, once and when the
-// config is loaded.
-func TestHTTPRequest(t *testing.T) {
+// The request is what the options say, and nothing else. Names of header fields are
+// case-insensitive. Only global placeholders are replaced, once, when the config is
+// loaded.
+func TestHTTP_RequestFollowsTheOptions(t *testing.T) {
 	t.Setenv("PROBE_PATH", "/healthz")
 	t.Setenv("PROBE_TOKEN", "{env.PROBE_PATH}")
 	requests := make(chan *http.Request, 1)
@@ -127,13 +104,13 @@ func TestHTTPRequest(t *testing.T) {
 
 		{config: `{"uri":"/","method":"HEAD"}`, method: "HEAD"},
 		{config: `{"uri":"/","method":"OPTIONS"}`, method: "OPTIONS"},
-		// servers may refuse a POST that does not say how long it is
+		// servers may reject a POST without a length
 		{config: `{"uri":"/","method":"POST"}`, method: "POST", header: http.Header{"Content-Length": {"0"}}},
 
 		{config: `{"uri":"/","header":{"Host":["app.internal"]}}`, host: "app.internal"},
 		{config: `{"uri":"/","header":{"hOST":["app.internal:81"]}}`, host: "app.internal:81"},
 		{config: `{"uri":"/","header":{"Host":[""]}}`, host: "app1:8080"},
-		// an empty one is how the field is left out
+		// an empty value leaves the field out
 		{config: `{"uri":"/","header":{"User-Agent":[""]}}`, header: http.Header{"User-Agent": {""}}},
 		{config: `{"uri":"/","header":{"user-agent":["curl/8"]}}`, header: http.Header{"User-Agent": {"curl/8"}}},
 		{
@@ -179,10 +156,9 @@ func TestHTTPRequest(t *testing.T) {
 	}
 }
 
-// One probe is used for all upstreams at once. None may see the host of
-// another, and nothing that they share may be written to: the race detector
-// watches that.
-func TestHTTPConcurrent(t *testing.T) {
+// One probe is used for all upstreams at once. None gets the host of another, and the
+// race detector finds what they share.
+func TestHTTP_ConcurrentProbesShareNothing(t *testing.T) {
 	t.Parallel()
 	h := load(t, `{"uri":"/","header":{"X-Shared":["a"]},"expect_body":"^ok$"}`)
 	var results []<-chan error
@@ -206,14 +182,14 @@ func TestHTTPConcurrent(t *testing.T) {
 	}
 }
 
-// roundTripper is a transport of somebody else's.
+// roundTripper is a third-party transport.
 type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// expect_body has to match somewhere in the first max_size bytes of the body,
-// and nothing behind them is looked at.
-func TestHTTPBody(t *testing.T) {
+// expect_body has to match somewhere in the first max_size bytes of the body; the rest
+// is not read.
+func TestHTTP_ExpectBodyMatchesWithinMaxSize(t *testing.T) {
 	t.Setenv("PROBE_WORD", "re.dy")
 	kilobytes := func(n int) string { return strings.Repeat("x", n<<10) }
 	cut := `"` + strings.Repeat("x", 64) + `"…`
@@ -227,13 +203,13 @@ func TestHTTPBody(t *testing.T) {
 		{`"expect_body":"ready"`, "READY", `body does not match 'ready'; got 5 bytes: "READY"`},
 		{`"expect_body":"^ready$"`, "not ready", `body does not match '^ready$'; got 9 bytes: "not ready"`},
 
-		// braces that are no placeholder belong to the expression
+		// braces that are no placeholder are part of the expression
 		{`"expect_body":"^a{2,3}$"`, "aaa", ""},
 		{`"expect_body":"^a{2,3}$"`, "a", `body does not match '^a{2,3}$'; got 1 byte: "a"`},
 		{`"expect_body":"^a{2,3}$"`, "a{2,3}", `body does not match '^a{2,3}$'; got 6 bytes: "a{2,3}"`},
 		{`"expect_body":"^a{2}b{3}$"`, "aabbb", ""},
 		{`"expect_body":"^\\p{Lu}\\d{2}$"`, "A12", ""},
-		// and a backslash before one is the expression's, too
+		// and so is a backslash before one
 		{`"expect_body":"^a\\{2\\}$"`, "a{2}", ""},
 		{`"expect_body":"^a\\{2\\}$"`, "aa", `body does not match '^a\{2\}$'; got 2 bytes: "aa"`},
 		{`"expect_body":"^\\{\"ok\":true\\}$"`, `{"ok":true}`, ""},
@@ -244,19 +220,19 @@ func TestHTTPBody(t *testing.T) {
 
 		{`"expect_body":"ready","max_size":8`, "   ready and more", ""},
 		{`"expect_body":"ready","max_size":8`, "    ready", `body does not match 'ready' in its first 8 B; got more than 8 bytes: "    read"`},
-		// where the body is cut, it ends
+		// a cut body ends where it is cut
 		{`"expect_body":"^ready$","max_size":5`, "ready, or not", ""},
 		{`"expect_body":"ready"`, kilobytes(64)[5:] + "ready", ""},
 		{`"expect_body":"ready"`, kilobytes(64)[4:] + "ready", "body does not match 'ready' in its first 64 KiB; got more than 65536 bytes: " + cut},
 		{`"expect_body":"ready","max_size":1048576`, kilobytes(1000) + "ready", ""},
 		{`"expect_body":"ready","max_size":1048576`, kilobytes(1024) + "ready", "body does not match 'ready' in its first 1.0 MiB; got more than 1048576 bytes: " + cut},
 
-		// without expect_body any body will do, of whatever size
+		// without expect_body, any body of any size passes
 		{`"max_size":1`, "", ""},
 		{`"max_size":1`, kilobytes(1000), ""},
 		{`"method":"HEAD"`, kilobytes(1), ""},
 
-		// the status decides first
+		// the status is judged first
 		{`"expect_body":"ready","status":["204"]`, "ready", "status 200, want 204"},
 	} {
 		up := newHTTPUpstream(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, test.body) })
@@ -268,8 +244,8 @@ func TestHTTPBody(t *testing.T) {
 }
 
 // A body of which something is expected has to arrive in full, up to max_size bytes,
-// whatever was read of it so far. One of which nothing is expected decides nothing.
-func TestHTTPBodyTruncated(t *testing.T) {
+// even if it already matches. A body of which nothing is expected decides nothing.
+func TestHTTP_ExpectedBodyHasToArriveInFull(t *testing.T) {
 	t.Parallel()
 	const (
 		sized     = "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nready"
@@ -283,13 +259,13 @@ func TestHTTPBodyTruncated(t *testing.T) {
 		{`{"uri":"/","expect_body":"ready"}`, sized, truncated},
 		{`{"uri":"/","expect_body":"ready"}`, chunked, truncated},
 		{`{"uri":"/","expect_body":"ready"}`, chunked + "0\r\n\r\n", ""},
-		// that it was cut explains more than that it does not match
+		// that the body is incomplete is a better reason than that it does not match
 		{`{"uri":"/","expect_body":"fine"}`, sized, truncated},
 		{`{"uri":"/","max_size":6}`, sized, ""},
 		{`{"uri":"/","max_size":6,"expect_body":"ready"}`, sized, truncated},
 		{`{"uri":"/","max_size":5}`, sized, ""},
 		{`{"uri":"/","max_size":5,"expect_body":"ready"}`, sized, ""},
-		// the end of the connection is the end of such a body
+		// here the end of the connection is the end of the body
 		{`{"uri":"/","expect_body":"^ready$"}`, "HTTP/1.0 200 OK\r\n\r\nready", ""},
 	} {
 		up := newUpstream(t, "tcp", serve(t, answer(test.answer)), nil)
@@ -299,20 +275,20 @@ func TestHTTPBodyTruncated(t *testing.T) {
 	}
 }
 
-// An upstream that refuses is down, and the reason says so and where.
-func TestHTTPRefused(t *testing.T) {
+// An upstream that refuses connections is down, and the reason has its address.
+func TestHTTP_RefusedConnectionIsTheReason(t *testing.T) {
 	t.Parallel()
-	addr := refusing(t)
+	addr := testkit.Refused(t)
 	err := run(t, load(t, `{"uri":"/"}`), newUpstream(t, "tcp", addr, nil), long)
 	if err == nil || !strings.Contains(err.Error(), "refused") || !strings.Contains(err.Error(), addr) {
 		t.Errorf("got %v, want an error that says that %s refused", err, addr)
 	}
 }
 
-// Unix sockets have no host, and the dialer goes by the upstream alone.
-func TestHTTPUnix(t *testing.T) {
+// Unix sockets have no host. The dialer uses the upstream only.
+func TestHTTP_UnixSocketIsProbed(t *testing.T) {
 	t.Parallel()
-	// a short name, for the path of a socket may have some 100 bytes at most
+	// a short name, because the path of a socket has a limit of about 100 bytes
 	path := filepath.Join(t.TempDir(), "s")
 	listener, err := net.Listen("unix", path)
 	if err != nil {
@@ -330,9 +306,8 @@ func TestHTTPUnix(t *testing.T) {
 	}
 }
 
-// What comes from an upstream that is sick, or no HTTP server at all, is a
-// fail with a reason, and not later than the deadline.
-func TestHTTPHostile(t *testing.T) {
+// An invalid answer fails with a reason, and no later than the deadline.
+func TestHTTP_InvalidAnswerFailsWithinTheDeadline(t *testing.T) {
 	t.Parallel()
 	const (
 		ok       = "HTTP/1.1 200 OK\r\n"
@@ -383,7 +358,7 @@ func TestHTTPHostile(t *testing.T) {
 				limit = short
 			}
 			config := `{"uri":"/"}`
-			if strings.HasPrefix(test.want, "reading the body") { // which decides nothing unless something is expected of it
+			if strings.HasPrefix(test.want, "reading the body") { // such a body decides nothing unless something is expected of it
 				config = `{"uri":"/","expect_body":"."}`
 			}
 			err := run(t, load(t, config), up, limit)
@@ -397,8 +372,8 @@ func TestHTTPHostile(t *testing.T) {
 	}
 }
 
-// Slow is not dead: an answer that arrives byte by byte, but in time, passes.
-func TestHTTPByteByByte(t *testing.T) {
+// A slow answer is no failure: one that arrives byte by byte within the timeout passes.
+func TestHTTP_SlowAnswerPasses(t *testing.T) {
 	t.Parallel()
 	const all = "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready"
 	addr := serve(t, func(conn net.Conn, _ *http.Request) {
@@ -413,8 +388,8 @@ func TestHTTPByteByByte(t *testing.T) {
 	}
 }
 
-// A probe that is called off returns at once, not at its deadline.
-func TestHTTPCanceled(t *testing.T) {
+// A canceled probe returns at once, and not at its deadline.
+func TestHTTP_CanceledProbeReturnsAtOnce(t *testing.T) {
 	t.Parallel()
 	for name, first := range map[string]string{
 		"before the answer": "",
@@ -440,9 +415,9 @@ func TestHTTPCanceled(t *testing.T) {
 	}
 }
 
-// A probe that has its verdict hangs up by itself, whatever is left of the
-// answer, and not only when its context ends.
-func TestHTTPHangsUp(t *testing.T) {
+// A probe with a verdict closes its connection itself, whatever is left of the answer,
+// and not only when its context ends.
+func TestHTTP_VerdictClosesTheConnection(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ config, answer, want string }{
 		"rest of the body":  {`{"uri":"/","max_size":5}`, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nready", ""},
@@ -468,10 +443,10 @@ func TestHTTPHangsUp(t *testing.T) {
 	}
 }
 
-// Memory is bounded whatever an upstream sends, and so is what is read of it: a
-// body that never ends is judged on its first max_size bytes, long before the
-// deadline. It is not parallel, for it counts what the whole process allocates.
-func TestHTTPBounded(t *testing.T) {
+// Memory and the bytes that are read are bounded: an endless body is judged by its
+// first max_size bytes, long before the deadline. The test is not parallel, because it
+// measures what the whole process allocates.
+func TestHTTP_MemoryIsBounded(t *testing.T) {
 	block := strings.Repeat("x", 32<<10)
 	for _, test := range []struct {
 		name, config string
@@ -508,15 +483,14 @@ func TestHTTPBounded(t *testing.T) {
 	}
 }
 
-// Over TLS an upstream is as trusted as the transport has it, and each thing
-// that can be wrong has a reason of its own.
-func TestHTTPS(t *testing.T) {
+// Over TLS, trust is that of the transport, and each problem has a reason of its own.
+func TestHTTP_TLSTrustIsThatOfTheTransport(t *testing.T) {
 	t.Parallel()
 	newServer := func(http2 bool) *httptest.Server {
 		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, r.Proto)
 		}))
-		server.Config.ErrorLog = log.New(io.Discard, "", 0) // that handshakes fail is the point
+		server.Config.ErrorLog = log.New(io.Discard, "", 0) // failed handshakes are expected
 		server.EnableHTTP2 = http2
 		server.StartTLS()
 		t.Cleanup(server.Close)
@@ -559,9 +533,9 @@ func TestHTTPS(t *testing.T) {
 	}
 }
 
-// A proxy that does not speak HTTP cannot be checked by it: the config must not
-// load, rather than have a check that panics.
-func TestHTTPValidateUpstream(t *testing.T) {
+// A proxy that does not use HTTP cannot be checked by HTTP requests: the config does
+// not load, instead of a probe that panics.
+func TestHTTP_NeedsAnHTTPTransport(t *testing.T) {
 	t.Parallel()
 	h := load(t, `{"uri":"/"}`)
 	up := newUpstream(t, "tcp", "127.0.0.1:1", nil)
@@ -576,9 +550,9 @@ func TestHTTPValidateUpstream(t *testing.T) {
 	}
 }
 
-// JSON goes around the Caddyfile and its checks, and placeholders have values
-// only when the config is loaded. So everything is checked here again.
-func TestHTTPProvisionErrors(t *testing.T) {
+// JSON is not checked by the Caddyfile parser, and placeholders have values only when
+// the config is loaded. So Provision checks everything again.
+func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 	t.Setenv("PROBE_EMPTY", "")
 	t.Setenv("PROBE_WORD", "word")
 	t.Setenv("PROBE_LINES", "a\r\nInjected: b")
@@ -643,8 +617,8 @@ func TestHTTPProvisionErrors(t *testing.T) {
 	}
 }
 
-// The ends of what max_size may be are allowed.
-func TestHTTPMaxSizeLimits(t *testing.T) {
+// Both ends of the range of max_size are allowed.
+func TestHTTP_MaxSizeRangeIncludesItsEnds(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int64{1, 67108864} {
 		h := load(t, fmt.Sprintf(`{"uri":"/","max_size":%d}`, size))
@@ -657,9 +631,8 @@ func TestHTTPMaxSizeLimits(t *testing.T) {
 	}
 }
 
-// Checks are shown with their arguments as they are written: what placeholders
-// stand for may be a secret.
-func TestString(t *testing.T) {
+// Labels show arguments as written, because the values of placeholders may be secret.
+func TestKinds_LabelsShowArgumentsAsWritten(t *testing.T) {
 	t.Setenv("PROBE_TOKEN", "secret")
 	h := load(t, `{"uri":"/healthz?token={env.PROBE_TOKEN}","method":"HEAD"}`)
 	for _, test := range []struct {
@@ -675,7 +648,7 @@ func TestString(t *testing.T) {
 	}
 }
 
-// unmeasured answers with a body that has no end, and says nothing of its length.
+// unmeasured answers with an endless body of unknown length.
 type unmeasured struct{ read atomic.Int64 }
 
 func (e *unmeasured) RoundTrip(*http.Request) (*http.Response, error) {
@@ -687,9 +660,9 @@ func (e *unmeasured) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// No more than max_size is read of a body, whatever the transport, which may be
-// anybody's, says of its length.
-func TestHTTPMaxSizeOverAnyTransport(t *testing.T) {
+// No more than max_size bytes of a body are read, whatever length a third-party
+// transport reports.
+func TestHTTP_MaxSizeHoldsForAnyTransport(t *testing.T) {
 	t.Parallel()
 	for _, h := range []*HTTP{{URI: "/"}, {URI: "/", ExpectBody: "^\\x00+$"}} {
 		h.MaxSize = 1000

@@ -26,14 +26,14 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
-// kind is a Prober that has to be provisioned.
+// kind is a Prober with a Provision method.
 type kind interface {
 	Prober
 	caddy.Provisioner
 }
 
-// provision reads a kind from JSON as Caddy does, where unknown fields are
-// errors, and provisions it.
+// provision reads a kind from JSON as Caddy does, with an error for unknown fields, and
+// provisions it.
 func provision[K kind](p K, config string) error {
 	decoder := json.NewDecoder(strings.NewReader(config))
 	decoder.DisallowUnknownFields()
@@ -43,7 +43,7 @@ func provision[K kind](p K, config string) error {
 	return p.Provision(caddy.Context{})
 }
 
-// loadKind is provision for a config that has to load.
+// loadKind calls provision for a valid config.
 func loadKind[K kind](tb testing.TB, p K, config string) K {
 	tb.Helper()
 	if err := provision(p, config); err != nil {
@@ -52,19 +52,18 @@ func loadKind[K kind](tb testing.TB, p K, config string) K {
 	return p
 }
 
-// way is an upstream as the proxy makes it for one check.
+// way is how the proxy reaches an upstream for one check.
 type way struct {
 	network, addr string
-	tls           *tls.Config // that of the proxy; nil if it does without
+	tls           *tls.Config // the settings of the proxy; nil without TLS
 	differs       Overrides
 	host          string // default: addr
-	// read counts the bytes that were read from upstreams
+	// read counts the bytes that are received
 	read *atomic.Int64
 }
 
-// upstream is reached over a connection of its own for every probe. Its scheme,
-// its TLS settings and its HTTP versions are those of the proxy, but for what the
-// check says otherwise.
+// upstream returns an upstream with a connection for every probe. Scheme, TLS settings
+// and HTTP versions are those of the proxy, unless the overrides of the check differ.
 func (w way) upstream(tb testing.TB) Upstream {
 	tb.Helper()
 	up := Upstream{Address: w.addr, Scheme: "http", Host: cmp.Or(w.host, w.addr)}
@@ -123,7 +122,7 @@ func (w way) upstream(tb testing.TB) Upstream {
 	return up
 }
 
-// countingConn counts what is read.
+// countingConn counts the bytes that are read.
 type countingConn struct {
 	net.Conn
 	read *atomic.Int64
@@ -135,9 +134,9 @@ func (c countingConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// talk has every connection handled from its beginning, and returns where. The
-// test waits for all handlers at its end, so that one of them has to be left by
-// its probe. They get ten times the grace, for probes that time out.
+// talk serves every connection with a handler that also reads the request, and returns
+// the address. At the end the test waits for all handlers, which is ten times the grace
+// at most, for probes that time out. So the probes have to close their connections.
 func talk(tb testing.TB, handle func(conn net.Conn)) (addr string) {
 	tb.Helper()
 	listener := listen(tb)
@@ -150,7 +149,7 @@ func talk(tb testing.TB, handle func(conn net.Conn)) (addr string) {
 			}
 			handlers.Go(func() {
 				defer conn.Close()
-				_ = conn.SetDeadline(time.Now().Add(10 * grace)) // none lasts forever
+				_ = conn.SetDeadline(time.Now().Add(10 * grace)) // the handler ends at some time
 				handle(conn)
 			})
 		}
@@ -167,7 +166,7 @@ func talk(tb testing.TB, handle func(conn net.Conn)) (addr string) {
 	return listener.Addr().String()
 }
 
-// untilClosed reads until the other side hangs up.
+// untilClosed reads until the client closes the connection.
 func untilClosed(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
 
 // authority issues certificates.
@@ -176,7 +175,7 @@ type authority struct {
 	key  *ecdsa.PrivateKey
 }
 
-// newAuthority makes one that no system trusts.
+// newAuthority returns an authority that no system trusts.
 func newAuthority(tb testing.TB, name string) *authority {
 	tb.Helper()
 	template := &x509.Certificate{
@@ -209,8 +208,8 @@ func newKey(tb testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-// issue makes a certificate for app.test and 127.0.0.1, valid from and to so
-// much from now, that a server and a client can show.
+// issue makes a certificate for servers and clients, with the name app.test and the
+// address 127.0.0.1. From and to are relative to the present time.
 func (a *authority) issue(tb testing.TB, from, to time.Duration) tls.Certificate {
 	tb.Helper()
 	key := newKey(tb)
@@ -231,15 +230,15 @@ func (a *authority) issue(tb testing.TB, from, to time.Duration) tls.Certificate
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// pool is what trusts this authority and nobody else.
+// pool returns a pool that trusts this authority only.
 func (a *authority) pool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)
 	return pool
 }
 
-// wantParsed has a kind read its lines of a Caddyfile: it must end in this JSON,
-// which another one of the kind loads, or in this error.
+// wantParsed has a kind parse its lines of a Caddyfile. The result is this JSON, which
+// another instance of the kind loads, or this error.
 func wantParsed[K interface {
 	kind
 	caddyfile.Unmarshaler

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// headerLabel returns the part of a label that tells header fields apart: the Host,
-// and of the others the names only, since their values may be secret.
+// headerLabel returns the part of a label that tells header fields apart: the value of
+// Host, and only the names of the others, because their values may be secret.
 func headerLabel(header http.Header) string {
 	label := ""
 	var names []string

@@ -11,13 +11,13 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
-// The methods of HTTP itself mean the same in lower case, everywhere.
+// The methods of HTTP itself can be written in lower case, everywhere.
 func TestHTTP_StandardMethodsAreUppercased(t *testing.T) {
 	t.Setenv("PROBE_METHOD", "head")
 	for method, want := range map[string]string{
 		"get": "GET", "Head": "HEAD", "options": "OPTIONS", "post": "POST", "GET": "GET",
 		"{env.PROBE_METHOD}": "HEAD",
-		"propfind":           "propfind", // names of others are case-sensitive
+		"propfind":           "propfind", // names of other methods are case-sensitive
 	} {
 		h := new(HTTP)
 		if err := h.UnmarshalCaddyfile(caddyfile.NewTestDispenser("http / {\n\tmethod " + method + "\n}")); err != nil {
@@ -46,7 +46,7 @@ func TestHTTP_StandardMethodsAreUppercased(t *testing.T) {
 	}
 }
 
-// A full URL is a mistake that many make: the error says what to write.
+// A full URL is a common mistake: the error says what to write.
 func TestHTTP_FullURLsGetAHint(t *testing.T) {
 	t.Parallel()
 	const must = "uri must be a path that begins with one '/', with a query if need be; give only the path, like "
@@ -63,8 +63,8 @@ func TestHTTP_FullURLsGetAHint(t *testing.T) {
 	}
 }
 
-// An unknown option gets the name that is probably meant, of the kind or of all
-// kinds, and the names that there are.
+// An unknown option gets the closest name, of the kind or of all kinds, and the list of
+// names.
 func TestKinds_UnknownOptionsGetTheCloseName(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -95,7 +95,7 @@ func TestKinds_UnknownOptionsGetTheCloseName(t *testing.T) {
 	}
 }
 
-// Text of an upstream that is shown as it is has no part that cannot be seen.
+// Text of an upstream is shown without invisible characters.
 func TestVisible_EscapesWhatCannotBeSeen(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{

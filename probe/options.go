@@ -22,29 +22,29 @@ const onlyGlobal = "; only global placeholders, such as {env.*}, can be used in 
 
 // TLSOptions are the options of kinds that can use TLS.
 type TLSOptions struct {
-	// The name that the certificate of the upstream has to be for, and that it is
-	// asked for (SNI). Default: as the proxy has it.
+	// The server name: it is sent to the upstream (SNI), and its certificate has to be
+	// valid for it. Default: the server name of the proxy.
 	TLSServerName string `json:"tls_server_name,omitempty"`
 
-	// Whether to accept any certificate. This says nothing of what the proxy
-	// accepts. Default: as the proxy has it.
+	// Whether to accept any certificate. Proxied requests are not affected. Default: the
+	// setting of the proxy.
 	TLSInsecureSkipVerify bool `json:"tls_insecure_skip_verify,omitempty"`
 
 	serverName string // with its placeholders replaced
 }
 
-// provision resolves placeholders. What is shown stays as it is written.
+// provision resolves placeholders. Labels show the option as written.
 func (o *TLSOptions) provision() (err error) {
 	o.serverName, err = resolve("tls_server_name", o.TLSServerName)
 	return err
 }
 
-// overrides is what the options come to.
+// overrides returns the overrides that the options ask for.
 func (o *TLSOptions) overrides() Overrides {
 	return Overrides{ServerName: o.serverName, InsecureSkipVerify: o.TLSInsecureSkipVerify}
 }
 
-// unmarshalOption reads the option that d is at, if it is one of these.
+// unmarshalOption reads the option that d is at, if it is a TLS option.
 func (o *TLSOptions) unmarshalOption(d *caddyfile.Dispenser) (known bool, err error) {
 	switch d.Val() {
 	case "tls_server_name":
@@ -69,10 +69,9 @@ func resolve(option, value string) (string, error) {
 	return resolved, nil
 }
 
-// resolveText replaces global placeholders in text of which braces may be a part,
-// such as a regular expression or JSON. What is not known as a placeholder stays
-// as it is, and so do the backslashes before braces, which the replacer would take
-// for its own.
+// resolveText replaces global placeholders in a text that can contain braces, such as a
+// regular expression or JSON. Braces that are no known placeholder stay as they are,
+// and so do backslashes before braces, which the replacer would remove.
 func resolveText(option, value string) (string, error) {
 	escaped := strings.NewReplacer(`\{`, `\\{`, `\}`, `\\}`).Replace(value)
 	resolved := caddy.NewReplacer().ReplaceKnown(escaped, "")
@@ -80,23 +79,23 @@ func resolveText(option, value string) (string, error) {
 		name, _, _ := strings.Cut(placeholder, "}")
 		return "", fmt.Errorf("%s: unrecognized placeholder {http.%s}%s", option, name, onlyGlobal)
 	}
-	if resolved == "" && value != "" { // also of what has more open braces than the replacer takes
+	if resolved == "" && value != "" { // also if there are more open braces than the replacer accepts
 		return "", fmt.Errorf("%s must not be empty, as it is with its placeholders replaced", option)
 	}
 	return resolved, nil
 }
 
-// pattern is a compiled regular expression. It is shown as it was written.
+// pattern is a compiled regular expression. It is shown as written.
 type pattern struct {
 	*regexp.Regexp
 	written string
-	secret  bool // it has placeholders, so what it is compared with is not to be shown
+	secret  bool // it has placeholders, so text that it is compared with is not shown
 }
 
-// String returns the beginning of what was written.
+// String returns the beginning of the expression as written.
 func (p *pattern) String() string { return brief(p.written) }
 
-// brief shortens the text of an option for a reason, of which it is only a part.
+// brief shortens the text of an option for use in a reason.
 func brief(text string) string {
 	const most = 160
 	if len(text) <= most {
@@ -105,8 +104,8 @@ func brief(text string) string {
 	return strings.ToValidUTF8(text[:most], "") + "…"
 }
 
-// resolvePattern replaces global placeholders in a regular expression and
-// compiles it. Errors show it as it was written.
+// resolvePattern replaces global placeholders in a regular expression and compiles it.
+// Errors show it as written.
 func resolvePattern(option, written string) (*pattern, error) {
 	resolved, err := resolveText(option, written)
 	if err != nil {
@@ -135,11 +134,11 @@ func compile(option, expr string) (*regexp.Regexp, error) {
 	return re, nil
 }
 
-// maxShown is how much of a value that an upstream sends a reason shows, in bytes.
+// maxShown is how many bytes of a value from an upstream a reason shows.
 const maxShown = 64
 
-// quote returns the beginning of what an upstream sent, for a reason: in quotes, with
-// what cannot be seen in it escaped, and without values of placeholders.
+// quote returns the beginning of a text from an upstream for use in a reason: in
+// quotes, with invisible characters escaped, and without values of placeholders.
 func quote(secrets *redact.Values, value []byte) string {
 	begin, more := secrets.Cut(value, maxShown)
 	if more {
@@ -148,7 +147,7 @@ func quote(secrets *redact.Values, value []byte) string {
 	return strconv.Quote(begin)
 }
 
-// visible returns text of an upstream with what cannot be seen in it escaped.
+// visible returns a text from an upstream with invisible characters escaped.
 func visible(text string) string {
 	var out strings.Builder
 	for len(text) > 0 {
@@ -173,13 +172,6 @@ func checkScheme(scheme string) error {
 	return nil
 }
 
-// hasPlaceholder reports whether a value is known only when the config is
-// loaded.
-func hasPlaceholder(value string) bool {
-	_, after, open := strings.Cut(value, "{")
-	return open && strings.Contains(after, "}")
-}
-
 // noArg rejects arguments of the option that d is at.
 func noArg(d *caddyfile.Dispenser) error {
 	option := d.Val()
@@ -190,15 +182,14 @@ func noArg(d *caddyfile.Dispenser) error {
 }
 
 // UnrecognizedOption returns the error of a kind for the option that d is at, if the
-// kind does not have it. It names the one that is probably meant, and all there are.
-// The check is shown as given, such as "an http check"; own are the options of its
-// kind.
+// kind does not have it. The error suggests the closest name and lists all names. The
+// check is described as in "an http check"; own are the options of its kind.
 func UnrecognizedOption(d *caddyfile.Dispenser, check string, own ...string) error {
 	return d.Err(suggest.InKind(d.Val(), check, own))
 }
 
-// ReadBlock reads a block whose options can be given once each, except those that repeat.
-// It calls read with one after the other, with d at it. Without a block it does nothing.
+// ReadBlock reads a block, and calls read for each option, with d at it. Each option can
+// be given once, except those that repeat. Without a block it does nothing.
 func ReadBlock(d *caddyfile.Dispenser, read func(option string) error, repeats func(option string) bool) error {
 	seen := make(map[string]bool)
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
@@ -219,7 +210,7 @@ func GivenTwice(d *caddyfile.Dispenser) error {
 	return d.Errf("option '%s' is given twice", d.Val())
 }
 
-// wrap adds the place to an error, if there is one.
+// wrap adds file and line to an error, if there is one.
 func wrap(d *caddyfile.Dispenser, err error) error {
 	if err == nil {
 		return nil
@@ -227,12 +218,14 @@ func wrap(d *caddyfile.Dispenser, err error) error {
 	return d.WrapErr(err)
 }
 
-// errHTTP is why a kind that speaks HTTP cannot probe an upstream.
+// errHTTP is the error of a kind that speaks HTTP, for an upstream that it cannot
+// probe.
 func errHTTP(kind string, up Upstream) error {
 	return fmt.Errorf("%s check needs an HTTP transport, which %s is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside", kind, up.Address)
 }
 
-// errConnect is why a kind that connects cannot probe an upstream.
+// errConnect is the error of a kind that connects, for an upstream that it cannot
+// probe.
 func errConnect(kind string, up Upstream) error {
 	return fmt.Errorf("a %s check cannot tell whether %s is alive, which is not reached by connecting to it; use an http check", kind, up.Address)
 }

@@ -15,10 +15,10 @@ import (
 	"time"
 )
 
-// secret is in the environment as PROBE_SECRET, and may be shown nowhere.
+// secret is the value of PROBE_SECRET in the environment. It must not be shown.
 const secret = "hunter2hunter2"
 
-// wantNoSecret fails if a text has the secret in it, or misses what it should have.
+// wantNoSecret fails if a text contains the secret, or does not contain what it should.
 func wantNoSecret(t *testing.T, name, got, want string) {
 	t.Helper()
 	if got == "" || strings.Contains(got, "hunter2") || strings.Contains(got, url.QueryEscape("hunter2")) {
@@ -29,8 +29,8 @@ func wantNoSecret(t *testing.T, name, got, want string) {
 	}
 }
 
-// What is sent may be shown back by the upstream, in any part of its answer, and what
-// is expected may be what it sends, or nearly so.
+// An upstream may return what it was sent in any part of its answer, and it may send
+// what is expected, or almost.
 func TestHTTP_ReasonsAndLabelsShowNoValueOfAPlaceholder(t *testing.T) {
 	t.Setenv("PROBE_SECRET", secret)
 	const (
@@ -74,7 +74,7 @@ func TestHTTP_ReasonsAndLabelsShowNoValueOfAPlaceholder(t *testing.T) {
 	}
 }
 
-// The text of an error of the transport can have the URL in it.
+// The text of an error of the transport can contain the URL.
 func TestHTTP_ErrorsOfTheTransportShowNoValueOfAPlaceholder(t *testing.T) {
 	t.Setenv("PROBE_SECRET", secret)
 	h := load(t, `{"uri":"/healthz?token={env.PROBE_SECRET}","header":{"X-Token":["{env.PROBE_SECRET}"]}}`)
@@ -85,7 +85,7 @@ func TestHTTP_ErrorsOfTheTransportShowNoValueOfAPlaceholder(t *testing.T) {
 	wantNoSecret(t, "label", h.String(), "http /healthz?token={env.PROBE_SECRET}")
 }
 
-// Labels have all options that tell checks apart, as they are written.
+// Labels have all options that tell checks apart, as written.
 func TestKinds_LabelsShowNoValueOfAPlaceholder(t *testing.T) {
 	t.Setenv("PROBE_SECRET", secret)
 	const name = `"tls_server_name":"{env.PROBE_SECRET}.test"`
@@ -113,7 +113,7 @@ func TestKinds_LabelsShowNoValueOfAPlaceholder(t *testing.T) {
 	}
 }
 
-// A config that is wrong is reported as it is written.
+// Errors of the config show it as written.
 func TestKinds_ErrorsOfTheConfigShowNoValueOfAPlaceholder(t *testing.T) {
 	for _, value := range []string{"hunter2 (", "hunter2\r\n", "hunter2 %zz", "'hunter2", "http://hunter2.test/x", "/hunter2 x"} {
 		t.Setenv("PROBE_SECRET", value)
@@ -187,7 +187,7 @@ func TestGRPC_ReasonsAndLabelsShowNoValueOfAPlaceholder(t *testing.T) {
 	}
 }
 
-// The name that a certificate has to be for is in the errors of TLS.
+// Errors of TLS contain the server name.
 func TestTLS_ReasonsShowNoValueOfAPlaceholder(t *testing.T) {
 	t.Setenv("PROBE_SECRET", secret)
 	issuer := newAuthority(t, "authority")

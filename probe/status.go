@@ -11,8 +11,8 @@ import (
 // statusRange is a range of HTTP status codes, both ends included.
 type statusRange struct{ first, last int }
 
-// parseStatus reads a code (204), a class (2xx) or a range (200-399). Codes go
-// from 200, for 1xx never is a final answer, to 599.
+// parseStatus parses a code (204), a class (2xx) or a range (200-399). Codes are from
+// 200 to 599, because 1xx is never the status of a final answer.
 func parseStatus(option, text string) (statusRange, error) {
 	var r statusRange
 	first, last, isRange := strings.Cut(text, "-")

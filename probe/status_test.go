@@ -4,9 +4,9 @@ package probe
 
 import "testing"
 
-// A code, a class and a range are what status takes. Both ends of a range
-// belong to it, and no code below 200 is a final answer.
-func TestParseStatus(t *testing.T) {
+// A status is a code, a class or a range. A range includes both ends, and no code below
+// 200 is a final answer.
+func TestParseStatus_AcceptsCodeClassAndRange(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]statusRange{
 		"200":     {200, 200},
@@ -25,9 +25,9 @@ func TestParseStatus(t *testing.T) {
 	}
 }
 
-// What is none of these is an error that names all three, rather than a check
-// that never passes.
-func TestParseStatusErrors(t *testing.T) {
+// Any other text is an error that names all three forms, instead of a check that never
+// passes.
+func TestParseStatus_ErrorNamesTheForms(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
 		"", "ok", "x", "xx", "-", "--", "-200", "200-", "-xx", "2x", "2xxx", "xx2", "2XX", "2xx ", " 200",
@@ -43,8 +43,8 @@ func TestParseStatusErrors(t *testing.T) {
 	}
 }
 
-// An answer passes if any of the ranges has its code, and only then.
-func TestMatches(t *testing.T) {
+// An answer passes if, and only if, one of the ranges contains its code.
+func TestMatches_AnyRangeDecides(t *testing.T) {
 	t.Parallel()
 	ranges := []statusRange{{204, 204}, {300, 399}, {404, 404}}
 	for code := range 1000 {
@@ -54,6 +54,6 @@ func TestMatches(t *testing.T) {
 		}
 	}
 	if matches(nil, 200) {
-		t.Error("matches(nil, 200) = true, want false: nothing is listed")
+		t.Error("matches(nil, 200) = true, want false: the list is empty")
 	}
 }

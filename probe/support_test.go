@@ -19,19 +19,19 @@ import (
 )
 
 const (
-	// short is the deadline of probes that are meant to run into it.
+	// short is the timeout of probes that are expected to time out.
 	short = 300 * time.Millisecond
-	// long is the deadline of probes that are meant not to.
+	// long is the timeout of probes that are expected to end before it.
 	long = 30 * time.Second
-	// grace is how much later than its deadline a probe may end. It is large, so
-	// that a busy machine fails no test: what the tests look for never ends.
+	// grace is how much later than its timeout a probe may end. It is large, so that no
+	// test fails on a busy machine: the tests look for probes that never end.
 	grace = 10 * time.Second
 )
 
-// everyCheck is how errors list the options that all checks have.
+// everyCheck is the list of the options that all checks have, as errors show it.
 const everyCheck = "besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), "
 
-// decode reads a probe from JSON as Caddy does: unknown fields are errors.
+// decode reads a probe from JSON as Caddy does, with an error for unknown fields.
 func decode(tb testing.TB, config string) *HTTP {
 	tb.Helper()
 	h := new(HTTP)
@@ -43,7 +43,7 @@ func decode(tb testing.TB, config string) *HTTP {
 	return h
 }
 
-// load is decode and Provision.
+// load decodes and provisions a probe.
 func load(tb testing.TB, config string) *HTTP {
 	tb.Helper()
 	h := decode(tb, config)
@@ -53,9 +53,9 @@ func load(tb testing.TB, config string) *HTTP {
 	return h
 }
 
-// newUpstream is an upstream as the proxy makes it: it is reached at addr
-// whatever host a URL names, over a connection of its own for every probe, and
-// with the same bound on the header of an answer.
+// newUpstream returns an upstream as the proxy makes it: requests go to addr, whatever
+// host a URL names, each over a connection of its own, and with the limit of the proxy
+// for the header of an answer.
 func newUpstream(tb testing.TB, network, addr string, config *tls.Config) Upstream {
 	tb.Helper()
 	dial := func(ctx context.Context) (net.Conn, error) {
@@ -77,7 +77,7 @@ func newUpstream(tb testing.TB, network, addr string, config *tls.Config) Upstre
 	return up
 }
 
-// run probes once. A probe that outlives its deadline ends the test.
+// run probes once. It ends the test if the probe does not return after its timeout.
 func run(tb testing.TB, p Prober, up Upstream, timeout time.Duration) error {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(tb.Context(), timeout)
@@ -104,7 +104,7 @@ func wait[T any](tb testing.TB, values <-chan T, limit time.Duration) T {
 	}
 }
 
-// text is what an error says; that of none is empty.
+// text returns the text of an error, and "" if there is none.
 func text(err error) string {
 	if err == nil {
 		return ""
@@ -112,9 +112,9 @@ func text(err error) string {
 	return err.Error()
 }
 
-// serve has every connection handled once its request was read, and returns
-// where. No connection may be left open at the end of the test, for that would
-// be one that a probe has forgotten.
+// serve reads the request of every connection, calls the handler, and returns the
+// address. A connection that is open at the end of the test is an error, because its
+// probe has not closed it.
 func serve(tb testing.TB, handle func(conn net.Conn, request *http.Request)) (addr string) {
 	tb.Helper()
 	listener := listen(tb)
@@ -177,25 +177,13 @@ func listen(tb testing.TB) net.Listener {
 	return listener
 }
 
-// refusing returns an address where nobody listens. It is taken by the client
-// end of a connection, so that no other test can come to listen there.
-func refusing(tb testing.TB) string {
-	tb.Helper()
-	conn, err := net.Dial("tcp", listen(tb).Addr().String())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { conn.Close() })
-	return conn.LocalAddr().String()
-}
-
-// answer sends text and hangs up.
+// answer sends text and closes the connection.
 func answer(text string) func(net.Conn, *http.Request) {
 	return func(conn net.Conn, _ *http.Request) { io.WriteString(conn, text) }
 }
 
-// endless sends the first text and then the second for as long as the other
-// side takes it.
+// endless sends the first text, and then the second until the client closes the
+// connection.
 func endless(first, then string) func(net.Conn, *http.Request) {
 	return func(conn net.Conn, _ *http.Request) {
 		for next := first; ; next = then {
@@ -206,8 +194,8 @@ func endless(first, then string) func(net.Conn, *http.Request) {
 	}
 }
 
-// trickle sends the first text at once, and then the second again and again, a
-// byte every few milliseconds, for as long as the other side listens.
+// trickle sends the first text at once, and then the second again and again, a byte
+// every few milliseconds, until the client closes the connection.
 func trickle(first, then string) func(net.Conn, *http.Request) {
 	return func(conn net.Conn, _ *http.Request) {
 		ticker := time.NewTicker(5 * time.Millisecond)

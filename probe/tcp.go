@@ -24,15 +24,15 @@ import (
 const (
 	// maxExpected is how many bytes a TCP check reads in search of what it expects.
 	maxExpected = 64 << 10
-	// After muchExpected bytes it waits a moment before it reads on and searches all
-	// of them again: they may come one by one.
+	// After muchExpected bytes it pauses before each read, because the bytes may come one
+	// by one and each search begins at the first byte.
 	muchExpected = 4 << 10
 	collecting   = 10 * time.Millisecond
 )
 
-// TCP checks that an upstream accepts connections, and, if told so, that it says
-// what it should. It is what the policy does when no check is configured. There
-// is no TLS on the connection, even if the proxy uses it.
+// TCP checks that an upstream accepts connections and, if so configured, that it sends
+// what is expected. It is the default check. It does not use TLS, even if the proxy
+// does.
 type TCP struct {
 	// What to send once connected. Escapes as in Go strings are `\r`, `\n`, `\t`,
 	// `\\` and `\x00` to `\xff`. Default: nothing.
@@ -103,7 +103,7 @@ func (t *TCP) Provision(_ caddy.Context) error {
 	return err
 }
 
-// unescape replaces the escapes in what is to be sent.
+// unescape replaces the escapes in a text to send.
 func unescape(text string) (string, error) {
 	var out strings.Builder
 	for rest := text; rest != ""; {
@@ -152,7 +152,7 @@ func (t *TCP) ValidateUpstream(up Upstream) error {
 	return nil
 }
 
-// NoRequests says that it sends none.
+// NoRequests says that probes send no HTTP requests.
 func (*TCP) NoRequests() {}
 
 // Probe connects, sends, waits for what is expected, and hangs up.
@@ -169,7 +169,7 @@ func (t *TCP) probe(ctx context.Context, up Upstream) error {
 	if len(t.send) == 0 && t.expect == nil {
 		return nil
 	}
-	// a deadline could be set anew by the timeouts of the transport
+	// timeouts of the transport could replace a deadline
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if len(t.send) > 0 {
 		if _, err := conn.Write(t.send); err != nil {
@@ -182,7 +182,7 @@ func (t *TCP) probe(ctx context.Context, up Upstream) error {
 	return t.await(ctx, conn)
 }
 
-// cause returns the error of a connection, or why it was closed.
+// cause returns the error of the context if it is done, and otherwise the given error.
 func cause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -190,7 +190,7 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// await reads until what is expected was there.
+// await reads until the expected text has come.
 func (t *TCP) await(ctx context.Context, conn net.Conn) error {
 	got := make([]byte, 0, 4<<10)
 	for len(got) < maxExpected {
@@ -214,7 +214,7 @@ func (t *TCP) await(ctx context.Context, conn net.Conn) error {
 	return fmt.Errorf("got %s, which does not match '%s' in its first %s", t.shown(got), t.expect, humanize.IBytes(maxExpected))
 }
 
-// pause waits, until the context ends at most.
+// pause waits for a time, or until the context is done.
 func pause(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -224,8 +224,8 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// shown returns the beginning of what came back, for a reason, or only its size
-// where it is compared with what may be a secret.
+// shown returns the beginning of what was received, for use in a reason. It returns
+// only the size if the expected text may be secret.
 func (t *TCP) shown(got []byte) string {
 	switch {
 	case len(got) == 0:

@@ -12,9 +12,9 @@ import (
 	"testing"
 )
 
-// Whatever bytes come back, and in whatever parts, the probe returns, reads no
-// more than 64 KiB, leaves no connection behind, and passes if what is expected
-// is in there, and else says why not.
+// Whatever bytes come back, in whatever parts, the probe returns, reads no more than 64
+// KiB, closes its connection, and passes if the answer contains what is expected.
+// Otherwise it has a reason.
 func FuzzTCPAnswer(f *testing.F) {
 	for _, seed := range []string{
 		"",
@@ -33,11 +33,11 @@ func FuzzTCPAnswer(f *testing.F) {
 	f.Add([]byte("PONG"), uint16(maxExpected-4), uint8(255), true)
 	f.Add([]byte("PONG"), uint16(maxExpected-3), uint8(255), true)
 
-	// none of these ceases to match when more comes
+	// none of these stops to match when more bytes come
 	text := loadKind(f, new(TCP), `{"send":"PING\\r\\n","expect":"(?i)pong|^\\+?ok"}`)
 	bytes := loadKind(f, new(TCP), `{"expect":"\\x00(?s:.){2}"}`)
-	// maxParts is how many parts of an answer there are at most: the pipe below is
-	// slower than a kernel
+	// maxParts bounds the parts of an answer, because the pipe below is slower than a
+	// kernel
 	const maxParts = 16
 	f.Fuzz(func(t *testing.T, answer []byte, before uint16, part uint8, asText bool) {
 		p := bytes

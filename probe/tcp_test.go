@@ -19,11 +19,13 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// An upstream that accepts is alive, even if it never says a word. The probe
-// sends nothing and leaves no connection behind.
-func TestTCPAccepted(t *testing.T) {
+// An upstream that accepts a connection is alive, even if it sends nothing. The probe
+// sends nothing and closes its connection.
+func TestTCP_AcceptedConnectionPasses(t *testing.T) {
 	t.Parallel()
 	listener := listen(t)
 	type received struct {
@@ -42,7 +44,7 @@ func TestTCPAccepted(t *testing.T) {
 		got <- received{data, err}
 	}()
 	up := newUpstream(t, "tcp", listener.Addr().String(), nil)
-	var dialed net.Conn // kept, for the runtime closes what nobody refers to
+	var dialed net.Conn // keeps the connection: the runtime closes one without references
 	dial := up.Dial
 	up.Dial = func(ctx context.Context) (conn net.Conn, err error) {
 		dialed, err = dial(ctx)
@@ -57,20 +59,20 @@ func TestTCPAccepted(t *testing.T) {
 	}
 }
 
-// An upstream that refuses is down, and the reason says so and where.
-func TestTCPRefused(t *testing.T) {
+// An upstream that refuses connections is down, and the reason has its address.
+func TestTCP_RefusedConnectionIsTheReason(t *testing.T) {
 	t.Parallel()
-	addr := refusing(t)
+	addr := testkit.Refused(t)
 	err := run(t, new(TCP), newUpstream(t, "tcp", addr, nil), long)
 	if err == nil || !strings.Contains(err.Error(), "refused") || !strings.Contains(err.Error(), addr) {
 		t.Errorf("got %v, want an error that says that %s refused", err, addr)
 	}
 }
 
-// A connection that is never completed ends the probe at its deadline. There
-// is no portable way to have one on the loopback interface, so the dialer only
-// waits; that it is handed the context is what counts.
-func TestTCPDeadline(t *testing.T) {
+// A connection attempt that never completes ends at the deadline. There is no portable
+// way to have one on the loopback interface, so the dialer only waits for the context
+// that it is given.
+func TestTCP_ConnectEndsAtTheDeadline(t *testing.T) {
 	t.Parallel()
 	up := Upstream{Dial: func(ctx context.Context) (net.Conn, error) {
 		<-ctx.Done()
@@ -81,8 +83,8 @@ func TestTCPDeadline(t *testing.T) {
 	}
 }
 
-// A probe that is called off returns at once, not at its deadline.
-func TestTCPCanceled(t *testing.T) {
+// A canceled probe returns at once, and not at its deadline.
+func TestTCP_CanceledConnectReturnsAtOnce(t *testing.T) {
 	t.Parallel()
 	dialing := make(chan struct{})
 	up := Upstream{Dial: func(ctx context.Context) (net.Conn, error) {
@@ -100,9 +102,9 @@ func TestTCPCanceled(t *testing.T) {
 	}
 }
 
-// Over HTTP/3 a connect tells nothing: the config must not load, rather than
-// have a check that always fails or panics.
-func TestTCPValidateUpstream(t *testing.T) {
+// With HTTP/3 a TCP connection says nothing: the config does not load, instead of a
+// check that always fails or panics.
+func TestTCP_NeedsADialer(t *testing.T) {
 	t.Parallel()
 	up := newUpstream(t, "tcp", "127.0.0.1:1", nil)
 	up.Transport = nil // FastCGI
@@ -116,15 +118,15 @@ func TestTCPValidateUpstream(t *testing.T) {
 	}
 }
 
-// What is expected may come in parts and anywhere in what comes back. What does
-// not come fails with what came instead: quoted, and no more than the beginning.
-func TestTCPExpect(t *testing.T) {
+// The expected text may come in parts, and anywhere in the answer. If it does not come,
+// the reason quotes the beginning of the answer.
+func TestTCP_ExpectMatchesAnywhere(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		config  string
-		request string // what the upstream wants to see before it answers
+		request string // what the upstream reads before it answers
 		answer  []string
-		hold    bool // the upstream never hangs up
+		hold    bool // the upstream never closes the connection
 		want    string
 	}{
 		"an answer": {
@@ -189,9 +191,9 @@ func TestTCPExpect(t *testing.T) {
 	}
 }
 
-// Without a match, a probe waits for more until its deadline, and then says what
-// there was.
-func TestTCPExpectDeadline(t *testing.T) {
+// Without a match, a probe waits for more until its deadline. The reason then shows
+// what came.
+func TestTCP_ExpectWaitsUntilTheDeadline(t *testing.T) {
 	t.Parallel()
 	for answer, want := range map[string]string{
 		"":           "got nothing, want 'PONG'",
@@ -213,9 +215,9 @@ func TestTCPExpectDeadline(t *testing.T) {
 	}
 }
 
-// An upstream that reads nothing does not hold up a probe that sends more than
-// the kernel takes.
-func TestTCPSendDeadline(t *testing.T) {
+// An upstream that reads nothing does not block a probe that sends more than the kernel
+// buffers.
+func TestTCP_SendEndsAtTheDeadline(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	addr := talk(t, func(conn net.Conn) {
@@ -230,8 +232,8 @@ func TestTCPSendDeadline(t *testing.T) {
 	}
 }
 
-// Where nothing is expected, what is sent arrives and nothing is waited for.
-func TestTCPSendOnly(t *testing.T) {
+// If nothing is expected, the text is sent and the probe does not wait.
+func TestTCP_SendWithoutExpectDoesNotWait(t *testing.T) {
 	t.Parallel()
 	got := make(chan string, 1)
 	addr := talk(t, func(conn net.Conn) {
@@ -246,9 +248,9 @@ func TestTCPSendOnly(t *testing.T) {
 	}
 }
 
-// No more than 64 KiB are read, and what is expected has to be in there: an
-// upstream that never stops can take neither memory nor time without end.
-func TestTCPExpectBounded(t *testing.T) {
+// No more than 64 KiB are read, and they have to contain the expected text: an endless
+// answer takes neither memory nor time.
+func TestTCP_ExpectReadsABoundedAnswer(t *testing.T) {
 	t.Parallel()
 	const limit = 64 << 10
 	want := `got "` + strings.Repeat("x", 64) + `"…, which does not match 'PONG' in its first 64 KiB`
@@ -280,9 +282,9 @@ func TestTCPExpectBounded(t *testing.T) {
 	}
 }
 
-// A probe that is called off while it waits for an answer returns at once, and
-// hangs up.
-func TestTCPExpectCanceled(t *testing.T) {
+// A probe that is canceled while it waits for an answer returns at once, and closes its
+// connection.
+func TestTCP_CanceledExpectReturnsAtOnce(t *testing.T) {
 	t.Parallel()
 	asked, left := make(chan struct{}), make(chan struct{})
 	addr := talk(t, func(conn net.Conn) {
@@ -302,9 +304,8 @@ func TestTCPExpectCanceled(t *testing.T) {
 	wait(t, left, grace)
 }
 
-// However a probe ends, its connection is closed: one that was forgotten would
-// be a leak of one a probe.
-func TestTCPHangsUp(t *testing.T) {
+// A probe closes its connection, however it ends.
+func TestTCP_ConnectionIsClosed(t *testing.T) {
 	t.Parallel()
 	for config, answer := range map[string]string{
 		`{}`:                             "",
@@ -320,7 +321,7 @@ func TestTCPHangsUp(t *testing.T) {
 			close(left)
 		})
 		up := way{addr: addr}.upstream(t)
-		var dialed net.Conn // kept, for the runtime closes what nobody refers to
+		var dialed net.Conn // keeps the connection: the runtime closes one without references
 		dial := up.Dial
 		up.Dial = func(ctx context.Context) (conn net.Conn, err error) {
 			dialed, err = dial(ctx)
@@ -336,16 +337,16 @@ func TestTCPHangsUp(t *testing.T) {
 	}
 }
 
-// Escapes become bytes, and nothing else does. Placeholders are replaced once,
-// when the config is loaded; their values are taken as they are.
-func TestTCPSendText(t *testing.T) {
+// Escapes become bytes, and nothing else does. Placeholders are replaced once, when the
+// config is loaded; their values are not changed.
+func TestTCP_SendReplacesEscapesAndPlaceholders(t *testing.T) {
 	t.Setenv("PROBE_WORD", `a\n{env.PROBE_OTHER}`)
 	t.Setenv("PROBE_OTHER", "other")
 	for _, test := range []struct{ send, want string }{
 		{`PING\r\n`, "PING\r\n"},
 		{`\t\\\x00\xff\xFf\x41`, "\t\\\x00\xff\xffA"},
 		{`\\r\\x41`, `\r\x41`},
-		{"PING\r\n", "PING\r\n"}, // as JSON can have it
+		{"PING\r\n", "PING\r\n"}, // possible in JSON
 		{`{"json": {"a": [1]}}`, `{"json": {"a": [1]}}`},
 		{`{`, `{`},
 		{`}`, `}`},
@@ -367,8 +368,8 @@ func TestTCPSendText(t *testing.T) {
 	}
 }
 
-// A regular expression may have global placeholders, and braces of its own.
-func TestTCPExpectText(t *testing.T) {
+// A regular expression may contain global placeholders, and braces of its own.
+func TestTCP_ExpectMayHavePlaceholdersAndBraces(t *testing.T) {
 	t.Setenv("PROBE_WORD", "ready")
 	for _, test := range []struct {
 		expect string
@@ -391,8 +392,8 @@ func TestTCPExpectText(t *testing.T) {
 	}
 }
 
-// What Caddyfiles cannot have is wrong in JSON, too.
-func TestTCPProvisionErrors(t *testing.T) {
+// What a Caddyfile cannot express is an error in JSON, too.
+func TestTCP_ProvisionRejectsInvalidConfig(t *testing.T) {
 	t.Parallel()
 	const escapes = `send knows the escapes \r, \n, \t, \\ and \x00 to \xff; got `
 	for _, test := range []struct{ config, want string }{
@@ -410,9 +411,9 @@ func TestTCPProvisionErrors(t *testing.T) {
 	}
 }
 
-// Every option has its JSON field, as it was written: nothing is expanded by
-// parsing. Errors say where they are. What parses also loads.
-func TestTCPCaddyfile(t *testing.T) {
+// Every option has its JSON field, as written. Errors have file and line. What parses
+// also loads.
+func TestTCP_CaddyfileGivesJSONThatLoads(t *testing.T) {
 	t.Setenv("PROBE_WORD", "ready")
 	const (
 		known   = ": " + everyCheck + "a tcp check has send and expect"
@@ -471,9 +472,9 @@ func TestTCPCaddyfile(t *testing.T) {
 	}
 }
 
-// A real server is up by its own protocol, and down with its own words where it
-// wants a password.
-func TestTCPRedis(t *testing.T) {
+// A Redis server is up if it answers PING, and down with its own error if it requires a
+// password.
+func TestTCP_RedisIsUpIfItAnswersPing(t *testing.T) {
 	t.Parallel()
 	program, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -488,7 +489,7 @@ func TestTCPRedis(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir, err := os.MkdirTemp("", "redis") // paths of sockets must be short
+			dir, err := os.MkdirTemp("", "redis") // short, because the path of a socket has a limit
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -524,7 +525,7 @@ func TestTCPRedis(t *testing.T) {
 			up := way{network: "unix", addr: socket}.upstream(t)
 			limit := long
 			if test.want != "" {
-				limit = 5 * short // it answers and then waits for the next command
+				limit = 5 * short // it answers, and then waits for the next command
 			}
 			if got := text(run(t, p, up, limit)); test.want == "" && got != "" || !strings.HasPrefix(got, test.want) {
 				t.Errorf("got %q, want %q", got, test.want)
@@ -533,9 +534,9 @@ func TestTCPRedis(t *testing.T) {
 	}
 }
 
-// The timeout holds whatever timeouts the connection has of its own, and bytes that
-// come one by one do not cost a search each.
-func TestTCPTrickleEnds(t *testing.T) {
+// The timeout holds even if the connection has timeouts of its own, and bytes that come
+// one by one do not cost a search each.
+func TestTCP_TimeoutHoldsWhileBytesTrickle(t *testing.T) {
 	t.Parallel()
 	addr := talk(t, func(conn net.Conn) {
 		if _, err := conn.Write(bytes.Repeat([]byte("x"), 60_000)); err != nil {

@@ -17,8 +17,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
-// certificateVerdict is how long a TLS check waits for an upstream that asked for
-// a client certificate to reject it, if it has twice as long.
+// certificateVerdict is how long a TLS check waits for an upstream to reject the client
+// certificate that it asked for, but no longer than half of the remaining time.
 const certificateVerdict = 500 * time.Millisecond
 
 // TLS checks that an upstream completes a TLS handshake, with a certificate that
@@ -67,7 +67,7 @@ func (t *TLS) Provision(_ caddy.Context) error {
 // Overrides returns how probes differ from proxied requests.
 func (t *TLS) Overrides() Overrides {
 	o := t.TLSOptions.overrides()
-	o.Scheme = "https" // also where requests do without TLS
+	o.Scheme = "https" // also if proxied requests do not use TLS
 	return o
 }
 
@@ -79,7 +79,7 @@ func (t *TLS) ValidateUpstream(up Upstream) error {
 	return nil
 }
 
-// NoRequests says that it sends none.
+// NoRequests says that probes send no HTTP requests.
 func (*TLS) NoRequests() {}
 
 // Probe connects, completes the handshake, and hangs up.
@@ -101,7 +101,7 @@ func (t *TLS) probe(ctx context.Context, up Upstream) error {
 					return &own[i], nil
 				}
 			}
-			return new(tls.Certificate), nil // none, as crypto/tls says
+			return new(tls.Certificate), nil // no certificate, as crypto/tls documents
 		}
 	})
 	if err != nil {
@@ -112,14 +112,14 @@ func (t *TLS) probe(ctx context.Context, up Upstream) error {
 		return nil
 	}
 
-	// With TLS 1.3 the client is done before the server has seen its certificate
-	// (RFC 8446, section 4.4.2.4). A server that rejects it says so; one that is
-	// content closes a connection that was half closed, or says nothing.
+	// With TLS 1.3 the handshake is complete for the client before the server has checked
+	// its certificate (RFC 8446, section 4.4.2.4). A server that rejects it sends an
+	// alert. A server that accepts it closes the half-closed connection, or sends nothing.
 	wait := certificateVerdict
 	if deadline, ok := ctx.Deadline(); ok {
 		wait = min(wait, time.Until(deadline)/2)
 	}
-	// a deadline could be set anew by the timeouts of the transport
+	// timeouts of the transport could replace a deadline
 	var content atomic.Bool
 	defer time.AfterFunc(wait, func() {
 		content.Store(true)

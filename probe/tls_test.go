@@ -11,11 +11,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// serveTLS answers handshakes, then reads until the probe hangs up, and hangs up
-// itself. What became of the handshake, and of the reading after it, is handed
-// to the test: that is where a server notices that it was shown no certificate.
+// serveTLS completes handshakes, reads until the probe closes the connection, and
+// closes it, too. It sends the error of the handshake, or of the reading after it, to
+// the test: the latter is where a server finds that a certificate is missing.
 func serveTLS(tb testing.TB, config *tls.Config) (addr string, verdicts <-chan error) {
 	tb.Helper()
 	results := make(chan error, 16)
@@ -30,9 +32,9 @@ func serveTLS(tb testing.TB, config *tls.Config) (addr string, verdicts <-chan e
 	}), results
 }
 
-// A handshake that the proxy would complete is a pass. Else the reason says what
-// is wrong with it: each has its own.
-func TestTLSCertificate(t *testing.T) {
+// A handshake that the proxy would complete passes. Every other has a reason of its
+// own.
+func TestTLS_TrustedCertificatePasses(t *testing.T) {
 	t.Parallel()
 	ca, other := newAuthority(t, "test"), newAuthority(t, "other")
 	valid := ca.issue(t, -time.Hour, time.Hour)
@@ -41,7 +43,7 @@ func TestTLSCertificate(t *testing.T) {
 		cert   tls.Certificate
 		trust  *tls.Config
 		config string // of the check, JSON
-		want   string // part of the reason
+		want   string // a part of the reason
 	}{
 		"valid":                    {cert: valid, trust: trust},
 		"valid, by its address":    {cert: valid, trust: &tls.Config{RootCAs: ca.pool()}},
@@ -69,9 +71,9 @@ func TestTLSCertificate(t *testing.T) {
 					t.Errorf("got %q, want %q", got, test.want)
 				}
 				if name == "expired" && !strings.Contains(got, " is after ") {
-					t.Errorf("got %q, want which end of the validity is past", got)
+					t.Errorf("got %q, want whether it has expired or is not yet valid", got)
 				}
-				// the server sees a goodbye, and no connection that just breaks off
+				// the server sees an orderly end
 				if err := wait(t, verdicts, grace); test.want == "" && err != nil {
 					t.Errorf("the server got %v, want a handshake and an orderly end", err)
 				}
@@ -82,10 +84,10 @@ func TestTLSCertificate(t *testing.T) {
 
 var versions = map[string]uint16{"TLS 1.2": tls.VersionTLS12, "TLS 1.3": tls.VersionTLS13}
 
-// An upstream that wants a client certificate is up only if it takes the one
-// that the proxy shows, as it would turn down every request otherwise. With TLS
-// 1.3 it says so only after the handshake is over for the client.
-func TestTLSClientCertificate(t *testing.T) {
+// An upstream that asks for a client certificate is up only if it accepts the one of
+// the proxy, because it would reject every request otherwise. With TLS 1.3 it does so
+// only after the handshake is complete for the client.
+func TestTLS_RejectedClientCertificateFails(t *testing.T) {
 	t.Parallel()
 	ca, other := newAuthority(t, "test"), newAuthority(t, "other")
 	cert := ca.issue(t, -time.Hour, time.Hour)
@@ -96,7 +98,7 @@ func TestTLSClientCertificate(t *testing.T) {
 	for name, test := range map[string]struct {
 		auth     tls.ClientAuthType
 		client   *tls.Config
-		server   string // part of what it says
+		server   string // a part of its error
 		reject   string // the reason, with TLS 1.3
 		reject12 string // and with TLS 1.2
 	}{
@@ -105,7 +107,7 @@ func TestTLSClientCertificate(t *testing.T) {
 			auth: tls.RequireAndVerifyClientCert, client: &tls.Config{Certificates: []tls.Certificate{wrong, right}},
 		},
 		"given by a function": {auth: tls.RequireAndVerifyClientCert, client: &tls.Config{GetClientCertificate: show(&right)}},
-		// as crypto/tls has it
+		// as crypto/tls documents
 		"the function decides": {
 			auth:   tls.RequireAndVerifyClientCert,
 			client: &tls.Config{Certificates: []tls.Certificate{wrong}, GetClientCertificate: show(&right)},
@@ -115,7 +117,7 @@ func TestTLSClientCertificate(t *testing.T) {
 			reject:   "after the upstream asked for a client certificate: remote error: tls: certificate required",
 			reject12: "remote error: tls: handshake failure",
 		},
-		// it is not even shown, for the server says whose it takes
+		// it is not sent, because the server names the authorities that it accepts
 		"by another authority": {
 			auth: tls.RequireAndVerifyClientCert, client: &tls.Config{Certificates: []tls.Certificate{wrong}},
 			server:   "client didn't provide a certificate",
@@ -166,9 +168,9 @@ func TestTLSClientCertificate(t *testing.T) {
 	}
 }
 
-// A function for the client certificate that fails fails the probe with its
-// error: requests would fail like this, too.
-func TestTLSClientCertificateError(t *testing.T) {
+// If the function for the client certificate fails, the probe fails with its error, as
+// requests would.
+func TestTLS_ClientCertificateErrorFails(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "test")
 	for version, number := range versions {
@@ -186,9 +188,9 @@ func TestTLSClientCertificateError(t *testing.T) {
 	}
 }
 
-// A server that takes the handshake without a client certificate is up, however
-// it ends the connection, and be it never: the wait for its verdict is short.
-func TestTLSVerdict(t *testing.T) {
+// A server that completes the handshake without a client certificate is up, even if it
+// never closes the connection: the wait for its verdict is short.
+func TestTLS_AcceptedHandshakePassesSoon(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "test")
 	cert := ca.issue(t, -time.Hour, time.Hour)
@@ -223,8 +225,8 @@ func TestTLSVerdict(t *testing.T) {
 	}
 }
 
-// What is no TLS, or none that is to be had, fails with a reason.
-func TestTLSNoHandshake(t *testing.T) {
+// A failed handshake has a reason.
+func TestTLS_FailedHandshakeHasAReason(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "test")
 	cert := ca.issue(t, -time.Hour, time.Hour)
@@ -238,7 +240,7 @@ func TestTLSNoHandshake(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		serve func(net.Conn)
-		want  string // part of the reason
+		want  string // a part of the reason
 	}{
 		"plain HTTP": {
 			func(conn net.Conn) {
@@ -255,7 +257,7 @@ func TestTLSNoHandshake(t *testing.T) {
 		"endless bytes":    {func(conn net.Conn) { endless("\x16\x03\x03\xff\xff", strings.Repeat("x", 16<<10))(conn, nil) }, "oversized record"},
 		"closes at once":   {func(conn net.Conn) { conn.Read(make([]byte, 4<<10)) }, "EOF"},
 		"old version only": {refuses(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}), "protocol version not supported"},
-		"refuses everybody": {
+		"refuses every client": {
 			refuses(&tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, errors.New("none") }}),
 			"remote error: tls: internal error",
 		},
@@ -269,15 +271,15 @@ func TestTLSNoHandshake(t *testing.T) {
 			}
 		})
 	}
-	addr := refusing(t)
+	addr := testkit.Refused(t)
 	if got := text(run(t, new(TLS), way{addr: addr, tls: new(tls.Config)}.upstream(t), long)); !strings.Contains(got, "refused") || !strings.Contains(got, addr) {
 		t.Errorf("got %q, want that %s refused", got, addr)
 	}
 }
 
 // A handshake that never ends is given up at the deadline, or when the probe is
-// called off, and the connection is closed.
-func TestTLSDeadline(t *testing.T) {
+// canceled, and the connection is closed.
+func TestTLS_HandshakeEndsWithTheContext(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]error{"deadline": context.DeadlineExceeded, "canceled": context.Canceled} {
 		t.Run(name, func(t *testing.T) {
@@ -305,8 +307,8 @@ func TestTLSDeadline(t *testing.T) {
 	}
 }
 
-// The server name of the check is what the upstream is asked for.
-func TestTLSServerName(t *testing.T) {
+// The server name of the check is sent to the upstream.
+func TestTLS_ServerNameIsSent(t *testing.T) {
 	t.Setenv("PROBE_NAME", "app.test")
 	ca := newAuthority(t, "test")
 	cert := ca.issue(t, -time.Hour, time.Hour)
@@ -329,10 +331,9 @@ func TestTLSServerName(t *testing.T) {
 	}
 }
 
-// One probe is used for many upstreams at once, and what it sets up for a client
-// certificate must not reach the settings of the proxy: the race detector
-// watches that.
-func TestTLSConcurrent(t *testing.T) {
+// One probe is used for many upstreams at once, and its client certificate must not
+// change the settings of the proxy. The race detector finds what they share.
+func TestTLS_ConcurrentProbesShareNothing(t *testing.T) {
 	t.Parallel()
 	ca := newAuthority(t, "test")
 	server, client := ca.issue(t, -time.Hour, time.Hour), ca.issue(t, -time.Hour, time.Hour)
@@ -356,9 +357,8 @@ func TestTLSConcurrent(t *testing.T) {
 	}
 }
 
-// A tls check uses TLS also where requests do without. The options say in what
-// else it differs.
-func TestTLSOverrides(t *testing.T) {
+// A tls check uses TLS even if requests do not. The options add to that.
+func TestTLS_OverridesAlwaysUseTLS(t *testing.T) {
 	t.Setenv("PROBE_NAME", "app.internal")
 	for config, want := range map[string]Overrides{
 		`{}`:                                     {Scheme: "https"},
@@ -371,8 +371,8 @@ func TestTLSOverrides(t *testing.T) {
 	}
 }
 
-// Where nothing is connected to, the config must not load.
-func TestTLSValidateUpstream(t *testing.T) {
+// The config does not load if the proxy does not connect by TCP.
+func TestTLS_NeedsADialer(t *testing.T) {
 	t.Parallel()
 	up := way{addr: "app1:443"}.upstream(t)
 	up.Transport = nil // FastCGI
@@ -386,9 +386,9 @@ func TestTLSValidateUpstream(t *testing.T) {
 	}
 }
 
-// Every option has its JSON field, errors say where they are, and what parses
-// also loads.
-func TestTLSCaddyfile(t *testing.T) {
+// Every option has its JSON field, errors have file and line, and what parses also
+// loads.
+func TestTLS_CaddyfileGivesJSONThatLoads(t *testing.T) {
 	t.Setenv("PROBE_NAME", "app.internal")
 	const known = ": " + everyCheck + "a tls check has tls_server_name and tls_insecure_skip_verify"
 	for _, test := range []struct{ input, want, err string }{
@@ -410,7 +410,7 @@ func TestTLSCaddyfile(t *testing.T) {
 	}
 }
 
-// silentConn reads once and then nothing until its test ends.
+// silentConn reads what it has once, and then nothing until the test ends.
 type silentConn struct {
 	net.Conn
 	reads int
@@ -424,11 +424,11 @@ func (c *silentConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// With TLS 1.3, a server that asked for a certificate may not have looked at it
-// yet. It is waited for, half a second at most and half of the time that the probe
-// has, whatever timeouts the connection has of its own. Without a verdict that is a
-// pass: it may be one that says nothing when it is content.
-func TestTLSVerdictAwaited(t *testing.T) {
+// With TLS 1.3, a server that asked for a certificate may not have checked it yet. The
+// probe waits for that, half a second at most and half of its remaining time, whatever
+// timeouts the connection has. No answer is a pass, because a server that accepts the
+// certificate may send nothing.
+func TestTLS_WaitForTheVerdictIsBounded(t *testing.T) {
 	t.Parallel()
 	cert := newAuthority(t, "test").issue(t, -time.Hour, time.Hour)
 	end := make(chan struct{})
@@ -458,8 +458,8 @@ func TestTLSVerdictAwaited(t *testing.T) {
 	close(end)
 }
 
-// patientConn sets a deadline of its own before each read, as Caddy's connections do
-// with a read_timeout.
+// patientConn sets a deadline before each read, as Caddy's connections do with a
+// read_timeout.
 type patientConn struct{ net.Conn }
 
 func (c *patientConn) Read(p []byte) (int, error) {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command caddy is Caddy with its standard modules and caddy-alive: a build to
-// try the plugin with, and the one that its tests use. To have other plugins
-// too, build with xcaddy.
+// Command caddy is Caddy with its standard modules and caddy-alive: a build to try the
+// plugin, which its tests use, too. For a build with other plugins, use xcaddy.
 package main
 
 import (

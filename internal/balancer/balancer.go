@@ -131,9 +131,11 @@ func (b *Balancer) buildMembers() ([]*pool.Member, error) {
 			}
 			m.Backup = b.config.Backups[u.Dial]
 			b.members.byDial[u.Dial] = m
-			if _, err := b.monitors.add(opened.monitors); err != nil {
+			_, done, err := b.monitors.add(opened.monitors)
+			if err != nil {
 				return nil, err
 			}
+			done() // the registry starts them
 		}
 		members = append(members, b.members.byDial[u.Dial])
 	}

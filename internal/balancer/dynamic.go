@@ -104,7 +104,7 @@ func (d *dynamic) resume() {
 	d.mu.Lock()
 	d.lastUse, d.lastSweep = cmp.Or(used, now), cmp.Or(swept, now)
 	dials := slices.Sorted(maps.Keys(known))
-	d.openNew(dials)
+	openNew(d, dials)
 	for _, dial := range dials {
 		d.observe(dial, known[dial].last, arrival{})
 		if o := d.observed[dial]; o != nil {
@@ -145,7 +145,7 @@ func (d *dynamic) find(upstreams reverseproxy.UpstreamPool) *answer {
 	}
 	d.mu.Lock()
 	a := d.answers.find(upstreams, hash)
-	for a == nil && d.openNew(dials) {
+	for a == nil && openNew(d, dials) {
 		a = d.answers.find(upstreams, hash) // another request may have been quicker
 	}
 	if a == nil {
@@ -194,15 +194,25 @@ func (d *dynamic) setOf(unordered uint64, at time.Duration) *addressSet {
 		return set
 	}
 	if len(d.sets) >= maxObserved { // rather log something twice than remember without end
-		all := slices.Collect(maps.Values(d.sets))
+		awaited := d.balancer.handler.Awaited()
+		d.answers.retain(func(a *answer) bool { return awaited[a.Pool] })
+		kept := make(map[*addressSet]bool)
+		for _, a := range d.answers.all() {
+			kept[a.set] = true
+		}
+		var gone []*addressSet
+		maps.DeleteFunc(d.sets, func(_ uint64, set *addressSet) bool {
+			if kept[set] {
+				return false
+			}
+			gone = append(gone, set)
+			return true
+		})
 		d.deferred = append(d.deferred, func() {
-			for _, set := range all {
+			for _, set := range gone {
 				set.logged.Forget(&d.balancer.handler)
 			}
 		})
-		clear(d.sets)
-		awaited := d.balancer.handler.Awaited()
-		d.answers.retain(func(a *answer) bool { return awaited[a.Pool] })
 	}
 	set := new(addressSet)
 	set.last.Store(int64(at))
@@ -257,10 +267,25 @@ func (d *dynamic) observe(dial string, at time.Duration, as arrival) *pool.Membe
 			b.config.Logger.Debug("upstream from a dynamic source cannot be checked", zap.String("upstream", dial), zap.Error(o.err))
 		})
 	}
+	for _, m := range o.monitors { // before a request can find it: no verdict must be missed
+		m.Subscribe(b.Refresh)
+	}
 	d.observed[dial] = &observed{member: o.member, monitors: o.monitors, times: times{last: at}}
 	d.list.add(dial)
 	d.deferred = append(d.deferred, func() { b.run(o.opened, delay, as.withAll) })
 	return o.member
+}
+
+// mayOpen reports whether an address is new, and not past the limit. d.mu must be held.
+func (d *dynamic) mayOpen(dial string) bool {
+	return d.balancer.members.byDial[dial] == nil && d.observed[dial] == nil &&
+		!d.closed && len(d.observed)+len(d.opening) < maxObserved
+}
+
+// drop releases what was opened and no answer has. d.mu must be held.
+func (d *dynamic) drop(o *opening) {
+	delete(d.opening, o.dial)
+	d.deferred = append(d.deferred, func() { d.balancer.release(o.monitors) })
 }
 
 // memberAt returns the member that is watched at a dial address, nil if none is.

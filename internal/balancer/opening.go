@@ -16,7 +16,7 @@ type opening struct {
 
 // openNew opens the addresses that are new, and waits for those that other requests open.
 // It reports whether there were any. d.mu must be held, but is free meanwhile.
-func (d *dynamic) openNew(dials []string) bool {
+func openNew(d *dynamic, dials []string) bool {
 	var own, others []*opening
 	for _, dial := range dials {
 		switch o := d.opening[dial]; {
@@ -33,7 +33,7 @@ func (d *dynamic) openNew(dials []string) bool {
 	}
 	d.unlock()
 	if len(own) > 0 {
-		d.open(own)
+		openAll(d, own)
 	}
 	for _, o := range others {
 		<-o.done
@@ -42,14 +42,8 @@ func (d *dynamic) openNew(dials []string) bool {
 	return true
 }
 
-// mayOpen reports whether an address is new, and not past the limit. d.mu must be held.
-func (d *dynamic) mayOpen(dial string) bool {
-	return d.balancer.members.byDial[dial] == nil && d.observed[dial] == nil &&
-		!d.closed && len(d.observed)+len(d.opening) < maxObserved
-}
-
-// open opens addresses that [dynamic.openNew] has noted.
-func (d *dynamic) open(own []*opening) {
+// openAll opens addresses that openNew has noted.
+func openAll(d *dynamic, own []*opening) {
 	defer func() { // also if a check panics: other requests wait
 		d.mu.Lock()
 		for _, o := range own {
@@ -64,10 +58,4 @@ func (d *dynamic) open(own []*opening) {
 	for _, o := range own {
 		o.opened, o.err = d.balancer.open(o.dial)
 	}
-}
-
-// drop releases what was opened and no answer has. d.mu must be held.
-func (d *dynamic) drop(o *opening) {
-	delete(d.opening, o.dial)
-	d.deferred = append(d.deferred, func() { d.balancer.release(o.monitors) })
 }

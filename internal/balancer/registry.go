@@ -16,7 +16,7 @@ import (
 )
 
 // Registry has the balancers of one config, and starts and stops their probes. Its
-// exported fields are set before it is started.
+// exported fields are set before the first balancer is added.
 type Registry struct {
 	Settings *settings.Set
 	Store    *settings.Store

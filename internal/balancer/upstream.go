@@ -131,14 +131,12 @@ func isStaleElsewhere(m *monitor.Monitor) bool {
 // run has the monitors of a member probe that requests bring, the first time after a
 // delay. Those that began with all others of a pool have no slow start.
 func (b *Balancer) run(o opened, delay time.Duration, withAll bool) {
-	for _, m := range o.monitors {
-		m.Subscribe(b.Refresh)
-	}
-	start, err := b.monitors.add(o.monitors)
-	if err != nil {
-		b.release(o.monitors) // the config has ended meanwhile
+	start, done, err := b.monitors.add(o.monitors)
+	if err != nil { // the config has ended meanwhile
+		b.release(o.monitors)
 		return
 	}
+	defer done()
 	if !start {
 		return
 	}
@@ -172,6 +170,8 @@ type monitors struct {
 	running bool
 	closed  bool
 	warned  bool // that some upstream of a dynamic source cannot be checked
+
+	starting sync.WaitGroup // those that were added and are not started yet
 }
 
 // all returns the monitors that there are now.
@@ -183,16 +183,17 @@ func (m *monitors) all() []*monitor.Monitor {
 
 var errClosed = errors.New("the balancer is closed")
 
-// add adds monitors, and reports whether they are to be started. It is an error when all
-// were taken out for good.
-func (m *monitors) add(more []*monitor.Monitor) (start bool, err error) {
+// add adds monitors, and reports whether they are to be started. Close waits until done is
+// called. It is an error when all were taken out for good.
+func (m *monitors) add(more []*monitor.Monitor) (start bool, done func(), err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return false, errClosed
+		return false, nil, errClosed
 	}
 	m.list = append(m.list, more...)
-	return m.running, nil
+	m.starting.Add(1)
+	return m.running, m.starting.Done, nil
 }
 
 // remove takes monitors out.
@@ -211,12 +212,13 @@ func (m *monitors) setRunning(running bool) []*monitor.Monitor {
 	return slices.Clone(m.list)
 }
 
-// close takes all monitors out for good.
+// close takes all monitors out for good, once none is being started.
 func (m *monitors) close() []*monitor.Monitor {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	left := m.list
 	m.list, m.running, m.closed = nil, false, true
+	m.mu.Unlock()
+	m.starting.Wait()
 	return left
 }
 

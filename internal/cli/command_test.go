@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // command runs `caddy alive` with arguments, and returns what it prints.
@@ -29,18 +30,7 @@ func command(ctx context.Context, address string, args ...string) (stdout, stder
 	return out.String(), errs.String(), err
 }
 
-// refused returns an address that accepts no connections.
-func refused(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
-}
-
-// The command gives up a Caddy that hangs, also in the middle of a wait.
+// The command gives up if Caddy hangs, also in the middle of a wait.
 func TestCommand_GivesUpIfCaddyHangs(t *testing.T) {
 	hung := make(chan struct{})
 	var answers atomic.Int64
@@ -96,7 +86,7 @@ func TestCommand_ErrorsAreOneLine(t *testing.T) {
 		t.Cleanup(server.Close)
 		return server.Listener.Addr().String()
 	}
-	stopped := refused(t)
+	stopped := testkit.Refused(t)
 	for _, tc := range []struct {
 		address string
 		args    string

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -64,8 +65,8 @@ func TestStatusCheck_ExitStatus(t *testing.T) {
 		{listOf(t, dead, well), "status --check --json", 3, "[", line},
 		{listOf(t, well), "status --check --json", 0, "[", ""},
 		{listOf(t, dead, well), "status", 0, "pool api\n!! No upstream serves, and none gets requests", ""},
-		{refused(t), "status --check", 1, "", "Error: cannot reach Caddy"},
-		{refused(t), "status --check --watch", 1, "", "Error: if any flags in the group [watch check] are set none of the others can be"},
+		{testkit.Refused(t), "status --check", 1, "", "Error: cannot reach Caddy"},
+		{testkit.Refused(t), "status --check --watch", 1, "", "Error: if any flags in the group [watch check] are set none of the others can be"},
 	} {
 		stdout, stderr, err := command(t.Context(), tc.address, strings.Fields(tc.args)...)
 		if got := exitStatus(err); got != tc.exit {

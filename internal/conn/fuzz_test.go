@@ -14,10 +14,10 @@ import (
 	"time"
 )
 
-// scripted is a connection that takes every request and answers with what is at
-// hand, in pieces, and the end.
+// scripted is a connection that accepts every request and returns an answer in pieces,
+// and then the end.
 type scripted struct {
-	net.Conn // nil: nothing else is asked for
+	net.Conn // nil: other methods are not called
 	answer   *bytes.Reader
 	piece    int
 }
@@ -27,8 +27,8 @@ func (s *scripted) Write(p []byte) (int, error)     { return len(p), nil }
 func (s *scripted) SetReadDeadline(time.Time) error { return nil }
 func (s *scripted) Close() error                    { return nil }
 
-// framed parses an answer by net/http alone. It is whole if its end is known,
-// and nothing comes after it.
+// framed parses an answer by net/http alone. It is whole if its end is known and
+// nothing follows it.
 func framed(answer []byte, req *http.Request, limit int64) (status int, content string, whole bool) {
 	from := bytes.NewReader(answer)
 	buffer := bufio.NewReader(from)
@@ -42,15 +42,15 @@ func framed(answer []byte, req *http.Request, limit int64) (status int, content 
 		}
 		body, err := io.ReadAll(resp.Body)
 		rest := buffer.Buffered() + from.Len()
-		// one that is as long as the limit may or may not be seen to end there
+		// whether an answer of exactly the limit is read to its end is not defined
 		whole = err == nil && rest == 0 && !resp.Close && int64(len(body)) < limit &&
 			resp.StatusCode != http.StatusSwitchingProtocols
 		return resp.StatusCode, string(body[:min(int64(len(body)), limit)]), whole
 	}
 }
 
-// Whatever bytes come, a request returns and so does its body. Another request
-// can follow if, and only if, they were one whole answer and nothing more.
+// Whatever bytes come, a request returns and its body ends. Another request can follow
+// if, and only if, they are one whole answer and nothing more.
 func FuzzHTTP1Answer(f *testing.F) {
 	const chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
 	for _, seed := range []string{
@@ -109,7 +109,7 @@ func FuzzHTTP1Answer(f *testing.F) {
 		// isIdle finds what is still to be read
 		usable := !conn.expired && from.answer.Len() == 0
 		if usable != whole {
-			// one of the very length of the limit can be seen to end
+			// an answer of exactly the limit may be read to its end
 			if len(got) != limit {
 				t.Errorf("usable: got %t, want %t: %q", usable, whole, answer)
 			}

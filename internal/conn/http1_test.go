@@ -20,8 +20,8 @@ import (
 	"time"
 )
 
-// The body is what the answer's framing says, and another request can follow
-// only an answer whose end is known, that allows it, and that nothing follows.
+// The body is what the framing of the answer says. Another request can follow only an
+// answer whose end is known, that allows it, and that nothing follows.
 func TestHTTP1_FramingDecidesBodyAndReuse(t *testing.T) {
 	t.Parallel()
 	const early = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
@@ -86,7 +86,7 @@ func TestHTTP1_FramingDecidesBodyAndReuse(t *testing.T) {
 	}
 }
 
-// What is no answer is an error, and no other request can follow.
+// An invalid answer is an error, and no other request can follow.
 func TestHTTP1_InvalidAnswerIsError(t *testing.T) {
 	t.Parallel()
 	const (
@@ -117,7 +117,7 @@ func TestHTTP1_InvalidAnswerIsError(t *testing.T) {
 			s := serve(t, func(c *client) {
 				c.request()
 				c.send(test.answer)
-				c.CloseWrite() // a half that is closed is as good as a whole one
+				c.CloseWrite() // closing one half is enough
 				c.gone()
 			})
 			conn := dial(t, s.addr)
@@ -134,8 +134,7 @@ func TestHTTP1_InvalidAnswerIsError(t *testing.T) {
 	}
 }
 
-// A body that breaks off is an error when it is read, and no other request can
-// follow.
+// An incomplete body is an error when it is read, and no other request can follow.
 func TestHTTP1_IncompleteBodyIsError(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]string{
@@ -168,7 +167,7 @@ func TestHTTP1_IncompleteBodyIsError(t *testing.T) {
 	}
 }
 
-// An answer that is not read to its end takes its connection with it.
+// A connection closes if its answer is not read to its end.
 func TestHTTP1_UnreadBodyClosesConnection(t *testing.T) {
 	t.Parallel()
 	const chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nready\r\n0\r\n\r\n"
@@ -210,8 +209,8 @@ func TestHTTP1_UnreadBodyClosesConnection(t *testing.T) {
 	}
 }
 
-// A body that was closed gives nothing any more, whatever its buffer is used for
-// by then, and can be closed again.
+// A closed body returns nothing any more, whatever its buffer is used for by then, and
+// can be closed again.
 func TestHTTP1_ClosedBodyGivesNothing(t *testing.T) {
 	t.Parallel()
 	s := serve(t, answering(ready))
@@ -275,7 +274,7 @@ func TestHTTP1_UsableOnlyWhileIdle(t *testing.T) {
 		conn.Close()
 		equal(t, "usable", conn.Usable(), false)
 	})
-	t.Run("a deadline that passed", func(t *testing.T) {
+	t.Run("a past deadline", func(t *testing.T) {
 		t.Parallel()
 		conn := dial(t, serve(t, answering(ready)).addr)
 		defer conn.Close()
@@ -286,7 +285,7 @@ func TestHTTP1_UsableOnlyWhileIdle(t *testing.T) {
 	})
 }
 
-// A request that asks for the end of the connection gets it.
+// A request with Close set ends its connection.
 func TestHTTP1_RequestWithCloseEndsConnection(t *testing.T) {
 	t.Parallel()
 	conn := dial(t, serve(t, answering(ready)).addr)
@@ -297,7 +296,7 @@ func TestHTTP1_RequestWithCloseEndsConnection(t *testing.T) {
 	equal(t, "usable", conn.Usable(), false)
 }
 
-// The request is on the wire as it was given.
+// The request is sent as it was given.
 func TestHTTP1_RequestIsSentAsGiven(t *testing.T) {
 	t.Parallel()
 	seen := make(chan *http.Request, 1)
@@ -340,12 +339,12 @@ func (c counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// The header of an answer, with those of interim ones, has a limit, and no more
-// than that is read of one that exceeds it. The error says so.
+// The header of an answer, with those of interim ones, has a limit, and no more than
+// that is read of a longer one. The error says so.
 func TestHTTP1_HeaderIsLimited(t *testing.T) {
 	t.Parallel()
 	const limit = 10_000
-	// sized returns a header of so many bytes, and the body
+	// sized returns a header of this many bytes, and the body
 	sized := func(bytes int, body string) string {
 		start, end := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\nA: ", len(body)), "\r\n\r\n"
 		return start + strings.Repeat("x", bytes-len(start)-len(end)) + end + body
@@ -430,8 +429,8 @@ func TestHTTP1_EndlessBodyCanBeClosed(t *testing.T) {
 	}
 }
 
-// An upstream that rejects a request before it has read all of it is heard,
-// though the rest could not be sent. The connection is over.
+// If an upstream rejects a request before it has read all of it, the answer counts,
+// although the rest could not be sent. The connection is closed.
 func TestHTTP1_AnswerBeforeEndOfRequestCounts(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
@@ -467,8 +466,8 @@ func TestHTTP1_SendErrorIsReturned(t *testing.T) {
 	equal(t, "usable", conn.Usable(), false)
 }
 
-// HeaderTimeout is the time from the end of the request to the end of the
-// header: neither the request nor the body count. Nothing is left running.
+// HeaderTimeout is the time from the end of the request to the end of the header:
+// neither the request nor the body counts. No goroutine stays.
 func TestHTTP1_HeaderTimeoutCoversHeaderOnly(t *testing.T) {
 	t.Parallel()
 	const limit = 10 * time.Second

@@ -13,19 +13,14 @@ import (
 
 // isIdle reports whether a connection is open and nothing arrived on it that no request
 // asked for. It reads without waiting, as database drivers check the connections of their
-// pools. A connection of another type may be a layer above the socket. It counts as idle:
-// if it is closed, the next request fails on it and is sent again over a new one.
+// pools. A connection that gives no access to its socket counts as idle: if it is closed,
+// the next request fails on it and is sent again over a new one.
 func isIdle(c net.Conn) bool {
-	var raw syscall.RawConn
-	var err error
-	switch c := c.(type) {
-	case *net.TCPConn:
-		raw, err = c.SyscallConn()
-	case *net.UnixConn:
-		raw, err = c.SyscallConn()
-	default:
+	socket, ok := c.(syscall.Conn)
+	if !ok {
 		return true
 	}
+	raw, err := socket.SyscallConn()
 	if err != nil || c.SetReadDeadline(time.Time{}) != nil { // one that has passed would end the read
 		return false
 	}

@@ -3,6 +3,7 @@
 package conn
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,13 +13,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// script is a connection whose answers a test sets, one after the other.
+// script is a connection with answers that a test sets, one after the other.
 type script struct {
 	answer func(nth int, closed <-chan struct{}) (status int, err error)
 	asked  int
@@ -50,7 +52,8 @@ func silent(closed <-chan struct{}) (int, error) {
 	return 0, net.ErrClosed
 }
 
-// ask sends a GET that may take a second, and returns the status and how long it took.
+// ask sends a GET with a timeout of a second, and returns the status and how long it
+// took.
 func ask(t *testing.T, over http.RoundTripper) (status int, took time.Duration, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -64,9 +67,9 @@ func ask(t *testing.T, over http.RoundTripper) (status int, took time.Duration, 
 	return status, time.Since(began), err
 }
 
-// A kept connection that is silent, is reset, closed, or says that it was idle for too
-// long, has the request sent once more at once over a new one. Silence takes half of
-// the time at most.
+// If a kept connection is silent, is reset, is closed, or answers that it was idle for
+// too long, the request is sent again at once over a new one. Silence takes half of the
+// time at most.
 func TestTransport_FailureOfKeptConnectionIsAskedAnew(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -106,8 +109,7 @@ func TestTransport_FailureOfKeptConnectionIsAskedAnew(t *testing.T) {
 	}
 }
 
-// The answer on the new connection is what counts: a status 408 there is one, and so is
-// silence.
+// The answer on the new connection counts, also a status 408, and so does silence.
 func TestTransport_NewConnectionDecides(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -136,8 +138,8 @@ func TestTransport_NewConnectionDecides(t *testing.T) {
 	})
 }
 
-// What needs a new connection twice in a row has one each time from then on; once, with
-// an answer on a kept one between, is nothing.
+// If two requests in a row needed a new connection, no connection is kept from then on.
+// One such request, with an answer on a kept connection between, changes nothing.
 func TestTransport_KeepsNoMoreAfterTwoMisses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -191,8 +193,8 @@ func TestTransport_KeepsNoMoreAfterTwoMisses(t *testing.T) {
 	})
 }
 
-// Where an answer takes more than half of the time, a second one would come too late:
-// no connection is kept, so that each request has all of the time.
+// If an answer takes more than half of the time, a second one would come too late: no
+// connection is kept, so that each request has all of the time.
 func TestTransport_SlowAnswersHaveAllTheTime(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -222,8 +224,8 @@ func TestTransport_SlowAnswersHaveAllTheTime(t *testing.T) {
 	})
 }
 
-// waiting is a connection whose bodies, when closed, wait for the end of the connection, as
-// those of HTTP/2 do while it takes no more writes.
+// waiting is a connection with bodies that, when closed, wait for the end of the
+// connection, as those of HTTP/2 do while it accepts no writes.
 type waiting struct{ script }
 
 func (w *waiting) RoundTrip(*http.Request) (*http.Response, error) {
@@ -237,8 +239,8 @@ type closer func() error
 
 func (c closer) Close() error { return c() }
 
-// A connection of its own ends at once when the body is closed, also where closing the
-// body would wait.
+// A connection that is not kept closes at once when the body is closed, also if closing
+// the body would wait.
 func TestTransport_ClosingDoesNotWaitForTheBody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -252,14 +254,14 @@ func TestTransport_ClosingDoesNotWaitForTheBody(t *testing.T) {
 	})
 }
 
-// A firewall that forgets idle connections without a word costs no request.
+// A firewall that drops idle connections silently fails no request.
 func TestTransport_ForgottenConnection(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(c *client) {
 		if req, _ := c.request(); req != nil {
 			c.send(named(c))
 		}
-		c.gone() // reads on, and answers nothing
+		c.gone() // reads on, and does not answer
 	})
 	transport := plain(t, s.addr)
 	gaveUp := make(chan error, 9)
@@ -277,8 +279,8 @@ func TestTransport_ForgottenConnection(t *testing.T) {
 	}
 }
 
-// A connection of its own ends as soon as the body is closed, however much of it is
-// still to come, and whatever it speaks.
+// A connection that is not kept closes as soon as the body is closed, however much of
+// the body is still to come, with every protocol.
 func TestTransport_OwnConnectionEndsWithItsRequest(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -348,7 +350,7 @@ func TestTransport_OwnConnectionEndsWithItsRequest(t *testing.T) {
 						t.Errorf("closing took %s", took)
 					}
 				}
-				// HTTP/2 has no word for it
+				// HTTP/2 has no header for it
 				equal(t, "says close", wait(t, said), fmt.Sprint(!backend.Config.Protocols.HTTP2() && !backend.Config.Protocols.UnencryptedHTTP2()))
 				if !eventually(func() bool { _, open := listener.count(); return open == 0 }) {
 					t.Errorf("%s: the connection stays open", path)
@@ -357,5 +359,61 @@ func TestTransport_OwnConnectionEndsWithItsRequest(t *testing.T) {
 			accepted, _ := listener.count()
 			equal(t, "connections", accepted, 3)
 		})
+	}
+}
+
+// wrapped is a connection around a socket, such as Caddy's own with read_timeout.
+type wrapped struct{ *net.TCPConn }
+
+// A kept connection that the other side has closed is replaced without a miss, also where
+// the connection is a wrapper around the socket.
+func TestKept_ClosedOneIsNoticedBelowAWrapper(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("whether a connection is closed shows only with the next request there")
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	closed := make(chan struct{})
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			if _, err := http.ReadRequest(bufio.NewReader(conn)); err == nil {
+				_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")
+			}
+			_ = conn.Close()
+			closed <- struct{}{}
+		}
+	}()
+	transport := &Transport{
+		MaxAge: time.Minute,
+		GaveUp: func(err error) { t.Errorf("no connection is kept any more: %v", err) },
+		Open: func(ctx context.Context) (Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, "tcp", listener.Addr().String())
+			if err != nil {
+				return nil, err
+			}
+			return &HTTP1{Conn: wrapped{conn.(*net.TCPConn)}, MaxHeader: 1 << 16}, nil
+		},
+	}
+	defer transport.Close()
+	for range 4 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://app/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := transport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+		<-closed
+		time.Sleep(20 * time.Millisecond) // until the end has arrived
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Renew means a connection that is in use, too: it is not used again.
+// Renew expires a connection that is in use, too.
 func TestTransport_RenewExpiresConnectionInUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakes()
@@ -28,7 +28,7 @@ func TestTransport_RenewExpiresConnectionInUse(t *testing.T) {
 	})
 }
 
-// Of two connections, the one is kept that can be used.
+// Of two connections, a usable one is kept.
 func TestTransport_KeepsTheUsableConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakes()
@@ -41,9 +41,9 @@ func TestTransport_KeepsTheUsableConnection(t *testing.T) {
 	})
 }
 
-// A connection that the end of a context is about to close is not kept, or it
-// would be closed under the next request. Which comes first is random, so it is
-// tried often.
+// A connection that the end of a context is about to close is not kept, because it
+// would close under the next request. The order of the two is random, so the test tries
+// it often.
 func TestTransport_ContextThatEndsAtCloseExpiresConnection(t *testing.T) {
 	for range 200 {
 		synctest.Test(t, func(t *testing.T) {
@@ -73,8 +73,8 @@ func (w *watchedBody) Close() error {
 	return nil
 }
 
-// The body of a request is closed, also if there is no connection to send it
-// over, as the documentation of http.RoundTripper wants it.
+// The body of a request is closed, also if no connection can be opened, as the
+// documentation of http.RoundTripper demands.
 func TestTransport_ClosesRequestBodyIfOpenFails(t *testing.T) {
 	t.Parallel()
 	for _, age := range []time.Duration{0, time.Hour} {

@@ -19,18 +19,18 @@ import (
 )
 
 const (
-	// short is the deadline of requests that are meant to run into it.
+	// short is the timeout of requests that are expected to time out.
 	short = 100 * time.Millisecond
-	// grace is how long to wait for what has to happen. It is large, so that a
-	// busy machine fails no test.
+	// grace is how long to wait for what has to happen. It is large, so that no test fails
+	// on a busy machine.
 	grace = 10 * time.Second
-	// maxHeader is the limit that most tests give.
+	// maxHeader is the limit in most tests.
 	maxHeader = 64 << 10
 	// ready is the usual answer.
 	ready = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready"
 )
 
-// Neither a connection nor a request leaves a goroutine behind.
+// No goroutine of a connection or a request is left.
 func TestMain(m *testing.M) {
 	code := m.Run()
 	var left string
@@ -55,7 +55,7 @@ func strays() string {
 	return strings.Join(found, "\n\n")
 }
 
-// eventually reports whether what is asked for comes true in time.
+// eventually reports whether the condition becomes true in time.
 func eventually(condition func() bool) bool {
 	for deadline := time.Now().Add(grace); ; time.Sleep(time.Millisecond) {
 		if condition() {
@@ -79,12 +79,12 @@ func wait[T any](tb testing.TB, values <-chan T) T {
 	}
 }
 
-// server is a TCP server that is told what to do with each connection.
+// server is a TCP server with a handler for each connection.
 type server struct {
 	addr     string
 	accepted atomic.Int64 // connections
 	requests atomic.Int64 // that were read to their end
-	open     atomic.Int64 // connections that are not over
+	open     atomic.Int64 // connections that are open
 }
 
 // client is a connection to a client.
@@ -120,8 +120,8 @@ func (c *client) gone() {
 	_, _ = io.Copy(io.Discard, c.reader)
 }
 
-// serve has every connection handled, and closes it then. At the end of the test
-// the client must have closed each: one that is left would be one that it forgot.
+// serve handles every connection, and then closes it. At the end of the test the client
+// must have closed all of them.
 func serve(tb testing.TB, handle func(c *client)) *server {
 	tb.Helper()
 	listener := listen(tb)
@@ -175,7 +175,7 @@ func answering(text string) func(c *client) {
 	}
 }
 
-// named is an answer that names the connection.
+// named returns an answer that names the connection.
 func named(c *client) string {
 	return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\nconnection %d", c.nth)
 }
@@ -266,7 +266,7 @@ func idle(t *Transport) *keptConn {
 	return t.kept
 }
 
-// equal compares what the name says.
+// equal compares a value that is named.
 func equal[T comparable](tb testing.TB, what string, got, want T) {
 	tb.Helper()
 	if got != want {

@@ -20,8 +20,8 @@ import (
 	"time"
 )
 
-// A connection serves the requests that can be sent again. Any other has one of
-// its own and says so, as has each without MaxAge.
+// A connection is used again for requests that can be sent twice. Any other request has
+// one of its own and says so, as every request does without MaxAge.
 func TestTransport_ReusesConnectionIfRepeatable(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -91,8 +91,8 @@ func TestTransport_ReusesConnectionForBodies(t *testing.T) {
 	equal(t, "connections", s.accepted.Load(), 1)
 }
 
-// The other side may end an idle connection, or spoil it: the next request has a
-// new one, its own answer, and no error.
+// If the server ends an idle connection, or sends on it, the next request uses a new
+// one, gets its own answer, and has no error.
 func TestTransport_ReconnectsAfterIdleConnectionEnded(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -143,15 +143,15 @@ func TestTransport_ReconnectsAfterIdleConnectionEnded(t *testing.T) {
 	}
 }
 
-// A request is sent again once, and only if it was a kept connection that failed
-// it. Its body is sent again, too; one that is gone is not.
+// A request is sent again once, and only if a kept connection failed it. Its body is
+// sent again, too; a request with a body that is gone is not.
 func TestTransport_SendsAgainOnceAfterKeptConnectionFailed(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		first    bool // a request that is answered comes before
 		method   string
 		body     string
-		once     bool // the body cannot be had again
+		once     bool // the body cannot be read again
 		dies     func(nth int64) bool
 		requests []string // bodies that the server sees
 		fails    bool
@@ -215,8 +215,8 @@ func all(int64) bool { return true }
 
 func only(nth int64) func(int64) bool { return func(n int64) bool { return n == nth } }
 
-// A request ends with its context, with the context's error, and its connection
-// ends then, too, even if the body is not closed.
+// A request ends with its context, with the error of the context, and its connection
+// closes, even if the body is not closed.
 func TestTransport_ContextEndsRequest(t *testing.T) {
 	t.Parallel()
 	trickle := func(first, then string) func(c *client) {
@@ -244,7 +244,7 @@ func TestTransport_ContextEndsRequest(t *testing.T) {
 			for _, cancels := range []bool{false, true} {
 				t.Run(name+map[bool]string{true: ", kept"}[kept]+map[bool]string{true: ", canceled"}[cancels], func(t *testing.T) {
 					t.Parallel()
-					asked := make(chan struct{}, 2) // a kept connection that is silent is asked anew
+					asked := make(chan struct{}, 2) // a kept connection that is silent: the request is sent again
 					over := make(chan struct{}, 2)
 					s := serve(t, func(c *client) {
 						for {
@@ -280,7 +280,7 @@ func TestTransport_ContextEndsRequest(t *testing.T) {
 					began := time.Now()
 					resp, err := transport.RoundTrip(request(t, http.MethodGet, "").WithContext(ctx))
 					if err == nil {
-						_, err = io.Copy(io.Discard, resp.Body) // and the body is never closed
+						_, err = io.Copy(io.Discard, resp.Body) // and the body is not closed
 						if !test.body {
 							t.Error("an answer")
 						}
@@ -321,8 +321,7 @@ func TestTransport_ContextEndsUnclosedAnswer(t *testing.T) {
 	equal(t, "next", get(t, transport), "connection 2")
 }
 
-// A body that is closed before its end closes the connection, at the server,
-// too.
+// A body that is closed before its end closes the connection, also at the server.
 func TestTransport_UnreadBodyClosesConnection(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(c *client) {
@@ -345,7 +344,7 @@ func TestTransport_UnreadBodyClosesConnection(t *testing.T) {
 	equal(t, "connections", s.accepted.Load(), 2)
 }
 
-// An answer that ends its connection has the next request connect anew.
+// After an answer that ends its connection, the next request opens a new one.
 func TestTransport_ClosingAnswerIsNotReused(t *testing.T) {
 	t.Parallel()
 	for name, answer := range map[string]string{
@@ -369,7 +368,7 @@ func TestTransport_ClosingAnswerIsNotReused(t *testing.T) {
 	}
 }
 
-// A request that fails leaves no connection, though the server would go on.
+// A request that fails leaves no connection open, even if the server does.
 func TestTransport_FailedRequestLeavesNoConnection(t *testing.T) {
 	t.Parallel()
 	s := serve(t, func(c *client) {
@@ -389,7 +388,7 @@ func TestTransport_FailedRequestLeavesNoConnection(t *testing.T) {
 	}
 }
 
-// What keeps Open from connecting is what the request fails with.
+// A request fails with the error of Open.
 func TestTransport_ErrorOfOpenIsReturned(t *testing.T) {
 	t.Parallel()
 	want := errors.New("no way")
@@ -401,7 +400,7 @@ func TestTransport_ErrorOfOpenIsReturned(t *testing.T) {
 	}
 }
 
-// fake is a connection whose answers are at hand.
+// fake is a connection with given answers.
 type fake struct {
 	requests int
 	closed   atomic.Bool
@@ -422,7 +421,7 @@ func (f *fake) Close() error {
 	return nil
 }
 
-// fakes is a transport of fake connections, with those that it has opened.
+// fakes is a transport of fake connections, and those that it has opened.
 type fakes struct {
 	Transport
 	mu    sync.Mutex
@@ -441,7 +440,7 @@ func newFakes() *fakes {
 	return f
 }
 
-// state shows the connections: a letter is one that is open.
+// state shows the connections: a letter for each one that is open.
 func (f *fakes) state() string {
 	synctest.Wait()
 	var s strings.Builder
@@ -455,7 +454,7 @@ func (f *fakes) state() string {
 	return s.String()
 }
 
-// begin sends a request. Its body is to be closed.
+// begin sends a request. The caller closes its body.
 func (f *fakes) begin(tb testing.TB) io.Closer {
 	tb.Helper()
 	resp, err := f.RoundTrip(request(tb, http.MethodGet, ""))
@@ -465,8 +464,8 @@ func (f *fakes) begin(tb testing.TB) io.Closer {
 	return resp.Body
 }
 
-// What is kept is one connection, until it is MaxAge old, Renew or Close. None
-// of these ends one that a request is under way on.
+// One connection is kept, until it is MaxAge old, Renew or Close. None of these ends a
+// request in flight.
 func TestTransport_KeepsOneConnection(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]func(t *testing.T, f *fakes){
@@ -592,8 +591,8 @@ func TestTransport_KeepsOneConnection(t *testing.T) {
 	}
 }
 
-// Requests from everywhere, with Renew and Close between them, all have their
-// answers, and leave nothing open.
+// Concurrent requests, with Renew and Close between them, all have their own answers,
+// and leave no connection open.
 func TestTransport_ConcurrentRequests(t *testing.T) {
 	t.Parallel()
 	s := serve(t, answering(ready))
@@ -621,7 +620,7 @@ func TestTransport_ConcurrentRequests(t *testing.T) {
 	}
 }
 
-// tracked is a listener that knows its connections.
+// tracked is a listener that records its connections.
 type tracked struct {
 	net.Listener
 	mu       sync.Mutex
@@ -670,8 +669,7 @@ func (l *tracked) drop() {
 	}
 }
 
-// Connections of net/http are kept, left and ended as plain ones are, whatever
-// they speak.
+// Connections of net/http are kept, left and ended as HTTP1 is, with every protocol.
 func TestStandard_BehavesAsHTTP1(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -691,7 +689,7 @@ func TestStandard_BehavesAsHTTP1(t *testing.T) {
 					http.NewResponseController(w).Flush()
 					<-r.Context().Done()
 					close(stuck)
-					panic(http.ErrAbortHandler) // or the client could still read the end of the answer
+					panic(http.ErrAbortHandler) // otherwise the client could still read the end of the answer
 				}
 				io.WriteString(w, r.Proto)
 			}))

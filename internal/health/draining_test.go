@@ -62,8 +62,8 @@ func (l *letters) said() (fresh string, reports []Transition) {
 	return string(text), slices.Clone(l.reports)
 }
 
-// spell lets time pass until all letters are used.
-func (l *letters) spell() {
+// runAll lets time pass until all letters are used.
+func (l *letters) runAll() {
 	for {
 		if fresh, _ := l.said(); len(fresh) == len(l.results) {
 			return
@@ -187,10 +187,10 @@ func TestDraining_IsReported(t *testing.T) {
 				began := time.Now()
 				target := NewTarget(settings())
 				l := &letters{results: tc.results}
-				var told, want []seen
-				defer target.Subscribe(func() { told = append(told, seen{target.Status(), target.Draining()}) })()
+				var observed, want []seen
+				defer target.Subscribe(func() { observed = append(observed, seen{target.Status(), target.Draining()}) })()
 				detach := target.Attach(l.driver(), 0)
-				l.spell()
+				l.runAll()
 				advance(10 * s) // the pass that follows changes nothing, or ends draining
 				detach()
 				if _, got := l.said(); !slices.Equal(got, tc.want) {
@@ -199,8 +199,8 @@ func TestDraining_IsReported(t *testing.T) {
 				for _, change := range tc.want {
 					want = append(want, seen{change.To, change.Draining})
 				}
-				if !slices.Equal(told, want) {
-					t.Errorf("subscribers saw %v, want %v", told, want)
+				if !slices.Equal(observed, want) {
+					t.Errorf("subscribers saw %v, want %v", observed, want)
 				}
 				if got := target.Since().Sub(began); got != tc.since {
 					t.Errorf("since %v, want %v", got, tc.since)
@@ -230,7 +230,7 @@ func TestProbes_AreFreshUnlessSettled(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				l := &letters{results: tc.results}
 				defer NewTarget(settings()).Attach(l.driver(), 0)()
-				l.spell()
+				l.runAll()
 				if got, _ := l.said(); got != tc.want {
 					t.Errorf("%s: fresh %s, want %s", tc.results, got, tc.want)
 				}

@@ -186,7 +186,7 @@ func TestShortage_IsInconclusiveAsLongAsItLasts(t *testing.T) {
 				inconclusive := 0
 				d.Inconclusive = func(why *InconclusiveError) {
 					if inconclusive++; why.Shortage != shortages[0].Error() || !strings.Contains(why.Reason, why.Shortage) || why.Late != 0 {
-						t.Errorf("told of %+v", why)
+						t.Errorf("result %+v", why)
 					}
 				}
 				defer attachByHand(target, d)()

@@ -25,15 +25,15 @@ func TestInherit_IsVisibleAndReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		early, late := time.Now().Add(-time.Hour), time.Now().Add(-time.Minute)
 		target := NewTarget(settings())
-		told := 0
-		defer target.Subscribe(func() { told++ })()
+		calls := 0
+		defer target.Subscribe(func() { calls++ })()
 		for _, tc := range []struct {
 			rule     string
 			status   Status
 			draining bool
 			since    time.Time
 			want     known
-			told     int
+			calls    int
 		}{
 			{"nothing is no news", Unknown, false, time.Time{}, known{}, 0},
 			{"down", Down, false, early, known{Down, false, early}, 1},
@@ -45,13 +45,13 @@ func TestInherit_IsVisibleAndReported(t *testing.T) {
 			{"down cannot be draining", Down, true, late, known{Down, false, late}, 1},
 			{"nor can unknown", Unknown, true, time.Time{}, known{}, 1},
 		} {
-			told = 0
+			calls = 0
 			target.Inherit(tc.status, tc.draining, tc.since)
 			if got := knownOf(target); got != tc.want {
 				t.Errorf("%s: got %+v, want %+v", tc.rule, got, tc.want)
 			}
-			if told != tc.told {
-				t.Errorf("%s: subscribers were called %d times, want %d", tc.rule, told, tc.told)
+			if calls != tc.calls {
+				t.Errorf("%s: subscribers were called %d times, want %d", tc.rule, calls, tc.calls)
 			}
 		}
 	})
@@ -146,18 +146,18 @@ func TestInherit_HasNoEffectOnceProbesBegan(t *testing.T) {
 		if !target.New() {
 			t.Error("a target without probes is not new")
 		}
-		var told atomic.Int32
-		defer target.Subscribe(func() { told.Add(1) })()
+		var calls atomic.Int32
+		defer target.Subscribe(func() { calls.Add(1) })()
 		s := newScript(pass)
 		detach := target.Attach(s.driver(), time.Second)
 		want := known{}
 		for _, when := range []string{"before the first probe", "after it", "with nothing attached"} {
-			told.Store(0)
+			calls.Store(0)
 			target.Inherit(Down, false, time.Now())
 			target.Inherit(Up, true, time.Now())
 			target.Inherit(Unknown, false, time.Time{})
-			if got := knownOf(target); got != want || told.Load() != 0 {
-				t.Errorf("%s: got %+v, told %d times; want %+v, untold", when, got, told.Load(), want)
+			if got := knownOf(target); got != want || calls.Load() != 0 {
+				t.Errorf("%s: got %+v, called %d times; want %+v, no calls", when, got, calls.Load(), want)
 			}
 			if target.New() {
 				t.Errorf("%s: it is new", when)

@@ -180,7 +180,7 @@ func TestLateTimeout_CountsForNothing(t *testing.T) {
 				target.state.fails, target.burst.active = tc.fails, tc.burst
 				state, burst := target.state, target.burst
 
-				var told []Result
+				var results []Result
 				var warned []InconclusiveError
 				var reported []Transition
 				detach := attachByHand(target, Driver{
@@ -190,7 +190,7 @@ func TestLateTimeout_CountsForNothing(t *testing.T) {
 						target.mu.Unlock()
 						return tc.answer(ctx)
 					},
-					Probed:       func(r Result) { told = append(told, r) },
+					Probed:       func(r Result) { results = append(results, r) },
 					Inconclusive: func(why *InconclusiveError) { warned = append(warned, *why) },
 					Report:       func(change Transition) { reported = append(reported, change) },
 				})
@@ -204,8 +204,8 @@ func TestLateTimeout_CountsForNothing(t *testing.T) {
 				if next != tc.next {
 					t.Errorf("the next comes after %v, want %v", next, tc.next)
 				}
-				if got := len(told) == 1; got != tc.counts || len(told) > 1 {
-					t.Errorf("results %+v, want one: %v", told, tc.counts)
+				if got := len(results) == 1; got != tc.counts || len(results) > 1 {
+					t.Errorf("results %+v, want one: %v", results, tc.counts)
 				}
 				if got := len(warned) == 1; got == tc.counts || len(warned) > 1 || got && (warned[0].Late != tc.by || warned[0].Reason == "" || warned[0].Shortage != "") {
 					t.Errorf("reported as inconclusive by %+v, want it late by %v, once: %v", warned, tc.by, !tc.counts)
@@ -228,7 +228,7 @@ func TestLateTimeout_NeedsNoReport(t *testing.T) {
 				target.overdue(time.Second)
 				return false, hang(ctx)
 			},
-			Probed: func(r Result) { t.Errorf("told of %+v", r) },
+			Probed: func(r Result) { t.Errorf("result %+v", r) },
 			Report: func(change Transition) { t.Errorf("reported %+v", change) },
 		})()
 		began := time.Now()

@@ -17,8 +17,8 @@ import (
 func TestPause_EndsProbesAndForgetsStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
-		sick, probes, told := false, 0, 0
-		target.Subscribe(func() { told++ })
+		sick, probes, calls := false, 0, 0
+		target.Subscribe(func() { calls++ })
 		detach := target.Attach(Driver{Probe: func(ctx context.Context, _ bool) (bool, error) {
 			probes++
 			if sick {
@@ -32,7 +32,7 @@ func TestPause_EndsProbesAndForgetsStatus(t *testing.T) {
 			t.Fatalf("status %v after %d probes, want up", target.Status(), probes)
 		}
 
-		told = 0
+		calls = 0
 		target.Pause(true)
 		target.Pause(true)
 		before := probes
@@ -40,8 +40,8 @@ func TestPause_EndsProbesAndForgetsStatus(t *testing.T) {
 		if probes != before {
 			t.Errorf("%d probes in a pause", probes-before)
 		}
-		if got := target.View(); got.Status != Unknown || !got.Paused || !got.Next.IsZero() || told != 1 {
-			t.Errorf("in a pause: %+v, told %d times", got, told)
+		if got := target.View(); got.Status != Unknown || !got.Paused || !got.Next.IsZero() || calls != 1 {
+			t.Errorf("in a pause: %+v, called %d times", got, calls)
 		}
 
 		sick = true

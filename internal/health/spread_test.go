@@ -259,7 +259,7 @@ func TestInterval_FollowsTheStatus(t *testing.T) {
 			set.DownInterval, set.Jitter = down, 0.1
 			l := &letters{results: "PPFFFFFPFPPP"}
 			s := recordStarts(NewTarget(set), l.driver())
-			l.spell()
+			l.runAll()
 			s.detach()
 			fast, settled := set.FastInterval, set.Interval
 			for i, want := range []time.Duration{settled, settled, fast, fast, down, down, down, fast, down, fast, settled} {

@@ -12,13 +12,13 @@ import (
 	"time"
 )
 
-// deaf is a prober that does not notice the end of its context.
-type deaf struct {
+// unresponsive is a prober that ignores the end of its context.
+type unresponsive struct {
 	takes           time.Duration
 	now, most, made atomic.Int32
 }
 
-func (d *deaf) probe(context.Context) error {
+func (d *unresponsive) probe(context.Context) error {
 	d.made.Add(1)
 	now := d.now.Add(1)
 	d.most.Store(max(d.most.Load(), now))
@@ -43,7 +43,7 @@ func TestStraggler_DelaysNothing(t *testing.T) {
 		d.Inconclusive = func(why *InconclusiveError) { t.Error(why) }
 		defer target.Attach(d, 0)()
 		advance(time.Second)
-		straggler := &deaf{takes: 10 * time.Second}
+		straggler := &unresponsive{takes: 10 * time.Second}
 		s.set(straggler.probe) // from 5 s to 15 s
 		advance(5 * time.Second)
 		s.set(pass)
@@ -73,7 +73,7 @@ func TestStraggler_DelaysNothing(t *testing.T) {
 func TestStraggler_IsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
-		straggler := &deaf{takes: time.Minute}
+		straggler := &unresponsive{takes: time.Minute}
 		s := newScript(straggler.probe)
 		target.Inherit(Up, false, time.Now())
 		defer target.Attach(s.driver(), 0)()
@@ -100,7 +100,7 @@ func TestStraggler_IsAlone(t *testing.T) {
 func TestStraggler_AnswersACheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
-		s := newScript((&deaf{takes: time.Minute}).probe)
+		s := newScript((&unresponsive{takes: time.Minute}).probe)
 		defer target.Attach(s.driver(), 0)()
 		advance(2500 * time.Millisecond)
 		asked := time.Now()
@@ -113,13 +113,13 @@ func TestStraggler_AnswersACheck(t *testing.T) {
 	})
 }
 
-// Detach waits a second at most for a probe that goes on, whether it was
-// given up before or is canceled by then. Its result is dropped, also a panic.
+// Detach waits a second at most for a probe that goes on, whether it was given up
+// before or is canceled by then. Its result is dropped, and so is a panic.
 func TestStraggler_DetachWaitsASecondAtMost(t *testing.T) {
 	for _, after := range []time.Duration{time.Second, 3 * time.Second} {
 		synctest.Test(t, func(t *testing.T) {
 			target := NewTarget(settings())
-			straggler := &deaf{takes: 10 * time.Second}
+			straggler := &unresponsive{takes: 10 * time.Second}
 			s := newScript(func(ctx context.Context) error {
 				straggler.probe(ctx)
 				panic("late")
@@ -134,7 +134,7 @@ func TestStraggler_DetachWaitsASecondAtMost(t *testing.T) {
 			}
 			d.Probed = func(r Result) {
 				if ended {
-					t.Errorf("after the end: told of %+v", r)
+					t.Errorf("after the end: result %+v", r)
 				}
 			}
 			detach := target.Attach(d, 0)
@@ -171,7 +171,7 @@ func TestStraggler_DetachWaitsASecondAtMost(t *testing.T) {
 func TestStraggler_DetachWaitsNoLongerThanNeeded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
-		s := newScript((&deaf{takes: 3 * time.Second}).probe)
+		s := newScript((&unresponsive{takes: 3 * time.Second}).probe)
 		detach := target.Attach(s.driver(), 0)
 		advance(2500 * time.Millisecond)
 		began := time.Now()
@@ -182,8 +182,8 @@ func TestStraggler_DetachWaitsNoLongerThanNeeded(t *testing.T) {
 	})
 }
 
-// A probe that was canceled before its deadline fails nothing until then: the
-// next one waits for it, and begins when it returns.
+// A probe that is canceled before its deadline is no failure until then: the next one
+// waits for it, and begins when it returns.
 func TestStraggler_CutOffEarlyFailsNothing(t *testing.T) {
 	for _, tc := range []struct {
 		takes  time.Duration
@@ -197,7 +197,7 @@ func TestStraggler_CutOffEarlyFailsNothing(t *testing.T) {
 			set := settings()
 			set.FastInterval = 900 * time.Millisecond
 			target := NewTarget(set)
-			older, newer := newScript((&deaf{takes: tc.takes}).probe), newScript(pass)
+			older, newer := newScript((&unresponsive{takes: tc.takes}).probe), newScript(pass)
 			stay := target.Attach(newer.driver(), 0)
 			defer stay()
 			leave := target.Attach(older.driver(), 0)
@@ -227,7 +227,7 @@ func TestStraggler_ALateProbeThatIsNotMadeCountsForNothing(t *testing.T) {
 	}{{500 * time.Millisecond, 0}, {501 * time.Millisecond, 1}} {
 		synctest.Test(t, func(t *testing.T) {
 			target := NewTarget(settings())
-			s := newScript((&deaf{takes: 4 * time.Second}).probe)
+			s := newScript((&unresponsive{takes: 4 * time.Second}).probe)
 			d := s.driver()
 			var inconclusive atomic.Int32
 			d.Inconclusive = func(why *InconclusiveError) {
@@ -268,7 +268,7 @@ func TestProbe_ErrorThatPanicsIsAFailure(t *testing.T) {
 func TestStraggler_ACheckEndsWithTheConfig(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
-		s := newScript((&deaf{takes: 10 * time.Second}).probe)
+		s := newScript((&unresponsive{takes: 10 * time.Second}).probe)
 		detach := target.Attach(s.driver(), time.Hour)
 		asked := make(chan error, 1)
 		go func() {

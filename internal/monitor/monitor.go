@@ -89,8 +89,8 @@ type Counters interface {
 	Close() error
 }
 
-// Hooks connect the monitors of one handler to what runs beside them. They are called
-// with no lock held.
+// Hooks connect the monitors of one handler to what runs beside them. Counters is called
+// by [Transport.Open], the others with no lock held.
 type Hooks struct {
 	// Logger gets what operators need to know.
 	Logger *zap.Logger

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 "use strict";
 // The server renders the page, and the page is complete without this script. The script
-// asks for the page again and again, swaps in what changed, and hides the rows that the
-// filters leave out.
+// requests the page again and again, updates what changed, and hides the rows that the
+// filters exclude.
 (() => {
   const interval = 2000; // milliseconds
   const timeout = 5000;
@@ -10,7 +10,7 @@
   const search = byId("search");
   const troubled = byId("troubled");
 
-  // narrow hides the rows in a document that the filters leave out.
+  // narrow hides the rows of a document that the filters exclude.
   const narrow = (page) => {
     const word = search.value.toLowerCase();
     for (const row of page.querySelectorAll(".upstream")) {
@@ -24,8 +24,8 @@
   const keyOf = (node) => node.dataset?.key;
   const alike = (node, other) => node?.nodeName === other.nodeName && keyOf(node) === keyOf(other);
 
-  // swap makes a node equal to a fresh one that is alike. It touches only what differs:
-  // the reader's place, the focus and a selection elsewhere stay.
+  // swap makes a node equal to a fresh one of the same kind. It changes only what differs,
+  // so the scroll position, the focus and a selection elsewhere stay.
   const swap = (node, fresh) => {
     if (node.isEqualNode(fresh)) return;
     if (node.nodeType === Node.TEXT_NODE) {
@@ -41,8 +41,8 @@
     swapChildren(node, fresh);
   };
 
-  // swapChildren does so for what is in a node. What goes is removed first, so that what
-  // stays is not moved.
+  // swapChildren does the same for the children of a node. It removes old children first,
+  // so that the others are not moved.
   const swapChildren = (node, fresh) => {
     const wanted = new Set([...fresh.children].map(keyOf));
     const known = new Map();

@@ -117,19 +117,46 @@ func TestHold_ClientLeaves(t *testing.T) {
 	})
 }
 
-// TestHold_ConfigEnds: when the config ends, no request waits for verdicts that will not
-// come, and requests in flight still get an upstream that was up.
-func TestHold_ConfigEnds(t *testing.T) {
+// TestHold_LooksAgainAtANewSnapshot: a request that has looked between a change and the
+// snapshot that follows it looks again then.
+func TestHold_LooksAgainAtANewSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPolicy(t, "???")
-		began := time.Now()
+		unfollowed := newTarget()
+		p := newPolicy(t, "u", func(p *policy) { p.members[0].Checks = append(p.members[0].Checks, Check{Target: unfollowed}) })
 		result := p.held(get())
-		time.Sleep(100 * time.Millisecond)
-		p.end()
-		if u := <-result; u == nil || time.Since(began) != 100*time.Millisecond {
-			t.Errorf("picked %v after %v, want any as soon as the config ended", u, time.Since(began))
+		synctest.Wait()
+		decide(unfollowed, true)
+		began := time.Now()
+		p.handler.Changed()
+		synctest.Wait()
+		p.Refresh()
+		if u := <-result; u == nil || time.Since(began) != 0 {
+			t.Errorf("picked %v after %v, want one at once", u, time.Since(began))
 		}
 	})
+}
+
+// TestHold_ConfigEnds: when the config ends, or the process begins to exit, no request
+// waits for verdicts that will not come. Requests in flight still get an upstream that
+// was up.
+func TestHold_ConfigEnds(t *testing.T) {
+	for _, what := range []string{"the config ended", "the process began to exit"} {
+		synctest.Test(t, func(t *testing.T) {
+			exiting := make(chan struct{})
+			p := newPolicy(t, "???", func(p *policy) { p.handler.Exiting = exiting })
+			began := time.Now()
+			result := p.held(get())
+			time.Sleep(100 * time.Millisecond)
+			if what == "the config ended" {
+				p.end()
+			} else {
+				close(exiting)
+			}
+			if u := <-result; u == nil || time.Since(began) != 100*time.Millisecond {
+				t.Errorf("picked %v after %v, want any as soon as %s", u, time.Since(began), what)
+			}
+		})
+	}
 	p := newPolicy(t, "udu")
 	p.end()
 	p.Close()

@@ -46,6 +46,7 @@ func TestSnapshot_Tiers(t *testing.T) {
 		{"off with some up", "u5 d1 u1b", FailOpen{Never: true}, [][]int{{1, 0, 0}, {0, 0, 1}}, none, none, Normal},
 		{"no verdicts yet: nothing to log", "?2 ?1 d1 ?1b", FailOpen{}, nil, []int{2, 1, 0, 0}, []int{2, 1, 1, 0}, Normal},
 		{"only backups have no verdict yet", "d2 d1 ?1b", FailOpen{}, nil, []int{0, 0, 1}, []int{2, 1, 0}, Normal},
+		{"down by one check, no verdict by another: down", "d?1 ?d1", FailOpen{}, nil, none, []int{1, 1}, LastResort},
 		{"an empty pool", "", FailOpen{}, nil, none, none, Normal},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {

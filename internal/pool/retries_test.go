@@ -341,6 +341,17 @@ func TestRetries_AFullOneKeepsOutTheDown(t *testing.T) {
 	}
 }
 
+// TestRetries_AFullUnknownBackupKeepsOutNone: a full backup without a verdict does not
+// serve, so a request that has tried the last resort goes on to backups that are down.
+func TestRetries_AFullUnknownBackupKeepsOutNone(t *testing.T) {
+	p := newPolicy(t, "d?d", withWeights(1, -1, -1), retrying)
+	p.list[1].MaxRequests = 1
+	setRequests(p.list[1], 1)
+	if got, want := p.picks(same(), 4), []int{0, 2, 0, 2}; !slices.Equal(got, want) {
+		t.Errorf("one request tried %v, want %v", got, want)
+	}
+}
+
 // TestRetries_TheDownAreProbedAtOnce: upstreams that are down are probed when the last
 // one that serves has failed a request, and not before: also before draining ones have
 // their turn, and where health is never ignored.

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package redact keeps the values of placeholders out of texts that people see.
-// It knows nothing of what the texts are about.
+// Package redact replaces the values of placeholders in texts that are shown.
+//
+// It must not know what the texts are about. It has no locks: [Values] are learned while
+// a config is loaded, and only read after that.
 package redact
 
 import (
@@ -15,24 +17,30 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// shortest is how many bytes a value needs to be looked for: a shorter one would be
-// found everywhere, and hides nothing.
+// shortest is the number of bytes that a value must have to be replaced: shorter values
+// occur in any text by chance, and are no secrets.
 const shortest = 4
 
-// secretive are the placeholders that can stand for a secret. The other global ones
+// secretive matches the placeholders that can stand for a secret. The other global ones
 // are of the system and the time.
 var secretive = regexp.MustCompile(`\{(?:env|file)\.[^{}]+\}`)
 
-// Values knows what placeholders stand for, and puts the placeholder back where a
-// text has its value. The zero value knows none. It is not safe to call Learn
-// together with the other methods.
-type Values struct {
-	written  map[string]string // the placeholder, by each form of its value
-	longest  int               // the length of the longest form
-	replacer *strings.Replacer // nil while there is none
+// HasPlaceholder reports whether a text has what looks like a placeholder, so that its
+// value is known only when the config is loaded.
+func HasPlaceholder(text string) bool {
+	_, after, open := strings.Cut(text, "{")
+	return open && strings.Contains(after, "}")
 }
 
-// Learn takes note of the placeholders in the value of an option.
+// Values replaces the values of placeholders in a text by the placeholders. The zero
+// value knows none. Learn must not be called at the same time as another method.
+type Values struct {
+	written  map[string]string // the placeholder for each form of its value
+	longest  int               // the length of the longest form
+	replacer *strings.Replacer // nil if there is no value
+}
+
+// Learn records the values of the placeholders in an option.
 func (v *Values) Learn(option string) {
 	repl := caddy.NewReplacer()
 	for _, placeholder := range secretive.FindAllString(option, -1) {
@@ -62,7 +70,7 @@ func (v *Values) Learn(option string) {
 	for form := range v.written {
 		forms = append(forms, form)
 	}
-	slices.SortFunc(forms, func(a, b string) int { // of two that begin alike, the longer one first
+	slices.SortFunc(forms, func(a, b string) int { // of two with the same beginning, the longer one first
 		return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b))
 	})
 	pairs := make([]string, 0, 2*len(forms))
@@ -72,7 +80,7 @@ func (v *Values) Learn(option string) {
 	v.replacer = strings.NewReplacer(pairs...)
 }
 
-// Text returns the text with the placeholders in place of their values.
+// Text returns the text with values replaced by their placeholders.
 func (v *Values) Text(text string) string {
 	if v.replacer == nil {
 		return text
@@ -80,14 +88,14 @@ func (v *Values) Text(text string) string {
 	return v.replacer.Replace(text)
 }
 
-// Cut returns the first most bytes of the text, without values of placeholders,
-// and whether there were more. It looks at no more of the text than it needs.
+// Cut returns the first bytes of the text, at most that many, without values of
+// placeholders, and whether there are more. It reads no more of the text than needed.
 func (v *Values) Cut(text []byte, most int) (begin string, more bool) {
 	for size := most + v.longest; ; size *= 2 {
 		size = min(size, len(text))
 		begin = v.Text(string(text[:size]))
-		// The end can be a part of a value. A placeholder is often shorter than its
-		// value, so more of the text may be needed until that is past what is returned.
+		// The end can be inside a value. A placeholder is often shorter than its value, so
+		// more of the text is needed until the end is past what is returned.
 		if size == len(text) || len(begin)-v.longest >= most {
 			more = len(begin) > most || size < len(text)
 			return begin[:min(len(begin), most)], more
@@ -95,8 +103,8 @@ func (v *Values) Cut(text []byte, most int) (begin string, more bool) {
 	}
 }
 
-// Error returns an error whose text has the placeholders in place of their values.
-// For errors.Is and errors.As it is still the same.
+// Error returns an error whose text has values replaced by their placeholders. It stays
+// the same error for errors.Is and errors.As.
 func (v *Values) Error(err error) error {
 	if err == nil || v.replacer == nil {
 		return err

@@ -62,7 +62,7 @@ func TestValues_CutNeverEndsInsideAValue(t *testing.T) {
 			t.Errorf("after %d bytes: got %q, %t", before, got, more)
 		}
 	}
-	// What stands before it in the text is shorter once it is replaced.
+	// A value before it gets shorter when it is replaced.
 	t.Setenv("REDACT_LONG", strings.Repeat("L", 100))
 	v.Learn("{env.REDACT_LONG}")
 	for between := range 120 {
@@ -79,7 +79,7 @@ func TestValues_CutNeverEndsInsideAValue(t *testing.T) {
 	}
 }
 
-func TestValues_ErrorsStayWhatTheyAre(t *testing.T) {
+func TestValues_ErrorsStayRecognizable(t *testing.T) {
 	t.Setenv("REDACT_SECRET", "secret-value")
 	var v Values
 	if err := v.Error(io.EOF); err != io.EOF {

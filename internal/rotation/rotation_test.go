@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// nginx's own loop, quadratic and plain, is what New must agree with.
+// nginxOrder is nginx's own loop, which takes quadratic time. New must agree with it.
 func nginxOrder(weights []int, steps int) []int {
 	current := make([]int, len(weights))
 	total := 0
@@ -43,7 +43,7 @@ func walk(o Order, from uint64) []int {
 	return got
 }
 
-func TestOrder(t *testing.T) {
+func TestNew_GivesTheSmoothOrder(t *testing.T) {
 	for name, tc := range map[string]struct {
 		weights []int
 		want    []int
@@ -54,8 +54,8 @@ func TestOrder(t *testing.T) {
 		"zero gets nothing":         {[]int{0, 1, 0, 1}, []int{1, 3}},
 		"alone":                     {[]int{0, 0, 7}, []int{2}},
 		"negative counts as zero":   {[]int{-3, 1}, []int{1}},
-		"all zero: nobody":          {[]int{0, 0}, []int{}},
-		"nothing given: nobody":     {nil, []int{}},
+		"all zero: none":            {[]int{0, 0}, []int{}},
+		"no weights: none":          {nil, []int{}},
 		"the heaviest ends a cycle": {[]int{1, 1, 2}, []int{2, 0, 1, 2}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -66,7 +66,7 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-func TestOrderAgreesWithNginx(t *testing.T) {
+func TestNew_AgreesWithNginx(t *testing.T) {
 	for seed := range uint64(500) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		weights := make([]int, 1+rng.IntN(12))
@@ -83,8 +83,8 @@ func TestOrderAgreesWithNginx(t *testing.T) {
 	}
 }
 
-// Whatever the ticket a cycle begins at, every index has its exact share.
-func TestExactCountsFromAnyTicket(t *testing.T) {
+// From any ticket, a cycle gives every index its exact share.
+func TestOrder_SharesAreExactFromAnyTicket(t *testing.T) {
 	weights := make([]int, 128)
 	for i := range weights {
 		weights[i] = i + 1
@@ -101,10 +101,10 @@ func TestExactCountsFromAnyTicket(t *testing.T) {
 	}
 }
 
-// Beyond MaxLen weights are scaled: the cycle stays bounded, nobody with a
-// weight is missing, and with n indexes that have one, the share of each is off
-// by less than one turn in a cycle and n turns times its share.
-func TestScalingBeyondMaxLen(t *testing.T) {
+// Weights beyond MaxLen are scaled: the cycle stays bounded, every index with a weight
+// appears, and with n of them, the share of each is off by less than one turn in a
+// cycle plus n turns times its share.
+func TestNew_ScalesBeyondMaxLen(t *testing.T) {
 	equal := func(n, weight int, others ...int) []int {
 		return append(slices.Repeat([]int{weight}, n), others...)
 	}
@@ -157,9 +157,9 @@ func TestScalingBeyondMaxLen(t *testing.T) {
 	}
 }
 
-// No index comes in longer runs than nginx's order has them: around the seam of
-// a cycle too, less than twice what perfectly even spreading has.
-func TestRunsAreBounded(t *testing.T) {
+// No index comes in longer runs than in nginx's order: also around the end of a cycle,
+// less than twice the length of perfectly even spreading.
+func TestOrder_RunsAreBounded(t *testing.T) {
 	for seed := range uint64(300) {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		weights := make([]int, 2+rng.IntN(12))
@@ -185,8 +185,8 @@ func TestRunsAreBounded(t *testing.T) {
 	}
 }
 
-// Equal weights are plain round robin in the order given, whatever they are.
-func TestEqualWeightsAreRoundRobin(t *testing.T) {
+// Equal weights give plain round robin in the given order, whatever the weight.
+func TestNew_EqualWeightsAreRoundRobin(t *testing.T) {
 	for _, weight := range []int{1, 7, 256, 25600, MaxLen, math.MaxInt / 1000} {
 		for _, n := range []int{1, 2, 3, 1000} {
 			want := make([]int, n)
@@ -200,8 +200,9 @@ func TestEqualWeightsAreRoundRobin(t *testing.T) {
 	}
 }
 
-// BenchmarkNew is the rebuild of the order after a flip, and that of a moment in
-// which some of the upstreams ramp: weights times 100, in 20 steps.
+// BenchmarkNew measures the order that is made after a change of status, and the one
+// that is made while some upstreams are in a slow start: weights times 100, in 20
+// steps.
 func BenchmarkNew(b *testing.B) {
 	for _, ramping := range []int{0, 1, 100, 500} {
 		b.Run(fmt.Sprintf("1000/ramping %d", ramping), func(b *testing.B) {

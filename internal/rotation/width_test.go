@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// TestOrder_SumsPast32Bits has weights, and products of the steps of a cycle, that do
-// not fit into 32 bits, which is what an int has on some platforms.
-func TestOrder_SumsPast32Bits(t *testing.T) {
+// Weights, and products of the steps of a cycle, may exceed 32 bits, which is the size
+// of an int on some platforms.
+func TestNew_SumsMayExceed32Bits(t *testing.T) {
 	// four times 2³⁰ is 0 in 32 bits
 	if got, want := walk(New([]int{1 << 30, 1 << 30, 1 << 30, 1 << 30}), 0), []int{0, 1, 2, 3}; !slices.Equal(got, want) {
 		t.Errorf("order %v, want %v", got, want)

@@ -36,6 +36,7 @@ func (s *Set) KeepCarried(c Carried, move bool) {
 		s.replace(Merge(known, &Setting{Address: c.Address, Weights: map[string]Weight{c.From: taken, c.To: moved}}))
 	}
 	s.unstored[c.Address] = true
+	s.revision.Add(1)
 }
 
 // DropCarried takes a carried weight back: its config never began.

@@ -69,7 +69,8 @@ func (s *Set) Of(address string) *Setting {
 // All returns all settings by address. The map must not be changed.
 func (s *Set) All() map[string]*Setting { return *s.current.Load() }
 
-// Revision changes whenever a setting does, or whether it is stored.
+// Revision changes with every change that the list shows: of a mode or weight, and of
+// whether it is stored.
 func (s *Set) Revision() uint64 { return s.revision.Load() }
 
 // Subscribe has changed called with the address after every change of a setting, with
@@ -96,7 +97,7 @@ func (s *Set) announce(address string) {
 	for _, changed := range subscribers {
 		(*changed)(address)
 	}
-	s.revision.Add(1) // a look meanwhile may have seen some that did not follow yet
+	s.revision.Add(1) // a list made meanwhile may have missed subscribers that had not followed
 }
 
 // Change is what an operator wants of an address. A part that is nil stays as it is.
@@ -212,6 +213,7 @@ func (s *Set) forget(setting *Setting) {
 	delete(all, setting.Address)
 	s.current.Store(&all)
 	delete(s.unstored, setting.Address)
+	s.revision.Add(1)
 }
 
 // storeAllExcept has all settings stored again that a storage does not list: it may be
@@ -220,8 +222,9 @@ func (s *Set) storeAllExcept(listed map[string]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for address := range s.All() {
-		if !listed[address] {
+		if !listed[address] && !s.unstored[address] {
 			s.unstored[address] = true
+			s.revision.Add(1)
 		}
 	}
 }

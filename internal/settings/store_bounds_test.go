@@ -18,15 +18,15 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// telling is a storage that tells of sizes, truly or not, and counts what is read.
-type telling struct {
+// sized is a storage that reports sizes, right or wrong, and counts what is read.
+type sized struct {
 	*faulty
 	stat  func(key string, size int64) (certmagic.KeyInfo, error)
 	takes time.Duration
 	loads atomic.Int64
 }
 
-func (s *telling) Stat(_ context.Context, key string) (certmagic.KeyInfo, error) {
+func (s *sized) Stat(_ context.Context, key string) (certmagic.KeyInfo, error) {
 	s.mu.Lock()
 	value, there := s.values[key]
 	s.mu.Unlock()
@@ -36,39 +36,38 @@ func (s *telling) Stat(_ context.Context, key string) (certmagic.KeyInfo, error)
 	return s.stat(key, int64(len(value)))
 }
 
-func (s *telling) Load(ctx context.Context, key string) ([]byte, error) {
+func (s *sized) Load(ctx context.Context, key string) ([]byte, error) {
 	s.loads.Add(1)
 	time.Sleep(s.takes)
 	return s.faulty.Load(ctx, key)
 }
 
-func truly(key string, size int64) (certmagic.KeyInfo, error) {
+func trueSize(key string, size int64) (certmagic.KeyInfo, error) {
 	return certmagic.KeyInfo{Key: key, Size: size, IsTerminal: true}, nil
 }
 
-// What is too long to be a setting is not even read where the storage tells its size,
-// and is ignored where it does not; a storage that is wrong about what is there is
-// still read.
-func TestStore_SizeIsKnownBeforeReading(t *testing.T) {
+// A value that is too long for a setting is not read if the storage reports its size,
+// and is ignored if it does not. A storage that reports the wrong thing is read.
+func TestStore_TooLongValueIsNotRead(t *testing.T) {
 	for name, tc := range map[string]struct {
 		stat  func(key string, size int64) (certmagic.KeyInfo, error)
 		loads int64 // of the two keys
 	}{
-		"it tells the size":       {truly, 1},
-		"it cannot tell":          {func(string, int64) (certmagic.KeyInfo, error) { return certmagic.KeyInfo{}, errors.ErrUnsupported }, 2},
-		"it says that it is none": {func(string, int64) (certmagic.KeyInfo, error) { return certmagic.KeyInfo{}, fs.ErrNotExist }, 2},
-		"it tells no size":        {func(key string, _ int64) (certmagic.KeyInfo, error) { return truly(key, 0) }, 2},
+		"it reports the size": {trueSize, 1},
+		"it cannot report":    {func(string, int64) (certmagic.KeyInfo, error) { return certmagic.KeyInfo{}, errors.ErrUnsupported }, 2},
+		"it reports no value": {func(string, int64) (certmagic.KeyInfo, error) { return certmagic.KeyInfo{}, fs.ErrNotExist }, 2},
+		"it reports size 0":   {func(key string, _ int64) (certmagic.KeyInfo, error) { return trueSize(key, 0) }, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				storage := &telling{faulty: newFaulty(), stat: tc.stat}
-				writer, _ := keep(t, storage.faulty, "f", 0)
+				storage := &sized{faulty: newFaulty(), stat: tc.stat}
+				writer, _ := runStore(t, storage.faulty, "f", 0)
 				writer.set.Change("a:80", Change{Mode: new(Mode(Drain))})
 				writer.Sync(t.Context(), false)
 				storage.values[writer.key("b:80")] = `{"address":"b:80","mode":"drain"}` + strings.Repeat(" ", maxStored)
-				k, logs := keep(t, storage, "f", 0)
-				if k.set.Of("a:80").ModeNow() != Drain || k.set.Of("b:80") != nil || !k.IsLoaded() {
-					t.Errorf("settings %v", k.set.All())
+				store, logs := runStore(t, storage, "f", 0)
+				if store.set.Of("a:80").ModeNow() != Drain || store.set.Of("b:80") != nil || !store.IsLoaded() {
+					t.Errorf("settings %v", store.set.All())
 				}
 				if n := storage.loads.Load(); n != tc.loads {
 					t.Errorf("%d were read, want %d", n, tc.loads)
@@ -76,9 +75,9 @@ func TestStore_SizeIsKnownBeforeReading(t *testing.T) {
 				if got := logs.FilterLevelExact(zapcore.WarnLevel).All(); len(got) != 1 || !strings.Contains(fmt.Sprint(got[0].ContextMap()["error"]), "longer than") {
 					t.Errorf("warned: %v", got)
 				}
-				k.set.Change("b:80", Change{Mode: new(Mode(Maintenance))})
-				k.Sync(t.Context(), false)
-				if s, err := parse([]byte(storage.values[k.key("b:80")])); err != nil || s.ModeNow() != Maintenance {
+				store.set.Change("b:80", Change{Mode: new(Mode(Maintenance))})
+				store.Sync(t.Context(), false)
+				if s, err := parse([]byte(storage.values[store.key("b:80")])); err != nil || s.ModeNow() != Maintenance {
 					t.Errorf("the next change does not replace it: %v", err)
 				}
 			})
@@ -86,8 +85,8 @@ func TestStore_SizeIsKnownBeforeReading(t *testing.T) {
 	}
 }
 
-// A time in the far future wins over nothing: it is ignored with one warning, and the
-// next change replaces it. Clocks that differ a little are no matter.
+// A setting with a time in the far future is ignored with one warning, and the next
+// change replaces it. Clocks that differ a little do not matter.
 func TestStore_TimesFarAheadAreIgnored(t *testing.T) {
 	day := 24 * time.Hour
 	for name, tc := range map[string]struct {
@@ -113,8 +112,8 @@ func TestStore_TimesFarAheadAreIgnored(t *testing.T) {
 					}
 					key := (&Store{prefix: "f"}).key("a:80")
 					storage.values[key] = string(text)
-					k, logs := keep(t, storage, "f", every)
-					if got := k.set.Of("a:80").ModeNow() == Maintenance; got != tc.taken {
+					store, logs := runStore(t, storage, "f", every)
+					if got := store.set.Of("a:80").ModeNow() == Maintenance; got != tc.taken {
 						t.Errorf("taken: %v, want %v", got, tc.taken)
 					}
 					time.Sleep(3 * time.Minute)
@@ -122,11 +121,11 @@ func TestStore_TimesFarAheadAreIgnored(t *testing.T) {
 						t.Errorf("%d warnings", got)
 					}
 					for _, m := range []Mode{Drain, Ready} {
-						k.set.Change("a:80", Change{Mode: &m})
-						k.Sync(t.Context(), false)
+						store.set.Change("a:80", Change{Mode: &m})
+						store.Sync(t.Context(), false)
 						time.Sleep(3 * time.Minute)
 						synctest.Wait()
-						if got := k.set.Of("a:80"); got.ModeNow() != m || !k.set.IsStored("a:80") {
+						if got := store.set.Of("a:80"); got.ModeNow() != m || !store.set.IsStored("a:80") {
 							t.Errorf("%s is not stored: %+v", m, got)
 						}
 					}
@@ -136,28 +135,28 @@ func TestStore_TimesFarAheadAreIgnored(t *testing.T) {
 	}
 }
 
-// A clock that was wrong when Caddy started is right later: what was ahead of it then is
-// taken over, without a fleet, too.
-func TestStore_TimesAheadAreLookedAtAgain(t *testing.T) {
+// If the clock was wrong when Caddy started, settings that were ahead of it are taken
+// over once it is right, without a fleet, too.
+func TestStore_TimesAheadAreReadAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
 		key := (&Store{prefix: "f"}).key("a:80")
 		storage.values[key] = fmt.Sprintf(`{"address":"a:80","mode":"drain","changed":%q}`, time.Now().Add(30*time.Hour).Format(time.RFC3339))
-		k, _ := keep(t, storage, "f", 0)
+		store, _ := runStore(t, storage, "f", 0)
 		time.Sleep(5 * time.Hour)
-		if k.set.Of("a:80") != nil {
+		if store.set.Of("a:80") != nil {
 			t.Error("taken while it is far ahead")
 		}
 		time.Sleep(2 * time.Hour)
-		if k.set.Of("a:80").ModeNow() != Drain {
+		if store.set.Of("a:80").ModeNow() != Drain {
 			t.Error("not taken when it is no longer far ahead")
 		}
 	})
 }
 
-// To follow thousands of settings costs a bounded share of the time, however short the
-// interval; a few on a slow storage are followed at the interval.
-func TestStore_RestsAfterALook(t *testing.T) {
+// Following thousands of settings costs a bounded share of the time, however short the
+// interval. A few on a slow storage are followed at the interval.
+func TestStore_RestsAfterReading(t *testing.T) {
 	for name, tc := range map[string]struct {
 		keys   int
 		takes  time.Duration // to read one
@@ -172,26 +171,26 @@ func TestStore_RestsAfterALook(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				storage := &telling{faulty: newFaulty(), stat: truly, takes: tc.takes}
+				storage := &sized{faulty: newFaulty(), stat: trueSize, takes: tc.takes}
 				namer := &Store{prefix: "f"}
 				for i := range tc.keys {
 					address := fmt.Sprintf("x%d:80", i)
 					storage.values[namer.key(address)] = fmt.Sprintf(`{"address":%q,"mode":"drain","changed":"2000-01-01T00:00:00Z"}`, address)
 				}
-				k, _ := keep(t, storage, "f", 100*time.Millisecond)
+				store, _ := runStore(t, storage, "f", 100*time.Millisecond)
 				time.Sleep(10 * time.Second)
 				before := storage.loads.Load()
 				time.Sleep(time.Minute)
 				if n := float64(storage.loads.Load()-before) / float64(tc.keys); n > float64(tc.atMost) || n < float64(tc.atBest) {
-					t.Errorf("%.1f looks in a minute, want %d to %d", n, tc.atBest, tc.atMost)
+					t.Errorf("%.1f reads in a minute, want %d to %d", n, tc.atBest, tc.atMost)
 				}
-				// what is set here is stored at once all the same
-				k.set.Change("mine:80", Change{Mode: new(Mode(Drain))})
-				k.Sync(t.Context(), false)
-				if !k.set.IsStored("mine:80") {
+				// a change here is stored at once
+				store.set.Change("mine:80", Change{Mode: new(Mode(Drain))})
+				store.Sync(t.Context(), false)
+				if !store.set.IsStored("mine:80") {
 					time.Sleep(2 * time.Second)
 					synctest.Wait()
-					if !k.set.IsStored("mine:80") {
+					if !store.set.IsStored("mine:80") {
 						t.Error("a change waits for the rest")
 					}
 				}
@@ -200,8 +199,8 @@ func TestStore_RestsAfterALook(t *testing.T) {
 	}
 }
 
-// A file of an earlier version says nothing of that, and is read.
-func TestSettings_OfEarlierVersionsAreRead(t *testing.T) {
+// The file of an earlier version lacks the newer fields, and is read.
+func TestSetting_OfAnEarlierVersionIsRead(t *testing.T) {
 	s, err := parse([]byte(`{"address":"a:80","mode":"drain","changed":"2026-01-02T03:04:05Z"}`))
 	if err != nil || s.ModeNow() != Drain || !s.AbsentSince().IsZero() {
 		t.Errorf("%+v, %v", s, err)

@@ -29,8 +29,8 @@ func weighed(weight *int, at int) *Setting {
 	return &Setting{Address: "a:80", Weights: map[string]Weight{"shop": {Weight: weight, Changed: time.Unix(int64(at), 0)}}}
 }
 
-// Of each part, the last change wins, whatever order they meet in.
-func TestSettingsMerge(t *testing.T) {
+// Of each part the last change wins, in whatever order two settings meet.
+func TestMerge_LastChangeOfEachPartWins(t *testing.T) {
 	ready := &Setting{Address: "a:80", Mode: Ready, Changed: time.Unix(5, 0)}
 	for _, tc := range []struct {
 		a, b   *Setting
@@ -58,8 +58,8 @@ func TestSettingsMerge(t *testing.T) {
 	}
 }
 
-// Others may be reading what is merged.
-func TestSettingsAreNotChanged(t *testing.T) {
+// A setting that others may be reading is not changed by a merge.
+func TestMerge_ChangesNeitherSetting(t *testing.T) {
 	known := weighed(new(4), 2)
 	more := Merge(known, &Setting{Address: "a:80", Weights: map[string]Weight{"market": {Weight: new(2), Changed: time.Unix(3, 0)}}})
 	if len(known.Weights) != 1 || len(more.Weights) != 2 {
@@ -67,8 +67,9 @@ func TestSettingsAreNotChanged(t *testing.T) {
 	}
 }
 
-// A change here wins over what is known, though the clock of another be ahead.
-func TestAChangeHereWins(t *testing.T) {
+// A change here wins over what is known, even if the clock of another instance is
+// ahead.
+func TestSet_ChangeWinsOverAClockThatIsAhead(t *testing.T) {
 	o := NewSet()
 	ahead := weighed(new(4), 0)
 	ahead.Mode, ahead.Changed = Drain, time.Now().Add(time.Hour)
@@ -87,24 +88,24 @@ func TestAChangeHereWins(t *testing.T) {
 	}
 }
 
-// What could not be read at the start is, once the storage works; also without a
-// fleet, whose settings are looked at again.
-func TestAStorageThatFailsAtTheStart(t *testing.T) {
+// What could not be read at the start is read once the storage works, also without a
+// fleet.
+func TestStore_LoadsOnceTheStorageWorks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
-		before, _ := keep(t, storage, "alive/instances/x", 0)
+		before, _ := runStore(t, storage, "alive/instances/x", 0)
 		before.set.Change("a:80", Change{Mode: new(Mode(Drain))})
 		before.Sync(t.Context(), false)
-		storage.set(errors.New("disk on fire"), nil)
-		k, _ := keep(t, storage, "alive/instances/x", 0)
-		if k.IsLoaded() || k.set.Of("a:80") != nil {
-			t.Fatalf("loaded from a storage that fails: %v", k.set.All())
+		storage.set(errors.New("disk full"), nil)
+		store, _ := runStore(t, storage, "alive/instances/x", 0)
+		if store.IsLoaded() || store.set.Of("a:80") != nil {
+			t.Fatalf("loaded from a storage that fails: %v", store.set.All())
 		}
 		storage.set(nil, nil)
 		time.Sleep(retryInterval)
 		synctest.Wait()
-		if k.set.Of("a:80").ModeNow() != Drain {
-			t.Errorf("settings when the storage works: %v", k.set.All())
+		if store.set.Of("a:80").ModeNow() != Drain {
+			t.Errorf("settings when the storage works: %v", store.set.All())
 		}
 	})
 }
@@ -116,12 +117,12 @@ type faulty struct {
 	values map[string]string
 	err    error
 	hang   chan struct{} // until it is closed
-	gaps   int           // so many lists break off, for a file in a folder vanishes
+	gaps   int           // so many lists fail, because a file in a folder vanishes
 }
 
 func newFaulty() *faulty { return &faulty{values: make(map[string]string)} }
 
-// use is how every use begins.
+// use is called at the beginning of every use.
 func (f *faulty) use() error {
 	f.mu.Lock()
 	hang := f.hang
@@ -206,45 +207,45 @@ func (f *faulty) Stat(context.Context, string) (certmagic.KeyInfo, error) {
 	return certmagic.KeyInfo{}, errors.ErrUnsupported
 }
 
-// keep returns a running keeper, and what it logs.
-func keep(t *testing.T, storage certmagic.Storage, prefix string, every time.Duration) (*Store, *observer.ObservedLogs) {
+// runStore returns a running Store, and what it logs.
+func runStore(t *testing.T, storage certmagic.Storage, prefix string, every time.Duration) (*Store, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	k := NewStore(NewSet(), storage, prefix, every, zap.New(core))
-	k.Sync(t.Context(), true)
+	store := NewStore(NewSet(), storage, prefix, every, zap.New(core))
+	store.Sync(t.Context(), true)
 	ctx, stop := context.WithCancel(t.Context())
 	var running sync.WaitGroup
-	running.Go(func() { k.Run(ctx) })
+	running.Go(func() { store.Run(ctx) })
 	t.Cleanup(func() {
 		stop()
 		running.Wait()
-		k.Wait()
+		store.Wait()
 	})
-	return k, logs
+	return store, logs
 }
 
-// Those of one fleet follow each other within the interval, mode and weights alike;
-// those of another, and those of none, do not.
-func TestAFleetFollows(t *testing.T) {
+// The members of a fleet take over changes within the interval, modes and weights.
+// Members of another fleet, and instances without one, do not.
+func TestStore_FleetMembersTakeOverChanges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
-		one, _ := keep(t, storage, "alive/fleets/a", 2*time.Second)
-		two, _ := keep(t, storage, "alive/fleets/a", 2*time.Second)
-		other, _ := keep(t, storage, "alive/fleets/b", 2*time.Second)
-		none, _ := keep(t, storage, "alive/instances/x", 0)
+		one, _ := runStore(t, storage, "alive/fleets/a", 2*time.Second)
+		two, _ := runStore(t, storage, "alive/fleets/a", 2*time.Second)
+		other, _ := runStore(t, storage, "alive/fleets/b", 2*time.Second)
+		none, _ := runStore(t, storage, "alive/instances/x", 0)
 		one.set.Change("a:80", Change{Mode: new(Mode(Drain))})
 		one.Sync(t.Context(), false)
 		two.set.Change("a:80", Change{Pool: "shop", Weight: new(new(4))})
 		two.Sync(t.Context(), false)
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		for name, k := range map[string]*Store{"one": one, "two": two} {
-			if s := k.set.Of("a:80"); s.ModeNow() != Drain || s.WeightIn("shop", 1) != 4 || !k.set.IsStored("a:80") {
+		for name, store := range map[string]*Store{"one": one, "two": two} {
+			if s := store.set.Of("a:80"); s.ModeNow() != Drain || s.WeightIn("shop", 1) != 4 || !store.set.IsStored("a:80") {
 				t.Errorf("%s: %+v", name, s)
 			}
 		}
-		for name, k := range map[string]*Store{"another fleet": other, "no fleet": none} {
-			if s := k.set.Of("a:80"); s != nil {
+		for name, store := range map[string]*Store{"another fleet": other, "no fleet": none} {
+			if s := store.set.Of("a:80"); s != nil {
 				t.Errorf("%s: %+v", name, s)
 			}
 		}
@@ -265,13 +266,13 @@ func TestAFleetFollows(t *testing.T) {
 	})
 }
 
-// A storage that fails or hangs keeps nobody waiting for longer than its timeout,
-// nor does it lose anything: what was set holds, and is stored when it returns. Each
-// outage is one line.
-func TestAStorageThatFails(t *testing.T) {
+// A change waits for a storage that fails or hangs no longer than the timeout, and
+// loses nothing: what was set takes effect, and is stored when the storage works again.
+// Each outage is one line.
+func TestStore_OutageLosesNothing(t *testing.T) {
 	for name, fail := range map[string]func(f *faulty) (mend func()){
 		"errors": func(f *faulty) func() {
-			f.set(errors.New("disk on fire"), nil)
+			f.set(errors.New("disk full"), nil)
 			return func() { f.set(nil, nil) }
 		},
 		"hangs": func(f *faulty) func() {
@@ -283,35 +284,35 @@ func TestAStorageThatFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				storage := newFaulty()
-				k, logs := keep(t, storage, "alive/fleets/a", 2*time.Second)
+				store, logs := runStore(t, storage, "alive/fleets/a", 2*time.Second)
 				mend := fail(storage)
 				for i := range 5 {
 					began := time.Now()
 					address := fmt.Sprintf("a:%d", i)
-					k.set.Change(address, Change{Mode: new(Mode(Drain))})
-					k.Sync(t.Context(), false)
+					store.set.Change(address, Change{Mode: new(Mode(Drain))})
+					store.Sync(t.Context(), false)
 					if waited := time.Since(began); waited > Timeout {
 						t.Errorf("it took %v", waited)
 					}
-					if k.set.Of(address).ModeNow() != Drain || k.set.IsStored(address) {
-						t.Errorf("%s: %+v, persisted %v", address, k.set.Of(address), k.set.IsStored(address))
+					if store.set.Of(address).ModeNow() != Drain || store.set.IsStored(address) {
+						t.Errorf("%s: %+v, persisted %v", address, store.set.Of(address), store.set.IsStored(address))
 					}
 				}
-				time.Sleep(time.Minute + retryInterval/4) // not just when somebody ceases to wait
+				time.Sleep(time.Minute + retryInterval/4) // also while no change waits
 				if got := logs.Len(); got != 1 || logs.All()[0].Level != zapcore.WarnLevel {
 					t.Errorf("logged: %v", logs.All())
 				}
 				mend()
 				time.Sleep(5 * time.Second)
 				synctest.Wait()
-				if len(k.set.toStore()) > 0 || len(storage.values) != 5 {
-					t.Errorf("when it returned: %v to store, stored %v", k.set.toStore(), storage.values)
+				if len(store.set.toStore()) > 0 || len(storage.values) != 5 {
+					t.Errorf("when it returned: %v to store, stored %v", store.set.toStore(), storage.values)
 				}
 				if got := logs.Len(); got != 2 {
 					t.Errorf("logged: %v", logs.All())
 				}
 
-				// one that lost everything is given it again
+				// a storage that lost everything is written again
 				storage.mu.Lock()
 				clear(storage.values)
 				storage.mu.Unlock()
@@ -327,38 +328,38 @@ func TestAStorageThatFails(t *testing.T) {
 	}
 }
 
-// A folder in which another instance replaces a file while it is listed is listed
-// again; if it never comes to an end, the storage fails.
-func TestAListThatBreaksOff(t *testing.T) {
+// If another instance replaces a file while its folder is listed, the folder is listed
+// again. If that never ends, the storage fails.
+func TestStore_IncompleteListIsListedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
-		before, _ := keep(t, storage, "alive/instances/x", 0)
+		before, _ := runStore(t, storage, "alive/instances/x", 0)
 		before.set.Change("a:80", Change{Mode: new(Mode(Drain))})
 		before.Sync(t.Context(), false)
 		for gaps, loaded := range map[int]bool{listTries - 1: true, listTries: false} {
 			storage.mu.Lock()
 			storage.gaps = gaps
 			storage.mu.Unlock()
-			k, logs := keep(t, storage, "alive/instances/x", 0)
+			store, logs := runStore(t, storage, "alive/instances/x", 0)
 			warned := logs.FilterLevelExact(zapcore.WarnLevel).Len() > 0
-			if k.IsLoaded() != loaded || (k.set.Of("a:80") != nil) != loaded || warned == loaded {
-				t.Errorf("%d lists break off: loaded %v, settings %v, warned %v", gaps, k.IsLoaded(), k.set.All(), warned)
+			if store.IsLoaded() != loaded || (store.set.Of("a:80") != nil) != loaded || warned == loaded {
+				t.Errorf("%d lists break off: loaded %v, settings %v, warned %v", gaps, store.IsLoaded(), store.set.All(), warned)
 			}
 			time.Sleep(retryInterval)
 			synctest.Wait()
-			if k.set.Of("a:80").ModeNow() != Drain {
-				t.Errorf("%d lists break off: settings at the next try: %v", gaps, k.set.All())
+			if store.set.Of("a:80").ModeNow() != Drain {
+				t.Errorf("%d lists break off: settings at the next try: %v", gaps, store.set.All())
 			}
 		}
 	})
 }
 
-// What a storage holds that is no setting is ignored, with one warning each, and
-// what is beside it counts.
-func TestGarbageInTheStorage(t *testing.T) {
+// Stored values that are no settings are ignored, with one warning each. The others are
+// read.
+func TestStore_InvalidValuesAreIgnored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
-		good, _ := keep(t, storage, "alive/fleets/a", time.Second)
+		good, _ := runStore(t, storage, "alive/fleets/a", time.Second)
 		good.set.Change("a:80", Change{Mode: new(Mode(Drain))})
 		good.Sync(t.Context(), false)
 		of := func(address string) string { return good.key(address) }
@@ -373,10 +374,10 @@ func TestGarbageInTheStorage(t *testing.T) {
 			"alive/fleets/a/else.txt": "x",
 		})
 		storage.mu.Unlock()
-		k, logs := keep(t, storage, "alive/fleets/a", time.Second)
+		store, logs := runStore(t, storage, "alive/fleets/a", time.Second)
 		time.Sleep(10 * time.Second)
-		if len(k.set.All()) != 1 || k.set.Of("a:80").ModeNow() != Drain {
-			t.Errorf("settings: %v", k.set.All())
+		if len(store.set.All()) != 1 || store.set.Of("a:80").ModeNow() != Drain {
+			t.Errorf("settings: %v", store.set.All())
 		}
 		if got := logs.FilterLevelExact(zapcore.WarnLevel).Len(); got != 6 {
 			t.Errorf("%d warnings, want one each: %v", got, logs.All())
@@ -384,31 +385,31 @@ func TestGarbageInTheStorage(t *testing.T) {
 	})
 }
 
-// What was set for one address and said to be stored is not lost to what was set for
-// others at the same time, by two members of a fleet.
-func TestConcurrentChangesAreAllStored(t *testing.T) {
+// A change that is reported as stored is not lost to changes of other addresses at the
+// same time, by two members of a fleet.
+func TestStore_ConcurrentChangesAreAllStored(t *testing.T) {
 	storage := &certmagic.FileStorage{Path: t.TempDir()}
-	one, _ := keep(t, storage, "alive/fleets/a", 10*time.Millisecond)
-	two, _ := keep(t, storage, "alive/fleets/a", 10*time.Millisecond)
+	one, _ := runStore(t, storage, "alive/fleets/a", 10*time.Millisecond)
+	two, _ := runStore(t, storage, "alive/fleets/a", 10*time.Millisecond)
 	var writers sync.WaitGroup
 	for i := range 200 {
-		k := one
+		store := one
 		if i%2 == 1 {
-			k = two
+			store = two
 		}
 		writers.Go(func() {
 			address := fmt.Sprintf("10.0.0.%d:80", i)
-			k.set.Change(address, Change{Mode: new(Mode(Drain))})
-			k.Sync(t.Context(), false)
-			if !k.set.IsStored(address) { // on a busy machine it can take longer than Sync waits
-				for deadline := time.Now().Add(30 * time.Second); !k.set.IsStored(address) && time.Now().Before(deadline); {
+			store.set.Change(address, Change{Mode: new(Mode(Drain))})
+			store.Sync(t.Context(), false)
+			if !store.set.IsStored(address) { // on a busy machine it can take longer than Sync waits
+				for deadline := time.Now().Add(30 * time.Second); !store.set.IsStored(address) && time.Now().Before(deadline); {
 					time.Sleep(time.Millisecond)
 				}
 			}
 		})
 	}
 	writers.Wait()
-	later, logs := keep(t, storage, "alive/fleets/a", 0)
+	later, logs := runStore(t, storage, "alive/fleets/a", 0)
 	for i := range 200 {
 		if got := later.set.Of(fmt.Sprintf("10.0.0.%d:80", i)).ModeNow(); got != Drain {
 			t.Errorf("%d: mode %s", i, got)
@@ -419,24 +420,23 @@ func TestConcurrentChangesAreAllStored(t *testing.T) {
 	}
 }
 
-// Whoever waits for the storage at the end of a config does so beside others that
-// begin to use it.
-func TestAKeeperEndsBesideWriters(t *testing.T) {
+// The end of a config may wait for the storage while other goroutines begin to use it.
+func TestStore_WaitAllowsConcurrentUse(t *testing.T) {
 	for range 50 {
-		k := NewStore(NewSet(), newFaulty(), "x", 0, zap.NewNop())
+		store := NewStore(NewSet(), newFaulty(), "x", 0, zap.NewNop())
 		var writers sync.WaitGroup
 		for i := range 30 {
 			writers.Go(func() {
-				k.set.Change(fmt.Sprint("a", i), Change{Mode: new(Mode(Drain))})
-				k.Sync(t.Context(), false)
+				store.set.Change(fmt.Sprint("a", i), Change{Mode: new(Mode(Drain))})
+				store.Sync(t.Context(), false)
 			})
 		}
-		k.Wait()
+		store.Wait()
 		writers.Wait()
 	}
 }
 
-// slow is a storage that takes its time to read, and cannot read one key.
+// slow is a storage that needs time to read, and cannot read one key.
 type slow struct {
 	*faulty
 	takes time.Duration
@@ -455,17 +455,18 @@ func (s *slow) Load(ctx context.Context, key string) ([]byte, error) {
 	return s.faulty.Load(ctx, key)
 }
 
-// A slow storage with many settings is read in the end, though nobody waits that long.
-func TestASlowStorageWithManySettings(t *testing.T) {
+// A slow storage with many settings is read to the end, after the start has ceased to
+// wait.
+func TestStore_SlowStorageIsReadToTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := newFaulty()
-		one, _ := keep(t, storage, "f", time.Hour)
+		one, _ := runStore(t, storage, "f", time.Hour)
 		for i := range 1000 {
 			one.set.Change(fmt.Sprintf("x%d:80", i), Change{Mode: new(Mode(Drain))})
 		}
 		one.Sync(t.Context(), false)
 		began := time.Now()
-		two, logs := keep(t, &slow{storage, 50 * time.Millisecond, ""}, "f", time.Hour)
+		two, logs := runStore(t, &slow{storage, 50 * time.Millisecond, ""}, "f", time.Hour)
 		if took := time.Since(began); took > Timeout {
 			t.Errorf("it kept the start waiting for %v", took)
 		}
@@ -477,35 +478,35 @@ func TestASlowStorageWithManySettings(t *testing.T) {
 	})
 }
 
-// One key that cannot be read, or one setting that cannot be stored, is no reason to
-// leave out the others.
-func TestOneBadKey(t *testing.T) {
+// A key that cannot be read, or a setting that cannot be stored, does not affect the
+// others.
+func TestStore_BadKeyDoesNotAffectOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		storage := &slow{newFaulty(), 0, "f/a.json"}
 		storage.values["f/a.json"] = "{}"
-		before, _ := keep(t, storage.faulty, "f", 0)
+		before, _ := runStore(t, storage.faulty, "f", 0)
 		before.set.Change("x:80", Change{Mode: new(Mode(Drain))})
 		before.Sync(t.Context(), false)
-		k, _ := keep(t, storage, "f", time.Second)
-		if k.set.Of("x:80").ModeNow() != Drain {
-			t.Errorf("settings %v", k.set.All())
+		store, _ := runStore(t, storage, "f", time.Second)
+		if store.set.Of("x:80").ModeNow() != Drain {
+			t.Errorf("settings %v", store.set.All())
 		}
-		storage.bad = k.key("a:80")
-		k.set.Change("a:80", Change{Mode: new(Mode(Drain))})
-		k.set.Change("z:80", Change{Mode: new(Mode(Drain))})
+		storage.bad = store.key("a:80")
+		store.set.Change("a:80", Change{Mode: new(Mode(Drain))})
+		store.set.Change("z:80", Change{Mode: new(Mode(Drain))})
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if got := k.set.toStore(); !slices.Equal(got, []string{"a:80"}) {
+		if got := store.set.toStore(); !slices.Equal(got, []string{"a:80"}) {
 			t.Errorf("to store: %v", got)
 		}
 	})
 }
 
-// A config with another storage has all settings stored there, also if it does not
+// A config with another storage has all settings stored there, even if it does not
 // answer at first.
-func TestAnotherStorage(t *testing.T) {
+func TestStore_NewStorageGetsAllSettings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		one, _ := keep(t, newFaulty(), "i", 0)
+		one, _ := runStore(t, newFaulty(), "i", 0)
 		one.set.Change("x:80", Change{Mode: new(Mode(Maintenance))})
 		one.Sync(t.Context(), false)
 		other := newFaulty()
@@ -523,17 +524,17 @@ func TestAnotherStorage(t *testing.T) {
 	})
 }
 
-// A client that does not wait for the storage is no failure of it.
-func TestAClientThatLeaves(t *testing.T) {
+// A client that does not wait for the storage is not a failure of the storage.
+func TestStore_CanceledSyncIsNoFailure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k, logs := keep(t, &slow{newFaulty(), 300 * time.Millisecond, ""}, "i", 0)
-		k.set.Change("x:80", Change{Mode: new(Mode(Drain))})
+		store, logs := runStore(t, &slow{newFaulty(), 300 * time.Millisecond, ""}, "i", 0)
+		store.set.Change("x:80", Change{Mode: new(Mode(Drain))})
 		ctx, leave := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer leave()
-		k.Sync(ctx, false)
+		store.Sync(ctx, false)
 		time.Sleep(time.Second)
-		if logs.Len() > 0 || !k.set.IsStored("x:80") {
-			t.Errorf("logged %v, persisted %v", logs.All(), k.set.IsStored("x:80"))
+		if logs.Len() > 0 || !store.set.IsStored("x:80") {
+			t.Errorf("logged %v, persisted %v", logs.All(), store.set.IsStored("x:80"))
 		}
 	})
 }

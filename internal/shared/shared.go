@@ -33,8 +33,9 @@ var (
 
 	// WatchLists are the addresses that requests have brought. Key: the source of the
 	// upstreams. Value: a list of addresses, with when requests brought each. Owner: each
-	// handler with dynamic upstreams. They outlive a config so that a reload does not stop
-	// the probes until the next requests.
+	// handler, also one whose upstreams the config lists: another policy can bring others.
+	// They outlive a config so that a reload does not stop the probes until the next
+	// requests.
 	WatchLists = caddy.NewUsagePool()
 
 	// Settings are the modes and weights set at run time. Key: where they are stored.

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package suggest says what to write in place of a mistyped or misplaced option of a
-// Caddyfile. It works on texts: it reads no configuration, and has no state.
+// Caddyfile.
+//
+// It must not read a configuration: it works on texts. It has no state and no locks.
 package suggest
 
 import (
@@ -9,20 +11,20 @@ import (
 	"strings"
 )
 
-// maxLength bounds the names that are compared, in bytes: the work grows with the
-// product of the two lengths.
+// maxLength bounds the names that are compared, in bytes, because the time grows with
+// the product of the two lengths.
 const maxLength = 256
 
-// shortestPrefix is how many characters a name needs to mean a longer one that
-// begins with it.
+// shortestPrefix is how many characters a name needs to count as the beginning of a
+// longer one.
 const shortestPrefix = 3
 
-// Close returns the known name that is most like the given one, or "" if none is
-// close. Case, hyphens, underscores and spaces do not count, and two adjacent
-// characters in the wrong order count as one mistake. One mistake is close in a
-// name of up to 4 characters, two are in one of up to 8, and three in a longer
-// one. A name that a known one begins with is close, too. Among equals, the first
-// wins. A name that is known is its own closest one.
+// Close returns the known name that is closest to a name, or "" if none is close. Case,
+// hyphens, underscores and spaces do not count, and two adjacent characters in the
+// wrong order count as one mistake. Close means one mistake in a name of up to 4
+// characters, two in one of up to 8, and three in a longer one. A known name that
+// begins with the given one is close, too. Among equals, the first wins. A known name
+// is its own closest one.
 func Close(name string, known []string) string {
 	given := normalize(name)
 	if len(given) == 0 || len(name) > maxLength {
@@ -63,8 +65,8 @@ func normalize(name string) []rune {
 	return []rune(strings.NewReplacer("-", "", "_", "", " ", "").Replace(strings.ToLower(name)))
 }
 
-// distance counts the mistakes that turn one text into the other: characters
-// added, left out or replaced, and neighbours exchanged.
+// distance counts the mistakes that turn one text into the other: characters added,
+// left out or replaced, and adjacent characters exchanged.
 func distance(a, b []rune) int {
 	older, old, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range old {

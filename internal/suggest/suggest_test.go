@@ -14,7 +14,7 @@ func TestClose_FindsTheMistypedName(t *testing.T) {
 		"expect_header", "expect_body", "expression", "max_size", "tls_server_name", "tls_insecure_skip_verify",
 	}
 	for name, want := range map[string]string{
-		"intervall":       "interval", // a character too many
+		"intervall":       "interval", // one character too many
 		"intrval":         "interval", // one too few
 		"imterval":        "interval", // a wrong one
 		"inetrval":        "interval", // two in the wrong order
@@ -22,7 +22,7 @@ func TestClose_FindsTheMistypedName(t *testing.T) {
 		"expect_bdy":      "expect_body",
 		"expect-body":     "expect_body",
 		"expectBody":      "expect_body",
-		"expect":          "expect_body", // the shortest that begins so
+		"expect":          "expect_body", // the shortest with this prefix
 		"keep":            "keep_connection",
 		"keep_connexion":  "keep_connection",
 		"keepconnection":  "keep_connection",
@@ -32,7 +32,7 @@ func TestClose_FindsTheMistypedName(t *testing.T) {
 		"prot":            "port",
 		"headers":         "header",
 		"tls_skip_verify": "",
-		"host":            "", // one more mistake away from port than is close in four characters
+		"host":            "", // two mistakes away from port, and four characters allow one
 		"uri":             "",
 		"po":              "",
 		"-_ ":             "",
@@ -63,7 +63,7 @@ func TestClose_FindsAddresses(t *testing.T) {
 	}
 }
 
-// A name from a client can be as long as it likes.
+// The length of a name from a client has no limit.
 func TestClose_LongNamesAreNotCompared(t *testing.T) {
 	long := strings.Repeat("a", maxLength+1)
 	if got := Close(long, []string{long + "b"}); got != "" {

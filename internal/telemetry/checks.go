@@ -19,7 +19,7 @@ type checkKey struct{ upstream, check string }
 
 // checkCounts are the counts of a check of an upstream, for all configs and handlers of
 // the process. It is the value of shared.CheckCounters.
-type checkCounts struct{ passed, failed, void, up, down atomic.Uint64 }
+type checkCounts struct{ passed, failed, inconclusive, up, down atomic.Uint64 }
 
 // Destruct has nothing to do.
 func (*checkCounts) Destruct() error { return nil }
@@ -61,7 +61,7 @@ func (c *CheckCounters) Probed(r health.Result) {
 }
 
 // Inconclusive counts a result that says something about this process only.
-func (c *CheckCounters) Inconclusive() { c.void.Add(1) }
+func (c *CheckCounters) Inconclusive() { c.inconclusive.Add(1) }
 
 // Changed counts a change of status.
 func (c *CheckCounters) Changed(t health.Transition) {

@@ -88,7 +88,7 @@ func (out output) checks() {
 	for key, counts := range all {
 		out.counter(checksDesc, counts.passed.Load(), key.upstream, key.check, "pass")
 		out.counter(checksDesc, counts.failed.Load(), key.upstream, key.check, "fail")
-		out.counter(checksDesc, counts.void.Load(), key.upstream, key.check, "void")
+		out.counter(checksDesc, counts.inconclusive.Load(), key.upstream, key.check, "void")
 		out.counter(transitionsDesc, counts.up.Load(), key.upstream, key.check, "up")
 		out.counter(transitionsDesc, counts.down.Load(), key.upstream, key.check, "down")
 	}

@@ -21,9 +21,10 @@ type Event struct {
 	Data map[string]any
 }
 
-// Queue hands the events of a config on, one after the other. Emit never waits: an event
-// handler may take its time, or call the admin API. At its end, a queue hands what waits
-// to its successor: the queue of the newest other config that is running.
+// Queue passes the events of a config to emit, one after the other. Emit never waits,
+// because an event handler may be slow, or call the admin API. At its end, a queue
+// hands the waiting events to its successor: the queue of the newest other config that
+// is running.
 //
 // The methods Emit, StatusChanged, FailOpen and Successor can be called on nil.
 type Queue struct {
@@ -44,7 +45,7 @@ func NewQueue(logger *zap.Logger, emit func(name string, data map[string]any), r
 	return &Queue{emit: emit, running: running, logger: logger, wake: make(chan struct{}, 1)}
 }
 
-// Emit has an event go out in its turn.
+// Emit adds an event to the queue.
 func (q *Queue) Emit(name string, data map[string]any) {
 	if q == nil {
 		return
@@ -71,8 +72,8 @@ func (q *Queue) Emit(name string, data map[string]any) {
 	}
 }
 
-// StatusChanged tells of a change of status. What only changes whether an upstream is
-// draining is no event.
+// StatusChanged emits a change of status. A change that only concerns draining is no
+// event.
 func (q *Queue) StatusChanged(upstream, check string, t health.Transition) {
 	if t.From == t.To {
 		return
@@ -87,7 +88,7 @@ func (q *Queue) StatusChanged(upstream, check string, t health.Transition) {
 	})
 }
 
-// FailOpen tells that a pool begins to ignore health, or no longer does.
+// FailOpen emits that a pool begins to ignore health, or ends it.
 func (q *Queue) FailOpen(pool string, active bool) {
 	q.Emit("fail_open", map[string]any{"pool": pool, "active": active})
 }
@@ -117,8 +118,8 @@ func (q *Queue) Next() (e Event, ok bool) {
 	return e, true
 }
 
-// End hands on what still waits, and what is emitted meanwhile, in its order. Without a
-// successor there are no handlers any more, and all of it is dropped.
+// End hands on the waiting events, and those that are emitted later, in order. Without
+// a successor there are no handlers any more, and all events are dropped.
 func (q *Queue) End() {
 	successor := q.Successor()
 	for {

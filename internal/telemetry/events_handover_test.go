@@ -35,7 +35,7 @@ type config struct {
 	runs   sync.WaitGroup
 }
 
-// start has a config run; its queue starts if that is wanted. Events wait for the gate.
+// start runs a config, and its queue if started is set. Its handler waits for the gate.
 func (c *configs) start(t *testing.T, got *[]string, started bool, gate chan struct{}) *config {
 	t.Helper()
 	var mu sync.Mutex
@@ -64,14 +64,15 @@ func (c *configs) start(t *testing.T, got *[]string, started bool, gate chan str
 	return one
 }
 
-// leave takes the config out of those that run, as at its stop.
+// leave removes the config from the running ones, as its stop does.
 func (c *config) leave() {
 	c.all.mu.Lock()
 	defer c.all.mu.Unlock()
 	c.all.queues = slices.DeleteFunc(c.all.queues, func(other *Queue) bool { return other == c.Queue })
 }
 
-// What was handed to a config that never starts goes back to the one that runs on.
+// Events that were handed to a config that never starts go back to the one that still
+// runs.
 func TestEvents_OfAConfigThatNeverStartsGoBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var all configs
@@ -91,13 +92,13 @@ func TestEvents_OfAConfigThatNeverStartsGoBack(t *testing.T) {
 		old.Emit("4", nil)
 		synctest.Wait()
 		if want := []string{"1", "2", "3", "4"}; !slices.Equal(got, want) {
-			t.Errorf("told %v, want %v", got, want)
+			t.Errorf("emitted %v, want %v", got, want)
 		}
 	})
 }
 
-// A config that has ended, but not left yet, is no successor. Without any successor, what
-// is emitted is dropped.
+// A config that has ended, but has not left yet, is no successor. Without a successor,
+// events are dropped.
 func TestEvents_NotHandedToOneThatEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var all configs
@@ -114,7 +115,7 @@ func TestEvents_NotHandedToOneThatEnded(t *testing.T) {
 		ended.Emit("3", nil)
 		synctest.Wait()
 		if want := []string{"1", "2", "3"}; !slices.Equal(got, want) {
-			t.Errorf("told %v, want %v", got, want)
+			t.Errorf("emitted %v, want %v", got, want)
 		}
 		old.cancel()
 		synctest.Wait()
@@ -122,12 +123,13 @@ func TestEvents_NotHandedToOneThatEnded(t *testing.T) {
 		ended.Emit("5", nil)
 		synctest.Wait()
 		if len(got) != 3 {
-			t.Errorf("told %v after all ended", got)
+			t.Errorf("emitted %v after all ended", got)
 		}
 	})
 }
 
-// What is emitted while a config ends is told once and in order, however it meets the end.
+// Events that are emitted while a config ends are passed on once and in order, whatever
+// the timing.
 func TestEvents_EmittedAtTheEndAreToldOnceAndInOrder(t *testing.T) {
 	for range 300 {
 		synctest.Test(t, func(t *testing.T) {
@@ -154,7 +156,7 @@ func TestEvents_EmittedAtTheEndAreToldOnceAndInOrder(t *testing.T) {
 			emitting.Wait()
 			synctest.Wait()
 			if !slices.Equal(got, want) {
-				t.Errorf("told %v", got)
+				t.Errorf("emitted %v", got)
 			}
 			close(gate)
 		})
@@ -164,7 +166,8 @@ func TestEvents_EmittedAtTheEndAreToldOnceAndInOrder(t *testing.T) {
 	}
 }
 
-// An event that is emitted while a long queue is handed on does not overtake what waits.
+// An event that is emitted while a long queue is handed on does not overtake the
+// waiting ones.
 func TestEvents_EmittedAtTheEndDoNotOvertake(t *testing.T) {
 	const waiting = maxEvents - 10
 	for range 200 {
@@ -203,7 +206,8 @@ func TestEvents_EmittedAtTheEndDoNotOvertake(t *testing.T) {
 	}
 }
 
-// The last config does not wait for a handler that blocks, and says what is dropped.
+// The last config does not wait for a handler that blocks, and logs that events are
+// dropped.
 func TestEvents_TheLastConfigEndsWithoutWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var all configs

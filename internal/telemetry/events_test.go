@@ -16,9 +16,9 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
-// While a handler blocks, maxEvents wait and no more, with one warning. When it goes on
-// they go out in order, and so do later ones. The next time that it blocks is a warning
-// again. A handler that blocks for good delays no emit.
+// While a handler blocks, maxEvents events wait and no more, with one warning. When it
+// continues they are emitted in order, and so are later ones. The next time that it
+// blocks there is another warning. A handler that blocks forever does not delay Emit.
 func TestEvents_WaitWhileAHandlerBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.WarnLevel)
@@ -81,7 +81,8 @@ func TestEvents_DrainingIsNone(t *testing.T) {
 	}
 }
 
-// What a config could not tell before it ended, the next one does, in order.
+// Events that a config did not emit before its end are emitted by the next one, in
+// order.
 func TestEvents_GoToTheNextConfig(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var all configs
@@ -99,7 +100,7 @@ func TestEvents_GoToTheNextConfig(t *testing.T) {
 		synctest.Wait()
 		next.leave()
 		if want := []string{"1", "2", "3"}; !slices.Equal(got, want) {
-			t.Errorf("told %v while a handler blocks, want %v", got, want)
+			t.Errorf("emitted %v while a handler blocks, want %v", got, want)
 		}
 		close(gate)
 	})

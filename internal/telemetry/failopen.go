@@ -5,15 +5,15 @@ package telemetry
 import "sync"
 
 // failOpenPools counts the pools of one name that ignore health, in all handlers and
-// configs of the process, and knows what was told of that.
+// configs of the process, and knows what was reported last.
 type failOpenPools struct {
-	mu      sync.Mutex     // guards what follows
-	pools   map[Source]int // how many of each source ignore health
-	told    bool           // that at least one does
-	telling bool           // a goroutine is in tell
+	mu        sync.Mutex     // guards what follows
+	pools     map[Source]int // how many of each source ignore health
+	reported  bool           // at least one was
+	reporting bool           // a goroutine is in report
 }
 
-// join has a source count.
+// join makes the pools of a source count.
 func (f *failOpenPools) join(s Source) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -23,7 +23,8 @@ func (f *failOpenPools) join(s Source) {
 	f.pools[s] = 0
 }
 
-// leave has a source no longer count. What it adds later is ignored.
+// leave makes the pools of a source count no longer. What the source adds later is
+// ignored.
 func (f *failOpenPools) leave(s Source) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -54,21 +55,21 @@ func (f *failOpenPools) sum() (n int) {
 	return n
 }
 
-// tell calls emit with what is not told yet. No lock is held meanwhile. One goroutine at
-// a time tells, and looks again after each call: two that told at the same time could
-// overtake each other, and the last word would not be what holds.
-func (f *failOpenPools) tell(emit func(active bool)) {
+// report calls emit with what is not yet reported. No lock is held meanwhile. One
+// goroutine at a time reports, and checks again after each call. Otherwise a later
+// report could overtake an earlier one, and the last one would be wrong.
+func (f *failOpenPools) report(emit func(active bool)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.telling {
+	if f.reporting {
 		return
 	}
-	f.telling = true
-	for active := f.sum() > 0; active != f.told; active = f.sum() > 0 {
-		f.told = active
+	f.reporting = true
+	for active := f.sum() > 0; active != f.reported; active = f.sum() > 0 {
+		f.reported = active
 		f.mu.Unlock()
 		emit(active)
 		f.mu.Lock()
 	}
-	f.telling = false
+	f.reporting = false
 }

@@ -9,16 +9,16 @@ import (
 	"time"
 )
 
-// Whatever happens at once, what is told begins with a beginning, alternates, and ends
-// with what holds. What left does not count.
+// Whatever happens at the same time, the reports begin with a beginning, alternate, and
+// end with the present state. Sources that left do not count.
 func TestFailOpen_TellsBeginningsAndEndsInTurn(t *testing.T) {
 	for range 200 {
 		var f failOpenPools
-		var told []bool // one goroutine at a time tells, so it needs no lock
-		tell := func() {
-			f.tell(func(active bool) {
+		var reported []bool // one goroutine at a time reports, so it needs no lock
+		report := func() {
+			f.report(func(active bool) {
 				time.Sleep(rand.N(20 * time.Microsecond)) // others may overtake
-				told = append(told, active)
+				reported = append(reported, active)
 			})
 		}
 		sources := make([]*source, 4)
@@ -31,17 +31,17 @@ func TestFailOpen_TellsBeginningsAndEndsInTurn(t *testing.T) {
 			wg.Go(func() {
 				for range 5 {
 					f.add(s, 1)
-					tell()
+					report()
 					f.add(s, -1)
-					tell()
+					report()
 				}
 				f.add(s, 1)
-				tell()
+				report()
 				if i > 0 {
 					f.leave(s)
-					tell()
+					report()
 					f.add(s, 1) // by a request that is late
-					tell()
+					report()
 				}
 			})
 		}
@@ -50,14 +50,14 @@ func TestFailOpen_TellsBeginningsAndEndsInTurn(t *testing.T) {
 			t.Fatalf("%d ignore health, want the one that did not leave", f.count())
 		}
 		f.leave(sources[0])
-		tell()
-		for i, active := range told {
+		report()
+		for i, active := range reported {
 			if active != (i%2 == 0) {
-				t.Fatalf("told %v, want beginnings and ends in turn", told)
+				t.Fatalf("reported %v, want beginnings and ends in turn", reported)
 			}
 		}
-		if len(told)%2 != 0 {
-			t.Fatalf("told %v, want an end at last", told)
+		if len(reported)%2 != 0 {
+			t.Fatalf("reported %v, want an end as the last one", reported)
 		}
 	}
 }

@@ -11,10 +11,11 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 )
 
-// Connect returns a queue whose events go to the events app of a config, as soon as
-// Caddy says that the config has started: before that, the events app may have not. The
-// function begun is called then, first. The queue ends with the context. See [NewQueue]
-// for running, and [OriginModule], which must be registered.
+// Connect returns a queue whose events go to the events app of a config. The events
+// begin when Caddy reports that the config has started, because the events app may not
+// have started before. The function began is called then, first. The queue ends with
+// the context. See [NewQueue] for running, and [OriginModule], which must be
+// registered.
 func Connect(ctx caddy.Context, begun func(), running func() []*Queue) (*Queue, error) {
 	app, err := ctx.App("events")
 	if err != nil {
@@ -22,8 +23,8 @@ func Connect(ctx caddy.Context, begun func(), running func() []*Queue) (*Queue, 
 	}
 	events := app.(*caddyevents.App)
 	// The context of an app that another module loads ends up with the modules of that
-	// other one in it, so the origin of events has a context of its own. It ends with ctx:
-	// to cancel it here would run what is left to do at the end of ctx.
+	// other one in it, so the origin of events has a context of its own. It ends with ctx;
+	// a cancel here would run the functions for the end of ctx.
 	own, _ := caddy.NewContext(ctx)
 	loaded, err := own.LoadModuleByID(originID, nil)
 	if err != nil {
@@ -31,12 +32,12 @@ func Connect(ctx caddy.Context, begun func(), running func() []*Queue) (*Queue, 
 	}
 	origin := loaded.(*origin)
 	q := NewQueue(ctx.Logger(), func(name string, data map[string]any) { events.Emit(origin.ctx, name, data) }, running)
-	// also if the config never starts: what was emitted until then goes back
+	// also if the config never starts: its events go back
 	context.AfterFunc(ctx, q.End)
 	return q, events.On("started", handlerFunc(func() {
 		begun()
-		// It ends with the config. Nothing waits for it: it may be in an event handler that
-		// itself waits for the end of the config.
+		// It ends with the config. Nothing waits for it, because it may be in an event
+		// handler that itself waits for the end of the config.
 		go q.Run(ctx)
 	}))
 }
@@ -57,7 +58,7 @@ func NotifyExit(ctx caddy.Context) (exiting chan struct{}, err error) {
 	}))
 }
 
-// handlerFunc is an event handler that does not look at the event.
+// handlerFunc is an event handler that ignores the event.
 type handlerFunc func()
 
 // Handle calls the function.

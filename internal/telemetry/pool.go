@@ -39,21 +39,22 @@ type PoolCounters struct {
 
 	mu      sync.Mutex // guards what follows
 	sources map[Source]struct{}
+	joined  uint64            // how many sources have joined so far
 	recent  []*leftSource     // sources that left a short while ago, the oldest first
 	past    map[string]uint64 // selections of those that left before, by upstream
 	shown   map[string]uint64 // what Selections returned last
 	cleanUp *time.Timer       // nil until the first source leaves
 }
 
-// leftSource is a source that left its pool. Requests that are in flight may still pick
-// by it, so it is asked a while longer.
+// leftSource is a source that left its pool. Requests in flight may still pick by it,
+// so it is read for a while longer.
 type leftSource struct {
 	Source
 	at time.Time
 }
 
-// JoinPool has a source count for the pool of a name, and returns the counters of that
-// pool. Leave must follow.
+// JoinPool adds a source to the pool of a name, and returns the counters of that pool.
+// Leave must follow.
 func JoinPool(name string, s Source) (*PoolCounters, error) {
 	name = view.ValidText(name)
 	found, _, err := shared.PoolCounters.LoadOrNew(name, func() (caddy.Destructor, error) { return newPoolCounters(name), nil })
@@ -71,10 +72,10 @@ func newPoolCounters(name string) *PoolCounters {
 }
 
 // Leave undoes JoinPool. What the source counted stays while other sources have joined.
-// If the pool ignores health no longer because the source left, tell is called.
-func (p *PoolCounters) Leave(s Source, tell func(active bool)) error {
+// If the pool ignores health no longer because the source left, report is called.
+func (p *PoolCounters) Leave(s Source, report func(active bool)) error {
 	p.failOpen.leave(s)
-	p.failOpen.tell(tell)
+	p.failOpen.report(report)
 	p.leave(s, time.Now())
 	_, err := shared.PoolCounters.Delete(p.name)
 	return err
@@ -96,12 +97,12 @@ func (p *PoolCounters) CountHeld() { p.held.Add(1) }
 // Held returns how many requests have waited for verdicts.
 func (p *PoolCounters) Held() uint64 { return p.held.Load() }
 
-// AddFailOpen changes by delta how many pools of a source ignore health. It calls tell
+// AddFailOpen changes by delta how many pools of a source ignore health. It calls report
 // when the first pool of this name begins to, and when the last one ends. A source that
 // has left counts for nothing.
-func (p *PoolCounters) AddFailOpen(s Source, delta int, tell func(active bool)) {
+func (p *PoolCounters) AddFailOpen(s Source, delta int, report func(active bool)) {
 	p.failOpen.add(s, delta)
-	p.failOpen.tell(tell)
+	p.failOpen.report(report)
 }
 
 // FailOpen returns how many pools of this name ignore health.
@@ -118,6 +119,7 @@ func (p *PoolCounters) join(s Source) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sources[s] = struct{}{}
+	p.joined++
 }
 
 func (p *PoolCounters) leave(s Source, now time.Time) {
@@ -133,7 +135,7 @@ func (p *PoolCounters) leave(s Source, now time.Time) {
 	p.settle(now)
 }
 
-// settle adds up what sources have counted that left long ago, and lets go of them.
+// settle adds up the counts of sources that left long ago, and drops the sources.
 func (p *PoolCounters) settle(now time.Time) {
 	for _, left := range p.due(now) {
 		counts := left.Selections()
@@ -159,14 +161,20 @@ func (p *PoolCounters) due(now time.Time) []*leftSource {
 	return slices.Clone(p.recent[:n])
 }
 
-// prune forgets the counts of upstreams that no source has.
+// prune drops the counts of upstreams that no source has.
 func (p *PoolCounters) prune() {
+	p.mu.Lock()
+	joined := p.joined
+	p.mu.Unlock()
 	present := make(map[string]uint64)
 	for _, s := range p.Sources() {
 		add(present, s.Selections())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.joined != joined {
+		return // a source that has joined meanwhile may have them; the next to leave prunes
+	}
 	gone := func(upstream string, _ uint64) bool {
 		_, there := present[upstream]
 		return !there

@@ -48,10 +48,10 @@ func join(t *testing.T, pool string, counts map[string]uint64) (*PoolCounters, *
 	return p, s
 }
 
-// leave has a source leave a pool.
+// leave makes a source leave a pool.
 func leave(t *testing.T, p *PoolCounters, s *source) {
 	t.Helper()
-	if err := p.Leave(s, func(active bool) { t.Errorf("told fail-open %v", active) }); err != nil {
+	if err := p.Leave(s, func(active bool) { t.Errorf("reported fail-open %v", active) }); err != nil {
 		t.Error(err)
 	}
 }
@@ -64,8 +64,8 @@ func wantSelections(t *testing.T, what string, p *PoolCounters, want map[string]
 	}
 }
 
-// A source that left is asked for 10 seconds: requests in flight still pick by it. What
-// it counted stays after that, with and without a read in between.
+// A source that left is read for 10 seconds, because requests in flight still pick by
+// it. Its counts stay after that, with and without a read in between.
 func TestPoolCounters_SourcesThatLeftStillCount(t *testing.T) {
 	for _, reads := range []bool{false, true} {
 		t.Run(fmt.Sprint("reads ", reads), func(t *testing.T) {
@@ -111,8 +111,8 @@ func TestPoolCounters_KeepsFewSourcesThatLeft(t *testing.T) {
 	wantSelections(t, "all", p, map[string]uint64{"a": 3 * maxRecent})
 }
 
-// The counts of an upstream that no source has are forgotten some time after a source
-// left. If the upstream comes back, it begins anew.
+// The counts of an upstream that no source has are dropped some time after a source
+// left. If the upstream comes back, it begins at 0.
 func TestPoolCounters_ForgetUpstreamsThatAreGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, old := join(t, "shop", map[string]uint64{"a": 5, "gone": 7})
@@ -173,7 +173,7 @@ func TestPoolCounters_ReadsAtOnce(t *testing.T) {
 	over.Wait()
 }
 
-// A pool whose last source has left is gone, and its name begins anew.
+// When the last source leaves a pool, its counters are gone, and its name begins at 0.
 func TestPoolCounters_GoWithTheLastSource(t *testing.T) {
 	one, a := join(t, t.Name(), map[string]uint64{"a": 5})
 	one.CountHeld()
@@ -195,23 +195,24 @@ func TestPoolCounters_GoWithTheLastSource(t *testing.T) {
 	wantSelections(t, "anew", anew, map[string]uint64{"a": 0})
 }
 
-// A pool of which the last fail-open part leaves no longer ignores health: that is told.
+// If the last part of a pool that fails open leaves, the pool no longer ignores health.
+// That is reported.
 func TestPoolCounters_FailOpenEndsWithItsSource(t *testing.T) {
 	p, s := join(t, t.Name(), nil)
 	q, stays := join(t, t.Name(), nil)
 	defer leave(t, q, stays)
-	var told []bool
-	tell := func(active bool) { told = append(told, active) }
-	p.AddFailOpen(s, 1, tell)
-	p.AddFailOpen(s, 1, tell)
+	var reported []bool
+	report := func(active bool) { reported = append(reported, active) }
+	p.AddFailOpen(s, 1, report)
+	p.AddFailOpen(s, 1, report)
 	if n := p.FailOpen(); n != 2 {
 		t.Errorf("%d pools ignore health, want 2", n)
 	}
-	if err := p.Leave(s, tell); err != nil {
+	if err := p.Leave(s, report); err != nil {
 		t.Error(err)
 	}
-	p.AddFailOpen(s, 1, tell) // by a request that is late
-	if want := []bool{true, false}; !slices.Equal(told, want) || p.FailOpen() != 0 {
-		t.Errorf("told %v, want %v; %d pools ignore health, want none", told, want, p.FailOpen())
+	p.AddFailOpen(s, 1, report) // by a request that is late
+	if want := []bool{true, false}; !slices.Equal(reported, want) || p.FailOpen() != 0 {
+		t.Errorf("reported %v, want %v; %d pools ignore health, want none", reported, want, p.FailOpen())
 	}
 }

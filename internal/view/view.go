@@ -29,8 +29,8 @@ type Upstream struct {
 	// during a slow start, 0 if it gets none.
 	EffectiveWeight float64 `json:"effective_weight"`
 	Backup          bool    `json:"backup"`
-	// Serving says that it gets requests now because it is alive. It is false where it
-	// gets them because health is ignored, or because no other than a draining one is left.
+	// Serving says that it gets requests now because it is alive. It is false if it gets
+	// them only because health is ignored, or because only draining upstreams are left.
 	Serving bool `json:"serving"`
 	// Why is one sentence: why this upstream gets requests, or none.
 	Why string `json:"why"`

@@ -10,8 +10,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 )
 
-// The kind is registered by importing the package: a build that names it has it.
-func TestModule(t *testing.T) {
+// The kind is registered when the package is imported.
+func TestExec_IsRegisteredByImport(t *testing.T) {
 	t.Parallel()
 	info, err := caddy.GetModule("alive.probes.exec")
 	if err != nil {
@@ -22,9 +22,9 @@ func TestModule(t *testing.T) {
 	}
 }
 
-// What is written is what the JSON has: nothing is expanded or split by parsing.
-// Errors say where they are.
-func TestCaddyfile(t *testing.T) {
+// The JSON has the arguments as written: parsing neither expands nor splits them.
+// Errors have file and line.
+func TestExec_CaddyfileKeepsArgumentsAsWritten(t *testing.T) {
 	t.Parallel()
 	const needs = "an exec check needs a command, like exec /usr/local/bin/check-app --quick, at Testfile:1"
 	for _, test := range []struct{ input, want, err string }{
@@ -54,8 +54,8 @@ func TestCaddyfile(t *testing.T) {
 	}
 }
 
-// The check is shown with its arguments, as they were written.
-func TestString(t *testing.T) {
+// The label has the arguments, as written.
+func TestExec_LabelShowsArgumentsAsWritten(t *testing.T) {
 	t.Parallel()
 	for want, p := range map[string]Exec{
 		"exec check":                 {Command: "check"},
@@ -67,7 +67,7 @@ func TestString(t *testing.T) {
 	}
 }
 
-// text is what an error says; that of none is empty.
+// text returns the text of an error, and "" if there is none.
 func text(err error) string {
 	if err == nil {
 		return ""

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package exec adds the kind of health check that runs a command. It is not part
-// of the plugin unless a build names this package: with it, a right to change the
-// config is a right to run commands. It also shows what a kind of check from elsewhere
-// looks like: the rest knows nothing of it.
+// Package exec adds the kind of health check that runs a command. It is not part of the
+// plugin unless a build imports it, because with it the right to change the config
+// includes the right to run commands.
+//
+// It is also an example of a kind from another package: it imports the package probe,
+// and no other package of the plugin imports it. It has no locks.
 package exec
 
 import (
@@ -29,22 +31,23 @@ func init() {
 const (
 	// maxOutput is how much of the output of a command is kept, in bytes.
 	maxOutput = 4 << 10
-	// lingering is how long, after a command has ended, to wait for what it has
+	// lingering is how long to wait, after the end of a command, for the processes that it
 	// left running to close its output.
 	lingering = 100 * time.Millisecond
 )
 
-// Exec checks that a command succeeds: that its exit status is 0. What it writes
-// is part of the reason if it does not. The address of the upstream, or the one that
-// the check has instead, is in the variable `ALIVE_UPSTREAM` of its environment.
+// Exec checks that a command succeeds, which means that its exit status is 0. If it
+// fails, its output is part of the reason. The variable `ALIVE_UPSTREAM` of its
+// environment is the address that is probed: that of the upstream, or the one that the
+// options of the check give instead.
 //
 // The command runs without a shell, in the working directory of Caddy, as the same
-// user, and inherits the whole environment of Caddy, with all secrets that are in it.
-// To keep them from a command, have the check run it by `env -i`.
+// user. It inherits the whole environment of Caddy, with all secrets in it. To hide
+// them from a command, run it by `env -i`.
 //
-// When the timeout is over the command is killed, on Unix together with the processes
-// of its process group. What has left that group, by `setsid` for example, or was left
-// running by a command that ended in time, goes on.
+// At the timeout the command is killed, on Unix together with the processes of its
+// process group. Processes that left the group, by `setsid` for example, keep running,
+// and so do those that a command left running when it ended in time.
 type Exec struct {
 	// The command: a path, or a name that is looked up in `PATH`. Required.
 	Command string `json:"command,omitempty"`
@@ -101,7 +104,7 @@ func (e *Exec) Provision(_ caddy.Context) error {
 		return errors.New("an exec check needs a command")
 	}
 	if e.path, err = exec.LookPath(command); err != nil {
-		if command != e.Command { // show it as it is written
+		if command != e.Command { // show it as written
 			for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
 				err = inner
 			}
@@ -122,13 +125,13 @@ func (e *Exec) Provision(_ caddy.Context) error {
 // Overrides returns how probes differ from proxied requests.
 func (*Exec) Overrides() probe.Overrides { return probe.Overrides{NoConnection: true} }
 
-// NoRequests says that it sends none.
+// NoRequests says that probes send no HTTP requests.
 func (*Exec) NoRequests() {}
 
 // Probe runs the command.
 func (e *Exec) Probe(ctx context.Context, up probe.Upstream) error {
 	output := new(head)
-	cmd := exec.CommandContext(ctx, e.path, e.args...) //nolint:gosec // that is what it is for
+	cmd := exec.CommandContext(ctx, e.path, e.args...) //nolint:gosec // the command comes from the config
 	cmd.Env = append(os.Environ(), "ALIVE_UPSTREAM="+up.At)
 	cmd.Stdout, cmd.Stderr = output, output
 	cmd.WaitDelay = lingering
@@ -136,15 +139,15 @@ func (e *Exec) Probe(ctx context.Context, up probe.Upstream) error {
 	err := cmd.Run()
 	switch {
 	case err == nil || errors.Is(err, exec.ErrWaitDelay):
-		return nil // what it left running is its own affair
+		return nil // processes that it left running are ignored
 	case ctx.Err() != nil && cmd.Process != nil:
 		err = ctx.Err()
 	}
 	return e.failure(err, output)
 }
 
-// failure adds to an error what the command wrote. It stays the same error, such as
-// one of the system that there are too many processes.
+// failure adds the output of the command to an error. The error stays recognizable, for
+// example that the system has too many processes.
 func (e *Exec) failure(err error, output *head) error {
 	if text := output.line(&e.secrets); text != "" {
 		err = fmt.Errorf("%w: %s", err, text)
@@ -160,7 +163,7 @@ func (e *Exec) String() string {
 // head keeps the beginning of what is written to it.
 type head struct{ kept []byte }
 
-// Write keeps what there is room for and takes the rest.
+// Write keeps as much as there is room for, and discards the rest.
 func (h *head) Write(p []byte) (int, error) {
 	h.kept = append(h.kept, p[:min(len(p), maxOutput-len(h.kept))]...)
 	return len(p), nil

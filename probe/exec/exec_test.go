@@ -17,16 +17,17 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 const (
-	// short is the deadline of probes that are meant to run into it.
+	// short is the timeout of probes that are expected to time out.
 	short = 500 * time.Millisecond
-	// long is the deadline of probes that are meant not to.
+	// long is the timeout of probes that are expected to end before it.
 	long = 30 * time.Second
-	// grace is how much later than its deadline a probe may end. It is large, so
-	// that a busy machine fails no test: what the tests look for never ends.
+	// grace is how much later than its timeout a probe may end. It is large, so that no
+	// test fails on a busy machine: the tests look for probes that never end.
 	grace = 10 * time.Second
 )
 
@@ -42,7 +43,7 @@ func load(t *testing.T, command string, args ...string) *Exec {
 	return p
 }
 
-// shell is a command that is a script.
+// shell provisions a shell script.
 func shell(t *testing.T, script string) *Exec {
 	t.Helper()
 	if _, err := os.Stat("/bin/sh"); err != nil {
@@ -51,7 +52,7 @@ func shell(t *testing.T, script string) *Exec {
 	return load(t, "/bin/sh", "-c", strings.NewReplacer("{", `\{`, "}", `\}`).Replace(script))
 }
 
-// run probes once. A probe that outlives its deadline ends the test.
+// run probes once. It ends the test if the probe does not return after its timeout.
 func run(t *testing.T, p *Exec, up probe.Upstream, timeout time.Duration) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -77,19 +78,9 @@ func wait(t *testing.T, result <-chan error, limit time.Duration) error {
 	}
 }
 
-// eventually polls until something holds.
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	for limit := time.Now().Add(grace); !holds(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(limit) {
-			t.Fatalf("%s: not within %s", what, grace)
-		}
-	}
-}
-
-// The exit status decides. The reason has it, and in one line what the command
-// wrote, to either output.
-func TestStatus(t *testing.T) {
+// The exit status decides. The reason has it, with what the command wrote to both
+// outputs, in one line.
+func TestExec_ExitStatusDecides(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ script, want string }{
 		{"exit 0", ""},
@@ -98,7 +89,7 @@ func TestStatus(t *testing.T) {
 		{"echo database is gone; exit 3", "exit status 3: database is gone"},
 		{"echo one; echo '  two\t three' >&2; echo; exit 1", "exit status 1: one two three"},
 		{"kill -KILL $$", "signal: killed"},
-		{"nobody-has-this-command 2>/dev/null", "exit status 127"},
+		{"no-such-command 2>/dev/null", "exit status 127"},
 		{"cat; exit 4", "exit status 4"}, // there is no input to wait for
 	} {
 		if got := text(run(t, shell(t, test.script), app, long)); got != test.want {
@@ -107,10 +98,10 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// A command learns which upstream it is about, whatever Caddy's own environment
-// says, and has the rest of that. Arguments arrive as they are, with global
-// placeholders resolved once: no shell comes in between.
-func TestEnvironmentAndArguments(t *testing.T) {
+// A command gets the address that is probed, whatever Caddy's own environment says, and
+// the rest of that environment. Arguments are passed without a shell, with global
+// placeholders resolved once.
+func TestExec_CommandGetsAddressEnvironmentAndArguments(t *testing.T) {
 	t.Setenv("ALIVE_UPSTREAM", "of Caddy itself")
 	t.Setenv("EXEC_SHELL", "/bin/sh")
 	t.Setenv("EXEC_VALUE", "a b $HOME {env.EXEC_SHELL}")
@@ -126,8 +117,8 @@ func TestEnvironmentAndArguments(t *testing.T) {
 	}
 }
 
-// Commands that cannot be run are found when the config is loaded.
-func TestProvisionErrors(t *testing.T) {
+// A command that cannot be run is an error when the config is loaded.
+func TestExec_ProvisionRejectsInvalidCommand(t *testing.T) {
 	t.Setenv("EXEC_EMPTY", "")
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
@@ -143,7 +134,7 @@ func TestProvisionErrors(t *testing.T) {
 		want string // the beginning
 	}{
 		{Exec{}, "an exec check needs a command"},
-		{Exec{Command: "nobody-has-this-command"}, must + `exec: "nobody-has-this-command": executable file not found in `},
+		{Exec{Command: "no-such-command"}, must + `exec: "no-such-command": executable file not found in `},
 		{Exec{Command: filepath.Join(dir, "nothing")}, must + fmt.Sprintf("exec: %q: ", filepath.Join(dir, "nothing"))},
 		{Exec{Command: dir}, must + fmt.Sprintf("exec: %q: ", dir)},
 		{Exec{Command: file}, must + fmt.Sprintf("exec: %q: ", file)},
@@ -158,8 +149,8 @@ func TestProvisionErrors(t *testing.T) {
 	}
 }
 
-// A program that is gone by the time of a probe fails it with a reason.
-func TestProgramIsGone(t *testing.T) {
+// A program that is missing at the time of a probe fails it with a reason.
+func TestExec_MissingProgramFailsTheProbe(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS == "windows" {
 		t.Skip("the program is a Unix script")
@@ -177,9 +168,8 @@ func TestProgramIsGone(t *testing.T) {
 	}
 }
 
-// However much a command writes, little of it is kept, and what it cannot be
-// rid of does not hold it up.
-func TestOutputIsBounded(t *testing.T) {
+// However much a command writes, little of it is kept, and the command is not blocked.
+func TestExec_OutputIsBounded(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		script  string
@@ -198,15 +188,15 @@ func TestOutputIsBounded(t *testing.T) {
 	}
 }
 
-// What is kept is the beginning, and all of what fits.
-func TestHead(t *testing.T) {
+// The beginning is kept, as much as fits.
+func TestHead_KeepsTheBeginning(t *testing.T) {
 	t.Parallel()
 	h := new(head)
 	var all []byte
 	for i := range 3 * maxOutput / 7 {
 		part := fmt.Appendf(nil, "%07d", i)[:7]
 		if n, err := h.Write(part); n != len(part) || err != nil {
-			t.Fatalf("got %d, %v; want %d: a writer that falls short ends the command's pipe", n, err, len(part))
+			t.Fatalf("got %d, %v; want %d: a short write would end the command's pipe", n, err, len(part))
 		}
 		all = append(all, part...)
 	}
@@ -215,9 +205,9 @@ func TestHead(t *testing.T) {
 	}
 }
 
-// At the deadline, or when the probe is called off, the command is killed with
-// what it has started, whatever that does with signals, and the probe returns.
-func TestKilledWithItsChildren(t *testing.T) {
+// At the deadline, or when the probe is canceled, the command and the processes that it
+// started are killed, even if they ignore signals, and the probe returns.
+func TestExec_EndKillsTheProcessGroup(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS != "linux" {
 		t.Skip("looks for processes in /proc, which is Linux only")
@@ -242,7 +232,7 @@ func TestKilledWithItsChildren(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), limit)
 				defer cancel()
 				result := start(ctx, p, app)
-				eventually(t, "the command runs", func() bool {
+				testkit.Eventually(t, grace, "the command runs", func() bool {
 					data, _ := os.ReadFile(file)
 					return bytes.Count(data, []byte("\n")) >= lines || ctx.Err() != nil
 				})
@@ -261,18 +251,18 @@ func TestKilledWithItsChildren(t *testing.T) {
 					t.Fatal(err)
 				}
 				for pid := range strings.FieldsSeq(string(data)) {
-					eventually(t, "the end of process "+pid, func() bool { return !runs(t, pid) })
+					testkit.Eventually(t, grace, "the end of process "+pid, func() bool { return !runs(t, pid) })
 				}
 				if left := withArgument(t, file); len(left) > 0 {
-					eventually(t, "the end of "+strings.Join(left, " "), func() bool { return len(withArgument(t, file)) == 0 })
+					testkit.Eventually(t, grace, "the end of "+strings.Join(left, " "), func() bool { return len(withArgument(t, file)) == 0 })
 				}
 			})
 		}
 	}
 }
 
-// runs reports whether a process is there and not a zombie, which it stays if
-// nobody in the machine collects orphans.
+// runs reports whether a process exists and is not a zombie. It stays a zombie if no
+// process of the machine collects orphans.
 func runs(t *testing.T, pid string) bool {
 	t.Helper()
 	if _, err := strconv.Atoi(pid); err != nil {
@@ -301,9 +291,9 @@ func withArgument(t *testing.T, text string) (pids []string) {
 	return pids
 }
 
-// A command that succeeds passes soon, also if something that it has started
-// holds its output open; that is left alone. A failure stays one, too.
-func TestLeavesSomethingRunning(t *testing.T) {
+// A command that succeeds passes soon, even if a process that it started keeps its
+// output open; that process keeps running. A command that fails stays failed.
+func TestExec_BackgroundProcessDelaysNothing(t *testing.T) {
 	t.Parallel()
 	for status, want := range map[int]string{0: "", 3: "exit status 3: started"} {
 		file := filepath.Join(t.TempDir(), "pid")
@@ -338,8 +328,8 @@ func TestLeavesSomethingRunning(t *testing.T) {
 	}
 }
 
-// A probe whose time is up before it begins starts nothing.
-func TestTooLate(t *testing.T) {
+// A probe whose context has ended starts nothing.
+func TestExec_EndedContextStartsNothing(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "ran")
 	p := shell(t, "touch "+file)
@@ -353,9 +343,9 @@ func TestTooLate(t *testing.T) {
 	}
 }
 
-// One probe is used for many upstreams at once: none gets the address or the
-// output of another.
-func TestConcurrent(t *testing.T) {
+// One probe is used for many upstreams at once: none gets the address or the output of
+// another.
+func TestExec_ConcurrentProbesShareNothing(t *testing.T) {
 	t.Parallel()
 	p := shell(t, `echo "$ALIVE_UPSTREAM"; exit 1`)
 	results := make(map[string]<-chan error)

@@ -6,5 +6,5 @@ package exec
 
 import "os/exec"
 
-// killWhole does nothing here: the command is killed, and what it started is not.
+// killWhole does nothing on this system: only the command itself is killed.
 func killWhole(*exec.Cmd) {}

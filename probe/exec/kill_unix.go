@@ -11,8 +11,7 @@ import (
 	"syscall"
 )
 
-// killWhole has the command run in a process group of its own, which is killed
-// as a whole.
+// killWhole runs the command in a process group of its own, and kills the whole group.
 func killWhole(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error {

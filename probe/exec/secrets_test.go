@@ -12,7 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
-// A command may show its arguments, as many do where they are wrong.
+// Many commands print their arguments if these are wrong.
 func TestExec_ReasonsShowNoValueOfAPlaceholder(t *testing.T) {
 	const secret = "hunter-2 \t two"
 	t.Setenv("PROBE_SECRET", secret)
