@@ -356,3 +356,19 @@ func TestDynamic_CheckThatPanicsDelaysNothing(t *testing.T) {
 		}
 	})
 }
+
+// An upstream in maintenance that requests bring is not probed, also while the config has
+// not begun as a whole.
+func TestDynamic_MaintenanceHoldsBeforeTheConfigHasBegun(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := newNetwork("a:80", "b:80")
+		p := newDynamicPolicy(t, n, "x")
+		p.registry.starting.Store(true)
+		p.registry.Settings.Change("b:80", settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
+		p.served(1, "a:80", "b:80")
+		time.Sleep(time.Minute)
+		if got, want := n.probed(), []string{"a:80"}; !slices.Equal(got, want) {
+			t.Errorf("probed %v, want %v", got, want)
+		}
+	})
+}
