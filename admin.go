@@ -150,7 +150,7 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 
 // writeList writes the list of all pools or of one, which all viewers share.
 func writeList(w http.ResponseWriter, pool string) error {
-	list := balancer.Shared()
+	list := balancer.CurrentListing()
 	render := list.JSON
 	if pool != "" {
 		render = func() ([]byte, error) { return list.JSONOf(pool) }
@@ -349,7 +349,7 @@ func (Admin) check(w http.ResponseWriter, r *http.Request) error {
 		return notChecked.errorf("the upstream '%s' is not checked", only.Upstream)
 	}
 	err = monitor.CheckAll(r.Context(), monitors)
-	balancer.Changed()
+	balancer.InvalidateListing()
 	if err != nil {
 		return checkFailed.errorf("checking '%s': %v", only.Upstream, err)
 	}

@@ -107,7 +107,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	r.Settings, r.Logger = set, ctx.Logger()
 	r.Store = settings.NewStore(set, storage, scope, every, r.Logger)
 	r.Store.Sync(ctx, true)
-	if r.Events, err = telemetry.Connect(ctx, r.Begin, balancer.Queues); err != nil {
+	if r.Events, err = telemetry.Connect(ctx, r.ConfigStarted, balancer.Queues); err != nil {
 		return err
 	}
 	if r.Exiting, err = telemetry.NotifyExit(ctx); err != nil {

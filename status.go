@@ -71,7 +71,7 @@ func (Status) ServeHTTP(w http.ResponseWriter, r *http.Request, _ caddyhttp.Hand
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	text, err := render(balancer.Shared())
+	text, err := render(balancer.CurrentListing())
 	if err != nil {
 		return err
 	}

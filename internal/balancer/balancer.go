@@ -269,7 +269,7 @@ func (b *Balancer) applyModes() {
 // never start.
 func (b *Balancer) pause(m *pool.Member) {
 	for {
-		follows := b.handler.IsRunning() && !b.registry.isStarting()
+		follows := b.handler.IsRunning() && !b.registry.mayStillFail()
 		set := b.registry.Settings.Of(m.Address)
 		for _, c := range m.Checks {
 			if follows || !c.Target.Running() {
@@ -334,7 +334,7 @@ func (b *Balancer) tellFailOpen(begins bool) {
 	if !begins {
 		delta = -1
 	}
-	b.counters.AddFailOpen(b, delta, func(active bool) { b.registry.Events.FailOpen(b.config.Name, active) })
+	b.counters.ReportFailOpen(b, delta, func(active bool) { b.registry.Events.FailOpen(b.config.Name, active) })
 }
 
 // tellLeft tells that a pool no longer ignores health because a config ended: in the

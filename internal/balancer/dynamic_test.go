@@ -363,7 +363,7 @@ func TestDynamic_MaintenanceHoldsBeforeTheConfigHasBegun(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
 		p := newDynamicPolicy(t, n, "x")
-		p.registry.starting.Store(true)
+		p.registry.beside.Store(true)
 		p.registry.Settings.Change("b:80", settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
 		p.served(1, "a:80", "b:80")
 		time.Sleep(time.Minute)

@@ -50,12 +50,12 @@ type sharedListing struct {
 	building chan struct{} // closed when the one that is built is there; nil while none is
 }
 
-// Changed has the next look show what an operator has just done.
-func Changed() { listings.changes.Add(1) }
+// InvalidateListing has the next look show what an operator has just done.
+func InvalidateListing() { listings.changes.Add(1) }
 
-// Shared returns the listing at this moment, which all viewers share: it is a second old
+// CurrentListing returns the listing at this moment, which all viewers share: it is a second old
 // at most, or a few where it takes long to build. It shows all that was set before.
-func Shared() *Listing {
+func CurrentListing() *Listing {
 	for {
 		l, built := listings.get()
 		if l != nil {

@@ -43,7 +43,7 @@ func TestListing_OneBuildForAllViewers(t *testing.T) {
 			for range 50 {
 				for _, render := range []func(*Listing) ([]byte, error){(*Listing).HTML, (*Listing).JSON} {
 					viewers.Go(func() {
-						l := Shared()
+						l := CurrentListing()
 						text, err := render(l)
 						if err != nil {
 							t.Error(err)
@@ -55,7 +55,7 @@ func TestListing_OneBuildForAllViewers(t *testing.T) {
 					})
 				}
 				viewers.Go(func() {
-					l := Shared()
+					l := CurrentListing()
 					if _, err := l.JSONOf("shop"); err != nil {
 						t.Error(err)
 					}
@@ -105,7 +105,7 @@ func TestListing_ShowsAChangeAtOnce(t *testing.T) {
 			"page": (*Listing).HTML,
 		}
 		look := func(form string) string {
-			text, err := forms[form](Shared())
+			text, err := forms[form](CurrentListing())
 			if err != nil {
 				t.Error(err)
 			}
@@ -135,17 +135,17 @@ func TestListing_FollowsTheConfig(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		one := newPolicy(t, "uuu")
 		answering(t, one.registry)
-		Shared()
+		CurrentListing()
 		two := newPolicy(t, "uu")
 		answering(t, two.registry)
-		if rows := Shared().rows; len(rows) != 2 {
+		if rows := CurrentListing().rows; len(rows) != 2 {
 			t.Errorf("the list is %+v", rows)
 		}
 
 		two.set(0, settings.Change{Mode: new(settings.Mode(settings.Drain))}) // so that the next look builds one
 		two.registry.mu.Lock()                                                // and does not get to its end
 		looked := make(chan *Listing)
-		go func() { looked <- Shared() }()
+		go func() { looked <- CurrentListing() }()
 		for building := false; !building; runtime.Gosched() {
 			listings.mu.Lock()
 			building = listings.building != nil

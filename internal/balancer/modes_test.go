@@ -49,7 +49,7 @@ func TestForget_NotInAFleet(t *testing.T) {
 		r := newRegistry(t, set)
 		r.Store = settings.NewStore(set, &certmagic.FileStorage{Path: t.TempDir()}, "f", every, zap.NewNop())
 		set.Change("x:80", settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
-		r.forget("x:80")
+		r.forgetSettings("x:80")
 		if got := set.Of("x:80").ModeNow(); got != want {
 			t.Errorf("sync_interval %v: mode %s, want %s", every, got, want)
 		}

@@ -15,8 +15,9 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
-// Registry has the balancers of one config, and starts and stops their probes. Its
-// exported fields are set before the first balancer is added.
+// Registry has the balancers of one config, and starts and stops their probes. Where it
+// meets that of the config before, docs/architecture.md lists. Its exported fields are set
+// before the first balancer is added.
 type Registry struct {
 	Settings *settings.Set
 	Store    *settings.Store
@@ -24,12 +25,12 @@ type Registry struct {
 	Logger   *zap.Logger
 	Exiting  <-chan struct{} // closed when the process begins to exit
 
-	starting  atomic.Bool // it has started beside another, and its config not yet as a whole
-	begun     signal      // given when the config has started as a whole
-	ending    sync.Once
-	working   sync.WaitGroup
-	stop      context.CancelFunc // ends working; nil before the start
-	overrides overrides
+	beside        atomic.Bool // it has started beside another, and its config not yet as a whole
+	configStarted signal      // given when the config has started as a whole
+	ending        sync.Once
+	working       sync.WaitGroup
+	stop          context.CancelFunc // ends working; nil before the start
+	carried       carriedWeights
 	// carryOver is used while the config is provisioned, one balancer after the other.
 	carryOver monitor.CarryOver
 
@@ -45,7 +46,7 @@ type signal struct {
 }
 
 // NewRegistry returns an empty registry of a config that has not begun.
-func NewRegistry() *Registry { return &Registry{begun: signal{done: make(chan struct{})}} }
+func NewRegistry() *Registry { return &Registry{configStarted: signal{done: make(chan struct{})}} }
 
 // running are the registries that have started and not ended, the newest at the end: at a
 // reload there are two for a moment.
@@ -134,14 +135,14 @@ func (r *Registry) add(b *Balancer) {
 		// and not at the start of the registry: requests may come before that
 		r.carryOver.Add(b.monitors.all())
 	} else {
-		monitor.Begin(b.monitors.all(), false)
+		monitor.MarkOrigins(b.monitors.all(), false)
 	}
 	if len(r.Settings.All()) > 0 {
 		b.Refresh() // one may have changed before the balancer was in the list
 	}
 	if started {
 		startAll([]*Balancer{b})
-		Changed()
+		InvalidateListing()
 	}
 }
 
@@ -160,7 +161,7 @@ func (r *Registry) Start() {
 	balancers := slices.Clone(r.balancers)
 	r.mu.Unlock()
 	r.carryOver = monitor.CarryOver{}
-	r.meet(Newest())
+	r.startBeside(Newest())
 	startAll(balancers)
 	running.Lock()
 	running.registries = append(running.registries, r)
@@ -171,37 +172,37 @@ func (r *Registry) Start() {
 	r.working.Go(func() { r.keepSettings(ctx) })
 }
 
-// Begin says that the config has started as a whole.
-func (r *Registry) Begin() {
-	r.begun.once.Do(func() {
-		r.starting.Store(false)
+// ConfigStarted says that the config has started as a whole.
+func (r *Registry) ConfigStarted() {
+	r.configStarted.once.Do(func() {
+		r.beside.Store(false)
 		for _, b := range r.All() {
 			b.applyModes()
 		}
-		close(r.begun.done)
+		close(r.configStarted.done)
 	})
 }
 
-// hasBegun reports whether Begin was called.
-func (r *Registry) hasBegun() bool {
+// hasConfigStarted reports whether ConfigStarted was called.
+func (r *Registry) hasConfigStarted() bool {
 	select {
-	case <-r.begun.done:
+	case <-r.configStarted.done:
 		return true
 	default:
 		return false
 	}
 }
 
-// isStarting reports whether the registry has started beside another one, and its config
+// mayStillFail reports whether the registry has started beside another one, and its config
 // not yet as a whole: it may still fail to.
-func (r *Registry) isStarting() bool { return r.starting.Load() }
+func (r *Registry) mayStillFail() bool { return r.beside.Load() }
 
 // Stop ends the probes of a config that has failed to start. Otherwise it does nothing:
 // Caddy stops its apps one after the other, and the http app serves requests for as long
 // as its shutdown_delay lasts. They need the probes, and operators need their views. All
 // of that ends with Close.
 func (r *Registry) Stop() {
-	if !r.hasBegun() {
+	if !r.hasConfigStarted() {
 		r.end()
 	}
 }
@@ -212,10 +213,10 @@ func (r *Registry) Close() {
 	if r.stop != nil {
 		r.stop()
 		r.working.Wait()
-		r.overrides.keep(r)
+		r.carried.keep(r)
 		r.Store.Wait()
 	}
-	r.overrides.drop(r.Settings)
+	r.carried.drop(r.Settings)
 }
 
 // ApplySetting has all balancers follow a change of the setting of an address.
@@ -246,7 +247,7 @@ func (r *Registry) end() {
 		if other := Newest(); other != nil {
 			// they share targets, and this one may have paused what the other does not, or the
 			// reverse: another fleet has other modes
-			other.starting.Store(false)
+			other.beside.Store(false)
 			for _, b := range other.All() {
 				b.applyModes()
 			}

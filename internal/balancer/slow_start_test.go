@@ -58,7 +58,7 @@ func TestSlowStart_ColdStartIsOfAPool(t *testing.T) {
 		check := n.check()
 		begin := func(r *Registry) {
 			r.Start()
-			r.Begin()
+			r.ConfigStarted()
 		}
 		first := newRegistry(t, settings.NewSet())
 		defer first.Close()

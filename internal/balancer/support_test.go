@@ -102,7 +102,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*setup)) *polic
 	for i := range verdicts {
 		u := &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: address(i)}
 		target := health.NewTarget(rarely)
-		target.Begin(verdicts[i] != '?')
+		target.MarkOrigin(verdicts[i] != '?')
 		s.Proxy.Upstreams = append(s.Proxy.Upstreams, u)
 		p.targets = append(p.targets, target)
 		s.members = append(s.members, &pool.Member{Address: u.Dial, Checks: []pool.Check{{Label: "test", Target: target}}, Weight: 1})

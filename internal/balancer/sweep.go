@@ -102,7 +102,7 @@ func (d *dynamic) sweep(now time.Duration) {
 	d.resetStale()
 	d.balancer.release(monitors)
 	for m := range gone {
-		d.balancer.registry.forget(m.Address)
+		d.balancer.registry.forgetSettings(m.Address)
 	}
 }
 

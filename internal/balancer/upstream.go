@@ -142,7 +142,7 @@ func (b *Balancer) run(o opened, delay time.Duration, withAll bool) {
 	}
 	paused := b.registry.Settings.Of(o.member.Address).ModeNow() == settings.Maintenance
 	for _, m := range o.monitors {
-		m.Target.Begin(withAll)
+		m.Target.MarkOrigin(withAll)
 		m.Target.Pause(paused)
 		m.Start(delay % m.Check.Settings.Interval)
 	}

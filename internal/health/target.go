@@ -79,10 +79,10 @@ func (t *Target) Since() time.Time { return t.published.since() }
 // has been up since its first result. It never waits.
 func (t *Target) Original() bool { return t.published.isOriginal() }
 
-// Begin says whether the target begins with all others of its pool, or in a pool in
+// MarkOrigin says whether the target begins with all others of its pool, or in a pool in
 // which others have begun before. If it is in several pools that differ, the latter
 // holds. It has no effect once probes began.
-func (t *Target) Begin(withAll bool) {
+func (t *Target) MarkOrigin(withAll bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.start != started {
@@ -91,7 +91,7 @@ func (t *Target) Begin(withAll bool) {
 }
 
 // InheritOrigin has the target begin as those did whose status it inherits, whatever
-// Begin said. It has no effect once probes began.
+// MarkOrigin said. It has no effect once probes began.
 func (t *Target) InheritOrigin(wasOriginal bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -35,7 +35,7 @@ func (c *CarryOver) Add(monitors []*Monitor) {
 		c.init()
 	}
 	isKnown := func(m *Monitor) bool { return c.upstreams[m.key.upstream] != nil }
-	Begin(monitors, slices.ContainsFunc(monitors, isKnown))
+	MarkOrigins(monitors, slices.ContainsFunc(monitors, isKnown))
 	changed := make(map[*carried]bool)
 	for _, m := range monitors {
 		upstream := c.upstreams[m.key.upstream]
@@ -119,12 +119,12 @@ func (v *verdict) mergeWorst(target *health.Target) {
 	*v = verdict{status: status, draining: v.draining || target.Draining(), original: original, since: since}
 }
 
-// Begin marks the targets of a pool that are new. They begin together if all of them are
+// MarkOrigins marks the targets of a pool that are new. They begin together if all of them are
 // new and nothing is known of any of their upstreams, else they join others.
-func Begin(monitors []*Monitor, known bool) {
+func MarkOrigins(monitors []*Monitor, known bool) {
 	together := !known && !slices.ContainsFunc(monitors, func(m *Monitor) bool { return !m.Target.New() })
 	for _, m := range monitors {
-		m.Target.Begin(together)
+		m.Target.MarkOrigin(together)
 	}
 }
 

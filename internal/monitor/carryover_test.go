@@ -215,7 +215,7 @@ func TestBegin_PausedTargetJoinsLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		check := newProber('u').check()
 		a, b := open(t, "a", check), open(t, "b", check)
-		Begin([]*Monitor{a, b}, false)
+		MarkOrigins([]*Monitor{a, b}, false)
 		b.Target.Pause(true)
 		a.Start(0)
 		b.Start(0)
@@ -233,12 +233,12 @@ func TestCarryOver_KeepsSinceAndOrigin(t *testing.T) {
 		answer := newProber('u')
 		check := answer.check()
 		a, b := open(t, "a", check), open(t, "b", check)
-		Begin([]*Monitor{a, b}, false)
+		MarkOrigins([]*Monitor{a, b}, false)
 		a.Start(0)
 		b.Start(0)
 		time.Sleep(time.Second)
 		c := open(t, "c", check)
-		Begin([]*Monitor{a, b, c}, true) // this changes nothing for a and b
+		MarkOrigins([]*Monitor{a, b, c}, true) // this changes nothing for a and b
 		c.Start(0)
 		time.Sleep(time.Second)
 		joined := c.Target.Since()

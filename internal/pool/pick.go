@@ -80,7 +80,7 @@ func (d *decision) decide() *reverseproxy.Upstream {
 		return nil // nor is there anything to wait for
 	}
 	if now.undecided && d.Tried.mayHold() {
-		if !d.wait() {
+		if !d.holdRequest() {
 			d.state = notSeen
 			return nil
 		}
@@ -294,9 +294,9 @@ func (d *decision) probeDown(now *Snapshot) {
 	}
 }
 
-// wait holds a request at a cold start: until every primary has a verdict, or a moment
+// holdRequest holds a request at a cold start: until every primary has a verdict, or a moment
 // after the first passed, or the limit. It returns false if the client left meanwhile.
-func (d *decision) wait() bool {
+func (d *decision) holdRequest() bool {
 	h := d.pool.handler
 	if h.Rules.Hold == 0 {
 		return true

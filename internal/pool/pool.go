@@ -132,7 +132,7 @@ func (p *Pool) snapshot(patient bool) *Snapshot {
 		return known
 	}
 	now := time.Now()
-	if p.holds(known, now) {
+	if p.isCurrent(known, now) {
 		return known
 	}
 	if known == nil || patient || len(known.serving) == 0 {
@@ -141,7 +141,7 @@ func (p *Pool) snapshot(patient bool) *Snapshot {
 		return known
 	}
 	defer p.making.Unlock()
-	if known = p.current.Load(); p.holds(known, now) {
+	if known = p.current.Load(); p.isCurrent(known, now) {
 		return known // made meanwhile
 	}
 	made := p.handler.newSnapshot(p.members, now)
@@ -160,14 +160,14 @@ func (p *Pool) snapshot(patient bool) *Snapshot {
 // Peek returns the snapshot as it is at this moment, and changes nothing.
 func (p *Pool) Peek() *Snapshot {
 	now := time.Now()
-	if known := p.current.Load(); p.atOnce || p.holds(known, now) {
+	if known := p.current.Load(); p.atOnce || p.isCurrent(known, now) {
 		return known
 	}
 	return p.handler.newSnapshot(p.members, now)
 }
 
-// holds reports whether nothing has changed since a snapshot was made.
-func (p *Pool) holds(s *Snapshot, now time.Time) bool {
+// isCurrent reports whether nothing has changed since a snapshot was made.
+func (p *Pool) isCurrent(s *Snapshot, now time.Time) bool {
 	return s != nil && s.made == version(p.handler.version.Load()) && (s.until.IsZero() || now.Before(s.until))
 }
 

@@ -53,7 +53,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*policy)) *poli
 	}
 	for i := range verdicts {
 		target := newTarget()
-		target.Begin(verdicts[i] != '?')
+		target.MarkOrigin(verdicts[i] != '?')
 		target.Subscribe(p.changed)
 		p.targets = append(p.targets, target)
 		p.list = append(p.list, &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: address(i)})

@@ -61,9 +61,9 @@ func (Collector) Describe(ch chan<- *prometheus.Desc) {
 // Collect sends all metrics.
 func (c Collector) Collect(ch chan<- prometheus.Metric) {
 	out := output(ch)
-	out.checks()
-	out.pools()
-	out.rows(c.Rows())
+	out.checkCounters()
+	out.poolCounters()
+	out.gauges(c.Rows())
 	checkDuration.Collect(ch)
 }
 
@@ -78,8 +78,8 @@ func (out output) gauge(d *prometheus.Desc, n int, labels ...string) {
 	out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(n), labels...)
 }
 
-// checks sends the counters of checks.
-func (out output) checks() {
+// checkCounters sends the counters of checks.
+func (out output) checkCounters() {
 	all := make(map[checkKey]*checkCounts) // a copy: Range holds a lock, and the receiver may be slow
 	shared.CheckCounters.Range(func(key, value any) bool {
 		all[key.(checkKey)] = value.(*checkCounts)
@@ -94,8 +94,8 @@ func (out output) checks() {
 	}
 }
 
-// pools sends the counters of pools.
-func (out output) pools() {
+// poolCounters sends the counters of pools.
+func (out output) poolCounters() {
 	var all []*PoolCounters // a copy, as above
 	shared.PoolCounters.Range(func(_, value any) bool {
 		all = append(all, value.(*PoolCounters))
@@ -109,8 +109,8 @@ func (out output) pools() {
 	}
 }
 
-// rows sends the gauges.
-func (out output) rows(rows []view.Upstream) {
+// gauges sends the gauges.
+func (out output) gauges(rows []view.Upstream) {
 	up := make(map[checkKey]int)
 	states := make(map[string]map[string]int)
 	failOpen := make(map[string]int)

@@ -35,7 +35,7 @@ type Source interface {
 type PoolCounters struct {
 	name     string
 	held     atomic.Uint64
-	failOpen failOpenPools
+	failOpen failOpenEvents
 
 	mu      sync.Mutex // guards what follows
 	sources map[Source]struct{}
@@ -97,10 +97,10 @@ func (p *PoolCounters) CountHeld() { p.held.Add(1) }
 // Held returns how many requests have waited for verdicts.
 func (p *PoolCounters) Held() uint64 { return p.held.Load() }
 
-// AddFailOpen changes by delta how many pools of a source ignore health. It calls report
+// ReportFailOpen changes by delta how many pools of a source ignore health. It calls report
 // when the first pool of this name begins to, and when the last one ends. A source that
 // has left counts for nothing.
-func (p *PoolCounters) AddFailOpen(s Source, delta int, report func(active bool)) {
+func (p *PoolCounters) ReportFailOpen(s Source, delta int, report func(active bool)) {
 	p.failOpen.add(s, delta)
 	p.failOpen.report(report)
 }

@@ -203,15 +203,15 @@ func TestPoolCounters_FailOpenEndsWithItsSource(t *testing.T) {
 	defer leave(t, q, stays)
 	var reported []bool
 	report := func(active bool) { reported = append(reported, active) }
-	p.AddFailOpen(s, 1, report)
-	p.AddFailOpen(s, 1, report)
+	p.ReportFailOpen(s, 1, report)
+	p.ReportFailOpen(s, 1, report)
 	if n := p.FailOpen(); n != 2 {
 		t.Errorf("%d pools ignore health, want 2", n)
 	}
 	if err := p.Leave(s, report); err != nil {
 		t.Error(err)
 	}
-	p.AddFailOpen(s, 1, report) // by a request that is late
+	p.ReportFailOpen(s, 1, report) // by a request that is late
 	if want := []bool{true, false}; !slices.Equal(reported, want) || p.FailOpen() != 0 {
 		t.Errorf("reported %v, want %v; %d pools ignore health, want none", reported, want, p.FailOpen())
 	}

@@ -4,9 +4,9 @@ package telemetry
 
 import "sync"
 
-// failOpenPools counts the pools of one name that ignore health, in all handlers and
+// failOpenEvents counts the pools of one name that ignore health, in all handlers and
 // configs of the process, and knows what was reported last.
-type failOpenPools struct {
+type failOpenEvents struct {
 	mu        sync.Mutex     // guards what follows
 	pools     map[Source]int // how many of each source ignore health
 	reported  bool           // at least one was
@@ -14,7 +14,7 @@ type failOpenPools struct {
 }
 
 // join makes the pools of a source count.
-func (f *failOpenPools) join(s Source) {
+func (f *failOpenEvents) join(s Source) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.pools == nil {
@@ -25,14 +25,14 @@ func (f *failOpenPools) join(s Source) {
 
 // leave makes the pools of a source count no longer. What the source adds later is
 // ignored.
-func (f *failOpenPools) leave(s Source) {
+func (f *failOpenEvents) leave(s Source) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.pools, s)
 }
 
 // add changes how many pools of a source ignore health.
-func (f *failOpenPools) add(s Source, delta int) {
+func (f *failOpenEvents) add(s Source, delta int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if n, counts := f.pools[s]; counts {
@@ -41,14 +41,14 @@ func (f *failOpenPools) add(s Source, delta int) {
 }
 
 // count returns how many pools ignore health.
-func (f *failOpenPools) count() int {
+func (f *failOpenEvents) count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.sum()
 }
 
 // sum is count. f.mu must be held.
-func (f *failOpenPools) sum() (n int) {
+func (f *failOpenEvents) sum() (n int) {
 	for _, pools := range f.pools {
 		n += pools
 	}
@@ -58,7 +58,7 @@ func (f *failOpenPools) sum() (n int) {
 // report calls emit with what is not yet reported. No lock is held meanwhile. One
 // goroutine at a time reports, and checks again after each call. Otherwise a later
 // report could overtake an earlier one, and the last one would be wrong.
-func (f *failOpenPools) report(emit func(active bool)) {
+func (f *failOpenEvents) report(emit func(active bool)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.reporting {

@@ -101,12 +101,12 @@ func TestWeights_FollowTheirUpstream(t *testing.T) {
 				before, _ = beginning(t, o, tc.every, tc.before...)
 			}
 			a, logs := beginning(t, o, tc.every, tc.now...)
-			a.meet(before)
-			if !a.overrides.done {
+			a.startBeside(before)
+			if !a.carried.done {
 				t.Fatal("the settings are not known")
 			}
-			a.Begin()
-			a.overrides.keep(a)
+			a.ConfigStarted()
+			a.carried.keep(a)
 			if got := weightsOf(o, "a"); got != tc.want {
 				t.Errorf("weights %q, want %q", got, tc.want)
 			}
@@ -117,9 +117,9 @@ func TestWeights_FollowTheirUpstream(t *testing.T) {
 			}
 			// the next one of the same config has nothing more to do
 			again, logs := beginning(t, o, tc.every, tc.now...)
-			again.meet(a)
-			again.Begin()
-			again.overrides.keep(again)
+			again.startBeside(a)
+			again.ConfigStarted()
+			again.carried.keep(again)
 			if got := weightsOf(o, "a"); got != tc.want || logs.Len() > 0 {
 				t.Errorf("again: weights %q, logged %v", got, logs.All())
 			}
@@ -143,9 +143,9 @@ func TestWeights_FollowBack(t *testing.T) {
 			o.Change("a", settings.Change{Pool: "a b", Weight: new(new(3))})
 			load := func(before *Registry, pool string) *Registry {
 				a, _ := beginning(t, o, every, poolOf(pool, "a", "b"))
-				a.meet(before)
-				a.Begin()
-				a.overrides.keep(a)
+				a.startBeside(before)
+				a.ConfigStarted()
+				a.carried.keep(a)
 				return a
 			}
 			one := load(nil, "a b")
@@ -177,9 +177,9 @@ func TestWeights_AreNotCarried(t *testing.T) {
 		o := settings.NewSet()
 		o.Change("a", settings.Change{Pool: "a b", Weight: new(&weight)})
 		a, _ := beginning(t, o, 0, picks)
-		a.meet(nil)
-		a.Begin()
-		a.overrides.keep(a)
+		a.startBeside(nil)
+		a.ConfigStarted()
+		a.carried.keep(a)
 		if got := weightsOf(o, "a"); got != want {
 			t.Errorf("select, weight %d: %q, want %q", weight, got, want)
 		}
@@ -189,12 +189,12 @@ func TestWeights_AreNotCarried(t *testing.T) {
 	before := o.Change("a", settings.Change{Pool: "a b", Weight: new(new(0))})
 	old, _ := beginning(t, o, 0, poolOf("a b", "a", "b"))
 	failing, _ := beginning(t, o, 0, poolOf("b a", "a", "b"))
-	failing.meet(old)
+	failing.startBeside(old)
 	if got := weightsOf(o, "a"); got != "a b 0, b a 0" {
 		t.Errorf("before it begins: %q", got)
 	}
-	failing.overrides.keep(failing)
-	failing.overrides.drop(o)
+	failing.carried.keep(failing)
+	failing.carried.drop(o)
 	if got := o.Of("a"); !reflect.DeepEqual(got, before) {
 		t.Errorf("after it failed: %+v, want %+v", got, before)
 	}
@@ -208,7 +208,7 @@ func TestWeights_AreNotCarried(t *testing.T) {
 		}
 	}
 	a, logs := beginning(t, o, 0, many...)
-	a.meet(nil)
+	a.startBeside(nil)
 	if got := logs.Len(); got != maxLines+1 {
 		t.Errorf("%d lines", got)
 	}
@@ -274,7 +274,7 @@ func TestModes_AreForgottenADayAfterTheAddressLeft(t *testing.T) {
 					r.Store.Sync(t.Context(), true)
 					one.begin(t, r)
 					r.Start()
-					r.Begin()
+					r.ConfigStarted()
 					end = r.Close
 					return r
 				}
@@ -323,7 +323,7 @@ func TestPause_WaitsForTheConfigToBegin(t *testing.T) {
 	})
 	for step, then := range []func(){
 		func() { next.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))}) }, // it is provisioned
-		func() { next.registry.starting.Store(true); startAll([]*Balancer{next.Balancer}) },
+		func() { next.registry.beside.Store(true); startAll([]*Balancer{next.Balancer}) },
 		func() { next.set(0, settings.Change{Mode: new(settings.Mode(settings.Maintenance))}) },
 	} {
 		then()
@@ -331,7 +331,7 @@ func TestPause_WaitsForTheConfigToBegin(t *testing.T) {
 			t.Fatalf("step %d: the target of the running config is paused", step)
 		}
 	}
-	next.registry.Begin()
+	next.registry.ConfigStarted()
 	if !old.targets[0].View().Paused {
 		t.Error("the config has begun, but the target is not paused")
 	}

@@ -26,46 +26,46 @@ const (
 	maxLines = 20
 )
 
-// overrides are the weights of a config that follow their upstreams.
-type overrides struct {
+// carriedWeights are the weights of a config that follow their upstreams.
+type carriedWeights struct {
 	before    []string           // the names of the pools of the config before, nil if there is none
 	addresses map[string]bool    // of the upstreams that it had
 	carried   []settings.Carried // until the config has begun
 	done      bool               // all were looked at
 }
 
-// meet has the registry start beside the one before, nil if there is none. Where the
+// startBeside has the registry start beside the one before, nil if there is none. Where the
 // storage has told what was set, weights follow from the beginning.
-func (r *Registry) meet(other *Registry) {
+func (r *Registry) startBeside(other *Registry) {
 	if other != nil {
-		r.starting.Store(true)
-		r.overrides.before, r.overrides.addresses = []string{}, make(map[string]bool)
+		r.beside.Store(true)
+		r.carried.before, r.carried.addresses = []string{}, make(map[string]bool)
 		for _, b := range other.All() {
-			r.overrides.before = append(r.overrides.before, b.Name())
+			r.carried.before = append(r.carried.before, b.Name())
 			for _, m := range b.allMembers() {
-				r.overrides.addresses[m.Address] = true
+				r.carried.addresses[m.Address] = true
 			}
 		}
 	}
 	if r.Store.IsLoaded() {
-		r.overrides.carry(r)
+		r.carried.carry(r)
 	}
 }
 
 // keepSettings looks after what was set at run time, from when the config has begun and
 // the storage has told what it holds.
 func (r *Registry) keepSettings(ctx context.Context) {
-	for _, wanted := range []<-chan struct{}{r.begun.done, r.Store.Loaded()} {
+	for _, wanted := range []<-chan struct{}{r.configStarted.done, r.Store.Loaded()} {
 		select {
 		case <-ctx.Done():
 			return
 		case <-wanted:
 		}
 	}
-	if !r.overrides.done {
-		r.overrides.carry(r)
+	if !r.carried.done {
+		r.carried.carry(r)
 	}
-	r.overrides.keep(r)
+	r.carried.keep(r)
 	r.logSettings()
 	ticker := time.NewTicker(presenceInterval)
 	defer ticker.Stop()
@@ -84,7 +84,7 @@ func (r *Registry) keepSettings(ctx context.Context) {
 // is the list of its upstreams, unless the config names it, so a weight would be lost
 // when the list changes. A weight for a pool that the config before did not have either
 // counts where no pool of that config had the upstream: it returns now.
-func (o *overrides) carry(r *Registry) {
+func (o *carriedWeights) carry(r *Registry) {
 	o.done = true
 	balancers := r.All()
 	current := make(map[string]bool)
@@ -132,8 +132,8 @@ func (o *overrides) carry(r *Registry) {
 
 // keep stores the weights that were carried, now that the config has begun. In a fleet
 // the old ones stay: others may still have the config before.
-func (o *overrides) keep(r *Registry) {
-	if !r.hasBegun() {
+func (o *carriedWeights) keep(r *Registry) {
+	if !r.hasConfigStarted() {
 		return
 	}
 	for _, c := range o.carried {
@@ -145,7 +145,7 @@ func (o *overrides) keep(r *Registry) {
 }
 
 // drop takes carried weights back of a config that never began.
-func (o *overrides) drop(set *settings.Set) {
+func (o *carriedWeights) drop(set *settings.Set) {
 	for _, c := range o.carried {
 		set.DropCarried(c)
 	}
@@ -192,9 +192,9 @@ func (r *Registry) markPresence(now time.Time) {
 	}
 }
 
-// forget takes back what was set for an address that a dynamic source does not bring any
+// forgetSettings takes back what was set for an address that a dynamic source does not bring any
 // more. In a fleet it stays: another instance may have the address.
-func (r *Registry) forget(address string) {
+func (r *Registry) forgetSettings(address string) {
 	if r.Store.IsFleet() || r.Settings.Of(address) == nil || len(r.Having(address)) > 0 {
 		return
 	}

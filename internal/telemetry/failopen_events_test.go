@@ -13,7 +13,7 @@ import (
 // end with the present state. Sources that left do not count.
 func TestFailOpen_TellsBeginningsAndEndsInTurn(t *testing.T) {
 	for range 200 {
-		var f failOpenPools
+		var f failOpenEvents
 		var reported []bool // one goroutine at a time reports, so it needs no lock
 		report := func() {
 			f.report(func(active bool) {
