@@ -3,7 +3,6 @@
 package alive
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -11,17 +10,13 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -30,10 +25,10 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
-	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // These configs are accepted, with as many targets as there are different
@@ -692,34 +687,6 @@ func verdicts(n, percent int) string {
 	return string(v)
 }
 
-// setHealthy does what Caddy's own checks do. There is no way for others to, except to
-// reach into the fields of an upstream.
-func setHealthy(u *reverseproxy.Upstream, healthy bool) {
-	field := reflect.ValueOf(u).Elem().FieldByName("unhealthy")
-	(*atomic.Int32)(unsafe.Pointer(field.UnsafeAddr())).Store(map[bool]int32{true: 0, false: 1}[healthy])
-}
-
-// get returns a request as a handler gets it.
-func get() *http.Request {
-	r := httptest.NewRequest(http.MethodGet, "/", nil)
-	return r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, make(map[string]any)))
-}
-
-// decide has a probe of the target pass or fail, and returns when its subscribers know.
-func decide(target *health.Target, passes bool) {
-	known := make(chan struct{})
-	defer target.Attach(health.Driver{
-		Probe: func(context.Context, bool) (bool, error) {
-			if passes {
-				return false, nil
-			}
-			return false, errors.New("sick")
-		},
-		Report: func(health.Transition) { close(known) },
-	}, 0)()
-	<-known
-}
-
 // contest is two pools of the same upstreams. The policy knows the ones that are down
 // from its own checks, Caddy's policy from Caddy's.
 type contest struct {
@@ -743,7 +710,7 @@ func inContest(tb testing.TB, n, percentDown int, weighted bool, run func(contes
 		dial := fmt.Sprintf("10.0.%d.%d:80", i/250, i%250+1)
 		dials = append(dials, map[string]string{"dial": dial})
 		u := &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: dial}
-		setHealthy(u, down[i] == 'u')
+		testkit.SetHealthy(u, down[i] == 'u')
 		c.theirPool = append(c.theirPool, u)
 		if weighted {
 			weights[dial] = 1 + i%10
@@ -766,7 +733,7 @@ func inContest(tb testing.TB, n, percentDown int, weighted bool, run func(contes
 		for part := range 16 { // at once, so that a new snapshot takes in many verdicts
 			deciding.Go(func() {
 				for i := part; i < n; i += 16 {
-					decide(s.balancer.Member(c.ourPool[i].Dial).Checks[0].Target, down[i] == 'u')
+					testkit.Decide(s.balancer.Member(c.ourPool[i].Dial).Checks[0].Target, down[i] == 'u')
 				}
 			})
 		}
@@ -820,7 +787,7 @@ func TestBudgets(t *testing.T) {
 				t.Logf("%5d upstreams, %2d%% down, %d at once: %7.1f ns a pick, %s %9.1f ns: ratio %.4f of %.3f %s",
 					b.n, b.down, goroutines, took, c.theirName, theirs, ratio, b.most, verdict)
 			}
-			r := get()
+			r := testkit.Get()
 			if allocs := testing.AllocsPerRun(1000, func() { ours(r) }); allocs != 0 {
 				t.Errorf("%d upstreams, %d%% down: %v allocations a pick, want 0", b.n, b.down, allocs)
 			}
@@ -851,7 +818,7 @@ func compare(ours, theirs func(*http.Request), goroutines int) (ratio, a, b floa
 		began := time.Now()
 		for range goroutines {
 			wg.Go(func() {
-				r := get()
+				r := testkit.Get()
 				for range calls {
 					f(r)
 				}
@@ -904,7 +871,7 @@ func benchmarkPick(b *testing.B, name string, c contest) {
 		{"alive", c.ours, c.ourPool},
 		{c.theirName, c.theirs, c.theirPool},
 	} {
-		r := get()
+		r := testkit.Get()
 		b.Run(name+"/serial/"+side.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

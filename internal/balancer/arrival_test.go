@@ -13,6 +13,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // A verdict that another handler's probe gives, right after a request has brought an
@@ -22,7 +23,7 @@ func TestArrival_VerdictOfAnotherHandlerIsNotMissed(t *testing.T) {
 		n := newNetwork("a:80")
 		other := newDynamicPolicy(t, n, "other")
 		p := newDynamicPolicy(t, n, "this")
-		go other.Select(brought("a:80"), get(), nil) // its first probe takes 100 ms
+		go other.Select(brought("a:80"), testkit.Get(), nil) // its first probe takes 100 ms
 		time.Sleep(50 * time.Millisecond)
 		// a first request is about to start the monitors of what it brought
 		d, upstreams, dials := p.dynamic, brought("a:80"), []string{"a:80"}
@@ -36,7 +37,7 @@ func TestArrival_VerdictOfAnotherHandlerIsNotMissed(t *testing.T) {
 
 		began := time.Now()
 		picked := make(chan *reverseproxy.Upstream)
-		go func() { picked <- p.Select(brought("a:80"), get(), nil) }()
+		go func() { picked <- p.Select(brought("a:80"), testkit.Get(), nil) }()
 		time.Sleep(100 * time.Millisecond)
 		synctest.Wait()
 		for _, do := range deferred {
@@ -47,7 +48,7 @@ func TestArrival_VerdictOfAnotherHandlerIsNotMissed(t *testing.T) {
 			t.Errorf("got %v after %s, want the upstream as soon as it is up", u, took)
 		}
 		began = time.Now()
-		p.Select(brought("a:80"), get(), nil)
+		p.Select(brought("a:80"), testkit.Get(), nil)
 		if took := time.Since(began); took > 0 {
 			t.Errorf("a later request is held for %s", took)
 		}
@@ -66,16 +67,16 @@ func TestArrival_AwaitedAnswerIsStillLogged(t *testing.T) {
 			})}
 			s.Rules.Hold = time.Second
 		})
-		go p.Select(brought("a:80"), get(), nil)
+		go p.Select(brought("a:80"), testkit.Get(), nil)
 		time.Sleep(100 * time.Millisecond)
 		p.dynamic.mu.Lock()
 		for i := range maxObserved {
 			p.dynamic.sets[uint64(i)] = new(addressSet)
 		}
 		p.dynamic.mu.Unlock()
-		p.Select(brought("b:80"), get(), nil) // a new set: those before it are dropped
+		p.Select(brought("b:80"), testkit.Get(), nil) // a new set: those before it are dropped
 		time.Sleep(5 * time.Second)
-		p.Select(brought("a:80"), get(), nil)
+		p.Select(brought("a:80"), testkit.Get(), nil)
 		a := p.dynamic.find(brought("a:80"))
 		if now := a.Situation(a.Peek()).State; now != pool.LastResort {
 			t.Fatalf("state %v, so this tests nothing", now)

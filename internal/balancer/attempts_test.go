@@ -10,19 +10,20 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // TestTried_BelongsToARequest: the variables of a request outlive the handler. Another
 // request with the same ones, as in handle_errors, has tried nothing yet.
 func TestTried_BelongsToARequest(t *testing.T) {
 	p := newPolicy(t, "uu", retrying)
-	failed := get()
+	failed := testkit.Get()
 	p.Select(p.listed, failed, nil)
 	known := p.tried(failed)
 	if other := p.tried(failed.Clone(failed.Context())); other == known || other.Failed() != "" {
 		t.Error("another request got what the first one has tried")
 	}
-	failed = get()
+	failed = testkit.Get()
 	if got := []int{slices.Index(p.listed, p.Select(p.listed, failed, nil)), slices.Index(p.listed, p.Select(p.listed, failed, nil))}; got[0] == got[1] {
 		t.Errorf("one request tried %v: what it tried was forgotten", got)
 	}
@@ -40,7 +41,7 @@ func TestTried_RetryProbesTheLastPick(t *testing.T) {
 		}
 		synctest.Wait()
 		probes = [2]int{}
-		p.picks(get, 10)
+		p.picks(testkit.Get, 10)
 		synctest.Wait()
 		if probes != [2]int{} {
 			t.Errorf("%v probes after first tries, want none", probes)
@@ -66,10 +67,10 @@ func TestDynamic_VerdictsGoByAddress(t *testing.T) {
 	if served["10.9.9.9:80"] != 50 || served[address(0)] != 50 {
 		t.Errorf("served %v, want 50 each of those not known to be down", served)
 	}
-	if u := p.Select(brought(), get(), nil); u != nil {
+	if u := p.Select(brought(), testkit.Get(), nil); u != nil {
 		t.Errorf("picked %v from an empty pool", u)
 	}
-	if u := p.Select(p.listed[1:], get(), nil); u != p.listed[1] {
+	if u := p.Select(p.listed[1:], testkit.Get(), nil); u != p.listed[1] {
 		t.Errorf("picked %v, want the one that is down if it is all there is", u)
 	}
 }
@@ -82,7 +83,7 @@ func TestDynamic_RetriesGoOnToTheDown(t *testing.T) {
 		defer p.end(t)
 		p.served(1, "a:80", "b:80", "c:80")
 		time.Sleep(time.Second)
-		r := get()
+		r := testkit.Get()
 		var got []string
 		for range 3 {
 			got = append(got, p.Select(brought("a:80", "b:80", "c:80"), r, nil).Dial)

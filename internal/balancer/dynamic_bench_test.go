@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // BenchmarkDynamicPick puts the policy beside Caddy's round_robin over pools
@@ -31,7 +33,7 @@ func BenchmarkDynamicPick(b *testing.B) {
 				{"round_robin", new(reverseproxy.RoundRobinSelection)},
 			} {
 				b.Run(fmt.Sprintf("%d/%d_pools/%s", size, answers, policy.name), func(b *testing.B) {
-					r := get()
+					r := testkit.Get()
 					for _, pool := range pools { // as they are after the first requests
 						policy.Select(pool, r, nil)
 					}

@@ -149,7 +149,7 @@ func TestWatchList_SurvivesAReload(t *testing.T) {
 		}
 
 		// requests of the old config that are still in flight start nothing
-		if u := p.Select(brought("z:80"), get(), nil); u == nil {
+		if u := p.Select(brought("z:80"), testkit.Get(), nil); u == nil {
 			t.Error("nil for a request in flight after Cleanup")
 		}
 		time.Sleep(15 * time.Second)
@@ -168,7 +168,7 @@ func TestDynamic_WatchedAddressesAreLimited(t *testing.T) {
 		n := newNetwork()
 		p := newDynamicPolicy(t, n, "x")
 		for i := range 3 * maxObserved {
-			p.Select(brought(fmt.Sprintf("a%d:80", i)), get(), nil)
+			p.Select(brought(fmt.Sprintf("a%d:80", i)), testkit.Get(), nil)
 		}
 		if got := len(p.monitors.all()); got != maxObserved {
 			t.Errorf("%d monitors, want %d", got, maxObserved)
@@ -189,10 +189,10 @@ func TestDynamic_AddressesPastTheLimitAreWatchedLater(t *testing.T) {
 		n := newNetwork()
 		p := newDynamicPolicy(t, n, "x")
 		for i := range maxObserved {
-			p.Select(brought(fmt.Sprintf("a%d:80", i)), get(), nil)
+			p.Select(brought(fmt.Sprintf("a%d:80", i)), testkit.Get(), nil)
 		}
 		for range 10 * 60 {
-			p.Select(brought("z:80"), get(), nil)
+			p.Select(brought("z:80"), testkit.Get(), nil)
 			time.Sleep(time.Second)
 		}
 		n.probed()
@@ -210,7 +210,7 @@ func TestDynamic_RefusedUpstreamLeavesNoMonitor(t *testing.T) {
 		refuses := *p.config.Checks[0]
 		refuses.Validate = func(*monitor.Route) error { return errors.New("not this one") }
 		p.config.Checks = append(p.config.Checks, &refuses)
-		p.Select(brought("a:80"), get(), nil)
+		p.Select(brought("a:80"), testkit.Get(), nil)
 		if got := len(p.monitors.all()); got != 0 {
 			t.Errorf("%d monitors, want none", got)
 		}
@@ -225,7 +225,7 @@ func TestDynamic_RetryProbesTheLastPick(t *testing.T) {
 		p.served(1, "a:80")
 		time.Sleep(5 * time.Second)
 		n.probed()
-		r := get()
+		r := testkit.Get()
 		p.Select(brought("a:80"), r, nil)
 		p.Select(brought("a:80"), r, nil)
 		time.Sleep(time.Second)

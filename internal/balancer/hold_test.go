@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // However many requests are held at once, over how many answers of the source, all of
@@ -34,7 +35,7 @@ func TestHold_DynamicUpstreamsWakeAll(t *testing.T) {
 						for other := i % pools; other > 0; other /= 2 { // each its own order and number
 							dials = append(dials, dials[other%2])
 						}
-						p.Select(brought(dials...), get(), nil)
+						p.Select(brought(dials...), testkit.Get(), nil)
 						for took := int64(time.Since(began)); ; {
 							known := slowest.Load()
 							if known >= took || slowest.CompareAndSwap(known, took) {
@@ -81,7 +82,7 @@ func TestHold_OfDynamicUpstreamsEnds(t *testing.T) {
 				began := time.Now()
 				done := make(chan time.Duration)
 				go func() {
-					r := get()
+					r := testkit.Get()
 					p.Select(brought("a:80"), r.WithContext(contextOf(r, ctx)), nil)
 					done <- time.Since(began)
 				}()
@@ -136,7 +137,7 @@ func TestHold_FirstProbesOfThePoolRunAtOnce(t *testing.T) {
 				start()
 			}
 			began := time.Now()
-			if p.Select(p.listed, get(), nil) == nil {
+			if p.Select(p.listed, testkit.Get(), nil) == nil {
 				t.Error("nothing was picked")
 			}
 			want := time.Duration(0)

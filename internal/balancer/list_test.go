@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -82,7 +83,7 @@ func TestList_WhatRequestsDoNotBringIsNoOutage(t *testing.T) {
 		t.Errorf("before a request: %+v", rows)
 	}
 	p.registry.Settings.Change(dial, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
-	p.Select(brought(dial), get(), nil)
+	p.Select(brought(dial), testkit.Get(), nil)
 	if rows := p.rows(Filter{}); len(rows) != 1 || rows[0].Idle || len(view.Outages(rows)) != 1 {
 		t.Errorf("after a request: %+v", rows)
 	}
@@ -94,9 +95,9 @@ func unchecked(s *setup) { s.Checks = nil }
 // The list says of each upstream why it gets requests, or none.
 func TestExplain_PlainCases(t *testing.T) {
 	p := newPolicy(t, "uuuduu", withWeights(1, 1, 1, 1, -1, 0))
-	setHealthy(p.listed[1], false)
+	testkit.SetHealthy(p.listed[1], false)
 	p.listed[2].MaxRequests = 2
-	setRequests(p.listed[2], 2)
+	testkit.SetRequests(p.listed[2], 2)
 	want := []string{
 		"up: gets requests in turn",
 		"up, but Caddy's own health checks hold it unhealthy: no requests",

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // Every pick is counted once, also over answers that are dropped while requests use them,
@@ -57,7 +58,7 @@ func TestSelections_DroppedAnswersCountOnce(t *testing.T) {
 			for range 2000 {
 				upstreams := brought(dials...)
 				rand.Shuffle(len(upstreams), func(i, j int) { upstreams[i], upstreams[j] = upstreams[j], upstreams[i] })
-				got[slices.Index(dials, p.Select(upstreams, get(), nil).Dial)].Add(1)
+				got[slices.Index(dials, p.Select(upstreams, testkit.Get(), nil).Dial)].Add(1)
 			}
 		})
 	}
@@ -81,7 +82,7 @@ func TestDynamic_OrdersBeginAtRandom(t *testing.T) {
 	const pools = 300
 	for i := range pools {
 		upstreams := brought(address(3*i), address(3*i+1), address(3*i+2))
-		first[slices.Index(upstreams, p.Select(upstreams, get(), nil))]++
+		first[slices.Index(upstreams, p.Select(upstreams, testkit.Get(), nil))]++
 	}
 	for i := range 3 {
 		if first[i] < pools/10 {

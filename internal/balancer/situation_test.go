@@ -15,6 +15,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -75,7 +76,7 @@ func TestSituation_AgreesWithPicks(t *testing.T) {
 				i := rng.IntN(n)
 				switch rng.IntN(5) {
 				case 0, 1:
-					setHealthy(p.listed[i], rng.IntN(2) == 0)
+					testkit.SetHealthy(p.listed[i], rng.IntN(2) == 0)
 				case 2, 3:
 					if !p.targets[i].View().Paused {
 						p.decide(strings.Repeat("?", i) + string("ud"[rng.IntN(2)]))
@@ -89,7 +90,7 @@ func TestSituation_AgreesWithPicks(t *testing.T) {
 					total += row.EffectiveWeight
 				}
 				const picks = 600
-				got := counts(p.picks(get, picks), n)
+				got := counts(p.picks(testkit.Get, picks), n)
 				for i, row := range rows {
 					want := 0.0
 					if total > 0 {
@@ -222,7 +223,7 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 			}
 			p := newPolicy(t, tc.verdicts, configure...)
 			for i, u := range p.listed {
-				setHealthy(u, tc.healthy[i] != '0')
+				testkit.SetHealthy(u, tc.healthy[i] != '0')
 			}
 			for _, target := range p.targets[:tc.draining] {
 				startDraining(target)
@@ -288,7 +289,7 @@ func TestFailOpenEvents_ByCaddysOwnHealth(t *testing.T) {
 	p := newPolicy(t, "uu")
 	for _, healthy := range []bool{false, true} {
 		for _, u := range p.listed {
-			setHealthy(u, healthy)
+			testkit.SetHealthy(u, healthy)
 		}
 		if got := p.failsOpen(); got == healthy {
 			t.Errorf("healthy %v: the list says fail-open %v", healthy, got)
@@ -296,7 +297,7 @@ func TestFailOpenEvents_ByCaddysOwnHealth(t *testing.T) {
 		if got := takeFailOpen(p.registry.Events); got != nil {
 			t.Errorf("healthy %v: a look at the list told %v", healthy, got)
 		}
-		p.picks(get, 20)
+		p.picks(testkit.Get, 20)
 		if got := takeFailOpen(p.registry.Events); !slices.Equal(got, []bool{!healthy}) {
 			t.Errorf("healthy %v: fail_open events %v", healthy, got)
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // runningBalancer adds a balancer that lists these upstreams to a registry, and returns it and
@@ -107,7 +108,7 @@ func TestSlowStart_DynamicPools(t *testing.T) {
 		defer other.end(t)
 		begin := func(p *policy, dials ...string) {
 			t.Helper()
-			p.Select(brought(dials...), get(), nil)
+			p.Select(brought(dials...), testkit.Get(), nil)
 			time.Sleep(200 * time.Millisecond)
 		}
 		// shares of the weight, of which the slow start begins with a tenth

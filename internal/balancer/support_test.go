@@ -8,22 +8,18 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"net/http/httptest"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-	"unsafe"
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
@@ -32,6 +28,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -184,27 +181,9 @@ func address(i int) string { return fmt.Sprintf("10.0.%d.%d:80", i/250, i%250+1)
 func (p *policy) decide(verdicts string) {
 	for i, v := range verdicts {
 		if v != '?' {
-			decide(p.targets[i], v == 'u')
+			testkit.Decide(p.targets[i], v == 'u')
 		}
 	}
-}
-
-// decide has a probe of the target pass or fail, and returns when all subscribers know.
-func decide(target *health.Target, passes bool) {
-	if want := map[bool]health.Status{true: health.Up, false: health.Down}[passes]; target.Status() == want {
-		return
-	}
-	known := make(chan struct{})
-	defer target.Attach(health.Driver{
-		Probe: func(context.Context, bool) (bool, error) {
-			if passes {
-				return false, nil
-			}
-			return false, errors.New("sick")
-		},
-		Report: func(health.Transition) { close(known) },
-	}, 0)()
-	<-known
 }
 
 // set changes what is set at run time for an upstream, as an operator does.
@@ -224,15 +203,9 @@ func (p *policy) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w 
 	return p.Decide(upstreams, r, w)
 }
 
-// get returns a new request, as it is within Caddy.
-func get() *http.Request {
-	r := httptest.NewRequest(http.MethodGet, "/", nil)
-	return r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, make(map[string]any)))
-}
-
 // same returns one request again and again.
 func same() func() *http.Request {
-	r := get()
+	r := testkit.Get()
 	return func() *http.Request { return r }
 }
 
@@ -269,7 +242,7 @@ func brought(dials ...string) reverseproxy.UpstreamPool {
 func (p *policy) served(n int, dials ...string) map[string]int {
 	served := make(map[string]int)
 	for range n {
-		served[p.Select(brought(dials...), get(), nil).Dial]++
+		served[p.Select(brought(dials...), testkit.Get(), nil).Dial]++
 	}
 	return served
 }
@@ -293,36 +266,11 @@ func takeFailOpen(q *telemetry.Queue) (active []bool) {
 	return active
 }
 
-// wantLog checks what the policy has logged, each line with its level.
-func (p *policy) wantLog(tb testing.TB, want ...string) {
-	tb.Helper()
-	var got []string
-	for _, entry := range p.logs.All() {
-		got = append(got, fmt.Sprintf("%s: %s", entry.Level, entry.Message))
-	}
-	if !slices.Equal(got, want) {
-		tb.Errorf("logged %q, want %q", got, want)
-	}
-}
-
 // breaker is a circuit breaker that a test opens.
 type breaker struct{ open atomic.Bool }
 
 func (b *breaker) OK() bool                          { return !b.open.Load() }
 func (*breaker) RecordMetric(_ int, _ time.Duration) {}
-
-// setHealthy and setRequests do what Caddy's own checks and its handler do. Other
-// packages cannot, except by a write to the fields.
-
-func setHealthy(u *reverseproxy.Upstream, healthy bool) {
-	field := reflect.ValueOf(u).Elem().FieldByName("unhealthy")
-	(*atomic.Int32)(unsafe.Pointer(field.UnsafeAddr())).Store(map[bool]int32{true: 0, false: 1}[healthy])
-}
-
-func setRequests(u *reverseproxy.Upstream, n int) {
-	field := reflect.ValueOf(u.Host).Elem().FieldByName("numRequests")
-	(*atomic.Int64)(unsafe.Pointer(field.UnsafeAddr())).Store(int64(n))
-}
 
 // rows returns the rows of the policy alone.
 func (p *policy) rows(only Filter) []view.Upstream { return lister{p.Balancer, only}.rows() }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // setAhead returns a time as a program sees it after its wall clock was set: the
@@ -45,7 +46,7 @@ func TestDynamicClock_SetAheadForgetsNothing(t *testing.T) {
 		s.Checks = []*monitor.Check{silent(health.Settings{Interval: time.Hour, Timeout: time.Hour})}
 	})
 	d := p.dynamic
-	p.Select(brought("a:80"), get(), nil)
+	p.Select(brought("a:80"), testkit.Get(), nil)
 	for _, by := range []time.Duration{0, time.Minute, -time.Minute, time.Hour, 24 * time.Hour} {
 		now := setAhead(time.Now(), by)
 		d.answers.brought(d.find(brought("a:80")), now)
@@ -166,7 +167,7 @@ func TestWatchList_ResumedAddressesAreKeptUntilRequestsMissThem(t *testing.T) {
 		d.resume()
 		d.list.remove("10.9.9.9:80")
 		time.Sleep(40 * time.Minute) // less than an hour
-		p.Select(brought("10.0.0.1:80"), get(), nil)
+		p.Select(brought("10.0.0.1:80"), testkit.Get(), nil)
 		time.Sleep(2 * sweepInterval)
 		if got, want := d.list.dials(), []string{"10.0.0.1:80", "10.9.9.9:80"}; !slices.Equal(got, want) {
 			t.Errorf("watched a minute after the first request without one: got %v, want %v", got, want)

@@ -12,6 +12,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // selections returns how often each of some members was picked, by address.
@@ -39,9 +40,9 @@ func TestCounting_IsExact(t *testing.T) {
 		{"none is up", "ddd", nil, nil},
 		{"backups", "ddu", func(p *policy) { p.members[2].Backup = true }, nil},
 		{"retries", "uuuu", retrying, nil},
-		{"unhealthy at the pick", "uuuu", nil, func(p *policy) { setHealthy(p.list[1], rand.IntN(2) == 0) }},
-		{"full at the pick", "uuuu", func(p *policy) { p.list[2].MaxRequests = 1 }, func(p *policy) { setRequests(p.list[2], rand.IntN(2)) }},
-		{"verdicts change", "uuuu", nil, func(p *policy) { decide(p.targets[rand.IntN(3)], rand.IntN(2) == 0) }},
+		{"unhealthy at the pick", "uuuu", nil, func(p *policy) { testkit.SetHealthy(p.list[1], rand.IntN(2) == 0) }},
+		{"full at the pick", "uuuu", func(p *policy) { p.list[2].MaxRequests = 1 }, func(p *policy) { testkit.SetRequests(p.list[2], rand.IntN(2)) }},
+		{"verdicts change", "uuuu", nil, func(p *policy) { testkit.Decide(p.targets[rand.IntN(3)], rand.IntN(2) == 0) }},
 		{"another policy", "uuuu", func(p *policy) { p.handler.Rules.Select = new(reverseproxy.RandomSelection) }, nil},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
@@ -63,7 +64,7 @@ func TestCounting_IsExact(t *testing.T) {
 			for range 4 {
 				picking.Go(func() {
 					for range 2500 {
-						if i := p.pickIndex(get()); i >= 0 {
+						if i := p.pickIndex(testkit.Get()); i >= 0 {
 							got[i].Add(1)
 						}
 					}
@@ -97,8 +98,8 @@ func TestCounting_ManySnapshots(t *testing.T) {
 	for range 3 * maxRetired {
 		p.changed()
 		for range 3 {
-			want[p.pick(get()).Dial]++
-			want[other.Pick(Attempt{Upstreams: brought, Request: get()}).Dial]++
+			want[p.pick(testkit.Get()).Dial]++
+			want[other.Pick(Attempt{Upstreams: brought, Request: testkit.Get()}).Dial]++
 		}
 	}
 	if got := p.selections(append(members, p.members...)); !maps.Equal(got, want) {
@@ -125,13 +126,13 @@ func TestCounting_NeverGoesBack(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	setHealthy(p.list[1], false)
+	testkit.SetHealthy(p.list[1], false)
 	var over atomic.Bool
 	var picking sync.WaitGroup
 	for range 2 {
 		picking.Go(func() {
 			for !over.Load() {
-				p.pick(get())
+				p.pick(testkit.Get())
 			}
 		})
 	}

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // TestDraining_Tiers: upstreams that are draining get requests after all that serve,
@@ -93,7 +95,7 @@ func TestDraining_IsFollowedAtOnce(t *testing.T) {
 						setDraining(p.targets[i], d == 'r')
 					}
 				}
-				got, want := counts(p.picks(get, 42), 4), slices.Clone(step.want)
+				got, want := counts(p.picks(testkit.Get, 42), 4), slices.Clone(step.want)
 				if p.handler.Rules.Select != nil { // it does not go by weights
 					for i := range got {
 						got[i], want[i] = min(got[i], 1), min(want[i], 1)
@@ -129,15 +131,15 @@ func TestDraining_RespectsHealthAndLimits(t *testing.T) {
 			{"one is full", true, true, []int{20, 0, 0}},
 			{"one is unhealthy", false, false, []int{0, 20, 0}},
 		} {
-			setHealthy(p.list[0], step.healthy)
-			setRequests(p.list[1], map[bool]int{true: 1}[step.full])
-			if got := counts(p.picks(get, 20), 3); !slices.Equal(got, step.want) {
+			testkit.SetHealthy(p.list[0], step.healthy)
+			testkit.SetRequests(p.list[1], map[bool]int{true: 1}[step.full])
+			if got := counts(p.picks(testkit.Get, 20), 3); !slices.Equal(got, step.want) {
 				t.Errorf("retries %v, %s: picks %v, want %v", retries, step.rule, got, step.want)
 			}
 		}
-		setHealthy(p.list[0], false)
-		setHealthy(p.list[1], false)
-		if got, want := counts(p.picks(get, 20), 3), []int{0, 0, 20}; !slices.Equal(got, want) {
+		testkit.SetHealthy(p.list[0], false)
+		testkit.SetHealthy(p.list[1], false)
+		if got, want := counts(p.picks(testkit.Get, 20), 3), []int{0, 0, 20}; !slices.Equal(got, want) {
 			t.Errorf("retries %v, all unhealthy: picks %v, want %v, the last resort", retries, got, want)
 		}
 	}

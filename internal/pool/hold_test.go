@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // TestHold_EndsAsSoonAsItCan: at a cold start a request waits for the first verdicts, and
@@ -37,7 +39,7 @@ func TestHold_EndsAsSoonAsItCan(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newPolicy(t, tc.verdicts)
 				began := time.Now()
-				result := p.held(get())
+				result := p.held(testkit.Get())
 				for _, s := range tc.steps {
 					time.Sleep(s.at - time.Since(began))
 					p.decide(s.verdicts)
@@ -61,7 +63,7 @@ func TestHold_RequestsSpread(t *testing.T) {
 		p := newPolicy(t, "????")
 		var results []<-chan *reverseproxy.Upstream
 		for range 100 {
-			results = append(results, p.held(get()))
+			results = append(results, p.held(testkit.Get()))
 		}
 		synctest.Wait()
 		p.decide("u???")
@@ -94,7 +96,7 @@ func TestHold_Off(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPolicy(t, "??", func(p *policy) { p.handler.Rules.Hold = 0 })
 		began := time.Now()
-		if u := p.pick(get()); u == nil || time.Since(began) != 0 {
+		if u := p.pick(testkit.Get()); u == nil || time.Since(began) != 0 {
 			t.Errorf("picked %v after %v, want any at once", u, time.Since(began))
 		}
 	})
@@ -105,7 +107,7 @@ func TestHold_Off(t *testing.T) {
 func TestHold_ClientLeaves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPolicy(t, "???")
-		r := get()
+		r := testkit.Get()
 		ctx, leave := context.WithCancel(r.Context())
 		began := time.Now()
 		result := p.held(r.WithContext(ctx))
@@ -123,9 +125,9 @@ func TestHold_LooksAgainAtANewSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		unfollowed := newTarget()
 		p := newPolicy(t, "u", func(p *policy) { p.members[0].Checks = append(p.members[0].Checks, Check{Target: unfollowed}) })
-		result := p.held(get())
+		result := p.held(testkit.Get())
 		synctest.Wait()
-		decide(unfollowed, true)
+		testkit.Decide(unfollowed, true)
 		began := time.Now()
 		p.handler.Changed()
 		synctest.Wait()
@@ -145,7 +147,7 @@ func TestHold_ConfigEnds(t *testing.T) {
 			exiting := make(chan struct{})
 			p := newPolicy(t, "???", func(p *policy) { p.handler.Exiting = exiting })
 			began := time.Now()
-			result := p.held(get())
+			result := p.held(testkit.Get())
 			time.Sleep(100 * time.Millisecond)
 			if what == "the config ended" {
 				p.end()
@@ -160,7 +162,7 @@ func TestHold_ConfigEnds(t *testing.T) {
 	p := newPolicy(t, "udu")
 	p.end()
 	p.Close()
-	if got, want := counts(p.picks(get, 100), 3), []int{50, 0, 50}; !slices.Equal(got, want) {
+	if got, want := counts(p.picks(testkit.Get, 100), 3), []int{50, 0, 50}; !slices.Equal(got, want) {
 		t.Errorf("picks after Close %v, want %v", got, want)
 	}
 }
@@ -172,7 +174,7 @@ func TestHold_NotWhileADrainingOneServes(t *testing.T) {
 		p := newPolicy(t, "u??")
 		setDraining(p.targets[0], true)
 		began := time.Now()
-		got := p.picks(get, 10)
+		got := p.picks(testkit.Get, 10)
 		if want := slices.Repeat([]int{0}, 10); !slices.Equal(got, want) {
 			t.Errorf("picks %v, want %v", got, want)
 		}
@@ -180,7 +182,7 @@ func TestHold_NotWhileADrainingOneServes(t *testing.T) {
 			t.Errorf("waited %v for those without a verdict", waited)
 		}
 		p.decide("?u?")
-		if got, want := p.picks(get, 3), []int{1, 1, 1}; !slices.Equal(got, want) {
+		if got, want := p.picks(testkit.Get, 3), []int{1, 1, 1}; !slices.Equal(got, want) {
 			t.Errorf("picks %v after another passed, want %v", got, want)
 		}
 	})

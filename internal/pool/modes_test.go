@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // handMadeModes makes members as handMade does, each with what an operator set after a
@@ -132,7 +133,7 @@ func TestModes_AreFollowedAtOnce(t *testing.T) {
 				{"another pool's weight", 0, settings.Change{Pool: "other", Weight: new(new(9))}, []int{28, 0, 14, 0}},
 			} {
 				p.set(step.at, step.what)
-				got, want := counts(p.picks(get, 42), 4), slices.Clone(step.want)
+				got, want := counts(p.picks(testkit.Get, 42), 4), slices.Clone(step.want)
 				if p.handler.Rules.Select != nil { // it does not go by weights
 					for i := range got {
 						got[i], want[i] = min(got[i], 1), min(want[i], 1)

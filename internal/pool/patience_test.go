@@ -5,6 +5,7 @@ package pool
 import (
 	"context"
 	"errors"
+	"net/http"
 	"net/http/httptest"
 	"runtime"
 	"testing"
@@ -59,7 +60,7 @@ func (a *answer) verdict(i int, passes bool) {
 }
 
 func (a *answer) pick() *reverseproxy.Upstream {
-	return a.Pick(Attempt{Upstreams: a.upstreams, Request: httptest.NewRequest("GET", "/", nil)})
+	return a.Pick(Attempt{Upstreams: a.upstreams, Request: httptest.NewRequest(http.MethodGet, "/", nil)})
 }
 
 // A request that is held sees a verdict also when it comes while another request makes a

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // TestPick_SharesAreExactUnderConcurrency: each upstream that is up has exactly its share
@@ -21,7 +23,7 @@ func TestPick_SharesAreExactUnderConcurrency(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			r := get()
+			r := testkit.Get()
 			for range 7000 {
 				i := p.pickIndex(r)
 				if i < 0 {
@@ -56,8 +58,8 @@ func TestMember_ServesWhileAllChecksPass(t *testing.T) {
 		pass bool
 		want []int
 	}{{true, []int{50, 50}}, {false, []int{0, 100}}, {true, []int{50, 50}}} {
-		decide(second, tc.pass)
-		if got := counts(p.picks(get, 100), 2); !slices.Equal(got, tc.want) {
+		testkit.Decide(second, tc.pass)
+		if got := counts(p.picks(testkit.Get, 100), 2); !slices.Equal(got, tc.want) {
 			t.Errorf("picks %v while the second check passes is %v, want %v", got, tc.pass, tc.want)
 		}
 	}
@@ -86,7 +88,7 @@ func TestPick_OpenCircuitBreaker(t *testing.T) {
 				time.AfterFunc(tc.open, func() { b.open.Store(true) })
 			}
 			began := time.Now()
-			u := p.pick(get())
+			u := p.pick(testkit.Get())
 			if waited := time.Since(began); (u == nil) != tc.none || waited != tc.waited {
 				t.Errorf("%+v: picked %v after %v", tc, u, waited)
 			}
@@ -100,7 +102,7 @@ func TestPick_ClientLeft(t *testing.T) {
 	b := new(breaker)
 	b.open.Store(true)
 	p := newPolicy(t, "dd", func(p *policy) { p.handler.Proxy.CB = b })
-	r := get()
+	r := testkit.Get()
 	ctx, leave := context.WithCancel(r.Context())
 	if u := p.pick(r.WithContext(ctx)); u != nil {
 		t.Fatalf("picked %v with the breaker open", u)
@@ -140,12 +142,12 @@ func TestPick_FullUpstreams(t *testing.T) {
 				})
 				held := make([]int, len(tc.limits))
 				take := func() bool {
-					i := p.pickIndex(get())
+					i := p.pickIndex(testkit.Get())
 					if i < 0 {
 						return false
 					}
 					held[i]++
-					setRequests(p.list[i], held[i])
+					testkit.SetRequests(p.list[i], held[i])
 					return true
 				}
 				for i, limit := range tc.limits {
@@ -159,7 +161,7 @@ func TestPick_FullUpstreams(t *testing.T) {
 				}
 				if tc.limits[0] > 0 {
 					held[0]--
-					setRequests(p.list[0], held[0])
+					testkit.SetRequests(p.list[0], held[0])
 					if !take() || held[0] != tc.want[0] && tc.backup < 0 {
 						t.Errorf("after one ended: %v", held)
 					}
@@ -184,9 +186,9 @@ func TestPick_CaddysOwnHealthCountsAtOnce(t *testing.T) {
 		{[3]bool{true, false, true}, []int{100, 0, 0}},
 	} {
 		for i, healthy := range tc.healthy {
-			setHealthy(p.list[i], healthy)
+			testkit.SetHealthy(p.list[i], healthy)
 		}
-		if got := counts(p.picks(get, 100), 3); !slices.Equal(got, tc.want) {
+		if got := counts(p.picks(testkit.Get, 100), 3); !slices.Equal(got, tc.want) {
 			t.Errorf("healthy %v: picks %v, want %v", tc.healthy, got, tc.want)
 		}
 	}
@@ -217,13 +219,13 @@ func TestPick_FailOpenCountsCaddysOwnHealth(t *testing.T) {
 				p.members[5].Backup = tc.backup
 			})
 			for _, i := range tc.unhealthy {
-				setHealthy(p.list[i], false)
+				testkit.SetHealthy(p.list[i], false)
 			}
 			sharers := 0
 			for _, share := range tc.want {
 				sharers += share
 			}
-			got, want := counts(p.picks(get, 600), 6), make([]int, 6)
+			got, want := counts(p.picks(testkit.Get, 600), 6), make([]int, 6)
 			for i, share := range tc.want {
 				want[i] = 600 / sharers * share
 			}
@@ -237,7 +239,7 @@ func TestPick_FailOpenCountsCaddysOwnHealth(t *testing.T) {
 // TestPick_AllocatesNothing on the fast path.
 func TestPick_AllocatesNothing(t *testing.T) {
 	p := newPolicy(t, "uduu")
-	r := get()
+	r := testkit.Get()
 	if n := testing.AllocsPerRun(1000, func() { p.pick(r) }); n != 0 {
 		t.Errorf("%v allocations a pick, want 0", n)
 	}
@@ -249,9 +251,9 @@ func TestPick_AllocatesNothingAfterFailOpen(t *testing.T) {
 	p := newPolicy(t, "uuu")
 	for _, healthy := range []string{"000", "111"} {
 		setAllHealthy(p.list, healthy)
-		p.picks(get, 10)
+		p.picks(testkit.Get, 10)
 	}
-	r := get()
+	r := testkit.Get()
 	if n := testing.AllocsPerRun(1000, func() { p.pick(r) }); n != 0 {
 		t.Errorf("%v allocations a pick, want 0", n)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // TestSnapshot_Tiers has the tiers, best first, and what is left when they are empty.
@@ -162,7 +163,7 @@ func TestPick_SharesAreExactInEveryTier(t *testing.T) {
 			for _, w := range want {
 				length += w
 			}
-			got := p.picks(get, max(length, 1))
+			got := p.picks(testkit.Get, max(length, 1))
 			if slices.Contains(got, -1) != (length == 0) || !slices.Equal(counts(got, n), want) {
 				t.Fatalf("seed %d, step %d: weights %v (backups below 0), verdicts %s, %+v, retries %v: picks %v, want counts %v",
 					seed, step, weights, verdicts, open, retries, got, want)
@@ -179,12 +180,12 @@ func TestPool_AChangeContinuesTheOrder(t *testing.T) {
 	p := newPolicy(t, "uuuu", withWeights(5, 1, 1, 1))
 	var first []int
 	for range 200 {
-		p.picks(get, rng.IntN(8))
+		p.picks(testkit.Get, rng.IntN(8))
 		p.decide("???d")
-		first = append(first, p.pickIndex(get()))
-		p.picks(get, rng.IntN(8))
+		first = append(first, p.pickIndex(testkit.Get()))
+		p.picks(testkit.Get, rng.IntN(8))
 		p.decide("???u")
-		first = append(first, p.pickIndex(get()))
+		first = append(first, p.pickIndex(testkit.Get()))
 	}
 	// its share is 5/7 and 5/8 in turn
 	if got := counts(first, 4); got[0] < 220 || got[0] > 320 {
@@ -210,7 +211,7 @@ func TestPick_BackupsServeWhileNoPrimaryDoes(t *testing.T) {
 		{"u???", []int{12, 0, 0, 0}},
 	} {
 		p.decide(tc.verdicts)
-		if got := counts(p.picks(get, 12), 4); !slices.Equal(got, tc.want) {
+		if got := counts(p.picks(testkit.Get, 12), 4); !slices.Equal(got, tc.want) {
 			t.Errorf("picks after %s %v, want %v", tc.verdicts, got, tc.want)
 		}
 	}
@@ -244,7 +245,7 @@ func TestPick_WhileVerdictsChange(t *testing.T) {
 								return
 							default:
 							}
-							if i := p.pickIndex(get()); i < 0 || slices.Contains(tc.never, i) {
+							if i := p.pickIndex(testkit.Get()); i < 0 || slices.Contains(tc.never, i) {
 								t.Errorf("picked %d", i)
 								return
 							}
@@ -257,7 +258,7 @@ func TestPick_WhileVerdictsChange(t *testing.T) {
 				}
 				close(stop)
 				wg.Wait()
-				if got := counts(p.picks(get, 400), 6); !slices.Equal(got, tc.want) {
+				if got := counts(p.picks(testkit.Get, 400), 6); !slices.Equal(got, tc.want) {
 					t.Errorf("picks after the changes %v, want %v", got, tc.want)
 				}
 			})

@@ -17,6 +17,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // TestRetries_SkipTheTried: a retry goes to upstreams that were not tried yet, and to
@@ -169,7 +170,7 @@ func TestRetries_TheShareOfATriedOneIsLeftToAll(t *testing.T) {
 			const requests = 20000
 			served := make([]int, len(weights))
 			for range requests {
-				r := get()
+				r := testkit.Get()
 				for {
 					if i := p.pickIndex(r); i != 0 { // the first is sick
 						served[i]++
@@ -191,7 +192,7 @@ func TestRetries_TheShareOfManyTriedIsLeftToAll(t *testing.T) {
 			p := newPolicy(t, strings.Repeat("u", n), retrying)
 			served, want := make([]int, n), make([]int, n)
 			for range 300 * n {
-				r := get()
+				r := testkit.Get()
 				for _, u := range p.list[:sick] {
 					p.tried(r).add(u)
 				}
@@ -234,7 +235,7 @@ func TestRetries_SkipByAddress(t *testing.T) {
 	}
 	h := newPolicy(t, "", retrying).handler
 	p := New(h, handMade("u1 u1 u1"), fresh(), new(LoggedState))
-	a := Attempt{Request: get(), Tried: new(Tried)}
+	a := Attempt{Request: testkit.Get(), Tried: new(Tried)}
 	var got []string
 	for range 3 {
 		a.Upstreams = fresh()
@@ -299,7 +300,7 @@ func TestRetries_LeastRecentlyFailedFirst(t *testing.T) {
 				p.setMode(5, settings.Maintenance)
 				p.setMode(6, settings.Drain)
 				p.list[7].MaxRequests = 1
-				setRequests(p.list[7], 1)
+				testkit.SetRequests(p.list[7], 1)
 				if got := p.picks(same(), 8); !slices.Equal(got, tc.want) {
 					t.Errorf("one request tried %v, want %v", got, tc.want)
 				}
@@ -313,7 +314,7 @@ func TestRetries_LeastRecentlyFailedFirst(t *testing.T) {
 func TestRetries_UnhealthyByCaddyAfterAllThatServe(t *testing.T) {
 	b := new(breaker)
 	p := newPolicy(t, "uuu", retrying, func(p *policy) { p.handler.Proxy.CB = b })
-	setHealthy(p.list[1], false)
+	testkit.SetHealthy(p.list[1], false)
 	got := p.picks(same(), 3)
 	slices.Sort(got[:2])
 	if want := []int{0, 2, 1}; !slices.Equal(got, want) {
@@ -330,12 +331,12 @@ func TestRetries_UnhealthyByCaddyAfterAllThatServe(t *testing.T) {
 func TestRetries_AFullOneKeepsOutTheDown(t *testing.T) {
 	p := newPolicy(t, "uud", retrying)
 	p.list[1].MaxRequests = 1
-	setRequests(p.list[1], 1)
+	testkit.SetRequests(p.list[1], 1)
 	r := same()
 	if got, want := p.picks(r, 3), []int{0, 0, 0}; !slices.Equal(got, want) {
 		t.Errorf("one request tried %v, want %v", got, want)
 	}
-	setRequests(p.list[1], 0)
+	testkit.SetRequests(p.list[1], 0)
 	if got, want := p.picks(r, 2), []int{1, 2}; !slices.Equal(got, want) {
 		t.Errorf("when a slot was free it tried %v, want %v", got, want)
 	}
@@ -346,7 +347,7 @@ func TestRetries_AFullOneKeepsOutTheDown(t *testing.T) {
 func TestRetries_AFullUnknownBackupKeepsOutNone(t *testing.T) {
 	p := newPolicy(t, "d?d", withWeights(1, -1, -1), retrying)
 	p.list[1].MaxRequests = 1
-	setRequests(p.list[1], 1)
+	testkit.SetRequests(p.list[1], 1)
 	if got, want := p.picks(same(), 4), []int{0, 2, 0, 2}; !slices.Equal(got, want) {
 		t.Errorf("one request tried %v, want %v", got, want)
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // chooser is a policy for select that records what it was offered.
@@ -85,7 +87,7 @@ func TestSelect_IsOfferedWhatServes(t *testing.T) {
 func TestSelect_ThatPicksNone(t *testing.T) {
 	c := &chooser{choose: func(reverseproxy.UpstreamPool) *reverseproxy.Upstream { return nil }}
 	p := newPolicy(t, "uduu", func(p *policy) { p.handler.Rules.Select = c })
-	if got, want := counts(p.picks(get, 300), 4), []int{100, 0, 100, 100}; !slices.Equal(got, want) {
+	if got, want := counts(p.picks(testkit.Get, 300), 4), []int{100, 0, 100, 100}; !slices.Equal(got, want) {
 		t.Errorf("picks %v, want %v", got, want)
 	}
 	if len(c.offered) != 300 || c.offered[0] != offer(0, 2, 3) {
@@ -114,7 +116,7 @@ func TestSelect_PoliciesOfCaddy(t *testing.T) {
 		// the order of FirstSelection is that of the configuration, wherever the
 		// rotation is: as many picks as a cycle has, and some
 		p := newPolicy(t, tc.verdicts, withWeights(tc.weights...), func(p *policy) { p.handler.Rules.Select = tc.policy })
-		got := p.picks(get, 200)
+		got := p.picks(testkit.Get, 200)
 		slices.Sort(got)
 		if got = slices.Compact(got); !slices.Equal(got, tc.want) {
 			t.Errorf("%T over %s with weights %v picked %v, want %v", tc.policy, tc.verdicts, tc.weights, got, tc.want)
@@ -140,7 +142,7 @@ func TestSelect_HoldAndLastResort(t *testing.T) {
 				c := &chooser{choose: last}
 				p := newPolicy(t, tc.verdicts, func(p *policy) { p.handler.Rules.Select = c })
 				began := time.Now()
-				result := p.held(get())
+				result := p.held(testkit.Get())
 				synctest.Wait()
 				if tc.waited > 0 {
 					time.Sleep(time.Second)
@@ -166,7 +168,7 @@ func TestSelect_WithoutAWriter(t *testing.T) {
 	}
 	p := newPolicy(t, "udu", func(p *policy) { p.handler.Rules.Select = inner })
 	for range 10 {
-		if i := p.pickIndex(get()); i != 0 && i != 2 {
+		if i := p.pickIndex(testkit.Get()); i != 0 && i != 2 {
 			t.Fatalf("picked %d, want one that is alive", i)
 		}
 	}

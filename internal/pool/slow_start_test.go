@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // slowly has a pool start upstreams slowly, over 20s from a floor on.
@@ -146,7 +147,7 @@ func TestSlowStart_Weights(t *testing.T) {
 					for _, w := range s.want {
 						length += w
 					}
-					got, want := counts(p.picks(get, 2*length), len(s.want)), slices.Clone(s.want)
+					got, want := counts(p.picks(testkit.Get, 2*length), len(s.want)), slices.Clone(s.want)
 					for i := range want {
 						want[i] *= 2
 					}
@@ -206,12 +207,12 @@ func TestSlowStart_SurvivesAReload(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		p := newPolicy(t, "??", slowly(0.1), func(p *policy) { p.members = old.members })
 		old.Close()
-		if got, want := counts(p.picks(get, 100), 2), []int{20, 80}; !slices.Equal(got, want) {
+		if got, want := counts(p.picks(testkit.Get, 100), 2), []int{20, 80}; !slices.Equal(got, want) {
 			t.Errorf("picks after a reload a quarter through the window %v, want %v", got, want)
 		}
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if got, want := counts(p.picks(get, 90), 2), []int{30, 60}; !slices.Equal(got, want) {
+		if got, want := counts(p.picks(testkit.Get, 90), 2), []int{30, 60}; !slices.Equal(got, want) {
 			t.Errorf("picks half-way %v, want %v", got, want)
 		}
 	})
@@ -282,8 +283,8 @@ func TestSlowStart_FloorsKeepTheirShare(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				old, young := handMade("u1")[0], handMade("u1")[0]
 				time.Sleep(time.Minute)
-				decide(young.Checks[0].Target, false)
-				decide(young.Checks[0].Target, true)
+				testkit.Decide(young.Checks[0].Target, false)
+				testkit.Decide(young.Checks[0].Target, true)
 				members := make([]*Member, tc.n)
 				var total float64
 				for i := range members {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 const (
@@ -59,7 +61,7 @@ func TestState_IsLoggedOnce(t *testing.T) {
 		for _, verdicts := range []string{"?ddd", "d???", "?u??", "?d??", "uuu?", "???u"} {
 			p.decide(verdicts)
 			p.changed() // nothing new, and so nothing to log
-			p.picks(get, 10)
+			p.picks(testkit.Get, 10)
 		}
 		want := tc.want
 		if tc.open.Percent == 0 { // one came back in between
@@ -109,9 +111,9 @@ func TestState_ByCaddysOwnHealth(t *testing.T) {
 				if p.logs.Len() != 0 || events.told != nil {
 					t.Errorf("a look at the situation told something: %v", p.logs.All())
 				}
-				p.picks(get, 20)
+				p.picks(testkit.Get, 20)
 				refresh()
-				p.picks(get, 20)
+				p.picks(testkit.Get, 20)
 				if got := failsOpen(p.Pool); got != tc.open {
 					t.Errorf("after requests: fail-open is %v, want %v", got, tc.open)
 				}
@@ -119,12 +121,12 @@ func TestState_ByCaddysOwnHealth(t *testing.T) {
 				if failsOpen(p.Pool) {
 					t.Error("fail-open, but enough are healthy again")
 				}
-				p.picks(get, 20)
+				p.picks(testkit.Get, 20)
 				if state := p.logged.load(); state != Normal {
 					t.Errorf("after requests that found enough healthy, the state logged is %d", state)
 				}
 				refresh()
-				p.picks(get, 20)
+				p.picks(testkit.Get, 20)
 				var lines []string
 				if tc.line != "" {
 					lines = []string{tc.line, enoughAgain}
@@ -174,7 +176,7 @@ func TestState_ByCaddysOwnHealthOverDynamicPools(t *testing.T) {
 		for range 10 {
 			upstreams := brought(step.healthy)
 			p.KeepUpstreams(upstreams)
-			if p.Pick(Attempt{Upstreams: upstreams, Request: get()}) == nil {
+			if p.Pick(Attempt{Upstreams: upstreams, Request: testkit.Get()}) == nil {
 				t.Fatal("picked none")
 			}
 		}
@@ -205,16 +207,16 @@ func TestState_OpenCircuitBreaker(t *testing.T) {
 			}
 		}
 	}
-	p.picks(get, 10)
+	p.picks(testkit.Get, 10)
 	b.open.Store(true)
-	if got := counts(p.picks(get, 10), 2); !slices.Equal(got, []int{0, 0}) {
+	if got := counts(p.picks(testkit.Get, 10), 2); !slices.Equal(got, []int{0, 0}) {
 		t.Errorf("picks %v with the breaker open, want none", got)
 	}
 	wantNone()
 	p.decide("uu")
 	wantNone()
 	b.open.Store(false)
-	p.picks(get, 10)
+	p.picks(testkit.Get, 10)
 	p.wantLog(t, noneAlive, breakerOpen, enoughAgain)
 	if got := events.take(); !slices.Equal(got, []bool{true, false}) {
 		t.Errorf("told fail-open %v, want it to begin and to end", got)
@@ -227,7 +229,7 @@ func TestState_ForgottenPools(t *testing.T) {
 	var events failOpens
 	p := newPolicy(t, "dd", events.record)
 	h, upstreams, logged := p.handler, p.list[:1], new(LoggedState)
-	New(h, p.members[:1], upstreams, logged).Pick(Attempt{Upstreams: upstreams, Request: get()})
+	New(h, p.members[:1], upstreams, logged).Pick(Attempt{Upstreams: upstreams, Request: testkit.Get()})
 	logged.Forget(h)
 	if logged.Reset(h) {
 		t.Error("there was a state to take back of a pool that is forgotten")

@@ -4,17 +4,13 @@ package pool
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
-	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
-	"unsafe"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
@@ -24,6 +20,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // policy selects from one pool as the selection policy does. A test decides the verdicts
@@ -118,27 +115,9 @@ func (p *policy) setMode(i int, m settings.Mode) { p.set(i, settings.Change{Mode
 func (p *policy) decide(verdicts string) {
 	for i, v := range verdicts {
 		if v != '?' {
-			decide(p.targets[i], v == 'u')
+			testkit.Decide(p.targets[i], v == 'u')
 		}
 	}
-}
-
-// decide has a probe of the target pass or fail, and returns when its subscribers know.
-func decide(target *health.Target, passes bool) {
-	if want := map[bool]health.Status{true: health.Up, false: health.Down}[passes]; target.Status() == want {
-		return
-	}
-	known := make(chan struct{})
-	defer target.Attach(health.Driver{
-		Probe: func(context.Context, bool) (bool, error) {
-			if passes {
-				return false, nil
-			}
-			return false, errors.New("sick")
-		},
-		Report: func(health.Transition) { close(known) },
-	}, 0)()
-	<-known
 }
 
 // setDraining has a probe of a target that is up say whether it is draining, and returns
@@ -155,23 +134,10 @@ func setDraining(target *health.Target, draining bool) {
 	<-known
 }
 
-// setHealthy and setRequests do what Caddy's own health checks and its handler do. Caddy
-// exports no way to do so, so they write to unexported fields.
-
-func setHealthy(u *reverseproxy.Upstream, healthy bool) {
-	field := reflect.ValueOf(u).Elem().FieldByName("unhealthy")
-	(*atomic.Int32)(unsafe.Pointer(field.UnsafeAddr())).Store(map[bool]int32{true: 0, false: 1}[healthy])
-}
-
-func setRequests(u *reverseproxy.Upstream, n int) {
-	field := reflect.ValueOf(u.Host).Elem().FieldByName("numRequests")
-	(*atomic.Int64)(unsafe.Pointer(field.UnsafeAddr())).Store(int64(n))
-}
-
 // setAllHealthy has Caddy hold upstreams unhealthy where there is a 0.
 func setAllHealthy(upstreams reverseproxy.UpstreamPool, healthy string) {
 	for i, u := range upstreams {
-		setHealthy(u, healthy[i] != '0')
+		testkit.SetHealthy(u, healthy[i] != '0')
 	}
 }
 
@@ -181,15 +147,9 @@ type breaker struct{ open atomic.Bool }
 func (b *breaker) OK() bool                          { return !b.open.Load() }
 func (*breaker) RecordMetric(_ int, _ time.Duration) {}
 
-// get returns a new request.
-func get() *http.Request {
-	r := httptest.NewRequest(http.MethodGet, "/", nil)
-	return r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, make(map[string]any)))
-}
-
 // same returns one request again and again.
 func same() func() *http.Request {
-	r := get()
+	r := testkit.Get()
 	return func() *http.Request { return r }
 }
 
@@ -277,9 +237,9 @@ func handMade(words string) []*Member {
 			target := newTarget()
 			switch verdict {
 			case 'u', 'd':
-				decide(target, verdict == 'u')
+				testkit.Decide(target, verdict == 'u')
 			case 'r':
-				decide(target, true)
+				testkit.Decide(target, true)
 				setDraining(target, true)
 			}
 			m.Checks = append(m.Checks, Check{Target: target})

@@ -15,7 +15,8 @@ import (
 	"time"
 )
 
-// Upstream is a row of the list of the admin API.
+// Upstream is a row of the list of the admin API. It is written out again, so that a test
+// fails if a name in the answer changes.
 type Upstream struct {
 	Pool            string     `json:"pool"`
 	Upstream        string     `json:"upstream"`
