@@ -142,7 +142,7 @@ func (s *Selection) addCheck(d *caddyfile.Dispenser) error {
 func (s *Selection) parseBackups(d *caddyfile.Dispenser) error {
 	names := d.RemainingArgs()
 	if len(names) == 0 {
-		return d.Err("backup takes upstreams, as reverse_proxy names them")
+		return d.Err("backup takes upstreams, as reverse_proxy accepts them")
 	}
 	for _, name := range names {
 		if slices.Contains(s.Backups, name) {

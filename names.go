@@ -167,7 +167,7 @@ func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, 
 		}
 	}
 	if l.isAllListed(func(dial string) bool { weight, given := weights[dial]; return given && weight == 0 }) {
-		return nil, errors.New("every upstream has the weight 0, so none would ever get a request; leave out at least one, or give it another weight")
+		return nil, errors.New("every upstream has the weight 0, so none would ever get a request; give at least one a weight above 0")
 	}
 	return weights, nil
 }
@@ -188,7 +188,7 @@ func (l listedUpstreams) backups(configured []string) (map[string]bool, error) {
 		}
 	}
 	if len(configured) > 0 && l.isAllListed(func(dial string) bool { return backups[dial] }) {
-		return nil, errors.New("every upstream is a backup; leave out at least one, to be backed up")
+		return nil, errors.New("every upstream is a backup; at least one must be a primary")
 	}
 	return backups, nil
 }
@@ -211,7 +211,7 @@ func (l listedUpstreams) isAllListed(is func(dial string) bool) bool {
 // list, another way to write it, or what its placeholders stand for.
 func (l listedUpstreams) named(name string) ([]string, error) {
 	if len(l.addresses) == 0 {
-		return nil, fmt.Errorf("%s: only upstreams in the proxy's own list can be named, and it has none", name)
+		return nil, fmt.Errorf("%s: weight and backup can name only upstreams in the list of reverse_proxy, which is empty", name)
 	}
 	dials, err := l.matching(name)
 	if resolved := monitor.DisplayAddress(name); len(dials) == 0 && err == nil && resolved != name {
@@ -266,7 +266,7 @@ func dialAddresses(name string) ([]string, error) {
 	var h reverseproxy.Handler
 	tokens := []caddyfile.Token{{Text: "reverse_proxy", Line: 1}, {Text: name, Line: 1}}
 	if err := h.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil || name == "" {
-		return nil, errors.New("not an address as reverse_proxy names upstreams")
+		return nil, errors.New("not an address that reverse_proxy accepts")
 	}
 	dials := make([]string, 0, len(h.Upstreams))
 	for _, u := range h.Upstreams {
@@ -290,7 +290,7 @@ func checkSpaces(address string) error {
 	}
 	outside := placeholder.ReplaceAllString(address, "")
 	if strings.ContainsFunc(outside, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
-		return errors.New("an address has no spaces in it")
+		return errors.New("an address must not contain spaces")
 	}
 	return nil
 }
