@@ -280,7 +280,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		ofTCP    = ofEvery + "a tcp check has send and expect"
 		args     = "%s takes %s, at Testfile:%d"
 		twice    = "option '%s' is given twice, at Testfile:%d"
-		uri      = "uri must be a path that begins with one '/', with a query if need be; got '%s', at Testfile:%d"
+		uri      = "uri must be a path that begins with one '/', optionally with a query; got '%s', at Testfile:%d"
 		status   = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s', at Testfile:3"
 		maxSize  = "max_size must be a size from 1 byte to 64MiB, like 64KiB; got '%s', at Testfile:3"
 		jitter   = "jitter must be a percentage from 0%% to 100%%, like 10%%; got '%s', at Testfile:3"
@@ -306,16 +306,16 @@ func TestCaddyfileErrors(t *testing.T) {
 
 	// The inline URI.
 	rejects("alive /a /b", "lb_policy alive takes one URI at most; got '/b' too, at Testfile:1")
-	rejects("alive /a {\nhold 1s\ncheck tcp\n}", "a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too, at Testfile:3")
+	rejects("alive /a {\nhold 1s\ncheck tcp\n}", "lb_policy alive takes a URI or check blocks, not both; write the URI as check http <uri>, at Testfile:3")
 	for _, bad := range []string{"healthz", "", "?a=b", "//host/x", "/a b", "/a?b c", "/a#b"} {
 		rejects("alive `"+bad+"`", uri, bad, 1)
 		inPolicy("check http `"+bad+"`", uri, bad, 2)
 	}
-	full := "uri must be a path that begins with one '/', with a query if need be; give only the path, like /healthz: the request always goes to the upstream; got 'http://app/healthz', at Testfile:%d"
+	full := "uri must be a path that begins with one '/', optionally with a query; give only the path, like /healthz: the request always goes to the upstream; got 'http://app/healthz', at Testfile:%d"
 	rejects("alive http://app/healthz", full, 1)
 	inPolicy("check http http://app/healthz", full, 2)
-	inPolicy("check http \"/a\x01\"", `uri must be a path that begins with one '/', with a query if need be: parse "/a\x01": net/url: invalid control character in URL, at Testfile:2`)
-	inPolicy("check http /%zz", `uri must be a path that begins with one '/', with a query if need be: parse "/%%zz": invalid URL escape "%%zz", at Testfile:2`)
+	inPolicy("check http \"/a\x01\"", `uri must be a path that begins with one '/', optionally with a query: parse "/a\x01": net/url: invalid control character in URL, at Testfile:2`)
+	inPolicy("check http /%zz", `uri must be a path that begins with one '/', optionally with a query: parse "/%%zz": invalid URL escape "%%zz", at Testfile:2`)
 
 	// The name.
 	inPolicy("name", args, "name", "a label, like shop", 2)

@@ -87,7 +87,7 @@ type Selection struct {
 	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
 	// what a Caddyfile has named by weight and by backup, by address
-	weighed, backedUp map[string]string
+	weightNames, backupNames map[string]string
 
 	app      *App
 	proxy    *reverseproxy.Handler

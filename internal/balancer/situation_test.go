@@ -197,7 +197,7 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 		},
 		{
 			rule: "a cold start", verdicts: "?d", healthy: "11", weights: []int{1, 1},
-			want:    []string{"check 'test' has no verdict yet; requests wait for one, 2s at most, and then go to it all the same", "check 'test' failed: sick"},
+			want:    []string{"check 'test' has no verdict yet; requests wait up to 2s for an upstream, and then go to this one anyway", "check 'test' failed: sick"},
 			serving: "..",
 		},
 		{
@@ -272,7 +272,7 @@ func TestFailOpenEvents_OverReloads(t *testing.T) {
 	told := func() []bool { return append(takeFailOpen(old.registry.Events), takeFailOpen(next.registry.Events)...) }
 	for _, p := range []*policy{old, twin} {
 		p.end(t)
-		p.tellFailOpen(true) // by a request that is late
+		p.reportFailOpen(true) // by a request that is late
 	}
 	if got := told(); !slices.Equal(got, []bool{true}) {
 		t.Errorf("fail_open events %v, want that it began", got)

@@ -35,7 +35,7 @@ func (p *policy) told() (events []string) {
 func (p *policy) gauges() string {
 	states, failOpen, shown := make(map[string]int), false, make(map[string]bool)
 	for _, e := range p.rows(Filter{}) {
-		if !e.Past && !shown[e.Upstream] { // one of several pools can be shown once for each
+		if !e.Stale && !shown[e.Upstream] { // one of several pools can be shown once for each
 			states[e.State()]++
 		}
 		shown[e.Upstream] = true
@@ -252,7 +252,7 @@ func TestStale_SurvivesReloads(t *testing.T) {
 		why := func() map[string]string {
 			all := make(map[string]string)
 			for _, e := range next.rows(Filter{}) {
-				all[e.Upstream] = fmt.Sprintf("past %v: %s", e.Past, e.Why)
+				all[e.Upstream] = fmt.Sprintf("past %v: %s", e.Stale, e.Why)
 			}
 			return all
 		}
@@ -344,7 +344,7 @@ func TestStale_DeadUpstreamsLeaveNoAlarmBehind(t *testing.T) {
 				}
 				got := make(map[string]string)
 				for _, e := range p.rows(Filter{}) {
-					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.Past)
+					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.Stale)
 				}
 				if want := map[string]string{
 					"a:80": "down false 0 true ", "b:80": "down false 0 true ",

@@ -30,8 +30,8 @@ const (
 	maxRetired = 64
 )
 
-// replace has a snapshot take the place of the current one of p. It goes on in the order
-// where that is.
+// replace makes a snapshot the current one of p. It continues the order where the previous
+// one is.
 func (c *counters) replace(p *Pool, made *Snapshot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -45,7 +45,7 @@ func (c *counters) replace(p *Pool, made *Snapshot) {
 	c.retire(before)
 }
 
-// retire has a snapshot that is not used any more counted later. c.mu must be held.
+// retire counts a snapshot that is not used any more, later. c.mu must be held.
 func (c *counters) retire(before *Snapshot) {
 	if before == nil || before.best.Len() == 0 {
 		return
@@ -62,8 +62,8 @@ func (c *counters) retire(before *Snapshot) {
 	c.retired = slices.Delete(c.retired, 0, due)
 }
 
-// perMember tells how many turns each member had by tickets.
-func (s *Snapshot) perMember(tell func(m *Member, n uint64)) {
+// perMember calls add with the number of tickets of each member.
+func (s *Snapshot) perMember(add func(m *Member, n uint64)) {
 	length := uint64(s.best.Len())
 	if length == 0 {
 		return
@@ -81,7 +81,7 @@ func (s *Snapshot) perMember(tell func(m *Member, n uint64)) {
 	}
 	for i, n := range turns {
 		if n > 0 {
-			tell(s.members[i], n)
+			add(s.members[i], n)
 		}
 	}
 }
@@ -106,7 +106,7 @@ func (c *counters) picks(p *Pool, members []*Member) map[*Member]uint64 {
 		r.perMember(add)
 	}
 	picks := make(map[*Member]uint64, len(counts))
-	for m, n := range counts { // after the tickets, of which some were not followed
+	for m, n := range counts { // Extra last: it takes back tickets that were not followed
 		picks[m] = uint64(max(0, n+m.Extra.Load()))
 	}
 	return picks
