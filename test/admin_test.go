@@ -198,7 +198,7 @@ func TestMaintenance_EndsRequestsAndProbes(t *testing.T) {
 	testkit.Shares(t, "ready again", testkit.Tally(client, c.URL(), 20), map[string]int{"b": 20})
 }
 
-// A weight and a mode set at run time hold over reloads and restarts until they are reset.
+// A weight and a mode set at run time apply over reloads and restarts until they are reset.
 // Those of addresses that no pool has are listed and can be reset.
 func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
@@ -242,7 +242,7 @@ func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	testkit.Shares(t, "taken back", testkit.Tally(c.Client(), c.URL(), 20), map[string]int{"a": 10, "b": 10})
 }
 
-// While the storage fails, a change holds in this process and is shown as not persisted.
+// While the storage fails, a change applies in this process and is shown as not persisted.
 // It is stored when the storage works again.
 func TestSettings_HoldWhileTheStorageFails(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)

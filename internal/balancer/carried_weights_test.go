@@ -168,7 +168,7 @@ func TestWeights_FollowBack(t *testing.T) {
 	}
 }
 
-// A policy of select takes no weight but 0, a config that never starts changes nothing,
+// A policy of select takes only the weight 0, a config that never starts changes nothing,
 // and hundreds of warnings are a few lines.
 func TestWeights_AreNotCarried(t *testing.T) {
 	picks := poolOf("b a", "a", "b")

@@ -114,7 +114,7 @@ func TestDraining_IsFollowedAtOnce(t *testing.T) {
 }
 
 // TestDraining_RespectsHealthAndLimits: an upstream that drains serves only as far as it
-// would otherwise: not if Caddy itself holds it unhealthy, and not beyond its limit.
+// would otherwise: not if Caddy itself considers it unhealthy, and not beyond its limit.
 func TestDraining_RespectsHealthAndLimits(t *testing.T) {
 	for _, retries := range []bool{false, true} {
 		p := newPolicy(t, "uud", func(p *policy) { p.handler.Rules.Retries = retries })

@@ -194,7 +194,7 @@ func TestPick_CaddysOwnHealthCountsAtOnce(t *testing.T) {
 	}
 }
 
-// TestPick_FailOpenCountsCaddysOwnHealth: an upstream that Caddy itself holds unhealthy
+// TestPick_FailOpenCountsCaddysOwnHealth: an upstream that Caddy itself considers unhealthy
 // does not serve, and counts for a percentage of fail_open, too.
 func TestPick_FailOpenCountsCaddysOwnHealth(t *testing.T) {
 	for _, tc := range []struct {

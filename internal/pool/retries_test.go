@@ -309,7 +309,7 @@ func TestRetries_LeastRecentlyFailedFirst(t *testing.T) {
 	}
 }
 
-// TestRetries_UnhealthyByCaddyAfterAllThatServe: an upstream that Caddy itself holds
+// TestRetries_UnhealthyByCaddyAfterAllThatServe: an upstream that Caddy itself considers
 // unhealthy is like one that is down. An open circuit breaker is never bypassed.
 func TestRetries_UnhealthyByCaddyAfterAllThatServe(t *testing.T) {
 	b := new(breaker)

@@ -14,7 +14,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// slowly has a pool start upstreams slowly, over 20s from a floor on.
+// slowly makes a pool start upstreams slowly, over 20s from a floor on.
 func slowly(floor float64) func(*policy) {
 	return func(p *policy) { p.handler.Rules.SlowStart, p.handler.Rules.Floor = 20*time.Second, floor }
 }

@@ -120,7 +120,7 @@ func (p *policy) decide(verdicts string) {
 	}
 }
 
-// setDraining has a probe of a target that is up say whether it is draining, and returns
+// setDraining makes a probe of a target that is up say whether it is draining, and returns
 // when its subscribers know.
 func setDraining(target *health.Target, draining bool) {
 	if target.Draining() == draining {
@@ -134,7 +134,7 @@ func setDraining(target *health.Target, draining bool) {
 	<-known
 }
 
-// setAllHealthy has Caddy hold upstreams unhealthy where there is a 0.
+// setAllHealthy makes Caddy consider upstreams unhealthy where there is a 0.
 func setAllHealthy(upstreams reverseproxy.UpstreamPool, healthy string) {
 	for i, u := range upstreams {
 		testkit.SetHealthy(u, healthy[i] != '0')
