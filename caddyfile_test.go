@@ -215,7 +215,7 @@ var policies = []struct{ name, input, want string }{
 }
 
 // The Caddyfile is another way to write the JSON.
-func TestCaddyfile(t *testing.T) {
+func TestCaddyfile_IsAnotherWayToWriteTheJSON(t *testing.T) {
 	for _, test := range policies {
 		t.Run(test.name, func(t *testing.T) {
 			s := new(Selection)
@@ -231,7 +231,7 @@ func TestCaddyfile(t *testing.T) {
 
 // In a whole Caddyfile, snippets, their arguments and the environment are
 // filled in before the policy is read.
-func TestCaddyfileAdapted(t *testing.T) {
+func TestCaddyfile_IsReadAfterSnippetsAndEnvironment(t *testing.T) {
 	t.Setenv("ALIVE_TEST_URI", "/from-env")
 	const snippets = "(policy) {\n\tlb_policy alive {args[0]}\n}\n" +
 		"(check) {\n\tcheck {args[0]} {args[1]} {\n\t\ttimeout {args[2]}\n\t\tmethod HEAD\n\t}\n}\n" +
@@ -270,7 +270,7 @@ func TestCaddyfileAdapted(t *testing.T) {
 
 // Whatever is wrong is rejected, with what is wrong, what is allowed and where
 // it is: `Testfile:2` is the first line of the block.
-func TestCaddyfileErrors(t *testing.T) {
+func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	const (
 		ofAlive  = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
@@ -503,7 +503,7 @@ func TestCaddyfileErrors(t *testing.T) {
 }
 
 // Errors inside a snippet name the place in the snippet and that of its import.
-func TestCaddyfileErrorsAdapted(t *testing.T) {
+func TestCaddyfile_ErrorsNameSnippetAndImport(t *testing.T) {
 	const snippets = "(hold) {\n\thold {args[0]}\n}\n(check) {\n\tcheck http /a {\n\t\ttimeout 1s\n\t\t{args[0]} {args[1]}\n\t}\n}\n"
 	for _, test := range []struct{ policy, want string }{
 		{"lb_policy alive {\n\nhold 0\n}", "hold must be off or a duration above 0, like 2s; got '0', at Caddyfile:14"},
@@ -575,7 +575,7 @@ func FuzzCaddyfile(f *testing.F) {
 }
 
 // The global option is the app, and what is wrong with it is rejected with its place.
-func TestGlobalOption(t *testing.T) {
+func TestGlobalOption_IsTheApp(t *testing.T) {
 	for _, tc := range []struct{ option, want, err string }{
 		{"alive", "{}", ""},
 		{"alive {\n}", "{}", ""},
@@ -616,7 +616,7 @@ func TestGlobalOption(t *testing.T) {
 }
 
 // A mistake in the Caddyfile is answered with its place, and with what to write.
-func TestCaddyfileMistakes(t *testing.T) {
+func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 	const ofAlive = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
 	kinds := knownKinds()
 	for _, test := range []struct{ input, want string }{
@@ -697,7 +697,7 @@ func TestCaddyfileMistakes(t *testing.T) {
 
 // All options of a check that the block of the policy refuses with a hint are ones
 // that the parser of a check takes.
-func TestCaddyfileHintsNameOptions(t *testing.T) {
+func TestCaddyfile_HintsNameOptionsOfAParser(t *testing.T) {
 	for option, kind := range suggest.KindOptions {
 		if option == "uri" { // an argument in a Caddyfile
 			continue
@@ -742,7 +742,7 @@ func TestCommonOptions_AreThoseOfEveryCheck(t *testing.T) {
 }
 
 // keep_connection is an option of every check, and fresh_connection still one of http.
-func TestKeepConnection_Caddyfile(t *testing.T) {
+func TestKeepConnection_ExcludesFreshConnection(t *testing.T) {
 	for input, want := range map[string]string{
 		"alive {\ncheck http /a {\nkeep_connection\n}\n}":                            `{"checks":[{"probe":{"kind":"http","uri":"/a"},"keep_connection":true}]}`,
 		"alive {\ncheck grpc {\ntimeout 1s\nkeep_connection\n}\n}":                   `{"checks":[{"probe":{"kind":"grpc"},"timeout":1000000000,"keep_connection":true}]}`,
@@ -772,7 +772,7 @@ func TestKeepConnection_Caddyfile(t *testing.T) {
 }
 
 // Durations that are too short to be meant are rejected.
-func TestCaddyfileErrors_DurationsHaveAShortest(t *testing.T) {
+func TestCaddyfile_DurationsHaveAShortest(t *testing.T) {
 	for body, want := range map[string]string{
 		"check tcp {\ninterval 9ms\n}":        "interval must be at least 10ms; got '9ms', at Testfile:3",
 		"check tcp {\nfast_interval 5us\n}":   "fast_interval must be at least 10ms; got '5us', at Testfile:3",

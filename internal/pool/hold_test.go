@@ -91,8 +91,8 @@ func TestHold_OnceForARequest(t *testing.T) {
 	})
 }
 
-// TestHold_Off: with a hold of 0 no request waits.
-func TestHold_Off(t *testing.T) {
+// TestHold_OffMakesNoRequestWait: with a hold of 0 no request waits.
+func TestHold_OffMakesNoRequestWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPolicy(t, "??", func(p *policy) { p.handler.Rules.Hold = 0 })
 		began := time.Now()
