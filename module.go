@@ -14,8 +14,8 @@
 // the URI, while it accepts connections. The options are those of [Selection] and
 // [HealthCheck]; docs/options.md shows them as a Caddyfile has them. Kinds of checks are
 // modules of the package probe. Further modules are [Status], a page, [Admin], a part of
-// Caddy's admin API, and the [App], with the global option alive. The command caddy alive,
-// metrics and events are registered, too.
+// Caddy's admin API, and the [App], with the global option alive. The command caddy
+// alive, metrics and events are registered, too.
 //
 // This package has the configuration. What runs is in internal/; docs/architecture.md
 // shows how it works together.

@@ -198,8 +198,8 @@ func TestMaintenance_EndsRequestsAndProbes(t *testing.T) {
 	testkit.Shares(t, "ready again", testkit.Tally(client, c.URL(), 20), map[string]int{"b": 20})
 }
 
-// A weight and a mode set at run time apply over reloads and restarts until they are reset.
-// Those of addresses that no pool has are listed and can be reset.
+// A weight and a mode set at run time apply over reloads and restarts until they are
+// reset. Those of addresses that no pool has are listed and can be reset.
 func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
@@ -242,8 +242,8 @@ func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	testkit.Shares(t, "taken back", testkit.Tally(c.Client(), c.URL(), 20), map[string]int{"a": 10, "b": 10})
 }
 
-// While the storage fails, a change applies in this process and is shown as not persisted.
-// It is stored when the storage works again.
+// While the storage fails, a change applies in this process and is shown as not
+// persisted. It is stored when the storage works again.
 func TestSettings_HoldWhileTheStorageFails(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	c := testkit.StartCaddyWith(t, "alive {\n fleet shops\n sync_interval 100ms\n}", fmt.Sprintf(testkit.ShopSite, b.Addr))

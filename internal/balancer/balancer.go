@@ -191,8 +191,9 @@ func (b *Balancer) Owns(upstreams reverseproxy.UpstreamPool) bool {
 // Current returns the snapshot of the upstreams that the config lists.
 func (b *Balancer) Current() *pool.Snapshot { return b.pool.Current() }
 
-// Decide picks when the fast path did not. It is nil only if none can take the request: all that serve are full, the circuit breaker is open, none
-// is alive and that must not be ignored, or there is no upstream at all.
+// Decide picks when the fast path did not. It is nil only if none can take the request:
+// all that serve are full, the circuit breaker is open, none is alive and that must not
+// be ignored, or there is no upstream at all.
 func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if len(upstreams) == 0 {
 		return nil
@@ -262,10 +263,10 @@ func (b *Balancer) applyModes() {
 	}
 }
 
-// pause pauses or resumes the probes of a member by its mode. Several goroutines may do so
-// at once, and the last one follows the last change. A target that runs for another config
-// is left alone until this one has started: it may be of another fleet, and it may never
-// start.
+// pause pauses or resumes the probes of a member by its mode. Several goroutines may do
+// so at once, and the last one follows the last change. A target that runs for another
+// config is left alone until this one has started: it may be of another fleet, and it may
+// never start.
 func (b *Balancer) pause(m *pool.Member) {
 	for {
 		follows := b.handler.IsRunning() && !b.registry.mayStillFail()
@@ -323,8 +324,8 @@ func (b *Balancer) Selections() map[string]uint64 {
 	return all
 }
 
-// reportFailOpen counts a pool that begins to ignore health, or no longer does, and reports
-// changes to operators: once, if several handlers have the pool.
+// reportFailOpen counts a pool that begins to ignore health, or no longer does, and
+// reports changes to operators: once, if several handlers have the pool.
 func (b *Balancer) reportFailOpen(begins bool) {
 	if b.counters == nil {
 		return

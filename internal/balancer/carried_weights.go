@@ -52,8 +52,8 @@ func (r *Registry) startBeside(other *Registry) {
 	}
 }
 
-// keepSettings carries, logs and forgets what was set at run time, from when the config has
-// begun and the storage is loaded.
+// keepSettings carries, logs and forgets what was set at run time, from when the config
+// has begun and the storage is loaded.
 func (r *Registry) keepSettings(ctx context.Context) {
 	for _, wanted := range []<-chan struct{}{r.configStarted.done, r.Store.Loaded()} {
 		select {
@@ -80,10 +80,10 @@ func (r *Registry) keepSettings(ctx context.Context) {
 	}
 }
 
-// carry makes weights that were set at run time follow their upstreams: the name of a pool
-// is the list of its upstreams, unless the config names it, so a weight would be lost
-// when the list changes. If the previous config did not have the pool either, a weight is
-// carried only if none of its pools had the upstream.
+// carry makes weights that were set at run time follow their upstreams: the name of a
+// pool is the list of its upstreams, unless the config names it, so a weight would be
+// lost when the list changes. If the previous config did not have the pool either, a
+// weight is carried only if none of its pools had the upstream.
 func (o *carriedWeights) carry(r *Registry) {
 	o.done = true
 	balancers := r.All()

@@ -22,8 +22,8 @@ const (
 	maxListing  = 3 * time.Second
 )
 
-// Listing is the whole list at one moment, and what is rendered of it, for all that read it
-// within a second.
+// Listing is the whole list at one moment, and what is rendered of it, for all that read
+// it within a second.
 type Listing struct {
 	registry *Registry
 	changes  uint64 // of operators, before it was begun

@@ -18,8 +18,8 @@ import (
 // deployment that replaces all upstreams: what happens to them is no reason for an alarm.
 // The exception are sources whose answers alternate: a name server rotates them, or they
 // depend on the request. They are known by what they do. An answer that came back stays
-// present for twice its longest recent absence, at most staleAfter. If it has not come back
-// within returnsFor, it no longer counts as alternating.
+// present for twice its longest recent absence, at most staleAfter. If it has not come
+// back within returnsFor, it no longer counts as alternating.
 //
 // An upstream is present while an answer that is present has it, or while the same rule
 // says so of the upstream: answers that are never the same twice can have the same

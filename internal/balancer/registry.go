@@ -226,9 +226,9 @@ func (r *Registry) ApplySetting(address string) {
 	}
 }
 
-// stopProbes ends the probes that no other config relies on, and waits for them. The first
-// module of the config that is cleaned up calls it for all balancers: ending them one by
-// one would add up the waits.
+// stopProbes ends the probes that no other config relies on, and waits for them. The
+// first module of the config that is cleaned up calls it for all balancers: ending them
+// one by one would add up the waits.
 func (r *Registry) stopProbes() {
 	r.stopOnce.Do(func() {
 		r.mu.Lock()

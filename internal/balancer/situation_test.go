@@ -263,8 +263,8 @@ func TestExplain_OpenCircuitBreaker(t *testing.T) {
 	}
 }
 
-// TestFailOpenEvents_OverReloads: a pool that still ignores health in the next config emits
-// no event; several handlers emit one.
+// TestFailOpenEvents_OverReloads: a pool that still ignores health in the next config
+// emits no event; several handlers emit one.
 func TestFailOpenEvents_OverReloads(t *testing.T) {
 	old := newPolicy(t, "d")
 	twin := newPolicy(t, "d", in(old.registry))

@@ -44,8 +44,9 @@ func (p *policy) gauges() string {
 	return fmt.Sprintf("%d up, %d down, fail_open %v", states["up"], states["down"], failOpen)
 }
 
-// A deployment behind a dynamic source replaces all upstreams, and the old ones stop: from
-// the first request with the new upstreams on, the old ones cause no event and no gauge.
+// A deployment behind a dynamic source replaces all upstreams, and the old ones stop:
+// from the first request with the new upstreams on, the old ones cause no event and no
+// gauge.
 func TestStale_DeploymentRaisesNoAlarm(t *testing.T) {
 	for _, after := range []time.Duration{0, time.Second, time.Minute} {
 		t.Run(fmt.Sprintf("they stop %s later", after), func(t *testing.T) {
@@ -114,8 +115,8 @@ func TestStale_ReplacementEndsTheAlarm(t *testing.T) {
 	})
 }
 
-// Reading the list of past pools, or of pools that changed since the last request, changes
-// nothing: no line, no event, no snapshot.
+// Reading the list of past pools, or of pools that changed since the last request,
+// changes nothing: no line, no event, no snapshot.
 func TestStale_LookingChangesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")

@@ -86,9 +86,9 @@ func TestChange_WarnsOfTheLastServingUpstream(t *testing.T) {
 	none := view.Upstream{Pool: "api", Upstream: "a:80"}
 	well := view.Upstream{Pool: "api", Upstream: "b:80", Serving: true, EffectiveWeight: 1}
 	for _, tc := range []struct {
-		args    string
-		rows []view.Upstream
-		stderr  string
+		args   string
+		rows   []view.Upstream
+		stderr string
 	}{
 		{"drain a:80", []view.Upstream{none, gets}, "warning: it still gets new requests: no other upstream of the pool shop serves\n"},
 		{"drain a:80", []view.Upstream{also, gets}, "warning: it still gets new requests: no other upstream serves in the pools api, shop\n"},

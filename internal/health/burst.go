@@ -40,8 +40,8 @@ func (b *burst) begin() {
 	}
 }
 
-// record takes the result of a probe. A pass ends the burst and starts a cooldown. A change
-// to down ends it without one.
+// record takes the result of a probe. A pass ends the burst and starts a cooldown. A
+// change to down ends it without one.
 func (b *burst) record(passed bool, status Status, now time.Time) {
 	switch {
 	case !b.active:

@@ -37,8 +37,8 @@ func newHeartbeat(now time.Time, timeout time.Duration) heartbeat {
 	return h
 }
 
-// tick notes how late the heartbeat is, and returns the time until the next one: 0 or less
-// if the probe should have returned by now.
+// tick notes how late the heartbeat is, and returns the time until the next one: 0 or
+// less if the probe should have returned by now.
 func (h *heartbeat) tick(now time.Time) time.Duration {
 	h.observe(now)
 	switch {

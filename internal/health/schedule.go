@@ -187,8 +187,8 @@ func (t *Target) run(s *schedule, a *attempt) {
 	t.settle(s, a, o)
 }
 
-// giveUp stops waiting for a probe, which is the target's straggler until it returns. t.mu
-// must be held.
+// giveUp stops waiting for a probe, which is the target's straggler until it returns.
+// t.mu must be held.
 func (t *Target) giveUp(a *attempt) {
 	a.givenUp = true
 	t.straggler = a
@@ -303,8 +303,8 @@ func (t *Target) scheduleNext(s *schedule, next time.Time, taken slot) {
 	slots.free(&taken)
 }
 
-// requeue moves waiters to the next probe, or closes their channels if there is none. t.mu
-// must be held.
+// requeue moves waiters to the next probe, or closes their channels if there is none.
+// t.mu must be held.
 func (t *Target) requeue(waiters []chan<- answer) {
 	t.waiters = append(t.waiters, waiters...)
 	if t.schedule == nil {

@@ -118,8 +118,8 @@ func (t *Target) Inherit(status Status, draining bool, since time.Time) {
 }
 
 // Subscribe makes the target call f after every change of status, from one of its
-// goroutines and with no lock held, until cancel is called. A call that is under way at that
-// moment may still end later.
+// goroutines and with no lock held, until cancel is called. A call that is under way at
+// that moment may still end later.
 func (t *Target) Subscribe(f func()) (cancel func()) {
 	key := &f
 	t.mu.Lock()

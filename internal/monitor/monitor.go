@@ -9,10 +9,10 @@
 // The package knows neither the configuration types nor the kinds of probe: a [Check] has
 // what it needs of both. It does not know which upstreams get requests.
 //
-// Locks, in their order: the mutex of a Monitor, which guards its attachment to the target;
-// the lock of shared.Targets; the mutex of a target. The limit of warnings has a mutex that
-// is never held with another. No lock is held while a function of a check, a hook or a
-// subscriber runs.
+// Locks, in their order: the mutex of a Monitor, which guards its attachment to the
+// target; the lock of shared.Targets; the mutex of a target. The limit of warnings has a
+// mutex that is never held with another. No lock is held while a function of a check, a
+// hook or a subscriber runs.
 package monitor
 
 import (
@@ -211,8 +211,8 @@ func (m *Monitor) newDriver(hooks Hooks, limit *warningLimit) health.Driver {
 	}
 }
 
-// Subscribe calls a function after each change of the status, with no lock held, until the
-// monitor is released. Subscribe is called once at most.
+// Subscribe calls a function after each change of the status, with no lock held, until
+// the monitor is released. Subscribe is called once at most.
 func (m *Monitor) Subscribe(changed func()) { m.unsubscribe = m.Target.Subscribe(changed) }
 
 // Start starts the probes, the first of them after the delay. If they run already, it

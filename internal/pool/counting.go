@@ -30,8 +30,8 @@ const (
 	maxRetired = 64
 )
 
-// replace makes a snapshot the current one of p. It continues the order where the previous
-// one is.
+// replace makes a snapshot the current one of p. It continues the order where the
+// previous one is.
 func (c *counters) replace(p *Pool, made *Snapshot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

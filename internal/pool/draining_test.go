@@ -12,10 +12,10 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// TestDraining_ComesAfterAllThatServe: upstreams that are draining get requests after all that serve,
-// primaries before backups, and before anything that can only be an error. They are not
-// part of the primaries that fail_open counts, nor of its last resort. One that is down
-// by another check is down.
+// TestDraining_ComesAfterAllThatServe: upstreams that are draining get requests after all
+// that serve, primaries before backups, and before anything that can only be an error.
+// They are not part of the primaries that fail_open counts, nor of its last resort. One
+// that is down by another check is down.
 func TestDraining_ComesAfterAllThatServe(t *testing.T) {
 	half := FailOpen{Percent: 50}
 	none := []int(nil)

@@ -119,8 +119,8 @@ func TestHold_ClientLeaves(t *testing.T) {
 	})
 }
 
-// TestHold_ReadsANewSnapshot: a request that has read the snapshot between a change and the
-// snapshot that follows it reads that one, too.
+// TestHold_ReadsANewSnapshot: a request that has read the snapshot between a change and
+// the snapshot that follows it reads that one, too.
 func TestHold_ReadsANewSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		unfollowed := newTarget()

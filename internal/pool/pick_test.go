@@ -96,8 +96,8 @@ func TestPick_OpenCircuitBreaker(t *testing.T) {
 	}
 }
 
-// TestPick_ClientThatLeftGetsAnyUpstream: a client that has left gets an upstream also where no upstream can
-// serve: that ends the request at once.
+// TestPick_ClientThatLeftGetsAnyUpstream: a client that has left gets an upstream also
+// where no upstream can serve: that ends the request at once.
 func TestPick_ClientThatLeftGetsAnyUpstream(t *testing.T) {
 	b := new(breaker)
 	b.open.Store(true)
@@ -113,9 +113,9 @@ func TestPick_ClientThatLeftGetsAnyUpstream(t *testing.T) {
 	}
 }
 
-// TestPick_FullUpstreamsAreSkippedButServe: an upstream that is full cannot take the request, but is not
-// down: others get it, then backups, and never one that is down. A request that ends
-// frees its slot. The requests are held one after the other.
+// TestPick_FullUpstreamsAreSkippedButServe: an upstream that is full cannot take the
+// request, but is not down: others get it, then backups, and never one that is down. A
+// request that ends frees its slot. The requests are held one after the other.
 func TestPick_FullUpstreamsAreSkippedButServe(t *testing.T) {
 	for _, tc := range []struct {
 		rule     string
@@ -194,8 +194,8 @@ func TestPick_CaddysOwnHealthCountsAtOnce(t *testing.T) {
 	}
 }
 
-// TestPick_FailOpenCountsCaddysOwnHealth: an upstream that Caddy itself considers unhealthy
-// does not serve, and counts for a percentage of fail_open, too.
+// TestPick_FailOpenCountsCaddysOwnHealth: an upstream that Caddy itself considers
+// unhealthy does not serve, and counts for a percentage of fail_open, too.
 func TestPick_FailOpenCountsCaddysOwnHealth(t *testing.T) {
 	for _, tc := range []struct {
 		rule      string

@@ -124,9 +124,9 @@ func (p *Pool) Close() {
 }
 
 // snapshot returns which members may get requests at this moment. While another request
-// makes the snapshot of a pool that [New] made, the old one serves. The old snapshot lags a
-// verdict by the time of two builds at most. A patient request waits for the new one; so
-// does one for which the old one has no upstream.
+// makes the snapshot of a pool that [New] made, the old one serves. The old snapshot lags
+// a verdict by the time of two builds at most. A patient request waits for the new one;
+// so does one for which the old one has no upstream.
 func (p *Pool) snapshot(patient bool) *Snapshot {
 	known := p.current.Load()
 	if p.atOnce {

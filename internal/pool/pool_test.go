@@ -16,8 +16,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// TestSnapshot_TiersAreInOrder has the tiers, best first, and what is left when they are empty.
-// Weights count in each of them, and a member of weight 0 is in none.
+// TestSnapshot_TiersAreInOrder has the tiers, best first, and what is left when they are
+// empty. Weights count in each of them, and a member of weight 0 is in none.
 func TestSnapshot_TiersAreInOrder(t *testing.T) {
 	half := FailOpen{Percent: 50}
 	none := []int(nil)

@@ -19,8 +19,8 @@ func slowly(floor float64) func(*policy) {
 	return func(p *policy) { p.handler.Rules.SlowStart, p.handler.Rules.Floor = 20*time.Second, floor }
 }
 
-// TestSlowStart_WeightsGrow has the weights in virtual time. The window is 20s everywhere.
-// Each step waits, then decides, then compares the shares.
+// TestSlowStart_WeightsGrow has the weights in virtual time. The window is 20s
+// everywhere. Each step waits, then decides, then compares the shares.
 func TestSlowStart_WeightsGrow(t *testing.T) {
 	type step struct {
 		wait     time.Duration

@@ -223,8 +223,8 @@ func TestState_OpenCircuitBreaker(t *testing.T) {
 	}
 }
 
-// TestState_ForgottenPoolsReportNothing: nothing is reported of a forgotten pool, even by a
-// request that still uses it.
+// TestState_ForgottenPoolsReportNothing: nothing is reported of a forgotten pool, even by
+// a request that still uses it.
 func TestState_ForgottenPoolsReportNothing(t *testing.T) {
 	var events failOpens
 	p := newPolicy(t, "dd", events.record)

@@ -120,8 +120,8 @@ func (p *policy) decide(verdicts string) {
 	}
 }
 
-// setDraining makes a probe of a target that is up say whether it is draining, and returns
-// when its subscribers know.
+// setDraining makes a probe of a target that is up say whether it is draining, and
+// returns when its subscribers know.
 func setDraining(target *health.Target, draining bool) {
 	if target.Draining() == draining {
 		return

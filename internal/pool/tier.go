@@ -54,8 +54,8 @@ func (t *tier) empty() bool { return t.order.Len() == 0 }
 // serves reports whether Caddy itself considers u healthy, where that counts.
 func (t *tier) serves(u *reverseproxy.Upstream) bool { return t.anyHealth || u.Healthy() }
 
-// countHealthy counts the members that Caddy itself considers healthy. A tier that is nil has
-// none.
+// countHealthy counts the members that Caddy itself considers healthy. A tier that is nil
+// has none.
 func (t *tier) countHealthy(upstreams reverseproxy.UpstreamPool) (n int) {
 	if t == nil {
 		return 0

@@ -20,8 +20,8 @@ func (s *Set) Carry(c Carried) {
 	s.notify(c.Address)
 }
 
-// KeepCarried marks a carried weight to be stored. With move, it is taken back for the pool that
-// it was set for.
+// KeepCarried marks a carried weight to be stored. With move, it is taken back for the
+// pool that it was set for.
 func (s *Set) KeepCarried(c Carried, move bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

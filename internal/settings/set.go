@@ -158,8 +158,8 @@ func (s *Set) MarkPresence(address string, present bool) {
 }
 
 // MergeStored takes over what is newer in stored settings than here. Parts that are older
-// in the storage are marked to be stored. It returns the stored ones in which anything was newer,
-// once all subscribers have followed.
+// in the storage are marked to be stored. It returns the stored ones in which anything
+// was newer, once all subscribers have followed.
 func (s *Set) MergeStored(stored ...*Setting) (newer []*Setting) {
 	if len(stored) == 0 {
 		return nil
