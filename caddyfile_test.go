@@ -148,7 +148,7 @@ var policies = []struct{ name, input, want string }{
 		`{"checks":[{"probe":{"expect_body":"^a{2}{env.BODY}","header":{"Host":["{env.HOST}"],"X-Token":["{env.TOKEN}"]},"kind":"http","method":"{env.METHOD}","status":["{env.STATUS}"],"uri":"{env.URI}?{http.request.uri}"}}]}`,
 	},
 	{
-		// where to probe, and how to begin, is a matter of every kind
+		// port, address and proxy_protocol apply to every kind
 		"where to probe", `alive {
 			check tcp {
 				port           1
@@ -650,7 +650,7 @@ func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 		{"alive {\nhealth_uri /status\n}", "'health_uri' is an option of Caddy's own health checks; lb_policy alive makes its own, so write check http <uri>, at Testfile:2"},
 		{"alive {\ncheck http /a {\nhealth_interval 5s\n}\n}", "'health_interval' is an option of Caddy's own health checks; lb_policy alive makes its own, so write interval in the block of a check, at Testfile:3"},
 
-		// arguments that are not what stands there
+		// wrong arguments
 		{"alive {\ncheck https\n}", "unknown kind of check 'https'; this build has " + kinds + "; a check http uses TLS where the proxy does, and elsewhere with the option scheme https, at Testfile:2"},
 		{"alive {\ncheck /healthz\n}", "unknown kind of check '/healthz'; this build has " + kinds + "; a check begins with its kind: check http /healthz, at Testfile:2"},
 		{"alive {\ncheck https://app1:8080/a?b=c\n}", "unknown kind of check 'https://app1:8080/a?b=c'; this build has " + kinds + "; every upstream is asked, so a check has the path only: check http /a, at Testfile:2"},

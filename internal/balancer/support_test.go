@@ -275,7 +275,7 @@ func (*breaker) RecordMetric(_ int, _ time.Duration) {}
 // rows returns the rows of the policy alone.
 func (p *policy) rows(only Filter) []view.Upstream { return lister{p.Balancer, only}.rows() }
 
-// answering has the registry of a policy answer operators until the test ends.
+// answering makes the registry of a policy answer operators until the test ends.
 func answering(tb testing.TB, r *Registry) {
 	tb.Helper()
 	running.Lock()

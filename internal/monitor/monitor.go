@@ -142,8 +142,8 @@ type Monitor struct {
 	counters    Counters
 	unsubscribe func() // nil without a subscription
 
-	mu     sync.Mutex
-	detach func() // nil while not started; guarded by mu
+	mu     sync.Mutex // guards detach
+	detach func()     // nil while not started
 }
 
 // Open returns a new monitor of an upstream under a check, to be released. Nothing is

@@ -407,7 +407,7 @@ func TestRetries_TheDownAreProbedAtOnce(t *testing.T) {
 	}
 }
 
-// TestRetries_ProbesAtOnceAreBounded: of many that are down, a request has some probed,
+// TestRetries_ProbesAtOnceAreBounded: of many that are down, a request probes some,
 // and another request others.
 func TestRetries_ProbesAtOnceAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -71,7 +71,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*policy)) *poli
 	return p
 }
 
-// newTarget returns a target that is probed only when a test has it probed. One probe
+// newTarget returns a target that is probed only when a test probes it. One probe
 // decides.
 func newTarget() *health.Target {
 	return health.NewTarget(health.Settings{
