@@ -69,7 +69,7 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 			"app1.internal:8080  up      ready\n" +
 			"    1.5/3   0         1m\n" +
 			"    up, in its slow start: gets requests\n" +
-			"    by 50 % of its weight\n"},
+			"    with 50 % of its weight\n"},
 		{screen{columns: 16, colours: true}, "pool shop\n" +
 			"UPSTREAM\n" +
 			"    STATUS\n" +
@@ -87,9 +87,9 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 			"    up, in its\n" +
 			"    slow start:\n" +
 			"    gets\n" +
-			"    requests by\n" +
-			"    50 % of its\n" +
-			"    weight\n"},
+			"    requests\n" +
+			"    with 50 % of\n" +
+			"    its weight\n"},
 	} {
 		var to bytes.Buffer
 		tc.screen.writeTable(&to, rows[:1], now)
