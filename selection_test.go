@@ -172,7 +172,7 @@ func TestProvisionErrors(t *testing.T) {
 		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + errCannotSelect("weighted_round_robin").Error()},
 		{one + alive(`"weights":{"":1}`), inAlive + "weights: : not an address that reverse_proxy accepts"},
 		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: weight and backup can name only upstreams in the list of reverse_proxy, which is empty"},
-		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs an HTTP transport, which localhost:80 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"},
+		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs HTTP, and localhost:80 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"alive"}}`), inAlive + "alive cannot be used by a policy that alive itself selects with"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + errPositional.Error()},
 		{one + alive(`"select":{"policy":"query","key":"a","fallback":{"policy":"header","field":"b","fallback":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}}}`), inAlive + "select: " + errPositional.Error()},
@@ -186,9 +186,9 @@ func TestProvisionErrors(t *testing.T) {
 		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:x"}],` + alive(``), inAlive + `upstream 127.0.0.1:x: invalid start port: strconv.ParseUint: parsing "x": invalid syntax`},
 		{`"upstreams":[{"dial":"{env.ALIVE_TEST_UNSET}"}],` + alive(``), inAlive + "upstream {env.ALIVE_TEST_UNSET}: its placeholders are empty"},
 		// A check that cannot work over the transport of the proxy.
-		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "upstream 127.0.0.1:1: check 'http /': an http check needs an HTTP transport, which 127.0.0.1:1 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"},
-		{one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(``), inAlive + "upstream 127.0.0.1:1: check 'tcp': a tcp check cannot tell whether 127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
-		{`"upstreams":[{"dial":"udp/127.0.0.1:1"}],` + alive(``), inAlive + "upstream udp/127.0.0.1:1: check 'tcp': a tcp check cannot tell whether udp/127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
+		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "upstream 127.0.0.1:1: check 'http /': an http check needs HTTP, and 127.0.0.1:1 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
+		{one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(``), inAlive + "upstream 127.0.0.1:1: check 'tcp': a tcp check needs a direct connection, and 127.0.0.1:1 has none; use an http check"},
+		{`"upstreams":[{"dial":"udp/127.0.0.1:1"}],` + alive(``), inAlive + "upstream udp/127.0.0.1:1: check 'tcp': a tcp check needs a direct connection, and udp/127.0.0.1:1 has none; use an http check"},
 		{one + `"load_balancing":{"selection_policy":{"policy":"cookie","fallback":{"policy":"alive","hold":-1}}}`, inAlive + "hold must not be negative; 0 holds no request"},
 	} {
 		err := validate(t, test.proxy, nil)

@@ -633,7 +633,7 @@ func TestGRPC_NeedsAnHTTPTransport(t *testing.T) {
 		t.Errorf("got %v, want no error", err)
 	}
 	up.Transport = nil
-	want := "a grpc check needs an HTTP transport, which app1:9000 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"
+	want := "a grpc check needs HTTP, and app1:9000 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"
 	if got := text(new(GRPC).ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

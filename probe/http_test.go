@@ -544,7 +544,7 @@ func TestHTTP_NeedsAnHTTPTransport(t *testing.T) {
 		t.Errorf("got %v, want no error: an http check does not dial", err)
 	}
 	up.Address, up.Transport = "php:9000", nil
-	want := "an http check needs an HTTP transport, which php:9000 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"
+	want := "an http check needs HTTP, and php:9000 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"
 	if got := text(h.ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -227,7 +227,7 @@ func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	testkit.Shares(t, "after a restart", testkit.Tally(c.Client(), c.URL(), 20), map[string]int{"a": 20})
 
 	c.Load(fmt.Sprintf(testkit.ShopSite, a.Addr))
-	if got := c.One(b.Addr); got.Pool != "" || got.Mode != "drain" || !strings.HasPrefix(got.Why, "no pool has it") {
+	if got := c.One(b.Addr); got.Pool != "" || got.Mode != "drain" || !strings.HasPrefix(got.Why, "not in any pool") {
 		t.Errorf("when it is gone: %+v", got)
 	}
 	if status, text := c.Call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {b.Addr}}, `{"mode":"maintenance"}`); status != http.StatusNotFound {

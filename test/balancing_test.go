@@ -463,7 +463,7 @@ func TestFallback_Warns(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Contains(string(log), "as the fallback of another policy"); got != warns {
+		if got := strings.Contains(string(log), "alive is the fallback of another policy"); got != warns {
 			t.Errorf("%s: warned %v, want %v", policy, got, warns)
 		}
 		c.Stop()
