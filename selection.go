@@ -255,11 +255,11 @@ func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, s
 	if err := json.Unmarshal(s.SelectRaw, &name); err != nil {
 		return nil, "", fmt.Errorf("select: %v", err)
 	}
-	if !pool.CanSelect(name.Policy) {
-		return nil, "", pool.ErrCannotSelect(name.Policy)
+	if !canSelect(name.Policy) {
+		return nil, "", errCannotSelect(name.Policy)
 	}
-	if pool.CountsPositions(s.SelectRaw) {
-		return nil, "", fmt.Errorf("select: %w", pool.ErrPositional)
+	if countsPositions(s.SelectRaw) {
+		return nil, "", fmt.Errorf("select: %w", errPositional)
 	}
 	mod, err := ctx.LoadModule(s, "SelectRaw")
 	if err != nil {

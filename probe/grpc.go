@@ -27,6 +27,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
+func init() { caddy.RegisterModule(GRPC{}) }
+
 const (
 	// grpcPrefix is the length of what precedes a gRPC message: the compression flag and
 	// the length of the message.

@@ -20,6 +20,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
+func init() { caddy.RegisterModule(HTTP{}) }
+
 const (
 	defaultMaxSize = 64 << 10
 	maxMaxSize     = 64 << 20
