@@ -399,7 +399,7 @@ func TestWeights_OfGonePoolsAreListed(t *testing.T) {
 	c.Patch(all[0].Addr, `{"mode":"drain"}`)
 	c.Load(site("second"))
 	entries := c.List(url.Values{"upstream": {all[0].Addr}})
-	if len(entries) != 2 || entries[0].Weight != 1 || entries[1].Weight != 0 || !strings.HasPrefix(entries[1].Why, "no pool 'first' has it") || !entries[1].Gone || entries[0].Gone {
+	if len(entries) != 2 || entries[0].Weight != 1 || entries[1].Weight != 0 || !strings.HasPrefix(entries[1].Why, "not in the pool 'first'") || !entries[1].Gone || entries[0].Gone {
 		t.Fatalf("%+v", entries)
 	}
 	query := url.Values{"upstream": {all[0].Addr}, "pool": {entries[1].Pool}}
