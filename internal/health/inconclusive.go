@@ -31,7 +31,7 @@ type InconclusiveError struct {
 // Error returns the cause.
 func (e *InconclusiveError) Error() string {
 	if e.Shortage != "" {
-		return fmt.Sprintf("the result says nothing about the upstream: this process has a shortage (%s): %s", e.Shortage, e.Reason)
+		return fmt.Sprintf("the result says nothing about the upstream: this process lacks a resource (%s): %s", e.Shortage, e.Reason)
 	}
 	return fmt.Sprintf("the result says nothing about the upstream: this process was late by %s: %s", e.Late, e.Reason)
 }
