@@ -118,7 +118,7 @@ func TestCommandCheckWait_EndsWhenUp(t *testing.T) {
 		t.Errorf("it is sick: %v", err)
 	}
 	a.Set(testkit.Well)
-	if _, _, err := testkit.Command(t.Context(), c.Admin, "check", a.Addr); err == nil || !strings.HasSuffix(err.Error(), " passes, but is down until it did so more often in a row") {
+	if _, _, err := testkit.Command(t.Context(), c.Admin, "check", a.Addr); err == nil || !strings.HasSuffix(err.Error(), " passes, but stays down until it has passed several times in a row") {
 		t.Errorf("after one pass of three: %v", err)
 	}
 	stdout, _, err := testkit.Command(t.Context(), c.Admin, "check", a.Addr, "--wait", "10s")

@@ -132,7 +132,7 @@ http:// {
 	}
 
 	err := c.TryLoad(site(""))
-	if want := "needs an HTTP transport"; err == nil || !strings.Contains(err.Error(), want) {
+	if want := "is not reached over HTTP"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("an http check of FastCGI: got the error %v, want one with %q", err, want)
 	}
 	testkit.Shares(t, "after the error", testkit.Tally(c.Client(), c.URL(), 5), map[string]int{"a": 5})
