@@ -377,7 +377,8 @@ func testCode(t *testing.T, dir, pattern string) string {
 }
 
 // Every test that is named exists. A command that names a test finds it in the package that
-// it names, with its flags. The README compares as many problems as are measured.
+// it names, with its flags. Go takes a package for an argument of the test if it comes after
+// a flag of the test. The README compares as many problems as are measured.
 func TestReadmeTestCommands(t *testing.T) {
 	all := testCode(t, ".", "./...")
 	commands := 0
@@ -398,10 +399,18 @@ func TestReadmeTestCommands(t *testing.T) {
 			if !regexp.MustCompile(`func Test\w*` + m[3]).MatchString(code) {
 				t.Errorf("%s: %q: no such test there", d.Path, m[0])
 			}
+			own := "" // a flag that Go does not have
 			for _, arg := range args {
 				flag, isFlag := strings.CutPrefix(arg, "-")
 				flag, _, _ = strings.Cut(flag, "=")
-				if isFlag && !slices.Contains(goTestFlags, flag) && !slices.ContainsFunc(ownFlag.FindAllStringSubmatch(code, -1), func(m []string) bool { return m[1] == flag }) {
+				if own != "" && strings.HasPrefix(arg, ".") {
+					t.Errorf("%s: %q: the package has to be before -%s", d.Path, m[0], own)
+				}
+				if !isFlag || slices.Contains(goTestFlags, flag) {
+					continue
+				}
+				own = flag
+				if !slices.ContainsFunc(ownFlag.FindAllStringSubmatch(code, -1), func(m []string) bool { return m[1] == flag }) {
 					t.Errorf("%s: %q: no flag -%s there", d.Path, m[0], flag)
 				}
 			}
