@@ -210,7 +210,7 @@ func (c *HealthCheck) equal(other *HealthCheck) bool {
 		c.KeepConnection == other.KeepConnection
 }
 
-// checkPort rejects a port beside an address that has one, or needs none.
+// checkPort rejects a port beside an address that has one, or is a unix socket.
 func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
 	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
 		return fmt.Errorf("port cannot be combined with an address that already has a port, or is a unix socket: %s", c.Address)

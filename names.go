@@ -171,8 +171,8 @@ func (w Weight) resolve() (int, error) {
 	return number, nil
 }
 
-// parseWeight reads a weight of a Caddyfile.
-func parseWeight(text string) (Weight, error) {
+// weightFromText reads a weight of a Caddyfile.
+func weightFromText(text string) (Weight, error) {
 	if redact.HasPlaceholder(text) {
 		return Weight(text), nil // what it stands for is known when the config is loaded
 	}
@@ -206,7 +206,7 @@ func listUpstreams(h *reverseproxy.Handler) (listedUpstreams, error) {
 func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, error) {
 	weights, names := make(map[string]int), make(map[string]string)
 	for _, name := range slices.Sorted(maps.Keys(configured)) {
-		dials, err := l.named(name)
+		dials, err := l.resolveName(name)
 		if err != nil {
 			return nil, err
 		}
@@ -231,7 +231,7 @@ func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, 
 func (l listedUpstreams) backups(configured []string) (map[string]bool, error) {
 	backups, names := make(map[string]bool), make(map[string]string)
 	for _, name := range configured {
-		dials, err := l.named(name)
+		dials, err := l.resolveName(name)
 		if err != nil {
 			return nil, err
 		}
@@ -262,9 +262,9 @@ func (l listedUpstreams) isAllListed(is func(dial string) bool) bool {
 	return true
 }
 
-// named returns the dial addresses that an option means by a name: what stands in the
-// list, another way to write it, or what its placeholders stand for.
-func (l listedUpstreams) named(name string) ([]string, error) {
+// resolveName returns the dial addresses that an option means by a name: what stands in
+// the list, another way to write it, or what its placeholders stand for.
+func (l listedUpstreams) resolveName(name string) ([]string, error) {
 	if len(l.addresses) == 0 {
 		return nil, fmt.Errorf("%s: weight and backup can name only upstreams in the list of reverse_proxy, which is empty", name)
 	}

@@ -462,7 +462,7 @@ func TestReadmeTestCommands(t *testing.T) {
 
 // Every option is documented, in sentences that do not begin with its Go name, because
 // they become part of Caddy's own documentation.
-func TestFieldDocs(t *testing.T) {
+func TestFieldDocs_AreSentencesForUsers(t *testing.T) {
 	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)

@@ -33,7 +33,7 @@ const (
 )
 
 const (
-	// DefaultSyncInterval is how often the members of a fleet look at the storage, if
+	// DefaultSyncInterval is how often the members of a fleet read the storage, if
 	// the config does not say.
 	DefaultSyncInterval = 2 * time.Second
 	// StorageTimeout is how long a change or a start waits for the storage at most.
@@ -118,7 +118,7 @@ func SyncInterval(interval time.Duration) error {
 	return nil
 }
 
-// ParseSyncInterval reads how often the members of a fleet look at the storage.
+// ParseSyncInterval reads how often the members of a fleet read the storage.
 func ParseSyncInterval(text string) (time.Duration, error) {
 	interval, err := caddy.ParseDuration(text)
 	if err != nil {
