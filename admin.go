@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
@@ -181,7 +182,7 @@ func parseFilter(r *http.Request, allowed ...string) (balancer.Filter, error) {
 			return balancer.Filter{}, unknownParameter.errorf("unknown parameter '%s'; allowed: %s", name, strings.Join(allowed, ", "))
 		}
 		if len(values) > 1 {
-			return balancer.Filter{}, duplicateParameter.errorf("parameter '%s' is given twice", name)
+			return balancer.Filter{}, duplicateParameter.errorf("%v", grammar.GivenTwice("parameter '"+name+"'"))
 		}
 	}
 	return balancer.Filter{Pool: query.Get("pool"), Upstream: query.Get("upstream")}, nil

@@ -11,10 +11,10 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
-	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 func init() { httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption) }
@@ -73,7 +73,7 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	repeats := func(option string) bool { return option == "check" || option == "weight" || option == "backup" }
-	return probe.ReadBlock(d, func(option string) error {
+	return grammar.ReadBlock(d, func(option string) error {
 		if inline && option == "check" {
 			return d.Err("a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too")
 		}
@@ -102,7 +102,7 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 			return err
 		}
 		_, err = limits.FailOpen(s.FailOpen)
-		return at(d, err)
+		return grammar.At(d, err)
 	case "hold":
 		text, err := parseArg(d, "off, or one duration above 0, like 2s")
 		if err != nil {
@@ -110,7 +110,7 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 		}
 		hold, err := limits.ParseHold(text)
 		s.Hold = (*caddy.Duration)(&hold)
-		return at(d, err)
+		return grammar.At(d, err)
 	case "select":
 		return s.parseSelect(d)
 	default:
@@ -126,13 +126,11 @@ func (s *Selection) addCheck(d *caddyfile.Dispenser) error {
 		return err
 	}
 	check.place = place
-	if same := slices.IndexFunc(s.Checks, check.equal); same >= 0 {
-		first := s.Checks[same].place
-		return errAt(place, "this check is the same as the one at %s:%d", first.File, first.Line)
-	}
-	if same := slices.IndexFunc(s.Checks, check.hasNameOf); same >= 0 {
-		first := s.Checks[same].place
-		return errAt(place, "this check has the name of the one at %s:%d: %s", first.File, first.Line, check.Name)
+	err = check.differs(s.Checks, "this check", func(i int) string {
+		return fmt.Sprintf("the one at %s:%d", s.Checks[i].place.File, s.Checks[i].place.Line)
+	})
+	if err != nil {
+		return errAt(place, err)
 	}
 	s.Checks = append(s.Checks, check)
 	return nil
@@ -146,7 +144,7 @@ func (s *Selection) parseBackups(d *caddyfile.Dispenser) error {
 	}
 	for _, name := range names {
 		if slices.Contains(s.Backups, name) {
-			return d.Errf("%s is named as a backup twice", name)
+			return d.WrapErr(grammar.GivenTwice("backup " + name))
 		}
 		if err := nameOnce(&s.backedUp, name); err != nil {
 			return d.Errf("backup: %v", err)
@@ -200,7 +198,7 @@ func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
 		return d.WrapErr(err)
 	}
 	if _, given := s.Weights[name]; given {
-		return d.Errf("the weight of %s is given twice", name)
+		return d.WrapErr(grammar.GivenTwice("the weight of " + name))
 	}
 	if err := nameOnce(&s.weighed, name); err != nil {
 		return d.Errf("weight: %v", err)
@@ -215,19 +213,15 @@ func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
 // nameOnce notes that an option names an upstream, and reports an error if that is no
 // address, or if the option has named the same upstream in another way. What
 // placeholders stand for is known when the config is loaded.
-func nameOnce(named *map[string]string, name string) error {
+func nameOnce(named *dialNames, name string) error {
 	dials, err := dialAddresses(name)
 	if err != nil {
 		return fmt.Errorf("%s: %v", name, err)
 	}
-	if *named == nil {
-		*named = make(map[string]string)
-	}
 	for _, dial := range dials {
-		if other, given := (*named)[dial]; given {
-			return fmt.Errorf("%s and %s are the same upstream", other, name)
+		if err := named.add(dial, name); err != nil {
+			return err
 		}
-		(*named)[dial] = name
 	}
 	return nil
 }
@@ -250,7 +244,7 @@ func (c *SlowStart) parse(d *caddyfile.Dispenser) error {
 		}
 	}
 	_, _, err = c.resolve()
-	return at(d, err)
+	return grammar.At(d, err)
 }
 
 // Interface guard
@@ -265,13 +259,13 @@ var _ caddyfile.Unmarshaler = (*Selection)(nil)
 func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	d.Next() // consume the option's name
 	if existing != nil {
-		return nil, probe.GivenTwice(d)
+		return nil, d.WrapErr(grammar.OptionTwice(d.Val()))
 	}
 	if d.NextArg() {
 		return nil, d.Err("alive takes a block with fleet and sync_interval")
 	}
 	app := new(App)
-	if err := probe.ReadBlock(d, func(option string) error { return app.unmarshalOption(d, option) }, nil); err != nil {
+	if err := grammar.ReadBlock(d, func(option string) error { return app.unmarshalOption(d, option) }, nil); err != nil {
 		return nil, err
 	}
 	if app.SyncInterval != 0 && app.Fleet == "" {
@@ -287,7 +281,7 @@ func (a *App) unmarshalOption(d *caddyfile.Dispenser, option string) (err error)
 		if a.Fleet, err = parseArg(d, "the name of a fleet, like shops"); err != nil {
 			return err
 		}
-		return at(d, limits.Fleet(a.Fleet))
+		return grammar.At(d, limits.Fleet(a.Fleet))
 	case "sync_interval":
 		text, err := parseArg(d, "a duration, like 2s")
 		if err != nil {
@@ -295,7 +289,7 @@ func (a *App) unmarshalOption(d *caddyfile.Dispenser, option string) (err error)
 		}
 		interval, err := limits.ParseSyncInterval(text)
 		a.SyncInterval = caddy.Duration(interval)
-		return at(d, err)
+		return grammar.At(d, err)
 	default:
 		return d.Err(suggest.InGlobal(option))
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
+	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
@@ -446,8 +447,8 @@ func TestCaddyfileErrors(t *testing.T) {
 	inCheck("http /a", "header X: c", "header: a field name has letters, digits and hyphens; got 'X:', at Testfile:3")
 	inCheck("http /a", "header X \"a\x01\"", "header X must not have line breaks or other control characters in its value, at Testfile:3")
 	inCheck("http /a", "header Host a/b", "header Host must be a host, with a port if need be; got 'a/b', at Testfile:3")
-	inCheck("http /a", "header Host ``\nheader Host b", "header Host can be given once only, at Testfile:4")
-	inCheck("http /a", "header host a\nheader Host b", "header Host can be given once only, at Testfile:4")
+	inCheck("http /a", "header Host ``\nheader Host b", "header Host is given twice, at Testfile:4")
+	inCheck("http /a", "header host a\nheader Host b", "header Host is given twice, at Testfile:4")
 	inCheck("http /a", "method HEAD\nexpect_body ok", "expect_body: an answer to HEAD has no body to look at, at Testfile:5")
 	inPolicy("check http x{env.URI}", uri, "x{env.URI}", 2)
 	inCheck("http /a", "expect_body (", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:3")
@@ -462,7 +463,7 @@ func TestCaddyfileErrors(t *testing.T) {
 	}
 	inPolicy("weight app1 1\nweight app2 1\nweight app1 2", "the weight of app1 is given twice, at Testfile:4")
 	inPolicy("backup", "backup takes upstreams, as reverse_proxy names them, at Testfile:2")
-	inPolicy("backup app1 app2\nbackup app1", "app1 is named as a backup twice, at Testfile:3")
+	inPolicy("backup app1 app2\nbackup app1", "backup app1 is given twice, at Testfile:3")
 	inPolicy("slow_start", slow)
 	inPolicy("slow_start 1s 2% 3", slow)
 	inPolicy("slow_start 1s\nslow_start 1s", twice, "slow_start", 3)
@@ -695,6 +696,44 @@ func TestCaddyfileMistakes(t *testing.T) {
 	}
 }
 
+// The error for an unknown option that a kind of another plugin words by itself is shown as
+// it is, whatever its words. One that it makes by the helper of package probe tells where
+// the option belongs.
+func TestCheck_ErrorsOfOtherKindsStayAsTheyAre(t *testing.T) {
+	for input, want := range map[string]string{
+		"alive {\ncheck own {\nweight app1 3\n}\n}":  "unrecognized option 'weight': this kind weighs nothing, at Testfile:3",
+		"alive {\ncheck own {\ncolour red\n}\n}":     "unrecognized option 'colour': besides the options of every check (" + strings.Join(suggest.CheckOptions, ", ") + "), a check of the kind own has no other, at Testfile:3",
+		"alive {\ncheck own {\nhold 1s\n}\n}":        "'hold' is an option of lb_policy alive; write it beside the check, not in its block, at Testfile:3",
+		"alive {\ncheck own {\nhealth_port 81\n}\n}": "'health_port' is an option of Caddy's own health checks; lb_policy alive makes its own, so write port in the block of a check, at Testfile:3",
+	} {
+		err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))
+		if err == nil || err.Error() != want {
+			t.Errorf("%s\n got error %v\nwant error %s", input, err, want)
+		}
+	}
+}
+
+// ownKind is a kind of check as other plugins have it. It knows no option, and has its own
+// words for weight.
+type ownKind struct{}
+
+func init() { caddy.RegisterModule(ownKind{}) }
+
+func (ownKind) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "alive.probes.own", New: func() caddy.Module { return new(ownKind) }}
+}
+
+func (*ownKind) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	for d.NextBlock(0) {
+		if d.Val() == "weight" {
+			return d.Err("unrecognized option 'weight': this kind weighs nothing")
+		}
+		return probe.UnrecognizedOption(d, "a check of the kind own")
+	}
+	return nil
+}
+
 // All options of a check that the block of the policy refuses with a hint are ones
 // that the parser of a check takes.
 func TestCaddyfileHintsNameOptions(t *testing.T) {
@@ -702,7 +741,7 @@ func TestCaddyfileHintsNameOptions(t *testing.T) {
 		if option == "uri" { // an argument in a Caddyfile
 			continue
 		}
-		_, err := parseCheck(caddyfile.NewTestDispenser("check " + kind + " {\n" + option + "\n}"))
+		err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\ncheck " + kind + " {\n" + option + "\n}\n}"))
 		if err != nil && strings.HasPrefix(err.Error(), "unrecognized option") {
 			t.Errorf("check %s: %v", kind, err)
 		}

@@ -128,6 +128,22 @@ func parseWeight(text string) (Weight, error) {
 	return Weight(strconv.Itoa(number)), nil
 }
 
+// dialNames are the names by which an option means upstreams, by dial address.
+type dialNames map[string]string
+
+// add records that an option means an upstream by a name, and returns an error if it
+// means the same one by another name, too.
+func (n *dialNames) add(dial, name string) error {
+	if other, given := (*n)[dial]; given && other != name {
+		return fmt.Errorf("%s and %s are the same upstream", other, name)
+	}
+	if *n == nil {
+		*n = make(dialNames)
+	}
+	(*n)[dial] = name
+	return nil
+}
+
 // listedUpstreams are those that the config lists: dial address to address as operators see it.
 type listedUpstreams struct {
 	proxy     *reverseproxy.Handler
@@ -149,7 +165,8 @@ func listUpstreams(h *reverseproxy.Handler) (listedUpstreams, error) {
 
 // weights returns the weights that are configured, by dial address.
 func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, error) {
-	weights, names := make(map[string]int), make(map[string]string)
+	var names dialNames
+	weights := make(map[string]int)
 	for _, name := range slices.Sorted(maps.Keys(configured)) {
 		dials, err := l.named(name)
 		if err != nil {
@@ -160,10 +177,10 @@ func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, 
 			return nil, fmt.Errorf("%s: %v", name, err)
 		}
 		for _, dial := range dials {
-			if other, given := names[dial]; given {
-				return nil, fmt.Errorf("%s and %s are the same upstream", other, name)
+			if err := names.add(dial, name); err != nil {
+				return nil, err
 			}
-			weights[dial], names[dial] = weight, name
+			weights[dial] = weight
 		}
 	}
 	if l.isAllListed(func(dial string) bool { weight, given := weights[dial]; return given && weight == 0 }) {
@@ -174,17 +191,18 @@ func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, 
 
 // backups returns the upstreams that are configured as backups, by dial address.
 func (l listedUpstreams) backups(configured []string) (map[string]bool, error) {
-	backups, names := make(map[string]bool), make(map[string]string)
+	var names dialNames
+	backups := make(map[string]bool)
 	for _, name := range configured {
 		dials, err := l.named(name)
 		if err != nil {
 			return nil, err
 		}
 		for _, dial := range dials {
-			if other, given := names[dial]; given && other != name {
-				return nil, fmt.Errorf("%s and %s are the same upstream", other, name)
+			if err := names.add(dial, name); err != nil {
+				return nil, err
 			}
-			backups[dial], names[dial] = true, name
+			backups[dial] = true
 		}
 	}
 	if len(configured) > 0 && l.isAllListed(func(dial string) bool { return backups[dial] }) {

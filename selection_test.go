@@ -118,7 +118,7 @@ func TestProvisionErrors(t *testing.T) {
 		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got 'healthz'"},
 		{request(`"uri":"/{http.request.uri}"`), inHTTP + "uri: unrecognized placeholder {http.request.uri}" + global},
 		{request(`"uri":"/","header":{"X":["{http.request.host}"]}`), inHTTP + "header X: unrecognized placeholder {http.request.host}" + global},
-		{request(`"uri":"/","header":{"Host":["a","b"]}`), inHTTP + "header Host can be given once only"},
+		{request(`"uri":"/","header":{"Host":["a","b"]}`), inHTTP + "header Host is given twice"},
 		{request(`"uri":"/","header":{"a b":["c"]}`), inHTTP + "header: a field name has letters, digits and hyphens; got 'a b'"},
 		{request(`"uri":"/","header":{"X":["a\nb"]}`), inHTTP + "header X must not have line breaks or other control characters in its value"},
 		{request(`"uri":"/","method":"G T"`), inHTTP + "method must be an HTTP method, like GET or HEAD; got 'G T'"},

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -162,7 +163,7 @@ func (h *HTTP) provisionRequest() error {
 	for name, values := range h.Header {
 		for _, value := range values {
 			if _, given := header["Host"]; given && strings.EqualFold(name, "Host") {
-				return errors.New("header Host can be given once only")
+				return errHostTwice
 			}
 			resolved, err := h.resolve("header "+name, value)
 			if err != nil {
@@ -311,6 +312,8 @@ func checkFieldName(name string) error {
 	return nil
 }
 
+var errHostTwice = grammar.GivenTwice("header Host")
+
 func checkHeader(name, written, value string) error {
 	if err := checkFieldName(name); err != nil {
 		return fmt.Errorf("header: %v", err)
@@ -360,7 +363,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("an http check takes one URI; got '%s' too", d.Val())
 	}
-	err := ReadBlock(d, func(option string) error {
+	err := grammar.ReadBlock(d, func(option string) error {
 		known, err := unmarshalRequestOption(h, d, option)
 		if !known && err == nil {
 			known, err = unmarshalAnswerOption(h, d, option)
@@ -377,7 +380,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err != nil {
 		return err
 	}
-	return wrap(d, h.checkBody())
+	return grammar.At(d, h.checkBody())
 }
 
 // Interface guards
