@@ -259,8 +259,12 @@ func (asked request) change() (c settings.Change, err error) {
 	}
 	if asked.Weight != nil {
 		var weight *int
-		if err := json.Unmarshal(asked.Weight, &weight); err != nil || weight != nil && !limits.IsWeight(*weight) {
-			return c, invalidWeight.errorf("weight must be %s, or null; got %s", limits.WeightRange, asked.Weight)
+		if !isNull(asked.Weight) {
+			number, err := limits.ParseWeight(string(asked.Weight), "or null")
+			if err != nil {
+				return c, invalidWeight.errorf("%v", err)
+			}
+			weight = &number
 		}
 		c.Weight = &weight
 	}

@@ -98,13 +98,13 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 		s.SlowStart = new(SlowStart)
 		return s.SlowStart.parse(d)
 	case "fail_open":
-		if s.FailOpen, err = parseArg(d, "none_up, off or one percentage, like 50%"); err != nil {
+		if s.FailOpen, err = parseArg(d, "none_up, off or one "+limits.PercentRange+", like 50%"); err != nil {
 			return err
 		}
 		_, err = limits.FailOpen(s.FailOpen)
 		return grammar.At(d, err)
 	case "hold":
-		text, err := parseArg(d, "off, or one duration above 0, like 2s")
+		text, err := parseArg(d, "off, or one "+limits.DurationRange+", like 2s")
 		if err != nil {
 			return err
 		}
@@ -191,7 +191,7 @@ func errFallback(d *caddyfile.Dispenser) error {
 func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
 	var name, text string
 	if !d.AllArgs(&name, &text) {
-		return d.Errf("weight takes an upstream and %s, like weight app1:8080 3", limits.WeightRange)
+		return d.Errf("weight takes an upstream and a %s, like weight app1:8080 3", limits.WeightRange)
 	}
 	weight, err := parseWeight(text)
 	if err != nil {

@@ -92,15 +92,14 @@ func (c *HealthCheck) validateOptions() error {
 // isCommon reports whether an option is one that all checks have in common.
 func isCommon(option string) bool { return slices.Contains(suggest.CheckOptions, option) }
 
-// aDuration is what options take whose value is a duration.
-const aDuration = "one duration above 0, like 5s"
+// anyDuration is what options take whose value is a duration, after "a" or "one".
+const anyDuration = limits.DurationRange + ", like 5s"
 
 // checkArgs is what options take that all checks have in common.
 var checkArgs = map[string]string{
-	"interval": aDuration, "fast_interval": aDuration, "down_interval": aDuration, "timeout": aDuration,
-	"passes": "one whole number from 1 on", "fails": "one whole number from 1 on",
-	"jitter": "one percentage from 0% to 100%", "port": "one port, like 8081",
-	"address": "one address, like 127.0.0.1:8081", "proxy_protocol": "off, v1 or v2",
+	"interval": "one " + anyDuration, "fast_interval": "one " + anyDuration, "down_interval": "one " + anyDuration, "timeout": "one " + anyDuration,
+	"passes": "one " + limits.CountRange, "fails": "one " + limits.CountRange, "jitter": "one " + limits.PercentRange,
+	"port": "one port, like 8081", "address": "one address, like 127.0.0.1:8081", "proxy_protocol": limits.ProxyProtocols,
 }
 
 // unmarshalOption reads the option that d is at, one that all checks have in common.
@@ -117,20 +116,20 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser, option string) (er
 	if err != nil {
 		return err
 	}
-	duration := func(value *caddy.Duration, shortest time.Duration) error {
-		parsed, err := limits.ParseDuration(option, text, "a duration above 0, like 5s", shortest, limits.MaxDuration)
+	parse := func(value *caddy.Duration, shortest time.Duration) error {
+		parsed, err := limits.ParseDuration(option, text, "a "+anyDuration, shortest, limits.MaxDuration)
 		*value = caddy.Duration(parsed)
 		return err
 	}
 	switch option {
 	case "interval":
-		err = duration(&c.Interval, limits.MinInterval)
+		err = parse(&c.Interval, limits.MinInterval)
 	case "fast_interval":
-		err = duration(&c.FastInterval, limits.MinInterval)
+		err = parse(&c.FastInterval, limits.MinInterval)
 	case "down_interval":
-		err = duration(&c.DownInterval, limits.MinInterval)
+		err = parse(&c.DownInterval, limits.MinInterval)
 	case "timeout":
-		err = duration(&c.Timeout, limits.MinTimeout)
+		err = parse(&c.Timeout, limits.MinTimeout)
 	case "passes":
 		c.Passes, err = limits.ParseCount(option, text)
 	case "fails":

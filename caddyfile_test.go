@@ -286,7 +286,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		maxSize  = "max_size must be a size from 1 byte to 64MiB, like 64KiB; got '%s', at Testfile:3"
 		jitter   = "jitter must be a percentage from 0%% to 100%%, like 10%%; got '%s', at Testfile:3"
 		duration = "%s must be a duration above 0, like 5s; got '%s', at Testfile:3"
-		count    = "%s must be a whole number from 1 on; got '%s', at Testfile:3"
+		count    = "%s must be a whole number of at least 1; got '%s', at Testfile:3"
 		hold     = "hold must be off or a duration above 0, like 2s; got '%s', at Testfile:2"
 	)
 	rejects := func(input, format string, a ...any) {
@@ -357,8 +357,8 @@ func TestCaddyfileErrors(t *testing.T) {
 		{"fast_interval", "1s", "one duration above 0, like 5s"},
 		{"down_interval", "5s", "one duration above 0, like 5s"},
 		{"timeout", "5s", "one duration above 0, like 5s"},
-		{"passes", "1", "one whole number from 1 on"},
-		{"fails", "1", "one whole number from 1 on"},
+		{"passes", "1", "one whole number of at least 1"},
+		{"fails", "1", "one whole number of at least 1"},
 		{"jitter", "1%", "one percentage from 0% to 100%"},
 		{"method", "GET", "one HTTP method, like HEAD"},
 		{"expect_body", "ok", "one regular expression; put it into quotes if it has spaces"},
@@ -468,15 +468,15 @@ func TestCaddyfileErrors(t *testing.T) {
 	inPolicy("slow_start 1s 2% 3", slow)
 	inPolicy("slow_start 1s\nslow_start 1s", twice, "slow_start", 3)
 	for _, bad := range []string{"0", "-1s", "soon", ""} {
-		inPolicy("slow_start `"+bad+"`", "the window of slow_start must be a duration above 0, like 30s; got '%s', at Testfile:2", bad)
+		inPolicy("slow_start `"+bad+"`", "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '%s', at Testfile:2", bad)
 	}
-	inPolicy("slow_start 25h", "slow_start needs a window above 0 and not longer than 24h0m0s, at Testfile:2")
+	inPolicy("slow_start 25h", "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '25h', at Testfile:2")
 	for _, bad := range []string{"10", "101%", "-1%", "NaN%"} {
 		inPolicy("slow_start 1s "+bad, "slow_start: floor must be a percentage from 0%% to 100%%, like 10%%; got '%s', at Testfile:2", bad)
 	}
 	inPolicy("slow_start 1s ``", "the floor of slow_start must not be empty, at Testfile:2")
-	inPolicy("fail_open", "fail_open takes none_up, off or one percentage, like 50%%, at Testfile:2")
-	inPolicy("fail_open off on", "fail_open takes none_up, off or one percentage, like 50%%, at Testfile:2")
+	inPolicy("fail_open", "fail_open takes none_up, off or one percentage from 0%% to 100%%, like 50%%, at Testfile:2")
+	inPolicy("fail_open off on", "fail_open takes none_up, off or one percentage from 0%% to 100%%, like 50%%, at Testfile:2")
 	inPolicy("fail_open off\nfail_open off", twice, "fail_open", 3)
 	for _, bad := range []string{"50", "101%", "-1%", "on", "none", ""} {
 		inPolicy("fail_open `"+bad+"`", "fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s', at Testfile:2", bad)
@@ -586,8 +586,8 @@ func TestGlobalOption(t *testing.T) {
 		{"alive {\nfleet\n}", "", "fleet takes the name of a fleet, like shops, at Testfile:2"},
 		{"alive {\nfleet a/b\n}", "", "fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got 'a/b', at Testfile:2"},
 		{"alive {\nfleet a\nfleet b\n}", "", "option 'fleet' is given twice, at Testfile:3"},
-		{"alive {\nfleet a\nsync_interval soon\n}", "", "sync_interval must be a duration, like 2s; got 'soon', at Testfile:3"},
-		{"alive {\nfleet a\nsync_interval 1ms\n}", "", "sync_interval must be from 100ms to 24h0m0s; got 1ms, at Testfile:3"},
+		{"alive {\nfleet a\nsync_interval soon\n}", "", "sync_interval must be a duration from 100ms to 24h0m0s, like 2s; got 'soon', at Testfile:3"},
+		{"alive {\nfleet a\nsync_interval 1ms\n}", "", "sync_interval must be a duration from 100ms to 24h0m0s, like 2s; got '1ms', at Testfile:3"},
 		{"alive {\nfleet a\nsync_interval 1s\nsync_interval 1s\n}", "", "option 'sync_interval' is given twice, at Testfile:4"},
 		{"alive {\nsync_interval 1s\n}", "", "sync_interval has no meaning without fleet, at Testfile:3"},
 		{"alive {\nsize 3\n}", "", "unrecognized option 'size': alive has fleet and sync_interval, at Testfile:2"},
@@ -819,7 +819,7 @@ func TestCaddyfileErrors_DurationsHaveAShortest(t *testing.T) {
 		"check tcp {\ntimeout 999us\n}":       "timeout must be at least 1ms; got '999us', at Testfile:3",
 		"check tcp {\nfails 1\ntimeout 2d\n}": "timeout must not be longer than 24h0m0s, at Testfile:4",
 		"hold 1us":                            "hold must be at least 1ms; got '1us', at Testfile:2",
-		"slow_start 9ms":                      "slow_start: window must be at least 10ms; got 9ms, at Testfile:2",
+		"slow_start 9ms":                      "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '9ms', at Testfile:2",
 	} {
 		err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\n" + body + "\n}"))
 		if err == nil || err.Error() != want {

@@ -84,7 +84,7 @@ func (w *Weight) UnmarshalJSON(data []byte) error {
 	}
 	var text string
 	if err := json.Unmarshal(data, &text); err != nil || !redact.HasPlaceholder(text) {
-		return fmt.Errorf(`a weight must be %s, or a text with a placeholder, like "{env.WEIGHT}"; got %s`, limits.WeightRange, data)
+		return limits.ErrWeight(string(data), `or a text with a placeholder, like "{env.WEIGHT}"`)
 	}
 	*w = Weight(text)
 	return nil
@@ -100,18 +100,16 @@ func (w Weight) MarshalJSON() ([]byte, error) {
 
 // resolve returns the number, or what is wrong with it.
 func (w Weight) resolve() (int, error) {
-	text, got := string(w), string(w)
-	if redact.HasPlaceholder(text) {
-		// what it stands for may be secret, if it is the wrong one
-		got = "what " + text + " stands for"
-		var err error
-		if text, err = caddy.NewReplacer().ReplaceOrErr(text, true, true); err != nil {
-			return 0, fmt.Errorf("%v; only global placeholders, such as {env.*}, can stand for a weight", err)
-		}
+	if !redact.HasPlaceholder(string(w)) {
+		return limits.ParseWeight(string(w), "")
 	}
-	number, ok := limits.Weight(text)
-	if !ok {
-		return 0, fmt.Errorf("a weight must be %s; got %s", limits.WeightRange, got)
+	text, err := caddy.NewReplacer().ReplaceOrErr(string(w), true, true)
+	if err != nil {
+		return 0, fmt.Errorf("%v; only global placeholders, such as {env.*}, can stand for a weight", err)
+	}
+	number, err := limits.ParseWeight(text, "")
+	if err != nil { // shown as written: what it stands for may be secret, if it is the wrong one
+		return 0, limits.ErrWeight(string(w), "also with its placeholders replaced")
 	}
 	return number, nil
 }
@@ -121,9 +119,9 @@ func parseWeight(text string) (Weight, error) {
 	if redact.HasPlaceholder(text) {
 		return Weight(text), nil // what it stands for is known when the config is loaded
 	}
-	number, ok := limits.Weight(text)
-	if !ok {
-		return "", fmt.Errorf("weight must be %s; got '%s'", limits.WeightRange, text)
+	number, err := limits.ParseWeight(text, "")
+	if err != nil {
+		return "", err
 	}
 	return Weight(strconv.Itoa(number)), nil
 }

@@ -24,6 +24,7 @@ import (
 const (
 	defaultMaxSize = 64 << 10
 	maxMaxSize     = 64 << 20
+	sizeRange      = "size from 1 byte to 64MiB, like 64KiB" // as messages call it, after "a" or "one"
 	maxRequestBody = 64 << 10
 	maxRedirects   = 10
 )

@@ -116,7 +116,7 @@ func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (know
 	case "max_size":
 		var text string
 		if !d.AllArgs(&text) {
-			return true, d.Err("max_size takes one size from 1 byte to 64MiB, like 64KiB")
+			return true, d.Err("max_size takes one " + sizeRange)
 		}
 		size, invalid := humanize.ParseBytes(text)
 		if invalid != nil || size > maxMaxSize {
