@@ -170,7 +170,7 @@ func parseProbe(d *caddyfile.Dispenser) (json.RawMessage, error) {
 // it is known where that option belongs. An error that a kind of another plugin words by
 // itself stays as it is.
 func explainOption(err error) error {
-	if unknown, ok := errors.AsType[*grammar.UnknownOption](err); ok {
+	if unknown, ok := errors.AsType[*grammar.UnknownOptionError](err); ok {
 		if hint := suggest.InCheck(unknown.Option.Text); hint != "" {
 			return errAt(unknown.Option, errors.New(hint))
 		}

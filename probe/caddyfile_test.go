@@ -161,7 +161,7 @@ func TestHTTP_CaddyfileErrorsNameWhatIsAllowed(t *testing.T) {
 		{"http {\n\tmethod GET\n}", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},
 		{`http ""`, uri + "; got '', at Testfile:1"},
 		{"http healthz", uri + "; got 'healthz', at Testfile:1"},
-		{"http http://app1/healthz", uri + "; give only the path, like /healthz: it is the upstream that is asked; got 'http://app1/healthz', at Testfile:1"},
+		{"http http://app1/healthz", uri + "; give only the path, like /healthz: the request always goes to the upstream; got 'http://app1/healthz', at Testfile:1"},
 		{"http *", uri + "; got '*', at Testfile:1"},
 		{"http //app1/healthz", uri + "; got '//app1/healthz', at Testfile:1"},
 		{"http \"/a b\"", uri + "; got '/a b', at Testfile:1"},
@@ -182,7 +182,7 @@ func TestHTTP_CaddyfileErrorsNameWhatIsAllowed(t *testing.T) {
 		{"http /x {\n\theader \"\" a\n}", "header: a field name has letters, digits and hyphens; got '', at Testfile:2"},
 		{"http /x {\n\theader A \"b\nC: d\"\n}", "header A must not have line breaks or other control characters in its value, at Testfile:2"},
 
-		{"http /x {\n\theader Host \"a b\"\n}", "header Host must be a host, with a port if need be; got 'a b', at Testfile:2"},
+		{"http /x {\n\theader Host \"a b\"\n}", "header Host must be a host, optionally with a port; got 'a b', at Testfile:2"},
 		{"http /x {\n\theader Host a\n\theader host b\n}", "header Host is given twice, at Testfile:3"},
 
 		{"http /x {\n\tstatus\n}", "status takes codes, classes and ranges, like 204 2xx 200-399, at Testfile:2"},

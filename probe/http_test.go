@@ -544,7 +544,7 @@ func TestHTTP_NeedsAnHTTPTransport(t *testing.T) {
 		t.Errorf("got %v, want no error: an http check does not dial", err)
 	}
 	up.Address, up.Transport = "php:9000", nil
-	want := "an http check needs an HTTP transport, which php:9000 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"
+	want := "an http check needs HTTP, and php:9000 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"
 	if got := text(h.ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -566,7 +566,7 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 	for _, test := range []struct{ config, want string }{
 		{`{}`, uri + "; got ''"},
 		{`{"uri":"healthz"}`, uri + "; got 'healthz'"},
-		{`{"uri":"http://app1/healthz"}`, uri + "; give only the path, like /healthz: it is the upstream that is asked; got 'http://app1/healthz'"},
+		{`{"uri":"http://app1/healthz"}`, uri + "; give only the path, like /healthz: the request always goes to the upstream; got 'http://app1/healthz'"},
 		{`{"uri":"//app1/healthz"}`, uri + "; got '//app1/healthz'"},
 		{`{"uri":"/a b"}`, uri + "; got '/a b'"},
 		{`{"uri":"/?a b"}`, uri + "; got '/?a b'"},
@@ -595,8 +595,8 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 		{`{"uri":"/","header":{"Host":["{http.request.host}"]}}`, "header Host: unrecognized placeholder {http.request.host}" + global},
 		{`{"uri":"/","header":{"A":["{env.PROBE_EMPTY}"]}}`, "header A: evaluated placeholder {env.PROBE_EMPTY} is empty" + global},
 
-		{`{"uri":"/","header":{"Host":["a b"]}}`, "header Host must be a host, with a port if need be; got 'a b'"},
-		{`{"uri":"/","header":{"host":["a/b"]}}`, "header Host must be a host, with a port if need be; got 'a/b'"},
+		{`{"uri":"/","header":{"Host":["a b"]}}`, "header Host must be a host, optionally with a port; got 'a b'"},
+		{`{"uri":"/","header":{"host":["a/b"]}}`, "header Host must be a host, optionally with a port; got 'a/b'"},
 		{`{"uri":"/","header":{"host":["a","b"]}}`, "header Host is given twice"},
 
 		{`{"uri":"/","status":["200","teapot"]}`, status + "'teapot'"},

@@ -52,15 +52,15 @@ func At(d *caddyfile.Dispenser, err error) error {
 	return d.WrapErr(err)
 }
 
-// UnknownOption is the error for an option that a kind of check does not have.
-type UnknownOption struct {
+// UnknownOptionError is the error for an option that a kind of check does not have.
+type UnknownOptionError struct {
 	Option  caddyfile.Token // where a Caddyfile has it
 	message string
 }
 
 // ErrUnknownOption returns the error for the option that d is at, with its place.
 func ErrUnknownOption(d *caddyfile.Dispenser, message string) error {
-	return d.WrapErr(&UnknownOption{d.Token(), message})
+	return d.WrapErr(&UnknownOptionError{d.Token(), message})
 }
 
-func (e *UnknownOption) Error() string { return e.message }
+func (e *UnknownOptionError) Error() string { return e.message }

@@ -59,14 +59,14 @@ func TestNoArg_NamesTheArgument(t *testing.T) {
 }
 
 // The option is found through the place that a Dispenser adds.
-func TestUnknownOption_IsFoundInItsError(t *testing.T) {
+func TestUnknownOptionError_IsFoundInItsError(t *testing.T) {
 	t.Parallel()
 	d := caddyfile.NewTestDispenser("x {\na 1\n}")
 	for d.Next() && d.Val() != "a" {
 		continue
 	}
 	err := At(d, ErrUnknownOption(d, "no such option"))
-	if unknown, ok := errors.AsType[*UnknownOption](err); !ok || unknown.Option.Text != "a" || unknown.Option.Line != 2 {
+	if unknown, ok := errors.AsType[*UnknownOptionError](err); !ok || unknown.Option.Text != "a" || unknown.Option.Line != 2 {
 		t.Errorf("got %+v, want the option a of line 2", unknown)
 	}
 	if want := "no such option, at Testfile:2, at Testfile:2"; text(err) != want {
