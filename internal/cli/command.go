@@ -32,6 +32,9 @@ file, otherwise at localhost:2019.`,
 	})
 }
 
+// orReset is what can stand for a weight.
+const orReset = "or reset"
+
 // oneUpstream is what the commands that take an upstream want.
 const oneUpstream = "one upstream, as caddy alive status shows it"
 
@@ -93,7 +96,7 @@ func weightCommand() *cobra.Command {
 		var unknown interface{ GetSpecifiedShortnames() string }
 		if errors.As(err, &unknown) { // a negative number was parsed as a flag
 			if _, notNumber := strconv.Atoi(unknown.GetSpecifiedShortnames()); notNumber == nil {
-				return errWeight("-" + unknown.GetSpecifiedShortnames())
+				return limits.ErrWeight("-"+unknown.GetSpecifiedShortnames(), orReset)
 			}
 		}
 		return err
@@ -109,10 +112,6 @@ func checkCommand() *cobra.Command {
 	}
 	cmd.Flags().Duration("wait", 0, "Check each second until the upstream is up, at most this long")
 	return cmd
-}
-
-func errWeight(got string) error {
-	return fmt.Errorf("the weight must be %s, or reset; got %q", limits.WeightRange, got)
 }
 
 // waitFlag returns the value of --wait.
