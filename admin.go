@@ -19,6 +19,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
@@ -181,7 +182,7 @@ func parseFilter(r *http.Request, allowed ...string) (balancer.Filter, error) {
 			return balancer.Filter{}, unknownParameter.errorf("unknown parameter '%s'; allowed: %s", name, strings.Join(allowed, ", "))
 		}
 		if len(values) > 1 {
-			return balancer.Filter{}, duplicateParameter.errorf("parameter '%s' is given twice", name)
+			return balancer.Filter{}, duplicateParameter.errorf("%v", grammar.GivenTwice("parameter '"+name+"'"))
 		}
 	}
 	return balancer.Filter{Pool: query.Get("pool"), Upstream: query.Get("upstream")}, nil
@@ -258,8 +259,12 @@ func (r request) change() (c settings.Change, err error) {
 	}
 	if r.Weight != nil {
 		var weight *int
-		if err := json.Unmarshal(r.Weight, &weight); err != nil || weight != nil && !limits.IsWeight(*weight) {
-			return c, invalidWeight.errorf("weight must be %s, or null; got %s", limits.WeightRange, r.Weight)
+		if !isNull(r.Weight) {
+			number, err := limits.ParseWeight(string(r.Weight), "or null")
+			if err != nil {
+				return c, invalidWeight.errorf("%v", err)
+			}
+			weight = &number
 		}
 		c.Weight = &weight
 	}

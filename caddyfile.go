@@ -11,9 +11,9 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
-	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 func init() { httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption) }
@@ -72,7 +72,7 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 	}
 	repeats := func(option string) bool { return option == "check" || option == "weight" || option == "backup" }
-	return probe.ReadBlock(d, func(option string) error {
+	return grammar.ReadBlock(d, func(option string) error {
 		if inline && option == "check" {
 			return d.Err("lb_policy alive takes a URI or check blocks, not both; write the URI as check http <uri>")
 		}
@@ -97,19 +97,19 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 		s.SlowStart = new(SlowStart)
 		return s.SlowStart.parse(d)
 	case "fail_open":
-		if s.FailOpen, err = parseArg(d, "none_up, off or one percentage, like 50%"); err != nil {
+		if s.FailOpen, err = parseArg(d, "none_up, off or one "+limits.PercentRange+", like 50%"); err != nil {
 			return err
 		}
 		_, err = limits.FailOpen(s.FailOpen)
-		return at(d, err)
+		return grammar.At(d, err)
 	case "hold":
-		text, err := parseArg(d, "off, or one duration above 0, like 2s")
+		text, err := parseArg(d, "off, or one "+limits.DurationRange+", like 2s")
 		if err != nil {
 			return err
 		}
 		hold, err := limits.ParseHold(text)
 		s.Hold = (*caddy.Duration)(&hold)
-		return at(d, err)
+		return grammar.At(d, err)
 	case "select":
 		return s.parseSelect(d)
 	default:
@@ -125,13 +125,11 @@ func (s *Selection) addCheck(d *caddyfile.Dispenser) error {
 		return err
 	}
 	check.place = place
-	if same := slices.IndexFunc(s.Checks, check.equal); same >= 0 {
-		first := s.Checks[same].place
-		return errAt(place, "this check is the same as the one at %s:%d", first.File, first.Line)
-	}
-	if same := slices.IndexFunc(s.Checks, check.hasNameOf); same >= 0 {
-		first := s.Checks[same].place
-		return errAt(place, "this check has the name of the one at %s:%d: %s", first.File, first.Line, check.Name)
+	err = check.differs(s.Checks, "this check", func(i int) string {
+		return fmt.Sprintf("the one at %s:%d", s.Checks[i].place.File, s.Checks[i].place.Line)
+	})
+	if err != nil {
+		return errAt(place, err)
 	}
 	s.Checks = append(s.Checks, check)
 	return nil
@@ -145,7 +143,7 @@ func (s *Selection) parseBackups(d *caddyfile.Dispenser) error {
 	}
 	for _, name := range names {
 		if slices.Contains(s.Backups, name) {
-			return d.Errf("%s is named as a backup twice", name)
+			return d.WrapErr(grammar.GivenTwice("backup " + name))
 		}
 		if err := noteName(&s.backupNames, name); err != nil {
 			return d.Errf("backup: %v", err)
@@ -192,14 +190,14 @@ func errFallback(d *caddyfile.Dispenser) error {
 func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
 	var name, text string
 	if !d.AllArgs(&name, &text) {
-		return d.Errf("weight takes an upstream and %s, like weight app1:8080 3", limits.WeightRange)
+		return d.Errf("weight takes an upstream and a %s, like weight app1:8080 3", limits.WeightRange)
 	}
 	weight, err := weightFromText(text)
 	if err != nil {
 		return d.WrapErr(err)
 	}
 	if _, given := s.Weights[name]; given {
-		return d.Errf("the weight of %s is given twice", name)
+		return d.WrapErr(grammar.GivenTwice("the weight of " + name))
 	}
 	if err := noteName(&s.weightNames, name); err != nil {
 		return d.Errf("weight: %v", err)
@@ -214,19 +212,15 @@ func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
 // noteName notes that an option names an upstream, and reports an error if that is no
 // address, or if the option has named the same upstream in another way. What
 // placeholders stand for is known when the config is loaded.
-func noteName(named *map[string]string, name string) error {
+func noteName(named *dialNames, name string) error {
 	dials, err := dialAddresses(name)
 	if err != nil {
 		return fmt.Errorf("%s: %v", name, err)
 	}
-	if *named == nil {
-		*named = make(map[string]string)
-	}
 	for _, dial := range dials {
-		if other, given := (*named)[dial]; given {
-			return fmt.Errorf("%s and %s are the same upstream", other, name)
+		if err := named.add(dial, name); err != nil {
+			return err
 		}
-		(*named)[dial] = name
 	}
 	return nil
 }
@@ -249,7 +243,7 @@ func (c *SlowStart) parse(d *caddyfile.Dispenser) error {
 		}
 	}
 	_, _, err = c.resolve()
-	return at(d, err)
+	return grammar.At(d, err)
 }
 
 // Interface guard
@@ -264,13 +258,13 @@ var _ caddyfile.Unmarshaler = (*Selection)(nil)
 func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
 	d.Next() // consume the option's name
 	if existing != nil {
-		return nil, probe.GivenTwice(d)
+		return nil, d.WrapErr(grammar.OptionTwice(d.Val()))
 	}
 	if d.NextArg() {
 		return nil, d.Err("alive takes a block with fleet and sync_interval")
 	}
 	app := new(App)
-	if err := probe.ReadBlock(d, func(option string) error { return app.unmarshalOption(d, option) }, nil); err != nil {
+	if err := grammar.ReadBlock(d, func(option string) error { return app.unmarshalOption(d, option) }, nil); err != nil {
 		return nil, err
 	}
 	if app.SyncInterval != 0 && app.Fleet == "" {
@@ -286,7 +280,7 @@ func (a *App) unmarshalOption(d *caddyfile.Dispenser, option string) (err error)
 		if a.Fleet, err = parseArg(d, "the name of a fleet, like shops"); err != nil {
 			return err
 		}
-		return at(d, limits.Fleet(a.Fleet))
+		return grammar.At(d, limits.Fleet(a.Fleet))
 	case "sync_interval":
 		text, err := parseArg(d, "a duration, like 2s")
 		if err != nil {
@@ -294,7 +288,7 @@ func (a *App) unmarshalOption(d *caddyfile.Dispenser, option string) (err error)
 		}
 		interval, err := limits.ParseSyncInterval(text)
 		a.SyncInterval = caddy.Duration(interval)
-		return at(d, err)
+		return grammar.At(d, err)
 	default:
 		return d.Err(suggest.InGlobal(option))
 	}

@@ -4,6 +4,7 @@ package alive
 
 import (
 	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -12,9 +13,9 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
-	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 // parseCheck reads the check that d is at. The options that all checks have in
@@ -30,7 +31,7 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 	check := new(HealthCheck)
 	var own []caddyfile.Token
 	fresh := false // fresh_connection is given
-	err := probe.ReadBlock(d, func(option string) error {
+	err := grammar.ReadBlock(d, func(option string) error {
 		common := isCommon(option)
 		if common {
 			if err := check.unmarshalOption(d, option); err != nil {
@@ -63,7 +64,7 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 		tokens = slices.Concat(args, []caddyfile.Token{opening}, own, []caddyfile.Token{closing})
 	}
 	if check.ProbeRaw, err = parseProbe(caddyfile.NewDispenser(tokens)); err != nil {
-		return nil, explainOption(err, own)
+		return nil, explainOption(err)
 	}
 	if _, check.resolved.Identity, err = identify(check.ProbeRaw); err != nil {
 		return nil, err
@@ -91,15 +92,14 @@ func (c *HealthCheck) validateOptions() error {
 // isCommon reports whether an option is one that all checks have in common.
 func isCommon(option string) bool { return slices.Contains(suggest.CheckOptions, option) }
 
-// aDuration is what options take whose value is a duration.
-const aDuration = "one duration above 0, like 5s"
+// anyDuration is what options take whose value is a duration, after "a" or "one".
+const anyDuration = limits.DurationRange + ", like 5s"
 
 // checkArgs is what options take that all checks have in common.
 var checkArgs = map[string]string{
-	"interval": aDuration, "fast_interval": aDuration, "down_interval": aDuration, "timeout": aDuration,
-	"passes": "one whole number from 1 on", "fails": "one whole number from 1 on",
-	"jitter": "one percentage from 0% to 100%", "port": "one port, like 8081",
-	"address": "one address, like 127.0.0.1:8081", "proxy_protocol": "off, v1 or v2",
+	"interval": "one " + anyDuration, "fast_interval": "one " + anyDuration, "down_interval": "one " + anyDuration, "timeout": "one " + anyDuration,
+	"passes": "one " + limits.CountRange, "fails": "one " + limits.CountRange, "jitter": "one " + limits.PercentRange,
+	"port": "one port, like 8081", "address": "one address, like 127.0.0.1:8081", "proxy_protocol": limits.ProxyProtocols,
 }
 
 // unmarshalOption reads the option that d is at, one that all checks have in common.
@@ -109,29 +109,27 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser, option string) (er
 		c.Name, err = parseName(d, "a label, like web")
 		return err
 	case "keep_connection":
-		if c.KeepConnection = true; d.NextArg() {
-			return d.Errf("keep_connection takes no argument; got '%s'", d.Val())
-		}
-		return nil
+		c.KeepConnection = true
+		return grammar.NoArg(d, option)
 	}
 	text, err := parseArg(d, checkArgs[option])
 	if err != nil {
 		return err
 	}
-	duration := func(value *caddy.Duration, shortest time.Duration) error {
-		parsed, err := limits.ParseDuration(option, text, "a duration above 0, like 5s", shortest, limits.MaxDuration)
+	parse := func(value *caddy.Duration, shortest time.Duration) error {
+		parsed, err := limits.ParseDuration(option, text, "a "+anyDuration, shortest, limits.MaxDuration)
 		*value = caddy.Duration(parsed)
 		return err
 	}
 	switch option {
 	case "interval":
-		err = duration(&c.Interval, limits.MinInterval)
+		err = parse(&c.Interval, limits.MinInterval)
 	case "fast_interval":
-		err = duration(&c.FastInterval, limits.MinInterval)
+		err = parse(&c.FastInterval, limits.MinInterval)
 	case "down_interval":
-		err = duration(&c.DownInterval, limits.MinInterval)
+		err = parse(&c.DownInterval, limits.MinInterval)
 	case "timeout":
-		err = duration(&c.Timeout, limits.MinTimeout)
+		err = parse(&c.Timeout, limits.MinTimeout)
 	case "passes":
 		c.Passes, err = limits.ParseCount(option, text)
 	case "fails":
@@ -150,7 +148,7 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser, option string) (er
 		c.ProxyProtocol = text
 		err = limits.ProxyProtocol(text)
 	}
-	return at(d, err)
+	return grammar.At(d, err)
 }
 
 // parseProbe has the module of the kind, the first token of d, read the rest.
@@ -168,19 +166,13 @@ func parseProbe(d *caddyfile.Dispenser) (json.RawMessage, error) {
 	return caddyconfig.JSONModuleObject(prober, "kind", kind, nil), nil
 }
 
-// explainOption replaces the error of a kind of check that does not know an option, where
-// it is known where that option belongs. The tokens are the options that the kind
-// was given.
-func explainOption(err error, options []caddyfile.Token) error {
-	for i, token := range options {
-		if i > 0 && options[i-1].File == token.File && options[i-1].Line == token.Line {
-			continue // not the first of its line
-		}
-		if !strings.HasPrefix(err.Error(), "unrecognized option '"+token.Text+"'") {
-			continue
-		}
-		if hint := suggest.InCheck(token.Text); hint != "" {
-			return errAt(token, "%s", hint)
+// explainOption replaces the error for an option that a kind of check does not have, where
+// it is known where that option belongs. An error that a kind of another plugin words by
+// itself stays as it is.
+func explainOption(err error) error {
+	if unknown, ok := errors.AsType[*grammar.UnknownOptionError](err); ok {
+		if hint := suggest.InCheck(unknown.Option.Text); hint != "" {
+			return errAt(unknown.Option, errors.New(hint))
 		}
 	}
 	return err
@@ -205,20 +197,12 @@ func parseName(d *caddyfile.Dispenser, what string) (string, error) {
 	if name == "" {
 		return "", d.Err("name must not be empty")
 	}
-	return name, at(d, limits.Name(name))
+	return name, grammar.At(d, limits.Name(name))
 }
 
-// at adds the place of d to an error, if there is one.
-func at(d *caddyfile.Dispenser, err error) error {
-	if err == nil {
-		return nil
-	}
-	return d.WrapErr(err)
-}
-
-// errAt returns an error with the place of a token.
-func errAt(token caddyfile.Token, format string, args ...any) error {
+// errAt adds the place of a token to an error.
+func errAt(token caddyfile.Token, err error) error {
 	d := caddyfile.NewDispenser([]caddyfile.Token{token})
 	d.Next()
-	return d.Errf(format, args...)
+	return d.WrapErr(err)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
+	"github.com/caddy-alive/caddy-alive/probe"
 )
 
 func TestMain(m *testing.M) { os.Exit(testkit.Main(m)) }
@@ -284,7 +285,7 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		maxSize  = "max_size must be a size from 1 byte to 64MiB, like 64KiB; got '%s', at Testfile:3"
 		jitter   = "jitter must be a percentage from 0%% to 100%%, like 10%%; got '%s', at Testfile:3"
 		duration = "%s must be a duration above 0, like 5s; got '%s', at Testfile:3"
-		count    = "%s must be a whole number from 1 on; got '%s', at Testfile:3"
+		count    = "%s must be a whole number of at least 1; got '%s', at Testfile:3"
 		hold     = "hold must be off or a duration above 0, like 2s; got '%s', at Testfile:2"
 	)
 	rejects := func(input, format string, a ...any) {
@@ -355,8 +356,8 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		{"fast_interval", "1s", "one duration above 0, like 5s"},
 		{"down_interval", "5s", "one duration above 0, like 5s"},
 		{"timeout", "5s", "one duration above 0, like 5s"},
-		{"passes", "1", "one whole number from 1 on"},
-		{"fails", "1", "one whole number from 1 on"},
+		{"passes", "1", "one whole number of at least 1"},
+		{"fails", "1", "one whole number of at least 1"},
 		{"jitter", "1%", "one percentage from 0% to 100%"},
 		{"method", "GET", "one HTTP method, like HEAD"},
 		{"expect_body", "ok", "one regular expression; put it into quotes if it has spaces"},
@@ -445,8 +446,8 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	inCheck("http /a", "header X: c", "header: a field name has letters, digits and hyphens; got 'X:', at Testfile:3")
 	inCheck("http /a", "header X \"a\x01\"", "header X must not have line breaks or other control characters in its value, at Testfile:3")
 	inCheck("http /a", "header Host a/b", "header Host must be a host, optionally with a port; got 'a/b', at Testfile:3")
-	inCheck("http /a", "header Host ``\nheader Host b", "header Host can be given once only, at Testfile:4")
-	inCheck("http /a", "header host a\nheader Host b", "header Host can be given once only, at Testfile:4")
+	inCheck("http /a", "header Host ``\nheader Host b", "header Host is given twice, at Testfile:4")
+	inCheck("http /a", "header host a\nheader Host b", "header Host is given twice, at Testfile:4")
 	inCheck("http /a", "method HEAD\nexpect_body ok", "expect_body: an answer to HEAD has no body to look at, at Testfile:5")
 	inPolicy("check http x{env.URI}", uri, "x{env.URI}", 2)
 	inCheck("http /a", "expect_body (", "expect_body must be a regular expression in RE2 syntax: error parsing regexp: missing closing ): `(`, at Testfile:3")
@@ -461,20 +462,20 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	}
 	inPolicy("weight app1 1\nweight app2 1\nweight app1 2", "the weight of app1 is given twice, at Testfile:4")
 	inPolicy("backup", "backup takes upstreams, as reverse_proxy accepts them, at Testfile:2")
-	inPolicy("backup app1 app2\nbackup app1", "app1 is named as a backup twice, at Testfile:3")
+	inPolicy("backup app1 app2\nbackup app1", "backup app1 is given twice, at Testfile:3")
 	inPolicy("slow_start", slow)
 	inPolicy("slow_start 1s 2% 3", slow)
 	inPolicy("slow_start 1s\nslow_start 1s", twice, "slow_start", 3)
 	for _, bad := range []string{"0", "-1s", "soon", ""} {
-		inPolicy("slow_start `"+bad+"`", "the window of slow_start must be a duration above 0, like 30s; got '%s', at Testfile:2", bad)
+		inPolicy("slow_start `"+bad+"`", "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '%s', at Testfile:2", bad)
 	}
-	inPolicy("slow_start 25h", "slow_start needs a window above 0 and not longer than 24h0m0s, at Testfile:2")
+	inPolicy("slow_start 25h", "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '25h', at Testfile:2")
 	for _, bad := range []string{"10", "101%", "-1%", "NaN%"} {
 		inPolicy("slow_start 1s "+bad, "slow_start: floor must be a percentage from 0%% to 100%%, like 10%%; got '%s', at Testfile:2", bad)
 	}
 	inPolicy("slow_start 1s ``", "the floor of slow_start must not be empty, at Testfile:2")
-	inPolicy("fail_open", "fail_open takes none_up, off or one percentage, like 50%%, at Testfile:2")
-	inPolicy("fail_open off on", "fail_open takes none_up, off or one percentage, like 50%%, at Testfile:2")
+	inPolicy("fail_open", "fail_open takes none_up, off or one percentage from 0%% to 100%%, like 50%%, at Testfile:2")
+	inPolicy("fail_open off on", "fail_open takes none_up, off or one percentage from 0%% to 100%%, like 50%%, at Testfile:2")
 	inPolicy("fail_open off\nfail_open off", twice, "fail_open", 3)
 	for _, bad := range []string{"50", "101%", "-1%", "on", "none", ""} {
 		inPolicy("fail_open `"+bad+"`", "fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s', at Testfile:2", bad)
@@ -584,8 +585,8 @@ func TestGlobalOption_IsTheApp(t *testing.T) {
 		{"alive {\nfleet\n}", "", "fleet takes the name of a fleet, like shops, at Testfile:2"},
 		{"alive {\nfleet a/b\n}", "", "fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got 'a/b', at Testfile:2"},
 		{"alive {\nfleet a\nfleet b\n}", "", "option 'fleet' is given twice, at Testfile:3"},
-		{"alive {\nfleet a\nsync_interval soon\n}", "", "sync_interval must be a duration, like 2s; got 'soon', at Testfile:3"},
-		{"alive {\nfleet a\nsync_interval 1ms\n}", "", "sync_interval must be from 100ms to 24h0m0s; got 1ms, at Testfile:3"},
+		{"alive {\nfleet a\nsync_interval soon\n}", "", "sync_interval must be a duration from 100ms to 24h0m0s, like 2s; got 'soon', at Testfile:3"},
+		{"alive {\nfleet a\nsync_interval 1ms\n}", "", "sync_interval must be a duration from 100ms to 24h0m0s, like 2s; got '1ms', at Testfile:3"},
 		{"alive {\nfleet a\nsync_interval 1s\nsync_interval 1s\n}", "", "option 'sync_interval' is given twice, at Testfile:4"},
 		{"alive {\nsync_interval 1s\n}", "", "sync_interval has no meaning without fleet, at Testfile:3"},
 		{"alive {\nsize 3\n}", "", "unrecognized option 'size': alive has fleet and sync_interval, at Testfile:2"},
@@ -694,6 +695,44 @@ func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 	}
 }
 
+// The error for an unknown option that a kind of another plugin words by itself is shown as
+// it is, whatever its words. One that it makes by the helper of package probe tells where
+// the option belongs.
+func TestCheck_ErrorsOfOtherKindsStayAsTheyAre(t *testing.T) {
+	for input, want := range map[string]string{
+		"alive {\ncheck own {\nweight app1 3\n}\n}":  "unrecognized option 'weight': this kind weighs nothing, at Testfile:3",
+		"alive {\ncheck own {\ncolour red\n}\n}":     "unrecognized option 'colour': besides the options of every check (" + strings.Join(suggest.CheckOptions, ", ") + "), a check of the kind own has no other, at Testfile:3",
+		"alive {\ncheck own {\nhold 1s\n}\n}":        "'hold' is an option of lb_policy alive; write it beside the check, not in its block, at Testfile:3",
+		"alive {\ncheck own {\nhealth_port 81\n}\n}": "'health_port' is an option of Caddy's own health checks; lb_policy alive makes its own, so write port in the block of a check, at Testfile:3",
+	} {
+		err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser(input))
+		if err == nil || err.Error() != want {
+			t.Errorf("%s\n got error %v\nwant error %s", input, err, want)
+		}
+	}
+}
+
+// ownKind is a kind of check as other plugins have it. It knows no option, and has its own
+// words for weight.
+type ownKind struct{}
+
+func init() { caddy.RegisterModule(ownKind{}) }
+
+func (ownKind) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "alive.probes.own", New: func() caddy.Module { return new(ownKind) }}
+}
+
+func (*ownKind) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next()
+	for d.NextBlock(0) {
+		if d.Val() == "weight" {
+			return d.Err("unrecognized option 'weight': this kind weighs nothing")
+		}
+		return probe.UnrecognizedOption(d, "a check of the kind own")
+	}
+	return nil
+}
+
 // All options of a check that the block of the policy refuses with a hint are ones
 // that the parser of a check takes.
 func TestCaddyfile_HintsNameOptionsOfAParser(t *testing.T) {
@@ -701,7 +740,7 @@ func TestCaddyfile_HintsNameOptionsOfAParser(t *testing.T) {
 		if option == "uri" { // an argument in a Caddyfile
 			continue
 		}
-		_, err := parseCheck(caddyfile.NewTestDispenser("check " + kind + " {\n" + option + "\n}"))
+		err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\ncheck " + kind + " {\n" + option + "\n}\n}"))
 		if err != nil && strings.HasPrefix(err.Error(), "unrecognized option") {
 			t.Errorf("check %s: %v", kind, err)
 		}
@@ -779,7 +818,7 @@ func TestCaddyfile_DurationsHaveAShortest(t *testing.T) {
 		"check tcp {\ntimeout 999us\n}":       "timeout must be at least 1ms; got '999us', at Testfile:3",
 		"check tcp {\nfails 1\ntimeout 2d\n}": "timeout must not be longer than 24h0m0s, at Testfile:4",
 		"hold 1us":                            "hold must be at least 1ms; got '1us', at Testfile:2",
-		"slow_start 9ms":                      "slow_start: window must be at least 10ms; got 9ms, at Testfile:2",
+		"slow_start 9ms":                      "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '9ms', at Testfile:2",
 	} {
 		err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\n" + body + "\n}"))
 		if err == nil || err.Error() != want {

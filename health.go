@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -210,6 +211,21 @@ func (c *HealthCheck) equal(other *HealthCheck) bool {
 		c.KeepConnection == other.KeepConnection
 }
 
+// hasNameOf reports whether another check has the same name, if it has any.
+func (c *HealthCheck) hasNameOf(other *HealthCheck) bool { return c.Name != "" && c.Name == other.Name }
+
+// differs returns an error if the check is the same as one of those before it, or has its
+// name. Both are described as the config has them: this check, and another by its index.
+func (c *HealthCheck) differs(before []*HealthCheck, this string, other func(i int) string) error {
+	if i := slices.IndexFunc(before, c.equal); i >= 0 {
+		return fmt.Errorf("%s is the same as %s", this, other(i))
+	}
+	if i := slices.IndexFunc(before, c.hasNameOf); i >= 0 {
+		return fmt.Errorf("%s has the name of %s: %s", this, other(i), c.Name)
+	}
+	return nil
+}
+
 // checkPort rejects a port beside an address that has one, or is a unix socket.
 func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
 	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
@@ -353,34 +369,23 @@ func kindLabel(kind string, raw json.RawMessage) string {
 	return kind
 }
 
-// labelChecks gives each check its label. Default labels that several checks have
-// are numbered in the order of the config.
-func labelChecks(checks []*HealthCheck) error {
-	taken := make(map[string]int)
-	for i, c := range checks {
-		if c.Name == "" {
-			continue
+// labelChecks gives each check its label. Names are different. Default labels that
+// several checks have are numbered in the order of the config.
+func labelChecks(checks []*HealthCheck) {
+	taken := make(map[string]bool)
+	for _, c := range checks {
+		if c.Name != "" {
+			taken[c.Name], c.resolved.Label = true, c.Name
 		}
-		if other, given := taken[c.Name]; given {
-			return fmt.Errorf("checks: position %d has the name of position %d: %s", i, other, c.Name)
-		}
-		taken[c.Name], c.resolved.Label = i, c.Name
 	}
-	for i, c := range checks {
+	for _, c := range checks {
 		if c.Name != "" {
 			continue
 		}
 		label := c.resolved.Label
-		for n := 2; ; n++ {
-			if _, given := taken[c.resolved.Label]; !given {
-				break
-			}
+		for n := 2; taken[c.resolved.Label]; n++ {
 			c.resolved.Label = fmt.Sprintf("%s #%d", label, n)
 		}
-		taken[c.resolved.Label] = i
+		taken[c.resolved.Label] = true
 	}
-	return nil
 }
-
-// hasNameOf reports whether another check has the same name, if it has any.
-func (c *HealthCheck) hasNameOf(other *HealthCheck) bool { return c.Name != "" && c.Name == other.Name }

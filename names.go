@@ -139,7 +139,7 @@ func (w *Weight) UnmarshalJSON(data []byte) error {
 	}
 	var text string
 	if err := json.Unmarshal(data, &text); err != nil || !redact.HasPlaceholder(text) {
-		return fmt.Errorf(`a weight must be %s, or a text with a placeholder, like "{env.WEIGHT}"; got %s`, limits.WeightRange, data)
+		return limits.ErrWeight(string(data), `or a text with a placeholder, like "{env.WEIGHT}"`)
 	}
 	*w = Weight(text)
 	return nil
@@ -155,18 +155,16 @@ func (w Weight) MarshalJSON() ([]byte, error) {
 
 // resolve returns the number, or what is wrong with it.
 func (w Weight) resolve() (int, error) {
-	text, got := string(w), string(w)
-	if redact.HasPlaceholder(text) {
-		// what it stands for may be secret, if it is the wrong one
-		got = "what " + text + " stands for"
-		var err error
-		if text, err = caddy.NewReplacer().ReplaceOrErr(text, true, true); err != nil {
-			return 0, fmt.Errorf("%v; only global placeholders, such as {env.*}, can stand for a weight", err)
-		}
+	if !redact.HasPlaceholder(string(w)) {
+		return limits.ParseWeight(string(w), "")
 	}
-	number, ok := limits.Weight(text)
-	if !ok {
-		return 0, fmt.Errorf("a weight must be %s; got %s", limits.WeightRange, got)
+	text, err := caddy.NewReplacer().ReplaceOrErr(string(w), true, true)
+	if err != nil {
+		return 0, fmt.Errorf("%v; only global placeholders, such as {env.*}, can stand for a weight", err)
+	}
+	number, err := limits.ParseWeight(text, "")
+	if err != nil { // shown as written: what it stands for may be secret, if it is the wrong one
+		return 0, limits.ErrWeight(string(w), "also with its placeholders replaced")
 	}
 	return number, nil
 }
@@ -176,11 +174,27 @@ func weightFromText(text string) (Weight, error) {
 	if redact.HasPlaceholder(text) {
 		return Weight(text), nil // what it stands for is known when the config is loaded
 	}
-	number, ok := limits.Weight(text)
-	if !ok {
-		return "", fmt.Errorf("weight must be %s; got '%s'", limits.WeightRange, text)
+	number, err := limits.ParseWeight(text, "")
+	if err != nil {
+		return "", err
 	}
 	return Weight(strconv.Itoa(number)), nil
+}
+
+// dialNames are the names by which an option means upstreams, by dial address.
+type dialNames map[string]string
+
+// add records that an option means an upstream by a name, and returns an error if it
+// means the same one by another name, too.
+func (n *dialNames) add(dial, name string) error {
+	if other, given := (*n)[dial]; given && other != name {
+		return fmt.Errorf("%s and %s are the same upstream", other, name)
+	}
+	if *n == nil {
+		*n = make(dialNames)
+	}
+	(*n)[dial] = name
+	return nil
 }
 
 // listedUpstreams are those that the config lists: dial address to address as operators see it.
@@ -204,7 +218,8 @@ func listUpstreams(h *reverseproxy.Handler) (listedUpstreams, error) {
 
 // weights returns the weights that are configured, by dial address.
 func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, error) {
-	weights, names := make(map[string]int), make(map[string]string)
+	var names dialNames
+	weights := make(map[string]int)
 	for _, name := range slices.Sorted(maps.Keys(configured)) {
 		dials, err := l.resolveName(name)
 		if err != nil {
@@ -215,10 +230,10 @@ func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, 
 			return nil, fmt.Errorf("%s: %v", name, err)
 		}
 		for _, dial := range dials {
-			if other, given := names[dial]; given {
-				return nil, fmt.Errorf("%s and %s are the same upstream", other, name)
+			if err := names.add(dial, name); err != nil {
+				return nil, err
 			}
-			weights[dial], names[dial] = weight, name
+			weights[dial] = weight
 		}
 	}
 	if l.isAllListed(func(dial string) bool { weight, given := weights[dial]; return given && weight == 0 }) {
@@ -229,17 +244,18 @@ func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, 
 
 // backups returns the upstreams that are configured as backups, by dial address.
 func (l listedUpstreams) backups(configured []string) (map[string]bool, error) {
-	backups, names := make(map[string]bool), make(map[string]string)
+	var names dialNames
+	backups := make(map[string]bool)
 	for _, name := range configured {
 		dials, err := l.resolveName(name)
 		if err != nil {
 			return nil, err
 		}
 		for _, dial := range dials {
-			if other, given := names[dial]; given && other != name {
-				return nil, fmt.Errorf("%s and %s are the same upstream", other, name)
+			if err := names.add(dial, name); err != nil {
+				return nil, err
 			}
-			backups[dial], names[dial] = true, name
+			backups[dial] = true
 		}
 	}
 	if len(configured) > 0 && l.isAllListed(func(dial string) bool { return backups[dial] }) {

@@ -87,7 +87,7 @@ type Selection struct {
 	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
 	// what a Caddyfile has named by weight and by backup, by address
-	weightNames, backupNames map[string]string
+	weightNames, backupNames dialNames
 
 	app      *App
 	proxy    *reverseproxy.Handler
@@ -188,13 +188,12 @@ func (s *Selection) provisionChecks(ctx caddy.Context) ([]*monitor.Check, error)
 		if err := check.provision(ctx); err != nil {
 			return nil, fmt.Errorf("checks: position %d: %v", i, err)
 		}
-		if same := slices.IndexFunc(s.Checks[:i], check.equal); same >= 0 {
-			return nil, fmt.Errorf("checks: position %d is the same as position %d", i, same)
+		at := func(i int) string { return fmt.Sprintf("position %d", i) }
+		if err := check.differs(s.Checks[:i], at(i), at); err != nil {
+			return nil, fmt.Errorf("checks: %v", err)
 		}
 	}
-	if err := labelChecks(s.Checks); err != nil {
-		return nil, err
-	}
+	labelChecks(s.Checks)
 	checks := make([]*monitor.Check, 0, len(s.Checks))
 	for _, check := range s.Checks {
 		checks = append(checks, &check.resolved)

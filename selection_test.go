@@ -117,7 +117,7 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', optionally with a query; got 'healthz'"},
 		{request(`"uri":"/{http.request.uri}"`), inHTTP + "uri: unrecognized placeholder {http.request.uri}" + global},
 		{request(`"uri":"/","header":{"X":["{http.request.host}"]}`), inHTTP + "header X: unrecognized placeholder {http.request.host}" + global},
-		{request(`"uri":"/","header":{"Host":["a","b"]}`), inHTTP + "header Host can be given once only"},
+		{request(`"uri":"/","header":{"Host":["a","b"]}`), inHTTP + "header Host is given twice"},
 		{request(`"uri":"/","header":{"a b":["c"]}`), inHTTP + "header: a field name has letters, digits and hyphens; got 'a b'"},
 		{request(`"uri":"/","header":{"X":["a\nb"]}`), inHTTP + "header X must not have line breaks or other control characters in its value"},
 		{request(`"uri":"/","method":"G T"`), inHTTP + "method must be an HTTP method, like GET or HEAD; got 'G T'"},
@@ -158,7 +158,7 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"port":81`), inAlive + "upstream unix//run/app.sock: check 'tcp port 81': the upstream has no host to probe a port of; name one by address"},
 		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1"`), inAlive + "upstream unix//run/app.sock: check 'tcp address 127.0.0.1': the upstream has no port to probe at that address; add one to it"},
 
-		{one + alive(`"weights":{"127.0.0.1:1":257}`), inAlive + "weights: 127.0.0.1:1: a weight must be a whole number from 0 to 256; got 257"},
+		{one + alive(`"weights":{"127.0.0.1:1":257}`), inAlive + "weights: 127.0.0.1:1: weight must be a whole number from 0 to 256; got '257'"},
 		{one + alive(`"weights":{"127.0.0.1:2":1}`), inAlive + "weights: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1; did you mean '127.0.0.1:1'?"},
 		{one + alive(`"weights":{"127.0.0.1:1-2":1}`), inAlive + "weights: 127.0.0.1:1-2 is not one of the upstreams, which are 127.0.0.1:1; did you mean '127.0.0.1:1'?"},
 		{one + alive(`"weights":{"127.0.0.1:1":1,"http://127.0.0.1:1":1}`), inAlive + "weights: 127.0.0.1:1 and http://127.0.0.1:1 are the same upstream"},
@@ -166,7 +166,7 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{one + alive(`"backups":["127.0.0.1:2"]`), inAlive + "backups: 127.0.0.1:2 is not one of the upstreams, which are 127.0.0.1:1; did you mean '127.0.0.1:1'?"},
 		{one + alive(`"backups":["127.0.0.1:1"]`), inAlive + "backups: every upstream is a backup; at least one must be a primary"},
 		{one + alive(`"fail_open":"50"`), inAlive + "fail_open must be none_up, off or a percentage from 0% to 100%, like 50%; got '50'"},
-		{one + alive(`"slow_start":{}`), inAlive + "slow_start needs a window above 0 and not longer than 24h0m0s"},
+		{one + alive(`"slow_start":{}`), inAlive + "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '0s'"},
 		{one + alive(`"slow_start":{"window":"1s","floor":"x"}`), inAlive + "slow_start: floor must be a percentage from 0% to 100%, like 10%; got 'x'"},
 		{one + alive(`"select":{"policy":"alive"}`), inAlive + errCannotSelect("alive").Error()},
 		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + errCannotSelect("weighted_round_robin").Error()},
@@ -285,14 +285,14 @@ func TestProvision_DurationsHaveAShortest(t *testing.T) {
 		{one + check("tcp", `"interval":"9ms"`), "interval must be at least 10ms; got 9ms"},
 		{one + check("tcp", `"timeout":"25h"`), "timeout must not be longer than 24h0m0s"},
 		{one + alive(`"hold":5`), "hold must be at least 1ms; got 5ns" + unit + `"5s"`},
-		{one + alive(`"slow_start":{"window":30}`), "slow_start: window must be at least 10ms; got 30ns" + unit + `"30s"`},
-		{one + alive(`"slow_start":{"window":"9ms"}`), "slow_start: window must be at least 10ms; got 9ms"},
+		{one + alive(`"slow_start":{"window":30}`), "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '30ns'" + unit + `"30s"`},
+		{one + alive(`"slow_start":{"window":"9ms"}`), "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '9ms'"},
 	} {
 		if err := validate(t, test.proxy, nil); err == nil || !strings.HasSuffix(err.Error(), test.want) {
 			t.Errorf("%s\n got error %v\nwant one that ends in %s", test.proxy, err, test.want)
 		}
 	}
-	if _, err := (&App{Fleet: "a", SyncInterval: 5}).validate(); err == nil || err.Error() != "sync_interval must be from 100ms to 24h0m0s; got 5ns"+unit+`"5s"` {
+	if _, err := (&App{Fleet: "a", SyncInterval: 5}).validate(); err == nil || err.Error() != "sync_interval must be a duration from 100ms to 24h0m0s, like 2s; got '5ns'"+unit+`"5s"` {
 		t.Errorf("sync_interval of 5: got error %v", err)
 	}
 	for _, proxy := range []string{
@@ -412,7 +412,7 @@ func TestWeight_StaysANumberOrATextInJSON(t *testing.T) {
 		}
 	}
 	for _, text := range []string{`1.5`, `1e2`, `"3"`, `"heavy"`, `""`, `null`, `true`, `[]`, `{}`, `99999999999999999999`} {
-		want := `a weight must be a whole number from 0 to 256, or a text with a placeholder, like "{env.WEIGHT}"; got ` + text
+		want := `weight must be a whole number from 0 to 256, or a text with a placeholder, like "{env.WEIGHT}"; got '` + text + "'"
 		if err := json.Unmarshal([]byte(text), new(Weight)); err == nil || err.Error() != want {
 			t.Errorf("%s: got error %v, want %s", text, err, want)
 		}
@@ -488,11 +488,11 @@ func TestWeight_ErrorsNameTheOptionAndNoSecret(t *testing.T) {
 		{two + alive(`"backups":["app2:8080","http://app2:8080"]`), "backups: app2:8080 and http://app2:8080 are the same upstream"},
 		{one + alive(`"weights":{"{env.ALIVE_TEST_APP}":1,"127.0.0.1:1":1}`), "weights: 127.0.0.1:1 and {env.ALIVE_TEST_APP} are the same upstream"},
 		{one + alive(`"weights":{"{env.ALIVE_TEST_UNSET}":1}`), "weights: {env.ALIVE_TEST_UNSET}: its placeholders are empty"},
-		{one + alive(`"weights":{"127.0.0.1:1":"{env.ALIVE_TEST_SECRET}"}`), "weights: 127.0.0.1:1: a weight must be a whole number from 0 to 256; got what {env.ALIVE_TEST_SECRET} stands for"},
-		{one + alive(`"weights":{"127.0.0.1:1":"9{env.ALIVE_TEST_SECRET}"}`), "weights: 127.0.0.1:1: a weight must be a whole number from 0 to 256; got what 9{env.ALIVE_TEST_SECRET} stands for"},
+		{one + alive(`"weights":{"127.0.0.1:1":"{env.ALIVE_TEST_SECRET}"}`), "weights: 127.0.0.1:1: weight must be a whole number from 0 to 256, also with its placeholders replaced; got '{env.ALIVE_TEST_SECRET}'"},
+		{one + alive(`"weights":{"127.0.0.1:1":"9{env.ALIVE_TEST_SECRET}"}`), "weights: 127.0.0.1:1: weight must be a whole number from 0 to 256, also with its placeholders replaced; got '9{env.ALIVE_TEST_SECRET}'"},
 		{one + alive(`"weights":{"127.0.0.1:1":"{env.ALIVE_TEST_UNSET}"}`), "weights: 127.0.0.1:1: evaluated placeholder {env.ALIVE_TEST_UNSET} is empty; only global placeholders, such as {env.*}, can stand for a weight"},
 		{one + alive(`"weights":{"127.0.0.1:1":"{http.request.host}"}`), "weights: 127.0.0.1:1: unrecognized placeholder {http.request.host}; only global placeholders, such as {env.*}, can stand for a weight"},
-		{one + alive(`"weights":{"127.0.0.1:1":"3"}`), `a weight must be a whole number from 0 to 256, or a text with a placeholder, like "{env.WEIGHT}"; got "3"`},
+		{one + alive(`"weights":{"127.0.0.1:1":"3"}`), `weight must be a whole number from 0 to 256, or a text with a placeholder, like "{env.WEIGHT}"; got '"3"'`},
 		{one + alive(`"weights":{"127.0.0.1:1":0}`), "weights: " + all},
 		{two + alive(`"weights":{"app1:8080":0,"app2:8080":0}`), "weights: " + all},
 		{two + alive(`"weights":{"app1:8080":0,"app2:8080":0},"backups":["app1:8080"]`), "weights: " + all},

@@ -113,7 +113,7 @@ func (h *HTTP) checkBody() error {
 
 func checkMaxSize(size int64) error {
 	if size < 1 || size > maxMaxSize {
-		return errors.New("max_size must be a size from 1 byte to 64MiB, like 64KiB")
+		return errors.New("max_size must be a " + sizeRange)
 	}
 	return nil
 }

@@ -183,7 +183,7 @@ func TestHTTP_CaddyfileErrorsNameWhatIsAllowed(t *testing.T) {
 		{"http /x {\n\theader A \"b\nC: d\"\n}", "header A must not have line breaks or other control characters in its value, at Testfile:2"},
 
 		{"http /x {\n\theader Host \"a b\"\n}", "header Host must be a host, optionally with a port; got 'a b', at Testfile:2"},
-		{"http /x {\n\theader Host a\n\theader host b\n}", "header Host can be given once only, at Testfile:3"},
+		{"http /x {\n\theader Host a\n\theader host b\n}", "header Host is given twice, at Testfile:3"},
 
 		{"http /x {\n\tstatus\n}", "status takes codes, classes and ranges, like 204 2xx 200-399, at Testfile:2"},
 		{"http /x {\n\tstatus 200 teapot\n}", status + "'teapot', at Testfile:2"},

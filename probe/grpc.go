@@ -24,6 +24,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -84,7 +85,7 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("a grpc check takes one service at most; got '%s' too", d.Val())
 	}
-	return ReadBlock(d, func(option string) error {
+	return grammar.ReadBlock(d, func(option string) error {
 		switch option {
 		case "authority":
 			if !d.AllArgs(&g.Authority) || g.Authority == "" {
@@ -93,12 +94,12 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			if redact.HasPlaceholder(g.Authority) {
 				return nil
 			}
-			return wrap(d, checkAuthority(g.Authority, g.Authority))
+			return grammar.At(d, checkAuthority(g.Authority, g.Authority))
 		case "scheme":
 			if !d.AllArgs(&g.Scheme) || g.Scheme == "" {
 				return d.Err("scheme takes http or https")
 			}
-			return wrap(d, checkScheme(g.Scheme))
+			return grammar.At(d, checkScheme(g.Scheme))
 		}
 		known, err := g.TLSOptions.unmarshalOption(d)
 		if !known {

@@ -17,6 +17,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -25,6 +26,7 @@ func init() { caddy.RegisterModule(HTTP{}) }
 const (
 	defaultMaxSize = 64 << 10
 	maxMaxSize     = 64 << 20
+	sizeRange      = "size from 1 byte to 64MiB, like 64KiB" // as messages call it, after "a" or "one"
 	maxRequestBody = 64 << 10
 	maxRedirects   = 10
 )
@@ -164,7 +166,7 @@ func (h *HTTP) provisionRequest() error {
 	for name, values := range h.Header {
 		for _, value := range values {
 			if _, given := header["Host"]; given && strings.EqualFold(name, "Host") {
-				return errors.New("header Host can be given once only")
+				return errHostTwice
 			}
 			resolved, err := h.resolve("header "+name, value)
 			if err != nil {
@@ -313,6 +315,8 @@ func checkFieldName(name string) error {
 	return nil
 }
 
+var errHostTwice = grammar.GivenTwice("header Host")
+
 func checkHeader(name, written, value string) error {
 	if err := checkFieldName(name); err != nil {
 		return fmt.Errorf("header: %v", err)
@@ -362,7 +366,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		return d.Errf("an http check takes one URI; got '%s' too", d.Val())
 	}
-	err := ReadBlock(d, func(option string) error {
+	err := grammar.ReadBlock(d, func(option string) error {
 		known, err := unmarshalRequestOption(h, d, option)
 		if !known && err == nil {
 			known, err = unmarshalAnswerOption(h, d, option)
@@ -379,7 +383,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err != nil {
 		return err
 	}
-	return wrap(d, h.checkBody())
+	return grammar.At(d, h.checkBody())
 }
 
 // Interface guards

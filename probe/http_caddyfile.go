@@ -10,6 +10,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -22,7 +23,7 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 		}
 		h.Method = standardMethod(h.Method)
 		if !redact.HasPlaceholder(h.Method) {
-			err = wrap(d, checkMethod(h.Method, h.Method))
+			err = grammar.At(d, checkMethod(h.Method, h.Method))
 		}
 
 	case "header":
@@ -31,7 +32,7 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 			return true, d.Err("header takes a name and a value, like header Host app.internal")
 		}
 		if _, given := h.Header["Host"]; given && strings.EqualFold(name, "Host") {
-			return true, d.Err("header Host can be given once only")
+			return true, d.WrapErr(errHostTwice)
 		}
 		if h.Header == nil {
 			h.Header = make(http.Header)
@@ -40,27 +41,27 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 		if redact.HasPlaceholder(value) {
 			value = ""
 		}
-		err = wrap(d, checkHeader(name, value, value))
+		err = grammar.At(d, checkHeader(name, value, value))
 
 	case "request_body":
 		if !d.AllArgs(&h.RequestBody) || h.RequestBody == "" {
 			return true, d.Err("request_body takes one text; put it into quotes if it has spaces")
 		}
-		err = wrap(d, checkRequestBody(h.RequestBody))
+		err = grammar.At(d, checkRequestBody(h.RequestBody))
 
 	case "scheme":
 		if !d.AllArgs(&h.Scheme) || h.Scheme == "" {
 			return true, d.Err("scheme takes http or https")
 		}
-		err = wrap(d, checkScheme(h.Scheme))
+		err = grammar.At(d, checkScheme(h.Scheme))
 
 	case "follow_redirects":
 		h.FollowRedirects = true
-		err = noArg(d)
+		err = grammar.NoArg(d, option)
 
 	case "fresh_connection": // this is the default
 		h.FreshConnection = true
-		err = noArg(d)
+		err = grammar.NoArg(d, option)
 
 	default:
 		return false, nil
@@ -84,7 +85,7 @@ func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (know
 		}
 		name = http.CanonicalHeaderKey(name)
 		if _, given := h.ExpectHeader[name]; given {
-			return true, d.Errf("expect_header %s is given twice", name)
+			return true, d.WrapErr(grammar.GivenTwice("expect_header " + name))
 		}
 		if h.ExpectHeader == nil {
 			h.ExpectHeader = make(map[string]string)
@@ -94,14 +95,14 @@ func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (know
 			return true, d.Errf("expect_header: %v", err)
 		}
 		_, err = compile(option+" "+name, value)
-		err = wrap(d, err)
+		err = grammar.At(d, err)
 
 	case "expect_body":
 		if !d.AllArgs(&h.ExpectBody) {
 			return true, d.Err("expect_body takes one regular expression; put it into quotes if it has spaces")
 		}
 		_, err = compile(option, h.ExpectBody)
-		err = wrap(d, err)
+		err = grammar.At(d, err)
 
 	case "expression":
 		if !d.AllArgs(&h.Expression) || h.Expression == "" {
@@ -109,13 +110,13 @@ func unmarshalAnswerOption(h *HTTP, d *caddyfile.Dispenser, option string) (know
 		}
 		if !redact.HasPlaceholder(h.Expression) { // with placeholders it is compiled when the config is loaded
 			h.expression, err = compileExpression(h.Expression, h.Expression)
-			err = wrap(d, err)
+			err = grammar.At(d, err)
 		}
 
 	case "max_size":
 		var text string
 		if !d.AllArgs(&text) {
-			return true, d.Err("max_size takes one size from 1 byte to 64MiB, like 64KiB")
+			return true, d.Err("max_size takes one " + sizeRange)
 		}
 		size, invalid := humanize.ParseBytes(text)
 		if invalid != nil || size > maxMaxSize {

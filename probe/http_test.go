@@ -573,7 +573,7 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 		{`{"uri":"/?a#f"}`, uri + "; got '/?a#f'"},
 		{`{"uri":"/","method":"{http.request.method}"}`, "method: unrecognized placeholder {http.request.method}" + global},
 		{`{"uri":"/","status":["{env.PROBE_WORD}"]}`, status + "'{env.PROBE_WORD}'"},
-		{`{"uri":"/","header":{"Host":["a"],"host":["b"]}}`, "header Host can be given once only"},
+		{`{"uri":"/","header":{"Host":["a"],"host":["b"]}}`, "header Host is given twice"},
 		{`{"uri":"/","expect_body":"{env.PROBE_EMPTY}"}`, "expect_body must not be empty, as it is with its placeholders replaced"},
 		{`{"uri":"/","expect_body":"` + strings.Repeat("{", 102) + `"}`, "expect_body must not be empty, as it is with its placeholders replaced"},
 		{`{"uri":"/","expect_body":"^{http.request.host}$"}`, "expect_body: unrecognized placeholder {http.request.host}" + global},
@@ -597,7 +597,7 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 
 		{`{"uri":"/","header":{"Host":["a b"]}}`, "header Host must be a host, optionally with a port; got 'a b'"},
 		{`{"uri":"/","header":{"host":["a/b"]}}`, "header Host must be a host, optionally with a port; got 'a/b'"},
-		{`{"uri":"/","header":{"host":["a","b"]}}`, "header Host can be given once only"},
+		{`{"uri":"/","header":{"host":["a","b"]}}`, "header Host is given twice"},
 
 		{`{"uri":"/","status":["200","teapot"]}`, status + "'teapot'"},
 		{`{"uri":"/","status":["1xx"]}`, status + "'1xx'"},

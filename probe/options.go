@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 )
@@ -53,7 +54,7 @@ func (o *TLSOptions) unmarshalOption(d *caddyfile.Dispenser) (known bool, err er
 		}
 	case "tls_insecure_skip_verify":
 		o.TLSInsecureSkipVerify = true
-		return true, noArg(d)
+		return true, grammar.NoArg(d, d.Val())
 	default:
 		return false, nil
 	}
@@ -172,50 +173,11 @@ func checkScheme(scheme string) error {
 	return nil
 }
 
-// noArg rejects arguments of the option that d is at.
-func noArg(d *caddyfile.Dispenser) error {
-	option := d.Val()
-	if d.NextArg() {
-		return d.Errf("%s takes no argument; got '%s'", option, d.Val())
-	}
-	return nil
-}
-
 // UnrecognizedOption returns the error of a kind for the option that d is at, if the
 // kind does not have it. The error suggests the closest name and lists all names. The
 // check is described as in "an http check"; own are the options of its kind.
 func UnrecognizedOption(d *caddyfile.Dispenser, check string, own ...string) error {
-	return d.Err(suggest.InKind(d.Val(), check, own))
-}
-
-// ReadBlock reads a block, and calls read for each option, with d at it. Each option can
-// be given once, except those that repeat. Without a block it does nothing.
-func ReadBlock(d *caddyfile.Dispenser, read func(option string) error, repeats func(option string) bool) error {
-	seen := make(map[string]bool)
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		option := d.Val()
-		if seen[option] && (repeats == nil || !repeats(option)) {
-			return GivenTwice(d)
-		}
-		seen[option] = true
-		if err := read(option); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// GivenTwice returns the error for the option that d is at, if it was given before.
-func GivenTwice(d *caddyfile.Dispenser) error {
-	return d.Errf("option '%s' is given twice", d.Val())
-}
-
-// wrap adds file and line to an error, if there is one.
-func wrap(d *caddyfile.Dispenser, err error) error {
-	if err == nil {
-		return nil
-	}
-	return d.WrapErr(err)
+	return grammar.ErrUnknownOption(d, suggest.InKind(d.Val(), check, own))
 }
 
 // errHTTP is the error of a kind that speaks HTTP, for an upstream that it cannot

@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -65,23 +66,23 @@ func (TCP) CaddyModule() caddy.ModuleInfo {
 //	}
 func (t *TCP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the kind
-	if d.NextArg() {
-		return d.Errf("a tcp check takes no argument; got '%s'", d.Val())
+	if err := grammar.NoArg(d, "a tcp check"); err != nil {
+		return err
 	}
-	return ReadBlock(d, func(option string) error {
+	return grammar.ReadBlock(d, func(option string) error {
 		switch option {
 		case "send":
 			if !d.AllArgs(&t.Send) || t.Send == "" {
 				return d.Err(`send takes one text, like "PING\r\n"; put it into quotes if it has spaces`)
 			}
 			_, err := unescape(t.Send)
-			return wrap(d, err)
+			return grammar.At(d, err)
 		case "expect":
 			if !d.AllArgs(&t.Expect) {
 				return d.Err("expect takes one regular expression; put it into quotes if it has spaces")
 			}
 			_, err := compile(option, t.Expect)
-			return wrap(d, err)
+			return grammar.At(d, err)
 		}
 		return UnrecognizedOption(d, "a tcp check", "send", "expect")
 	}, nil)

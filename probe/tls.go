@@ -14,6 +14,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -48,10 +49,10 @@ func (TLS) CaddyModule() caddy.ModuleInfo {
 //	}
 func (t *TLS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // consume the kind
-	if d.NextArg() {
-		return d.Errf("a tls check takes no argument; got '%s'", d.Val())
+	if err := grammar.NoArg(d, "a tls check"); err != nil {
+		return err
 	}
-	return ReadBlock(d, func(option string) error {
+	return grammar.ReadBlock(d, func(option string) error {
 		known, err := t.TLSOptions.unmarshalOption(d)
 		if !known {
 			return UnrecognizedOption(d, "a tls check", "tls_server_name", "tls_insecure_skip_verify")

@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
@@ -152,9 +152,9 @@ func requestsInFlight(rows []view.Upstream) (most int) {
 func runWeight(cmd *cobra.Command, upstream, text string) error {
 	var weight any // nil is null: that of the config
 	if text != "reset" {
-		n, err := strconv.Atoi(text)
+		n, err := limits.ParseWeight(printable(text), orReset)
 		if err != nil {
-			return errWeight(text)
+			return err
 		}
 		weight = n
 	}

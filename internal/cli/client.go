@@ -24,6 +24,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -123,7 +124,7 @@ func (c *client) fleet(limit time.Duration) (name string, syncInterval time.Dura
 // timeoutUntil is how long Caddy may take to answer a command that waits until a
 // deadline: at least as long as its storage may take.
 func timeoutUntil(deadline time.Time) time.Duration {
-	return min(askTimeout, max(limits.StorageTimeout+time.Second, time.Until(deadline)))
+	return min(askTimeout, max(settings.Timeout+time.Second, time.Until(deadline)))
 }
 
 func (c *client) warn(text string) { fmt.Fprintln(c.cmd.ErrOrStderr(), "warning: "+text) }

@@ -6,12 +6,10 @@
 package limits
 
 import (
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,13 +30,9 @@ const (
 	MaxDuration     = 24 * time.Hour
 )
 
-const (
-	// DefaultSyncInterval is how often the members of a fleet read the storage, if
-	// the config does not say.
-	DefaultSyncInterval = 2 * time.Second
-	// StorageTimeout is how long a change or a start waits for the storage at most.
-	StorageTimeout = 2 * time.Second
-)
+// DefaultSyncInterval is how often the members of a fleet read the storage, if the
+// config does not say.
+const DefaultSyncInterval = 2 * time.Second
 
 const (
 	// MaxWeight is the largest weight of an upstream.
@@ -46,6 +40,18 @@ const (
 	// MaxName is the longest name of a pool or a check, in bytes.
 	MaxName = 200
 )
+
+// What messages call the values of options, after "a" or "one".
+const (
+	DurationRange = "duration above 0"
+	PercentRange  = "percentage from 0% to 100%"
+	CountRange    = "whole number of at least 1"
+	// ProxyProtocols are the versions of the PROXY protocol, and off.
+	ProxyProtocols = "off, v1 or v2"
+)
+
+// WeightRange is what messages call a weight, after "a".
+var WeightRange = fmt.Sprintf("whole number from 0 to %d", MaxWeight)
 
 // Duration returns an error if the value of an option is out of its range.
 func Duration(option string, value, shortest, longest time.Duration) error {
@@ -89,43 +95,54 @@ func ParseHold(text string) (time.Duration, error) {
 	if text == "off" {
 		return 0, nil
 	}
-	return ParseDuration("hold", text, "off or a duration above 0, like 2s", MinHold, math.MaxInt64)
+	return ParseDuration("hold", text, "off or a "+DurationRange+", like 2s", MinHold, math.MaxInt64)
 }
 
-// RampWindow returns an error if a slow start cannot take that long.
-func RampWindow(window time.Duration) error {
-	if window <= 0 || window > MaxDuration {
-		return fmt.Errorf("slow_start needs a window above 0 and not longer than %s", MaxDuration)
-	}
-	return Duration("slow_start: window", window, MinRampWindow, MaxDuration)
+// durationRange is the range of an option that takes one duration, with an example.
+type durationRange struct {
+	option, example   string
+	shortest, longest time.Duration
 }
 
-// ParseRampWindow reads how long a slow start takes.
-func ParseRampWindow(text string) (time.Duration, error) {
-	window, err := ParseDuration("the window of slow_start", text, "a duration above 0, like 30s", 0, math.MaxInt64)
-	if err != nil {
-		return 0, err
-	}
-	return window, RampWindow(window)
+var (
+	rampWindow   = durationRange{"slow_start: window", "30s", MinRampWindow, MaxDuration}
+	syncInterval = durationRange{"sync_interval", "2s", MinSyncInterval, MaxDuration}
+)
+
+// errOutside returns the error for a value that is none, or out of the range.
+func (r durationRange) errOutside(got, hint string) error {
+	return fmt.Errorf("%s must be a duration from %s to %s, like %s; got '%s'%s", r.option, r.shortest, r.longest, r.example, got, hint)
 }
 
-// SyncInterval returns an error if a fleet would ask its storage too often, or hardly
-// ever.
-func SyncInterval(interval time.Duration) error {
-	if interval < MinSyncInterval || interval > MaxDuration {
-		return fmt.Errorf("sync_interval must be from %s to %s; got %s%s", MinSyncInterval, MaxDuration, interval, missingUnit(interval))
+// check returns an error if a value is out of the range.
+func (r durationRange) check(value time.Duration) error {
+	if value < r.shortest || value > r.longest {
+		return r.errOutside(value.String(), missingUnit(value))
 	}
 	return nil
 }
 
-// ParseSyncInterval reads how often the members of a fleet read the storage.
-func ParseSyncInterval(text string) (time.Duration, error) {
-	interval, err := caddy.ParseDuration(text)
-	if err != nil {
-		return 0, fmt.Errorf("sync_interval must be a duration, like 2s; got '%s'", text)
+// parse reads a value of a Caddyfile.
+func (r durationRange) parse(text string) (time.Duration, error) {
+	value, err := caddy.ParseDuration(text)
+	if err != nil || r.check(value) != nil {
+		return 0, r.errOutside(text, "")
 	}
-	return interval, SyncInterval(interval)
+	return value, nil
 }
+
+// RampWindow returns an error if a slow start cannot take that long.
+func RampWindow(window time.Duration) error { return rampWindow.check(window) }
+
+// ParseRampWindow reads how long a slow start takes.
+func ParseRampWindow(text string) (time.Duration, error) { return rampWindow.parse(text) }
+
+// SyncInterval returns an error if a fleet would read its storage too often, or hardly
+// ever.
+func SyncInterval(interval time.Duration) error { return syncInterval.check(interval) }
+
+// ParseSyncInterval reads how often the members of a fleet look at the storage.
+func ParseSyncInterval(text string) (time.Duration, error) { return syncInterval.parse(text) }
 
 // missingUnit says what to write, where a duration is so short that it must be a
 // number without a unit.
@@ -145,7 +162,7 @@ func missingUnit(value time.Duration) string {
 func Percent(option, text string) (float64, error) {
 	percent, ok := parsePercent(text)
 	if !ok {
-		return 0, fmt.Errorf("%s must be a percentage from 0%% to 100%%, like 10%%; got '%s'", option, text)
+		return 0, fmt.Errorf("%s must be a %s, like 10%%; got '%s'", option, PercentRange, text)
 	}
 	return percent, nil
 }
@@ -164,7 +181,7 @@ func FailOpen(text string) (percent float64, err error) {
 	}
 	percent, ok := parsePercent(text)
 	if !ok {
-		return 0, fmt.Errorf("fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s'", text)
+		return 0, fmt.Errorf("fail_open must be none_up, off or a %s, like 50%%; got '%s'", PercentRange, text)
 	}
 	return percent, nil
 }
@@ -182,7 +199,7 @@ func Count(option string, count int) error {
 func ParseCount(option, text string) (int, error) {
 	count, err := strconv.Atoi(text)
 	if err != nil || count < 1 {
-		return 0, fmt.Errorf("%s must be a whole number from 1 on; got '%s'", option, text)
+		return 0, fmt.Errorf("%s must be a %s; got '%s'", option, CountRange, text)
 	}
 	return count, nil
 }
@@ -190,13 +207,22 @@ func ParseCount(option, text string) (int, error) {
 // IsWeight reports whether a number can be a weight.
 func IsWeight(number int) bool { return number >= 0 && number <= MaxWeight }
 
-// WeightRange is how messages describe a weight.
-var WeightRange = fmt.Sprintf("a whole number from 0 to %d", MaxWeight)
+// ParseWeight reads a weight. Further is what an error adds to the range, such as "or
+// null"; it can be empty.
+func ParseWeight(text, further string) (int, error) {
+	weight, err := strconv.Atoi(text)
+	if err != nil || !IsWeight(weight) {
+		return 0, ErrWeight(text, further)
+	}
+	return weight, nil
+}
 
-// Weight reads a weight.
-func Weight(text string) (number int, ok bool) {
-	number, err := strconv.Atoi(text)
-	return number, err == nil && IsWeight(number)
+// ErrWeight returns the error for a text that cannot be a weight, as ParseWeight does.
+func ErrWeight(got, further string) error {
+	if further != "" {
+		further = ", " + further
+	}
+	return fmt.Errorf("weight must be a %s%s; got '%s'", WeightRange, further, got)
 }
 
 // Name returns an error if a text cannot be the name of a pool or a check.
@@ -205,16 +231,6 @@ func Name(name string) error {
 		return fmt.Errorf("name must be one line of %d bytes at most", MaxName)
 	}
 	return nil
-}
-
-// ShortName shortens a text that is too long for a name. Different texts stay different.
-func ShortName(name string) string {
-	if len(name) <= MaxName {
-		return name
-	}
-	sum := sha256.Sum256([]byte(name))
-	end := fmt.Sprintf("… #%x", sum[:4])
-	return strings.ToValidUTF8(name[:MaxName-len(end)], "") + end
 }
 
 // fleetName is what can be part of a key of any storage.
@@ -239,8 +255,8 @@ func Port(text string) (int, error) {
 
 // ProxyProtocol returns an error unless a text is a version of the PROXY protocol, or off.
 func ProxyProtocol(version string) error {
-	if !slices.Contains([]string{"off", "v1", "v2"}, version) {
-		return fmt.Errorf("proxy_protocol must be off, v1 or v2; got '%s'", version)
+	if version != "off" && version != "v1" && version != "v2" {
+		return fmt.Errorf("proxy_protocol must be %s; got '%s'", ProxyProtocols, version)
 	}
 	return nil
 }

@@ -176,7 +176,17 @@ func Default(dials []string, source json.RawMessage) string {
 		_ = json.Unmarshal(source, &options) // what is no JSON never loads
 		names = append(names, "dynamic "+describeSource(options))
 	}
-	return limits.ShortName(strings.Join(names, " "))
+	return shorten(strings.Join(names, " "))
+}
+
+// shorten shortens a text that is too long for a name. Different texts stay different.
+func shorten(name string) string {
+	if len(name) <= limits.MaxName {
+		return name
+	}
+	sum := sha256.Sum256([]byte(name))
+	end := fmt.Sprintf("… #%x", sum[:4])
+	return strings.ToValidUTF8(name[:limits.MaxName-len(end)], "") + end
 }
 
 // describeSource tells dynamic sources apart by what can be read, and else by a hash.

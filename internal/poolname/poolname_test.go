@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 )
 
 // Policies are found wherever a config can have them, also as the fallback of another
@@ -64,5 +66,26 @@ func TestDefault_DynamicSources(t *testing.T) {
 		if strings.Contains(got, "secret") {
 			t.Errorf("%s: the name %q has the secret", test.source, got)
 		}
+	}
+}
+
+// A name that is too long is cut at a whole character, and ends in a hash of all of it.
+func TestShorten_DifferentTextsStayDifferent(t *testing.T) {
+	longest := strings.Repeat("x", limits.MaxName)
+	for _, name := range []string{"", "app1:80", longest} {
+		if got := shorten(name); got != name {
+			t.Errorf("%d bytes: got %q, want it as it is", len(name), got)
+		}
+	}
+	names := make(map[string]string)
+	for _, name := range []string{longest + "a", longest + "b", longest + "ab", strings.Repeat("ü", limits.MaxName), "x" + strings.Repeat("ü", limits.MaxName)} {
+		got := shorten(name)
+		if err := limits.Name(got); err != nil || !strings.HasPrefix(name, got[:100]) || !strings.Contains(got, "… #") {
+			t.Errorf("%.20q…: got %q, error %v; want its beginning and a hash", name, got, err)
+		}
+		if before, known := names[got]; known {
+			t.Errorf("%q and %q: both are %q", before, name, got)
+		}
+		names[got] = name
 	}
 }

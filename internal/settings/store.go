@@ -11,13 +11,11 @@ import (
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
-
-	"github.com/caddy-alive/caddy-alive/internal/limits"
 )
 
 const (
 	// Timeout bounds how long a change or a start waits for the storage.
-	Timeout = limits.StorageTimeout
+	Timeout = 2 * time.Second
 	// backgroundTimeout bounds how long one use of the storage may take in the background.
 	backgroundTimeout = time.Minute
 	// retryInterval is how often a storage that failed is tried again.
