@@ -37,8 +37,8 @@ const maxBody = 64 << 10
 //
 //   - `GET /alive/upstreams[?pool=…][&upstream=…]` lists upstreams by pool.
 //   - `PATCH /alive/upstreams?upstream=…[&pool=…]` with `{"mode": "ready"}`, `drain`
-//     or `maintenance`, and/or `{"weight": 3}`, sets what holds from now on; null
-//     takes it back.
+//     or `maintenance`, and/or `{"weight": 3}`, sets what applies from now on; null
+//     removes it.
 //   - `POST /alive/check?upstream=…` probes at once.
 type Admin struct{}
 
@@ -189,7 +189,7 @@ func parseFilter(r *http.Request, allowed ...string) (balancer.Filter, error) {
 }
 
 // request is the body of a PATCH. A part that is left out stays as it is, and one that
-// is null is taken back.
+// is null is removed.
 type request struct {
 	Mode   json.RawMessage `json:"mode"`
 	Weight json.RawMessage `json:"weight"`
@@ -209,21 +209,21 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 // patch changes the mode or the weight of one upstream, or nothing if anything is
 // wrong. It returns which upstreams the change applies to.
 func patch(w http.ResponseWriter, r *http.Request, only balancer.Filter) (balancer.Filter, error) {
-	var asked request
+	var requested request
 	body, err := readBody(w, r)
 	if err != nil {
 		return only, err
 	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
-	err = decoder.Decode(&asked)
+	err = decoder.Decode(&requested)
 	if err == nil && !errors.Is(decoder.Decode(new(json.RawMessage)), io.EOF) {
 		err = errors.New("more than one value")
 	}
 	if err != nil {
 		return only, invalidBody.errorf(`decoding the body: %v; it must be like {"mode": "drain"} or {"weight": 3}`, err)
 	}
-	c, err := asked.change()
+	c, err := requested.change()
 	if err != nil {
 		return only, err
 	}
@@ -244,23 +244,23 @@ func patch(w http.ResponseWriter, r *http.Request, only balancer.Filter) (balanc
 }
 
 // change returns the change that the request asks for.
-func (asked request) change() (c settings.Change, err error) {
-	if asked.Mode == nil && asked.Weight == nil {
+func (r request) change() (c settings.Change, err error) {
+	if r.Mode == nil && r.Weight == nil {
 		return c, nothingToChange.errorf(`nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to remove it`)
 	}
-	if asked.Mode != nil {
+	if r.Mode != nil {
 		m := settings.Mode(settings.Ready)
-		if !isNull(asked.Mode) {
-			if err := json.Unmarshal(asked.Mode, &m); err != nil || !m.Valid() {
-				return c, invalidMode.errorf("mode must be ready, drain, maintenance or null; got %s", asked.Mode)
+		if !isNull(r.Mode) {
+			if err := json.Unmarshal(r.Mode, &m); err != nil || !m.Valid() {
+				return c, invalidMode.errorf("mode must be ready, drain, maintenance or null; got %s", r.Mode)
 			}
 		}
 		c.Mode = &m
 	}
-	if asked.Weight != nil {
+	if r.Weight != nil {
 		var weight *int
-		if !isNull(asked.Weight) {
-			number, err := limits.ParseWeight(string(asked.Weight), "or null")
+		if !isNull(r.Weight) {
+			number, err := limits.ParseWeight(string(r.Weight), "or null")
 			if err != nil {
 				return c, invalidWeight.errorf("%v", err)
 			}
@@ -287,10 +287,10 @@ func registryWith(only balancer.Filter) (*balancer.Registry, error) {
 
 // knownUpstreams returns the addresses of the upstreams of a pool, of all pools if that is empty.
 func knownUpstreams(pool string) []string {
-	entries := balancer.List(balancer.Filter{Pool: pool, Brief: true})
-	addresses := make([]string, 0, len(entries))
-	for _, e := range entries {
-		addresses = append(addresses, e.Upstream)
+	rows := balancer.List(balancer.Filter{Pool: pool, Brief: true})
+	addresses := make([]string, 0, len(rows))
+	for i := range rows {
+		addresses = append(addresses, rows[i].Upstream)
 	}
 	return addresses
 }

@@ -74,7 +74,7 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	repeats := func(option string) bool { return option == "check" || option == "weight" || option == "backup" }
 	return grammar.ReadBlock(d, func(option string) error {
 		if inline && option == "check" {
-			return d.Err("a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too")
+			return d.Err("lb_policy alive takes a URI or check blocks, not both; write the URI as check http <uri>")
 		}
 		return s.unmarshalOption(d, option, uri)
 	}, repeats)
@@ -145,7 +145,7 @@ func (s *Selection) parseBackups(d *caddyfile.Dispenser) error {
 		if slices.Contains(s.Backups, name) {
 			return d.WrapErr(grammar.GivenTwice("backup " + name))
 		}
-		if err := nameOnce(&s.backedUp, name); err != nil {
+		if err := noteName(&s.backupNames, name); err != nil {
 			return d.Errf("backup: %v", err)
 		}
 		s.Backups = append(s.Backups, name)
@@ -192,14 +192,14 @@ func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
 	if !d.AllArgs(&name, &text) {
 		return d.Errf("weight takes an upstream and a %s, like weight app1:8080 3", limits.WeightRange)
 	}
-	weight, err := parseWeight(text)
+	weight, err := weightFromText(text)
 	if err != nil {
 		return d.WrapErr(err)
 	}
 	if _, given := s.Weights[name]; given {
 		return d.WrapErr(grammar.GivenTwice("the weight of " + name))
 	}
-	if err := nameOnce(&s.weighed, name); err != nil {
+	if err := noteName(&s.weightNames, name); err != nil {
 		return d.Errf("weight: %v", err)
 	}
 	if s.Weights == nil {
@@ -209,10 +209,10 @@ func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// nameOnce notes that an option names an upstream, and reports an error if that is no
+// noteName notes that an option names an upstream, and reports an error if that is no
 // address, or if the option has named the same upstream in another way. What
 // placeholders stand for is known when the config is loaded.
-func nameOnce(named *dialNames, name string) error {
+func noteName(named *dialNames, name string) error {
 	dials, err := dialAddresses(name)
 	if err != nil {
 		return fmt.Errorf("%s: %v", name, err)

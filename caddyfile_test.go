@@ -148,7 +148,7 @@ var policies = []struct{ name, input, want string }{
 		`{"checks":[{"probe":{"expect_body":"^a{2}{env.BODY}","header":{"Host":["{env.HOST}"],"X-Token":["{env.TOKEN}"]},"kind":"http","method":"{env.METHOD}","status":["{env.STATUS}"],"uri":"{env.URI}?{http.request.uri}"}}]}`,
 	},
 	{
-		// where to probe, and how to begin, is a matter of every kind
+		// port, address and proxy_protocol apply to every kind
 		"where to probe", `alive {
 			check tcp {
 				port           1
@@ -215,7 +215,7 @@ var policies = []struct{ name, input, want string }{
 }
 
 // The Caddyfile is another way to write the JSON.
-func TestCaddyfile(t *testing.T) {
+func TestCaddyfile_IsAnotherWayToWriteTheJSON(t *testing.T) {
 	for _, test := range policies {
 		t.Run(test.name, func(t *testing.T) {
 			s := new(Selection)
@@ -231,7 +231,7 @@ func TestCaddyfile(t *testing.T) {
 
 // In a whole Caddyfile, snippets, their arguments and the environment are
 // filled in before the policy is read.
-func TestCaddyfileAdapted(t *testing.T) {
+func TestCaddyfile_IsReadAfterSnippetsAndEnvironment(t *testing.T) {
 	t.Setenv("ALIVE_TEST_URI", "/from-env")
 	const snippets = "(policy) {\n\tlb_policy alive {args[0]}\n}\n" +
 		"(check) {\n\tcheck {args[0]} {args[1]} {\n\t\ttimeout {args[2]}\n\t\tmethod HEAD\n\t}\n}\n" +
@@ -270,7 +270,7 @@ func TestCaddyfileAdapted(t *testing.T) {
 
 // Whatever is wrong is rejected, with what is wrong, what is allowed and where
 // it is: `Testfile:2` is the first line of the block.
-func TestCaddyfileErrors(t *testing.T) {
+func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	const (
 		ofAlive  = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
@@ -280,7 +280,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		ofTCP    = ofEvery + "a tcp check has send and expect"
 		args     = "%s takes %s, at Testfile:%d"
 		twice    = "option '%s' is given twice, at Testfile:%d"
-		uri      = "uri must be a path that begins with one '/', with a query if need be; got '%s', at Testfile:%d"
+		uri      = "uri must be a path that begins with one '/', optionally with a query; got '%s', at Testfile:%d"
 		status   = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s', at Testfile:3"
 		maxSize  = "max_size must be a size from 1 byte to 64MiB, like 64KiB; got '%s', at Testfile:3"
 		jitter   = "jitter must be a percentage from 0%% to 100%%, like 10%%; got '%s', at Testfile:3"
@@ -306,16 +306,16 @@ func TestCaddyfileErrors(t *testing.T) {
 
 	// The inline URI.
 	rejects("alive /a /b", "lb_policy alive takes one URI at most; got '/b' too, at Testfile:1")
-	rejects("alive /a {\nhold 1s\ncheck tcp\n}", "a check block cannot stand beside a URI after lb_policy alive; write that as a check http <uri>, too, at Testfile:3")
+	rejects("alive /a {\nhold 1s\ncheck tcp\n}", "lb_policy alive takes a URI or check blocks, not both; write the URI as check http <uri>, at Testfile:3")
 	for _, bad := range []string{"healthz", "", "?a=b", "//host/x", "/a b", "/a?b c", "/a#b"} {
 		rejects("alive `"+bad+"`", uri, bad, 1)
 		inPolicy("check http `"+bad+"`", uri, bad, 2)
 	}
-	full := "uri must be a path that begins with one '/', with a query if need be; give only the path, like /healthz: the request always goes to the upstream; got 'http://app/healthz', at Testfile:%d"
+	full := "uri must be a path that begins with one '/', optionally with a query; give only the path, like /healthz: the request always goes to the upstream; got 'http://app/healthz', at Testfile:%d"
 	rejects("alive http://app/healthz", full, 1)
 	inPolicy("check http http://app/healthz", full, 2)
-	inPolicy("check http \"/a\x01\"", `uri must be a path that begins with one '/', with a query if need be: parse "/a\x01": net/url: invalid control character in URL, at Testfile:2`)
-	inPolicy("check http /%zz", `uri must be a path that begins with one '/', with a query if need be: parse "/%%zz": invalid URL escape "%%zz", at Testfile:2`)
+	inPolicy("check http \"/a\x01\"", `uri must be a path that begins with one '/', optionally with a query: parse "/a\x01": net/url: invalid control character in URL, at Testfile:2`)
+	inPolicy("check http /%zz", `uri must be a path that begins with one '/', optionally with a query: parse "/%%zz": invalid URL escape "%%zz", at Testfile:2`)
 
 	// The name.
 	inPolicy("name", args, "name", "a label, like shop", 2)
@@ -503,7 +503,7 @@ func TestCaddyfileErrors(t *testing.T) {
 }
 
 // Errors inside a snippet name the place in the snippet and that of its import.
-func TestCaddyfileErrorsAdapted(t *testing.T) {
+func TestCaddyfile_ErrorsNameSnippetAndImport(t *testing.T) {
 	const snippets = "(hold) {\n\thold {args[0]}\n}\n(check) {\n\tcheck http /a {\n\t\ttimeout 1s\n\t\t{args[0]} {args[1]}\n\t}\n}\n"
 	for _, test := range []struct{ policy, want string }{
 		{"lb_policy alive {\n\nhold 0\n}", "hold must be off or a duration above 0, like 2s; got '0', at Caddyfile:14"},
@@ -575,7 +575,7 @@ func FuzzCaddyfile(f *testing.F) {
 }
 
 // The global option is the app, and what is wrong with it is rejected with its place.
-func TestGlobalOption(t *testing.T) {
+func TestGlobalOption_IsTheApp(t *testing.T) {
 	for _, tc := range []struct{ option, want, err string }{
 		{"alive", "{}", ""},
 		{"alive {\n}", "{}", ""},
@@ -616,7 +616,7 @@ func TestGlobalOption(t *testing.T) {
 }
 
 // A mistake in the Caddyfile is answered with its place, and with what to write.
-func TestCaddyfileMistakes(t *testing.T) {
+func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 	const ofAlive = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
 	kinds := knownKinds()
 	for _, test := range []struct{ input, want string }{
@@ -650,7 +650,7 @@ func TestCaddyfileMistakes(t *testing.T) {
 		{"alive {\nhealth_uri /status\n}", "'health_uri' is an option of Caddy's own health checks; lb_policy alive makes its own, so write check http <uri>, at Testfile:2"},
 		{"alive {\ncheck http /a {\nhealth_interval 5s\n}\n}", "'health_interval' is an option of Caddy's own health checks; lb_policy alive makes its own, so write interval in the block of a check, at Testfile:3"},
 
-		// arguments that are not what stands there
+		// wrong arguments
 		{"alive {\ncheck https\n}", "unknown kind of check 'https'; this build has " + kinds + "; a check http uses TLS where the proxy does, and elsewhere with the option scheme https, at Testfile:2"},
 		{"alive {\ncheck /healthz\n}", "unknown kind of check '/healthz'; this build has " + kinds + "; a check begins with its kind: check http /healthz, at Testfile:2"},
 		{"alive {\ncheck https://app1:8080/a?b=c\n}", "unknown kind of check 'https://app1:8080/a?b=c'; this build has " + kinds + "; every upstream is asked, so a check has the path only: check http /a, at Testfile:2"},
@@ -735,7 +735,7 @@ func (*ownKind) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 // All options of a check that the block of the policy refuses with a hint are ones
 // that the parser of a check takes.
-func TestCaddyfileHintsNameOptions(t *testing.T) {
+func TestCaddyfile_HintsNameOptionsOfAParser(t *testing.T) {
 	for option, kind := range suggest.KindOptions {
 		if option == "uri" { // an argument in a Caddyfile
 			continue
@@ -780,7 +780,7 @@ func TestCommonOptions_AreThoseOfEveryCheck(t *testing.T) {
 }
 
 // keep_connection is an option of every check, and fresh_connection still one of http.
-func TestKeepConnection_Caddyfile(t *testing.T) {
+func TestKeepConnection_ExcludesFreshConnection(t *testing.T) {
 	for input, want := range map[string]string{
 		"alive {\ncheck http /a {\nkeep_connection\n}\n}":                            `{"checks":[{"probe":{"kind":"http","uri":"/a"},"keep_connection":true}]}`,
 		"alive {\ncheck grpc {\ntimeout 1s\nkeep_connection\n}\n}":                   `{"checks":[{"probe":{"kind":"grpc"},"timeout":1000000000,"keep_connection":true}]}`,
@@ -810,7 +810,7 @@ func TestKeepConnection_Caddyfile(t *testing.T) {
 }
 
 // Durations that are too short to be meant are rejected.
-func TestCaddyfileErrors_DurationsHaveAShortest(t *testing.T) {
+func TestCaddyfile_DurationsHaveAShortest(t *testing.T) {
 	for body, want := range map[string]string{
 		"check tcp {\ninterval 9ms\n}":        "interval must be at least 10ms; got '9ms', at Testfile:3",
 		"check tcp {\nfast_interval 5us\n}":   "fast_interval must be at least 10ms; got '5us', at Testfile:3",

@@ -226,7 +226,7 @@ func (c *HealthCheck) differs(before []*HealthCheck, this string, other func(i i
 	return nil
 }
 
-// checkPort rejects a port beside an address that has one, or needs none.
+// checkPort rejects a port beside an address that has one, or is a unix socket.
 func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
 	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
 		return fmt.Errorf("port cannot be combined with an address that already has a port, or is a unix socket: %s", c.Address)

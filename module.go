@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package alive is a Caddy module that balances load over the upstreams that are alive:
-// the selection policy alive of reverse_proxy. It is round robin over those that pass
-// their health checks. It makes these checks itself, and a reload does not forget them.
-// While one upstream can serve, no request fails because there is none. This is the
-// smallest Caddyfile:
+// Package alive is the selection policy alive of reverse_proxy: round robin over the
+// upstreams that pass its health checks, whose results survive reloads. A request never
+// fails for lack of an upstream while one can serve. This is the smallest Caddyfile:
 //
 //	example.com {
 //		reverse_proxy app1:8080 app2:8080 {
@@ -16,8 +14,8 @@
 // the URI, while it accepts connections. The options are those of [Selection] and
 // [HealthCheck]; docs/options.md shows them as a Caddyfile has them. Kinds of checks are
 // modules of the package probe. Further modules are [Status], a page, [Admin], a part of
-// Caddy's admin API, and the [App], with the global option alive. The command caddy alive,
-// metrics and events come along.
+// Caddy's admin API, and the [App], with the global option alive. The command caddy
+// alive, metrics and events are registered, too.
 //
 // This package has the configuration. What runs is in internal/; docs/architecture.md
 // shows how it works together.
@@ -56,11 +54,11 @@ func init() {
 type App struct {
 	// The name of a group of Caddy instances that share their storage: up to 64
 	// letters, digits, dots, dashes and underscores, the first a letter or digit.
-	// Modes and weights that are set at one of them hold at all. Default: none, they
-	// hold at this instance only.
+	// Modes and weights that are set at one of them apply to all. Default: none, they
+	// apply to this instance only.
 	Fleet string `json:"fleet,omitempty"`
 
-	// How often to look what others of the fleet have set, from `100ms` to `24h`. It
+	// How often to read what others of the fleet have set, from `100ms` to `24h`. It
 	// has no meaning without `fleet`, and is rejected there. Default: `2s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
 
@@ -145,7 +143,7 @@ func (a *App) validate() (prefix string, err error) {
 
 var errNoFleet = errors.New("sync_interval has no meaning without fleet")
 
-// syncInterval is how often the members of a fleet look at the storage.
+// syncInterval is how often the members of a fleet read the storage.
 func (a *App) syncInterval() time.Duration {
 	return cmp.Or(time.Duration(a.SyncInterval), limits.DefaultSyncInterval)
 }

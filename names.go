@@ -169,8 +169,8 @@ func (w Weight) resolve() (int, error) {
 	return number, nil
 }
 
-// parseWeight reads a weight of a Caddyfile.
-func parseWeight(text string) (Weight, error) {
+// weightFromText reads a weight of a Caddyfile.
+func weightFromText(text string) (Weight, error) {
 	if redact.HasPlaceholder(text) {
 		return Weight(text), nil // what it stands for is known when the config is loaded
 	}
@@ -221,7 +221,7 @@ func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, 
 	var names dialNames
 	weights := make(map[string]int)
 	for _, name := range slices.Sorted(maps.Keys(configured)) {
-		dials, err := l.named(name)
+		dials, err := l.resolveName(name)
 		if err != nil {
 			return nil, err
 		}
@@ -247,7 +247,7 @@ func (l listedUpstreams) backups(configured []string) (map[string]bool, error) {
 	var names dialNames
 	backups := make(map[string]bool)
 	for _, name := range configured {
-		dials, err := l.named(name)
+		dials, err := l.resolveName(name)
 		if err != nil {
 			return nil, err
 		}
@@ -278,9 +278,9 @@ func (l listedUpstreams) isAllListed(is func(dial string) bool) bool {
 	return true
 }
 
-// named returns the dial addresses that an option means by a name: what stands in the
-// list, another way to write it, or what its placeholders stand for.
-func (l listedUpstreams) named(name string) ([]string, error) {
+// resolveName returns the dial addresses that an option means by a name: what stands in
+// the list, another way to write it, or what its placeholders stand for.
+func (l listedUpstreams) resolveName(name string) ([]string, error) {
 	if len(l.addresses) == 0 {
 		return nil, fmt.Errorf("%s: weight and backup can name only upstreams in the list of reverse_proxy, which is empty", name)
 	}

@@ -87,7 +87,7 @@ type Selection struct {
 	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
 	// what a Caddyfile has named by weight and by backup, by address
-	weighed, backedUp dialNames
+	weightNames, backupNames dialNames
 
 	app      *App
 	proxy    *reverseproxy.Handler
@@ -95,9 +95,9 @@ type Selection struct {
 }
 
 // SlowStart is how upstreams that come back, or that join others, get requests little
-// by little. Their weight grows evenly from the floor to its full size, while at least
-// one of those that serve beside them (primaries, or backups) is past its own slow
-// start. So none has one when a whole pool starts.
+// by little. The weight of such an upstream grows evenly from the floor to its full
+// size, as long as another upstream of its group (primaries, or backups) serves and has
+// finished its own slow start. A pool whose upstreams start together has none.
 type SlowStart struct {
 	// How long it takes to the full weight, from `10ms` to `24h`. Required.
 	Window caddy.Duration `json:"window,omitempty"`

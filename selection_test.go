@@ -32,7 +32,7 @@ import (
 
 // These configs are accepted, with as many targets as there are different
 // things to probe. Nothing of them remains after validation.
-func TestProvision(t *testing.T) {
+func TestProvision_OneTargetForEachDifferentProbe(t *testing.T) {
 	t.Setenv("ALIVE_TEST_HOST", "127.0.0.1")
 	t.Setenv("ALIVE_TEST_URI", "/healthz")
 	const one = `"upstreams":[{"dial":"127.0.0.1:1"}],`
@@ -76,7 +76,7 @@ func TestProvision(t *testing.T) {
 
 // JSON is checked as closely as the Caddyfile is, and so is what only the
 // whole config can tell.
-func TestProvisionErrors(t *testing.T) {
+func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 	const (
 		one      = `"upstreams":[{"dial":"127.0.0.1:1"}],`
 		overHTTP = `"checks":[{"probe":{"kind":"http","uri":"/"}}]`
@@ -112,9 +112,9 @@ func TestProvisionErrors(t *testing.T) {
 		{one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tls"}},{"probe":{"kind":"tcp"},"interval":"5s"}]`), inAlive + "checks: position 2 is the same as position 0"},
 		{one + alive(`"checks":[{"probe":{"kind":"http","uri":"/","header":{"Content-Length":["3"]}}}]`), inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: header Content-Length cannot be set: it follows from request_body"},
 		{one + alive(`"checks":[{"probe":{"kind":"exec"}}]`), inAlive + "checks: position 0: unknown kind of check 'exec'; this build has " + knownKinds() + "; it is built in with the package github.com/caddy-alive/caddy-alive/probe/exec"},
-		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc"},
-		{request(`"method":"GET"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got ''"},
-		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got 'healthz'"},
+		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and the kind tls cannot be used, nor grpc over transports of other plugins"},
+		{request(`"method":"GET"`), inHTTP + "uri must be a path that begins with one '/', optionally with a query; got ''"},
+		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', optionally with a query; got 'healthz'"},
 		{request(`"uri":"/{http.request.uri}"`), inHTTP + "uri: unrecognized placeholder {http.request.uri}" + global},
 		{request(`"uri":"/","header":{"X":["{http.request.host}"]}`), inHTTP + "header X: unrecognized placeholder {http.request.host}" + global},
 		{request(`"uri":"/","header":{"Host":["a","b"]}`), inHTTP + "header Host is given twice"},
@@ -199,7 +199,7 @@ func TestProvisionErrors(t *testing.T) {
 }
 
 // A policy leaves nothing behind when something else in the config is wrong.
-func TestProvisionUndone(t *testing.T) {
+func TestProvision_IsUndoneIfTheConfigFails(t *testing.T) {
 	wrong := errors.New("wrong")
 	proxy := `"upstreams":[{"dial":"127.0.0.1:1"}],` + alive(``)
 	if err := validate(t, proxy, func(caddy.Context) error { return wrong }); err == nil || !strings.HasSuffix(err.Error(), wrong.Error()) {
@@ -208,7 +208,7 @@ func TestProvisionUndone(t *testing.T) {
 }
 
 // To validate a config sends no probe.
-func TestValidateSendsNoProbe(t *testing.T) {
+func TestValidate_SendsNoProbe(t *testing.T) {
 	upstream, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -238,7 +238,7 @@ func TestValidateSendsNoProbe(t *testing.T) {
 }
 
 // The same in JSON, when the config is loaded.
-func TestKeepConnection_JSON(t *testing.T) {
+func TestKeepConnection_IsCheckedInJSON(t *testing.T) {
 	const upstream = `"upstreams":[{"dial":"127.0.0.1:1"}],`
 	for _, ok := range []string{
 		`{"probe":{"kind":"http","uri":"/"},"keep_connection":true}`,
@@ -272,7 +272,7 @@ func TestKeepConnection_MakesAnotherCheck(t *testing.T) {
 
 // Durations that are too short to be meant are rejected. In JSON, where a number
 // without a unit is in nanoseconds, the error says what to write.
-func TestDurationsHaveAShortest(t *testing.T) {
+func TestProvision_DurationsHaveAShortest(t *testing.T) {
 	const (
 		one  = `"upstreams":[{"dial":"127.0.0.1:1"}],`
 		unit = "; a number without a unit is in nanoseconds in JSON: write "
@@ -399,7 +399,7 @@ func TestLabel_NamesAreUnique(t *testing.T) {
 }
 
 // A weight is a number in JSON, or a text with a placeholder, and stays what it was.
-func TestWeight_JSON(t *testing.T) {
+func TestWeight_StaysANumberOrATextInJSON(t *testing.T) {
 	for text, want := range map[string]string{
 		`3`: `3`, `0`: `0`, `256`: `256`, `"{env.W}"`: `"{env.W}"`, `"1{env.W}"`: `"1{env.W}"`,
 		`-1`: `-1`, `257`: `257`, // rejected by Provision
@@ -441,7 +441,7 @@ func provisionedMembers(t *testing.T, proxy string) (weights map[string]int, bac
 
 // Upstreams are named as they are written, by what their placeholders stand for, and
 // by placeholders; weights can be placeholders.
-func TestWeight_Placeholders(t *testing.T) {
+func TestWeight_TakesPlaceholders(t *testing.T) {
 	t.Setenv("ALIVE_TEST_APP", "127.0.0.1:1")
 	t.Setenv("ALIVE_TEST_HOST", "127.0.0.1")
 	t.Setenv("ALIVE_TEST_WEIGHT", "5")
@@ -472,7 +472,7 @@ func TestWeight_Placeholders(t *testing.T) {
 
 // What a weight cannot be is rejected with the option, the known names and a close one,
 // and without what a placeholder stands for.
-func TestWeight_Errors(t *testing.T) {
+func TestWeight_ErrorsNameTheOptionAndNoSecret(t *testing.T) {
 	t.Setenv("ALIVE_TEST_SECRET", "hunter2")
 	t.Setenv("ALIVE_TEST_APP", "127.0.0.1:1")
 	const (
@@ -517,7 +517,7 @@ func TestWeight_Errors(t *testing.T) {
 
 // An upstream whose address can change while Caddy runs is not checked, and is named
 // as it is written: what its file has at the start says nothing of what it has later.
-func TestProvision_AddressInAFile(t *testing.T) {
+func TestProvision_AddressInAFileIsNotChecked(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "address")
 	if err := os.WriteFile(file, []byte("127.0.0.1:1"), 0o600); err != nil {
 		t.Fatal(err)
@@ -622,7 +622,7 @@ func TestPoolName_GivenNamesAreLeftOut(t *testing.T) {
 }
 
 // What decides which upstreams get requests makes pools of their own, each by itself.
-func TestPoolName_WhatDiffers(t *testing.T) {
+func TestPoolName_DiffersWithWhichUpstreamsGetRequests(t *testing.T) {
 	handler := func(proxy, policy string) poolname.Key {
 		t.Helper()
 		p, err := readPool([]byte(`{`+policy+`}`), []byte(`{`+strings.TrimSuffix(proxy, ",")+`}`))

@@ -140,7 +140,7 @@ func (s *short) holdsOut(release func()) {
 	if strings.Contains(log, "upstream is down") {
 		s.t.Error("an upstream was turned down")
 	}
-	if !strings.Contains(log, "this process has a shortage") {
+	if !strings.Contains(log, "this process lacks a resource") {
 		s.t.Error("the log does not name the shortage")
 	}
 }

@@ -238,7 +238,7 @@ func (s *soak) live(w *worker, chance *rand.Rand) {
 	}
 }
 
-// fault has an upstream fail for a while. Until Caddy knows, failed requests that
+// fault makes an upstream fail for a while. Until Caddy knows, failed requests that
 // cannot be retried are excused.
 func (s *soak) fault(w *worker, what, mode string, chance *rand.Rand) error {
 	known := s.load.faults.begin(w.addr)

@@ -146,7 +146,7 @@ func TestHTTP_CaddyfileGivesJSONThatLoads(t *testing.T) {
 func TestHTTP_CaddyfileErrorsNameWhatIsAllowed(t *testing.T) {
 	t.Parallel()
 	const (
-		uri    = "uri must be a path that begins with one '/', with a query if need be"
+		uri    = "uri must be a path that begins with one '/', optionally with a query"
 		status = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
 		size   = "max_size must be a size from 1 byte to 64MiB, like 64KiB; got "
 		header = "header takes a name and a value, like header Host app.internal"

@@ -28,7 +28,7 @@ const maxValues = 250_000
 type expression struct {
 	text      string
 	program   cel.Program
-	readsBody bool // it looks at the body, as text or as JSON
+	readsBody bool // it reads the body, as text or as JSON
 	secret    bool // it has placeholders, so values that it reads are not shown
 }
 

@@ -262,7 +262,7 @@ func (h *HTTP) String() string { return "http " + h.URI + headerLabel(h.Header) 
 
 // parseURI parses a URI whose placeholders are replaced. Errors show it as written.
 func parseURI(written, uri string) (*url.URL, error) {
-	const must = "uri must be a path that begins with one '/', with a query if need be"
+	const must = "uri must be a path that begins with one '/', optionally with a query"
 	u, err := url.ParseRequestURI(uri)
 	if strings.HasPrefix(uri, "http://") || strings.HasPrefix(uri, "https://") {
 		path := "/healthz"

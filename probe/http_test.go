@@ -557,7 +557,7 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 	t.Setenv("PROBE_WORD", "word")
 	t.Setenv("PROBE_LINES", "a\r\nInjected: b")
 	const (
-		uri    = "uri must be a path that begins with one '/', with a query if need be"
+		uri    = "uri must be a path that begins with one '/', optionally with a query"
 		global = "; only global placeholders, such as {env.*}, can be used in a check"
 		status = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
 		size   = "max_size must be a size from 1 byte to 64MiB, like 64KiB"

@@ -49,13 +49,13 @@ func TestHTTP_StandardMethodsAreUppercased(t *testing.T) {
 // A full URL is a common mistake: the error says what to write.
 func TestHTTP_FullURLsGetAHint(t *testing.T) {
 	t.Parallel()
-	const must = "uri must be a path that begins with one '/', with a query if need be; give only the path, like "
+	const must = "uri must be a path that begins with one '/', optionally with a query; give only the path, like "
 	for uri, want := range map[string]string{
 		"http://app/healthz":         must + "/healthz: the request always goes to the upstream; got 'http://app/healthz', at Testfile:1",
 		"https://app:8443/healthz?a": must + "/healthz?a: the request always goes to the upstream; got 'https://app:8443/healthz?a', at Testfile:1",
 		"http://app":                 must + "/: the request always goes to the upstream; got 'http://app', at Testfile:1",
 		"http://{env.HOST}/healthz":  must + "/healthz: the request always goes to the upstream; got 'http://{env.HOST}/healthz', at Testfile:1",
-		"app:80/healthz":             "uri must be a path that begins with one '/', with a query if need be; got 'app:80/healthz', at Testfile:1",
+		"app:80/healthz":             "uri must be a path that begins with one '/', optionally with a query; got 'app:80/healthz', at Testfile:1",
 	} {
 		if got := text(new(HTTP).UnmarshalCaddyfile(caddyfile.NewTestDispenser("http " + uri))); got != want {
 			t.Errorf("%s:\n got %q\nwant %q", uri, got, want)

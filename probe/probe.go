@@ -80,7 +80,7 @@ type Overrides struct {
 	// HTTP2 speaks HTTP/2 only, with TLS or without.
 	HTTP2 bool
 
-	// FreshConnection has every probe open a new connection. That is the default. With
+	// FreshConnection makes every probe open a new connection. That is the default. With
 	// keep_connection it is an error, and otherwise it logs a warning that it has no
 	// effect.
 	FreshConnection bool

@@ -91,11 +91,11 @@ func (t *TLS) Probe(ctx context.Context, up Upstream) error {
 }
 
 func (t *TLS) probe(ctx context.Context, up Upstream) error {
-	asked := false
+	requested := false
 	conn, err := up.DialTLS(ctx, func(config *tls.Config) {
 		own, get := config.Certificates, config.GetClientCertificate
 		config.GetClientCertificate = func(request *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			asked = true
+			requested = true
 			if get != nil {
 				return get(request)
 			}
@@ -111,7 +111,7 @@ func (t *TLS) probe(ctx context.Context, up Upstream) error {
 		return err
 	}
 	defer conn.Close()
-	if !asked || conn.ConnectionState().Version < tls.VersionTLS13 {
+	if !requested || conn.ConnectionState().Version < tls.VersionTLS13 {
 		return nil
 	}
 

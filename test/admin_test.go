@@ -198,8 +198,8 @@ func TestMaintenance_EndsRequestsAndProbes(t *testing.T) {
 	testkit.Shares(t, "ready again", testkit.Tally(client, c.URL(), 20), map[string]int{"b": 20})
 }
 
-// A weight and a mode set at run time hold over reloads and restarts until they are reset.
-// Those of addresses that no pool has are listed and can be reset.
+// A weight and a mode set at run time apply over reloads and restarts until they are
+// reset. Those of addresses that no pool has are listed and can be reset.
 func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
 	a, b := all[0], all[1]
@@ -242,8 +242,8 @@ func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	testkit.Shares(t, "taken back", testkit.Tally(c.Client(), c.URL(), 20), map[string]int{"a": 10, "b": 10})
 }
 
-// While the storage fails, a change holds in this process and is shown as not persisted.
-// It is stored when the storage works again.
+// While the storage fails, a change applies in this process and is shown as not
+// persisted. It is stored when the storage works again.
 func TestSettings_HoldWhileTheStorageFails(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
 	c := testkit.StartCaddyWith(t, "alive {\n fleet shops\n sync_interval 100ms\n}", fmt.Sprintf(testkit.ShopSite, b.Addr))
@@ -399,7 +399,7 @@ func TestWeights_OfGonePoolsAreListed(t *testing.T) {
 	c.Patch(all[0].Addr, `{"mode":"drain"}`)
 	c.Load(site("second"))
 	entries := c.List(url.Values{"upstream": {all[0].Addr}})
-	if len(entries) != 2 || entries[0].Weight != 1 || entries[1].Weight != 0 || !strings.HasPrefix(entries[1].Why, "no pool 'first' has it") || !entries[1].Gone || entries[0].Gone {
+	if len(entries) != 2 || entries[0].Weight != 1 || entries[1].Weight != 0 || !strings.HasPrefix(entries[1].Why, "not in the pool 'first'") || !entries[1].Gone || entries[0].Gone {
 		t.Fatalf("%+v", entries)
 	}
 	query := url.Values{"upstream": {all[0].Addr}, "pool": {entries[1].Pool}}

@@ -22,7 +22,7 @@ import (
 //
 //	go test -count=1 -run TestCaddyBesideCore -v ./test
 //
-// Only our side has to be right. What Caddy does may change, and is not held against it.
+// The test fails only for our results. What Caddy does may change.
 func TestCaddyBesideCore(t *testing.T) {
 	t.Run("one of ten is up", besideOneOfTen)
 	t.Run("weights", besideWeights)

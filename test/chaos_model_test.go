@@ -41,7 +41,7 @@ func (u *chaotic) up() bool {
 func (u *chaotic) ready() bool  { return u.mode == "ready" && u.weight() > 0 }
 func (u *chaotic) serves() bool { return u.ready() && u.up() && u.healthy() }
 
-// healthy reports whether Caddy itself holds it healthy.
+// healthy reports whether Caddy itself considers it healthy.
 func (u *chaotic) healthy() bool { return !u.core || u.conduct == testkit.Well && !u.shunned.Load() }
 func (u *chaotic) answers() bool { return u.conduct == testkit.Well || u.conduct == testkit.Sick }
 func (u *chaotic) primary() bool { return !u.backup }

@@ -178,7 +178,7 @@ http:// {
 }
 
 // gRPC probes have a connection each, and share one with keep_connection.
-func TestKeepConnection_GRPC(t *testing.T) {
+func TestKeepConnection_SharesOneForGRPC(t *testing.T) {
 	r := testkit.StartRecorder(t, "tcp", "", nil, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/grpc")
 		w.Header().Set("Trailer", "Grpc-Status")

@@ -65,9 +65,9 @@ const drainingCheck = `
 			}`
 
 // An upstream that answers its check with drain_status gets no new request from
-// the next probe on, not one, while any other serves; what it is busy with ends in
-// peace. It is up all the time, so it serves when all others are gone; and with
-// the first answer that says so it takes requests again. Each change is one line.
+// the next probe on, not one, while any other serves; requests in flight finish. It is
+// up all the time, so it serves when all others are gone; and with the first answer that
+// says so it takes requests again. Each change is one line.
 func TestDrainStatus_EndsNewRequests(t *testing.T) {
 	all := startDrainables(t, "a", "leaving")
 	a, leaving := all[0], all[1]
@@ -232,7 +232,7 @@ http:// {
 	}
 }
 
-// A weight of 0 means no traffic, draining or not, and the weights hold among
+// A weight of 0 means no traffic, draining or not, and the weights apply among
 // those that drain. Of several checks one is enough to say so.
 func TestDraining_KeepsWeights(t *testing.T) {
 	all := startDrainables(t, "never", "one", "three")

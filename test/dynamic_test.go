@@ -435,7 +435,7 @@ func checked(c *testkit.Caddy) (n int) {
 	return n
 }
 
-// A source with a different answer for every request has each address probed once.
+// With a source that answers every request differently, each address is probed once.
 func TestDynamic_AlternatingAnswersAreProbedOnce(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "c", "dead")
 	dead := backends[3]

@@ -12,7 +12,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// While this process has a shortage, probes are counted as void, the log names the cause,
+// While this process lacks a resource, probes are counted as void, the log names the cause,
 // and so does the answer to a check by an operator. No upstream goes down.
 func TestShortage_IsShown(t *testing.T) {
 	b := testkit.StartBackend(t, "a", nil)
@@ -42,7 +42,7 @@ http:// {
 	testkit.Eventually(t, testkit.Patience, "void results are counted", func() bool { return c.Metrics()[of("void")] >= 3 })
 	c.WantMetrics("in a shortage", map[string]float64{of("pass"): 0, of("fail"): 0})
 	status, text := c.Call(http.MethodPost, "/alive/check", url.Values{"upstream": {b.Addr}}, "")
-	if status != http.StatusServiceUnavailable || !strings.Contains(text, "this process has a shortage") {
+	if status != http.StatusServiceUnavailable || !strings.Contains(text, "this process lacks a resource") {
 		t.Errorf("a check got %d: %s", status, text)
 	}
 	if c.One(b.Addr).Status != "unknown" {

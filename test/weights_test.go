@@ -56,7 +56,7 @@ func TestFailedReload_KeepsVerdictsOfAnotherFleet(t *testing.T) {
 	close(over)
 	watching.Wait()
 	c.Load(sites)
-	testkit.Eventually(t, testkit.Patience, "the mode of the fleet holds", func() bool { return c.One(all[0].Addr).Status == "unknown" })
+	testkit.Eventually(t, testkit.Patience, "the mode of the fleet applies", func() bool { return c.One(all[0].Addr).Status == "unknown" })
 }
 
 // An upstream of weight 0 stays excluded when the list of upstreams changes, with a line

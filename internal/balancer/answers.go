@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// maxAnswers is how many different answers of dynamic sources are kept ready, and
+	// maxAnswers is how many different answers of dynamic sources are cached, and
 	// maxAnswered how many addresses they may have in all if they are several.
 	maxAnswers  = 256
 	maxAnswered = 1 << 16
@@ -36,7 +36,7 @@ func (a *answer) isOf(upstreams reverseproxy.UpstreamPool) bool {
 	return slices.EqualFunc(a.dials, upstreams, func(dial string, u *reverseproxy.Upstream) bool { return dial == u.Dial })
 }
 
-// answers are those that are kept ready, by hash.
+// answers are those that are cached, by hash.
 type answers struct {
 	seed maphash.Seed
 	// kept is never changed, but replaced. dynamic.mu is held while it is.
@@ -75,9 +75,9 @@ func (a *answers) all() map[uint64]*answer { return *a.kept.Load() }
 
 func (a *answers) replace(kept map[uint64]*answer) { a.kept.Store(&kept) }
 
-// keep keeps an answer ready, in place of those that requests brought the longest time
-// ago and for which none waits. It returns those that are dropped.
-func (a *answers) keep(made *answer, awaited map[*pool.Pool]bool) (dropped []*answer) {
+// cache caches an answer and drops the least recently used ones for which no request
+// waits. It returns those that are dropped.
+func (a *answers) cache(made *answer, awaited map[*pool.Pool]bool) (dropped []*answer) {
 	kept := maps.Clone(a.all())
 	if kept == nil {
 		kept = make(map[uint64]*answer)

@@ -55,8 +55,8 @@ func TestArrival_VerdictOfAnotherHandlerIsNotMissed(t *testing.T) {
 	})
 }
 
-// What is logged of an answer does not end because requests bring very many others while
-// a request waits for it.
+// Logging of an answer goes on while a request waits for it, even if many other answers
+// arrive.
 func TestArrival_AwaitedAnswerIsStillLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newDynamicPolicy(t, newNetwork(), "many", func(s *setup) {

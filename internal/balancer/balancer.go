@@ -91,7 +91,7 @@ func (b *Balancer) configure(r *Registry, c Config) {
 	h.Rules, h.Name, h.Proxy, h.Logger, h.Ended = c.Rules, c.Name, c.Proxy, c.Logger, c.Ended
 	h.Settings, h.Exiting = r.Settings, r.Exiting
 	h.OnHold = func() { b.counters.CountHeld() }
-	h.OnFailOpen = b.tellFailOpen
+	h.OnFailOpen = b.reportFailOpen
 	b.dynamic = newDynamic(b) // before the first change of a status
 }
 
@@ -156,7 +156,7 @@ func (b *Balancer) close() error {
 	b.pool.Close()
 	var errs []error
 	if b.counters != nil {
-		errs = append(errs, b.counters.Leave(b, b.tellLeft))
+		errs = append(errs, b.counters.Leave(b, b.reportLeft))
 	}
 	errs = append(errs, b.dynamic.close())
 	if b.added {
@@ -191,9 +191,9 @@ func (b *Balancer) Owns(upstreams reverseproxy.UpstreamPool) bool {
 // Current returns the snapshot of the upstreams that the config lists.
 func (b *Balancer) Current() *pool.Snapshot { return b.pool.Current() }
 
-// Decide picks an upstream where the first ticket does not settle it. It is nil only if
-// none can take the request: all that serve are full, the circuit breaker is open, none
-// is alive and that must not be ignored, or there is no upstream at all.
+// Decide picks when the fast path did not. It is nil only if none can take the request:
+// all that serve are full, the circuit breaker is open, none is alive and that must not
+// be ignored, or there is no upstream at all.
 func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if len(upstreams) == 0 {
 		return nil
@@ -222,20 +222,20 @@ func (b *Balancer) tried(r *http.Request) *pool.Tried {
 	return t
 }
 
-// Refresh has requests go by what is known now.
+// Refresh makes a new snapshot, which later requests use.
 func (b *Balancer) Refresh() {
 	b.handler.Changed()
 	b.pool.Refresh()
 }
 
-// refreshNow is Refresh, but returns when requests do.
+// refreshNow is Refresh, but returns when the new snapshot is in use.
 func (b *Balancer) refreshNow() {
 	b.handler.Changed()
 	b.pool.RefreshNow()
 }
 
-// start has probes run, those of monitors to come included, and returns the monitors
-// that there are now, to be started.
+// start marks b as running, so monitors added later start at once, and returns the
+// existing ones to be started.
 func (b *Balancer) start() []*monitor.Monitor {
 	b.handler.SetRunning(true)
 	return b.monitors.setRunning(true)
@@ -263,8 +263,8 @@ func (b *Balancer) applyModes() {
 	}
 }
 
-// pause has the probes of a member go on or not, as its mode says. Several goroutines may
-// do so at once, and the last one follows the last change. A target that runs for another
+// pause pauses or resumes the probes of a member by its mode. Several goroutines may do
+// so at once, and the last one follows the last change. A target that runs for another
 // config is left alone until this one has started: it may be of another fleet, and it may
 // never start.
 func (b *Balancer) pause(m *pool.Member) {
@@ -324,9 +324,9 @@ func (b *Balancer) Selections() map[string]uint64 {
 	return all
 }
 
-// tellFailOpen tells operators when a pool begins to ignore health, and when it no longer
-// does: once, if several handlers have it.
-func (b *Balancer) tellFailOpen(begins bool) {
+// reportFailOpen counts a pool that begins to ignore health, or no longer does, and
+// reports changes to operators: once, if several handlers have the pool.
+func (b *Balancer) reportFailOpen(begins bool) {
 	if b.counters == nil {
 		return
 	}
@@ -337,9 +337,9 @@ func (b *Balancer) tellFailOpen(begins bool) {
 	b.counters.ReportFailOpen(b, delta, func(active bool) { b.registry.Events.FailOpen(b.config.Name, active) })
 }
 
-// tellLeft tells that a pool no longer ignores health because a config ended: in the
-// config that runs on. At the end of the last one there is nothing left to tell.
-func (b *Balancer) tellLeft(active bool) {
+// reportLeft reports that a pool no longer ignores health because a config ended: in the
+// config that runs on. At the end of the last one there is nothing left to report.
+func (b *Balancer) reportLeft(active bool) {
 	if newest := Newest(); newest != b.registry || newest.Events.Successor() != nil {
 		newest.queue().FailOpen(b.config.Name, active)
 	}

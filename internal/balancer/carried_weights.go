@@ -18,7 +18,7 @@ import (
 // pools of other names, what applies is logged, and what is of no use is forgotten.
 
 const (
-	// presenceInterval is how often addresses are looked for that left or returned.
+	// presenceInterval is how often it is checked which addresses left or returned.
 	presenceInterval = time.Minute
 	// forgetAfter is how long what was set is kept for an address that no pool has.
 	forgetAfter = 24 * time.Hour
@@ -31,11 +31,11 @@ type carriedWeights struct {
 	before    []string           // the names of the pools of the config before, nil if there is none
 	addresses map[string]bool    // of the upstreams that it had
 	carried   []settings.Carried // until the config has begun
-	done      bool               // all were looked at
+	done      bool               // all were considered
 }
 
-// startBeside has the registry start beside the one before, nil if there is none. Where the
-// storage has told what was set, weights follow from the beginning.
+// startBeside prepares the start beside the registry before, nil if there is none. If the
+// storage is loaded, weights follow from the beginning.
 func (r *Registry) startBeside(other *Registry) {
 	if other != nil {
 		r.beside.Store(true)
@@ -52,8 +52,8 @@ func (r *Registry) startBeside(other *Registry) {
 	}
 }
 
-// keepSettings looks after what was set at run time, from when the config has begun and
-// the storage has told what it holds.
+// keepSettings carries, logs and forgets what was set at run time, from when the config
+// has begun and the storage is loaded.
 func (r *Registry) keepSettings(ctx context.Context) {
 	for _, wanted := range []<-chan struct{}{r.configStarted.done, r.Store.Loaded()} {
 		select {
@@ -65,7 +65,7 @@ func (r *Registry) keepSettings(ctx context.Context) {
 	if !r.carried.done {
 		r.carried.carry(r)
 	}
-	r.carried.keep(r)
+	r.carried.storeCarried(r)
 	r.logSettings()
 	ticker := time.NewTicker(presenceInterval)
 	defer ticker.Stop()
@@ -80,10 +80,10 @@ func (r *Registry) keepSettings(ctx context.Context) {
 	}
 }
 
-// carry has weights that were set at run time follow their upstreams: the name of a pool
-// is the list of its upstreams, unless the config names it, so a weight would be lost
-// when the list changes. A weight for a pool that the config before did not have either
-// counts where no pool of that config had the upstream: it returns now.
+// carry makes weights that were set at run time follow their upstreams: the name of a
+// pool is the list of its upstreams, unless the config names it, so a weight would be
+// lost when the list changes. If the previous config did not have the pool either, a
+// weight is carried only if none of its pools had the upstream.
 func (o *carriedWeights) carry(r *Registry) {
 	o.done = true
 	balancers := r.All()
@@ -130,9 +130,9 @@ func (o *carriedWeights) carry(r *Registry) {
 	}
 }
 
-// keep stores the weights that were carried, now that the config has begun. In a fleet
-// the old ones stay: others may still have the config before.
-func (o *carriedWeights) keep(r *Registry) {
+// storeCarried stores the weights that were carried, now that the config has begun. In a
+// fleet the old ones stay: others may still have the config before.
+func (o *carriedWeights) storeCarried(r *Registry) {
 	if !r.hasConfigStarted() {
 		return
 	}

@@ -106,7 +106,7 @@ func TestWeights_FollowTheirUpstream(t *testing.T) {
 				t.Fatal("the settings are not known")
 			}
 			a.ConfigStarted()
-			a.carried.keep(a)
+			a.carried.storeCarried(a)
 			if got := weightsOf(o, "a"); got != tc.want {
 				t.Errorf("weights %q, want %q", got, tc.want)
 			}
@@ -119,7 +119,7 @@ func TestWeights_FollowTheirUpstream(t *testing.T) {
 			again, logs := beginning(t, o, tc.every, tc.now...)
 			again.startBeside(a)
 			again.ConfigStarted()
-			again.carried.keep(again)
+			again.carried.storeCarried(again)
 			if got := weightsOf(o, "a"); got != tc.want || logs.Len() > 0 {
 				t.Errorf("again: weights %q, logged %v", got, logs.All())
 			}
@@ -145,7 +145,7 @@ func TestWeights_FollowBack(t *testing.T) {
 				a, _ := beginning(t, o, every, poolOf(pool, "a", "b"))
 				a.startBeside(before)
 				a.ConfigStarted()
-				a.carried.keep(a)
+				a.carried.storeCarried(a)
 				return a
 			}
 			one := load(nil, "a b")
@@ -168,7 +168,7 @@ func TestWeights_FollowBack(t *testing.T) {
 	}
 }
 
-// A policy of select takes no weight but 0, a config that never starts changes nothing,
+// A policy of select takes only the weight 0, a config that never starts changes nothing,
 // and hundreds of warnings are a few lines.
 func TestWeights_AreNotCarried(t *testing.T) {
 	picks := poolOf("b a", "a", "b")
@@ -179,7 +179,7 @@ func TestWeights_AreNotCarried(t *testing.T) {
 		a, _ := beginning(t, o, 0, picks)
 		a.startBeside(nil)
 		a.ConfigStarted()
-		a.carried.keep(a)
+		a.carried.storeCarried(a)
 		if got := weightsOf(o, "a"); got != want {
 			t.Errorf("select, weight %d: %q, want %q", weight, got, want)
 		}
@@ -193,7 +193,7 @@ func TestWeights_AreNotCarried(t *testing.T) {
 	if got := weightsOf(o, "a"); got != "a b 0, b a 0" {
 		t.Errorf("before it begins: %q", got)
 	}
-	failing.carried.keep(failing)
+	failing.carried.storeCarried(failing)
 	failing.carried.drop(o)
 	if got := o.Of("a"); !reflect.DeepEqual(got, before) {
 		t.Errorf("after it failed: %+v, want %+v", got, before)

@@ -43,7 +43,7 @@ type dynamic struct {
 	lastSweep time.Duration
 	warned    bool // that there are too many
 	closed    bool
-	deferred  []func() // what is to be done when mu is free
+	deferred  []func() // run after mu is unlocked
 }
 
 // newDynamic returns one that watches nothing yet.
@@ -93,13 +93,13 @@ func (d *dynamic) validate() error {
 	return nil
 }
 
-// resume watches what is in the list, and goes on with its times: neither a reload nor
-// many of them put off that an address is forgotten.
+// resume watches what is in the list, and continues its times: reloads do not delay when
+// an address is forgotten.
 func (d *dynamic) resume() {
 	for _, other := range d.list.join(d) {
 		other.flush()
 	}
-	known, used, swept := d.list.known()
+	known, used, swept := d.list.times()
 	now := elapsed(time.Now())
 	d.mu.Lock()
 	d.lastUse, d.lastSweep = cmp.Or(used, now), cmp.Or(swept, now)
@@ -115,7 +115,7 @@ func (d *dynamic) resume() {
 	d.unlock()
 }
 
-// unlock unlocks d.mu, and then does what had to wait for it.
+// unlock unlocks d.mu, and then runs what was deferred.
 func (d *dynamic) unlock() {
 	deferred := d.deferred
 	d.deferred = nil
@@ -161,8 +161,7 @@ type arrival struct {
 	withAll bool // nothing was known of any address of the answer
 }
 
-// add makes an answer known, and watches what is new in it, which is open. d.mu must be
-// held.
+// add records an answer and its new addresses, which are open. d.mu must be held.
 func (d *dynamic) add(upstreams reverseproxy.UpstreamPool, dials []string, hash uint64) *answer {
 	if newest := d.answers.newest.Load(); newest != nil {
 		d.note(newest) // so that what it lacks is known to come back
@@ -180,7 +179,7 @@ func (d *dynamic) add(upstreams reverseproxy.UpstreamPool, dials []string, hash 
 	a.Pool = pool.New(&d.balancer.handler, members, upstreams, &a.set.logged)
 	a.last.Store(int64(at))
 	a.OnResume = func() { d.answers.brought(a, time.Now()) }
-	for _, dropped := range d.answers.keep(a, d.balancer.handler.Awaited()) {
+	for _, dropped := range d.answers.cache(a, d.balancer.handler.Awaited()) {
 		d.note(dropped)
 	}
 	d.lastUse = at

@@ -332,7 +332,7 @@ func TestDynamic_UpstreamsAreOpenedWithoutALock(t *testing.T) {
 	}
 }
 
-// A check that panics at an upstream has no other request wait.
+// A check that panics at an upstream makes no other request wait.
 func TestDynamic_CheckThatPanicsDelaysNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		panics := newNetwork().check()

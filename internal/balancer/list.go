@@ -147,14 +147,14 @@ func (l lister) rows() []view.Upstream {
 	for i := range rows {
 		shown[rows[i].Upstream] = true
 	}
-	also := func(u *reverseproxy.Upstream, m *pool.Member, past bool) {
+	also := func(u *reverseproxy.Upstream, m *pool.Member, stale bool) {
 		if shown[m.Address] || m.Address == "" || !l.only.wants(l.Name(), m.Address) {
 			return
 		}
 		shown[m.Address] = true
 		row := l.row(u, m, l.registry.Settings.Of(m.Address))
-		switch row.Idle, row.Past = true, past; {
-		case past:
+		switch row.Idle, row.Stale = true, stale; {
+		case stale:
 			row.Why = "the source returns other upstreams now: no requests, and soon forgotten"
 		case l.dynamic.answers.newest.Load() == nil:
 			row.Why = "no request has brought it since the config was loaded"

@@ -93,7 +93,7 @@ func TestList_WhatRequestsDoNotBringIsNoOutage(t *testing.T) {
 func unchecked(s *setup) { s.Checks = nil }
 
 // The list says of each upstream why it gets requests, or none.
-func TestExplain_PlainCases(t *testing.T) {
+func TestExplain_PlainCasesHaveAReason(t *testing.T) {
 	p := newPolicy(t, "uuuduu", withWeights(1, 1, 1, 1, -1, 0))
 	testkit.SetHealthy(p.listed[1], false)
 	p.listed[2].MaxRequests = 2

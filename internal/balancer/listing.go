@@ -16,15 +16,14 @@ import (
 const (
 	// listingLasts is how long one listing serves all viewers.
 	listingLasts = time.Second
-	// listingRest is how many times as long as it took to build a listing serves at
-	// least, so that thousands of upstreams do not keep a processor busy; but no longer
-	// than maxListing for that.
+	// A listing serves at least listingRest times as long as it took to build, up to
+	// maxListing, so that thousands of upstreams do not keep a processor busy.
 	listingRest = 5
 	maxListing  = 3 * time.Second
 )
 
-// Listing is the whole list at one moment, and what is rendered of it, for all that look
-// within a second.
+// Listing is the whole list at one moment, and what is rendered of it, for all that read
+// it within a second.
 type Listing struct {
 	registry *Registry
 	changes  uint64 // of operators, before it was begun
@@ -50,7 +49,7 @@ type sharedListing struct {
 	building chan struct{} // closed when the one that is built is there; nil while none is
 }
 
-// InvalidateListing has the next look show what an operator has just done.
+// InvalidateListing makes the next reader get a new listing.
 func InvalidateListing() { listings.changes.Add(1) }
 
 // CurrentListing returns the listing at this moment, which all viewers share: it is a second old

@@ -22,7 +22,7 @@ func newestListing() *Listing {
 	return listings.newest
 }
 
-// However many look at a time, the list is built and rendered once a second. For one
+// However many read at a time, the list is built and rendered once a second. For one
 // upstream it is not built at all.
 func TestListing_OneBuildForAllViewers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -104,7 +104,7 @@ func TestListing_ShowsAChangeAtOnce(t *testing.T) {
 			"pool": func(l *Listing) ([]byte, error) { return l.JSONOf("shop") },
 			"page": (*Listing).HTML,
 		}
-		look := func(form string) string {
+		read := func(form string) string {
 			text, err := forms[form](CurrentListing())
 			if err != nil {
 				t.Error(err)
@@ -113,16 +113,16 @@ func TestListing_ShowsAChangeAtOnce(t *testing.T) {
 		}
 		for i, m := range []settings.Mode{settings.Drain, settings.Maintenance, settings.Ready} {
 			for form := range forms {
-				look(form) // it is as new as can be
+				read(form) // it is as new as can be
 			}
 			p.set(0, settings.Change{Mode: new(m)})
 			for _, form := range []string{"list", "pool"} {
 				var rows []view.Upstream
-				if err := json.Unmarshal([]byte(look(form)), &rows); err != nil || len(rows) != 3 || rows[0].Mode != string(m) {
+				if err := json.Unmarshal([]byte(read(form)), &rows); err != nil || len(rows) != 3 || rows[0].Mode != string(m) {
 					t.Errorf("change %d: %s shows %+v, %v", i, form, rows, err)
 				}
 			}
-			if page := look("page"); m != settings.Ready && !strings.Contains(page, "<span>"+string(m)+"</span>") {
+			if page := read("page"); m != settings.Ready && !strings.Contains(page, "<span>"+string(m)+"</span>") {
 				t.Errorf("change %d: the page does not show %s", i, m)
 			}
 		}
@@ -142,7 +142,7 @@ func TestListing_FollowsTheConfig(t *testing.T) {
 			t.Errorf("the list is %+v", rows)
 		}
 
-		two.set(0, settings.Change{Mode: new(settings.Mode(settings.Drain))}) // so that the next look builds one
+		two.set(0, settings.Change{Mode: new(settings.Mode(settings.Drain))}) // so that the next read builds one
 		two.registry.mu.Lock()                                                // and does not get to its end
 		looked := make(chan *Listing)
 		go func() { looked <- CurrentListing() }()

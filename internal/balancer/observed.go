@@ -17,9 +17,9 @@ import (
 // brought, or a request waits for its verdicts. Any other is stale at once, as after a
 // deployment that replaces all upstreams: what happens to them is no reason for an alarm.
 // The exception are sources whose answers alternate: a name server rotates them, or they
-// depend on the request. They are known by what they do. An answer that came back after
-// an absence stays present for twice that long, but not longer than staleAfter. One that
-// has come back, but not in the last returnsFor of its use, does not alternate any more.
+// depend on the request. They are known by what they do. An answer that came back stays
+// present for twice its longest recent absence, at most staleAfter. If it has not come
+// back within returnsFor, it no longer counts as alternating.
 //
 // An upstream is present while an answer that is present has it, or while the same rule
 // says so of the upstream: answers that are never the same twice can have the same
@@ -86,8 +86,8 @@ type observed struct {
 	times
 }
 
-// addressSet is what answers have in common whose addresses are the same in another
-// order. It outlives answers that are not kept ready.
+// addressSet is the state that answers with the same addresses in different orders share.
+// It outlives answers that are not cached.
 type addressSet struct {
 	logged pool.LoggedState
 	last   atomic.Int64 // when a request last brought it, as elapsed

@@ -3,8 +3,8 @@
 package balancer
 
 // opening is an address that requests bring for the first time, until an answer has it.
-// It is opened with no lock held, since a check may have another module look at it, and
-// once, however many requests bring it.
+// It is opened without a lock, because a check may call other modules, and once, even if
+// many requests bring it.
 type opening struct {
 	dial string
 	done chan struct{} // closed when ready is set

@@ -15,9 +15,9 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
-// Registry has the balancers of one config, and starts and stops their probes. Where it
-// meets that of the config before, docs/architecture.md lists. Its exported fields are set
-// before the first balancer is added.
+// Registry has the balancers of one config, and starts and stops their probes.
+// docs/architecture.md lists where it interacts with the registry of the previous config.
+// Its exported fields are set before the first balancer is added.
 type Registry struct {
 	Settings *settings.Set
 	Store    *settings.Store
@@ -27,7 +27,7 @@ type Registry struct {
 
 	beside        atomic.Bool // it has started beside another, and its config not yet as a whole
 	configStarted signal      // given when the config has started as a whole
-	ending        sync.Once
+	stopOnce      sync.Once   // of stopProbes
 	working       sync.WaitGroup
 	stop          context.CancelFunc // ends working; nil before the start
 	carried       carriedWeights
@@ -51,7 +51,7 @@ func NewRegistry() *Registry { return &Registry{configStarted: signal{done: make
 // running are the registries that have started and not ended, the newest at the end: at a
 // reload there are two for a moment.
 var running struct {
-	sync.Mutex
+	sync.Mutex // guards registries
 	registries []*Registry
 }
 
@@ -125,7 +125,7 @@ func (r *Registry) queue() *telemetry.Queue {
 	return r.Events
 }
 
-// add has the probes of a balancer run whenever the registry does.
+// add adds a balancer, whose probes run while the registry does.
 func (r *Registry) add(b *Balancer) {
 	r.mu.Lock()
 	r.balancers = append(r.balancers, b)
@@ -148,7 +148,7 @@ func (r *Registry) add(b *Balancer) {
 
 // remove takes back add. The config of b ends.
 func (r *Registry) remove(b *Balancer) {
-	r.end()
+	r.stopProbes()
 	r.mu.Lock()
 	r.balancers = slices.DeleteFunc(r.balancers, func(other *Balancer) bool { return other == b })
 	r.mu.Unlock()
@@ -203,34 +203,34 @@ func (r *Registry) mayStillFail() bool { return r.beside.Load() }
 // of that ends with Close.
 func (r *Registry) Stop() {
 	if !r.hasConfigStarted() {
-		r.end()
+		r.stopProbes()
 	}
 }
 
 // Close ends what Start began. It may follow without a start.
 func (r *Registry) Close() {
-	r.end()
+	r.stopProbes()
 	if r.stop != nil {
 		r.stop()
 		r.working.Wait()
-		r.carried.keep(r)
+		r.carried.storeCarried(r)
 		r.Store.Wait()
 	}
 	r.carried.drop(r.Settings)
 }
 
-// ApplySetting has all balancers follow a change of the setting of an address.
+// ApplySetting makes all balancers follow a change of the setting of an address.
 func (r *Registry) ApplySetting(address string) {
 	for _, b := range r.All() {
 		b.applySetting(address)
 	}
 }
 
-// end ends the probes that no other config relies on, and waits for them. The first
-// module of the config that is cleaned up calls it: to end them one balancer after the
-// other would add up what each has to wait for.
-func (r *Registry) end() {
-	r.ending.Do(func() {
+// stopProbes ends the probes that no other config relies on, and waits for them. The
+// first module of the config that is cleaned up calls it for all balancers: ending them
+// one by one would add up the waits.
+func (r *Registry) stopProbes() {
+	r.stopOnce.Do(func() {
 		r.mu.Lock()
 		r.started = false
 		balancers := slices.Clone(r.balancers)

@@ -19,7 +19,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
-// startDraining has a probe of a target that is up say that it is draining, and returns
+// startDraining makes a probe of a target that is up say that it is draining, and returns
 // when its subscribers know.
 func startDraining(target *health.Target) {
 	known := make(chan struct{})
@@ -125,7 +125,7 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 	for _, tc := range []struct {
 		rule      string
 		verdicts  string
-		healthy   string // 0 where Caddy holds one unhealthy
+		healthy   string // 0 where Caddy considers one unhealthy
 		weights   []int
 		configure func(*setup)
 		modes     map[int]settings.Mode
@@ -197,7 +197,7 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 		},
 		{
 			rule: "a cold start", verdicts: "?d", healthy: "11", weights: []int{1, 1},
-			want:    []string{"check 'test' has no verdict yet; requests wait for one, 2s at most, and then go to it all the same", "check 'test' failed: sick"},
+			want:    []string{"check 'test' has no verdict yet; requests wait up to 2s for an upstream, and then go to this one anyway", "check 'test' failed: sick"},
 			serving: "..",
 		},
 		{
@@ -263,8 +263,8 @@ func TestExplain_OpenCircuitBreaker(t *testing.T) {
 	}
 }
 
-// TestFailOpenEvents_OverReloads: of a pool that goes on ignoring health in the next
-// config nothing is told, and what several handlers do is told once.
+// TestFailOpenEvents_OverReloads: a pool that still ignores health in the next config
+// emits no event; several handlers emit one.
 func TestFailOpenEvents_OverReloads(t *testing.T) {
 	old := newPolicy(t, "d")
 	twin := newPolicy(t, "d", in(old.registry))
@@ -272,7 +272,7 @@ func TestFailOpenEvents_OverReloads(t *testing.T) {
 	told := func() []bool { return append(takeFailOpen(old.registry.Events), takeFailOpen(next.registry.Events)...) }
 	for _, p := range []*policy{old, twin} {
 		p.end(t)
-		p.tellFailOpen(true) // by a request that is late
+		p.reportFailOpen(true) // by a request that is late
 	}
 	if got := told(); !slices.Equal(got, []bool{true}) {
 		t.Errorf("fail_open events %v, want that it began", got)
@@ -295,7 +295,7 @@ func TestFailOpenEvents_ByCaddysOwnHealth(t *testing.T) {
 			t.Errorf("healthy %v: the list says fail-open %v", healthy, got)
 		}
 		if got := takeFailOpen(p.registry.Events); got != nil {
-			t.Errorf("healthy %v: a look at the list told %v", healthy, got)
+			t.Errorf("healthy %v: reading the list reported %v", healthy, got)
 		}
 		p.picks(testkit.Get, 20)
 		if got := takeFailOpen(p.registry.Events); !slices.Equal(got, []bool{!healthy}) {

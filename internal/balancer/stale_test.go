@@ -35,7 +35,7 @@ func (p *policy) told() (events []string) {
 func (p *policy) gauges() string {
 	states, failOpen, shown := make(map[string]int), false, make(map[string]bool)
 	for _, e := range p.rows(Filter{}) {
-		if !e.Past && !shown[e.Upstream] { // one of several pools can be shown once for each
+		if !e.Stale && !shown[e.Upstream] { // one of several pools can be shown once for each
 			states[e.State()]++
 		}
 		shown[e.Upstream] = true
@@ -44,9 +44,9 @@ func (p *policy) gauges() string {
 	return fmt.Sprintf("%d up, %d down, fail_open %v", states["up"], states["down"], failOpen)
 }
 
-// A deployment behind a dynamic source replaces all upstreams, and the ones before stop:
-// from the first request with the next ones on, nothing is told of those before, and no
-// gauge has them.
+// A deployment behind a dynamic source replaces all upstreams, and the old ones stop:
+// from the first request with the new upstreams on, the old ones cause no event and no
+// gauge.
 func TestStale_DeploymentRaisesNoAlarm(t *testing.T) {
 	for _, after := range []time.Duration{0, time.Second, time.Minute} {
 		t.Run(fmt.Sprintf("they stop %s later", after), func(t *testing.T) {
@@ -115,8 +115,8 @@ func TestStale_ReplacementEndsTheAlarm(t *testing.T) {
 	})
 }
 
-// To look at past pools, or at pools that changed since the last request, changes
-// nothing: no line, no event, no snapshot.
+// Reading the list of past pools, or of pools that changed since the last request,
+// changes nothing: no line, no event, no snapshot.
 func TestStale_LookingChangesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
@@ -143,10 +143,10 @@ func TestStale_LookingChangesNothing(t *testing.T) {
 		}
 		_ = p.counters.Selections()
 		if !maps.Equal(states(), before) {
-			t.Error("to look made snapshots")
+			t.Error("reading the list made snapshots")
 		}
 		if got := p.told(); !slices.Equal(got, told) || p.logs.Len() != logged {
-			t.Errorf("to look told %v and logged %v", got[len(told):], p.logs.All()[logged:])
+			t.Errorf("reading the list reported %v and logged %v", got[len(told):], p.logs.All()[logged:])
 		}
 		p.served(1, "c:80")
 		if got := p.told(); len(got) != len(told)+1 || got[len(told)] != "fail_open true" {
@@ -252,7 +252,7 @@ func TestStale_SurvivesReloads(t *testing.T) {
 		why := func() map[string]string {
 			all := make(map[string]string)
 			for _, e := range next.rows(Filter{}) {
-				all[e.Upstream] = fmt.Sprintf("past %v: %s", e.Past, e.Why)
+				all[e.Upstream] = fmt.Sprintf("past %v: %s", e.Stale, e.Why)
 			}
 			return all
 		}
@@ -344,7 +344,7 @@ func TestStale_DeadUpstreamsLeaveNoAlarmBehind(t *testing.T) {
 				}
 				got := make(map[string]string)
 				for _, e := range p.rows(Filter{}) {
-					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.Past)
+					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.Stale)
 				}
 				if want := map[string]string{
 					"a:80": "down false 0 true ", "b:80": "down false 0 true ",

@@ -153,7 +153,7 @@ func (p *policy) end(tb testing.TB) {
 	}
 }
 
-// idle has a policy wait for its start.
+// idle makes a policy wait for its start.
 func idle(s *setup) { s.idle = true }
 
 // checking has the config list upstreams that a check probes.
@@ -161,7 +161,7 @@ func checking(check *monitor.Check, dials ...string) func(*setup) {
 	return func(s *setup) { s.Checks, s.Proxy.Upstreams = []*monitor.Check{check}, brought(dials...) }
 }
 
-// in has a policy be one of a registry that others have, too.
+// in adds a policy to a registry that others have, too.
 func in(r *Registry) func(*setup) { return func(s *setup) { s.registry = r } }
 
 // withWeights sets the weights of a pool, backups with a negative one.
@@ -275,7 +275,7 @@ func (*breaker) RecordMetric(_ int, _ time.Duration) {}
 // rows returns the rows of the policy alone.
 func (p *policy) rows(only Filter) []view.Upstream { return lister{p.Balancer, only}.rows() }
 
-// answering has the registry of a policy answer operators until the test ends.
+// answering makes the registry of a policy answer operators until the test ends.
 func answering(tb testing.TB, r *Registry) {
 	tb.Helper()
 	running.Lock()
@@ -357,7 +357,7 @@ func (n *network) check() *monitor.Check {
 	})
 }
 
-// kill has upstreams fail from now on.
+// kill makes upstreams fail from now on.
 func (n *network) kill(addresses ...string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

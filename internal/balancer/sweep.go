@@ -14,12 +14,11 @@ import (
 )
 
 const (
-	// missingFor is how long requests have to see answers without an address until it is
-	// forgotten.
+	// missingFor is how long requests must not bring an address before it is forgotten.
 	missingFor = 5 * time.Minute
-	// idleFor is how long there has to be no request until all addresses are.
+	// idleFor is how long there must be no request before all are.
 	idleFor = time.Hour
-	// sweepInterval is how often that is looked after.
+	// sweepInterval is the time between two sweeps.
 	sweepInterval = 30 * time.Second
 	// sweepAgain is when a sweep that is due is tried again while the config does not
 	// run.
@@ -33,8 +32,7 @@ type sweeper struct {
 	started bool // guarded by dynamic.mu
 }
 
-// startSweeper has the sweeps begin, once there is something to look after. d.mu must be
-// held.
+// startSweeper starts the sweeps once an address is watched. d.mu must be held.
 func (d *dynamic) startSweeper() {
 	if !d.sweeper.started && !d.closed && len(d.observed) > 0 {
 		d.sweeper.started = true

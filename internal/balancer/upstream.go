@@ -128,8 +128,8 @@ func isStaleElsewhere(m *monitor.Monitor) bool {
 	return true
 }
 
-// run has the monitors of a member probe that requests bring, the first time after a
-// delay. Those that began with all others of a pool have no slow start.
+// run starts the monitors of a member that requests brought; their first probe follows
+// after a delay. Those that began with all others of a pool have no slow start.
 func (b *Balancer) run(o opened, delay time.Duration, withAll bool) {
 	start, done, err := b.monitors.add(o.monitors)
 	if err != nil { // the config has ended meanwhile

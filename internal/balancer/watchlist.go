@@ -17,14 +17,14 @@ import (
 // with when requests brought them: the value of shared.WatchLists. The next config with
 // the same source goes on watching them. Checks are not part of the key, or a check that
 // changes in a reload would begin without the addresses. So handlers with the same source
-// share a list, whatever their checks are: an answer that one was given, the others can
-// be given, too. Each of them forgets by itself what its own requests do not bring.
+// share a list, whatever their checks are, because an answer given to one handler can be
+// given to the others. Each of them forgets by itself what its own requests do not bring.
 type watchList struct {
 	mu        sync.Mutex // guards what follows
 	addresses map[string]*watchedAddress
 	users     map[*dynamic]struct{}
 	used      time.Duration // when a request last brought any of them, 0 if none did
-	swept     time.Duration // until when requests have been looked at, 0 if they were not
+	swept     time.Duration // until when requests were considered, 0 if they were not
 }
 
 // watchedAddress is one address of a list.
@@ -107,8 +107,8 @@ func (l *watchList) update(known map[string]*observed, used, swept time.Duration
 	}
 }
 
-// known returns what is known of all addresses.
-func (l *watchList) known() (addresses map[string]times, used, swept time.Duration) {
+// times returns when requests brought each address, and any.
+func (l *watchList) times() (addresses map[string]times, used, swept time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	addresses = make(map[string]times, len(l.addresses))

@@ -34,18 +34,18 @@ func runMode(cmd *cobra.Command, upstream, mode string) error {
 	if wait > 0 {
 		limit = timeoutUntil(time.Now().Add(wait))
 	}
-	entries, err := c.patch(limit, upstream, "", map[string]any{"mode": mode})
+	rows, err := c.patch(limit, upstream, "", map[string]any{"mode": mode})
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(upstream), mode)
 	if mode == settings.Maintenance {
-		c.warnOfOutages(limit, entries)
+		c.warnOfOutages(limit, rows)
 	}
 	if wait > 0 {
 		return c.waitUntilIdle(upstream, mode, wait)
 	}
-	if warning := newRequestsWarning(entries); mode == settings.Drain && warning != "" {
+	if warning := newRequestsWarning(rows); mode == settings.Drain && warning != "" {
 		c.warn(warning)
 	}
 	return nil
@@ -53,11 +53,11 @@ func runMode(cmd *cobra.Command, upstream, mode string) error {
 
 // newRequestsWarning names the pools in which an upstream gets new requests although
 // its mode is not ready. It is empty if there are none.
-func newRequestsWarning(entries []view.Upstream) string {
+func newRequestsWarning(rows []view.Upstream) string {
 	var pools []string
-	for _, e := range entries {
-		if e.EffectiveWeight > 0 {
-			pools = append(pools, printable(e.Pool))
+	for _, row := range rows {
+		if row.EffectiveWeight > 0 {
+			pools = append(pools, printable(row.Pool))
 		}
 	}
 	switch len(pools) {
@@ -73,21 +73,21 @@ func newRequestsWarning(entries []view.Upstream) string {
 // maxWarnedPools bounds how many pools are requested for warnings.
 const maxWarnedPools = 10
 
-// warnOfOutages warns of the pools of these entries in which no upstream serves now.
+// warnOfOutages warns of the pools of these rows in which no upstream serves now.
 // The change is made already, so errors are ignored.
 func (c *client) warnOfOutages(limit time.Duration, changed []view.Upstream) {
 	var pools []string
-	for _, e := range changed {
-		if !e.Gone && !slices.Contains(pools, e.Pool) {
-			pools = append(pools, e.Pool)
+	for _, row := range changed {
+		if !row.Gone && !slices.Contains(pools, row.Pool) {
+			pools = append(pools, row.Pool)
 		}
 	}
 	for _, pool := range pools[:min(len(pools), maxWarnedPools)] {
-		entries, _, err := c.list(limit, url.Values{"pool": {pool}})
+		rows, _, err := c.list(limit, url.Values{"pool": {pool}})
 		if err != nil {
 			continue
 		}
-		for _, line := range view.Outages(entries) {
+		for _, line := range view.Outages(rows) {
 			c.warn(printable(line))
 		}
 	}
@@ -109,17 +109,17 @@ func (c *client) waitUntilIdle(upstream, mode string, wait time.Duration) error 
 		if err := c.pause(max(0, min(waitInterval, time.Until(deadline)))); err != nil {
 			return err
 		}
-		entries, _, err := c.list(timeoutUntil(deadline), url.Values{"upstream": {upstream}})
+		rows, _, err := c.list(timeoutUntil(deadline), url.Values{"upstream": {upstream}})
 		if err != nil {
 			return err
 		}
-		entries = slices.DeleteFunc(entries, func(e view.Upstream) bool { return e.Gone })
-		if len(entries) == 0 {
+		rows = slices.DeleteFunc(rows, func(row view.Upstream) bool { return row.Gone })
+		if len(rows) == 0 {
 			return fmt.Errorf("%s: no pool has it any more, so it is not known what is in flight", name)
 		}
 		var pending string
-		warning := newRequestsWarning(entries)
-		switch n := requestsInFlight(entries); {
+		warning := newRequestsWarning(rows)
+		switch n := requestsInFlight(rows); {
 		case n > 0:
 			pending = fmt.Sprintf("requests in flight: %d", n)
 		case mode != settings.Ready && warning != "":
@@ -141,9 +141,9 @@ func (c *client) waitUntilIdle(upstream, mode string, wait time.Duration) error 
 
 // requestsInFlight returns how many requests an upstream has in flight. Caddy counts
 // them by address, so each pool that has the upstream shows all of them.
-func requestsInFlight(entries []view.Upstream) (most int) {
-	for _, e := range entries {
-		most = max(most, e.Requests)
+func requestsInFlight(rows []view.Upstream) (most int) {
+	for _, row := range rows {
+		most = max(most, row.Requests)
 	}
 	return most
 }
@@ -163,12 +163,12 @@ func runWeight(cmd *cobra.Command, upstream, text string) error {
 		return err
 	}
 	pool, _ := cmd.Flags().GetString("pool")
-	entries, err := c.patch(askTimeout, upstream, pool, map[string]any{"weight": weight})
-	for _, e := range entries {
-		fmt.Fprintf(cmd.OutOrStdout(), "%s: weight %d in the pool %s\n", printable(e.Upstream), e.Weight, printable(e.Pool))
+	rows, err := c.patch(askTimeout, upstream, pool, map[string]any{"weight": weight})
+	for _, row := range rows {
+		fmt.Fprintf(cmd.OutOrStdout(), "%s: weight %d in the pool %s\n", printable(row.Upstream), row.Weight, printable(row.Pool))
 	}
 	if err == nil && weight == 0 {
-		c.warnOfOutages(askTimeout, entries)
+		c.warnOfOutages(askTimeout, rows)
 	}
 	return err
 }

@@ -17,7 +17,7 @@ import (
 // checkInterval is the pause between two checks of check --wait.
 const checkInterval = time.Second
 
-// runCheck has an upstream checked and shows the results, once or until it is up.
+// runCheck checks an upstream and shows the results, once or until it is up.
 func runCheck(cmd *cobra.Command, upstream string) error {
 	wait, err := waitFlag(cmd)
 	if err != nil {
@@ -33,16 +33,16 @@ func runCheck(cmd *cobra.Command, upstream string) error {
 		if wait > 0 {
 			limit = min(limit, max(askTimeout, time.Until(deadline)))
 		}
-		entries, err := c.check(limit, upstream)
+		rows, err := c.check(limit, upstream)
 		if err != nil {
 			return err
 		}
-		failed := writeResults(cmd.OutOrStdout(), entries)
+		failed := writeResults(cmd.OutOrStdout(), rows)
 		switch {
 		case failed:
 			err = fmt.Errorf("%s does not pass", printable(upstream))
-		case slices.ContainsFunc(entries, func(e view.Upstream) bool { return e.Mode != settings.Maintenance && e.Status != "up" }):
-			err = fmt.Errorf("%s passes, but stays %s until it has passed several times in a row", printable(upstream), printable(entries[0].Status))
+		case slices.ContainsFunc(rows, func(row view.Upstream) bool { return row.Mode != settings.Maintenance && row.Status != "up" }):
+			err = fmt.Errorf("%s passes, but stays %s until it has passed several times in a row", printable(upstream), printable(rows[0].Status))
 		default:
 			return nil
 		}
@@ -58,10 +58,10 @@ func runCheck(cmd *cobra.Command, upstream string) error {
 
 // writeResults writes the last result of each check, and reports whether any failed.
 // A check that several pools have is written once.
-func writeResults(out io.Writer, entries []view.Upstream) (failed bool) {
+func writeResults(out io.Writer, rows []view.Upstream) (failed bool) {
 	written := make(map[string]bool)
-	for _, e := range entries {
-		for _, c := range e.Checks {
+	for _, row := range rows {
+		for _, c := range row.Checks {
 			if c.Last == nil || written[c.Check] {
 				continue
 			}
@@ -70,7 +70,7 @@ func writeResults(out io.Writer, entries []view.Upstream) (failed bool) {
 			if !c.Last.Passed {
 				failed, verdict = true, "failed: "+c.Last.Reason
 			}
-			fmt.Fprintf(out, "%s  %s  %g ms  %s\n", printable(e.Upstream), printable(c.Check), c.Last.DurationMS, printable(verdict))
+			fmt.Fprintf(out, "%s  %s  %g ms  %s\n", printable(row.Upstream), printable(c.Check), c.Last.DurationMS, printable(verdict))
 		}
 	}
 	return failed

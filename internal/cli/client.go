@@ -64,8 +64,8 @@ func (c *client) list(limit time.Duration, query url.Values) ([]view.Upstream, [
 	if err != nil {
 		return nil, nil, err
 	}
-	entries, err := parseEntries(text)
-	return entries, text, err
+	rows, err := parseRows(text)
+	return rows, text, err
 }
 
 // patch changes an upstream, and warns if that could not be stored.
@@ -82,23 +82,23 @@ func (c *client) patch(limit time.Duration, upstream, pool string, change map[st
 	if err != nil {
 		return nil, err
 	}
-	entries, err := parseEntries(text)
-	for _, e := range entries {
-		if e.Persisted != nil && !*e.Persisted {
+	rows, err := parseRows(text)
+	for _, row := range rows {
+		if row.Persisted != nil && !*row.Persisted {
 			c.warn("applies to this instance, but could not be stored; it is stored when the storage works again")
 			break
 		}
 	}
-	return entries, err
+	return rows, err
 }
 
-// check has an upstream checked at once.
+// check checks an upstream at once.
 func (c *client) check(limit time.Duration, upstream string) ([]view.Upstream, error) {
 	text, err := c.ask(limit, http.MethodPost, "/alive/check", url.Values{"upstream": {upstream}}, nil)
 	if err != nil {
 		return nil, err
 	}
-	return parseEntries(text)
+	return parseRows(text)
 }
 
 // fleet returns the name of the fleet of that Caddy, and how often its members read
@@ -139,12 +139,12 @@ func (c *client) pause(wait time.Duration) error {
 	}
 }
 
-func parseEntries(text []byte) ([]view.Upstream, error) {
-	var entries []view.Upstream
-	if err := json.Unmarshal(text, &entries); err != nil {
+func parseRows(text []byte) ([]view.Upstream, error) {
+	var rows []view.Upstream
+	if err := json.Unmarshal(text, &rows); err != nil {
 		return nil, fmt.Errorf("this is no answer of Caddy's admin API: %v", err)
 	}
-	return entries, nil
+	return rows, nil
 }
 
 // ask sends one request, and gives up after the time limit.

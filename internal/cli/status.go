@@ -34,7 +34,7 @@ func runStatus(cmd *cobra.Command) error {
 	for {
 		screen := screenOf(out)
 		inPlace := watch && !asJSON && screen.columns > 0
-		entries, text, err := c.list(askTimeout, nil)
+		rows, text, err := c.list(askTimeout, nil)
 		var show bytes.Buffer
 		switch {
 		case err != nil && (!watch || last == nil):
@@ -48,7 +48,7 @@ func runStatus(cmd *cobra.Command) error {
 			last = printableJSON(text)
 			show.Write(last)
 		default:
-			screen.writeTable(&show, entries, time.Now())
+			screen.writeTable(&show, rows, time.Now())
 			last = bytes.Clone(show.Bytes())
 		}
 		drawn := show.Bytes()
@@ -70,7 +70,7 @@ const exitOutage = 3
 // checkPools shows the pools in which no upstream serves. With JSON, the lines go to
 // the standard error.
 func checkPools(c *client, asJSON bool) error {
-	entries, text, err := c.list(askTimeout, nil)
+	rows, text, err := c.list(askTimeout, nil)
 	if err != nil {
 		return err
 	}
@@ -81,7 +81,7 @@ func checkPools(c *client, asJSON bool) error {
 		}
 		out = c.cmd.ErrOrStderr()
 	}
-	lines := view.Outages(entries)
+	lines := view.Outages(rows)
 	for _, line := range lines {
 		if _, err := fmt.Fprintln(out, printable(line)); err != nil {
 			return err

@@ -29,11 +29,11 @@ func exitStatus(err error) int {
 }
 
 // listOf serves a list of upstreams as Caddy does.
-func listOf(t *testing.T, entries ...view.Upstream) (address string) {
+func listOf(t *testing.T, rows ...view.Upstream) (address string) {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		shown := []view.Upstream{}
-		for _, e := range entries {
+		for _, e := range rows {
 			if pool := r.URL.Query().Get("pool"); pool == "" || pool == e.Pool {
 				shown = append(shown, e)
 			}
@@ -86,9 +86,9 @@ func TestChange_WarnsOfTheLastServingUpstream(t *testing.T) {
 	none := view.Upstream{Pool: "api", Upstream: "a:80"}
 	well := view.Upstream{Pool: "api", Upstream: "b:80", Serving: true, EffectiveWeight: 1}
 	for _, tc := range []struct {
-		args    string
-		entries []view.Upstream
-		stderr  string
+		args   string
+		rows   []view.Upstream
+		stderr string
 	}{
 		{"drain a:80", []view.Upstream{none, gets}, "warning: it still gets new requests: no other upstream of the pool shop serves\n"},
 		{"drain a:80", []view.Upstream{also, gets}, "warning: it still gets new requests: no other upstream serves in the pools api, shop\n"},
@@ -99,7 +99,7 @@ func TestChange_WarnsOfTheLastServingUpstream(t *testing.T) {
 		{"weight a:80 2", []view.Upstream{none}, ""},
 	} {
 		// the server of this test answers a change with the whole list
-		_, stderr, err := command(t.Context(), listOf(t, tc.entries...), strings.Fields(tc.args)...)
+		_, stderr, err := command(t.Context(), listOf(t, tc.rows...), strings.Fields(tc.args)...)
 		if err != nil || stderr != tc.stderr {
 			t.Errorf("%s: printed %q, %v, want %q", tc.args, stderr, err, tc.stderr)
 		}

@@ -33,40 +33,40 @@ type table struct {
 }
 
 // writeTable writes upstreams by pool.
-func (s screen) writeTable(to *bytes.Buffer, entries []view.Upstream, now time.Time) {
-	if len(entries) == 0 {
+func (s screen) writeTable(to *bytes.Buffer, rows []view.Upstream, now time.Time) {
+	if len(rows) == 0 {
 		to.WriteString("no upstreams: no reverse_proxy uses lb_policy alive\n")
 		return
 	}
 	t := &table{screen: s, to: to, widths: make([]int, len(tableHeader))}
 	t.measure(tableHeader)
-	rows := make([][]string, 0, len(entries))
-	for _, e := range entries {
-		row := cells(e, now)
-		rows = append(rows, row)
-		t.measure(row)
+	lines := make([][]string, 0, len(rows))
+	for _, row := range rows {
+		line := cells(row, now)
+		lines = append(lines, line)
+		t.measure(line)
 	}
-	alarms := view.Alarms(entries)
+	alarms := view.Alarms(rows)
 	above := ""
-	for i, e := range entries {
-		if title := e.Title(); i == 0 || title != above {
+	for i, row := range rows {
+		if title := row.Title(); i == 0 || title != above {
 			if above = title; i > 0 {
 				to.WriteByte('\n')
 			}
 			shown := title
-			if !e.Gone {
+			if !row.Gone {
 				shown = "pool " + title
 			}
 			for _, line := range wrap(printable(shown), s.columns) {
 				to.WriteString(line + "\n")
 			}
-			if text := alarms[title]; text != "" && !e.Gone {
+			if text := alarms[title]; text != "" && !row.Gone {
 				s.alarm(to, text)
 			}
 			t.writeRow(tableHeader, "")
 		}
-		t.writeRow(rows[i], statusColour(e))
-		t.writeReason(printable(e.Why))
+		t.writeRow(lines[i], statusColour(row))
+		t.writeReason(printable(row.Why))
 	}
 }
 
@@ -131,15 +131,15 @@ func (t *table) indented() int {
 }
 
 // cells returns the row of an upstream.
-func cells(e view.Upstream, now time.Time) []string {
-	return []string{printable(e.Upstream), printable(e.Status), printable(e.Mode), weightCell(e), strconv.Itoa(e.Requests), sinceCell(e.Since, now)}
+func cells(row view.Upstream, now time.Time) []string {
+	return []string{printable(row.Upstream), printable(row.Status), printable(row.Mode), weightCell(row), strconv.Itoa(row.Requests), sinceCell(row.Since, now)}
 }
 
-func statusColour(e view.Upstream) string {
+func statusColour(row view.Upstream) string {
 	switch {
-	case e.Status == "down":
+	case row.Status == "down":
 		return red
-	case e.Serving:
+	case row.Serving:
 		return green
 	default:
 		return yellow
@@ -147,12 +147,12 @@ func statusColour(e view.Upstream) string {
 }
 
 // weightCell shows the weight, and the effective weight before it if that differs.
-func weightCell(e view.Upstream) string {
-	text := strconv.Itoa(e.Weight)
-	if e.EffectiveWeight != float64(e.Weight) && e.EffectiveWeight > 0 {
-		text = strconv.FormatFloat(e.EffectiveWeight, 'g', 3, 64) + "/" + text
+func weightCell(row view.Upstream) string {
+	text := strconv.Itoa(row.Weight)
+	if row.EffectiveWeight != float64(row.Weight) && row.EffectiveWeight > 0 {
+		text = strconv.FormatFloat(row.EffectiveWeight, 'g', 3, 64) + "/" + text
 	}
-	if e.Backup {
+	if row.Backup {
 		text += " (backup)"
 	}
 	return text

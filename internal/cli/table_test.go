@@ -18,7 +18,7 @@ import (
 func TestTable_FitsTheTerminal(t *testing.T) {
 	now := time.Now()
 	since := now.Add(-90 * time.Second)
-	entries := []view.Upstream{
+	rows := []view.Upstream{
 		{Pool: "shop", Upstream: "app1.internal:8080", Status: "up", Mode: settings.Ready, Weight: 3, EffectiveWeight: 1.5, Serving: true, Why: "up, in its slow start: gets requests with 50 % of its weight", Since: &since},
 		{Pool: "shop", Upstream: "unix//run/\x1b[2Jevil\n.sock", Status: "down", Mode: settings.Drain, Weight: 1, Backup: true, Why: "check 'http /' failed: \x1b]0;title\x07 \u202e reversed", Requests: 12},
 		{Pool: strings.Repeat("app.internal:8080 ", 10) + "end-of-title", Upstream: "app9:80", Status: "unknown", Mode: settings.Ready, Weight: 1, FailOpen: true, Why: strings.Repeat("long ", 100) + "end-of-reason"},
@@ -26,7 +26,7 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 	}
 	for _, columns := range []int{0, 1, 2, 20, 40, 60, 80, 120, 200} {
 		var to bytes.Buffer
-		screen{columns: columns}.writeTable(&to, entries, now)
+		screen{columns: columns}.writeTable(&to, rows, now)
 		for line := range strings.Lines(to.String()) {
 			line = strings.TrimSuffix(line, "\n")
 			for _, r := range line {
@@ -69,7 +69,7 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 			"app1.internal:8080  up      ready\n" +
 			"    1.5/3   0         1m\n" +
 			"    up, in its slow start: gets requests\n" +
-			"    by 50 % of its weight\n"},
+			"    with 50 % of its weight\n"},
 		{screen{columns: 16, colours: true}, "pool shop\n" +
 			"UPSTREAM\n" +
 			"    STATUS\n" +
@@ -87,12 +87,12 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 			"    up, in its\n" +
 			"    slow start:\n" +
 			"    gets\n" +
-			"    requests by\n" +
-			"    50 % of its\n" +
-			"    weight\n"},
+			"    requests\n" +
+			"    with 50 % of\n" +
+			"    its weight\n"},
 	} {
 		var to bytes.Buffer
-		tc.screen.writeTable(&to, entries[:1], now)
+		tc.screen.writeTable(&to, rows[:1], now)
 		if got := to.String(); got != tc.want {
 			t.Errorf("%+v: got\n%s\nwant\n%s", tc.screen, got, tc.want)
 		}
@@ -117,10 +117,10 @@ func TestTable_ShowsAlarms(t *testing.T) {
 		{view.Upstream{Idle: true}, ""},
 		{view.Upstream{Gone: true}, ""},
 	} {
-		entries := []view.Upstream{{Pool: "other", Upstream: "x:80", Serving: true, EffectiveWeight: 1}, tc.entry}
-		entries[1].Pool = "shop"
+		rows := []view.Upstream{{Pool: "other", Upstream: "x:80", Serving: true, EffectiveWeight: 1}, tc.entry}
+		rows[1].Pool = "shop"
 		var to bytes.Buffer
-		screen{}.writeTable(&to, entries, time.Now())
+		screen{}.writeTable(&to, rows, time.Now())
 		_, below, found := strings.Cut(to.String(), "\n"+tc.alarm)
 		if !found || strings.Contains(below, "!! ") {
 			t.Errorf("%+v: want %q:\n%s", tc.entry, tc.alarm, to.String())

@@ -349,7 +349,7 @@ func (t *Transport) expire(c *keptConn) {
 	}
 }
 
-// Renew has further requests sent over a new connection.
+// Renew makes further requests use a new connection.
 func (t *Transport) Renew() {
 	t.mu.Lock()
 	kept := t.kept

@@ -80,7 +80,7 @@ func TestTransport_ReusesConnectionIfRepeatable(t *testing.T) {
 	}
 }
 
-// A request with a body also has its connection kept if it may be sent twice.
+// The connection of a request with a body is also kept if the request may be sent twice.
 func TestTransport_ReusesConnectionForBodies(t *testing.T) {
 	t.Parallel()
 	s := serve(t, answering(ready))

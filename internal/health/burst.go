@@ -40,8 +40,8 @@ func (b *burst) begin() {
 	}
 }
 
-// record takes the result of a probe. A pass ends the burst, and the next one has to
-// wait. So does the change to down, after which the next one has not.
+// record takes the result of a probe. A pass ends the burst and starts a cooldown. A
+// change to down ends it without one.
 func (b *burst) record(passed bool, status Status, now time.Time) {
 	switch {
 	case !b.active:

@@ -111,7 +111,7 @@ func TestLateness_DoesNotAddUp(t *testing.T) {
 	now := start
 	for now.Before(start.Add(timeout)) { // stopped for 80 ms of each 100 ms
 		now = h.due.Add(80 * time.Millisecond)
-		h.beat(now)
+		h.tick(now)
 	}
 	if got := h.lateness(now); got > timeout/4 {
 		t.Errorf("late by %v, want a quarter of the timeout at most", got)

@@ -37,9 +37,9 @@ func newHeartbeat(now time.Time, timeout time.Duration) heartbeat {
 	return h
 }
 
-// beat notes how late the heartbeat is, and returns the time until the next one: 0 or less
-// if the probe should have returned by now.
-func (h *heartbeat) beat(now time.Time) time.Duration {
+// tick notes how late the heartbeat is, and returns the time until the next one: 0 or
+// less if the probe should have returned by now.
+func (h *heartbeat) tick(now time.Time) time.Duration {
 	h.observe(now)
 	switch {
 	case h.ended:

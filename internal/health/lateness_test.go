@@ -35,7 +35,7 @@ func TestHeartbeat_LatenessIsTheLargestDelay(t *testing.T) {
 			start := time.Now()
 			h := newHeartbeat(start, 2*time.Second)
 			for _, beat := range tc.beats {
-				h.beat(start.Add(beat))
+				h.tick(start.Add(beat))
 			}
 			if got := h.lateness(start.Add(tc.end)); got != tc.want {
 				t.Errorf("beats at %v: late by %v, want %v", tc.beats, got, tc.want)
@@ -81,7 +81,7 @@ func TestHeartbeat_StepsAndDeadline(t *testing.T) {
 			for i, want := range tc.want[1:] {
 				now = h.due
 				advance(time.Until(now))
-				if got := h.beat(now); got != want {
+				if got := h.tick(now); got != want {
 					t.Errorf("timeout %v: heartbeat %d is due after %v, want %v", tc.timeout, i+2, got, want)
 				}
 				var ended error

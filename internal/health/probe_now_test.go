@@ -88,7 +88,7 @@ func TestProbeNow_HasNoEffectWithoutProbes(t *testing.T) {
 	})
 }
 
-// Before the probes begin, ProbeNow has the first one begin without a delay. After they
+// Before the probes begin, ProbeNow makes the first one begin without a delay. After they
 // ended, it has no effect on those that begin again.
 func TestProbeNow_BeforeTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -24,7 +24,7 @@ func (p *published) set(s *state, since time.Time) {
 		p.changed.Store(&since)
 	}
 	if s.status != Up {
-		p.origin.Store(int32(returned)) // or it will have returned
+		p.origin.Store(int32(returned)) // once up again, it has returned
 	}
 	p.draining.Store(s.draining)
 	p.status.Store(int32(s.status))

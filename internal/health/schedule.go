@@ -73,7 +73,7 @@ func (s *schedule) armSlot(at time.Time, taken slot) {
 	s.slot = taken
 }
 
-// probeNow has the next probe begin at once, or right after the one in flight.
+// probeNow makes the next probe begin at once, or right after the one in flight.
 func (s *schedule) probeNow() {
 	if s.probing {
 		s.atOnce = true
@@ -100,7 +100,7 @@ func (t *Target) fire(s *schedule) {
 	switch {
 	case t.schedule != s: // the last driver was detached just now
 	case s.attempt != nil:
-		if next := s.attempt.heartbeat.beat(now); next > 0 {
+		if next := s.attempt.heartbeat.tick(now); next > 0 {
 			s.timer.Reset(next)
 		} else {
 			unended, s.attempt = s.attempt, nil
@@ -187,8 +187,8 @@ func (t *Target) run(s *schedule, a *attempt) {
 	t.settle(s, a, o)
 }
 
-// giveUp has nothing wait for a probe any more. It is the straggler of the target until it
-// returns. t.mu must be held.
+// giveUp stops waiting for a probe, which is the target's straggler until it returns.
+// t.mu must be held.
 func (t *Target) giveUp(a *attempt) {
 	a.givenUp = true
 	t.straggler = a
@@ -303,8 +303,8 @@ func (t *Target) scheduleNext(s *schedule, next time.Time, taken slot) {
 	slots.free(&taken)
 }
 
-// requeue has waiters wait for the next probe, because theirs counts for nothing, or ends
-// all if there is none. t.mu must be held.
+// requeue moves waiters to the next probe, or closes their channels if there is none.
+// t.mu must be held.
 func (t *Target) requeue(waiters []chan<- answer) {
 	t.waiters = append(t.waiters, waiters...)
 	if t.schedule == nil {

@@ -21,7 +21,7 @@ const shortEnv = "ALIVE_TEST_SHORT"
 
 // The errors of the operating system for a process that has no descriptor left, or uses
 // an address that it does not have, are shortages. None outlasts its cause.
-func TestShortage_OfARealProcess(t *testing.T) {
+func TestShortage_EndsWithItsCause(t *testing.T) {
 	if os.Getenv(shortEnv) == "" {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()

@@ -59,7 +59,7 @@ func TestState_OnlyResultsInARowChangeTheStatus(t *testing.T) {
 	}
 }
 
-func TestState_Interval(t *testing.T) {
+func TestState_IntervalFollowsTheStatus(t *testing.T) {
 	for _, tc := range []struct {
 		rule    string
 		results string

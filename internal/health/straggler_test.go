@@ -70,7 +70,7 @@ func TestStraggler_DelaysNothing(t *testing.T) {
 }
 
 // At most one probe of a target runs, however long that takes, and also in a burst.
-func TestStraggler_IsAlone(t *testing.T) {
+func TestStraggler_NoOtherProbeRunsBesideIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		straggler := &unresponsive{takes: time.Minute}

@@ -81,7 +81,7 @@ func (t *Target) Original() bool { return t.published.isOriginal() }
 
 // MarkOrigin says whether the target begins with all others of its pool, or in a pool in
 // which others have begun before. If it is in several pools that differ, the latter
-// holds. It has no effect once probes began.
+// applies. It has no effect once probes began.
 func (t *Target) MarkOrigin(withAll bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -90,8 +90,8 @@ func (t *Target) MarkOrigin(withAll bool) {
 	}
 }
 
-// InheritOrigin has the target begin as those did whose status it inherits, whatever
-// MarkOrigin said. It has no effect once probes began.
+// InheritOrigin overrides MarkOrigin with the origin of the targets whose status is
+// inherited. It has no effect once probes began.
 func (t *Target) InheritOrigin(wasOriginal bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -117,9 +117,9 @@ func (t *Target) Inherit(status Status, draining bool, since time.Time) {
 	}
 }
 
-// Subscribe has f called after every change of status, from a goroutine of the target
-// and with no lock held, until cancel is called. A call that is under way at that
-// moment may still end later.
+// Subscribe makes the target call f after every change of status, from one of its
+// goroutines and with no lock held, until cancel is called. A call that is under way at
+// that moment may still end later.
 func (t *Target) Subscribe(f func()) (cancel func()) {
 	key := &f
 	t.mu.Lock()
@@ -195,11 +195,11 @@ func (t *Target) Suspect() {
 	}
 }
 
-// ProbeNow has the next probe begin at once, but no sooner than a quarter of the fast
+// ProbeNow makes the next probe begin at once, but no sooner than a quarter of the fast
 // interval after the last one began, however often it is called. It never waits. It
 // has no effect in a pause, when the probes have ended, or while a probe is in flight,
-// because its result is about to come. Before the probes begin it has the first one do so
-// without a delay.
+// because its result is about to come. Before the probes begin it makes the first one
+// begin without a delay.
 func (t *Target) ProbeNow() {
 	t.mu.Lock()
 	defer t.mu.Unlock()

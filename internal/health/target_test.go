@@ -278,7 +278,7 @@ func TestDriver_IsToldEveryResult(t *testing.T) {
 	})
 }
 
-// Suspect has an up target probed in a burst, a quarter of the fast interval
+// Suspect probes a target that is up in a burst, a quarter of the fast interval
 // apart. As many fails as usual turn it down.
 func TestBurst_TurnsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

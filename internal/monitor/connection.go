@@ -85,7 +85,7 @@ func (r *Route) DialTLS(ctx context.Context, configure func(*tls.Config)) (*tls.
 	return secure, nil
 }
 
-// useOwnConnections has requests use connections that are not the handler's.
+// useOwnConnections makes requests use connections that are not the handler's.
 func (r *Route) useOwnConnections(http2, keep bool) {
 	r.connection = &conn.Transport{Open: r.opener(http2)}
 	if keep {
@@ -163,7 +163,7 @@ func (r *Route) logGivingUp(log upstreamLog) {
 	}
 }
 
-// renew has the next probe connect anew, where connections are its own.
+// renew makes the next probe open a new connection, unless it uses the handler's.
 func (r *Route) renew() {
 	if r.connection != nil {
 		r.connection.Renew()

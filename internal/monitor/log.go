@@ -68,8 +68,8 @@ func (l *upstreamLog) inconclusive(why *health.InconclusiveError) {
 // cause at the same time. There are no more causes than errors of the operating system.
 // All monitors of the process have one in common, in shared.WarningLimits.
 type warningLimit struct {
-	mu     sync.Mutex
-	warned map[string]time.Time // when last, by cause; guarded by mu
+	mu     sync.Mutex           // guards warned
+	warned map[string]time.Time // when last, by cause
 }
 
 // warningLimitKey is the only key of shared.WarningLimits.

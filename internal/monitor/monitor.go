@@ -2,17 +2,17 @@
 
 // Package monitor connects health checks to upstreams. A [Transport] knows how the
 // requests of one handler reach its upstreams, a [Route] is how the probes of one check
-// reach one upstream, and a [Monitor] has the upstream probed. Monitors of several
+// reach one upstream, and a [Monitor] probes the upstream. Monitors of several
 // handlers and configs share a [health.Target] if their probes are the same. [CarryOver]
 // gives new targets what is known from checks that leave with a reload.
 //
 // The package knows neither the configuration types nor the kinds of probe: a [Check] has
 // what it needs of both. It does not know which upstreams get requests.
 //
-// Locks, in their order: the mutex of a Monitor, which guards its attachment to the target;
-// the lock of shared.Targets; the mutex of a target. The limit of warnings has a mutex that
-// is held together with no other. No lock is held while a function of a check, a hook or a
-// subscriber runs.
+// Locks, in their order: the mutex of a Monitor, which guards its attachment to the
+// target; the lock of shared.Targets; the mutex of a target. The limit of warnings has a
+// mutex that is never held with another. No lock is held while a function of a check, a
+// hook or a subscriber runs.
 package monitor
 
 import (
@@ -65,7 +65,7 @@ type Overrides struct {
 	InsecureSkipVerify bool
 	// HTTP2 uses HTTP/2 only, with TLS or without.
 	HTTP2 bool
-	// FreshConnection has every probe connect anew, which is the default.
+	// FreshConnection makes every probe connect anew, which is the default.
 	FreshConnection bool
 	// NoConnection says that probes do not use the connections of the route.
 	NoConnection bool
@@ -142,8 +142,8 @@ type Monitor struct {
 	counters    Counters
 	unsubscribe func() // nil without a subscription
 
-	mu     sync.Mutex
-	detach func() // nil while not started; guarded by mu
+	mu     sync.Mutex // guards detach
+	detach func()     // nil while not started
 }
 
 // Open returns a new monitor of an upstream under a check, to be released. Nothing is
@@ -211,8 +211,8 @@ func (m *Monitor) newDriver(hooks Hooks, limit *warningLimit) health.Driver {
 	}
 }
 
-// Subscribe has a function called after each change of the status, with no lock held,
-// until the monitor is released. It is called once at most.
+// Subscribe calls a function after each change of the status, with no lock held, until
+// the monitor is released. Subscribe is called once at most.
 func (m *Monitor) Subscribe(changed func()) { m.unsubscribe = m.Target.Subscribe(changed) }
 
 // Start starts the probes, the first of them after the delay. If they run already, it

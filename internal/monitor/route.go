@@ -106,7 +106,7 @@ func (t *Transport) route(upstream Upstream, check *Check) (*Route, error) {
 	if t.speaks == thirdParty || t.speaks == overQUIC && !own {
 		if overrides != (Overrides{NoConnection: overrides.NoConnection}) || version != t.proxyProtocol || check.KeepConnection {
 			return nil, errors.New("over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: " +
-				"scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc")
+				"scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and the kind tls cannot be used, nor grpc over transports of other plugins")
 		}
 		r.bound = true
 	}

@@ -160,7 +160,8 @@ func (dialTimeoutError) Timeout() bool { return true }
 func (e dialTimeoutError) Unwrap() error { return e.error }
 
 // canonicalRoots returns the pool of certificates that stands for all equal ones in the
-// keys of targets: pools can be compared, but they are no part of a key except by pointer.
+// keys of targets: pools of certificates have an Equal method, but as part of a key they
+// compare by pointer.
 func canonicalRoots(roots *x509.CertPool) *x509.CertPool {
 	if roots == nil {
 		return nil

@@ -12,7 +12,7 @@ import (
 
 // The newest result is at the right, bars are in proportion to the slowest, and failed
 // results have a mark at the top.
-func TestChart_Bars(t *testing.T) {
+func TestChart_BarsAreInProportion(t *testing.T) {
 	last := &view.Result{DurationMS: 0.25}
 	for name, tc := range map[string]struct {
 		check view.Check

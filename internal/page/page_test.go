@@ -94,7 +94,7 @@ func TestRender_ShowsSummaryAndAlarms(t *testing.T) {
 }
 
 // Without upstreams the page says so.
-func TestRender_NoUpstreams(t *testing.T) {
+func TestRender_SaysThatThereAreNoUpstreams(t *testing.T) {
 	if html := rendered(t); !strings.Contains(html, `<main id="pools"><p>No reverse_proxy uses lb_policy alive.</p></main>`) {
 		t.Errorf("the page is:\n%s", html)
 	}

@@ -30,7 +30,7 @@ const (
 	maxRetired = 64
 )
 
-// retire has a snapshot that is not used any more counted later. c.mu must be held.
+// retire counts a snapshot that is not used any more, later. c.mu must be held.
 func (c *counters) retire(before *Snapshot) {
 	if before == nil || before.best.Len() == 0 {
 		return
@@ -47,8 +47,8 @@ func (c *counters) retire(before *Snapshot) {
 	c.retired = slices.Delete(c.retired, 0, due)
 }
 
-// perMember tells how many turns each member had by tickets.
-func (s *Snapshot) perMember(tell func(m *Member, n uint64)) {
+// perMember calls add with the number of tickets of each member.
+func (s *Snapshot) perMember(add func(m *Member, n uint64)) {
 	length := uint64(s.best.Len())
 	if length == 0 {
 		return
@@ -66,7 +66,7 @@ func (s *Snapshot) perMember(tell func(m *Member, n uint64)) {
 	}
 	for i, n := range turns {
 		if n > 0 {
-			tell(s.members[i], n)
+			add(s.members[i], n)
 		}
 	}
 }
@@ -91,7 +91,7 @@ func (c *counters) picks(p *Pool, members []*Member) map[*Member]uint64 {
 		r.perMember(add)
 	}
 	picks := make(map[*Member]uint64, len(counts))
-	for m, n := range counts { // after the tickets, of which some were not followed
+	for m, n := range counts { // Extra last: it takes back tickets that were not followed
 		picks[m] = uint64(max(0, n+m.Extra.Load()))
 	}
 	return picks

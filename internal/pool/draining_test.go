@@ -12,11 +12,11 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// TestDraining_Tiers: upstreams that are draining get requests after all that serve,
-// primaries before backups, and before anything that can only be an error. They are not
-// part of the primaries that fail_open counts, nor of its last resort. One that is down
-// by another check is down.
-func TestDraining_Tiers(t *testing.T) {
+// TestDraining_ComesAfterAllThatServe: upstreams that are draining get requests after all
+// that serve, primaries before backups, and before anything that can only be an error.
+// They are not part of the primaries that fail_open counts, nor of its last resort. One
+// that is down by another check is down.
+func TestDraining_ComesAfterAllThatServe(t *testing.T) {
 	half := FailOpen{Percent: 50}
 	none := []int(nil)
 	for _, tc := range []tierCase{
@@ -114,7 +114,7 @@ func TestDraining_IsFollowedAtOnce(t *testing.T) {
 }
 
 // TestDraining_RespectsHealthAndLimits: an upstream that drains serves only as far as it
-// would otherwise: not if Caddy itself holds it unhealthy, and not beyond its limit.
+// would otherwise: not if Caddy itself considers it unhealthy, and not beyond its limit.
 func TestDraining_RespectsHealthAndLimits(t *testing.T) {
 	for _, retries := range []bool{false, true} {
 		p := newPolicy(t, "uud", func(p *policy) { p.handler.Rules.Retries = retries })

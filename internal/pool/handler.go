@@ -6,8 +6,8 @@
 // probed nor where lists come from.
 //
 // Locks, in the order in which they are taken: Pool.making, counters.mu. Handler.mu and
-// waiters.mu are taken alone. None is held while a log line, a callback, a selection
-// policy, a circuit breaker or Caddy's own health is asked or told anything.
+// waiters.mu are taken alone. None is held while a log line, a callback, another
+// policy, a circuit breaker or Caddy's health checks run.
 package pool
 
 import (
@@ -72,8 +72,8 @@ type Handler struct {
 	running atomic.Bool   // probes run, so changes are logged
 	version atomic.Uint64 // counts changes, for pools whose snapshots are made later
 
-	mu      sync.Mutex
-	awaited map[*Pool]int // pools for which requests wait, and how many; guarded by mu
+	mu      sync.Mutex    // guards awaited
+	awaited map[*Pool]int // pools for which requests wait, and how many
 }
 
 // SetRunning says whether the probes run. Before, nothing is logged, and Caddy's own
@@ -84,7 +84,7 @@ func (h *Handler) SetRunning(running bool) { h.running.Store(running) }
 func (h *Handler) IsRunning() bool { return h.running.Load() }
 
 // Changed says that a verdict or a setting has changed. Pools that [New] made get a new
-// snapshot when it is next needed. Requests that wait look again.
+// snapshot when it is next needed. Requests that wait decide again.
 func (h *Handler) Changed() {
 	h.version.Add(1)
 	for p := range h.Awaited() {
@@ -130,8 +130,8 @@ func (h *Handler) breakerOpen() bool {
 	return h.Proxy != nil && h.Proxy.CB != nil && !h.Proxy.CB.OK()
 }
 
-// tellFailOpen tells when a pool begins to ignore health, and when it no longer does.
-func (h *Handler) tellFailOpen(before, now State) {
+// reportFailOpen reports when a pool begins to ignore health, and when it no longer does.
+func (h *Handler) reportFailOpen(before, now State) {
 	if h.OnFailOpen != nil && before.IgnoresHealth() != now.IgnoresHealth() {
 		h.OnFailOpen(now.IgnoresHealth())
 	}

@@ -91,8 +91,8 @@ func TestHold_OnceForARequest(t *testing.T) {
 	})
 }
 
-// TestHold_Off: with a hold of 0 no request waits.
-func TestHold_Off(t *testing.T) {
+// TestHold_OffMakesNoRequestWait: with a hold of 0 no request waits.
+func TestHold_OffMakesNoRequestWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPolicy(t, "??", func(p *policy) { p.handler.Rules.Hold = 0 })
 		began := time.Now()
@@ -119,9 +119,9 @@ func TestHold_ClientLeaves(t *testing.T) {
 	})
 }
 
-// TestHold_LooksAgainAtANewSnapshot: a request that has looked between a change and the
-// snapshot that follows it looks again then.
-func TestHold_LooksAgainAtANewSnapshot(t *testing.T) {
+// TestHold_ReadsANewSnapshot: a request that has read the snapshot between a change and
+// the snapshot that follows it reads that one, too.
+func TestHold_ReadsANewSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		unfollowed := newTarget()
 		p := newPolicy(t, "u", func(p *policy) { p.members[0].Checks = append(p.members[0].Checks, Check{Target: unfollowed}) })

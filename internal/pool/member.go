@@ -49,14 +49,14 @@ func (m *Member) Draining() bool {
 	return slices.ContainsFunc(m.Checks, func(c Check) bool { return c.Target.Draining() })
 }
 
-// Suspect has an upstream that is up probed in a burst: a request to it has just failed.
+// Suspect probes an upstream that is up in a burst: a request to it has just failed.
 func (m *Member) Suspect() {
 	for _, c := range m.Checks {
 		c.Target.Suspect()
 	}
 }
 
-// probe has the targets with a status probed at once.
+// probe probes the targets with a status at once.
 func (m *Member) probe(status health.Status) {
 	for _, c := range m.Checks {
 		if c.Target.Status() == status {
@@ -65,9 +65,8 @@ func (m *Member) probe(status health.Status) {
 	}
 }
 
-// upFor is how long all checks have been up. It is without end for an upstream without
-// checks, and for checks that passed from the cold start of the pool on: these have no
-// slow start.
+// upFor is how long all checks have been up: infinite for an upstream without checks, and
+// for one that is up since the cold start of its pool. These have no slow start.
 func (m *Member) upFor(now time.Time) time.Duration {
 	up := time.Duration(math.MaxInt64)
 	for _, c := range m.Checks {

@@ -43,10 +43,10 @@ func handMadeModes(words string) ([]*Member, *settings.Set) {
 	return handMade(strings.Join(made, " ")), set
 }
 
-// TestModes_Tiers: an upstream that an operator drains gets requests like one that asks
-// for it by itself. One in maintenance gets none at all, not even in fail-open. A weight
-// replaces that of the config.
-func TestModes_Tiers(t *testing.T) {
+// TestModes_DrainIsDraining: an upstream that an operator drains gets requests like one
+// that asks for it by itself. One in maintenance gets none at all, not even in fail-open.
+// A weight replaces that of the config.
+func TestModes_DrainIsDraining(t *testing.T) {
 	half := FailOpen{Percent: 50}
 	none := []int(nil)
 	for _, tc := range []tierCase{

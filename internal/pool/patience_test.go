@@ -44,7 +44,7 @@ func newAnswer(tb testing.TB, rules Rules, dials ...string) *answer {
 	return a
 }
 
-// verdict has a target pass or fail, and returns when all subscribers know.
+// verdict makes a target pass or fail, and returns when all subscribers know.
 func (a *answer) verdict(i int, passes bool) {
 	known := make(chan struct{})
 	defer a.targets[i].Attach(health.Driver{
@@ -84,7 +84,7 @@ func TestHold_LosesNoVerdict(t *testing.T) {
 			}
 			a.making.Lock() // as a request does that makes a snapshot
 			a.verdict(which, true)
-			for range 1000 { // those that wait look meanwhile
+			for range 1000 { // those that wait read the snapshot meanwhile
 				runtime.Gosched()
 			}
 			a.making.Unlock()

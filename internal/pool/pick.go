@@ -17,12 +17,12 @@ const (
 	// holdGrace is how long held requests wait for further upstreams once one passed, so
 	// that they do not all go to the quickest.
 	holdGrace = 100 * time.Millisecond
-	// maxDraws is how many tickets a request draws before it looks at all upstreams.
+	// maxDraws is how many tickets a request draws before it examines all upstreams.
 	// Drawing another ticket leaves the share of one that is skipped to all others;
 	// walking on would leave it to the next in line.
 	maxDraws = 8
 	// maxProbedDown is how many upstreams that are down are probed at once for a request
-	// that has tried all that serve. More requests have others probed: those whose checks
+	// that has tried all that serve. Further requests probe others: those whose checks
 	// failed the longest ago come first.
 	maxProbedDown = 32
 )
@@ -153,7 +153,7 @@ func (d *decision) pickNotServing(now *Snapshot) *reverseproxy.Upstream {
 	if u != nil {
 		return u
 	}
-	d.anyFull = false // by those of unknown, which the last resort may have, too
+	d.anyFull = false // full ones may also be in the last resort, and count there
 	u, other, _ := d.pickUntried(lastResort)
 	if u != nil {
 		return u
@@ -219,10 +219,10 @@ func (d *decision) pick(t *tier) (u, tried *reverseproxy.Upstream, serves bool) 
 			d.now.Skip(i)
 		}
 	}
-	// Hardly any can, so all are looked at. One of them is drawn by lot, each with as many
-	// lots as its weight: the next in line would have the share of all that cannot.
+	// Few can take the request, so all are examined, and one is chosen at random by weight:
+	// the next in the order would get the shares of all that cannot.
 	var last *reverseproxy.Upstream
-	lots, triedLots := 0, 0
+	sum, triedSum := 0, 0
 	for i, weight := range t.weights {
 		if weight == 0 || !t.serves(d.Upstreams[i]) {
 			continue
@@ -232,13 +232,13 @@ func (d *decision) pick(t *tier) (u, tried *reverseproxy.Upstream, serves bool) 
 		case member.Full():
 			d.anyFull = d.anyFull || !d.Tried.has(member)
 		case !d.Tried.has(member):
-			if lots += weight; rand.IntN(lots) < weight {
+			if sum += weight; rand.IntN(sum) < weight {
 				u = member
 			}
 		case d.Tried.isLast(member):
 			last = member
 		default:
-			if triedLots += weight; rand.IntN(triedLots) < weight {
+			if triedSum += weight; rand.IntN(triedSum) < weight {
 				tried = member
 			}
 		}
@@ -275,8 +275,8 @@ func (d *decision) leastRecentlyFailed(now *Snapshot) (least *reverseproxy.Upstr
 	return least
 }
 
-// probeDown has upstreams that are down probed at once, since the last one that serves
-// has failed a request.
+// probeDown probes upstreams that are down at once, since the last one that serves has
+// failed a request.
 func (d *decision) probeDown(now *Snapshot) {
 	type candidate struct {
 		*Member
@@ -310,7 +310,7 @@ func (d *decision) holdRequest() bool {
 	var grace <-chan time.Time
 	defer h.await(d.pool)()
 	for {
-		changed := d.pool.waiters.next() // before the look, so that no change is missed
+		changed := d.pool.waiters.next() // before the snapshot, so that no change is missed
 		now := d.pool.snapshot(true)
 		if !now.undecided {
 			return true

@@ -96,9 +96,9 @@ func TestPick_OpenCircuitBreaker(t *testing.T) {
 	}
 }
 
-// TestPick_ClientLeft: a client that has left gets an upstream also where no upstream can
-// serve: that ends the request at once.
-func TestPick_ClientLeft(t *testing.T) {
+// TestPick_ClientThatLeftGetsAnyUpstream: a client that has left gets an upstream also
+// where no upstream can serve: that ends the request at once.
+func TestPick_ClientThatLeftGetsAnyUpstream(t *testing.T) {
 	b := new(breaker)
 	b.open.Store(true)
 	p := newPolicy(t, "dd", func(p *policy) { p.handler.Proxy.CB = b })
@@ -113,10 +113,10 @@ func TestPick_ClientLeft(t *testing.T) {
 	}
 }
 
-// TestPick_FullUpstreams: an upstream that is full cannot take the request, but is not
-// down: others get it, then backups, and never one that is down. A request that ends
-// frees its slot. The requests are held one after the other.
-func TestPick_FullUpstreams(t *testing.T) {
+// TestPick_FullUpstreamsAreSkippedButServe: an upstream that is full cannot take the
+// request, but is not down: others get it, then backups, and never one that is down. A
+// request that ends frees its slot. The requests are held one after the other.
+func TestPick_FullUpstreamsAreSkippedButServe(t *testing.T) {
 	for _, tc := range []struct {
 		rule     string
 		verdicts string
@@ -194,8 +194,8 @@ func TestPick_CaddysOwnHealthCountsAtOnce(t *testing.T) {
 	}
 }
 
-// TestPick_FailOpenCountsCaddysOwnHealth: an upstream that Caddy itself holds unhealthy
-// does not serve, and counts for a percentage of fail_open, too.
+// TestPick_FailOpenCountsCaddysOwnHealth: an upstream that Caddy itself considers
+// unhealthy does not serve, and counts for a percentage of fail_open, too.
 func TestPick_FailOpenCountsCaddysOwnHealth(t *testing.T) {
 	for _, tc := range []struct {
 		rule      string

@@ -81,14 +81,15 @@ func (p *Pool) Current() *Snapshot { return p.current.Load() }
 
 // Refresh makes a new snapshot and swaps it in, for a pool that [Pool.Init] made.
 // Requests go on with the old one meanwhile. If several goroutines call it while one
-// makes a snapshot, one of them waits and looks for all.
+// makes a snapshot, one of them waits and makes one for all.
 func (p *Pool) Refresh() {
 	if !p.due.Swap(true) {
 		p.RefreshNow()
 	}
 }
 
-// RefreshNow is Refresh, but returns when there is a snapshot that was begun later.
+// RefreshNow is Refresh, but returns when a snapshot that was begun after the call is in
+// use.
 func (p *Pool) RefreshNow() {
 	p.making.Lock()
 	p.due.Store(false)
@@ -141,9 +142,9 @@ func (p *Pool) Close() {
 }
 
 // snapshot returns which members may get requests at this moment. While another request
-// makes the snapshot of a pool that [New] made, the one before serves: it is older than
-// a verdict at most by the time that it takes to make two. A request that is patient
-// waits for the new one, and so does one that would get no upstream by the old one.
+// makes the snapshot of a pool that [New] made, the old one serves. The old snapshot lags
+// a verdict by the time of two builds at most. A patient request waits for the new one;
+// so does one for which the old one has no upstream.
 func (p *Pool) snapshot(patient bool) *Snapshot {
 	known := p.current.Load()
 	if p.atOnce {

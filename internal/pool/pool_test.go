@@ -16,9 +16,9 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// TestSnapshot_Tiers has the tiers, best first, and what is left when they are empty.
-// Weights count in each of them, and a member of weight 0 is in none.
-func TestSnapshot_Tiers(t *testing.T) {
+// TestSnapshot_TiersAreInOrder has the tiers, best first, and what is left when they are
+// empty. Weights count in each of them, and a member of weight 0 is in none.
+func TestSnapshot_TiersAreInOrder(t *testing.T) {
 	half := FailOpen{Percent: 50}
 	none := []int(nil)
 	for _, tc := range []tierCase{

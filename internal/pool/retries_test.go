@@ -309,7 +309,7 @@ func TestRetries_LeastRecentlyFailedFirst(t *testing.T) {
 	}
 }
 
-// TestRetries_UnhealthyByCaddyAfterAllThatServe: an upstream that Caddy itself holds
+// TestRetries_UnhealthyByCaddyAfterAllThatServe: an upstream that Caddy itself considers
 // unhealthy is like one that is down. An open circuit breaker is never bypassed.
 func TestRetries_UnhealthyByCaddyAfterAllThatServe(t *testing.T) {
 	b := new(breaker)
@@ -407,7 +407,7 @@ func TestRetries_TheDownAreProbedAtOnce(t *testing.T) {
 	}
 }
 
-// TestRetries_ProbesAtOnceAreBounded: of many that are down, a request has some probed,
+// TestRetries_ProbesAtOnceAreBounded: of many that are down, a request probes some,
 // and another request others.
 func TestRetries_ProbesAtOnceAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

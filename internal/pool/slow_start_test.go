@@ -14,14 +14,14 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// slowly has a pool start upstreams slowly, over 20s from a floor on.
+// slowly makes a pool start upstreams slowly, over 20s from a floor on.
 func slowly(floor float64) func(*policy) {
 	return func(p *policy) { p.handler.Rules.SlowStart, p.handler.Rules.Floor = 20*time.Second, floor }
 }
 
-// TestSlowStart_Weights has the weights in virtual time. The window is 20s everywhere.
-// Each step waits, then decides, then compares the shares.
-func TestSlowStart_Weights(t *testing.T) {
+// TestSlowStart_WeightsGrow has the weights in virtual time. The window is 20s
+// everywhere. Each step waits, then decides, then compares the shares.
+func TestSlowStart_WeightsGrow(t *testing.T) {
 	type step struct {
 		wait     time.Duration
 		verdicts string

@@ -23,8 +23,8 @@ type Snapshot struct {
 	until   time.Time // when a slow start goes on; zero if there is none
 	tiers
 
-	// fast: a ticket decides, unless the upstream drawn cannot take the request. canBeFast
-	// is that by the checks alone; Caddy's own health can be against it.
+	// fast: the upstream of the next ticket gets the request if it can take it. canBeFast is
+	// the same by the checks alone; Caddy's own health can forbid it.
 	canBeFast bool
 	fast      atomic.Bool
 
@@ -76,15 +76,15 @@ func (s *Snapshot) Skip(position int) { s.members[position].Extra.Add(-1) }
 // Members returns the members of the pool, by position.
 func (s *Snapshot) Members() []*Member { return s.members }
 
-// probeUnknown has members without a verdict probed at once, instead of when it is their
-// turn among all first probes: a request waits for them.
+// probeUnknown probes members without a verdict at once, instead of when it is their turn
+// among all first probes: a request waits for them.
 func (s *Snapshot) probeUnknown() {
 	for _, m := range s.members {
 		m.probe(health.Unknown)
 	}
 }
 
-// isTooFewHealthy reports whether fail_open ignores health because Caddy itself holds
+// isTooFewHealthy reports whether fail_open ignores health because Caddy itself considers
 // too many upstreams unhealthy, which do not serve either. The snapshot knows of the
 // checks only.
 func (s *Snapshot) isTooFewHealthy(r *Rules, upstreams reverseproxy.UpstreamPool) bool {
@@ -232,7 +232,7 @@ func index(backup bool) int {
 	return 0
 }
 
-// remakeAt has a new snapshot made at a time, or sooner.
+// remakeAt makes the pool make a new snapshot at a time, or sooner.
 func (s *Snapshot) remakeAt(at time.Time) {
 	if s.until.IsZero() || at.Before(s.until) {
 		s.until = at

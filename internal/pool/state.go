@@ -103,9 +103,8 @@ type LoggedState struct{ state atomic.Int32 }
 // load returns the state.
 func (l *LoggedState) load() State { return State(l.state.Load()) }
 
-// log logs the state of a pool, if it is not the one that was logged last. It may have
-// changed meanwhile, and the goroutine that changed it may have found nothing new to log.
-// So the last look comes after the last line.
+// log logs the state of a pool, if it is not the one that was logged last. The
+// state may change while a line is written, so it is compared again after each line.
 func (l *LoggedState) log(h *Handler, current func() (Situation, reverseproxy.UpstreamPool)) {
 	for h.IsRunning() {
 		before := l.load()
@@ -116,7 +115,7 @@ func (l *LoggedState) log(h *Handler, current func() (Situation, reverseproxy.Up
 		if !l.state.CompareAndSwap(int32(before), int32(now.State)) {
 			continue
 		}
-		h.tellFailOpen(before, now.State)
+		h.reportFailOpen(before, now.State)
 		now.writeTo(h.Logger, h.Rules.FailOpen.Text, zap.Strings("pool", Names(upstreams)))
 	}
 }
@@ -137,7 +136,7 @@ func (l *LoggedState) replace(h *Handler, now State) bool {
 	if before == forgotten {
 		return false
 	}
-	h.tellFailOpen(before, Normal)
+	h.reportFailOpen(before, Normal)
 	return before != Normal
 }
 

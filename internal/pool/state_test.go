@@ -109,7 +109,7 @@ func TestState_ByCaddysOwnHealth(t *testing.T) {
 					t.Errorf("before a request: fail-open is %v, want %v", got, tc.open)
 				}
 				if p.logs.Len() != 0 || events.told != nil {
-					t.Errorf("a look at the situation told something: %v", p.logs.All())
+					t.Errorf("reading the situation logged something: %v", p.logs.All())
 				}
 				p.picks(testkit.Get, 20)
 				refresh()
@@ -223,9 +223,9 @@ func TestState_OpenCircuitBreaker(t *testing.T) {
 	}
 }
 
-// TestState_ForgottenPools: of a pool that is forgotten nothing is told any more, not
-// even by a request that still has it.
-func TestState_ForgottenPools(t *testing.T) {
+// TestState_ForgottenPoolsReportNothing: nothing is reported of a forgotten pool, even by
+// a request that still uses it.
+func TestState_ForgottenPoolsReportNothing(t *testing.T) {
 	var events failOpens
 	p := newPolicy(t, "dd", events.record)
 	h, upstreams, logged := p.handler, p.list[:1], new(LoggedState)

@@ -71,7 +71,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*policy)) *poli
 	return p
 }
 
-// newTarget returns a target that is probed only when a test has it probed. One probe
+// newTarget returns a target that is probed only when a test probes it. One probe
 // decides.
 func newTarget() *health.Target {
 	return health.NewTarget(health.Settings{
@@ -120,8 +120,8 @@ func (p *policy) decide(verdicts string) {
 	}
 }
 
-// setDraining has a probe of a target that is up say whether it is draining, and returns
-// when its subscribers know.
+// setDraining makes a probe of a target that is up say whether it is draining, and
+// returns when its subscribers know.
 func setDraining(target *health.Target, draining bool) {
 	if target.Draining() == draining {
 		return
@@ -134,7 +134,7 @@ func setDraining(target *health.Target, draining bool) {
 	<-known
 }
 
-// setAllHealthy has Caddy hold upstreams unhealthy where there is a 0.
+// setAllHealthy makes Caddy consider upstreams unhealthy where there is a 0.
 func setAllHealthy(upstreams reverseproxy.UpstreamPool, healthy string) {
 	for i, u := range upstreams {
 		testkit.SetHealthy(u, healthy[i] != '0')

@@ -51,11 +51,11 @@ func newTier(members []*Member, weight func(i int, m *Member) int) *tier {
 
 func (t *tier) empty() bool { return t.order.Len() == 0 }
 
-// serves reports whether Caddy itself holds u healthy, where that counts.
+// serves reports whether Caddy itself considers u healthy, where that counts.
 func (t *tier) serves(u *reverseproxy.Upstream) bool { return t.anyHealth || u.Healthy() }
 
-// countHealthy counts the members that Caddy itself holds healthy. A tier that is nil has
-// none.
+// countHealthy counts the members that Caddy itself considers healthy. A tier that is nil
+// has none.
 func (t *tier) countHealthy(upstreams reverseproxy.UpstreamPool) (n int) {
 	if t == nil {
 		return 0

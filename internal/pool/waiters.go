@@ -38,7 +38,7 @@ func (w *waiters) next() <-chan struct{} {
 	return w.changed
 }
 
-// wake has all that wait look again.
+// wake wakes all waiting requests.
 func (w *waiters) wake() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

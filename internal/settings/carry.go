@@ -17,11 +17,11 @@ func (s *Set) Carry(c Carried) {
 	s.mu.Lock()
 	s.replace(Merge(s.Of(c.Address), &Setting{Address: c.Address, Weights: map[string]Weight{c.To: c.Weight}}))
 	s.mu.Unlock()
-	s.announce(c.Address)
+	s.notify(c.Address)
 }
 
-// KeepCarried has a carried weight stored. With move, it is taken back for the pool that
-// it was set for.
+// KeepCarried marks a carried weight to be stored. With move, it is taken back for the
+// pool that it was set for.
 func (s *Set) KeepCarried(c Carried, move bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -96,7 +96,7 @@ func (s *Store) load(ctx context.Context) error {
 	close(next)
 	reading.Wait()
 	s.takeOver(batch)
-	if len(errs) == 0 && !s.IsLoaded() { // there is one look at a time
+	if len(errs) == 0 && !s.IsLoaded() { // there is one read at a time
 		close(s.loaded)
 	}
 	s.set.storeAllExcept(listed)

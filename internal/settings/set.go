@@ -73,8 +73,8 @@ func (s *Set) All() map[string]*Setting { return *s.current.Load() }
 // whether it is stored.
 func (s *Set) Revision() uint64 { return s.revision.Load() }
 
-// Subscribe has changed called with the address after every change of a setting, with
-// no lock held, until cancel is called. A call that is under way at that moment may
+// Subscribe makes the set call changed with the address after every change of a setting,
+// with no lock held, until cancel is called. A call that is under way at that moment may
 // still end later.
 func (s *Set) Subscribe(changed func(address string)) (cancel func()) {
 	key := &changed
@@ -88,8 +88,8 @@ func (s *Set) Subscribe(changed func(address string)) (cancel func()) {
 	}
 }
 
-// announce calls all subscribers.
-func (s *Set) announce(address string) {
+// notify calls all subscribers.
+func (s *Set) notify(address string) {
 	s.revision.Add(1)
 	s.mu.Lock()
 	subscribers := slices.Collect(maps.Keys(s.subscribers))
@@ -97,7 +97,7 @@ func (s *Set) announce(address string) {
 	for _, changed := range subscribers {
 		(*changed)(address)
 	}
-	s.revision.Add(1) // a list made meanwhile may have missed subscribers that had not followed
+	s.revision.Add(1) // a list built meanwhile may be outdated: some subscribers had not run
 }
 
 // Change is what an operator wants of an address. A part that is nil stays as it is.
@@ -134,7 +134,7 @@ func (s *Set) Change(address string, c Change) *Setting {
 	s.replace(changed)
 	s.unstored[address] = true
 	s.mu.Unlock()
-	s.announce(address)
+	s.notify(address)
 	return changed
 }
 
@@ -157,9 +157,9 @@ func (s *Set) MarkPresence(address string, present bool) {
 	s.unstored[address] = true
 }
 
-// MergeStored takes over what is newer in stored settings than here. What is older
-// there is to be stored again. It returns the stored ones in which anything was newer,
-// once all subscribers have followed.
+// MergeStored takes over what is newer in stored settings than here. Parts that are older
+// in the storage are marked to be stored. It returns the stored ones in which anything
+// was newer, once all subscribers have followed.
 func (s *Set) MergeStored(stored ...*Setting) (newer []*Setting) {
 	if len(stored) == 0 {
 		return nil
@@ -183,7 +183,7 @@ func (s *Set) MergeStored(stored ...*Setting) (newer []*Setting) {
 	s.current.Store(&current)
 	s.mu.Unlock()
 	for _, other := range newer {
-		s.announce(other.Address)
+		s.notify(other.Address)
 	}
 	return newer
 }
@@ -216,7 +216,7 @@ func (s *Set) forget(setting *Setting) {
 	s.revision.Add(1)
 }
 
-// storeAllExcept has all settings stored again that a storage does not list: it may be
+// storeAllExcept marks all settings to be stored that a storage does not list: it may be
 // another storage than before, or it lost them.
 func (s *Set) storeAllExcept(listed map[string]bool) {
 	s.mu.Lock()

@@ -20,13 +20,12 @@ const (
 	backgroundTimeout = time.Minute
 	// retryInterval is how often a storage that failed is tried again.
 	retryInterval = 2 * time.Second
-	// restFactor and restPerKey bound what it costs to follow others. After each look a
-	// pause follows that is so many times as long as the look took, but no longer than
-	// this for each stored setting: a slow storage is not followed more slowly.
+	// After each read the store pauses for restFactor times its duration, but for restPerKey
+	// a stored key at most, so a slow storage is not read less often.
 	restFactor = 10
 	restPerKey = time.Millisecond
-	// aheadInterval is how often settings are looked at again that were too far ahead,
-	// in case that this clock was wrong.
+	// aheadInterval is how often settings are read again that were too far ahead, in case
+	// that this clock was wrong.
 	aheadInterval = time.Minute
 )
 
@@ -37,23 +36,23 @@ type Store struct {
 	set     *Set
 	storage certmagic.Storage // nil if there is none that can be used
 	prefix  string            // of the keys
-	every   time.Duration     // between two looks at what others did, 0 if there are none
+	every   time.Duration     // between two reads of what others did, 0 if there are none
 	logger  *zap.Logger
 
 	busy   chan struct{} // has an element while the storage is used
 	wake   chan struct{} // has an element when there is something to store
-	loaded chan struct{} // closed when all that the storage held at the start is known
+	loaded chan struct{} // closed when all that the storage had at the start is known
 
 	mu          sync.Mutex      // guards what follows
 	listed      bool            // the storage has told what is in it
 	failing     bool            // the last use of the storage failed, and that was logged
 	invalidKeys map[string]bool // that were logged
-	ahead       bool            // the last look found times that are too far ahead
-	next        time.Time       // when to look again, at the earliest
+	ahead       bool            // the last read found times that are too far ahead
+	next        time.Time       // when to read again, at the earliest
 }
 
 // NewStore returns a Store of a Set under the prefix of a scope. Every is how often to
-// look at what others have set, 0 if no others share the scope. Where storage is nil,
+// read what others have set, 0 if no others share the scope. Where storage is nil,
 // nothing can be stored, and the log says so.
 func NewStore(set *Set, storage certmagic.Storage, prefix string, every time.Duration, logger *zap.Logger) *Store {
 	return &Store{
@@ -66,7 +65,7 @@ func NewStore(set *Set, storage certmagic.Storage, prefix string, every time.Dur
 // IsFleet reports whether others share the scope.
 func (s *Store) IsFleet() bool { return s.every > 0 }
 
-// Loaded is closed when all that the storage held at the start is known.
+// Loaded is closed when all that the storage had at the start is known.
 func (s *Store) Loaded() <-chan struct{} { return s.loaded }
 
 // IsLoaded reports whether Loaded is closed.
@@ -79,7 +78,7 @@ func (s *Store) IsLoaded() bool {
 	}
 }
 
-// Wake has Run store soon what is yet to be stored.
+// Wake makes Run store soon what is yet to be stored.
 func (s *Store) Wake() {
 	select {
 	case s.wake <- struct{}{}:
@@ -108,15 +107,15 @@ func (s *Store) Run(ctx context.Context) {
 	}
 }
 
-// isDue reports whether to look at the storage again: for what others do, or for what
-// could not be read at the start.
+// isDue reports whether to read the storage again: for what others do, or for what could
+// not be read at the start.
 func (s *Store) isDue(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return (s.IsFleet() || !s.IsLoaded() || s.ahead) && !now.Before(s.next)
 }
 
-// rest sets when the next look is due, after one at so many keys.
+// rest sets when the next read is due, after one of so many keys.
 func (s *Store) rest(keys int, began time.Time) {
 	now := time.Now()
 	rest := min(restFactor*now.Sub(began), time.Duration(keys)*restPerKey)

@@ -160,10 +160,10 @@ func TestStore_RestsAfterReading(t *testing.T) {
 	for name, tc := range map[string]struct {
 		keys   int
 		takes  time.Duration // to read one
-		atMost int           // looks in a minute
+		atMost int           // reads in a minute
 		atBest int
 	}{
-		// 16 are read at a time: a look takes 1.25 s, a rest 5 s
+		// 16 are read at a time: a read takes 1.25 s, a rest 5 s
 		"many":                   {5000, 4 * time.Millisecond, 11, 8},
 		"a few, a slow storage":  {5, 50 * time.Millisecond, 601, 300},
 		"a few, a quick storage": {100, 10 * time.Microsecond, 601, 500},

@@ -502,7 +502,7 @@ func TestStore_BadKeyDoesNotAffectOthers(t *testing.T) {
 	})
 }
 
-// A config with another storage has all settings stored there, even if it does not
+// A config with another storage stores all settings there, even if it does not
 // answer at first.
 func TestStore_NewStorageGetsAllSettings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -123,13 +123,13 @@ func (out output) gauges(rows []view.Upstream) {
 			states[row.Pool] = map[string]int{"up": 0, "down": 0, "unknown": 0, "draining": 0, "maintenance": 0}
 			failOpen[row.Pool] = 0
 		}
-		if !row.Past {
+		if !row.Stale {
 			states[row.Pool][row.State()]++
 		}
 		if row.FailOpen {
 			failOpen[row.Pool] = 1
 		}
-		if row.Past || row.Mode == "maintenance" {
+		if row.Stale || row.Mode == "maintenance" {
 			continue // its status is no alarm, or there is none
 		}
 		for _, c := range row.Checks {

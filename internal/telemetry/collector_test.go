@@ -81,7 +81,7 @@ func states(pool string, failOpen float64, counts map[string]float64) map[string
 }
 
 // Gauges are made of the rows: the worst of several checks with one label counts, and
-// what is past, in maintenance or in no pool has no status.
+// what is stale, in maintenance or in no pool has no status.
 func TestCollector_GaugesFollowTheRows(t *testing.T) {
 	check := func(status string) []view.Check { return []view.Check{{Check: "tcp", Status: status}} }
 	registry := register(t,
@@ -89,9 +89,9 @@ func TestCollector_GaugesFollowTheRows(t *testing.T) {
 		view.Upstream{Pool: "one", Upstream: "b", Status: "down", Mode: "ready", Checks: check("down"), FailOpen: true},
 		view.Upstream{Pool: "one", Upstream: "c", Status: "up", Mode: "maintenance", Checks: check("up")},
 		view.Upstream{Pool: "one", Upstream: "d", Status: "up", Mode: "drain", Checks: check("up")},
-		view.Upstream{Pool: "one", Upstream: "e", Status: "down", Mode: "ready", Checks: check("down"), Past: true},
+		view.Upstream{Pool: "one", Upstream: "e", Status: "down", Mode: "ready", Checks: check("down"), Stale: true},
 		view.Upstream{Pool: "two", Upstream: "a", Status: "down", Mode: "ready", Checks: check("down")},
-		view.Upstream{Pool: "three", Upstream: "f", Status: "unknown", Mode: "ready", Checks: check("unknown"), Past: true},
+		view.Upstream{Pool: "three", Upstream: "f", Status: "unknown", Mode: "ready", Checks: check("unknown"), Stale: true},
 		view.Upstream{Pool: "four", Upstream: "g", Status: "unknown", Mode: "drain", Checks: check("unknown"), Gone: true},
 	)
 	want := states("one", 1, map[string]float64{"up": 1, "down": 1, "maintenance": 1, "draining": 1})

@@ -5,7 +5,8 @@ package telemetry
 import "sync"
 
 // failOpenEvents counts the pools of one name that ignore health, in all handlers and
-// configs of the process, and knows what was reported last.
+// configs of the process, and reports when there is a first one and when there is none
+// any more.
 type failOpenEvents struct {
 	mu        sync.Mutex     // guards what follows
 	pools     map[Source]int // how many of each source ignore health

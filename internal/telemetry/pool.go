@@ -41,7 +41,7 @@ type PoolCounters struct {
 	sources map[Source]struct{}
 	joined  uint64            // how many sources have joined so far
 	recent  []*leftSource     // sources that left a short while ago, the oldest first
-	past    map[string]uint64 // selections of those that left before, by upstream
+	settled map[string]uint64 // selections of those that left before, by upstream
 	shown   map[string]uint64 // what Selections returned last
 	cleanUp *time.Timer       // nil until the first source leaves
 }
@@ -68,7 +68,7 @@ func JoinPool(name string, s Source) (*PoolCounters, error) {
 }
 
 func newPoolCounters(name string) *PoolCounters {
-	return &PoolCounters{name: name, sources: make(map[Source]struct{}), past: make(map[string]uint64)}
+	return &PoolCounters{name: name, sources: make(map[Source]struct{}), settled: make(map[string]uint64)}
 }
 
 // Leave undoes JoinPool. What the source counted stays while other sources have joined.
@@ -143,7 +143,7 @@ func (p *PoolCounters) settle(now time.Time) {
 		if i := slices.Index(p.recent, left); i >= 0 { // else another goroutine has done it
 			p.recent = slices.Delete(p.recent, i, i+1)
 			for upstream, n := range counts {
-				p.past[upstream] += n
+				p.settled[upstream] += n
 			}
 		}
 		p.mu.Unlock()
@@ -179,7 +179,7 @@ func (p *PoolCounters) prune() {
 		_, there := present[upstream]
 		return !there
 	}
-	maps.DeleteFunc(p.past, gone)
+	maps.DeleteFunc(p.settled, gone)
 	maps.DeleteFunc(p.shown, gone)
 }
 
@@ -192,22 +192,22 @@ func (p *PoolCounters) prune() {
 func (p *PoolCounters) Selections() map[string]uint64 {
 	p.mu.Lock()
 	sources := slices.Collect(maps.Keys(p.sources))
-	recent, past := slices.Clone(p.recent), maps.Clone(p.past)
+	recent, settled := slices.Clone(p.recent), maps.Clone(p.settled)
 	p.mu.Unlock()
 	all := make(map[string]uint64)
 	for _, s := range sources {
 		add(all, s.Selections())
 	}
-	addPast := func(counts map[string]uint64) {
+	addSettled := func(counts map[string]uint64) {
 		for upstream, n := range counts {
 			if _, there := all[upstream]; there {
 				all[upstream] += n
 			}
 		}
 	}
-	addPast(past)
+	addSettled(settled)
 	for _, left := range recent {
-		addPast(left.Selections())
+		addSettled(left.Selections())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

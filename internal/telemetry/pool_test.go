@@ -121,8 +121,8 @@ func TestPoolCounters_ForgetUpstreamsThatAreGone(t *testing.T) {
 		leave(t, p, old)
 		time.Sleep(recentFor + time.Second)
 		synctest.Wait()
-		if want := map[string]uint64{"a": 5}; !maps.Equal(p.past, want) {
-			t.Errorf("kept %v, want %v", p.past, want)
+		if want := map[string]uint64{"a": 5}; !maps.Equal(p.settled, want) {
+			t.Errorf("kept %v, want %v", p.settled, want)
 		}
 		next.set("gone", 2)
 		wantSelections(t, "it is back", p, map[string]uint64{"a": 6, "gone": 2})

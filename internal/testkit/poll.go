@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// Patience is how long a test waits for what has to happen at some time. It passes
-	// only where something is broken.
+	// Patience is how long a test waits for what has to happen at some time. Only a failing
+	// test waits that long.
 	Patience = 30 * time.Second
 	// Slack is what a busy machine may add to a time that is promised.
 	Slack = 2 * time.Second

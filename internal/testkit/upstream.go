@@ -17,7 +17,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
-// Decide has a probe of a target pass or fail, and returns when its subscribers know. A
+// Decide makes a probe of a target pass or fail, and returns when its subscribers know. A
 // target that has the status already is left alone.
 func Decide(target *health.Target, passes bool) {
 	want := health.Down

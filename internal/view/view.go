@@ -57,8 +57,8 @@ type Upstream struct {
 	// Position orders the rows of a pool: below 0 if the config lists the upstream, 0 if
 	// requests bring it.
 	Position int `json:"-"`
-	// Past says that requests bring other upstreams now.
-	Past bool `json:"-"`
+	// Stale says that requests bring other upstreams now.
+	Stale bool `json:"-"`
 }
 
 // Check is what one check knows of an upstream.
@@ -120,7 +120,7 @@ func (u *Upstream) Merge(other Upstream) {
 	u.Backup = u.Backup && other.Backup
 	u.FailOpen = u.FailOpen || other.FailOpen
 	u.Position = min(u.Position, other.Position)
-	u.Past = u.Past && other.Past
+	u.Stale = u.Stale && other.Stale
 	u.Idle = u.Idle && other.Idle
 	if isWorse(other.Status, u.Status) {
 		u.Status, u.Since = other.Status, other.Since
@@ -142,7 +142,7 @@ func (u *Upstream) AddCheck(c Check) {
 	}
 }
 
-// mergeReasons has the row say what holds for each of the handlers that it stands for.
+// mergeReasons lets the row say what applies to each of the handlers that it stands for.
 // It serves if it does for one of them.
 func (u *Upstream) mergeReasons(other Upstream) {
 	for _, row := range []*Upstream{u, &other} {

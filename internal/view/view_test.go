@@ -20,8 +20,8 @@ func TestMerge_SaysWhatDiffers(t *testing.T) {
 	}
 }
 
-// Handlers of one pool are one: what counts twice is counted once, and the worst of what
-// differs is shown. An upstream serves if it does for one of them.
+// Rows of handlers of one pool are merged: shared counts once, the worst where they
+// differ. An upstream serves if it does for one of them.
 func TestMerge_ShowsTheWorst(t *testing.T) {
 	early, late := new(time.Unix(1, 0)), new(time.Unix(2, 0))
 	row := Upstream{
