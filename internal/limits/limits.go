@@ -141,7 +141,7 @@ func ParseRampWindow(text string) (time.Duration, error) { return rampWindow.par
 // ever.
 func SyncInterval(interval time.Duration) error { return syncInterval.check(interval) }
 
-// ParseSyncInterval reads how often the members of a fleet look at the storage.
+// ParseSyncInterval reads how often the members of a fleet read the storage.
 func ParseSyncInterval(text string) (time.Duration, error) { return syncInterval.parse(text) }
 
 // missingUnit says what to write, where a duration is so short that it must be a
