@@ -639,16 +639,6 @@ func TestGRPC_NeedsAnHTTPTransport(t *testing.T) {
 	}
 }
 
-// The label has the service and the authority.
-func TestGRPC_LabelHasServiceAndAuthority(t *testing.T) {
-	t.Parallel()
-	for config, want := range map[string]string{`{}`: "grpc", `{"service":"pkg.Service","authority":"a"}`: "grpc pkg.Service authority a"} {
-		if got := loadKind(t, new(GRPC), config).String(); got != want {
-			t.Errorf("%s: got %q, want %q", config, got, want)
-		}
-	}
-}
-
 // What a Caddyfile cannot express is an error in JSON, too.
 func TestGRPC_ProvisionRejectsInvalidConfig(t *testing.T) {
 	t.Setenv("PROBE_NAME", "not a name")

@@ -18,34 +18,6 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// Every address is checked from when it first appears. One that is dead gets no
-// request, and one that is alive gets its share after its first pass.
-func TestDynamic_AddressesAreWatchedFromTheirFirstRequest(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		n := newNetwork("a:80", "d:80")
-		p := newDynamicPolicy(t, n, "x")
-		for _, step := range []struct {
-			pool []string
-			want map[string]int
-		}{
-			{[]string{"a:80", "b:80"}, map[string]int{"a:80": 60}}, // held for the first verdicts
-			{[]string{"a:80", "b:80", "c:80"}, map[string]int{"a:80": 60}},
-			{[]string{"a:80", "b:80", "c:80", "d:80"}, map[string]int{"a:80": 60}}, // no verdict yet
-		} {
-			if got := p.served(60, step.pool...); !maps.Equal(got, step.want) {
-				t.Errorf("%v: served by %v, want %v", step.pool, got, step.want)
-			}
-		}
-		time.Sleep(time.Second)
-		if got, want := p.served(60, "a:80", "b:80", "c:80", "d:80"), map[string]int{"a:80": 30, "d:80": 30}; !maps.Equal(got, want) {
-			t.Errorf("after its first pass: served by %v, want %v", got, want)
-		}
-		if got, want := n.probed(), []string{"a:80", "b:80", "c:80", "d:80"}; !slices.Equal(got, want) {
-			t.Errorf("probed %v, want %v", got, want)
-		}
-	})
-}
-
 // An address is forgotten when requests have seen the pool without it for five minutes.
 // Without requests it is not known to be gone, so it is kept, for an hour.
 func TestDynamic_AddressesThatAreGoneAreForgotten(t *testing.T) {
@@ -155,27 +127,6 @@ func TestWatchList_SurvivesAReload(t *testing.T) {
 		time.Sleep(15 * time.Second)
 		if got := n.probed(); slices.Contains(got, "z:80") {
 			t.Error("a config that has ended began to watch")
-		}
-	})
-}
-
-// A source that never ends cannot make the watch list grow without bound.
-func TestDynamic_WatchedAddressesAreLimited(t *testing.T) {
-	if testkit.RaceDetector {
-		t.Skip("the race detector crashes by itself over thousands of timers of virtual time")
-	}
-	bubble(t, func(t *testing.T) {
-		n := newNetwork()
-		p := newDynamicPolicy(t, n, "x")
-		for i := range 3 * maxObserved {
-			p.Select(brought(fmt.Sprintf("a%d:80", i)), testkit.Get(), nil)
-		}
-		if got := len(p.monitors.all()); got != maxObserved {
-			t.Errorf("%d monitors, want %d", got, maxObserved)
-		}
-		warnings := p.logs.FilterMessageSnippet("too many upstreams from a dynamic source").Len()
-		if warnings != 1 {
-			t.Errorf("%d warnings of too many upstreams, want 1", warnings)
 		}
 	})
 }

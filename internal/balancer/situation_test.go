@@ -282,24 +282,3 @@ func TestFailOpenEvents_OverReloads(t *testing.T) {
 		t.Errorf("fail_open events %v, want that it ended", got)
 	}
 }
-
-// TestFailOpenEvents_ByCaddysOwnHealth: what begins with a pick, without a change of any
-// check, is told once by an event, and so is its end. The list says it before a request.
-func TestFailOpenEvents_ByCaddysOwnHealth(t *testing.T) {
-	p := newPolicy(t, "uu")
-	for _, healthy := range []bool{false, true} {
-		for _, u := range p.listed {
-			testkit.SetHealthy(u, healthy)
-		}
-		if got := p.failsOpen(); got == healthy {
-			t.Errorf("healthy %v: the list says fail-open %v", healthy, got)
-		}
-		if got := takeFailOpen(p.registry.Events); got != nil {
-			t.Errorf("healthy %v: a look at the list told %v", healthy, got)
-		}
-		p.picks(testkit.Get, 20)
-		if got := takeFailOpen(p.registry.Events); !slices.Equal(got, []bool{!healthy}) {
-			t.Errorf("healthy %v: fail_open events %v", healthy, got)
-		}
-	}
-}

@@ -141,22 +141,6 @@ func TestWatchList_EachHandlerForgetsByItself(t *testing.T) {
 	})
 }
 
-// What an earlier config watched is forgotten, too, when the pool has been idle
-// for an hour, if no request came at all since the reload.
-func TestWatchList_ResumedAddressesAreForgottenWhenIdle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPolicy(t, "")
-		d := p.dynamic
-		d.list.add("10.9.9.9:80") // by the earlier config
-		d.resume()
-		d.list.remove("10.9.9.9:80")
-		time.Sleep(2 * idleFor)
-		if got := d.list.dials(); len(got) > 0 {
-			t.Errorf("watched after %s without a request: got %v, want nothing", 2*idleFor, got)
-		}
-	})
-}
-
 // What an earlier config watched is forgotten only when requests have seen the
 // pool without it for five minutes, be the first of them late.
 func TestWatchList_ResumedAddressesAreKeptUntilRequestsMissThem(t *testing.T) {

@@ -193,31 +193,6 @@ func TestPool_AChangeContinuesTheOrder(t *testing.T) {
 	}
 }
 
-// TestPick_BackupsServeWhileNoPrimaryDoes: backups get requests when the last primary
-// goes down, and none when one is back. They are not part of the last resort. Its begin
-// and its end are logged once.
-func TestPick_BackupsServeWhileNoPrimaryDoes(t *testing.T) {
-	p := newPolicy(t, "uuuu", withWeights(2, 1, -3, -1))
-	for _, tc := range []struct {
-		verdicts string
-		want     []int // of 12 picks
-	}{
-		{"uuuu", []int{8, 4, 0, 0}},
-		{"du??", []int{0, 12, 0, 0}},
-		{"?d??", []int{0, 0, 9, 3}},
-		{"??d?", []int{0, 0, 0, 12}},
-		{"???d", []int{8, 4, 0, 0}},
-		{"??u?", []int{0, 0, 12, 0}},
-		{"u???", []int{12, 0, 0, 0}},
-	} {
-		p.decide(tc.verdicts)
-		if got := counts(p.picks(testkit.Get, 12), 4); !slices.Equal(got, tc.want) {
-			t.Errorf("picks after %s %v, want %v", tc.verdicts, got, tc.want)
-		}
-	}
-	p.wantLog(t, noneAlive, enoughAgain)
-}
-
 // TestPick_WhileVerdictsChange: while verdicts change, each request gets an upstream,
 // none of weight 0, and no backup while a primary serves all the time. Once the verdicts
 // are settled the shares are exact.

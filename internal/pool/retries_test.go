@@ -13,8 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
@@ -221,29 +219,6 @@ func wantProportional(t *testing.T, served, weights []int, off float64) {
 			t.Errorf("upstream %d served %v requests, want %.0f in proportion to its weight (%.1f times its share); all: %v", i, got, want, got/want, served)
 			return
 		}
-	}
-}
-
-// TestRetries_SkipByAddress: a request over a dynamic source skips by address, because
-// the upstreams are new values for each try.
-func TestRetries_SkipByAddress(t *testing.T) {
-	fresh := func() (upstreams reverseproxy.UpstreamPool) {
-		for i := range 3 {
-			upstreams = append(upstreams, &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: address(i)})
-		}
-		return upstreams
-	}
-	h := newPolicy(t, "", retrying).handler
-	p := New(h, handMade("u1 u1 u1"), fresh(), new(LoggedState))
-	a := Attempt{Request: testkit.Get(), Tried: new(Tried)}
-	var got []string
-	for range 3 {
-		a.Upstreams = fresh()
-		got = append(got, p.Pick(a).Dial)
-	}
-	slices.Sort(got)
-	if want := []string{address(0), address(1), address(2)}; !slices.Equal(got, want) {
-		t.Errorf("tried %v, want each once", got)
 	}
 }
 
