@@ -126,7 +126,7 @@ func TestHTTP_RequestFollowsTheOptions(t *testing.T) {
 			t.Errorf("%s: %v", test.config, err)
 			continue
 		}
-		got := wait(t, requests, grace)
+		got := testkit.Wait(t, requests, grace)
 		if want := cmp.Or(test.method, "GET"); got.Method != want {
 			t.Errorf("%s: got the method %s, want %s", test.config, got.Method, want)
 		}
@@ -172,7 +172,7 @@ func TestHTTP_ConcurrentProbesShareNothing(t *testing.T) {
 		}
 	}
 	for _, result := range results {
-		if err := wait(t, result, long); err != nil {
+		if err := testkit.Wait(t, result, long); err != nil {
 			t.Error(err)
 		}
 	}
@@ -381,9 +381,9 @@ func TestHTTP_CanceledProbeReturnsAtOnce(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*grace)
 			defer cancel()
 			result := start(ctx, load(t, `{"uri":"/","expect_body":"."}`), newUpstream(t, "tcp", addr, nil))
-			wait(t, asked, grace)
+			testkit.Wait(t, asked, grace)
 			cancel()
-			if err := wait(t, result, grace); !errors.Is(err, context.Canceled) {
+			if err := testkit.Wait(t, result, grace); !errors.Is(err, context.Canceled) {
 				t.Errorf("got %v, want %v", err, context.Canceled)
 			}
 		})
@@ -410,10 +410,10 @@ func TestHTTP_VerdictClosesTheConnection(t *testing.T) {
 				close(hungUp)
 			})
 			result := start(t.Context(), load(t, test.config), newUpstream(t, "tcp", addr, nil))
-			if got := text(wait(t, result, grace)); got != test.want {
+			if got := text(testkit.Wait(t, result, grace)); got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
-			wait(t, hungUp, grace)
+			testkit.Wait(t, hungUp, grace)
 		})
 	}
 }

@@ -21,7 +21,7 @@ import (
 // An address is forgotten when requests have seen the pool without it for five minutes.
 // Without requests it is not known to be gone, so it is kept, for an hour.
 func TestDynamic_AddressesThatAreGoneAreForgotten(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
 		p := newDynamicPolicy(t, n, "x")
 		p.served(1, "a:80", "b:80")
@@ -61,7 +61,7 @@ func TestDynamic_AddressesThatAreGoneAreForgotten(t *testing.T) {
 
 // Answers that alternate are all watched, and none is made anew for a request.
 func TestDynamic_AnswersThatAlternateAreKeptReady(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
 		p := newDynamicPolicy(t, n, "x")
 		p.served(1, "a:80", "b:80")
@@ -95,7 +95,7 @@ func TestDynamic_AnswersThatAlternateAreKeptReady(t *testing.T) {
 // The watch list outlives a reload: the next config knows which are dead before its first
 // request, and goes on probing.
 func TestWatchList_SurvivesAReload(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80")
 		p := newDynamicPolicy(t, n, "x")
 		p.served(1, "a:80", "b:80")
@@ -136,7 +136,7 @@ func TestDynamic_AddressesPastTheLimitAreWatchedLater(t *testing.T) {
 	if testkit.RaceDetector {
 		t.Skip("the race detector crashes by itself over thousands of timers of virtual time")
 	}
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork()
 		p := newDynamicPolicy(t, n, "x")
 		for i := range maxObserved {
@@ -156,7 +156,7 @@ func TestDynamic_AddressesPastTheLimitAreWatchedLater(t *testing.T) {
 
 // An upstream that one of the checks refuses leaves no monitor of the others.
 func TestDynamic_RefusedUpstreamLeavesNoMonitor(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		p := newDynamicPolicy(t, newNetwork(), "x")
 		refuses := *p.config.Checks[0]
 		refuses.Validate = func(*monitor.Route) error { return errors.New("not this one") }
@@ -170,7 +170,7 @@ func TestDynamic_RefusedUpstreamLeavesNoMonitor(t *testing.T) {
 
 // A retry probes the upstream that failed, from a dynamic source, too.
 func TestDynamic_RetryProbesTheLastPick(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80")
 		p := newDynamicPolicy(t, n, "x", retrying)
 		p.served(1, "a:80")
@@ -190,7 +190,7 @@ func TestDynamic_RetryProbesTheLastPick(t *testing.T) {
 // first time, nor by the next config. Its mode is forgotten with it, unless another
 // policy has it.
 func TestDynamic_ModesAreForgottenWithTheAddress(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
 		p := newDynamicPolicy(t, n, "x")
 		o := p.registry.Settings
@@ -235,7 +235,7 @@ func TestDynamic_ModesAreForgottenWithTheAddress(t *testing.T) {
 func TestDynamic_UpstreamsAreOpenedWithoutALock(t *testing.T) {
 	for _, ends := range []string{"no config", "the config"} {
 		t.Run(ends+" ends meanwhile", func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				n := newNetwork("a:80", "b:80", "c:80")
 				var looks atomic.Int64
 				var p *policy
@@ -285,7 +285,7 @@ func TestDynamic_UpstreamsAreOpenedWithoutALock(t *testing.T) {
 
 // A check that panics at an upstream has no other request wait.
 func TestDynamic_CheckThatPanicsDelaysNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		panics := newNetwork().check()
 		panics.Validate = func(r *monitor.Route) error {
 			if r.Address == "a:80" {
@@ -311,7 +311,7 @@ func TestDynamic_CheckThatPanicsDelaysNothing(t *testing.T) {
 // An upstream in maintenance that requests bring is not probed, also while the config has
 // not begun as a whole.
 func TestDynamic_MaintenanceHoldsBeforeTheConfigHasBegun(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
 		p := newDynamicPolicy(t, n, "x")
 		p.registry.beside.Store(true)

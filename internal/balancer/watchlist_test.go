@@ -75,7 +75,7 @@ func TestWatchList_TimesSurviveReloads(t *testing.T) {
 			{"no requests", false, idleFor, "a:80"},
 		} {
 			t.Run(fmt.Sprintf("%s, reloads every %s", tc.rule, every), func(t *testing.T) {
-				bubble(t, func(t *testing.T) {
+				testkit.Bubble(t, func(t *testing.T) {
 					n := newNetwork("a:80", "b:80")
 					p := newDynamicPolicy(t, n, "x")
 					p.served(1, "a:80", "b:80")
@@ -110,7 +110,7 @@ func TestWatchList_TimesSurviveReloads(t *testing.T) {
 // Handlers with the same source share the addresses, but each forgets what its own
 // requests do not bring: that another handler gets them is no reason to probe on.
 func TestWatchList_EachHandlerForgetsByItself(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
 		first, second := newDynamicPolicy(t, n, "x"), newDynamicPolicy(t, n, "x")
 		first.served(1, "a:80")

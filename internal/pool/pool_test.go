@@ -164,7 +164,7 @@ func TestPick_SharesAreExactInEveryTier(t *testing.T) {
 				length += w
 			}
 			got := p.picks(testkit.Get, max(length, 1))
-			if slices.Contains(got, -1) != (length == 0) || !slices.Equal(counts(got, n), want) {
+			if slices.Contains(got, -1) != (length == 0) || !slices.Equal(testkit.Counts(got, n), want) {
 				t.Fatalf("seed %d, step %d: weights %v (backups below 0), verdicts %s, %+v, retries %v: picks %v, want counts %v",
 					seed, step, weights, verdicts, open, retries, got, want)
 			}
@@ -188,7 +188,7 @@ func TestPool_AChangeContinuesTheOrder(t *testing.T) {
 		first = append(first, p.pickIndex(testkit.Get()))
 	}
 	// its share is 5/7 and 5/8 in turn
-	if got := counts(first, 4); got[0] < 220 || got[0] > 320 {
+	if got := testkit.Counts(first, 4); got[0] < 220 || got[0] > 320 {
 		t.Errorf("seed %d: picks right after 400 changes %v, want about 268 of the heaviest", seed, got)
 	}
 }
@@ -233,7 +233,7 @@ func TestPick_WhileVerdictsChange(t *testing.T) {
 				}
 				close(stop)
 				wg.Wait()
-				if got := counts(p.picks(testkit.Get, 400), 6); !slices.Equal(got, tc.want) {
+				if got := testkit.Counts(p.picks(testkit.Get, 400), 6); !slices.Equal(got, tc.want) {
 					t.Errorf("picks after the changes %v, want %v", got, tc.want)
 				}
 			})
