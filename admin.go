@@ -245,7 +245,7 @@ func patch(w http.ResponseWriter, r *http.Request, only balancer.Filter) (balanc
 // change returns the change that the request asks for.
 func (asked request) change() (c settings.Change, err error) {
 	if asked.Mode == nil && asked.Weight == nil {
-		return c, nothingToChange.errorf(`nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to take it back`)
+		return c, nothingToChange.errorf(`nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to remove it`)
 	}
 	if asked.Mode != nil {
 		m := settings.Mode(settings.Ready)
@@ -275,7 +275,7 @@ func registryWith(only balancer.Filter) (*balancer.Registry, error) {
 	case only.Upstream == "":
 		return nil, missingUpstream.errorf("name one upstream by the parameter upstream, as the list of upstreams has it")
 	case registry == nil || !balancer.Has(registry, only):
-		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists those there are%s", only.Upstream, inPool(only.Pool), suggest.DidYouMean(only.Upstream, knownUpstreams(only.Pool)))
+		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists all upstreams%s", only.Upstream, inPool(only.Pool), suggest.DidYouMean(only.Upstream, knownUpstreams(only.Pool)))
 	}
 	return registry, nil
 }
@@ -303,13 +303,13 @@ func complete(registry *balancer.Registry, only balancer.Filter, c settings.Chan
 	maps.DeleteFunc(pools, func(name string, _ *balancer.Balancer) bool { return only.Pool != "" && only.Pool != name })
 	if len(pools) == 0 {
 		if c.Mode != nil && *c.Mode != settings.Ready || c.Weight != nil && *c.Weight != nil {
-			return c, upstreamGone.errorf("no pool has the upstream '%s'; what is stored of it can only be taken back, by ready or null", only.Upstream)
+			return c, upstreamGone.errorf("no pool has the upstream '%s' any more; its settings can only be removed, with mode ready or weight null", only.Upstream)
 		}
 		if only.Pool == "" {
 			return settings.Change{Clear: true}, nil
 		}
 		if c.Weight == nil {
-			return c, poolGone.errorf("the pool '%s' is gone; only the weight that was set for it can be taken back, by null", only.Pool)
+			return c, poolGone.errorf("the pool '%s' no longer exists; its weight can only be removed, with null", only.Pool)
 		}
 		c.Pool = only.Pool
 		return c, nil
@@ -322,7 +322,7 @@ func complete(registry *balancer.Registry, only balancer.Filter, c settings.Chan
 	}
 	for name, b := range pools {
 		if c.Pool = name; b.HasSelect() && *c.Weight != nil && **c.Weight != 0 {
-			return c, invalidWeight.errorf("the pool '%s' picks by the policy of select, which decides by itself: only a weight of 0 or null can be set", name)
+			return c, invalidWeight.errorf("the pool '%s' uses select, so only a weight of 0 or null can be set", name)
 		}
 	}
 	return c, nil

@@ -12,7 +12,6 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
-	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
@@ -142,7 +141,7 @@ func (s *Selection) addCheck(d *caddyfile.Dispenser) error {
 func (s *Selection) parseBackups(d *caddyfile.Dispenser) error {
 	names := d.RemainingArgs()
 	if len(names) == 0 {
-		return d.Err("backup takes upstreams, as reverse_proxy names them")
+		return d.Err("backup takes upstreams, as reverse_proxy accepts them")
 	}
 	for _, name := range names {
 		if slices.Contains(s.Backups, name) {
@@ -162,8 +161,8 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 		return d.Err("select takes a selection policy, like least_conn")
 	}
 	policy := d.Val()
-	if !pool.CanSelect(policy) {
-		return d.WrapErr(pool.ErrCannotSelect(policy))
+	if !canSelect(policy) {
+		return d.WrapErr(errCannotSelect(policy))
 	}
 	block := d.NewFromNextSegment()
 	block.Next()
@@ -172,7 +171,7 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 		return err
 	}
 	s.SelectRaw = caddyconfig.JSONModuleObject(selector, "policy", policy, nil)
-	if pool.CountsPositions(s.SelectRaw) {
+	if countsPositions(s.SelectRaw) {
 		return errFallback(block)
 	}
 	return nil
@@ -182,11 +181,11 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 // of the policy that has it.
 func errFallback(d *caddyfile.Dispenser) error {
 	for d.Reset(); d.Next(); {
-		if d.Val() == "fallback" && d.NextArg() && d.Val() == pool.Positional {
+		if d.Val() == "fallback" && d.NextArg() && d.Val() == positional {
 			break
 		}
 	}
-	return d.Errf("select: %v", pool.ErrPositional)
+	return d.Errf("select: %v", errPositional)
 }
 
 // parseWeight reads the option that d is at: an upstream and its weight.

@@ -18,7 +18,6 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
-	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
@@ -294,7 +293,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		rejects("alive `"+bad+"`", uri, bad, 1)
 		inPolicy("check http `"+bad+"`", uri, bad, 2)
 	}
-	full := "uri must be a path that begins with one '/', with a query if need be; give only the path, like /healthz: it is the upstream that is asked; got 'http://app/healthz', at Testfile:%d"
+	full := "uri must be a path that begins with one '/', with a query if need be; give only the path, like /healthz: the request always goes to the upstream; got 'http://app/healthz', at Testfile:%d"
 	rejects("alive http://app/healthz", full, 1)
 
 	// The name.
@@ -366,7 +365,7 @@ func TestCaddyfileErrors(t *testing.T) {
 			inCheck(kind, "port `"+bad+"`", "port must be a whole number from 1 to 65535; got '%s', at Testfile:3", bad)
 		}
 		for _, bad := range []string{":81", "app1:80-81", "app1:x", "app1:65536", "http://app1:81", "udp/app1:81", "unixgram//run/app.sock", "unix/", "fd/3", ""} {
-			inCheck(kind, "address `"+bad+"`", "address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s', at Testfile:3", bad)
+			inCheck(kind, "address `"+bad+"`", "address must be a host, optionally with a port, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s', at Testfile:3", bad)
 		}
 		for _, bad := range []string{"v3", "V1", "1", "on", "{env.VERSION}", ""} {
 			inCheck(kind, "proxy_protocol `"+bad+"`", "proxy_protocol must be off, v1 or v2; got '%s', at Testfile:3", bad)
@@ -391,7 +390,7 @@ func TestCaddyfileErrors(t *testing.T) {
 		inPolicy("weight app1 `"+bad+"`", "weight must be a whole number from 0 to 256; got '%s', at Testfile:2", bad)
 	}
 	inPolicy("weight app1 1\nweight app2 1\nweight app1 2", "the weight of app1 is given twice, at Testfile:4")
-	inPolicy("backup", "backup takes upstreams, as reverse_proxy names them, at Testfile:2")
+	inPolicy("backup", "backup takes upstreams, as reverse_proxy accepts them, at Testfile:2")
 	inPolicy("backup app1 app2\nbackup app1", "app1 is named as a backup twice, at Testfile:3")
 	inPolicy("slow_start", slow)
 	inPolicy("slow_start 1s 2% 3", slow)
@@ -413,13 +412,13 @@ func TestCaddyfileErrors(t *testing.T) {
 	inPolicy("select", "select takes a selection policy, like least_conn, at Testfile:2")
 	inPolicy("select first\nselect first", twice, "select", 3)
 	for _, bad := range []string{"alive", "weighted_round_robin", "nosuch", ""} {
-		inPolicy("select `"+bad+"` 1", "%s, at Testfile:2", pool.ErrCannotSelect(bad))
+		inPolicy("select `"+bad+"` 1", "%s, at Testfile:2", errCannotSelect(bad))
 	}
 	inPolicy("select random_choose", "wrong argument count or unexpected line ending after 'random_choose', at Testfile:2")
 	inPolicy("select random_choose two", "invalid choice value 'two': strconv.Atoi: parsing \"two\": invalid syntax, at Testfile:2")
 
-	inPolicy("select cookie weighted_round_robin {\nfallback weighted_round_robin 1 2\n}", "select: %s, at Testfile:3", pool.ErrPositional)
-	inPolicy("select query a {\nfallback header b {\nfallback cookie {\nfallback weighted_round_robin 1 2\n}\n}\n}", "select: %s, at Testfile:5", pool.ErrPositional)
+	inPolicy("select cookie weighted_round_robin {\nfallback weighted_round_robin 1 2\n}", "select: %s, at Testfile:3", errPositional)
+	inPolicy("select query a {\nfallback header b {\nfallback cookie {\nfallback weighted_round_robin 1 2\n}\n}\n}", "select: %s, at Testfile:5", errPositional)
 
 	// What contradicts each other is reported where the block begins.
 	inCheck("tcp", "fast_interval 6s", "fast_interval (6s) must not be longer than interval (5s), at Testfile:2")
@@ -556,7 +555,7 @@ func TestCaddyfileMistakes(t *testing.T) {
 		{"alive {\nbackups app1\n}", "unrecognized option 'backups': " + ofAlive + "; did you mean 'backup'?, at Testfile:2"},
 		{"alive {\ncheck htp /a\n}", "unknown kind of check 'htp'; this build has " + kinds + "; did you mean 'http'?, at Testfile:2"},
 		{"alive {\ncheck HTTP /a\n}", "unknown kind of check 'HTTP'; this build has " + kinds + "; did you mean 'http'?, at Testfile:2"},
-		{"alive {\nselect least-con\n}", "select takes one of the selection policies " + strings.Join(pool.Selectable(), ", ") + "; got 'least-con'; did you mean 'least_conn'?, at Testfile:2"},
+		{"alive {\nselect least-con\n}", "select takes one of the selection policies " + strings.Join(selectable(), ", ") + "; got 'least-con'; did you mean 'least_conn'?, at Testfile:2"},
 
 		// options of a check in the block of the policy
 		{"alive /healthz {\ninterval 2s\n}", "'interval' is an option of a check; in place of the URI after lb_policy alive, write check http /healthz { interval 2s }, at Testfile:2"},
@@ -597,10 +596,10 @@ func TestCaddyfileMistakes(t *testing.T) {
 		{"alive {\nbackup app1\nbackup app2 app1:80\n}", "backup: app1 and app1:80 are the same upstream, at Testfile:3"},
 
 		// addresses that are none
-		{"alive {\nweight \"app1 :80\" 3\n}", "weight: app1 :80: an address has no spaces in it, at Testfile:2"},
-		{"alive {\nbackup app1 \"app 2\"\n}", "backup: app 2: an address has no spaces in it, at Testfile:2"},
-		{"alive {\nweight ftp://app1 3\n}", "weight: ftp://app1: not an address as reverse_proxy names upstreams, at Testfile:2"},
-		{"alive {\ncheck tcp {\naddress \"app 1\"\n}\n}", "address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got 'app 1', at Testfile:3"},
+		{"alive {\nweight \"app1 :80\" 3\n}", "weight: app1 :80: an address must not contain spaces, at Testfile:2"},
+		{"alive {\nbackup app1 \"app 2\"\n}", "backup: app 2: an address must not contain spaces, at Testfile:2"},
+		{"alive {\nweight ftp://app1 3\n}", "weight: ftp://app1: not an address that reverse_proxy accepts, at Testfile:2"},
+		{"alive {\ncheck tcp {\naddress \"app 1\"\n}\n}", "address must be a host, optionally with a port, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got 'app 1', at Testfile:3"},
 
 		// names
 		{"alive {\nname \"a\tb\"\n}", "name must be one line of 200 bytes at most, at Testfile:2"},

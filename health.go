@@ -213,7 +213,7 @@ func (c *HealthCheck) equal(other *HealthCheck) bool {
 // checkPort rejects a port beside an address that has one, or needs none.
 func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
 	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
-		return fmt.Errorf("port cannot be combined with an address that says it all: %s", c.Address)
+		return fmt.Errorf("port cannot be combined with an address that already has a port, or is a unix socket: %s", c.Address)
 	}
 	return nil
 }
@@ -229,7 +229,7 @@ func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
 }
 
 func errProbeAddress(got string) error {
-	return fmt.Errorf("address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", got)
+	return fmt.Errorf("address must be a host, optionally with a port, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", got)
 }
 
 // probed returns the upstream at the end of a route, as probers see it.

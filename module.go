@@ -37,16 +37,12 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/view"
-	"github.com/caddy-alive/caddy-alive/probe"
+	_ "github.com/caddy-alive/caddy-alive/probe" // the kinds of checks
 )
 
 func init() {
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(telemetry.OriginModule(new(App).CaddyModule()))
-	caddy.RegisterModule(probe.HTTP{})
-	caddy.RegisterModule(probe.TCP{})
-	caddy.RegisterModule(probe.TLS{})
-	caddy.RegisterModule(probe.GRPC{})
 }
 
 // App runs the health checks of all `alive` selection policies of a config. It

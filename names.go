@@ -71,6 +71,61 @@ func probeKinds() []string {
 // knownKinds lists the kinds of check that this build has.
 func knownKinds() string { return strings.Join(probeKinds(), ", ") }
 
+// canSelect reports whether a policy can pick among the upstreams alive.
+func canSelect(policy string) bool { return slices.Contains(selectable(), policy) }
+
+// errCannotSelect is the error for a policy that cannot.
+func errCannotSelect(policy string) error {
+	return fmt.Errorf("select takes one of the selection policies %s; got '%s'%s", strings.Join(selectable(), ", "), policy, suggest.DidYouMean(policy, selectable()))
+}
+
+// countsPositions reports whether any policy in the JSON of another one, such as its
+// fallback, counts the positions of a pool. Those would be other upstreams whenever one
+// goes down.
+func countsPositions(policy json.RawMessage) bool {
+	var value any
+	if err := json.Unmarshal(policy, &value); err != nil {
+		return false // which never loads
+	}
+	return nests(value)
+}
+
+func nests(value any) bool {
+	switch value := value.(type) {
+	case map[string]any:
+		if value["policy"] == positional {
+			return true
+		}
+		for _, v := range value {
+			if nests(v) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(value, nests)
+	}
+	return false
+}
+
+// positional is the policy that counts the positions of a pool.
+const positional = "weighted_round_robin"
+
+// errPositional is the error for a policy that uses it.
+var errPositional = errors.New(positional + " cannot be a fallback either: it counts the positions of the whole pool, and gets those alive only; weights are an option of lb_policy alive, without select")
+
+// selectable lists the policies that can pick among the upstreams alive: all
+// but this one, and weighted_round_robin, which counts the positions of a pool.
+func selectable() []string {
+	var names []string
+	for _, info := range caddy.GetModules("http.reverse_proxy.selection_policies") {
+		if name := info.ID.Name(); name != "alive" && name != positional {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
 // Weight is a share of the requests, in proportion to the weights of the other
 // upstreams: a whole number from 0 to 256, or a text with global placeholders, such
 // as `{env.WEIGHT}`, that stand for one when the config is loaded.
@@ -167,7 +222,7 @@ func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, 
 		}
 	}
 	if l.isAllListed(func(dial string) bool { weight, given := weights[dial]; return given && weight == 0 }) {
-		return nil, errors.New("every upstream has the weight 0, so none would ever get a request; leave out at least one, or give it another weight")
+		return nil, errors.New("every upstream has the weight 0, so none would ever get a request; give at least one a weight above 0")
 	}
 	return weights, nil
 }
@@ -188,7 +243,7 @@ func (l listedUpstreams) backups(configured []string) (map[string]bool, error) {
 		}
 	}
 	if len(configured) > 0 && l.isAllListed(func(dial string) bool { return backups[dial] }) {
-		return nil, errors.New("every upstream is a backup; leave out at least one, to be backed up")
+		return nil, errors.New("every upstream is a backup; at least one must be a primary")
 	}
 	return backups, nil
 }
@@ -211,7 +266,7 @@ func (l listedUpstreams) isAllListed(is func(dial string) bool) bool {
 // list, another way to write it, or what its placeholders stand for.
 func (l listedUpstreams) named(name string) ([]string, error) {
 	if len(l.addresses) == 0 {
-		return nil, fmt.Errorf("%s: only upstreams in the proxy's own list can be named, and it has none", name)
+		return nil, fmt.Errorf("%s: weight and backup can name only upstreams in the list of reverse_proxy, which is empty", name)
 	}
 	dials, err := l.matching(name)
 	if resolved := monitor.DisplayAddress(name); len(dials) == 0 && err == nil && resolved != name {
@@ -266,7 +321,7 @@ func dialAddresses(name string) ([]string, error) {
 	var h reverseproxy.Handler
 	tokens := []caddyfile.Token{{Text: "reverse_proxy", Line: 1}, {Text: name, Line: 1}}
 	if err := h.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil || name == "" {
-		return nil, errors.New("not an address as reverse_proxy names upstreams")
+		return nil, errors.New("not an address that reverse_proxy accepts")
 	}
 	dials := make([]string, 0, len(h.Upstreams))
 	for _, u := range h.Upstreams {
@@ -290,7 +345,7 @@ func checkSpaces(address string) error {
 	}
 	outside := placeholder.ReplaceAllString(address, "")
 	if strings.ContainsFunc(outside, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
-		return errors.New("an address has no spaces in it")
+		return errors.New("an address must not contain spaces")
 	}
 	return nil
 }

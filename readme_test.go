@@ -288,6 +288,38 @@ func TestReadmeErrorCodes(t *testing.T) {
 	}
 }
 
+// Every alarm line and log line exists in the code, and every alert in the example. No other
+// alert does.
+func TestReadmeLines(t *testing.T) {
+	_, tables := testkit.Documentation(t)
+	code := codeOf(t, ".", "./...", isNoTest)
+	for _, title := range []string{"line", "line begins with"} {
+		for _, table := range testkit.TablesOf(t, title, tables) {
+			for _, row := range table.Rows {
+				for _, line := range testkit.InCode(row[0]) {
+					if !strings.Contains(code, `"`+strings.TrimSuffix(line, "…")) {
+						t.Errorf("%s: the code has no line %q", table, line)
+					}
+				}
+			}
+		}
+	}
+	var want, got []string
+	for _, m := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(testkit.Documents(t, "examples/prometheus/alerts.yml")[0].Text, -1) {
+		want = append(want, m[1])
+	}
+	for _, table := range testkit.TablesOf(t, "alert", tables) {
+		for _, row := range table.Rows {
+			got = append(got, testkit.InCode(row[0])...)
+		}
+	}
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("alerts: got %q, want %q", got, want)
+	}
+}
+
 var (
 	markdownLink = regexp.MustCompile(`\]\(([^)]*)\)`)
 	fenced       = regexp.MustCompile("(?ms)^```.*?^```$")
@@ -351,8 +383,11 @@ var (
 	goTestFlags = []string{"count", "run", "timeout", "v", "race", "bench", "benchtime"}
 )
 
-// testCode returns the tests of a package; those of all packages below it for "./...".
-func testCode(t *testing.T, dir, pattern string) string {
+func isTest(path string) bool   { return strings.HasSuffix(path, "_test.go") }
+func isNoTest(path string) bool { return strings.HasSuffix(path, ".go") && !isTest(path) }
+
+// codeOf returns the wanted files of a package; those of all packages below it for "./...".
+func codeOf(t *testing.T, dir, pattern string, isWanted func(path string) bool) string {
 	t.Helper()
 	pattern, below := strings.CutSuffix(pattern, "/...")
 	root := filepath.Join(dir, pattern)
@@ -363,7 +398,7 @@ func testCode(t *testing.T, dir, pattern string) string {
 			return err
 		case entry.IsDir() && path != root && !below:
 			return fs.SkipDir
-		case !strings.HasSuffix(path, "_test.go"):
+		case !isWanted(path):
 			return nil
 		}
 		text, err := os.ReadFile(path)
@@ -377,9 +412,10 @@ func testCode(t *testing.T, dir, pattern string) string {
 }
 
 // Every test that is named exists. A command that names a test finds it in the package that
-// it names, with its flags. The README compares as many problems as are measured.
+// it names, with its flags. Go takes a package for an argument of the test if it comes after
+// a flag of the test. The README compares as many problems as are measured.
 func TestReadmeTestCommands(t *testing.T) {
-	all := testCode(t, ".", "./...")
+	all := codeOf(t, ".", "./...", isTest)
 	commands := 0
 	for _, d := range testkit.Documents(t, "*.md", "docs/*.md", "bench/results/README.md", ".ci/run", ".github/workflows/*.yml") {
 		for _, name := range testName.FindAllString(d.Text, -1) {
@@ -394,14 +430,22 @@ func TestReadmeTestCommands(t *testing.T) {
 			if i := slices.IndexFunc(args, func(arg string) bool { return strings.HasPrefix(arg, ".") }); i >= 0 {
 				pattern = args[i]
 			}
-			code := testCode(t, m[1], pattern)
+			code := codeOf(t, m[1], pattern, isTest)
 			if !regexp.MustCompile(`func Test\w*` + m[3]).MatchString(code) {
 				t.Errorf("%s: %q: no such test there", d.Path, m[0])
 			}
+			own := "" // a flag that Go does not have
 			for _, arg := range args {
 				flag, isFlag := strings.CutPrefix(arg, "-")
 				flag, _, _ = strings.Cut(flag, "=")
-				if isFlag && !slices.Contains(goTestFlags, flag) && !slices.ContainsFunc(ownFlag.FindAllStringSubmatch(code, -1), func(m []string) bool { return m[1] == flag }) {
+				if own != "" && strings.HasPrefix(arg, ".") {
+					t.Errorf("%s: %q: the package has to be before -%s", d.Path, m[0], own)
+				}
+				if !isFlag || slices.Contains(goTestFlags, flag) {
+					continue
+				}
+				own = flag
+				if !slices.ContainsFunc(ownFlag.FindAllStringSubmatch(code, -1), func(m []string) bool { return m[1] == flag }) {
 					t.Errorf("%s: %q: no flag -%s there", d.Path, m[0], flag)
 				}
 			}

@@ -169,12 +169,12 @@ func (s *Selection) findProxy(ctx caddy.Context) error {
 		return errors.New("alive cannot be used by a policy that alive itself selects with")
 	}
 	if parent, ok := modules[max(0, len(modules)-2)].(reverseproxy.Selector); ok && parent != s {
-		ctx.Logger().Warn("as the fallback of another policy, alive sees only the requests that policy leaves to it; " +
-			"the others can reach upstreams known to be dead: use the option select of lb_policy alive instead")
+		ctx.Logger().Warn("alive is the fallback of another policy and sees only the requests that policy passes on; " +
+			"all others can reach dead upstreams. Use that policy as the option select of lb_policy alive")
 	}
 	if checks := s.proxy.HealthChecks; checks != nil && checks.Active != nil && checks.Active.IsEnabled() {
 		ctx.Logger().Warn("lb_policy alive has health checks of its own, and the handler has Caddy's (health_uri): both probe the upstreams, " +
-			"and one is only alive while it passes both; remove health_uri and its options, unless that is meant")
+			"and an upstream is alive only while it passes both; remove health_uri and its options unless you want both")
 	}
 	return nil
 }
@@ -255,11 +255,11 @@ func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, s
 	if err := json.Unmarshal(s.SelectRaw, &name); err != nil {
 		return nil, "", fmt.Errorf("select: %v", err)
 	}
-	if !pool.CanSelect(name.Policy) {
-		return nil, "", pool.ErrCannotSelect(name.Policy)
+	if !canSelect(name.Policy) {
+		return nil, "", errCannotSelect(name.Policy)
 	}
-	if pool.CountsPositions(s.SelectRaw) {
-		return nil, "", fmt.Errorf("select: %w", pool.ErrPositional)
+	if countsPositions(s.SelectRaw) {
+		return nil, "", fmt.Errorf("select: %w", errPositional)
 	}
 	mod, err := ctx.LoadModule(s, "SelectRaw")
 	if err != nil {

@@ -26,7 +26,6 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
-	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
@@ -87,7 +86,7 @@ func TestProvisionErrors(t *testing.T) {
 	)
 	t.Setenv("ALIVE_TEST_PROBED", "127.0.0.1:81")
 	t.Setenv("ALIVE_TEST_PORTS", "127.0.0.1:80-81")
-	const badAddress = "checks: position 0: address must be a host, with a port if need be, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got "
+	const badAddress = "checks: position 0: address must be a host, optionally with a port, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got "
 	options := func(options string) string { return one + check("tcp", options) }
 	request := func(options string) string { return one + alive(`"checks":[{"probe":{"kind":"http",`+options+`}}]`) }
 	for _, test := range []struct{ proxy, want string }{
@@ -115,7 +114,7 @@ func TestProvisionErrors(t *testing.T) {
 		{one + alive(`"checks":[{"probe":{"kind":"exec"}}]`), inAlive + "checks: position 0: unknown kind of check 'exec'; this build has " + knownKinds() + "; it is built in with the package github.com/caddy-alive/caddy-alive/probe/exec"},
 		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and it takes another kind than tls or grpc"},
 		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', with a query if need be; got 'healthz'"},
-		{request(`"uri":"/","tls_server_name":"a"`), inAlive + "upstream 127.0.0.1:1: check 'http / tls_server_name a': tls_server_name and tls_insecure_skip_verify need TLS, which probes do not use there; set scheme https if they should"},
+		{request(`"uri":"/","tls_server_name":"a"`), inAlive + "upstream 127.0.0.1:1: check 'http / tls_server_name a': tls_server_name and tls_insecure_skip_verify need TLS, but probes do not use TLS here; set scheme https"},
 
 		{options(`"port":70000`), inAlive + "checks: position 0: port must be a whole number from 1 to 65535; got '70000'"},
 		{options(`"port":-1`), inAlive + "checks: position 0: port must be a whole number from 1 to 65535; got '-1'"},
@@ -127,29 +126,29 @@ func TestProvisionErrors(t *testing.T) {
 		{options(`"address":"{http.request.host}:80"`), inAlive + "checks: position 0: address: unrecognized placeholder {http.request.host}" + global},
 		{options(`"address":"{nosuch}"`), inAlive + "checks: position 0: address: unrecognized placeholder {nosuch}" + global},
 		{options(`"address":"{env.ALIVE_TEST_UNSET}:80"`), inAlive + "checks: position 0: address: evaluated placeholder {env.ALIVE_TEST_UNSET} is empty" + global},
-		{options(`"address":"127.0.0.1:81","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: 127.0.0.1:81"},
-		{options(`"address":"{env.ALIVE_TEST_PROBED}","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: {env.ALIVE_TEST_PROBED}"},
-		{options(`"address":"unix//run/app.sock","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that says it all: unix//run/app.sock"},
+		{options(`"address":"127.0.0.1:81","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that already has a port, or is a unix socket: 127.0.0.1:81"},
+		{options(`"address":"{env.ALIVE_TEST_PROBED}","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that already has a port, or is a unix socket: {env.ALIVE_TEST_PROBED}"},
+		{options(`"address":"unix//run/app.sock","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that already has a port, or is a unix socket: unix//run/app.sock"},
 		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"port":81`), inAlive + "upstream unix//run/app.sock: check 'tcp port 81': the upstream has no host to probe a port of; name one by address"},
 		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1"`), inAlive + "upstream unix//run/app.sock: check 'tcp address 127.0.0.1': the upstream has no port to probe at that address; add one to it"},
 
 		{one + alive(`"weights":{"127.0.0.1:1":257}`), inAlive + "weights: 127.0.0.1:1: a weight must be a whole number from 0 to 256; got 257"},
 		{one + alive(`"weights":{"127.0.0.1:1-2":1}`), inAlive + "weights: 127.0.0.1:1-2 is not one of the upstreams, which are 127.0.0.1:1; did you mean '127.0.0.1:1'?"},
 		{one + alive(`"weights":{"127.0.0.1:1":1,"http://127.0.0.1:1":1}`), inAlive + "weights: 127.0.0.1:1 and http://127.0.0.1:1 are the same upstream"},
-		{one + alive(`"weights":{"ftp://x":1}`), inAlive + "weights: ftp://x: not an address as reverse_proxy names upstreams"},
-		{one + alive(`"backups":["127.0.0.1:1"]`), inAlive + "backups: every upstream is a backup; leave out at least one, to be backed up"},
+		{one + alive(`"weights":{"ftp://x":1}`), inAlive + "weights: ftp://x: not an address that reverse_proxy accepts"},
+		{one + alive(`"backups":["127.0.0.1:1"]`), inAlive + "backups: every upstream is a backup; at least one must be a primary"},
 		{one + alive(`"fail_open":"50"`), inAlive + "fail_open must be none_up, off or a percentage from 0% to 100%, like 50%; got '50'"},
 		{one + alive(`"slow_start":{}`), inAlive + "slow_start needs a window above 0 and not longer than 24h0m0s"},
 		{one + alive(`"slow_start":{"window":"1s","floor":"x"}`), inAlive + "slow_start: floor must be a percentage from 0% to 100%, like 10%; got 'x'"},
-		{one + alive(`"select":{"policy":"alive"}`), inAlive + pool.ErrCannotSelect("alive").Error()},
-		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + pool.ErrCannotSelect("weighted_round_robin").Error()},
-		{one + alive(`"weights":{"":1}`), inAlive + "weights: : not an address as reverse_proxy names upstreams"},
-		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: only upstreams in the proxy's own list can be named, and it has none"},
-		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs an HTTP transport, which localhost:80 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"},
+		{one + alive(`"select":{"policy":"alive"}`), inAlive + errCannotSelect("alive").Error()},
+		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + errCannotSelect("weighted_round_robin").Error()},
+		{one + alive(`"weights":{"":1}`), inAlive + "weights: : not an address that reverse_proxy accepts"},
+		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: weight and backup can name only upstreams in the list of reverse_proxy, which is empty"},
+		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs HTTP, and localhost:80 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"alive"}}`), inAlive + "alive cannot be used by a policy that alive itself selects with"},
-		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + pool.ErrPositional.Error()},
-		{one + alive(`"select":{"policy":"query","key":"a","fallback":{"policy":"header","field":"b","fallback":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}}}`), inAlive + "select: " + pool.ErrPositional.Error()},
-		{one + alive(`"select":{"policy":"nosuch"}`), inAlive + pool.ErrCannotSelect("nosuch").Error()},
+		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + errPositional.Error()},
+		{one + alive(`"select":{"policy":"query","key":"a","fallback":{"policy":"header","field":"b","fallback":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}}}`), inAlive + "select: " + errPositional.Error()},
+		{one + alive(`"select":{"policy":"nosuch"}`), inAlive + errCannotSelect("nosuch").Error()},
 		{one + alive(`"select":{"policy":"random_choose","choose":1}`), inAlive + "select: loading module 'random_choose': http.reverse_proxy.selection_policies.random_choose: invalid configuration: choose must be at least 2"},
 		{one + alive(`"select":{"policy":"first"},"slow_start":{"window":"1s"}`), inAlive + "slow_start cannot be combined with select, which decides by itself how often an upstream is picked"},
 		{one + alive(`"select":{"policy":"first"},"weights":{"127.0.0.1:1":2}`), inAlive + "weights: 127.0.0.1:1: only a weight of 0 can be combined with select, which decides by itself how often an upstream is picked"},
@@ -159,9 +158,9 @@ func TestProvisionErrors(t *testing.T) {
 		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:x"}],` + alive(``), inAlive + `upstream 127.0.0.1:x: invalid start port: strconv.ParseUint: parsing "x": invalid syntax`},
 		{`"upstreams":[{"dial":"{env.ALIVE_TEST_UNSET}"}],` + alive(``), inAlive + "upstream {env.ALIVE_TEST_UNSET}: its placeholders are empty"},
 		// A check that cannot work over the transport of the proxy.
-		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "upstream 127.0.0.1:1: check 'http /': an http check needs an HTTP transport, which 127.0.0.1:1 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"},
-		{one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(``), inAlive + "upstream 127.0.0.1:1: check 'tcp': a tcp check cannot tell whether 127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
-		{`"upstreams":[{"dial":"udp/127.0.0.1:1"}],` + alive(``), inAlive + "upstream udp/127.0.0.1:1: check 'tcp': a tcp check cannot tell whether udp/127.0.0.1:1 is alive, which is not reached by connecting to it; use an http check"},
+		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "upstream 127.0.0.1:1: check 'http /': an http check needs HTTP, and 127.0.0.1:1 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
+		{one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(``), inAlive + "upstream 127.0.0.1:1: check 'tcp': a tcp check needs a direct connection, and 127.0.0.1:1 has none; use an http check"},
+		{`"upstreams":[{"dial":"udp/127.0.0.1:1"}],` + alive(``), inAlive + "upstream udp/127.0.0.1:1: check 'tcp': a tcp check needs a direct connection, and udp/127.0.0.1:1 has none; use an http check"},
 		{one + `"load_balancing":{"selection_policy":{"policy":"cookie","fallback":{"policy":"alive","hold":-1}}}`, inAlive + "hold must not be negative; 0 holds no request"},
 	} {
 		err := validate(t, test.proxy, nil)
@@ -450,7 +449,7 @@ func TestWeight_Errors(t *testing.T) {
 	const (
 		one = `"upstreams":[{"dial":"127.0.0.1:1"}],`
 		two = `"upstreams":[{"dial":"app1:8080"},{"dial":"app2:8080"}],`
-		all = "every upstream has the weight 0, so none would ever get a request; leave out at least one, or give it another weight"
+		all = "every upstream has the weight 0, so none would ever get a request; give at least one a weight above 0"
 	)
 	for _, test := range []struct{ proxy, want string }{
 		{two + alive(`"weights":{"app1:808":1}`), "weights: app1:808 is not one of the upstreams, which are app1:8080, app2:8080; did you mean 'app1:8080'?"},
@@ -468,8 +467,8 @@ func TestWeight_Errors(t *testing.T) {
 		{one + alive(`"weights":{"127.0.0.1:1":0}`), "weights: " + all},
 		{two + alive(`"weights":{"app1:8080":0,"app2:8080":0}`), "weights: " + all},
 		{two + alive(`"weights":{"app1:8080":0,"app2:8080":0},"backups":["app1:8080"]`), "weights: " + all},
-		{`"upstreams":[{"dial":"app1 :8080"}],` + alive(``), "upstream app1 :8080: an address has no spaces in it"},
-		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"app1:8080\t"}],` + alive(``), "upstream app1:8080\t: an address has no spaces in it"},
+		{`"upstreams":[{"dial":"app1 :8080"}],` + alive(``), "upstream app1 :8080: an address must not contain spaces"},
+		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"app1:8080\t"}],` + alive(``), "upstream app1:8080\t: an address must not contain spaces"},
 	} {
 		if err := validate(t, test.proxy, nil); err == nil || !strings.HasSuffix(err.Error(), test.want) {
 			t.Errorf("%s\n got error %v\nwant one that ends in %s", test.proxy, err, test.want)

@@ -30,7 +30,7 @@ var (
 // picks runs the test for the budgets of the pick, beside Caddy's own policies. What
 // the test does not print is missed.
 func (b *bench) picks(ctx context.Context) error {
-	t := b.table("Picks", "The ratio is the time of a pick divided by the time of a pick of Caddy's own policy. Both are measured in turns in the same run. The figures come from `go test -run TestBudgets -budgets -v .`.", label("pool"), typical("ratio"), typical("at most"))
+	t := b.table("Picks", "The ratio is the time of a pick divided by the time of a pick of Caddy's own policy. Both are measured in turns in the same run. The figures come from `go test -run TestBudgets -v . -budgets`.", label("pool"), typical("ratio"), typical("at most"))
 	test := exec.CommandContext(ctx, "go", "test", "-count", "1", "-run", "^TestBudgets$", "-budgets", "-v", ".")
 	test.Dir = ".."
 	out, failed := test.CombinedOutput()

@@ -464,7 +464,7 @@ func (s *soak) late(since time.Time) bool {
 			TS  float64
 			Msg string
 		}
-		if err := json.Unmarshal([]byte(line), &said); err != nil || !strings.HasPrefix(said.Msg, "this process runs late") {
+		if err := json.Unmarshal([]byte(line), &said); err != nil || !strings.HasPrefix(said.Msg, "this process is late") {
 			continue
 		}
 		if at := time.UnixMilli(int64(1000 * said.TS)); at.After(since.Add(-time.Minute)) {

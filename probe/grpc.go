@@ -27,6 +27,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
+func init() { caddy.RegisterModule(GRPC{}) }
+
 const (
 	// grpcPrefix is the length of what precedes a gRPC message: the compression flag and
 	// the length of the message.
@@ -108,7 +110,7 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 func checkAuthority(written, name string) error {
 	if !httpguts.ValidHostHeader(name) {
-		return fmt.Errorf("authority must be a host, with a port if need be; got '%s'", written)
+		return fmt.Errorf("authority must be a host, optionally with a port; got '%s'", written)
 	}
 	return nil
 }
@@ -248,7 +250,7 @@ func (g *GRPC) checkMessage(body []byte) error {
 		return errors.New("the answer is not one gRPC message")
 	}
 	if body[0] != 0 {
-		return errors.New("the answer is compressed, which it was not asked to be")
+		return errors.New("the answer is compressed, which the request did not allow")
 	}
 	var answer grpc_health_v1.HealthCheckResponse
 	if err := proto.Unmarshal(body[grpcPrefix:], &answer); err != nil {

@@ -309,8 +309,8 @@ func TestGRPC_OnlyWellFormedAnswerPasses(t *testing.T) {
 		"too long":       {grpcAnswer("0", "", message5+serving+"\x00"), "the answer is not one gRPC message"},
 		"two messages":   {grpcAnswer("0", "", message5+serving+message5+serving), "the answer is not one gRPC message"},
 		"a wild length":  {grpcAnswer("0", "", "\x00\xff\xff\xff\xff"+serving), "the answer is not one gRPC message"},
-		"compressed":     {grpcAnswer("0", "", "\x01"+message5[1:]+serving), "the answer is compressed, which it was not asked to be"},
-		"an odd flag":    {grpcAnswer("0", "", "\x80"+message5[1:]+serving), "the answer is compressed, which it was not asked to be"},
+		"compressed":     {grpcAnswer("0", "", "\x01"+message5[1:]+serving), "the answer is compressed, which the request did not allow"},
+		"an odd flag":    {grpcAnswer("0", "", "\x80"+message5[1:]+serving), "the answer is compressed, which the request did not allow"},
 		"no status at all": {
 			grpcAnswer("0", "", "\x00\x00\x00\x00\x00"), "status UNKNOWN, want SERVING",
 		},
@@ -635,7 +635,7 @@ func TestGRPC_NeedsAnHTTPTransport(t *testing.T) {
 		t.Errorf("got %v, want no error", err)
 	}
 	up.Transport = nil
-	want := "a grpc check needs an HTTP transport, which app1:9000 is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside"
+	want := "a grpc check needs HTTP, and app1:9000 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"
 	if got := text(new(GRPC).ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -648,7 +648,7 @@ func TestGRPC_ProvisionRejectsInvalidConfig(t *testing.T) {
 		{`{"service":"{http.request.host}"}`, "service: unrecognized placeholder {http.request.host}" + onlyGlobal},
 		{`{"service":"{env.PROBE_UNSET}"}`, "service: evaluated placeholder {env.PROBE_UNSET} is empty" + onlyGlobal},
 		{`{"authority":"{http.request.host}"}`, "authority: unrecognized placeholder {http.request.host}" + onlyGlobal},
-		{`{"authority":"{env.PROBE_NAME}"}`, "authority must be a host, with a port if need be; got '{env.PROBE_NAME}'"},
+		{`{"authority":"{env.PROBE_NAME}"}`, "authority must be a host, optionally with a port; got '{env.PROBE_NAME}'"},
 		{`{"scheme":"h2c"}`, "scheme must be http or https; got 'h2c'"},
 		{`{"tls_server_name":"{http.request.host}"}`, "tls_server_name: unrecognized placeholder {http.request.host}" + onlyGlobal},
 		{`{"sevrice":""}`, `json: unknown field "sevrice"`},
@@ -683,7 +683,7 @@ func TestGRPC_CaddyfileGivesJSONThatLoads(t *testing.T) {
 		{"grpc {\n\tauthority\n}", "", "authority takes one name, like app.internal, at Testfile:2"},
 		{"grpc {\n\tauthority \"\"\n}", "", "authority takes one name, like app.internal, at Testfile:2"},
 		{"grpc {\n\tauthority a b\n}", "", "authority takes one name, like app.internal, at Testfile:2"},
-		{"grpc {\n\tauthority \"a b\"\n}", "", "authority must be a host, with a port if need be; got 'a b', at Testfile:2"},
+		{"grpc {\n\tauthority \"a b\"\n}", "", "authority must be a host, optionally with a port; got 'a b', at Testfile:2"},
 		{"grpc {\n\tauthority a\n\tauthority a\n}", "", "option 'authority' is given twice, at Testfile:3"},
 		{"grpc {\n\tscheme\n}", "", "scheme takes http or https, at Testfile:2"},
 		{"grpc {\n\tscheme h2c\n}", "", "scheme must be http or https; got 'h2c', at Testfile:2"},

@@ -20,6 +20,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
+func init() { caddy.RegisterModule(HTTP{}) }
+
 const (
 	defaultMaxSize = 64 << 10
 	maxMaxSize     = 64 << 20
@@ -265,7 +267,7 @@ func parseURI(written, uri string) (*url.URL, error) {
 		if err == nil && uri == written { // it contains no placeholder
 			path = u.RequestURI()
 		}
-		return nil, fmt.Errorf("%s; give only the path, like %s: it is the upstream that is asked; got '%s'", must, path, written)
+		return nil, fmt.Errorf("%s; give only the path, like %s: the request always goes to the upstream; got '%s'", must, path, written)
 	}
 	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") || strings.ContainsAny(uri, " #") {
 		return nil, fmt.Errorf("%s; got '%s'", must, written)
@@ -323,7 +325,7 @@ func checkHeader(name, written, value string) error {
 		return fmt.Errorf("header %s cannot be set: it follows from request_body", name)
 	}
 	if strings.EqualFold(name, "Host") && !httpguts.ValidHostHeader(value) {
-		return fmt.Errorf("header Host must be a host, with a port if need be; got '%s'", written)
+		return fmt.Errorf("header Host must be a host, optionally with a port; got '%s'", written)
 	}
 	return nil
 }

@@ -474,7 +474,7 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 	for _, test := range []struct{ config, want string }{
 		{`{}`, uri + "; got ''"},
 		{`{"uri":"healthz"}`, uri + "; got 'healthz'"},
-		{`{"uri":"http://app1/healthz"}`, uri + "; give only the path, like /healthz: it is the upstream that is asked; got 'http://app1/healthz'"},
+		{`{"uri":"http://app1/healthz"}`, uri + "; give only the path, like /healthz: the request always goes to the upstream; got 'http://app1/healthz'"},
 		{`{"uri":"//app1/healthz"}`, uri + "; got '//app1/healthz'"},
 		{`{"uri":"/a b"}`, uri + "; got '/a b'"},
 		{`{"uri":"/?a b"}`, uri + "; got '/?a b'"},
@@ -503,8 +503,8 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 		{`{"uri":"/","header":{"Host":["{http.request.host}"]}}`, "header Host: unrecognized placeholder {http.request.host}" + global},
 		{`{"uri":"/","header":{"A":["{env.PROBE_EMPTY}"]}}`, "header A: evaluated placeholder {env.PROBE_EMPTY} is empty" + global},
 
-		{`{"uri":"/","header":{"Host":["a b"]}}`, "header Host must be a host, with a port if need be; got 'a b'"},
-		{`{"uri":"/","header":{"host":["a/b"]}}`, "header Host must be a host, with a port if need be; got 'a/b'"},
+		{`{"uri":"/","header":{"Host":["a b"]}}`, "header Host must be a host, optionally with a port; got 'a b'"},
+		{`{"uri":"/","header":{"host":["a/b"]}}`, "header Host must be a host, optionally with a port; got 'a/b'"},
 		{`{"uri":"/","header":{"host":["a","b"]}}`, "header Host can be given once only"},
 
 		{`{"uri":"/","status":["200","teapot"]}`, status + "'teapot'"},

@@ -51,10 +51,10 @@ func TestHTTP_FullURLsGetAHint(t *testing.T) {
 	t.Parallel()
 	const must = "uri must be a path that begins with one '/', with a query if need be; give only the path, like "
 	for uri, want := range map[string]string{
-		"http://app/healthz":         must + "/healthz: it is the upstream that is asked; got 'http://app/healthz', at Testfile:1",
-		"https://app:8443/healthz?a": must + "/healthz?a: it is the upstream that is asked; got 'https://app:8443/healthz?a', at Testfile:1",
-		"http://app":                 must + "/: it is the upstream that is asked; got 'http://app', at Testfile:1",
-		"http://{env.HOST}/healthz":  must + "/healthz: it is the upstream that is asked; got 'http://{env.HOST}/healthz', at Testfile:1",
+		"http://app/healthz":         must + "/healthz: the request always goes to the upstream; got 'http://app/healthz', at Testfile:1",
+		"https://app:8443/healthz?a": must + "/healthz?a: the request always goes to the upstream; got 'https://app:8443/healthz?a', at Testfile:1",
+		"http://app":                 must + "/: the request always goes to the upstream; got 'http://app', at Testfile:1",
+		"http://{env.HOST}/healthz":  must + "/healthz: the request always goes to the upstream; got 'http://{env.HOST}/healthz', at Testfile:1",
 		"app:80/healthz":             "uri must be a path that begins with one '/', with a query if need be; got 'app:80/healthz', at Testfile:1",
 	} {
 		if got := text(new(HTTP).UnmarshalCaddyfile(caddyfile.NewTestDispenser("http " + uri))); got != want {

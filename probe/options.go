@@ -221,13 +221,13 @@ func wrap(d *caddyfile.Dispenser, err error) error {
 // errHTTP is the error of a kind that speaks HTTP, for an upstream that it cannot
 // probe.
 func errHTTP(kind string, up Upstream) error {
-	return fmt.Errorf("%s check needs an HTTP transport, which %s is not reached by; use a tcp check, or set scheme, and port, if HTTP is spoken beside", kind, up.Address)
+	return fmt.Errorf("%s check needs HTTP, and %s is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port", kind, up.Address)
 }
 
 // errConnect is the error of a kind that connects, for an upstream that it cannot
 // probe.
 func errConnect(kind string, up Upstream) error {
-	return fmt.Errorf("a %s check cannot tell whether %s is alive, which is not reached by connecting to it; use an http check", kind, up.Address)
+	return fmt.Errorf("a %s check needs a direct connection, and %s has none; use an http check", kind, up.Address)
 }
 
 var errHEAD = errors.New("an answer to HEAD has no body to look at")

@@ -21,6 +21,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
+func init() { caddy.RegisterModule(TCP{}) }
+
 const (
 	// maxExpected is how many bytes a TCP check reads in search of what it expects.
 	maxExpected = 64 << 10

@@ -112,7 +112,7 @@ func TestTCP_NeedsADialer(t *testing.T) {
 		t.Errorf("got %v, want no error: a tcp check needs no HTTP", err)
 	}
 	up.Address, up.Dial = "app1:443", nil
-	want := "a tcp check cannot tell whether app1:443 is alive, which is not reached by connecting to it; use an http check"
+	want := "a tcp check needs a direct connection, and app1:443 has none; use an http check"
 	if got := text(new(TCP).ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -17,6 +17,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
+func init() { caddy.RegisterModule(TLS{}) }
+
 // certificateVerdict is how long a TLS check waits for an upstream to reject the client
 // certificate that it asked for, but no longer than half of the remaining time.
 const certificateVerdict = 500 * time.Millisecond

@@ -380,7 +380,7 @@ func TestTLS_NeedsADialer(t *testing.T) {
 		t.Errorf("got %v, want no error: a tls check needs no HTTP", err)
 	}
 	up.DialTLS = nil
-	want := "a tls check cannot tell whether app1:443 is alive, which is not reached by connecting to it; use an http check"
+	want := "a tls check needs a direct connection, and app1:443 has none; use an http check"
 	if got := text(new(TLS).ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

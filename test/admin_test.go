@@ -83,7 +83,7 @@ func TestAdmin_ErrorsSayWhatIsAllowed(t *testing.T) {
 	}{
 		{"PATCH", "upstreams", nil, `{"mode":"drain"}`, 400, "name one upstream"},
 		{"PATCH", "upstreams", url.Values{"upstream": {"unknown:1"}}, `{"mode":"drain"}`, 404, "unknown upstream 'unknown:1'"},
-		{"PATCH", "upstreams", url.Values{"upstream": {"127.0.0.1"}, "pool": {"third"}}, `{"mode":"drain"}`, 404, "lists those there are; did you mean '127.0.0.1:1'?"},
+		{"PATCH", "upstreams", url.Values{"upstream": {"127.0.0.1"}, "pool": {"third"}}, `{"mode":"drain"}`, 404, "lists all upstreams; did you mean '127.0.0.1:1'?"},
 		{"PATCH", "upstreams", a, `{"mode":"off"}`, 400, "mode must be ready, drain, maintenance or null"},
 		{"PATCH", "upstreams", a, `{"mode":3}`, 400, "mode must be ready, drain, maintenance or null"},
 		{"PATCH", "upstreams", a, `{"weight":-1}`, 400, "weight must be a whole number from 0 to 256, or null"},
@@ -226,7 +226,7 @@ func TestSettings_LastOverReloadsAndRestarts(t *testing.T) {
 	testkit.Shares(t, "after a restart", testkit.Tally(c.Client(), c.URL(), 20), map[string]int{"a": 20})
 
 	c.Load(fmt.Sprintf(testkit.ShopSite, a.Addr))
-	if got := c.One(b.Addr); got.Pool != "" || got.Mode != "drain" || !strings.HasPrefix(got.Why, "no pool has it") {
+	if got := c.One(b.Addr); got.Pool != "" || got.Mode != "drain" || !strings.HasPrefix(got.Why, "not in any pool") {
 		t.Errorf("when it is gone: %+v", got)
 	}
 	if status, text := c.Call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {b.Addr}}, `{"mode":"maintenance"}`); status != http.StatusNotFound {

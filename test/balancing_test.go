@@ -434,7 +434,7 @@ func TestFallback_Warns(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Contains(string(log), "as the fallback of another policy"); got != warns {
+		if got := strings.Contains(string(log), "alive is the fallback of another policy"); got != warns {
 			t.Errorf("%s: warned %v, want %v", policy, got, warns)
 		}
 		c.Stop()
@@ -474,7 +474,7 @@ http:// {
 				}
 				return c.One(backends[0].Addr).FailOpen
 			})
-			const why = "up, but Caddy's own health checks hold it unhealthy; gets requests all the same, as the last resort: no upstream serves"
+			const why = "up, but Caddy's own health checks consider it unhealthy; gets requests anyway, as the last resort: no upstream serves"
 			for _, b := range backends {
 				if e := c.One(b.Addr); e.Why != why || e.Serving || e.EffectiveWeight != 1 {
 					t.Errorf("entry %+v, want it to get requests, and to say: %s", e, why)
@@ -491,7 +491,7 @@ http:// {
 				}
 				return events == 1
 			})
-			if lines := c.Lines("Caddy's own health checks hold every upstream unhealthy that is alive"); len(lines) != 1 {
+			if lines := c.Lines("Caddy's own health checks consider every upstream unhealthy that is alive"); len(lines) != 1 {
 				t.Errorf("%d lines, want one", len(lines))
 			}
 			if got := len(c.Lines("lb_policy alive has health checks of its own, and the handler has Caddy's")) > 0; got != tc.warns {

@@ -169,7 +169,7 @@ func TestCommandWait_AllowsTheFleetToFollow(t *testing.T) {
 	c := testkit.StartCaddyWith(t, "alive {\n\t\tfleet shops\n\t\tsync_interval 700ms\n\t}", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
 	_, _, err := testkit.Command(t.Context(), c.Admin, "drain", all[0].Addr, "--wait", "300ms")
-	if err == nil || !strings.HasSuffix(err.Error(), "after 300ms, the others of the fleet shops may not know yet: they look every 700ms") {
+	if err == nil || !strings.HasSuffix(err.Error(), "after 300ms, other members of the fleet shops may not have read the change yet; they read every 700ms") {
 		t.Errorf("with too little time: %v", err)
 	}
 	began := time.Now()

@@ -58,7 +58,7 @@ http:// {
 		}
 	}
 }`, r.Addr))
-	const warning = "probes on a kept connection failed twice in a row"
+	const warning = "two probes in a row failed on a kept connection"
 	testkit.Eventually(t, testkit.Patience, "it says so", func() bool { return len(c.Lines(warning)) > 0 })
 	n := len(r.VisitsFor("/healthz"))
 	testkit.Eventually(t, testkit.Patience, "probes go on", func() bool { return len(r.VisitsFor("/healthz")) > n+10 })

@@ -444,7 +444,7 @@ func TestDynamic_DeploymentRaisesNoAlarm(t *testing.T) {
 		}
 		c.WantMetrics("after the deployment", want)
 		for _, e := range c.List(nil) {
-			past := strings.HasPrefix(e.Why, "requests bring other upstreams now")
+			past := strings.HasPrefix(e.Why, "the source returns other upstreams now")
 			if isOld := e.Upstream == old[0].Addr || e.Upstream == old[1].Addr || e.Upstream == old[2].Addr; past != isOld || e.FailOpen {
 				t.Errorf("%s: %q, fail-open %v", e.Upstream, e.Why, e.FailOpen)
 			}

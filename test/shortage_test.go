@@ -34,7 +34,7 @@ http:// {
 	}
 	c := testkit.StartCaddyWith(t, "", site("local_address 192.0.2.1"))
 	testkit.Eventually(t, testkit.Patience, "the log names the cause", func() bool {
-		return len(c.Lines("this process has a shortage: probes that fail by it count for nothing as long as it lasts")) > 0
+		return len(c.Lines("this process lacks a resource: probes that fail because of this do not count")) > 0
 	})
 	of := func(result string) string {
 		return fmt.Sprintf(`checks_total{check="http /healthz",result="%s",upstream="%s"}`, result, b.Addr)

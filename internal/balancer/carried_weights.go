@@ -119,14 +119,14 @@ func (o *carriedWeights) carry(r *Registry) {
 			r.Settings.Carry(c)
 		case to == "" && weight.Weight != nil && has:
 			if lines++; lines <= maxLines {
-				r.Logger.Warn("a weight that was set at run time applies no more: it was set for a pool that is gone, and which pool takes its place is not clear",
+				r.Logger.Warn("a weight set at run time no longer applies: its pool no longer exists, and it is not clear which pool replaces it",
 					zap.String("upstream", address), zap.Int("weight", *weight.Weight), zap.String("pool", from),
 					zap.Strings("pools", view.Few(slices.Sorted(maps.Keys(having(balancers, address))))))
 			}
 		}
 	}
 	if lines > maxLines {
-		r.Logger.Warn("further weights that were set at run time apply no more", zap.Int("upstreams", lines-maxLines))
+		r.Logger.Warn("further weights set at run time no longer apply", zap.Int("upstreams", lines-maxLines))
 	}
 }
 

@@ -44,7 +44,7 @@ func (e explanation) sentence() string {
 	case e.situation.BreakerOpen:
 		return "up, but the circuit breaker is open: no requests"
 	case !e.healthy:
-		text := "up, but Caddy's own health checks hold it unhealthy"
+		text := "up, but Caddy's own health checks consider it unhealthy"
 		if row.EffectiveWeight > 0 {
 			return text + e.although()
 		}
@@ -54,7 +54,7 @@ func (e explanation) sentence() string {
 	case row.EffectiveWeight == 0:
 		return "up, but others come first"
 	case e.upstream.Host != nil && e.upstream.Full():
-		return fmt.Sprintf("up, but has as many requests as it may have at once: %d", e.upstream.MaxRequests)
+		return fmt.Sprintf("up, but full: its limit is %d requests at once", e.upstream.MaxRequests)
 	}
 	how := "gets requests in turn"
 	if r := e.balancer.config.Rules; r.Select != nil {
@@ -62,7 +62,7 @@ func (e explanation) sentence() string {
 	}
 	switch {
 	case row.EffectiveWeight < float64(row.Weight):
-		return fmt.Sprintf("up, in its slow start: gets requests by %.0f %% of its weight", 100*row.EffectiveWeight/float64(row.Weight))
+		return fmt.Sprintf("up, in its slow start: gets requests with %.0f %% of its weight", 100*row.EffectiveWeight/float64(row.Weight))
 	case len(e.member.Checks) > 0:
 		return "up: " + how
 	case strings.Contains(e.member.Address, "{"):
@@ -80,7 +80,7 @@ func (e explanation) draining(text string) string {
 	case e.situation.BreakerOpen:
 		return text + ", and the circuit breaker is open: no requests"
 	case !e.healthy:
-		return text + ", and Caddy's own health checks hold it unhealthy: no requests"
+		return text + ", and Caddy's own health checks consider it unhealthy: no requests"
 	case e.row.EffectiveWeight > 0:
 		return text + ", but gets requests, since no other upstream serves"
 	default:
@@ -113,12 +113,12 @@ func (e explanation) although() string {
 	case e.row.EffectiveWeight == 0:
 		return ""
 	case e.situation.State == pool.FailedOpen:
-		return fmt.Sprintf("; gets requests all the same, since fewer than fail_open wants serve (%s)", rules.FailOpen.Text)
+		return fmt.Sprintf("; gets requests anyway: fewer upstreams serve than fail_open (%s) requires", rules.FailOpen.Text)
 	case e.situation.State == pool.LastResort:
-		return "; gets requests all the same, as the last resort: no upstream serves"
+		return "; gets requests anyway, as the last resort: no upstream serves"
 	case rules.Hold > 0:
-		return fmt.Sprintf("; requests wait for one, %s at most, and then go to it all the same", rules.Hold)
+		return fmt.Sprintf("; requests wait up to %s for an upstream, and then go to this one anyway", rules.Hold)
 	default:
-		return "; gets requests all the same: no upstream serves yet"
+		return "; gets requests anyway: no upstream serves yet"
 	}
 }

@@ -86,13 +86,13 @@ func leftOver(r *Registry, only Filter) []view.Upstream {
 			continue
 		}
 		left := func(pool string, weight int) view.Upstream {
-			owner := "no pool"
+			where := "not in any pool"
 			if pool != "" {
-				owner += fmt.Sprintf(" '%s'", pool)
+				where = fmt.Sprintf("not in the pool '%s'", pool)
 			}
 			return view.Upstream{
 				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: string(set.ModeNow()), Weight: weight, Checks: []view.Check{},
-				Why:       fmt.Sprintf("%s has it; what was set at %s is kept for when one does", owner, set.Newest().Format(time.RFC3339)),
+				Why:       fmt.Sprintf("%s; what was set at %s is kept in case it returns", where, set.Newest().Format(time.RFC3339)),
 				Persisted: notPersisted(r.Settings, address), Gone: true,
 			}
 		}
@@ -155,11 +155,11 @@ func (l lister) rows() []view.Upstream {
 		row := l.row(u, m, l.registry.Settings.Of(m.Address))
 		switch row.Idle, row.Past = true, past; {
 		case past:
-			row.Why = "requests bring other upstreams now, so it gets none: forgotten in a while"
+			row.Why = "the source returns other upstreams now: no requests, and soon forgotten"
 		case l.dynamic.answers.newest.Load() == nil:
 			row.Why = "no request has brought it since the config was loaded"
 		default:
-			row.Why = "requests bring several sets of upstreams in turn, the last of them without it"
+			row.Why = "the source returns different lists in turn, and the last one does not have it"
 		}
 		rows = append(rows, row)
 	}

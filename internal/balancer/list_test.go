@@ -100,8 +100,8 @@ func TestExplain_PlainCases(t *testing.T) {
 	testkit.SetRequests(p.listed[2], 2)
 	want := []string{
 		"up: gets requests in turn",
-		"up, but Caddy's own health checks hold it unhealthy: no requests",
-		"up, but has as many requests as it may have at once: 2",
+		"up, but Caddy's own health checks consider it unhealthy: no requests",
+		"up, but full: its limit is 2 requests at once",
 		"check 'test' failed: ",
 		"up, and a backup: gets requests when no primary can serve",
 		"its weight is 0: no requests",

@@ -89,7 +89,7 @@ func TestSituation_AgreesWithPicks(t *testing.T) {
 					if text := row.Why; got[i] > 0 && (strings.Contains(text, "no requests") || strings.Contains(text, "no new requests while")) {
 						t.Errorf("step %d: %s got requests, but the list says: %s", step, row.Upstream, text)
 					}
-					if text := row.Why; got[i] == 0 && (strings.Contains(text, "gets requests all the same") || strings.HasPrefix(text, "up: ")) {
+					if text := row.Why; got[i] == 0 && (strings.Contains(text, "gets requests anyway") || strings.HasPrefix(text, "up: ")) {
 						t.Errorf("step %d: %s got no requests, but the list says: %s", step, row.Upstream, text)
 					}
 					if row.Serving && (got[i] == 0 || row.Status != "up" || row.Mode != settings.Ready || !p.listed[i].Healthy()) {
@@ -122,14 +122,14 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 	}{
 		{
 			rule: "the last resort by the checks", verdicts: "dd", healthy: "11", weights: []int{1, -1},
-			want:    []string{"check 'test' failed: sick; gets requests all the same, as the last resort: no upstream serves", "check 'test' failed: sick"},
+			want:    []string{"check 'test' failed: sick; gets requests anyway, as the last resort: no upstream serves", "check 'test' failed: sick"},
 			serving: "..",
 		},
 		{
 			rule: "the last resort by Caddy's own health", verdicts: "ud", healthy: "01", weights: []int{1, 1},
 			want: []string{
-				"up, but Caddy's own health checks hold it unhealthy; gets requests all the same, as the last resort: no upstream serves",
-				"check 'test' failed: sick; gets requests all the same, as the last resort: no upstream serves",
+				"up, but Caddy's own health checks consider it unhealthy; gets requests anyway, as the last resort: no upstream serves",
+				"check 'test' failed: sick; gets requests anyway, as the last resort: no upstream serves",
 			},
 			serving: "..",
 		},
@@ -140,9 +140,9 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 			},
 			want: []string{
 				"up: gets requests in turn",
-				"check 'test' failed: sick; gets requests all the same, since fewer than fail_open wants serve (50%)",
-				"check 'test' failed: sick; gets requests all the same, since fewer than fail_open wants serve (50%)",
-				"up, but Caddy's own health checks hold it unhealthy; gets requests all the same, since fewer than fail_open wants serve (50%)",
+				"check 'test' failed: sick; gets requests anyway: fewer upstreams serve than fail_open (50%) requires",
+				"check 'test' failed: sick; gets requests anyway: fewer upstreams serve than fail_open (50%) requires",
+				"up, but Caddy's own health checks consider it unhealthy; gets requests anyway: fewer upstreams serve than fail_open (50%) requires",
 			},
 			serving: "s...",
 		},
@@ -157,7 +157,7 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 			modes: map[int]settings.Mode{0: settings.Drain, 1: settings.Drain},
 			want: []string{
 				"draining since …, and check 'test' failed: sick: no requests",
-				"draining since …, and Caddy's own health checks hold it unhealthy: no requests",
+				"draining since …, and Caddy's own health checks consider it unhealthy: no requests",
 				"up: gets requests in turn",
 			},
 			serving: "..s",
@@ -176,7 +176,7 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 		{
 			rule: "asks for no new requests", verdicts: "uud", healthy: "011", weights: []int{1, 1, 1}, draining: 2,
 			want: []string{
-				"asks for no new requests, and Caddy's own health checks hold it unhealthy: no requests",
+				"asks for no new requests, and Caddy's own health checks consider it unhealthy: no requests",
 				"asks for no new requests, but gets requests, since no other upstream serves",
 				"check 'test' failed: sick",
 			},
@@ -190,7 +190,7 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 		{
 			rule: "a cold start without a hold", verdicts: "?d", healthy: "11", weights: []int{1, 1},
 			configure: func(s *setup) { s.Rules.Hold = 0 },
-			want:      []string{"check 'test' has no verdict yet; gets requests all the same: no upstream serves yet", "check 'test' failed: sick"},
+			want:      []string{"check 'test' has no verdict yet; gets requests anyway: no upstream serves yet", "check 'test' failed: sick"},
 			serving:   "..",
 		},
 		{

@@ -257,7 +257,7 @@ func TestStale_SurvivesReloads(t *testing.T) {
 			}
 			return all
 		}
-		const past = "past true: requests bring other upstreams now, so it gets none: forgotten in a while"
+		const past = "past true: the source returns other upstreams now: no requests, and soon forgotten"
 		if got, want := why(), map[string]string{"a:80": past, "b:80": "past false: no request has brought it since the config was loaded"}; !maps.Equal(got, want) {
 			t.Errorf("after a reload: %v, want %v", got, want)
 		}

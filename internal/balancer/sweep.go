@@ -144,7 +144,7 @@ func (d *dynamic) resetStale() {
 	d.mu.Unlock()
 	for _, set := range sets {
 		if !isPresent(set) && set.logged.Reset(&d.balancer.handler) {
-			d.balancer.config.Logger.Info("requests bring other upstreams now than those of which too few were alive")
+			d.balancer.config.Logger.Info("the pool with too few upstreams alive is no longer used: requests bring other upstreams")
 		}
 	}
 }

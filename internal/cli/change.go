@@ -125,7 +125,7 @@ func (c *client) waitUntilIdle(upstream, mode string, wait time.Duration) error 
 		case mode != settings.Ready && warning != "":
 			pending = warning
 		case time.Now().Before(settled):
-			pending = fmt.Sprintf("the others of the fleet %s may not know yet: they look every %s", fleet, syncInterval)
+			pending = fmt.Sprintf("other members of the fleet %s may not have read the change yet; they read every %s", fleet, syncInterval)
 		case fleet != "":
 			fmt.Fprintf(c.cmd.OutOrStdout(), "%s: nothing is in flight at this Caddy; ask each of the fleet %s, by --address\n", name, fleet)
 			return nil

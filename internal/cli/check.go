@@ -42,7 +42,7 @@ func runCheck(cmd *cobra.Command, upstream string) error {
 		case failed:
 			err = fmt.Errorf("%s does not pass", printable(upstream))
 		case slices.ContainsFunc(entries, func(e view.Upstream) bool { return e.Mode != settings.Maintenance && e.Status != "up" }):
-			err = fmt.Errorf("%s passes, but is %s until it did so more often in a row", printable(upstream), printable(entries[0].Status))
+			err = fmt.Errorf("%s passes, but stays %s until it has passed several times in a row", printable(upstream), printable(entries[0].Status))
 		default:
 			return nil
 		}

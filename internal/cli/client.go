@@ -84,7 +84,7 @@ func (c *client) patch(limit time.Duration, upstream, pool string, change map[st
 	entries, err := parseEntries(text)
 	for _, e := range entries {
 		if e.Persisted != nil && !*e.Persisted {
-			c.warn("it holds at this instance, but could not be stored; it will be when the storage works again")
+			c.warn("applies to this instance, but could not be stored; it is stored when the storage works again")
 			break
 		}
 	}

@@ -24,10 +24,10 @@ func init() {
 		Name:  "alive",
 		Short: "Shows and changes the upstreams that lb_policy alive balances over",
 		Long: `
-Shows the upstreams of a running Caddy as lb_policy alive sees them, and why each gets
-requests or none; puts them into the modes ready, drain and maintenance; changes their
-weights; checks them at once. It asks the admin API, whose address can be given with
---address, or by the --config that has it.`,
+Shows the upstreams of a running Caddy, and why each of them gets requests or none. Sets
+their modes (ready, drain and maintenance) and their weights, and checks them at once.
+The commands use the admin API: at --address, otherwise at the address in the --config
+file, otherwise at localhost:2019.`,
 		CobraFunc: addCommands,
 	})
 }
@@ -49,9 +49,9 @@ func addCommands(root *cobra.Command) {
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	root.AddCommand(
 		statusCommand(),
-		modeCommand(settings.Ready, "Has an upstream get requests while it is alive"),
-		modeCommand(settings.Drain, "Has an upstream get no new requests while another one serves"),
-		modeCommand(settings.Maintenance, "Has an upstream get no requests and no probes"),
+		modeCommand(settings.Ready, "Ends drain and maintenance of an upstream"),
+		modeCommand(settings.Drain, "Stops new requests to an upstream while another one serves"),
+		modeCommand(settings.Maintenance, "Stops all requests and probes of an upstream"),
 		weightCommand(),
 		checkCommand(),
 	)
@@ -62,9 +62,9 @@ func statusCommand() *cobra.Command {
 		Use: "status [--watch|--check] [--json]", Short: "Shows all upstreams by pool", Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return runStatus(cmd) },
 	}
-	cmd.Flags().BoolP("watch", "w", false, "Show it again every second, until interrupted")
+	cmd.Flags().BoolP("watch", "w", false, "Show the upstreams again each second, until interrupted")
 	cmd.Flags().Bool("json", false, "Print JSON, for scripts")
-	cmd.Flags().Bool("check", false, "Show only the pools in which no upstream serves, in a line each; exit status 3 if there are any")
+	cmd.Flags().Bool("check", false, "Show one line for each pool in which no upstream serves. Exit with 3 if there is one.")
 	cmd.MarkFlagsMutuallyExclusive("watch", "check")
 	return cmd
 }
@@ -74,17 +74,21 @@ func modeCommand(mode, short string) *cobra.Command {
 		Use: mode + " <upstream> [--wait <duration>]", Short: short, Args: exactly(1, oneUpstream),
 		RunE: func(cmd *cobra.Command, args []string) error { return runMode(cmd, args[0], mode) },
 	}
-	cmd.Flags().Duration("wait", 0, "How long to wait until its requests in flight have ended, and it gets no new ones unless it is ready; exit status 1 if that takes longer")
+	until := "no request is in flight and no new ones come"
+	if mode == settings.Ready {
+		until = "no request is in flight"
+	}
+	cmd.Flags().Duration("wait", 0, "Wait at most this long until "+until+". Exit with 1 if that takes longer.")
 	return cmd
 }
 
 func weightCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "weight <upstream> <n|reset> [--pool <name>]", Short: "Sets the weight of an upstream, or resets it to that of the config",
+		Use: "weight <upstream> <n|reset> [--pool <name>]", Short: "Sets the weight of an upstream, or resets it to the weight of the config",
 		Args: exactly(2, "an upstream, and a whole number or reset"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runWeight(cmd, args[0], args[1]) },
 	}
-	cmd.Flags().String("pool", "", "The pool whose weight is meant, if several have the upstream")
+	cmd.Flags().String("pool", "", "The pool for which the weight is set. Required if several pools have the upstream.")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		var unknown interface{ GetSpecifiedShortnames() string }
 		if errors.As(err, &unknown) { // a negative number was parsed as a flag
@@ -99,11 +103,11 @@ func weightCommand() *cobra.Command {
 
 func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "check <upstream> [--wait <duration>]", Short: "Checks an upstream at once; exit status 1 unless it passes and is up",
+		Use: "check <upstream> [--wait <duration>]", Short: "Checks an upstream at once. Exits with 1 unless it passes and is up",
 		Args: exactly(1, oneUpstream),
 		RunE: func(cmd *cobra.Command, args []string) error { return runCheck(cmd, args[0]) },
 	}
-	cmd.Flags().Duration("wait", 0, "How long to go on checking it each second until it is up")
+	cmd.Flags().Duration("wait", 0, "Check each second until the upstream is up, at most this long")
 	return cmd
 }
 

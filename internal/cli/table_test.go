@@ -19,7 +19,7 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 	now := time.Now()
 	since := now.Add(-90 * time.Second)
 	entries := []view.Upstream{
-		{Pool: "shop", Upstream: "app1.internal:8080", Status: "up", Mode: settings.Ready, Weight: 3, EffectiveWeight: 1.5, Serving: true, Why: "up, in its slow start: gets requests by 50 % of its weight", Since: &since},
+		{Pool: "shop", Upstream: "app1.internal:8080", Status: "up", Mode: settings.Ready, Weight: 3, EffectiveWeight: 1.5, Serving: true, Why: "up, in its slow start: gets requests with 50 % of its weight", Since: &since},
 		{Pool: "shop", Upstream: "unix//run/\x1b[2Jevil\n.sock", Status: "down", Mode: settings.Drain, Weight: 1, Backup: true, Why: "check 'http /' failed: \x1b]0;title\x07 \u202e reversed", Requests: 12},
 		{Pool: strings.Repeat("app.internal:8080 ", 10) + "end-of-title", Upstream: "app9:80", Status: "unknown", Mode: settings.Ready, Weight: 1, FailOpen: true, Why: strings.Repeat("long ", 100) + "end-of-reason"},
 		{Pool: "漢字", Upstream: "漢字漢字漢字漢字漢字.example:80", Status: "up", Mode: settings.Maintenance, Weight: 1, Why: strings.Repeat("絵", 100) + "e\u0301nd"},
@@ -57,11 +57,11 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 		{screen{colours: true}, "pool shop\n" +
 			"UPSTREAM            STATUS  MODE   WEIGHT  REQUESTS  SINCE\n" +
 			"app1.internal:8080  \x1b[32mup\x1b[0m      ready  1.5/3   0         1m\n" +
-			"    up, in its slow start: gets requests by 50 % of its weight\n"},
+			"    up, in its slow start: gets requests with 50 % of its weight\n"},
 		{screen{columns: 59}, "pool shop\n" +
 			"UPSTREAM            STATUS  MODE   WEIGHT  REQUESTS  SINCE\n" +
 			"app1.internal:8080  up      ready  1.5/3   0         1m\n" +
-			"    up, in its slow start: gets requests by 50 % of its\n" +
+			"    up, in its slow start: gets requests with 50 % of its\n" +
 			"    weight\n"},
 		{screen{columns: 40}, "pool shop\n" +
 			"UPSTREAM            STATUS  MODE\n" +
@@ -134,9 +134,9 @@ func TestScreen_LeavesOutWhatDoesNotFit(t *testing.T) {
 	for lines, want := range map[int]string{
 		0:  text,
 		11: text,
-		10: strings.Repeat("line\n", 8) + "… and 2 lines for which it is not high enough\n",
-		3:  "line\n… and 9 lines for which it is not high enough\n",
-		1:  "… and 10 lines for which it is not high enough\n",
+		10: strings.Repeat("line\n", 8) + "… 2 more lines do not fit\n",
+		3:  "line\n… 9 more lines do not fit\n",
+		1:  "… 10 more lines do not fit\n",
 	} {
 		if got := string(screen{columns: 80, lines: lines}.fit([]byte(text))); got != want {
 			t.Errorf("%d lines: got\n%s\nwant\n%s", lines, got, want)

@@ -65,7 +65,7 @@ func (s screen) fit(shown []byte) []byte {
 		return shown
 	}
 	room = max(0, room)
-	omitted := wrap(fmt.Sprintf("… and %d lines for which it is not high enough", len(lines)-1-room), s.columns)[0]
+	omitted := wrap(fmt.Sprintf("… %d more lines do not fit", len(lines)-1-room), s.columns)[0]
 	return append(bytes.Join(lines[:room], nil), omitted+"\n"...)
 }
 

@@ -158,7 +158,7 @@ func (r *Route) logGivingUp(log upstreamLog) {
 		return
 	}
 	r.connection.GaveUp = func(err error) {
-		log.with().Warn("probes on a kept connection failed twice in a row, and passed on a new one: until the next reload every probe has a connection of its own; something between forgets idle connections, or the upstream closes them",
+		log.with().Warn("two probes in a row failed on a kept connection and passed on a new one: every probe opens its own connection until the next reload; a firewall may drop idle connections, or the upstream closes them",
 			zap.Error(err))
 	}
 }

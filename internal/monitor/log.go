@@ -56,11 +56,11 @@ func (l *upstreamLog) inconclusive(why *health.InconclusiveError) {
 		return
 	}
 	if why.Shortage != "" {
-		l.with().Warn("this process has a shortage: probes that fail by it count for nothing as long as it lasts",
+		l.with().Warn("this process lacks a resource: probes that fail because of this do not count",
 			zap.String("shortage", why.Shortage), zap.String("reason", why.Reason))
 		return
 	}
-	l.with().Warn("this process runs late, stopped or starved of CPU time: probes that time out meanwhile count for nothing, as many in a row as turn an upstream down",
+	l.with().Warn("this process is late (stopped, or short of CPU time): probes that time out meanwhile do not count, up to `fails` in a row",
 		zap.Duration("late_by", why.Late))
 }
 

@@ -90,7 +90,7 @@ func (t *Transport) route(upstream Upstream, check *Check) (*Route, error) {
 	}
 	r.Scheme = target.Scheme
 	if r.Scheme != "https" && (overrides.ServerName != "" || overrides.InsecureSkipVerify) {
-		return nil, errors.New("tls_server_name and tls_insecure_skip_verify need TLS, which probes do not use there; set scheme https if they should")
+		return nil, errors.New("tls_server_name and tls_insecure_skip_verify need TLS, but probes do not use TLS here; set scheme https")
 	}
 	version := t.proxyProtocol
 	if check.ProxyProtocol != "" {

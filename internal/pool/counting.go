@@ -30,21 +30,6 @@ const (
 	maxRetired = 64
 )
 
-// replace has a snapshot take the place of the current one of p. It goes on in the order
-// where that is.
-func (c *counters) replace(p *Pool, made *Snapshot) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	before := p.current.Load()
-	made.first = p.first
-	if before != nil {
-		made.first = before.tickets.Load()
-	}
-	made.tickets.Store(made.first)
-	p.current.Store(made)
-	c.retire(before)
-}
-
 // retire has a snapshot that is not used any more counted later. c.mu must be held.
 func (c *counters) retire(before *Snapshot) {
 	if before == nil || before.best.Len() == 0 {

@@ -88,7 +88,9 @@ func (h *Handler) IsRunning() bool { return h.running.Load() }
 func (h *Handler) Changed() {
 	h.version.Add(1)
 	for p := range h.Awaited() {
-		p.waiters.wake()
+		if !p.atOnce { // else Refresh wakes them, when the new snapshot is there
+			p.waiters.wake()
+		}
 	}
 }
 

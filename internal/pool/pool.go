@@ -96,7 +96,9 @@ func (p *Pool) RefreshNow() {
 	made := p.handler.newSnapshot(p.members, now)
 	r := &p.handler.Rules
 	made.canBeFast = made.best.Len() > 0 && !r.Retries && !r.CountsHealthy && r.Select == nil
-	p.counters.replace(p, made)
+	p.counters.mu.Lock()
+	p.counters.retire(p.install(made))
+	p.counters.mu.Unlock()
 	if p.ramp != nil {
 		p.ramp.Stop()
 	}
@@ -109,6 +111,22 @@ func (p *Pool) RefreshNow() {
 	}
 	p.waiters.wake()
 	p.LogState()
+}
+
+// install puts a snapshot in place of the current one, which it returns. The new one goes
+// on in the order where the old one is. p.making must be held.
+func (p *Pool) install(made *Snapshot) (before *Snapshot) {
+	before = p.current.Load()
+	made.first = p.first
+	if before != nil {
+		made.first = before.tickets.Load()
+	}
+	made.tickets.Store(made.first)
+	if !p.atOnce && len(made.serving) > 0 {
+		made.serving[0].counted = false // tickets that are drawn after the pool was dropped would be lost
+	}
+	p.current.Store(made)
+	return before
 }
 
 // Close ends what goes on by itself. The last snapshot still serves requests that are
@@ -145,15 +163,7 @@ func (p *Pool) snapshot(patient bool) *Snapshot {
 		return known // made meanwhile
 	}
 	made := p.handler.newSnapshot(p.members, now)
-	made.first = p.first
-	if known != nil {
-		made.first = known.tickets.Load()
-	}
-	made.tickets.Store(made.first)
-	if len(made.serving) > 0 {
-		made.serving[0].counted = false // tickets that are drawn after it was dropped would be lost
-	}
-	p.current.Store(made)
+	p.install(made)
 	return made
 }
 

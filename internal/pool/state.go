@@ -147,13 +147,13 @@ func (s Situation) writeTo(logger *zap.Logger, failOpen string, pool zap.Field) 
 	case FailedOpen:
 		open := zap.String("fail_open", failOpen)
 		if s.ByCaddy {
-			logger.Warn("too few upstreams are alive and held healthy by Caddy's own health checks: requests go to all of them, whatever their health", pool, open)
+			logger.Warn("too few upstreams are alive and healthy by Caddy's own health checks: requests go to all of them, whatever their health", pool, open)
 			return
 		}
 		logger.Warn("too few upstreams are alive: requests go to all of them, whatever their health", pool, open)
 	case LastResort:
 		if s.ByCaddy {
-			logger.Warn("Caddy's own health checks hold every upstream unhealthy that is alive: requests go to all of them, as the last resort", pool)
+			logger.Warn("Caddy's own health checks consider every upstream unhealthy that is alive: requests go to all of them, as the last resort", pool)
 			return
 		}
 		logger.Warn("no upstream is alive: requests go to all of them, as the last resort", pool)
@@ -162,7 +162,7 @@ func (s Situation) writeTo(logger *zap.Logger, failOpen string, pool zap.Field) 
 		case s.BreakerOpen:
 			logger.Warn("the circuit breaker is open: requests are answered 503", pool)
 		case s.ByCaddy:
-			logger.Warn("Caddy's own health checks hold every upstream unhealthy that is alive: requests are answered 503", pool)
+			logger.Warn("Caddy's own health checks consider every upstream unhealthy that is alive: requests are answered 503", pool)
 		default:
 			logger.Warn("no upstream is alive that may get requests: they are answered 503", pool)
 		}

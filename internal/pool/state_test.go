@@ -15,9 +15,9 @@ const (
 	noneAlive      = "warn: no upstream is alive: requests go to all of them, as the last resort"
 	tooFew         = "warn: too few upstreams are alive: requests go to all of them, whatever their health"
 	noneMay        = "warn: no upstream is alive that may get requests: they are answered 503"
-	heldLastResort = "warn: Caddy's own health checks hold every upstream unhealthy that is alive: requests go to all of them, as the last resort"
-	heldUnavail    = "warn: Caddy's own health checks hold every upstream unhealthy that is alive: requests are answered 503"
-	heldTooFew     = "warn: too few upstreams are alive and held healthy by Caddy's own health checks: requests go to all of them, whatever their health"
+	heldLastResort = "warn: Caddy's own health checks consider every upstream unhealthy that is alive: requests go to all of them, as the last resort"
+	heldUnavail    = "warn: Caddy's own health checks consider every upstream unhealthy that is alive: requests are answered 503"
+	heldTooFew     = "warn: too few upstreams are alive and healthy by Caddy's own health checks: requests go to all of them, whatever their health"
 	breakerOpen    = "warn: the circuit breaker is open: requests are answered 503"
 	enoughAgain    = "info: enough upstreams are alive again: requests go to those alive only"
 )

@@ -2,7 +2,8 @@
 
 // Package poolname names the pools of a config: by their upstreams, with a number where
 // pools of the same upstreams differ. It reads configs as JSON, and does not know what
-// makes two pools different: its caller gives a key. Names.mu is held while that is asked.
+// makes two pools different: its caller gives a key. It has no locks: Caddy provisions the
+// handlers of a config one after the other.
 package poolname
 
 import (
@@ -14,7 +15,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -36,9 +36,9 @@ type Key [sha256.Size]byte
 // Names gives names to the pools of one config that have none. Pools of the same
 // upstreams that differ are numbered in the order of the config. Caddy provisions them in
 // an order that differs from one load to the next, so that order does not count: each
-// pool keeps its number, and with it the weights that were set at run time.
+// pool keeps its number, and with it the weights that were set at run time. It is not safe
+// for concurrent use.
 type Names struct {
-	mu    sync.Mutex              // guards what follows
 	apps  map[*caddyhttp.App]bool // whose config was read
 	given map[string]bool         // names that the config gives
 	keys  map[string][]Key        // by default name
@@ -47,8 +47,6 @@ type Names struct {
 // Of returns the name of a pool without a given one. Read decodes a policy alive and the
 // handler that has it, given as JSON.
 func (n *Names) Of(ctx caddy.Context, p Pool, read func(policy, handler []byte) (Pool, error)) string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.readAll(ctx, read)
 	return n.add(p)
 }

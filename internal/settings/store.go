@@ -187,7 +187,7 @@ func (s *Store) reportFailure(err error) {
 	}
 	switch {
 	case err != nil && !before:
-		s.logger.Warn("the storage fails: modes and weights that are set hold here, and are stored when it returns", zap.Error(err))
+		s.logger.Warn("the storage fails: modes and weights apply here and are stored when it works again", zap.Error(err))
 	case err == nil && before:
 		s.logger.Info("the storage works again: modes and weights are stored")
 	}

@@ -13,8 +13,8 @@ import (
 
 // What Prometheus is shown.
 var (
-	upDesc          = desc("upstream_up", "Whether an upstream passes a check, the worst if several have its label. None in maintenance: no checks run.", "upstream", "check")
-	checksDesc      = desc("checks_total", "Results of checks: pass, fail, or void for one that says something about this process only and does not count.", "upstream", "check", "result")
+	upDesc          = desc("upstream_up", "1 if an upstream passes a check, else 0; the worst of several checks with one label. No series in maintenance.", "upstream", "check")
+	checksDesc      = desc("checks_total", "Results of checks: pass, fail, or void if only this process was the cause.", "upstream", "check", "result")
 	transitionsDesc = desc("transitions_total", "Changes of status by a check.", "upstream", "check", "to")
 	poolDesc        = desc("pool_upstreams", "Upstreams of a pool by state: up, down, unknown, draining or maintenance.", "pool", "state")
 	failOpenDesc    = desc("pool_fail_open", "Whether a pool ignores health, because too few or none of its upstreams serve.", "pool")
