@@ -202,18 +202,3 @@ func TestDeployScript_FailsNoRequest(t *testing.T) {
 		t.Errorf("after one could not be replaced: %v", modes)
 	}
 }
-
-// If Caddy is stopped by a signal, the command gives up and does not hang.
-func TestCommand_GivesUpIfCaddyIsStopped(t *testing.T) {
-	up := startBackend(t)
-	c := startCaddy(t, t.TempDir(), "", operated(up.addr))
-	if err := syscall.Kill(c.pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = syscall.Kill(c.pid, syscall.SIGCONT) }()
-	began := time.Now()
-	_, errs, status := c.run("drain", up.addr, "--wait", "1s", "--address", c.admin)
-	if took := time.Since(began); status != 1 || !strings.Contains(errs, "no answer from Caddy at "+c.admin+" within 3s") || took > 10*time.Second {
-		t.Errorf("after %s: status %d, %s", took, status, errs)
-	}
-}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // If nothing is expected of the body, the status decides. The body is neither waited
@@ -43,7 +45,7 @@ func TestHTTP_StatusDecidesWithoutExpectation(t *testing.T) {
 			} {
 				ctx, cancel := context.WithCancel(t.Context())
 				began := time.Now()
-				got, want := text(wait(t, start(ctx, load(t, config), newUpstream(t, "tcp", addr, nil)), grace)), ""
+				got, want := text(testkit.Wait(t, start(ctx, load(t, config), newUpstream(t, "tcp", addr, nil)), grace)), ""
 				if strings.Contains(config, "drain") {
 					want = "alive, but no new requests are wanted"
 				}

@@ -159,19 +159,13 @@ func TestHTTP_CaddyfileErrorsNameWhatIsAllowed(t *testing.T) {
 	for _, test := range []struct{ input, want string }{
 		{"http", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},
 		{"http {\n\tmethod GET\n}", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},
-		{`http ""`, uri + "; got '', at Testfile:1"},
 		{"http healthz", uri + "; got 'healthz', at Testfile:1"},
-		{"http http://app1/healthz", uri + "; give only the path, like /healthz: the request always goes to the upstream; got 'http://app1/healthz', at Testfile:1"},
 		{"http *", uri + "; got '*', at Testfile:1"},
-		{"http //app1/healthz", uri + "; got '//app1/healthz', at Testfile:1"},
-		{"http \"/a b\"", uri + "; got '/a b', at Testfile:1"},
 		{"http app1/{env.PROBE_UNSET}", uri + "; got 'app1/{env.PROBE_UNSET}', at Testfile:1"},
-		{"http /%zz", uri + `: parse "/%zz": invalid URL escape "%zz", at Testfile:1`},
 		{"http /healthz /ready", "an http check takes one URI; got '/ready' too, at Testfile:1"},
 
 		{"http /x {\n\tmethod\n}", "method takes one HTTP method, like HEAD, at Testfile:2"},
 		{"http /x {\n\tmethod GET HEAD\n}", "method takes one HTTP method, like HEAD, at Testfile:2"},
-		{"http /x {\n\tmethod \"\"\n}", method + "'', at Testfile:2"},
 		{"http /x {\n\tmethod \"GET /\"\n}", method + "'GET /', at Testfile:2"},
 		{"http /x {\n\tmethod GET\n\tmethod GET\n}", "option 'method' is given twice, at Testfile:3"},
 
@@ -179,16 +173,12 @@ func TestHTTP_CaddyfileErrorsNameWhatIsAllowed(t *testing.T) {
 		{"http /x {\n\theader Host\n}", header + ", at Testfile:2"},
 		{"http /x {\n\theader Host a b\n}", header + ", at Testfile:2"},
 		{"http /x {\n\theader Host: a\n}", "header: a field name has letters, digits and hyphens; got 'Host:', at Testfile:2"},
-		{"http /x {\n\theader \"\" a\n}", "header: a field name has letters, digits and hyphens; got '', at Testfile:2"},
 		{"http /x {\n\theader A \"b\nC: d\"\n}", "header A must not have line breaks or other control characters in its value, at Testfile:2"},
 
-		{"http /x {\n\theader Host \"a b\"\n}", "header Host must be a host, optionally with a port; got 'a b', at Testfile:2"},
 		{"http /x {\n\theader Host a\n\theader host b\n}", "header Host is given twice, at Testfile:3"},
 
 		{"http /x {\n\tstatus\n}", "status takes codes, classes and ranges, like 204 2xx 200-399, at Testfile:2"},
 		{"http /x {\n\tstatus 200 teapot\n}", status + "'teapot', at Testfile:2"},
-		{"http /x {\n\tstatus 1xx\n}", status + "'1xx', at Testfile:2"},
-		{"http /x {\n\tstatus 200,204\n}", status + "'200,204', at Testfile:2"},
 		// a second list would replace the first
 		{"http /x {\n\tstatus 200\n\tstatus 204\n}", "option 'status' is given twice, at Testfile:3"},
 
@@ -222,7 +212,6 @@ func TestHTTP_CaddyfileErrorsNameWhatIsAllowed(t *testing.T) {
 		{"http /x {\n\tscheme http https\n}", "scheme takes http or https, at Testfile:2"},
 		{"http /x {\n\tscheme \"\"\n}", "scheme takes http or https, at Testfile:2"},
 		{"http /x {\n\tscheme ftp\n}", "scheme must be http or https; got 'ftp', at Testfile:2"},
-		{"http /x {\n\tscheme HTTPS\n}", "scheme must be http or https; got 'HTTPS', at Testfile:2"},
 		{"http /x {\n\tscheme http\n\tscheme http\n}", "option 'scheme' is given twice, at Testfile:3"},
 
 		{"http /x {\n\tfollow_redirects yes\n}", "follow_redirects takes no argument; got 'yes', at Testfile:2"},
@@ -238,7 +227,6 @@ func TestHTTP_CaddyfileErrorsNameWhatIsAllowed(t *testing.T) {
 
 		{"http /x {\n\tdrain_status\n}", "drain_status takes codes, classes and ranges, like 204 2xx 200-399, at Testfile:2"},
 		{"http /x {\n\tdrain_status 503 teapot\n}", drain + "'teapot', at Testfile:2"},
-		{"http /x {\n\tdrain_status 600\n}", drain + "'600', at Testfile:2"},
 		{"http /x {\n\tdrain_status 503\n\tdrain_status 504\n}", "option 'drain_status' is given twice, at Testfile:3"},
 
 		{"http /x {\n\texpect_header\n}", exp + ", at Testfile:2"},

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // compileCEL compiles a valid expression.
@@ -225,7 +227,7 @@ func TestExpression_ConcurrentEvaluationsShareNothing(t *testing.T) {
 		}()
 	}
 	for range workers {
-		if err := wait(t, result, long); err != nil {
+		if err := testkit.Wait(t, result, long); err != nil {
 			t.Error(err)
 		}
 	}

@@ -17,6 +17,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // Whatever bytes an upstream answers with, the probe returns, leaves no connection
@@ -79,7 +81,7 @@ func FuzzHTTPAnswer(f *testing.F) {
 			upstream.Wait()
 			close(closed)
 		}()
-		wait(t, closed, grace)
+		testkit.Wait(t, closed, grace)
 	})
 }
 

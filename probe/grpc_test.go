@@ -28,6 +28,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // serveGRPC runs a gRPC server with a health service, or without one if it is nil, and
@@ -87,9 +89,9 @@ func TestGRPC_PassesOnlyIfServing(t *testing.T) {
 	service.SetServingStatus("new", grpc_health_v1.HealthCheckResponse_ServingStatus(7))
 	stopping := health.NewServer()
 	stopping.Shutdown()
-	ca := newAuthority(t, "test")
-	config := &tls.Config{Certificates: []tls.Certificate{ca.issue(t, -time.Hour, time.Hour)}}
-	trust := &tls.Config{RootCAs: ca.pool()}
+	ca := testkit.NewAuthority(t)
+	config := &tls.Config{Certificates: []tls.Certificate{ca.Between(-time.Hour, time.Hour)}}
+	trust := &tls.Config{RootCAs: ca.Pool()}
 	for way, addr := range map[string]struct{ service, stopping, none string }{
 		"h2c": {serveGRPC(t, service, nil), serveGRPC(t, stopping, nil), serveGRPC(t, nil, nil)},
 		"TLS": {serveGRPC(t, service, config), serveGRPC(t, stopping, config), serveGRPC(t, nil, config)},
@@ -171,7 +173,7 @@ func TestGRPC_RequestHasServiceAuthorityAndDeadline(t *testing.T) {
 			t.Errorf("%s: %v", test.config, err)
 			continue
 		}
-		got := wait(t, requests, grace)
+		got := testkit.Wait(t, requests, grace)
 		if got.service != test.service || strings.Join(got.authority, " ") != test.authority {
 			t.Errorf("%s: got the service %q and the authority %q, want %q and %q", test.config, got.service, got.authority, test.service, test.authority)
 		}
@@ -225,7 +227,7 @@ func TestGRPC_OneCallIsSent(t *testing.T) {
 	if err := run(t, p, grpcUpstream(t, p, addr, nil), long); err != nil {
 		t.Error(err)
 	}
-	got := wait(t, requests, grace)
+	got := testkit.Wait(t, requests, grace)
 	if want := "POST /grpc.health.v1.Health/Check HTTP/2.0"; got.line != want {
 		t.Errorf("got %q, want %q", got.line, want)
 	}
@@ -388,10 +390,10 @@ func TestGRPC_EndlessAnswerIsBounded(t *testing.T) {
 	up := way{addr: addr, differs: p.Overrides(), read: &read}.upstream(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*grace)
 	defer cancel()
-	if got, want := text(wait(t, start(ctx, p, up), long)), "the answer is longer than 64 KiB"; got != want {
+	if got, want := text(testkit.Wait(t, start(ctx, p, up), long)), "the answer is longer than 64 KiB"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	wait(t, left, grace) // the probe closes it before the end of its context
+	testkit.Wait(t, left, grace) // the probe closes it before the end of its context
 	if got, most := read.Load(), int64(1<<20); got > most {
 		t.Errorf("%d bytes were read, want %d at most", got, most)
 	}
@@ -444,13 +446,13 @@ func TestGRPC_UnfinishedAnswerEndsWithTheContext(t *testing.T) {
 				defer cancel()
 				p := loadKind(t, new(GRPC), `{}`)
 				result := start(ctx, p, grpcUpstream(t, p, addr, nil))
-				if wait(t, asked, grace); want == context.Canceled {
+				if testkit.Wait(t, asked, grace); want == context.Canceled {
 					cancel()
 				}
-				if err := wait(t, result, limit+grace); !errors.Is(err, want) {
+				if err := testkit.Wait(t, result, limit+grace); !errors.Is(err, want) {
 					t.Errorf("got %v, want %v", err, want)
 				}
-				wait(t, left, grace)
+				testkit.Wait(t, left, grace)
 			})
 		}
 	}
@@ -562,8 +564,8 @@ func TestGRPC_OtherProtocolFailsWithAReason(t *testing.T) {
 // server that has only HTTP/1.1.
 func TestGRPC_TLSFailureHasAReason(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "test")
-	cert := ca.issue(t, -time.Hour, time.Hour)
+	ca := testkit.NewAuthority(t)
+	cert := ca.Between(-time.Hour, time.Hour)
 	service := serveGRPC(t, health.NewServer(), &tls.Config{Certificates: []tls.Certificate{cert}})
 	old, _ := serveTLS(t, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}})
 	plain := serveGRPC(t, health.NewServer(), nil)
@@ -572,11 +574,11 @@ func TestGRPC_TLSFailureHasAReason(t *testing.T) {
 		trust              *tls.Config
 		want               string // part of the reason
 	}{
-		{"trusted", service, `{}`, &tls.Config{RootCAs: ca.pool()}, ""},
+		{"trusted", service, `{}`, &tls.Config{RootCAs: ca.Pool()}, ""},
 		{"not trusted", service, `{}`, new(tls.Config), "certificate signed by unknown authority"},
-		{"another name", service, `{"tls_server_name":"other.test"}`, &tls.Config{RootCAs: ca.pool()}, "not other.test"},
+		{"another name", service, `{"tls_server_name":"other.test"}`, &tls.Config{RootCAs: ca.Pool()}, "not other.test"},
 		{"anything goes", service, `{"tls_server_name":"other.test","tls_insecure_skip_verify":true}`, new(tls.Config), ""},
-		{"HTTP/1.1 only", old, `{}`, &tls.Config{RootCAs: ca.pool()}, "no application protocol"},
+		{"HTTP/1.1 only", old, `{}`, &tls.Config{RootCAs: ca.Pool()}, "no application protocol"},
 		{"a scheme of its own", service, `{"scheme":"https","tls_insecure_skip_verify":true}`, nil, ""},
 		{"a plain port beside TLS", plain, `{"scheme":"http"}`, new(tls.Config), ""},
 		{"no TLS there", plain, `{}`, new(tls.Config), "first record does not look like a TLS handshake"},
@@ -604,7 +606,7 @@ func TestGRPC_ConcurrentProbesShareNothing(t *testing.T) {
 		}
 	}
 	for _, result := range results {
-		if err := wait(t, result, long); err != nil {
+		if err := testkit.Wait(t, result, long); err != nil {
 			t.Error(err)
 		}
 	}
@@ -636,16 +638,6 @@ func TestGRPC_NeedsAnHTTPTransport(t *testing.T) {
 	want := "a grpc check needs HTTP, and app1:9000 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"
 	if got := text(new(GRPC).ValidateUpstream(up)); got != want {
 		t.Errorf("got %q, want %q", got, want)
-	}
-}
-
-// The label has the service and the authority.
-func TestGRPC_LabelHasServiceAndAuthority(t *testing.T) {
-	t.Parallel()
-	for config, want := range map[string]string{`{}`: "grpc", `{"service":"pkg.Service","authority":"a"}`: "grpc pkg.Service authority a"} {
-		if got := loadKind(t, new(GRPC), config).String(); got != want {
-			t.Errorf("%s: got %q, want %q", config, got, want)
-		}
 	}
 }
 
@@ -706,8 +698,8 @@ func TestGRPC_CaddyfileGivesJSONThatLoads(t *testing.T) {
 // is no gRPC server.
 func TestGRPC_HTTP1AnswerFails(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "test")
-	config := &tls.Config{Certificates: []tls.Certificate{ca.issue(t, -time.Hour, time.Hour)}}
+	ca := testkit.NewAuthority(t)
+	config := &tls.Config{Certificates: []tls.Certificate{ca.Between(-time.Hour, time.Hour)}}
 	addr := talk(t, func(conn net.Conn) {
 		secure := tls.Server(conn, config)
 		defer secure.Close()
@@ -718,7 +710,7 @@ func TestGRPC_HTTP1AnswerFails(t *testing.T) {
 			"7\r\n\x00\x00\x00\x00\x02\x08\x01\r\n0\r\nGrpc-Status: 0\r\n\r\n")
 	})
 	p := loadKind(t, new(GRPC), `{}`)
-	if got, want := text(run(t, p, grpcUpstream(t, p, addr, &tls.Config{RootCAs: ca.pool()}), long)), "the upstream speaks HTTP/1.1, not HTTP/2"; got != want {
+	if got, want := text(run(t, p, grpcUpstream(t, p, addr, &tls.Config{RootCAs: ca.Pool()}), long)), "the upstream speaks HTTP/1.1, not HTTP/2"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // quoted returns a text as JSON.
@@ -63,7 +65,7 @@ func TestHTTP_RequestBodyIsSentAsWritten(t *testing.T) {
 				t.Errorf("%s %.80q: %v", test.method, test.config, err)
 				break
 			}
-			got, want := wait(t, requests, grace), sent{test.method, test.want, fmt.Sprint(len(test.want)), false}
+			got, want := testkit.Wait(t, requests, grace), sent{test.method, test.want, fmt.Sprint(len(test.want)), false}
 			if got != want {
 				t.Errorf("%s %.80q:\n got %.200v\nwant %.200v", test.method, test.config, got, want)
 			}

@@ -5,17 +5,13 @@ package probe
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -130,7 +126,7 @@ func TestHTTP_RequestFollowsTheOptions(t *testing.T) {
 			t.Errorf("%s: %v", test.config, err)
 			continue
 		}
-		got := wait(t, requests, grace)
+		got := testkit.Wait(t, requests, grace)
 		if want := cmp.Or(test.method, "GET"); got.Method != want {
 			t.Errorf("%s: got the method %s, want %s", test.config, got.Method, want)
 		}
@@ -176,7 +172,7 @@ func TestHTTP_ConcurrentProbesShareNothing(t *testing.T) {
 		}
 	}
 	for _, result := range results {
-		if err := wait(t, result, long); err != nil {
+		if err := testkit.Wait(t, result, long); err != nil {
 			t.Error(err)
 		}
 	}
@@ -285,27 +281,6 @@ func TestHTTP_RefusedConnectionIsTheReason(t *testing.T) {
 	}
 }
 
-// Unix sockets have no host. The dialer uses the upstream only.
-func TestHTTP_UnixSocketIsProbed(t *testing.T) {
-	t.Parallel()
-	// a short name, because the path of a socket has a limit of about 100 bytes
-	path := filepath.Join(t.TempDir(), "s")
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		t.Skipf("no unix sockets here: %v", err)
-	}
-	server := &httptest.Server{Listener: listener, Config: &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Host) }),
-	}}
-	server.Start()
-	t.Cleanup(server.Close)
-	up := newUpstream(t, "unix", path, nil)
-	up.Host = "localhost"
-	if err := run(t, load(t, `{"uri":"/","expect_body":"^localhost$"}`), up, long); err != nil {
-		t.Error(err)
-	}
-}
-
 // An invalid answer fails with a reason, and no later than the deadline.
 func TestHTTP_InvalidAnswerFailsWithinTheDeadline(t *testing.T) {
 	t.Parallel()
@@ -406,9 +381,9 @@ func TestHTTP_CanceledProbeReturnsAtOnce(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*grace)
 			defer cancel()
 			result := start(ctx, load(t, `{"uri":"/","expect_body":"."}`), newUpstream(t, "tcp", addr, nil))
-			wait(t, asked, grace)
+			testkit.Wait(t, asked, grace)
 			cancel()
-			if err := wait(t, result, grace); !errors.Is(err, context.Canceled) {
+			if err := testkit.Wait(t, result, grace); !errors.Is(err, context.Canceled) {
 				t.Errorf("got %v, want %v", err, context.Canceled)
 			}
 		})
@@ -435,10 +410,10 @@ func TestHTTP_VerdictClosesTheConnection(t *testing.T) {
 				close(hungUp)
 			})
 			result := start(t.Context(), load(t, test.config), newUpstream(t, "tcp", addr, nil))
-			if got := text(wait(t, result, grace)); got != test.want {
+			if got := text(testkit.Wait(t, result, grace)); got != test.want {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
-			wait(t, hungUp, grace)
+			testkit.Wait(t, hungUp, grace)
 		})
 	}
 }
@@ -480,73 +455,6 @@ func TestHTTP_MemoryIsBounded(t *testing.T) {
 		if got := after.TotalAlloc - before.TotalAlloc; got > 8<<20 {
 			t.Errorf("%s: %d bytes were allocated, want some 64 KiB and no more than 8 MiB", test.name, got)
 		}
-	}
-}
-
-// Over TLS, trust is that of the transport, and each problem has a reason of its own.
-func TestHTTP_TLSTrustIsThatOfTheTransport(t *testing.T) {
-	t.Parallel()
-	newServer := func(http2 bool) *httptest.Server {
-		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			io.WriteString(w, r.Proto)
-		}))
-		server.Config.ErrorLog = log.New(io.Discard, "", 0) // failed handshakes are expected
-		server.EnableHTTP2 = http2
-		server.StartTLS()
-		t.Cleanup(server.Close)
-		return server
-	}
-	server, server2 := newServer(false), newServer(true)
-	known := x509.NewCertPool()
-	known.AddCert(server.Certificate())
-	plain := newHTTPUpstream(t, func(http.ResponseWriter, *http.Request) {}).Address
-	addr := server.Listener.Addr().String()
-	later := func() time.Time { return server.Certificate().NotAfter.Add(time.Hour) }
-
-	for _, test := range []struct {
-		name   string
-		addr   string
-		host   string
-		config *tls.Config
-		body   string
-		want   string // a part of the reason
-	}{
-		{"known CA", addr, addr, &tls.Config{RootCAs: known}, "^HTTP/1.1$", ""},
-		{"server name", addr, addr, &tls.Config{RootCAs: known, ServerName: "example.com"}, "", ""},
-		{"HTTP/2", server2.Listener.Addr().String(), addr, &tls.Config{RootCAs: known}, "^HTTP/2.0$", ""},
-		{"unknown CA", addr, addr, &tls.Config{RootCAs: x509.NewCertPool()}, "", "certificate signed by unknown authority"},
-		{"wrong name", addr, "app1.test:443", &tls.Config{RootCAs: known}, "", "not app1.test"},
-		{"expired", addr, addr, &tls.Config{RootCAs: known, Time: later}, "", "certificate has expired"},
-		{"plain upstream", plain, addr, &tls.Config{RootCAs: known}, "", "tls: first record does not look like a TLS handshake"},
-		{"plain probe", addr, addr, nil, "", "status 400, want 2xx"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			up := newUpstream(t, "tcp", test.addr, test.config)
-			up.Host = test.host
-			h := load(t, fmt.Sprintf(`{"uri":"/","expect_body":%q}`, test.body))
-			err := run(t, h, up, long)
-			if (err == nil) != (test.want == "") || !strings.Contains(text(err), test.want) {
-				t.Errorf("got %v, want an error with %q", err, test.want)
-			}
-		})
-	}
-}
-
-// A proxy that does not use HTTP cannot be checked by HTTP requests: the config does
-// not load, instead of a probe that panics.
-func TestHTTP_NeedsAnHTTPTransport(t *testing.T) {
-	t.Parallel()
-	h := load(t, `{"uri":"/"}`)
-	up := newUpstream(t, "tcp", "127.0.0.1:1", nil)
-	up.Dial = nil // HTTP/3
-	if err := h.ValidateUpstream(up); err != nil {
-		t.Errorf("got %v, want no error: an http check does not dial", err)
-	}
-	up.Address, up.Transport = "php:9000", nil
-	want := "an http check needs HTTP, and php:9000 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"
-	if got := text(h.ValidateUpstream(up)); got != want {
-		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
@@ -613,37 +521,6 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 	} {
 		if got := text(decode(t, test.config).Provision(caddy.Context{})); got != test.want {
 			t.Errorf("%s:\n got %q\nwant %q", test.config, got, test.want)
-		}
-	}
-}
-
-// Both ends of the range of max_size are allowed.
-func TestHTTP_MaxSizeRangeIncludesItsEnds(t *testing.T) {
-	t.Parallel()
-	for _, size := range []int64{1, 67108864} {
-		h := load(t, fmt.Sprintf(`{"uri":"/","max_size":%d}`, size))
-		if h.MaxSize != size {
-			t.Errorf("got %d, want %d", h.MaxSize, size)
-		}
-	}
-	if got := load(t, `{"uri":"/"}`).MaxSize; got != 65536 {
-		t.Errorf("got the default %d, want 65536", got)
-	}
-}
-
-// Labels show arguments as written, because the values of placeholders may be secret.
-func TestKinds_LabelsShowArgumentsAsWritten(t *testing.T) {
-	t.Setenv("PROBE_TOKEN", "secret")
-	h := load(t, `{"uri":"/healthz?token={env.PROBE_TOKEN}","method":"HEAD"}`)
-	for _, test := range []struct {
-		probe fmt.Stringer
-		want  string
-	}{
-		{h, "http /healthz?token={env.PROBE_TOKEN}"},
-		{new(TCP), "tcp"},
-	} {
-		if got := test.probe.String(); got != test.want {
-			t.Errorf("got %q, want %q", got, test.want)
 		}
 	}
 }

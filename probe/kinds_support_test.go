@@ -5,15 +5,9 @@ package probe
 import (
 	"cmp"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"strings"
@@ -24,6 +18,8 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // kind is a Prober with a Provision method.
@@ -161,81 +157,13 @@ func talk(tb testing.TB, handle func(conn net.Conn)) (addr string) {
 			handlers.Wait()
 			close(done)
 		}()
-		wait(tb, done, 11*grace)
+		testkit.Wait(tb, done, 11*grace)
 	})
 	return listener.Addr().String()
 }
 
 // untilClosed reads until the client closes the connection.
 func untilClosed(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
-
-// authority issues certificates.
-type authority struct {
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-}
-
-// newAuthority returns an authority that no system trusts.
-func newAuthority(tb testing.TB, name string) *authority {
-	tb.Helper()
-	template := &x509.Certificate{
-		SerialNumber:          big.NewInt(1),
-		Subject:               pkix.Name{CommonName: name},
-		NotBefore:             time.Now().Add(-24 * time.Hour),
-		NotAfter:              time.Now().Add(24 * time.Hour),
-		KeyUsage:              x509.KeyUsageCertSign,
-		IsCA:                  true,
-		BasicConstraintsValid: true,
-	}
-	key := newKey(tb)
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return &authority{cert, key}
-}
-
-func newKey(tb testing.TB) *ecdsa.PrivateKey {
-	tb.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return key
-}
-
-// issue makes a certificate for servers and clients, with the name app.test and the
-// address 127.0.0.1. From and to are relative to the present time.
-func (a *authority) issue(tb testing.TB, from, to time.Duration) tls.Certificate {
-	tb.Helper()
-	key := newKey(tb)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(2),
-		Subject:      pkix.Name{CommonName: "app"},
-		DNSNames:     []string{"app.test"},
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore:    time.Now().Add(from),
-		NotAfter:     time.Now().Add(to),
-		KeyUsage:     x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
-// pool returns a pool that trusts this authority only.
-func (a *authority) pool() *x509.CertPool {
-	pool := x509.NewCertPool()
-	pool.AddCert(a.cert)
-	return pool
-}
 
 // wantParsed has a kind parse its lines of a Caddyfile. The result is this JSON, which
 // another instance of the kind loads, or this error.

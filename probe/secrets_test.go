@@ -4,7 +4,6 @@ package probe
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // secret is the value of PROBE_SECRET in the environment. It must not be shown.
@@ -190,15 +191,13 @@ func TestGRPC_ReasonsAndLabelsShowNoValueOfAPlaceholder(t *testing.T) {
 // Errors of TLS contain the server name.
 func TestTLS_ReasonsShowNoValueOfAPlaceholder(t *testing.T) {
 	t.Setenv("PROBE_SECRET", secret)
-	issuer := newAuthority(t, "authority")
-	cert := issuer.issue(t, -time.Hour, time.Hour)
+	issuer := testkit.NewAuthority(t)
+	cert := issuer.Between(-time.Hour, time.Hour)
 	addr := talk(t, func(conn net.Conn) {
 		server := tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{cert}})
 		_ = server.HandshakeContext(t.Context())
 		untilClosed(server)
 	})
-	roots := x509.NewCertPool()
-	roots.AddCert(issuer.cert)
 	const config = `{"tls_server_name":"{env.PROBE_SECRET}.test"`
 	for _, test := range []struct {
 		kind interface {
@@ -214,7 +213,7 @@ func TestTLS_ReasonsShowNoValueOfAPlaceholder(t *testing.T) {
 		if err := provision(test.kind, test.config); err != nil {
 			t.Fatal(err)
 		}
-		up := way{addr: addr, tls: &tls.Config{RootCAs: roots}, differs: test.kind.Overrides()}.upstream(t)
+		up := way{addr: addr, tls: &tls.Config{RootCAs: issuer.Pool()}, differs: test.kind.Overrides()}.upstream(t)
 		wantNoSecret(t, fmt.Sprintf("%T", test.kind), text(run(t, test.kind, up, long)), "not {env.PROBE_SECRET}.test")
 	}
 }

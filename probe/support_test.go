@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 const (
@@ -82,7 +84,7 @@ func run(tb testing.TB, p Prober, up Upstream, timeout time.Duration) error {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(tb.Context(), timeout)
 	defer cancel()
-	return wait(tb, start(ctx, p, up), timeout+grace)
+	return testkit.Wait(tb, start(ctx, p, up), timeout+grace)
 }
 
 // start probes in the background.
@@ -90,18 +92,6 @@ func start(ctx context.Context, p Prober, up Upstream) <-chan error {
 	result := make(chan error, 1)
 	go func() { result <- p.Probe(ctx, up) }()
 	return result
-}
-
-// wait returns the next value, or ends the test.
-func wait[T any](tb testing.TB, values <-chan T, limit time.Duration) T {
-	tb.Helper()
-	select {
-	case value := <-values:
-		return value
-	case <-time.After(limit):
-		tb.Fatalf("nothing within %s", limit)
-		panic("unreachable")
-	}
 }
 
 // text returns the text of an error, and "" if there is none.

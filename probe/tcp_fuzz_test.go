@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // Whatever bytes come back, in whatever parts, the probe returns, reads no more than 64
@@ -86,7 +88,7 @@ func FuzzTCPAnswer(f *testing.F) {
 			upstream.Wait()
 			close(closed)
 		}()
-		wait(t, closed, grace)
+		testkit.Wait(t, closed, grace)
 	})
 }
 

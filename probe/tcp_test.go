@@ -54,7 +54,7 @@ func TestTCP_AcceptedConnectionPasses(t *testing.T) {
 	if err := run(t, new(TCP), up, long); err != nil {
 		t.Errorf("got %v, want a pass", err)
 	}
-	if r := wait(t, got, grace); r.err != nil || len(r.data) > 0 {
+	if r := testkit.Wait(t, got, grace); r.err != nil || len(r.data) > 0 {
 		t.Errorf("the upstream got %q, %v; want nothing but the end of the connection", r.data, r.err)
 	}
 }
@@ -95,9 +95,9 @@ func TestTCP_CanceledConnectReturnsAtOnce(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*grace)
 	defer cancel()
 	result := start(ctx, new(TCP), up)
-	wait(t, dialing, grace)
+	testkit.Wait(t, dialing, grace)
 	cancel()
-	if err := wait(t, result, grace); !errors.Is(err, context.Canceled) {
+	if err := testkit.Wait(t, result, grace); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 }
@@ -243,7 +243,7 @@ func TestTCP_SendWithoutExpectDoesNotWait(t *testing.T) {
 	if err := run(t, loadKind(t, new(TCP), `{"send":"QUIT\\r\\n"}`), way{addr: addr}.upstream(t), long); err != nil {
 		t.Errorf("got %v, want a pass", err)
 	}
-	if got, want := wait(t, got, grace), "QUIT\r\n"; got != want {
+	if got, want := testkit.Wait(t, got, grace), "QUIT\r\n"; got != want {
 		t.Errorf("the upstream got %q, want %q", got, want)
 	}
 }
@@ -296,12 +296,12 @@ func TestTCP_CanceledExpectReturnsAtOnce(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*grace)
 	defer cancel()
 	result := start(ctx, loadKind(t, new(TCP), `{"send":"PING","expect":"PONG"}`), way{addr: addr}.upstream(t))
-	wait(t, asked, grace)
+	testkit.Wait(t, asked, grace)
 	cancel()
-	if err := wait(t, result, grace); err == nil {
+	if err := testkit.Wait(t, result, grace); err == nil {
 		t.Error("got a pass, want an error")
 	}
-	wait(t, left, grace)
+	testkit.Wait(t, left, grace)
 }
 
 // A probe closes its connection, however it ends.

@@ -36,9 +36,9 @@ func serveTLS(tb testing.TB, config *tls.Config) (addr string, verdicts <-chan e
 // own.
 func TestTLS_TrustedCertificatePasses(t *testing.T) {
 	t.Parallel()
-	ca, other := newAuthority(t, "test"), newAuthority(t, "other")
-	valid := ca.issue(t, -time.Hour, time.Hour)
-	trust := &tls.Config{RootCAs: ca.pool(), ServerName: "app.test"}
+	ca, other := testkit.NewAuthority(t), testkit.NewAuthority(t)
+	valid := ca.Between(-time.Hour, time.Hour)
+	trust := &tls.Config{RootCAs: ca.Pool(), ServerName: "app.test"}
 	for name, test := range map[string]struct {
 		cert   tls.Certificate
 		trust  *tls.Config
@@ -46,16 +46,16 @@ func TestTLS_TrustedCertificatePasses(t *testing.T) {
 		want   string // a part of the reason
 	}{
 		"valid":                    {cert: valid, trust: trust},
-		"valid, by its address":    {cert: valid, trust: &tls.Config{RootCAs: ca.pool()}},
-		"another name":             {cert: valid, trust: &tls.Config{RootCAs: ca.pool(), ServerName: "other.test"}, want: "certificate is valid for app.test, not other.test"},
+		"valid, by its address":    {cert: valid, trust: &tls.Config{RootCAs: ca.Pool()}},
+		"another name":             {cert: valid, trust: &tls.Config{RootCAs: ca.Pool(), ServerName: "other.test"}, want: "certificate is valid for app.test, not other.test"},
 		"another name, by option":  {cert: valid, trust: trust, config: `{"tls_server_name":"third.test"}`, want: "certificate is valid for app.test, not third.test"},
-		"the right name by option": {cert: valid, trust: &tls.Config{RootCAs: ca.pool(), ServerName: "other.test"}, config: `{"tls_server_name":"app.test"}`},
-		"another authority":        {cert: other.issue(t, -time.Hour, time.Hour), trust: trust, want: "certificate signed by unknown authority"},
+		"the right name by option": {cert: valid, trust: &tls.Config{RootCAs: ca.Pool(), ServerName: "other.test"}, config: `{"tls_server_name":"app.test"}`},
+		"another authority":        {cert: other.Between(-time.Hour, time.Hour), trust: trust, want: "certificate signed by unknown authority"},
 		"the roots of the system":  {cert: valid, trust: &tls.Config{ServerName: "app.test"}, want: "certificate signed by unknown authority"},
-		"expired":                  {cert: ca.issue(t, -2*time.Hour, -time.Hour), trust: trust, want: "certificate has expired or is not yet valid: current time "},
-		"not yet valid":            {cert: ca.issue(t, time.Hour, 2*time.Hour), trust: trust, want: " is before "},
-		"anything goes":            {cert: other.issue(t, -2*time.Hour, -time.Hour), trust: &tls.Config{ServerName: "x"}, config: `{"tls_insecure_skip_verify":true}`},
-		"anything goes already":    {cert: other.issue(t, -2*time.Hour, -time.Hour), trust: &tls.Config{InsecureSkipVerify: true}},
+		"expired":                  {cert: ca.Between(-2*time.Hour, -time.Hour), trust: trust, want: "certificate has expired or is not yet valid: current time "},
+		"not yet valid":            {cert: ca.Between(time.Hour, 2*time.Hour), trust: trust, want: " is before "},
+		"anything goes":            {cert: other.Between(-2*time.Hour, -time.Hour), trust: &tls.Config{ServerName: "x"}, config: `{"tls_insecure_skip_verify":true}`},
+		"anything goes already":    {cert: other.Between(-2*time.Hour, -time.Hour), trust: &tls.Config{InsecureSkipVerify: true}},
 	} {
 		for version, number := range versions {
 			t.Run(name+"/"+version, func(t *testing.T) {
@@ -74,7 +74,7 @@ func TestTLS_TrustedCertificatePasses(t *testing.T) {
 					t.Errorf("got %q, want whether it has expired or is not yet valid", got)
 				}
 				// the server sees an orderly end
-				if err := wait(t, verdicts, grace); test.want == "" && err != nil {
+				if err := testkit.Wait(t, verdicts, grace); test.want == "" && err != nil {
 					t.Errorf("the server got %v, want a handshake and an orderly end", err)
 				}
 			})
@@ -89,9 +89,9 @@ var versions = map[string]uint16{"TLS 1.2": tls.VersionTLS12, "TLS 1.3": tls.Ver
 // only after the handshake is complete for the client.
 func TestTLS_RejectedClientCertificateFails(t *testing.T) {
 	t.Parallel()
-	ca, other := newAuthority(t, "test"), newAuthority(t, "other")
-	cert := ca.issue(t, -time.Hour, time.Hour)
-	right, wrong, expired := ca.issue(t, -time.Hour, time.Hour), other.issue(t, -time.Hour, time.Hour), ca.issue(t, -2*time.Hour, -time.Hour)
+	ca, other := testkit.NewAuthority(t), testkit.NewAuthority(t)
+	cert := ca.Between(-time.Hour, time.Hour)
+	right, wrong, expired := ca.Between(-time.Hour, time.Hour), other.Between(-time.Hour, time.Hour), ca.Between(-2*time.Hour, -time.Hour)
 	show := func(cert *tls.Certificate) func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		return func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}
@@ -146,13 +146,13 @@ func TestTLS_RejectedClientCertificateFails(t *testing.T) {
 				t.Parallel()
 				addr, verdicts := serveTLS(t, &tls.Config{
 					Certificates: []tls.Certificate{cert}, MinVersion: number, MaxVersion: number,
-					ClientAuth: test.auth, ClientCAs: ca.pool(),
+					ClientAuth: test.auth, ClientCAs: ca.Pool(),
 				})
 				client := new(tls.Config)
 				if test.client != nil {
 					client = test.client.Clone()
 				}
-				client.RootCAs = ca.pool()
+				client.RootCAs = ca.Pool()
 				want := test.reject
 				if number == tls.VersionTLS12 {
 					want = test.reject12
@@ -160,7 +160,7 @@ func TestTLS_RejectedClientCertificateFails(t *testing.T) {
 				if got := text(run(t, new(TLS), way{addr: addr, tls: client}.upstream(t), long)); got != want {
 					t.Errorf("got %q, want %q", got, want)
 				}
-				if got := text(wait(t, verdicts, grace)); test.server == "" && got != "" || !strings.Contains(got, test.server) {
+				if got := text(testkit.Wait(t, verdicts, grace)); test.server == "" && got != "" || !strings.Contains(got, test.server) {
 					t.Errorf("the server says %q, want %q", got, test.server)
 				}
 			})
@@ -172,14 +172,14 @@ func TestTLS_RejectedClientCertificateFails(t *testing.T) {
 // requests would.
 func TestTLS_ClientCertificateErrorFails(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "test")
+	ca := testkit.NewAuthority(t)
 	for version, number := range versions {
 		addr, _ := serveTLS(t, &tls.Config{
-			Certificates: []tls.Certificate{ca.issue(t, -time.Hour, time.Hour)}, MaxVersion: number, ClientAuth: tls.RequestClientCert,
+			Certificates: []tls.Certificate{ca.Between(-time.Hour, time.Hour)}, MaxVersion: number, ClientAuth: tls.RequestClientCert,
 		})
 		broken := errors.New("the smart card is gone")
 		trust := &tls.Config{
-			RootCAs:              ca.pool(),
+			RootCAs:              ca.Pool(),
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return nil, broken },
 		}
 		if err := run(t, new(TLS), way{addr: addr, tls: trust}.upstream(t), long); !errors.Is(err, broken) {
@@ -192,8 +192,8 @@ func TestTLS_ClientCertificateErrorFails(t *testing.T) {
 // never closes the connection: the wait for its verdict is short.
 func TestTLS_AcceptedHandshakePassesSoon(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "test")
-	cert := ca.issue(t, -time.Hour, time.Hour)
+	ca := testkit.NewAuthority(t)
+	cert := ca.Between(-time.Hour, time.Hour)
 	for name, after := range map[string]func(raw net.Conn, secure *tls.Conn){
 		"never closes":             func(raw net.Conn, _ *tls.Conn) { untilClosed(raw) },
 		"speaks first":             func(raw net.Conn, secure *tls.Conn) { io.WriteString(secure, "220 mail\r\n"); untilClosed(raw) },
@@ -214,7 +214,7 @@ func TestTLS_AcceptedHandshakePassesSoon(t *testing.T) {
 					after(conn, secure)
 				})
 				began := time.Now()
-				if err := run(t, new(TLS), way{addr: addr, tls: &tls.Config{RootCAs: ca.pool()}}.upstream(t), long); err != nil {
+				if err := run(t, new(TLS), way{addr: addr, tls: &tls.Config{RootCAs: ca.Pool()}}.upstream(t), long); err != nil {
 					t.Errorf("got %v, want a pass", err)
 				}
 				if took := time.Since(began); took > certificateVerdict+grace {
@@ -228,8 +228,8 @@ func TestTLS_AcceptedHandshakePassesSoon(t *testing.T) {
 // A failed handshake has a reason.
 func TestTLS_FailedHandshakeHasAReason(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "test")
-	cert := ca.issue(t, -time.Hour, time.Hour)
+	ca := testkit.NewAuthority(t)
+	cert := ca.Between(-time.Hour, time.Hour)
 	refuses := func(config *tls.Config) func(net.Conn) {
 		config.Certificates = []tls.Certificate{cert}
 		return func(conn net.Conn) {
@@ -265,7 +265,7 @@ func TestTLS_FailedHandshakeHasAReason(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			addr := talk(t, test.serve)
-			err := run(t, new(TLS), way{addr: addr, tls: &tls.Config{RootCAs: ca.pool()}}.upstream(t), long)
+			err := run(t, new(TLS), way{addr: addr, tls: &tls.Config{RootCAs: ca.Pool()}}.upstream(t), long)
 			if got := text(err); !strings.Contains(got, test.want) || got == "" {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
@@ -297,10 +297,10 @@ func TestTLS_HandshakeEndsWithTheContext(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), limit)
 			defer cancel()
 			result := start(ctx, new(TLS), way{addr: addr, tls: new(tls.Config)}.upstream(t))
-			if wait(t, asked, grace); want == context.Canceled {
+			if testkit.Wait(t, asked, grace); want == context.Canceled {
 				cancel()
 			}
-			if err := wait(t, result, limit+grace); !errors.Is(err, want) {
+			if err := testkit.Wait(t, result, limit+grace); !errors.Is(err, want) {
 				t.Errorf("got %v, want %v", err, want)
 			}
 		})
@@ -310,8 +310,8 @@ func TestTLS_HandshakeEndsWithTheContext(t *testing.T) {
 // The server name of the check is sent to the upstream.
 func TestTLS_ServerNameIsSent(t *testing.T) {
 	t.Setenv("PROBE_NAME", "app.test")
-	ca := newAuthority(t, "test")
-	cert := ca.issue(t, -time.Hour, time.Hour)
+	ca := testkit.NewAuthority(t)
+	cert := ca.Between(-time.Hour, time.Hour)
 	names := make(chan string, 1)
 	addr, _ := serveTLS(t, &tls.Config{GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		names <- hello.ServerName
@@ -322,10 +322,10 @@ func TestTLS_ServerNameIsSent(t *testing.T) {
 		`{"tls_server_name":"{env.PROBE_NAME}"}`: "app.test",
 	} {
 		p := loadKind(t, new(TLS), config)
-		if err := run(t, p, way{addr: addr, tls: &tls.Config{RootCAs: ca.pool()}, differs: p.Overrides()}.upstream(t), long); err != nil {
+		if err := run(t, p, way{addr: addr, tls: &tls.Config{RootCAs: ca.Pool()}, differs: p.Overrides()}.upstream(t), long); err != nil {
 			t.Errorf("%s: %v", config, err)
 		}
-		if got := wait(t, names, grace); got != want {
+		if got := testkit.Wait(t, names, grace); got != want {
 			t.Errorf("%s: got the name %q, want %q", config, got, want)
 		}
 	}
@@ -335,11 +335,11 @@ func TestTLS_ServerNameIsSent(t *testing.T) {
 // change the settings of the proxy. The race detector finds what they share.
 func TestTLS_ConcurrentProbesShareNothing(t *testing.T) {
 	t.Parallel()
-	ca := newAuthority(t, "test")
-	server, client := ca.issue(t, -time.Hour, time.Hour), ca.issue(t, -time.Hour, time.Hour)
-	strict, _ := serveTLS(t, &tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.pool()})
+	ca := testkit.NewAuthority(t)
+	server, client := ca.Between(-time.Hour, time.Hour), ca.Between(-time.Hour, time.Hour)
+	strict, _ := serveTLS(t, &tls.Config{Certificates: []tls.Certificate{server}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.Pool()})
 	open, _ := serveTLS(t, &tls.Config{Certificates: []tls.Certificate{server}})
-	trust := &tls.Config{RootCAs: ca.pool(), Certificates: []tls.Certificate{client}}
+	trust := &tls.Config{RootCAs: ca.Pool(), Certificates: []tls.Certificate{client}}
 	p := loadKind(t, new(TLS), `{}`)
 	var results []<-chan error
 	for range 4 {
@@ -348,7 +348,7 @@ func TestTLS_ConcurrentProbesShareNothing(t *testing.T) {
 		}
 	}
 	for _, result := range results {
-		if err := wait(t, result, long); err != nil {
+		if err := testkit.Wait(t, result, long); err != nil {
 			t.Error(err)
 		}
 	}
@@ -430,7 +430,7 @@ func (c *silentConn) Read(p []byte) (int, error) {
 // certificate may send nothing.
 func TestTLS_WaitForTheVerdictIsBounded(t *testing.T) {
 	t.Parallel()
-	cert := newAuthority(t, "test").issue(t, -time.Hour, time.Hour)
+	cert := testkit.NewAuthority(t).Between(-time.Hour, time.Hour)
 	end := make(chan struct{})
 	addr := talk(t, func(conn net.Conn) {
 		secure := tls.Server(&silentConn{Conn: conn, end: end}, &tls.Config{

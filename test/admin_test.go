@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -416,40 +415,6 @@ func TestWeights_OfGonePoolsAreListed(t *testing.T) {
 	if e := c.One(all[0].Addr); e.Weight != 1 {
 		t.Errorf("it is back: %+v", e)
 	}
-}
-
-// Many concurrent changes of one upstream are all answered.
-func TestAdmin_AnswersManyChangesAtOnce(t *testing.T) {
-	all := testkit.StartBackends(t, "a", "b")
-	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
-	var clients sync.WaitGroup
-	for i := range 32 {
-		clients.Go(func() {
-			for range 20 {
-				body := []string{`{"mode":"ready"}`, `{"weight":null}`, `{"mode":"drain"}`}[i%3]
-				if status, text := c.Call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {all[0].Addr}}, body); status != http.StatusOK {
-					t.Errorf("%s: status %d: %s", body, status, text)
-				}
-			}
-		})
-	}
-	clients.Wait()
-}
-
-// Without a folder to write to, requests are balanced, and settings hold until Caddy ends.
-func TestSettings_HoldWithoutADataFolder(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("needs a folder that not even root can write to")
-	}
-	t.Setenv("XDG_DATA_HOME", "/proc/nowhere")
-	all := testkit.StartBackends(t, "a", "b")
-	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
-	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
-	e := c.Patch(all[0].Addr, `{"mode":"drain"}`)[0]
-	if e.Mode != "drain" || e.Persisted == nil || *e.Persisted {
-		t.Errorf("%+v", e)
-	}
-	testkit.Shares(t, "one drains", testkit.Tally(c.Client(), c.URL(), 4), map[string]int{"b": 4})
 }
 
 // The generated name of a large pool has a maximum length, so the size of the metrics has

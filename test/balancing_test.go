@@ -206,35 +206,6 @@ http:// {
 	}
 }
 
-// If no upstream passes its check, requests go to all of them, as the last
-// resort: an overloaded backend that misses its probes is better than an
-// error. As soon as one recovers, it alone serves.
-func TestFailOpen_AllServeWhenNoneIsUp(t *testing.T) {
-	backends := testkit.StartBackends(t, "a", "b", "c")
-	for _, b := range backends {
-		b.Set(testkit.Sick)
-	}
-	c := testkit.StartCaddy(t, fmt.Sprintf(`
-http:// {
-	reverse_proxy %s {
-		lb_policy alive {
-			check http /healthz {
-				interval 100ms
-			}
-		}
-	}
-}`, testkit.Addresses(backends...)))
-	testkit.Eventually(t, testkit.Patience, "all are down", func() bool {
-		return c.Down(backends[0].Addr, backends[1].Addr, backends[2].Addr)
-	})
-	client := c.Client()
-	testkit.Shares(t, "none is up", testkit.Tally(client, c.URL(), 30), map[string]int{"a": 10, "b": 10, "c": 10})
-
-	backends[1].Set(testkit.Well)
-	testkit.Eventually(t, testkit.Patience, "one is up", func() bool { return c.Up(backends[1].Addr) })
-	testkit.Shares(t, "one is up", testkit.Tally(client, c.URL(), 30), map[string]int{"b": 30})
-}
-
 // The result of Caddy's passive health checks counts: an upstream that fails its requests
 // is skipped while its own check passes.
 func TestPassiveHealth_Counts(t *testing.T) {
@@ -467,39 +438,6 @@ func TestFallback_Warns(t *testing.T) {
 			t.Errorf("%s: warned %v, want %v", policy, got, warns)
 		}
 		c.Stop()
-	}
-}
-
-// An upstream that is shown as down, but works again, answers requests when the only other
-// upstream stops.
-func TestRetries_DownOneThatIsBackAnswers(t *testing.T) {
-	backends := testkit.StartBackends(t, "a", "b")
-	a, b := backends[0], backends[1]
-	b.Set(testkit.Refusing)
-	c := testkit.StartCaddy(t, fmt.Sprintf(`
-http:// {
-	reverse_proxy %s {
-		lb_policy alive {
-			check http /healthz {
-				interval 10m
-				fast_interval 10m
-			}
-		}
-		lb_retries 2
-		transport http {
-			keepalive off
-		}
-	}
-}`, testkit.Addresses(backends...)))
-	testkit.Eventually(t, testkit.Patience, "a verdict on both", func() bool { return c.Up(a.Addr) && c.Down(b.Addr) })
-	client := c.Client()
-	if got := testkit.Tally(client, c.URL(), 10); got["a"] != 10 {
-		t.Fatalf("served by %v, want a alone", got)
-	}
-	b.Set(testkit.Well)
-	a.Set(testkit.Refusing)
-	if got := testkit.Tally(client, c.URL(), 120); got["b"] != 120 {
-		t.Errorf("served by %v, want b always: it is asked when the other has failed", got)
 	}
 }
 

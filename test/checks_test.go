@@ -210,51 +210,6 @@ http:// {
 	}
 }
 
-// With keep_connection, every probe connects anew while results contradict the status, and
-// while the upstream is down. When it is up and settled, a connection is kept again.
-func TestKeepConnection_ConnectsAnewInAStreak(t *testing.T) {
-	s := testkit.StartScripted(t, "a", nil)
-	c := testkit.StartCaddy(t, fmt.Sprintf(`
-http:// {
-	reverse_proxy %s {
-		lb_policy alive {
-			check http /healthz {
-				interval 20ms
-				fails 5
-				passes 5
-				keep_connection
-			}
-		}
-	}
-}`, s.Addr))
-	testkit.Eventually(t, testkit.Patience, "a connection is kept", func() bool {
-		return slices.ContainsFunc(s.VisitsFor("/healthz"), func(v *testkit.Visit) bool { return len(v.Requests) > 3 })
-	})
-	s.Set("/healthz", http.StatusServiceUnavailable)
-	testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return c.Down(s.Addr) })
-	n := s.Count("/healthz")
-	testkit.Eventually(t, testkit.Patience, "and stays so", func() bool { return s.Count("/healthz") > n+5 })
-	s.Set("/healthz", http.StatusOK)
-	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(s.Addr) })
-	n = s.Count("/healthz")
-	testkit.Eventually(t, testkit.Patience, "a connection is kept again", func() bool { return s.Count("/healthz") > n+5 })
-
-	visits := s.VisitsFor("/healthz")
-	var single int
-	for _, v := range visits[1 : len(visits)-1] { // those while it failed
-		if len(v.Requests) == 1 {
-			single++
-		}
-	}
-	// 4 more failures, 5 while it was down at least, 4 passes before the last
-	if between := len(visits) - 2; single != between || single < 13 {
-		t.Errorf("connections in between: got %d, of which %d with one probe; want one each for 13 at least", between, single)
-	}
-	if last := visits[len(visits)-1]; len(last.Requests) < 5 {
-		t.Errorf("probes on the last connection: got %d, want all from the pass that turned it up", len(last.Requests))
-	}
-}
-
 // Probes that connect anew find a listener that is gone while an old connection still
 // answers: all probes without keep_connection, and with it those after a failed request. A
 // kept connection hides it for a minute at most.

@@ -30,37 +30,6 @@ func TestFreshConnection_Warns(t *testing.T) {
 	}
 }
 
-// A probe asks to close its connection, and with keep_connection it does not.
-func TestProbes_SayConnectionClose(t *testing.T) {
-	var mu sync.Mutex
-	said := make(map[string][]bool)
-	r := testkit.StartRecorder(t, "tcp", "", nil, func(_ http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		said[r.URL.Path] = append(said[r.URL.Path], r.Close)
-		mu.Unlock()
-	})
-	testkit.StartCaddy(t, fmt.Sprintf(`
-http:// {
-	reverse_proxy %s {
-		lb_policy alive {
-			check http /closes {
-				interval 20ms
-			}
-			check http /keeps {
-				interval 20ms
-				keep_connection
-			}
-		}
-	}
-}`, r.Addr))
-	testkit.Eventually(t, testkit.Patience, "both are probed again and again", func() bool { return r.Count("/closes") > 5 && r.Count("/keeps") > 5 })
-	mu.Lock()
-	defer mu.Unlock()
-	if slices.Contains(said["/closes"], false) || slices.Contains(said["/keeps"], true) {
-		t.Errorf("Connection: close: got %v, want it for /closes only", said)
-	}
-}
-
 // A firewall that forgets idle connections takes no upstream down. A probe on a kept
 // connection is sent again, and after two such probes each probe has its own connection,
 // and there is a warning.

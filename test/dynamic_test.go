@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"runtime"
 	"slices"
@@ -151,42 +150,6 @@ func TestDynamic_FailedSourceFallsBack(t *testing.T) {
 	}
 }
 
-// An address that a source returns twice gets two shares and is probed once.
-func TestDynamic_AddressGivenTwiceIsProbedOnce(t *testing.T) {
-	backends := testkit.StartBackends(t, "a", "b", "dead")
-	backends[2].Set(testkit.Sick)
-	var ports []uint16
-	var dials []string
-	for _, b := range backends {
-		_, port, _ := net.SplitHostPort(b.Addr)
-		number, _ := strconv.ParseUint(port, 10, 16)
-		ports = append(ports, uint16(number))
-		dials = append(dials, testkit.ServiceHost+":"+port)
-	}
-	n, name := testkit.StartNameServer(t), testkit.NewName()
-	n.Set(testkit.ServiceHost, testkit.Records{A: []string{"127.0.0.1"}})
-	// different priorities, because those of one are shuffled
-	n.Set(name, testkit.Records{SRV: []testkit.SRV{
-		{Priority: 1, Port: ports[0]}, {Priority: 2, Port: ports[1]}, {Priority: 3, Port: ports[0]}, {Priority: 4, Port: ports[2]},
-	}})
-	c := testkit.StartCaddy(t, testkit.DynamicSite(fmt.Sprintf("srv %s {\nresolvers %s\nrefresh 50ms\n}", name, n.Addr()), testkit.SingleCheck,
-		fmt.Sprintf("transport http {\nresolvers %s\n}", n.Addr())))
-	client := c.Client()
-	testkit.Eventually(t, testkit.Patience, "all are settled, and take turns", func() bool {
-		return maps.Equal(testkit.Tally(client, c.URL(), 6), map[string]int{"a": 4, "b": 2})
-	})
-	testkit.Eventually(t, testkit.Patience, "the dead one is down", func() bool { return c.Down(dials[2]) })
-	for i, b := range backends {
-		requests, probes := b.Seen()
-		if probes != 1 {
-			t.Errorf("probes of %s: got %d, want 1", b.Name, probes)
-		}
-		if i == 2 && requests != 0 {
-			t.Errorf("requests to the dead one: got %d, want 0", requests)
-		}
-	}
-}
-
 // `dynamic multi` is one pool of all its sources. A source that fails has no effect on the
 // others.
 func TestDynamic_MultiIsOnePool(t *testing.T) {
@@ -276,24 +239,6 @@ func TestDynamic_ReloadForgetsNothing(t *testing.T) {
 		t.Errorf("watched after a reload that failed: got %v, want 3", got)
 	}
 	testkit.Shares(t, "after a reload that failed", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "c": 3})
-}
-
-// A retry goes to an address that the request has not tried: two retries find the third
-// for every request.
-func TestDynamic_RetriesGoPastResets(t *testing.T) {
-	port, backends := testkit.StartLoopbacks(t, testkit.Resetting, testkit.Resetting, testkit.Well)
-	n, name := testkit.StartNameServer(t), testkit.NewName()
-	n.Set(name, testkit.Records{A: []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}})
-	c := testkit.StartCaddy(t, testkit.DynamicSite(n.Source(name, port), "check tcp", "lb_retries 2"))
-	client := c.Client()
-	testkit.Eventually(t, testkit.Patience, "all pass their checks", func() bool {
-		testkit.Ask(client, c.URL())
-		return c.Up(backends[0].Addr, backends[1].Addr, backends[2].Addr)
-	})
-	count := testkit.Hammer(client, c.URL(), 8, 1000)
-	if want := map[int]int64{http.StatusOK: 1000}; !maps.Equal(count, want) {
-		t.Errorf("answers by status (-1: none): got %v, want %v", count, want)
-	}
 }
 
 // Caddy's own rules hold for every answer of a source.
@@ -433,40 +378,6 @@ func checked(c *testkit.Caddy) (n int) {
 		}
 	}
 	return n
-}
-
-// With a source that answers every request differently, each address is probed once.
-func TestDynamic_AlternatingAnswersAreProbedOnce(t *testing.T) {
-	backends := testkit.StartBackends(t, "a", "b", "c", "dead")
-	dead := backends[3]
-	dead.Set(testkit.Sick)
-	s := testkit.NewSource(t)
-	s.Answer(func(*http.Request) ([]string, error) { // up to 64 different answers, most in other orders
-		var dials []string
-		for _, i := range rand.Perm(4)[:2+rand.IntN(3)] {
-			dials = append(dials, backends[i].Addr)
-		}
-		return dials, nil
-	})
-	c := testkit.StartCaddy(t, testkit.DynamicSite(s.Name(), testkit.SingleCheck, "lb_retries 1"))
-	client := c.Client()
-	testkit.Eventually(t, testkit.Patience, "all are known", func() bool {
-		testkit.Ask(client, c.URL())
-		return c.Down(dead.Addr) && c.Up(backends[0].Addr, backends[1].Addr, backends[2].Addr)
-	})
-	before, _ := dead.Seen()
-	count := testkit.Hammer(client, c.URL(), 8, 1000)
-	if want := map[int]int64{http.StatusOK: 1000}; !maps.Equal(count, want) {
-		t.Errorf("answers by status (-1: none): got %v, want %v", count, want)
-	}
-	if after, _ := dead.Seen(); after != before {
-		t.Errorf("requests to one that is down: got %d, want 0", after-before)
-	}
-	for _, b := range backends {
-		if _, probes := b.Seen(); probes != 1 {
-			t.Errorf("probes of %s: got %d, want 1", b.Name, probes)
-		}
-	}
 }
 
 // A change is logged once, however many answers a source has: requests to a pool without

@@ -14,71 +14,6 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// before counts the requests for a path that came before the nth request for another.
-func before(came []string, path string, n int, other string) (count int) {
-	for _, p := range came {
-		if p == other {
-			if n--; n == 0 {
-				break
-			}
-		}
-		if p == path {
-			count++
-		}
-	}
-	return count
-}
-
-// A check that is changed to one that fails takes its upstream down after `fails` probes.
-// Until then the upstream serves.
-func TestReload_FailingCheckTakesDownAfterFails(t *testing.T) {
-	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
-	b.Set("/healthz/new", http.StatusNotFound)
-	const options = "interval 300ms\nfast_interval 200ms\nfails 3"
-	upstreams := a.Addr + " " + b.Addr
-	c := testkit.StartCaddy(t, testkit.CheckedSite(0, upstreams, options, "/healthz/old"))
-	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(a.Addr, b.Addr) })
-	client := c.Client()
-	clients := testkit.StartTraffic(t, 2, testkit.AskTwice(client, c.URL()))
-	c.ReloadInTraffic(testkit.CheckedSite(1, upstreams, options, "/healthz/new"), 1, c.Client(), clients)
-	testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return c.Down(b.Addr) })
-	clients.Stop()
-	testkit.Settles(t, "afterwards", client, c.URL(), map[string]int{"a": 6})
-
-	came := b.Paths()
-	if n := before(came, "/", 3, "/healthz/new") - before(came, "/", 1, "/healthz/new"); n == 0 {
-		t.Error("requests between the first probe that failed and the third: got 0, want it to serve until that")
-	}
-	if lines := c.Lines("upstream is down"); len(lines) != 1 || lines[0].Check != "http /healthz/new" || lines[0].Previous != "up" {
-		t.Errorf("lines about what is down: got %+v, want one, of one that was up", lines)
-	}
-	if err := clients.Err(); err != nil {
-		t.Errorf("of %d requests: %v", clients.Answered(), err)
-	}
-}
-
-// An upstream that is down gets no request when its check is changed: the new check has to
-// pass `passes` times.
-func TestReload_NewCheckOfADownOneHasToPass(t *testing.T) {
-	a, b := testkit.StartScripted(t, "a", nil), testkit.StartScripted(t, "b", nil)
-	b.Set("/healthz/old", http.StatusServiceUnavailable)
-	const options = "interval 100ms\npasses 4"
-	upstreams := a.Addr + " " + b.Addr
-	c := testkit.StartCaddy(t, testkit.CheckedSite(0, upstreams, options, "/healthz/old"))
-	testkit.Eventually(t, testkit.Patience, "a verdict on both", func() bool { return c.Up(a.Addr) && c.Down(b.Addr) })
-	client := c.Client()
-	clients := testkit.StartTraffic(t, 2, testkit.AskTwice(client, c.URL()))
-	c.ReloadInTraffic(testkit.CheckedSite(1, upstreams, options, "/healthz/new"), 1, c.Client(), clients)
-	testkit.Eventually(t, testkit.Patience, "it serves", func() bool { return b.Count("/") > 0 })
-	clients.Stop()
-	if n := before(b.Paths(), "/healthz/new", 1, "/"); n < 4 {
-		t.Errorf("probes before the first request: got %d, want 4 at least", n)
-	}
-	if err := clients.Err(); err != nil {
-		t.Errorf("of %d requests: %v", clients.Answered(), err)
-	}
-}
-
 // A new check inherits from the checks that leave, not from those that stay, at the same
 // handler or at another one.
 func TestReload_InheritsFromWhatLeaves(t *testing.T) {
@@ -142,35 +77,6 @@ func TestReload_InheritsFromWhatLeaves(t *testing.T) {
 			testkit.Eventually(t, testkit.Patience, "it is "+test.want, func() bool { return c.Status(s.Addr, "/healthz/after") == test.want })
 			testkit.Stays(t, testkit.Slack/10, "it is "+test.want, func() bool { return c.Status(s.Addr, "/healthz/after") == test.want })
 		})
-	}
-}
-
-// While a reload changes a check of one site, the checks that other sites keep do not
-// count for it: it serves all the time.
-func TestReload_LeavesOtherSitesAlone(t *testing.T) {
-	s := testkit.StartScripted(t, "a", nil)
-	s.Set("/healthz/bad", http.StatusServiceUnavailable)
-	sites := func(version int) string {
-		var text strings.Builder
-		text.WriteString(testkit.CheckedSite(version, s.Addr, "interval 10s\nfast_interval 100ms\n}\nfail_open off\nhold 10s\ncheck tcp {\n", fmt.Sprintf("/healthz/%d", version)))
-		for i := range 5 {
-			other := testkit.CheckedSite(version, s.Addr, "interval 10s", "/healthz/bad")
-			text.WriteString(strings.Replace(other, "http://", fmt.Sprintf("http://site%d.localhost", i), 1))
-		}
-		return text.String()
-	}
-	c := testkit.StartCaddy(t, sites(0))
-	testkit.Eventually(t, testkit.Patience, "a verdict of all", func() bool {
-		return c.Status(s.Addr, "/healthz/0") == "up" && c.Status(s.Addr, "bad") == "down"
-	})
-	client := c.Client()
-	clients := testkit.StartTraffic(t, 4, testkit.AskTwice(client, c.URL()))
-	for version := 1; version <= 10; version++ {
-		c.ReloadInTraffic(sites(version), version, c.Client(), clients)
-	}
-	clients.Stop()
-	if err := clients.Err(); err != nil {
-		t.Errorf("of %d requests: %v", clients.Answered(), err)
 	}
 }
 

@@ -9,55 +9,10 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
-
-// A config of another fleet that fails to start does not change statuses, whatever its
-// modes.
-func TestFailedReload_KeepsVerdictsOfAnotherFleet(t *testing.T) {
-	all := testkit.StartBackends(t, "a", "b")
-	one, two := "alive {\n fleet one\n}", "alive {\n fleet two\n}"
-	sites := fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...))
-	c := testkit.StartCaddyWith(t, two, sites)
-	up := func() bool { return c.Up(all[0].Addr, all[1].Addr) }
-	testkit.Eventually(t, testkit.Patience, "both are up", up)
-	c.Patch(all[0].Addr, `{"mode":"maintenance"}`)
-	c.Global = one
-	c.Load(sites)
-	testkit.Eventually(t, testkit.Patience, "both are up in the other fleet", up)
-
-	var wrong sync.Once
-	over := make(chan struct{})
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		for {
-			select {
-			case <-over:
-				return
-			default:
-			}
-			rows, err := c.TryList(nil) // fails while the admin endpoint is replaced
-			if err == nil && slices.ContainsFunc(rows, func(row testkit.Upstream) bool { return row.Status != "up" }) {
-				wrong.Do(func() { t.Error("a config that fails to start paused a target") })
-			}
-			time.Sleep(time.Millisecond)
-		}
-	})
-	c.Global = two
-	for range 20 {
-		if err := c.TryLoad(sites + "\nhttp://127.0.0.1:1 {\n\tbind 192.0.2.1\n}\n"); err == nil {
-			t.Fatal("it loads")
-		}
-	}
-	close(over)
-	watching.Wait()
-	c.Load(sites)
-	testkit.Eventually(t, testkit.Patience, "the mode of the fleet applies", func() bool { return c.One(all[0].Addr).Status == "unknown" })
-}
 
 // An upstream of weight 0 stays excluded when the list of upstreams changes, with a line
 // in the log, and over a restart.

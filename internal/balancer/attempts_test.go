@@ -46,7 +46,7 @@ func TestTried_RetryProbesTheLastPick(t *testing.T) {
 		if probes != [2]int{} {
 			t.Errorf("%v probes after first tries, want none", probes)
 		}
-		r := same()
+		r := testkit.Same()
 		first := p.picks(r, 1)[0]
 		p.picks(r, 1)
 		synctest.Wait()
@@ -78,7 +78,7 @@ func TestDynamic_VerdictsGoByAddress(t *testing.T) {
 // TestDynamic_RetriesGoOnToTheDown: a retry over a dynamic source skips what the request
 // has tried by address, and goes to the one that is down in the end.
 func TestDynamic_RetriesGoOnToTheDown(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		p := newDynamicPolicy(t, newNetwork("a:80", "b:80"), "retries", retrying)
 		defer p.end(t)
 		p.served(1, "a:80", "b:80", "c:80")

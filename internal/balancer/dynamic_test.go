@@ -18,38 +18,10 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// Every address is checked from when it first appears. One that is dead gets no
-// request, and one that is alive gets its share after its first pass.
-func TestDynamic_AddressesAreWatchedFromTheirFirstRequest(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		n := newNetwork("a:80", "d:80")
-		p := newDynamicPolicy(t, n, "x")
-		for _, step := range []struct {
-			pool []string
-			want map[string]int
-		}{
-			{[]string{"a:80", "b:80"}, map[string]int{"a:80": 60}}, // held for the first verdicts
-			{[]string{"a:80", "b:80", "c:80"}, map[string]int{"a:80": 60}},
-			{[]string{"a:80", "b:80", "c:80", "d:80"}, map[string]int{"a:80": 60}}, // no verdict yet
-		} {
-			if got := p.served(60, step.pool...); !maps.Equal(got, step.want) {
-				t.Errorf("%v: served by %v, want %v", step.pool, got, step.want)
-			}
-		}
-		time.Sleep(time.Second)
-		if got, want := p.served(60, "a:80", "b:80", "c:80", "d:80"), map[string]int{"a:80": 30, "d:80": 30}; !maps.Equal(got, want) {
-			t.Errorf("after its first pass: served by %v, want %v", got, want)
-		}
-		if got, want := n.probed(), []string{"a:80", "b:80", "c:80", "d:80"}; !slices.Equal(got, want) {
-			t.Errorf("probed %v, want %v", got, want)
-		}
-	})
-}
-
 // An address is forgotten when requests have seen the pool without it for five minutes.
 // Without requests it is not known to be gone, so it is kept, for an hour.
 func TestDynamic_AddressesThatAreGoneAreForgotten(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
 		p := newDynamicPolicy(t, n, "x")
 		p.served(1, "a:80", "b:80")
@@ -89,7 +61,7 @@ func TestDynamic_AddressesThatAreGoneAreForgotten(t *testing.T) {
 
 // Answers that alternate are all watched, and none is made anew for a request.
 func TestDynamic_AnswersThatAlternateAreKeptReady(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
 		p := newDynamicPolicy(t, n, "x")
 		p.served(1, "a:80", "b:80")
@@ -123,7 +95,7 @@ func TestDynamic_AnswersThatAlternateAreKeptReady(t *testing.T) {
 // The watch list outlives a reload: the next config knows which are dead before its first
 // request, and goes on probing.
 func TestWatchList_SurvivesAReload(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80")
 		p := newDynamicPolicy(t, n, "x")
 		p.served(1, "a:80", "b:80")
@@ -159,33 +131,12 @@ func TestWatchList_SurvivesAReload(t *testing.T) {
 	})
 }
 
-// A source that never ends cannot make the watch list grow without bound.
-func TestDynamic_WatchedAddressesAreLimited(t *testing.T) {
-	if testkit.RaceDetector {
-		t.Skip("the race detector crashes by itself over thousands of timers of virtual time")
-	}
-	bubble(t, func(t *testing.T) {
-		n := newNetwork()
-		p := newDynamicPolicy(t, n, "x")
-		for i := range 3 * maxObserved {
-			p.Select(brought(fmt.Sprintf("a%d:80", i)), testkit.Get(), nil)
-		}
-		if got := len(p.monitors.all()); got != maxObserved {
-			t.Errorf("%d monitors, want %d", got, maxObserved)
-		}
-		warnings := p.logs.FilterMessageSnippet("too many upstreams from a dynamic source").Len()
-		if warnings != 1 {
-			t.Errorf("%d warnings of too many upstreams, want 1", warnings)
-		}
-	})
-}
-
 // When there is room again, those past the limit are watched, too.
 func TestDynamic_AddressesPastTheLimitAreWatchedLater(t *testing.T) {
 	if testkit.RaceDetector {
 		t.Skip("the race detector crashes by itself over thousands of timers of virtual time")
 	}
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork()
 		p := newDynamicPolicy(t, n, "x")
 		for i := range maxObserved {
@@ -205,7 +156,7 @@ func TestDynamic_AddressesPastTheLimitAreWatchedLater(t *testing.T) {
 
 // An upstream that one of the checks refuses leaves no monitor of the others.
 func TestDynamic_RefusedUpstreamLeavesNoMonitor(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		p := newDynamicPolicy(t, newNetwork(), "x")
 		refuses := *p.config.Checks[0]
 		refuses.Validate = func(*monitor.Route) error { return errors.New("not this one") }
@@ -219,7 +170,7 @@ func TestDynamic_RefusedUpstreamLeavesNoMonitor(t *testing.T) {
 
 // A retry probes the upstream that failed, from a dynamic source, too.
 func TestDynamic_RetryProbesTheLastPick(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80")
 		p := newDynamicPolicy(t, n, "x", retrying)
 		p.served(1, "a:80")
@@ -239,7 +190,7 @@ func TestDynamic_RetryProbesTheLastPick(t *testing.T) {
 // first time, nor by the next config. Its mode is forgotten with it, unless another
 // policy has it.
 func TestDynamic_ModesAreForgottenWithTheAddress(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
 		p := newDynamicPolicy(t, n, "x")
 		o := p.registry.Settings
@@ -284,7 +235,7 @@ func TestDynamic_ModesAreForgottenWithTheAddress(t *testing.T) {
 func TestDynamic_UpstreamsAreOpenedWithoutALock(t *testing.T) {
 	for _, ends := range []string{"no config", "the config"} {
 		t.Run(ends+" ends meanwhile", func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				n := newNetwork("a:80", "b:80", "c:80")
 				var looks atomic.Int64
 				var p *policy
@@ -334,7 +285,7 @@ func TestDynamic_UpstreamsAreOpenedWithoutALock(t *testing.T) {
 
 // A check that panics at an upstream makes no other request wait.
 func TestDynamic_CheckThatPanicsDelaysNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		panics := newNetwork().check()
 		panics.Validate = func(r *monitor.Route) error {
 			if r.Address == "a:80" {
@@ -360,7 +311,7 @@ func TestDynamic_CheckThatPanicsDelaysNothing(t *testing.T) {
 // An upstream in maintenance that requests bring is not probed, also while the config has
 // not begun as a whole.
 func TestDynamic_MaintenanceHoldsBeforeTheConfigHasBegun(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
 		p := newDynamicPolicy(t, n, "x")
 		p.registry.beside.Store(true)

@@ -23,7 +23,7 @@ import (
 func TestHold_DynamicUpstreamsWakeAll(t *testing.T) {
 	for _, pools := range []int{1, 3, 2 * maxAnswers} { // more than are kept ready
 		t.Run(fmt.Sprint(pools), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				n := newNetwork("a:80", "b:80")
 				p := newDynamicPolicy(t, n, "x")
 				began := time.Now()
@@ -73,7 +73,7 @@ func TestHold_OfDynamicUpstreamsEnds(t *testing.T) {
 		{"the config ends", func(p *policy, _ context.CancelFunc) { p.unload() }, 500 * time.Millisecond},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				p := newDynamicPolicy(t, newNetwork(), "x", func(s *setup) {
 					s.Checks = []*monitor.Check{silent(health.Settings{Interval: time.Hour, Timeout: time.Minute})}
 				})
@@ -121,7 +121,7 @@ func (v valuesOf) Value(key any) any { return v.values.Value(key) }
 // it came before the probes were started. All others keep their turn.
 func TestHold_FirstProbesOfThePoolRunAtOnce(t *testing.T) {
 	for _, early := range []bool{false, true} {
-		bubble(t, func(t *testing.T) {
+		testkit.Bubble(t, func(t *testing.T) {
 			const n = 1000
 			elsewhere, here := newProber(), newProber()
 			var others []string

@@ -37,7 +37,7 @@ func TestModes_ProbesFollowTheLastChange(t *testing.T) {
 func TestModes_PicksFollowTheStorage(t *testing.T) {
 	p := newPolicy(t, "uu")
 	p.registry.Settings.MergeStored(&settings.Setting{Address: address(0), Mode: settings.Drain, Changed: time.Now()})
-	if got := counts(p.picks(testkit.Get, 10), 2); !slices.Equal(got, []int{0, 10}) {
+	if got := testkit.Counts(p.picks(testkit.Get, 10), 2); !slices.Equal(got, []int{0, 10}) {
 		t.Errorf("picks %v, want all of them for the one that does not drain", got)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // Requests may come before the registry of their config starts. Even then, what is known
@@ -24,7 +25,7 @@ import (
 func TestRegistry_StatusIsCarriedOverBeforeTheStart(t *testing.T) {
 	for _, first := range []string{"the handler whose check changes", "the handler whose check stays"} {
 		t.Run(first, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				stays := newNetwork() // nothing is alive for this check
 				load := func(changes *network, more ...func(*setup)) (one, other *policy) {
 					more = append(more, in(newRegistry(t, settings.NewSet())))
@@ -63,7 +64,7 @@ func TestStragglers_DelayAnEndByASecond(t *testing.T) {
 		"addresses that leave": func(p *policy) { p.release(p.monitors.all()) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				var dials []string
 				for i := range 50 {
 					dials = append(dials, fmt.Sprintf("app%d:80", i))
@@ -94,7 +95,7 @@ func TestStragglers_DelayAnEndByASecond(t *testing.T) {
 // A handler that cannot be provisioned leaves nothing behind, and ends nothing of a
 // registry that runs.
 func TestBalancer_FailedInitEndsNothingElse(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
 		p := newDynamicPolicy(t, n, "x", func(s *setup) { s.Proxy.Upstreams = brought("a:80") })
 		refuses := n.check()

@@ -3,7 +3,6 @@
 package balancer
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -12,23 +11,11 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
-	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
-
-// startDraining makes a probe of a target that is up say that it is draining, and returns
-// when its subscribers know.
-func startDraining(target *health.Target) {
-	known := make(chan struct{})
-	defer target.Attach(health.Driver{
-		Probe:  func(context.Context, bool) (bool, error) { return true, nil },
-		Report: func(health.Transition) { close(known) },
-	}, 0)()
-	<-known
-}
 
 // failsOpen reports what the list, and so the page and the metrics, says.
 func (p *policy) failsOpen() bool {
@@ -90,7 +77,7 @@ func TestSituation_AgreesWithPicks(t *testing.T) {
 					total += row.EffectiveWeight
 				}
 				const picks = 600
-				got := counts(p.picks(testkit.Get, picks), n)
+				got := testkit.Counts(p.picks(testkit.Get, picks), n)
 				for i, row := range rows {
 					want := 0.0
 					if total > 0 {
@@ -226,7 +213,7 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 				testkit.SetHealthy(u, tc.healthy[i] != '0')
 			}
 			for _, target := range p.targets[:tc.draining] {
-				startDraining(target)
+				testkit.SetDraining(target, true)
 			}
 			for i, m := range tc.modes {
 				p.set(i, settings.Change{Mode: new(m)})
@@ -247,9 +234,9 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 // TestExplain_OpenCircuitBreaker: with an open circuit breaker the list says that no
 // upstream gets requests, whatever its checks say.
 func TestExplain_OpenCircuitBreaker(t *testing.T) {
-	b := new(breaker)
+	b := new(testkit.Breaker)
 	p := newPolicy(t, "dd", func(s *setup) { s.Proxy.CB = b })
-	b.open.Store(true)
+	b.Open.Store(true)
 	for _, row := range p.rows(Filter{}) {
 		if row.Serving || row.FailOpen || row.EffectiveWeight != 0 || !strings.HasSuffix(row.Why, "; and the circuit breaker is open: no requests") {
 			t.Errorf("down: %+v", row)
@@ -280,26 +267,5 @@ func TestFailOpenEvents_OverReloads(t *testing.T) {
 	next.decide("u")
 	if got := told(); !slices.Equal(got, []bool{false}) {
 		t.Errorf("fail_open events %v, want that it ended", got)
-	}
-}
-
-// TestFailOpenEvents_ByCaddysOwnHealth: what begins with a pick, without a change of any
-// check, is told once by an event, and so is its end. The list says it before a request.
-func TestFailOpenEvents_ByCaddysOwnHealth(t *testing.T) {
-	p := newPolicy(t, "uu")
-	for _, healthy := range []bool{false, true} {
-		for _, u := range p.listed {
-			testkit.SetHealthy(u, healthy)
-		}
-		if got := p.failsOpen(); got == healthy {
-			t.Errorf("healthy %v: the list says fail-open %v", healthy, got)
-		}
-		if got := takeFailOpen(p.registry.Events); got != nil {
-			t.Errorf("healthy %v: reading the list reported %v", healthy, got)
-		}
-		p.picks(testkit.Get, 20)
-		if got := takeFailOpen(p.registry.Events); !slices.Equal(got, []bool{!healthy}) {
-			t.Errorf("healthy %v: fail_open events %v", healthy, got)
-		}
 	}
 }

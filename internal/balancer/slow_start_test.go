@@ -53,7 +53,7 @@ func wantOriginal(t *testing.T, when string, want []bool, b *Balancer) {
 // that joins them in a later config has one, in whatever handler, and so has one that
 // comes back.
 func TestSlowStart_ColdStartIsOfAPool(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		all := []string{"a:80", "b:80", "c:80", "d:80", "e:80", "x:80", "y:80"}
 		n := newNetwork(all...)
 		check := n.check()
@@ -100,7 +100,7 @@ func TestSlowStart_ColdStartIsOfAPool(t *testing.T) {
 // ramps. An answer of which nothing is known does not, whatever other pools there are.
 func TestSlowStart_DynamicPools(t *testing.T) {
 	slowly := func(s *setup) { s.Rules.SlowStart, s.Rules.Floor = 20*time.Second, 0.1 }
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80", "d:80", "e:80", "x:80", "y:80")
 		p := newDynamicPolicy(t, n, "slow", slowly)
 		defer p.end(t)

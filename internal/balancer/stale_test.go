@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // told returns all events, in their order.
@@ -50,7 +51,7 @@ func (p *policy) gauges() string {
 func TestStale_DeploymentRaisesNoAlarm(t *testing.T) {
 	for _, after := range []time.Duration{0, time.Second, time.Minute} {
 		t.Run(fmt.Sprintf("they stop %s later", after), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				n := newNetwork("a:80", "b:80", "c:80", "d:80", "e:80", "f:80")
 				p := newDynamicPolicy(t, n, "x")
 				for range 600 {
@@ -89,7 +90,7 @@ func TestStale_DeploymentRaisesNoAlarm(t *testing.T) {
 // A pool that fails open and is then replaced: the gauge is right with the first request
 // that brings the next one, and the end of the alarm is told soon.
 func TestStale_ReplacementEndsTheAlarm(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
 		p := newDynamicPolicy(t, n, "x")
 		p.served(1, "a:80")
@@ -118,7 +119,7 @@ func TestStale_ReplacementEndsTheAlarm(t *testing.T) {
 // Reading the list of past pools, or of pools that changed since the last request,
 // changes nothing: no line, no event, no snapshot.
 func TestStale_LookingChangesNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
 		p := newDynamicPolicy(t, n, "x")
 		p.served(1, "a:80", "b:80")
@@ -176,7 +177,7 @@ func TestStale_AlternatingAnswersAreNot(t *testing.T) {
 		}, 5, false},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				n := newNetwork("a:80", "b:80", "c:80", "y:80", "z:80")
 				p := newDynamicPolicy(t, n, "x")
 				i := 0
@@ -213,7 +214,7 @@ func TestStale_AlternatingAnswersAreNot(t *testing.T) {
 // A source that alternated once, as after a rollback, and not since then, is one that
 // replaces its answer.
 func TestStale_AlternationIsForgotten(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
 		p := newDynamicPolicy(t, n, "x")
 		bring := func(d time.Duration, dials ...string) {
@@ -239,7 +240,7 @@ func TestStale_AlternationIsForgotten(t *testing.T) {
 
 // What is past stays past over a reload, and what is not is not.
 func TestStale_SurvivesReloads(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
 		p := newDynamicPolicy(t, n, "x")
 		for range 10 {
@@ -269,7 +270,7 @@ func TestStale_SurvivesReloads(t *testing.T) {
 
 // A pool that requests wait for is present, also when others are brought meanwhile.
 func TestStale_AwaitedPoolIsNot(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("b:80")
 		p := newDynamicPolicy(t, n, "x")
 		done := make(chan struct{})
@@ -288,7 +289,7 @@ func TestStale_AwaitedPoolIsNot(t *testing.T) {
 
 // An upstream that one handler lists and requests bring to another is never past.
 func TestStale_NotWhileAnotherHandlerHasIt(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
 		p := newDynamicPolicy(t, n, "x")
 		other := newDynamicPolicy(t, n, "y", in(p.registry))
@@ -303,59 +304,4 @@ func TestStale_NotWhileAnotherHandlerHasIt(t *testing.T) {
 			t.Errorf("told %v, want that a is down, which is past for one handler only", got)
 		}
 	})
-}
-
-// A deployment that replaces all upstreams leaves dead ones behind. They are watched for a
-// while, but that a pool has no upstream alive is no event then, and where it was one, its
-// end is one, too.
-func TestStale_DeadUpstreamsLeaveNoAlarmBehind(t *testing.T) {
-	for _, tc := range []struct {
-		rule   string
-		dies   int // after so many requests with the next upstreams
-		events []bool
-	}{
-		{"they die while requests bring them", 0, []bool{true, false}},
-		{"they die when requests bring others", 100, nil},
-	} {
-		t.Run(tc.rule, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				n := newNetwork("a:80", "b:80", "c:80", "d:80")
-				p := newDynamicPolicy(t, n, "x")
-				die := func() { n.kill("a:80", "b:80") }
-				p.served(2, "a:80", "b:80")
-				time.Sleep(time.Minute)
-				if tc.dies == 0 {
-					die()
-					time.Sleep(time.Minute)
-					p.served(2, "a:80", "b:80")
-				}
-				for i := range 24 { // 4 minutes
-					if i == tc.dies/10 {
-						die()
-					}
-					time.Sleep(10 * time.Second)
-					p.served(2, "c:80", "d:80")
-					p.served(2, "d:80", "c:80")
-					p.rows(Filter{}) // which changes nothing
-				}
-				told := takeFailOpen(p.registry.Events)
-				if !slices.Equal(told, tc.events) || p.counters.FailOpen() != 0 {
-					t.Errorf("fail_open events %v, want %v; %d pools ignore health", told, tc.events, p.counters.FailOpen())
-				}
-				got := make(map[string]string)
-				for _, e := range p.rows(Filter{}) {
-					got[e.Upstream] += fmt.Sprintf("%s %v %g %v ", e.Status, e.FailOpen, e.EffectiveWeight, e.Stale)
-				}
-				if want := map[string]string{
-					"a:80": "down false 0 true ", "b:80": "down false 0 true ",
-					"c:80": "up false 1 false ", "d:80": "up false 1 false ",
-				}; !maps.Equal(got, want) {
-					t.Errorf("rows %v, want %v", got, want)
-				}
-				if n := p.logs.FilterLevelExact(zap.WarnLevel).FilterMessageSnippet("last resort").Len(); n != len(tc.events)/2 {
-					t.Errorf("%d warnings: %v", n, p.logs.All())
-				}
-			})
-		})
-	}
 }

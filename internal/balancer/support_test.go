@@ -10,9 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -26,7 +24,6 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
-	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/view"
@@ -42,13 +39,6 @@ var defaultTransport = func() *monitor.Transport {
 	}
 	return t
 }()
-
-// rarely are settings with which a target is not probed by itself in any test, and with
-// which one result is a verdict.
-var rarely = health.Settings{
-	Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,
-	Timeout: time.Second, Passes: 1, Fails: 1,
-}
 
 // policy is a Balancer over upstreams whose verdicts a test decides.
 type policy struct {
@@ -98,7 +88,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*setup)) *polic
 	}
 	for i := range verdicts {
 		u := &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: address(i)}
-		target := health.NewTarget(rarely)
+		target := testkit.NewTarget()
 		target.MarkOrigin(verdicts[i] != '?')
 		s.Proxy.Upstreams = append(s.Proxy.Upstreams, u)
 		p.targets = append(p.targets, target)
@@ -178,13 +168,7 @@ func retrying(s *setup) { s.Rules.Retries = true }
 func address(i int) string { return fmt.Sprintf("10.0.%d.%d:80", i/250, i%250+1) }
 
 // decide gives each upstream the verdict of its letter; ? leaves it as it is.
-func (p *policy) decide(verdicts string) {
-	for i, v := range verdicts {
-		if v != '?' {
-			testkit.Decide(p.targets[i], v == 'u')
-		}
-	}
-}
+func (p *policy) decide(verdicts string) { testkit.DecideAll(p.targets, verdicts) }
 
 // set changes what is set at run time for an upstream, as an operator does.
 func (p *policy) set(i int, c settings.Change) { p.registry.Settings.Change(p.listed[i].Dial, c) }
@@ -203,12 +187,6 @@ func (p *policy) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w 
 	return p.Decide(upstreams, r, w)
 }
 
-// same returns one request again and again.
-func same() func() *http.Request {
-	r := testkit.Get()
-	return func() *http.Request { return r }
-}
-
 // picks returns the positions of the upstreams of n picks, -1 for nil.
 func (p *policy) picks(r func() *http.Request, n int) []int {
 	got := make([]int, 0, n)
@@ -216,17 +194,6 @@ func (p *policy) picks(r func() *http.Request, n int) []int {
 		got = append(got, slices.Index(p.listed, p.Select(p.listed, r(), nil)))
 	}
 	return got
-}
-
-// counts returns how often each of n positions is among picks.
-func counts(picks []int, n int) []int {
-	c := make([]int, n)
-	for _, i := range picks {
-		if i >= 0 {
-			c[i]++
-		}
-	}
-	return c
 }
 
 // brought returns a pool as a source makes it: new values every time.
@@ -265,12 +232,6 @@ func takeFailOpen(q *telemetry.Queue) (active []bool) {
 	}
 	return active
 }
-
-// breaker is a circuit breaker that a test opens.
-type breaker struct{ open atomic.Bool }
-
-func (b *breaker) OK() bool                          { return !b.open.Load() }
-func (*breaker) RecordMetric(_ int, _ time.Duration) {}
 
 // rows returns the rows of the policy alone.
 func (p *policy) rows(only Filter) []view.Upstream { return lister{p.Balancer, only}.rows() }
@@ -383,21 +344,4 @@ func newDynamicPolicy(tb testing.TB, n *network, source string, configure ...fun
 		s.Checks = []*monitor.Check{n.check()}
 		s.Proxy.DynamicUpstreamsRaw = []byte(source)
 	}}, configure...)...)
-}
-
-// bubble runs a test in virtual time, and checks that it leaves nothing behind.
-func bubble(t *testing.T, f func(t *testing.T)) {
-	t.Helper()
-	synctest.Test(t, f)
-	for name, entries := range map[string]interface {
-		Range(f func(key, value any) bool)
-	}{
-		"targets": shared.Targets, "watch lists": shared.WatchLists, "limits of warnings": shared.WarningLimits,
-		"counters of checks": shared.CheckCounters, "counters of pools": shared.PoolCounters,
-	} {
-		entries.Range(func(key, _ any) bool {
-			t.Errorf("%s: %v is left", name, key)
-			return true
-		})
-	}
 }

@@ -75,7 +75,7 @@ func TestWatchList_TimesSurviveReloads(t *testing.T) {
 			{"no requests", false, idleFor, "a:80"},
 		} {
 			t.Run(fmt.Sprintf("%s, reloads every %s", tc.rule, every), func(t *testing.T) {
-				bubble(t, func(t *testing.T) {
+				testkit.Bubble(t, func(t *testing.T) {
 					n := newNetwork("a:80", "b:80")
 					p := newDynamicPolicy(t, n, "x")
 					p.served(1, "a:80", "b:80")
@@ -110,7 +110,7 @@ func TestWatchList_TimesSurviveReloads(t *testing.T) {
 // Handlers with the same source share the addresses, but each forgets what its own
 // requests do not bring: that another handler gets them is no reason to probe on.
 func TestWatchList_EachHandlerForgetsByItself(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80")
 		first, second := newDynamicPolicy(t, n, "x"), newDynamicPolicy(t, n, "x")
 		first.served(1, "a:80")
@@ -137,22 +137,6 @@ func TestWatchList_EachHandlerForgetsByItself(t *testing.T) {
 		}
 		if got, want := nextFirst.dynamic.list.dials(), []string{"a:80", "b:80"}; !slices.Equal(got, want) {
 			t.Errorf("on the list: %v, want %v", got, want)
-		}
-	})
-}
-
-// What an earlier config watched is forgotten, too, when the pool has been idle
-// for an hour, if no request came at all since the reload.
-func TestWatchList_ResumedAddressesAreForgottenWhenIdle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPolicy(t, "")
-		d := p.dynamic
-		d.list.add("10.9.9.9:80") // by the earlier config
-		d.resume()
-		d.list.remove("10.9.9.9:80")
-		time.Sleep(2 * idleFor)
-		if got := d.list.dials(); len(got) > 0 {
-			t.Errorf("watched after %s without a request: got %v, want nothing", 2*idleFor, got)
 		}
 	})
 }

@@ -254,31 +254,6 @@ func TestTransport_ClosingDoesNotWaitForTheBody(t *testing.T) {
 	})
 }
 
-// A firewall that drops idle connections silently fails no request.
-func TestTransport_ForgottenConnection(t *testing.T) {
-	t.Parallel()
-	s := serve(t, func(c *client) {
-		if req, _ := c.request(); req != nil {
-			c.send(named(c))
-		}
-		c.gone() // reads on, and does not answer
-	})
-	transport := plain(t, s.addr)
-	gaveUp := make(chan error, 9)
-	transport.GaveUp = func(err error) { gaveUp <- err }
-	for i := range 6 {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		if body := fetch(t, transport, request(t, http.MethodGet, "").WithContext(ctx)); body != fmt.Sprintf("connection %d", i+1) {
-			t.Errorf("request %d: got %q", i+1, body)
-		}
-		cancel()
-	}
-	equal(t, "gave up", len(gaveUp), 1)
-	if !eventually(func() bool { return s.open.Load() == 0 }) {
-		t.Error("a connection is kept")
-	}
-}
-
 // A connection that is not kept closes as soon as the body is closed, however much of
 // the body is still to come, with every protocol.
 func TestTransport_OwnConnectionEndsWithItsRequest(t *testing.T) {

@@ -80,17 +80,6 @@ func TestTransport_ReusesConnectionIfRepeatable(t *testing.T) {
 	}
 }
 
-// The connection of a request with a body is also kept if the request may be sent twice.
-func TestTransport_ReusesConnectionForBodies(t *testing.T) {
-	t.Parallel()
-	s := serve(t, answering(ready))
-	over := plain(t, s.addr)
-	for range 3 {
-		equal(t, "body", fetch(t, over, request(t, http.MethodGet, "are you there?")), "ready")
-	}
-	equal(t, "connections", s.accepted.Load(), 1)
-}
-
 // If the server ends an idle connection, or sends on it, the next request uses a new
 // one, gets its own answer, and has no error.
 func TestTransport_ReconnectsAfterIdleConnectionEnded(t *testing.T) {
@@ -319,53 +308,6 @@ func TestTransport_ContextEndsUnclosedAnswer(t *testing.T) {
 		t.Error("the connection stays open")
 	}
 	equal(t, "next", get(t, transport), "connection 2")
-}
-
-// A body that is closed before its end closes the connection, also at the server.
-func TestTransport_UnreadBodyClosesConnection(t *testing.T) {
-	t.Parallel()
-	s := serve(t, func(c *client) {
-		c.request()
-		c.send(named(c))
-		c.gone()
-	})
-	transport := plain(t, s.addr)
-	for range 2 {
-		resp, err := transport.RoundTrip(request(t, http.MethodGet, ""))
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Read(make([]byte, 3))
-		resp.Body.Close()
-		if !eventually(func() bool { return s.open.Load() == 0 }) {
-			t.Error("the connection stays open")
-		}
-	}
-	equal(t, "connections", s.accepted.Load(), 2)
-}
-
-// After an answer that ends its connection, the next request opens a new one.
-func TestTransport_ClosingAnswerIsNotReused(t *testing.T) {
-	t.Parallel()
-	for name, answer := range map[string]string{
-		"close":    "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 5\r\n\r\nready",
-		"1.0":      "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nready",
-		"upgrade":  "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n",
-		"leftover": ready + ready,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := serve(t, answering(answer))
-			transport := plain(t, s.addr)
-			for range 2 {
-				get(t, transport)
-				if !eventually(func() bool { return s.open.Load() == 0 }) {
-					t.Error("the connection stays open")
-				}
-			}
-			equal(t, "connections", s.accepted.Load(), 2)
-		})
-	}
 }
 
 // A request that fails leaves no connection open, even if the server does.

@@ -124,22 +124,6 @@ func TestDraining_FollowsTheLastPass(t *testing.T) {
 	}
 }
 
-// Draining does not change the intervals: a target that drains is up and settled.
-func TestDraining_TargetIsSettled(t *testing.T) {
-	set := settings()
-	var s state
-	for range 3 {
-		s.record(true, true, &set)
-		if got := s.interval(&set); got != set.Interval {
-			t.Errorf("delay %v while draining, want the interval %v", got, set.Interval)
-		}
-	}
-	s.record(false, false, &set)
-	if got := s.interval(&set); got != set.FastInterval {
-		t.Errorf("delay %v with a fail while draining, want the fast interval %v", got, set.FastInterval)
-	}
-}
-
 // Each change is reported once, to subscribers and to the driver, and nothing else is.
 // The status does not change when draining begins or ends.
 func TestDraining_IsReported(t *testing.T) {

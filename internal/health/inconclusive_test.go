@@ -103,21 +103,6 @@ func TestLateness_HasANoiseFloor(t *testing.T) {
 	}
 }
 
-// A process that is often late by a little is not stopped: delays do not add up.
-func TestLateness_DoesNotAddUp(t *testing.T) {
-	const timeout = 500 * time.Millisecond
-	start := time.Now()
-	h := newHeartbeat(start, timeout)
-	now := start
-	for now.Before(start.Add(timeout)) { // stopped for 80 ms of each 100 ms
-		now = h.due.Add(80 * time.Millisecond)
-		h.tick(now)
-	}
-	if got := h.lateness(now); got > timeout/4 {
-		t.Errorf("late by %v, want a quarter of the timeout at most", got)
-	}
-}
-
 // dialError is the error of a failed dial.
 func dialError(call string, errno syscall.Errno) error {
 	return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError(call, errno)}

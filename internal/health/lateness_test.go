@@ -255,26 +255,6 @@ func (t *Target) probeByHand() time.Time {
 	return t.schedule.due
 }
 
-// Timeouts on time count, one after the other: the timer of a target is reused for each.
-func TestTimeout_OnTimeCounts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		target := NewTarget(settings())
-		s := newScript(pass)
-		d := s.driver()
-		results := 0
-		d.Probed = func(Result) { results++ }
-		d.Inconclusive = func(why *InconclusiveError) { t.Errorf("in virtual time: %v", why) }
-		defer target.Attach(d, 0)()
-		advance(time.Second)
-		s.set(hang)
-		advance(10 * time.Second)             // to 11: begun at 5, 7 and 9
-		wantProbes(t, s, seconds(0, 5, 7, 9)) // a timeout is longer than the fast interval
-		if got := target.Status(); got != Down || results != 4 {
-			t.Errorf("status %v after %d results, want down after 4", got, results)
-		}
-	})
-}
-
 // An interval counts from when the probe was due, if it began on time. If it began later,
 // the interval counts from then.
 func TestInterval_CountsFromWhenDue(t *testing.T) {

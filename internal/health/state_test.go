@@ -3,7 +3,6 @@
 package health
 
 import (
-	"slices"
 	"testing"
 	"time"
 )
@@ -56,61 +55,5 @@ func TestState_OnlyResultsInARowChangeTheStatus(t *testing.T) {
 				t.Errorf("%s: got %s, want %s", tc.results, got, tc.want)
 			}
 		})
-	}
-}
-
-func TestState_IntervalFollowsTheStatus(t *testing.T) {
-	for _, tc := range []struct {
-		rule    string
-		results string
-		want    time.Duration
-	}{
-		{"no verdict yet: fast", "", time.Second},
-		{"never up: fast", "F", time.Second},
-		{"never up, for long: fast", "FFFFFF", time.Second},
-		{"up and settled", "P", 5 * time.Second},
-		{"a streak against up", "PF", time.Second},
-		{"the streak ended", "PFP", 5 * time.Second},
-		{"down and settled", "PFFF", 10 * time.Second},
-		{"a streak against down", "PFFFP", time.Second},
-		{"that streak ended", "PFFFPF", 10 * time.Second},
-		{"up again and settled", "PFFFPP", 5 * time.Second},
-	} {
-		t.Run(tc.rule, func(t *testing.T) {
-			set := settings()
-			var s state
-			for _, r := range tc.results {
-				s.record(r == 'P', false, &set)
-			}
-			if got := s.interval(&set); got != tc.want {
-				t.Errorf("after %q: interval %v, want %v", tc.results, got, tc.want)
-			}
-		})
-	}
-}
-
-// Jitter only lengthens an interval: no target is probed more often than configured, and
-// the time to notice a failure stays bounded.
-func TestJitter_StaysInItsBounds(t *testing.T) {
-	for _, jitter := range []time.Duration{1, time.Millisecond, 50 * time.Millisecond, 500 * time.Millisecond, 5 * time.Second} {
-		set := settings()
-		set.Jitter = float64(jitter) / float64(set.Interval)
-		target := NewTarget(set)
-		target.Inherit(Up, false, time.Now())
-		var got []time.Duration
-		for range 1000 {
-			from := time.Now()
-			at, taken := target.nextDue(new(schedule), from)
-			slots.free(&taken)
-			got = append(got, at.Sub(from))
-		}
-		// the lowest and highest of many random slots are within a step of the bounds
-		step := min(slotLength, jitter)
-		if lowest := slices.Min(got); lowest < set.Interval || lowest > set.Interval+step {
-			t.Errorf("jitter %v: lowest of 1000 delays is %v, want about 5s and not less", jitter, lowest)
-		}
-		if highest := slices.Max(got); highest > set.Interval+jitter || highest < set.Interval+jitter-step {
-			t.Errorf("jitter %v: highest of 1000 delays is %v, want about that beyond 5s and not more", jitter, highest)
-		}
 	}
 }

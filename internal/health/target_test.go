@@ -137,50 +137,6 @@ func TestProbes_FollowTheState(t *testing.T) {
 	})
 }
 
-// A target that never answers goes down within the documented time: the
-// interval, and a timeout for each of the fails.
-func TestHangingTarget_GoesDownInTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		set := settings()
-		set.Jitter = 0.1
-		target := NewTarget(set)
-		s := newScript(pass)
-		defer target.Attach(s.driver(), 0)()
-		advance(time.Millisecond)
-		s.set(hang)
-		bound := set.Interval*11/10 + 3*max(set.Timeout, set.FastInterval*11/10)
-		advance(bound)
-		if got := target.Status(); got != Down {
-			t.Errorf("status %v after %v, want down", got, bound)
-		}
-		want := "no verdict within 2s: context deadline exceeded"
-		if got := s.transitions(); len(got) != 2 || got[1].Reason != want {
-			t.Errorf("reported %+v, want a second one with the reason %q", got, want)
-		}
-	})
-}
-
-// Probes of one target never overlap: one that takes longer than the interval
-// is followed by the next at once, and no sooner.
-func TestProbes_SlowOnesDoNotOverlap(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		target := NewTarget(settings())
-		underWay, most := 0, 0
-		s := newScript(func(ctx context.Context) error {
-			underWay++
-			most = max(most, underWay)
-			defer func() { underWay-- }()
-			return hang(ctx)
-		})
-		defer target.Attach(s.driver(), 0)()
-		advance(5 * time.Second)
-		wantProbes(t, s, seconds(0, 2, 4)) // fast would be every second
-		if most != 1 {
-			t.Errorf("%d probes at once, want 1", most)
-		}
-	})
-}
-
 // At a reload, the new driver is attached before the old one is detached. No
 // probe is lost, repeated or early, and a probe in flight counts.
 func TestDriver_NewestIsUsed(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // carryOver does what happens while the handlers of a config are provisioned.
@@ -70,7 +71,7 @@ func TestCarryOver_WorstOfTheChecksThatLeave(t *testing.T) {
 		t.Run(tc.rule, func(t *testing.T) {
 			// the order in which the pool has them is a matter of chance
 			for range 5 {
-				bubble(t, func(t *testing.T) {
+				testkit.Bubble(t, func(t *testing.T) {
 					const this, other = "10.9.0.1:80", "10.9.0.2:80"
 					began := time.Now()
 					var stay []*Monitor
@@ -114,7 +115,7 @@ func TestCarryOver_WorstOfTheChecksThatLeave(t *testing.T) {
 // Checks that do not run do not count: those of a config that was loaded and never
 // started, or that has ended.
 func TestCarryOver_OnlyFromRunningChecks(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		const this = "10.9.0.1:80"
 		ended := running(t, this, 'd')
 		ended.Stop()
@@ -129,7 +130,7 @@ func TestCarryOver_OnlyFromRunningChecks(t *testing.T) {
 
 // Checks that were probed before keep their status.
 func TestCarryOver_OnlyToNewChecks(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		const this = "10.9.0.1:80"
 		began := time.Now()
 		running(t, this, 'd')
@@ -164,7 +165,7 @@ func TestCarryOver_CorrectedWhenAllHandlersAreKnown(t *testing.T) {
 		{"neither stays", 'r', 'u', "", known{health.Up, true, 2}, known{health.Up, true, 2}},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				const this = "10.9.0.1:80"
 				began := time.Now()
 				time.Sleep(time.Minute)
@@ -277,7 +278,7 @@ func TestCarryOver_ChangedCheckTakesOver(t *testing.T) {
 		{"down, and fails", 'd', 'd', []time.Duration{0, 5, 10, 15}, 0, health.Down},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				const changed, same = "10.9.0.1:80", "10.9.0.2:80"
 				kept, leaves := newProber('u'), newProber(tc.before)
 				unchanged := kept.check()

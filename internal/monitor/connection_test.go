@@ -16,24 +16,6 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
-// A check that keeps its connection has another target than one that does not.
-func TestRoute_KeepConnectionIsPartOfTheKey(t *testing.T) {
-	ctx := newContext(t)
-	way := newTransport(t, ctx, nil)
-	keeps, closes := &Check{KeepConnection: true}, new(Check)
-	var keys []routeKey
-	for _, check := range []*Check{keeps, closes, closes} {
-		to, err := routeTo(way, "app:80", check)
-		if err != nil {
-			t.Fatal(err)
-		}
-		keys = append(keys, to.key)
-	}
-	if keys[0] == keys[1] || keys[1] != keys[2] {
-		t.Errorf("keys: got %v, want those of equal checks to be equal only", keys)
-	}
-}
-
 // redirecting is a transport of another plugin, which goes where URLs say.
 type redirecting struct{ asked []string }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // A change is counted, logged and emitted. While no handler has the upstream, the line is
@@ -36,7 +37,7 @@ func TestMonitor_ReportsChanges(t *testing.T) {
 		{true, 'd', "debug", "upstream changed, but requests no longer bring it", false},
 	} {
 		t.Run(fmt.Sprintf("%c, stale %v", tc.verdict, tc.stale), func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				core, logs := observer.New(zap.DebugLevel)
 				counted := new(counts)
 				var emitted []health.Transition
@@ -79,7 +80,7 @@ func TestMonitor_ReportsChanges(t *testing.T) {
 
 // The functions of a check and the hooks run with no lock held: they can use the monitor.
 func TestMonitor_CallsBackWithoutLocks(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		check := newProber('u').check()
 		calls := 0
 		use := func(m *Monitor) {
@@ -123,7 +124,7 @@ func TestOpen_FailureLeavesNothing(t *testing.T) {
 	if _, err := defaultTransport.Open(upstream, newProber('u').check(), hooks); !errors.Is(err, broken) {
 		t.Errorf("no counters: got %v", err)
 	}
-	wantNoTargets(t)
+	testkit.WantNothingShared(t)
 	shared.WarningLimits.Range(func(_, _ any) bool {
 		t.Error("a limit of warnings is left")
 		return true
@@ -167,7 +168,7 @@ func TestStartAll_SpreadsFirstProbes(t *testing.T) {
 		{"a thousand in a short interval", 1000, 500 * time.Millisecond, 500 * time.Microsecond},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
 				address := func(i int) string { return fmt.Sprintf("10.0.%d.%d:80", i/250, i%250+1) }
 				p := newProber('u')
 				check := p.check()
@@ -204,7 +205,7 @@ func TestStartAll_SpreadsFirstProbes(t *testing.T) {
 // A check at once has the time that the check has, and that of the probe that may be in
 // flight.
 func TestCheckAll_WaitsForTheProbeInFlight(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
 		check := newProber('d').check()
 		check.Settings = health.Settings{
 			Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,

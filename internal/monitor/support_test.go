@@ -21,7 +21,6 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
-	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
 // prober returns a fixed verdict and records when its probes began.
@@ -194,19 +193,4 @@ func get(ctx context.Context, r *Route, path string, followRedirects bool) error
 	defer resp.Body.Close()
 	_, err = io.Copy(io.Discard, resp.Body)
 	return err
-}
-
-// bubble runs a test with virtual time, after which no target must be left.
-func bubble(t *testing.T, f func(t *testing.T)) {
-	t.Helper()
-	synctest.Test(t, f)
-	wantNoTargets(t)
-}
-
-func wantNoTargets(t *testing.T) {
-	t.Helper()
-	shared.Targets.Range(func(key, _ any) bool {
-		t.Errorf("a target is left: %v", key)
-		return true
-	})
 }

@@ -4,17 +4,11 @@ package monitor
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -27,40 +21,14 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
-// certificate makes a self-signed certificate and returns it as DER, and in
-// files as PEM.
+// certificate makes a certificate and returns it as DER, and in files as PEM.
 func certificate(t *testing.T) (der []byte, certFile, keyFile string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: serial, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err = x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	certFile, keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	for file, block := range map[string]*pem.Block{
-		certFile: {Type: "CERTIFICATE", Bytes: der},
-		keyFile:  {Type: "EC PRIVATE KEY", Bytes: keyDER},
-	} {
-		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return der, certFile, keyFile
+	cert, certFile, keyFile := testkit.NewAuthority(t).Issue("app.test", time.Now().Add(time.Hour))
+	return cert.Certificate[0], certFile, keyFile
 }
 
 // Two handlers, or a config and the next one, share a target if nothing that was loaded
@@ -96,6 +64,8 @@ func TestOpen_SharesTargetsOfEqualProbes(t *testing.T) {
 	}
 	five := health.Settings{Interval: 5 * time.Second}
 	six := health.Settings{Interval: 6 * time.Second}
+	keeps := check("x", five)
+	keeps.KeepConnection = true
 
 	type reached struct {
 		transport http.RoundTripper
@@ -112,6 +82,7 @@ func TestOpen_SharesTargetsOfEqualProbes(t *testing.T) {
 		{"two ways to write an address", reached{plain(), "tcp/app:80", check("x", five)}, reached{plain(), "app:80", check("x", five)}, true},
 		{"another address", reached{plain(), "app:80", check("x", five)}, reached{plain(), "app:81", check("x", five)}, false},
 		{"another check", reached{plain(), "app:80", check("x", five)}, reached{plain(), "app:80", check("y", five)}, false},
+		{"a connection that is kept", reached{plain(), "app:80", keeps}, reached{plain(), "app:80", check("x", five)}, false},
 		{"another interval", reached{plain(), "app:80", check("x", five)}, reached{plain(), "app:80", check("x", six)}, false},
 		{"another transport", reached{plain(), "app:80", check("x", five)}, reached{provisioned(&reverseproxy.HTTPTransport{LocalAddress: "127.0.0.1:0"}), "app:80", check("x", five)}, false},
 		{"equal CAs", reached{withCA(ca1), "app:80", check("x", five)}, reached{withCA(ca1), "app:80", check("x", five)}, true},
@@ -144,7 +115,7 @@ func TestOpen_SharesTargetsOfEqualProbes(t *testing.T) {
 			}
 		})
 	}
-	wantNoTargets(t)
+	testkit.WantNothingShared(t)
 }
 
 type unknownTransport struct{ _ int }

@@ -92,10 +92,10 @@ func TestDraining_IsFollowedAtOnce(t *testing.T) {
 				p.decide(step.verdicts)
 				for i, d := range step.draining {
 					if d != '?' {
-						setDraining(p.targets[i], d == 'r')
+						testkit.SetDraining(p.targets[i], d == 'r')
 					}
 				}
-				got, want := counts(p.picks(testkit.Get, 42), 4), slices.Clone(step.want)
+				got, want := testkit.Counts(p.picks(testkit.Get, 42), 4), slices.Clone(step.want)
 				if p.handler.Rules.Select != nil { // it does not go by weights
 					for i := range got {
 						got[i], want[i] = min(got[i], 1), min(want[i], 1)
@@ -118,8 +118,8 @@ func TestDraining_IsFollowedAtOnce(t *testing.T) {
 func TestDraining_RespectsHealthAndLimits(t *testing.T) {
 	for _, retries := range []bool{false, true} {
 		p := newPolicy(t, "uud", func(p *policy) { p.handler.Rules.Retries = retries })
-		setDraining(p.targets[0], true)
-		setDraining(p.targets[1], true)
+		testkit.SetDraining(p.targets[0], true)
+		testkit.SetDraining(p.targets[1], true)
 		p.list[1].MaxRequests = 1
 		for _, step := range []struct {
 			rule    string
@@ -133,13 +133,13 @@ func TestDraining_RespectsHealthAndLimits(t *testing.T) {
 		} {
 			testkit.SetHealthy(p.list[0], step.healthy)
 			testkit.SetRequests(p.list[1], map[bool]int{true: 1}[step.full])
-			if got := counts(p.picks(testkit.Get, 20), 3); !slices.Equal(got, step.want) {
+			if got := testkit.Counts(p.picks(testkit.Get, 20), 3); !slices.Equal(got, step.want) {
 				t.Errorf("retries %v, %s: picks %v, want %v", retries, step.rule, got, step.want)
 			}
 		}
 		testkit.SetHealthy(p.list[0], false)
 		testkit.SetHealthy(p.list[1], false)
-		if got, want := counts(p.picks(testkit.Get, 20), 3), []int{0, 0, 20}; !slices.Equal(got, want) {
+		if got, want := testkit.Counts(p.picks(testkit.Get, 20), 3), []int{0, 0, 20}; !slices.Equal(got, want) {
 			t.Errorf("retries %v, all unhealthy: picks %v, want %v, the last resort", retries, got, want)
 		}
 	}

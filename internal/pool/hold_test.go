@@ -73,7 +73,7 @@ func TestHold_RequestsSpread(t *testing.T) {
 		for _, r := range results {
 			picks = append(picks, slices.Index(p.list, <-r))
 		}
-		if got, want := counts(picks, 4), []int{50, 50, 0, 0}; !slices.Equal(got, want) {
+		if got, want := testkit.Counts(picks, 4), []int{50, 50, 0, 0}; !slices.Equal(got, want) {
 			t.Errorf("held requests went to %v, want %v", got, want)
 		}
 	})
@@ -84,7 +84,7 @@ func TestHold_OnceForARequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPolicy(t, "??", retrying)
 		began := time.Now()
-		p.picks(same(), 3)
+		p.picks(testkit.Same(), 3)
 		if got := time.Since(began); got != 2*time.Second {
 			t.Errorf("three tries waited %v, want the hold of 2s once", got)
 		}
@@ -123,7 +123,7 @@ func TestHold_ClientLeaves(t *testing.T) {
 // the snapshot that follows it reads that one, too.
 func TestHold_ReadsANewSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		unfollowed := newTarget()
+		unfollowed := testkit.NewTarget()
 		p := newPolicy(t, "u", func(p *policy) { p.members[0].Checks = append(p.members[0].Checks, Check{Target: unfollowed}) })
 		result := p.held(testkit.Get())
 		synctest.Wait()
@@ -162,7 +162,7 @@ func TestHold_ConfigEnds(t *testing.T) {
 	p := newPolicy(t, "udu")
 	p.end()
 	p.Close()
-	if got, want := counts(p.picks(testkit.Get, 100), 3), []int{50, 0, 50}; !slices.Equal(got, want) {
+	if got, want := testkit.Counts(p.picks(testkit.Get, 100), 3), []int{50, 0, 50}; !slices.Equal(got, want) {
 		t.Errorf("picks after Close %v, want %v", got, want)
 	}
 }
@@ -172,7 +172,7 @@ func TestHold_ConfigEnds(t *testing.T) {
 func TestHold_NotWhileADrainingOneServes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPolicy(t, "u??")
-		setDraining(p.targets[0], true)
+		testkit.SetDraining(p.targets[0], true)
 		began := time.Now()
 		got := p.picks(testkit.Get, 10)
 		if want := slices.Repeat([]int{0}, 10); !slices.Equal(got, want) {

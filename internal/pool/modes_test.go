@@ -133,7 +133,7 @@ func TestModes_AreFollowedAtOnce(t *testing.T) {
 				{"another pool's weight", 0, settings.Change{Pool: "other", Weight: new(new(9))}, []int{28, 0, 14, 0}},
 			} {
 				p.set(step.at, step.what)
-				got, want := counts(p.picks(testkit.Get, 42), 4), slices.Clone(step.want)
+				got, want := testkit.Counts(p.picks(testkit.Get, 42), 4), slices.Clone(step.want)
 				if p.handler.Rules.Select != nil { // it does not go by weights
 					for i := range got {
 						got[i], want[i] = min(got[i], 1), min(want[i], 1)

@@ -3,10 +3,6 @@
 package pool
 
 import (
-	"context"
-	"errors"
-	"net/http"
-	"net/http/httptest"
 	"runtime"
 	"testing"
 	"testing/synctest"
@@ -17,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // answer is a pool as for an answer of a dynamic source, whose targets get a verdict when
@@ -34,7 +31,7 @@ func newAnswer(tb testing.TB, rules Rules, dials ...string) *answer {
 	a := new(answer)
 	var members []*Member
 	for _, dial := range dials {
-		target := health.NewTarget(health.Settings{Interval: time.Hour, Timeout: time.Second, Passes: 1, Fails: 1})
+		target := testkit.NewTarget()
 		tb.Cleanup(target.Subscribe(h.Changed))
 		a.targets = append(a.targets, target)
 		a.upstreams = append(a.upstreams, &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: dial})
@@ -45,22 +42,10 @@ func newAnswer(tb testing.TB, rules Rules, dials ...string) *answer {
 }
 
 // verdict makes a target pass or fail, and returns when all subscribers know.
-func (a *answer) verdict(i int, passes bool) {
-	known := make(chan struct{})
-	defer a.targets[i].Attach(health.Driver{
-		Probe: func(context.Context, bool) (bool, error) {
-			if passes {
-				return false, nil
-			}
-			return false, errors.New("sick")
-		},
-		Report: func(health.Transition) { close(known) },
-	}, 0)()
-	<-known
-}
+func (a *answer) verdict(i int, passes bool) { testkit.Decide(a.targets[i], passes) }
 
 func (a *answer) pick() *reverseproxy.Upstream {
-	return a.Pick(Attempt{Upstreams: a.upstreams, Request: httptest.NewRequest(http.MethodGet, "/", nil)})
+	return a.Pick(Attempt{Upstreams: a.upstreams, Request: testkit.Get()})
 }
 
 // A request that is held sees a verdict also when it comes while another request makes a

@@ -46,25 +46,6 @@ func TestPick_SharesAreExactUnderConcurrency(t *testing.T) {
 	}
 }
 
-// TestMember_ServesWhileAllChecksPass: an upstream with several checks is up while all of
-// them pass.
-func TestMember_ServesWhileAllChecksPass(t *testing.T) {
-	second := newTarget()
-	p := newPolicy(t, "uu", func(p *policy) {
-		p.members[0].Checks = append(p.members[0].Checks, Check{Target: second})
-		second.Subscribe(p.changed)
-	})
-	for _, tc := range []struct {
-		pass bool
-		want []int
-	}{{true, []int{50, 50}}, {false, []int{0, 100}}, {true, []int{50, 50}}} {
-		testkit.Decide(second, tc.pass)
-		if got := counts(p.picks(testkit.Get, 100), 2); !slices.Equal(got, tc.want) {
-			t.Errorf("picks %v while the second check passes is %v, want %v", got, tc.pass, tc.want)
-		}
-	}
-}
-
 // TestPick_OpenCircuitBreaker: with an open circuit breaker there is no last resort, and
 // no request waits at a cold start. One that opens while a request is held counts, too.
 func TestPick_OpenCircuitBreaker(t *testing.T) {
@@ -81,11 +62,11 @@ func TestPick_OpenCircuitBreaker(t *testing.T) {
 		{"dd", -1, false, 0},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			b := new(breaker)
+			b := new(testkit.Breaker)
 			p := newPolicy(t, tc.verdicts, func(p *policy) { p.handler.Proxy.CB = b })
-			b.open.Store(tc.open == 0)
+			b.Open.Store(tc.open == 0)
 			if tc.open > 0 {
-				time.AfterFunc(tc.open, func() { b.open.Store(true) })
+				time.AfterFunc(tc.open, func() { b.Open.Store(true) })
 			}
 			began := time.Now()
 			u := p.pick(testkit.Get())
@@ -99,8 +80,8 @@ func TestPick_OpenCircuitBreaker(t *testing.T) {
 // TestPick_ClientThatLeftGetsAnyUpstream: a client that has left gets an upstream also
 // where no upstream can serve: that ends the request at once.
 func TestPick_ClientThatLeftGetsAnyUpstream(t *testing.T) {
-	b := new(breaker)
-	b.open.Store(true)
+	b := new(testkit.Breaker)
+	b.Open.Store(true)
 	p := newPolicy(t, "dd", func(p *policy) { p.handler.Proxy.CB = b })
 	r := testkit.Get()
 	ctx, leave := context.WithCancel(r.Context())
@@ -188,7 +169,7 @@ func TestPick_CaddysOwnHealthCountsAtOnce(t *testing.T) {
 		for i, healthy := range tc.healthy {
 			testkit.SetHealthy(p.list[i], healthy)
 		}
-		if got := counts(p.picks(testkit.Get, 100), 3); !slices.Equal(got, tc.want) {
+		if got := testkit.Counts(p.picks(testkit.Get, 100), 3); !slices.Equal(got, tc.want) {
 			t.Errorf("healthy %v: picks %v, want %v", tc.healthy, got, tc.want)
 		}
 	}
@@ -225,7 +206,7 @@ func TestPick_FailOpenCountsCaddysOwnHealth(t *testing.T) {
 			for _, share := range tc.want {
 				sharers += share
 			}
-			got, want := counts(p.picks(testkit.Get, 600), 6), make([]int, 6)
+			got, want := testkit.Counts(p.picks(testkit.Get, 600), 6), make([]int, 6)
 			for i, share := range tc.want {
 				want[i] = 600 / sharers * share
 			}

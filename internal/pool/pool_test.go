@@ -164,7 +164,7 @@ func TestPick_SharesAreExactInEveryTier(t *testing.T) {
 				length += w
 			}
 			got := p.picks(testkit.Get, max(length, 1))
-			if slices.Contains(got, -1) != (length == 0) || !slices.Equal(counts(got, n), want) {
+			if slices.Contains(got, -1) != (length == 0) || !slices.Equal(testkit.Counts(got, n), want) {
 				t.Fatalf("seed %d, step %d: weights %v (backups below 0), verdicts %s, %+v, retries %v: picks %v, want counts %v",
 					seed, step, weights, verdicts, open, retries, got, want)
 			}
@@ -188,34 +188,9 @@ func TestPool_AChangeContinuesTheOrder(t *testing.T) {
 		first = append(first, p.pickIndex(testkit.Get()))
 	}
 	// its share is 5/7 and 5/8 in turn
-	if got := counts(first, 4); got[0] < 220 || got[0] > 320 {
+	if got := testkit.Counts(first, 4); got[0] < 220 || got[0] > 320 {
 		t.Errorf("seed %d: picks right after 400 changes %v, want about 268 of the heaviest", seed, got)
 	}
-}
-
-// TestPick_BackupsServeWhileNoPrimaryDoes: backups get requests when the last primary
-// goes down, and none when one is back. They are not part of the last resort. Its begin
-// and its end are logged once.
-func TestPick_BackupsServeWhileNoPrimaryDoes(t *testing.T) {
-	p := newPolicy(t, "uuuu", withWeights(2, 1, -3, -1))
-	for _, tc := range []struct {
-		verdicts string
-		want     []int // of 12 picks
-	}{
-		{"uuuu", []int{8, 4, 0, 0}},
-		{"du??", []int{0, 12, 0, 0}},
-		{"?d??", []int{0, 0, 9, 3}},
-		{"??d?", []int{0, 0, 0, 12}},
-		{"???d", []int{8, 4, 0, 0}},
-		{"??u?", []int{0, 0, 12, 0}},
-		{"u???", []int{12, 0, 0, 0}},
-	} {
-		p.decide(tc.verdicts)
-		if got := counts(p.picks(testkit.Get, 12), 4); !slices.Equal(got, tc.want) {
-			t.Errorf("picks after %s %v, want %v", tc.verdicts, got, tc.want)
-		}
-	}
-	p.wantLog(t, noneAlive, enoughAgain)
 }
 
 // TestPick_WhileVerdictsChange: while verdicts change, each request gets an upstream,
@@ -258,7 +233,7 @@ func TestPick_WhileVerdictsChange(t *testing.T) {
 				}
 				close(stop)
 				wg.Wait()
-				if got := counts(p.picks(testkit.Get, 400), 6); !slices.Equal(got, tc.want) {
+				if got := testkit.Counts(p.picks(testkit.Get, 400), 6); !slices.Equal(got, tc.want) {
 					t.Errorf("picks after the changes %v, want %v", got, tc.want)
 				}
 			})

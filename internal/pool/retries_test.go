@@ -13,8 +13,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
@@ -32,7 +30,7 @@ func TestRetries_SkipTheTried(t *testing.T) {
 				all[i] = i
 			}
 			for range 50 {
-				got := p.picks(same(), 4*len(all))
+				got := p.picks(testkit.Same(), 4*len(all))
 				for round := range slices.Chunk(got, len(all)) {
 					if strings.Count(string(byPosition(verdicts, round[:serving])), "u") != serving {
 						t.Fatalf("one request tried %v, want those of %s that serve first", round, verdicts)
@@ -60,7 +58,7 @@ func byPosition(letters string, positions []int) (some []byte) {
 func TestRetries_UnknownBeforeStartingOver(t *testing.T) {
 	p := newPolicy(t, "u?du", retrying)
 	for range 20 {
-		got := p.picks(same(), 3)
+		got := p.picks(testkit.Same(), 3)
 		slices.Sort(got[:2])
 		if want := []int{0, 3, 1}; !slices.Equal(got, want) {
 			t.Fatalf("one request tried %v, want %v, the first two in any order", got, want)
@@ -73,7 +71,7 @@ func TestRetries_UnknownBeforeStartingOver(t *testing.T) {
 func TestRetries_StartingOverAvoidsTheLast(t *testing.T) {
 	p := newPolicy(t, "uuu", retrying)
 	for range 100 {
-		got := p.picks(same(), 12)
+		got := p.picks(testkit.Same(), 12)
 		for i := range got[1:] {
 			if got[i] == got[i+1] {
 				t.Fatalf("one request tried %v: the same twice in a row", got)
@@ -89,7 +87,7 @@ func TestRetries_StartingOverSpreads(t *testing.T) {
 	sixth := make([]int, 5)
 	for range 500 {
 		p.Current().tickets.Add(1) // another request in between, so that not all begin alike
-		sixth[p.picks(same(), 6)[5]]++
+		sixth[p.picks(testkit.Same(), 6)[5]]++
 	}
 	if slices.Min(sixth) < 50 {
 		t.Errorf("sixth tries %v, want them spread", sixth)
@@ -120,7 +118,7 @@ func TestRetries_GoOnToBackups(t *testing.T) {
 			p := newPolicy(t, tc.verdicts, withWeights(tc.weights...), retrying, func(p *policy) { p.handler.Rules.FailOpen = tc.open })
 			for range 100 {
 				round := len(tc.primaries) + len(tc.others)
-				got := p.picks(same(), 4*round)
+				got := p.picks(testkit.Same(), 4*round)
 				for i := range got[1:] {
 					if got[i] == got[i+1] {
 						t.Fatalf("one request tried %v: the same twice in a row", got)
@@ -144,7 +142,7 @@ func TestRetries_GoOnToBackups(t *testing.T) {
 // primary that came back after the backup was tried, and was tried last.
 func TestRetries_StartingOverAvoidsALastPrimary(t *testing.T) {
 	p := newPolicy(t, "du", withWeights(1, -1), retrying)
-	r := same()
+	r := testkit.Same()
 	got := p.picks(r, 1)
 	p.decide("u?")
 	if got = append(got, p.picks(r, 4)...); !slices.Equal(got, []int{1, 0, 1, 0, 1}) {
@@ -224,39 +222,16 @@ func wantProportional(t *testing.T, served, weights []int, off float64) {
 	}
 }
 
-// TestRetries_SkipByAddress: a request over a dynamic source skips by address, because
-// the upstreams are new values for each try.
-func TestRetries_SkipByAddress(t *testing.T) {
-	fresh := func() (upstreams reverseproxy.UpstreamPool) {
-		for i := range 3 {
-			upstreams = append(upstreams, &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: address(i)})
-		}
-		return upstreams
-	}
-	h := newPolicy(t, "", retrying).handler
-	p := New(h, handMade("u1 u1 u1"), fresh(), new(LoggedState))
-	a := Attempt{Request: testkit.Get(), Tried: new(Tried)}
-	var got []string
-	for range 3 {
-		a.Upstreams = fresh()
-		got = append(got, p.Pick(a).Dial)
-	}
-	slices.Sort(got)
-	if want := []string{address(0), address(1), address(2)}; !slices.Equal(got, want) {
-		t.Errorf("tried %v, want each once", got)
-	}
-}
-
 // TestRetries_GoOnToTheDraining: a retry goes to all that serve before those that drain,
 // then to the one that is down, and to each of them once before any is repeated. Then it
 // starts over with those that serve.
 func TestRetries_GoOnToTheDraining(t *testing.T) {
 	p := newPolicy(t, "uuuuuud", withWeights(1, 2, -1, 3, 5, -2, 1), retrying)
 	for _, i := range []int{3, 4, 5} {
-		setDraining(p.targets[i], true)
+		testkit.SetDraining(p.targets[i], true)
 	}
 	for range 100 {
-		got := p.picks(same(), 14)
+		got := p.picks(testkit.Same(), 14)
 		for i := range 2 {
 			round := got[7*i : 7*i+7]
 			for _, part := range []struct {
@@ -301,7 +276,7 @@ func TestRetries_LeastRecentlyFailedFirst(t *testing.T) {
 				p.setMode(6, settings.Drain)
 				p.list[7].MaxRequests = 1
 				testkit.SetRequests(p.list[7], 1)
-				if got := p.picks(same(), 8); !slices.Equal(got, tc.want) {
+				if got := p.picks(testkit.Same(), 8); !slices.Equal(got, tc.want) {
 					t.Errorf("one request tried %v, want %v", got, tc.want)
 				}
 			})
@@ -312,16 +287,16 @@ func TestRetries_LeastRecentlyFailedFirst(t *testing.T) {
 // TestRetries_UnhealthyByCaddyAfterAllThatServe: an upstream that Caddy itself considers
 // unhealthy is like one that is down. An open circuit breaker is never bypassed.
 func TestRetries_UnhealthyByCaddyAfterAllThatServe(t *testing.T) {
-	b := new(breaker)
+	b := new(testkit.Breaker)
 	p := newPolicy(t, "uuu", retrying, func(p *policy) { p.handler.Proxy.CB = b })
 	testkit.SetHealthy(p.list[1], false)
-	got := p.picks(same(), 3)
+	got := p.picks(testkit.Same(), 3)
 	slices.Sort(got[:2])
 	if want := []int{0, 2, 1}; !slices.Equal(got, want) {
 		t.Errorf("one request tried %v, want %v", got, want)
 	}
-	b.open.Store(true) // of which these upstreams do not know
-	if got := p.picks(same(), 6); slices.Contains(got, 1) {
+	b.Open.Store(true) // of which these upstreams do not know
+	if got := p.picks(testkit.Same(), 6); slices.Contains(got, 1) {
 		t.Errorf("one request tried %v with the breaker open, want those that serve", got)
 	}
 }
@@ -332,7 +307,7 @@ func TestRetries_AFullOneKeepsOutTheDown(t *testing.T) {
 	p := newPolicy(t, "uud", retrying)
 	p.list[1].MaxRequests = 1
 	testkit.SetRequests(p.list[1], 1)
-	r := same()
+	r := testkit.Same()
 	if got, want := p.picks(r, 3), []int{0, 0, 0}; !slices.Equal(got, want) {
 		t.Errorf("one request tried %v, want %v", got, want)
 	}
@@ -348,7 +323,7 @@ func TestRetries_AFullUnknownBackupKeepsOutNone(t *testing.T) {
 	p := newPolicy(t, "d?d", withWeights(1, -1, -1), retrying)
 	p.list[1].MaxRequests = 1
 	testkit.SetRequests(p.list[1], 1)
-	if got, want := p.picks(same(), 4), []int{0, 2, 0, 2}; !slices.Equal(got, want) {
+	if got, want := p.picks(testkit.Same(), 4), []int{0, 2, 0, 2}; !slices.Equal(got, want) {
 		t.Errorf("one request tried %v, want %v", got, want)
 	}
 }
@@ -373,7 +348,7 @@ func TestRetries_TheDownAreProbedAtOnce(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newPolicy(t, tc.verdicts, retrying, tc.configure)
 				if tc.draining >= 0 {
-					setDraining(p.targets[tc.draining], true)
+					testkit.SetDraining(p.targets[tc.draining], true)
 				}
 				probed := make([]int, len(p.targets))
 				for i, target := range p.targets {
@@ -388,7 +363,7 @@ func TestRetries_TheDownAreProbedAtOnce(t *testing.T) {
 				}
 				time.Sleep(time.Hour / 2) // so that none is put off
 				clear(probed)
-				r := same()
+				r := testkit.Same()
 				for n, want := range tc.probed {
 					p.picks(r, 1)
 					synctest.Wait()
@@ -430,7 +405,7 @@ func TestRetries_ProbesAtOnceAreBounded(t *testing.T) {
 		}
 		time.Sleep(time.Hour / 2) // so that none is put off
 		for request := range 3 {
-			p.picks(same(), 2)
+			p.picks(testkit.Same(), 2)
 			time.Sleep(time.Second)
 			mu.Lock()
 			got := len(probed)

@@ -50,7 +50,7 @@ func last(pool reverseproxy.UpstreamPool) *reverseproxy.Upstream { return pool[l
 func TestSelect_IsOfferedWhatServes(t *testing.T) {
 	c := &chooser{choose: last}
 	p := newPolicy(t, "uduuuud", withWeights(3, 1, 1, 0, 2, -1, -1), retrying, func(p *policy) { p.handler.Rules.Select = c })
-	r := same()
+	r := testkit.Same()
 	var got []int
 	for range 5 {
 		got = append(got, p.pickIndex(r()))
@@ -87,7 +87,7 @@ func TestSelect_IsOfferedWhatServes(t *testing.T) {
 func TestSelect_ThatPicksNone(t *testing.T) {
 	c := &chooser{choose: func(reverseproxy.UpstreamPool) *reverseproxy.Upstream { return nil }}
 	p := newPolicy(t, "uduu", func(p *policy) { p.handler.Rules.Select = c })
-	if got, want := counts(p.picks(testkit.Get, 300), 4), []int{100, 0, 100, 100}; !slices.Equal(got, want) {
+	if got, want := testkit.Counts(p.picks(testkit.Get, 300), 4), []int{100, 0, 100, 100}; !slices.Equal(got, want) {
 		t.Errorf("picks %v, want %v", got, want)
 	}
 	if len(c.offered) != 300 || c.offered[0] != offer(0, 2, 3) {

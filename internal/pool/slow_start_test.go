@@ -147,7 +147,7 @@ func TestSlowStart_WeightsGrow(t *testing.T) {
 					for _, w := range s.want {
 						length += w
 					}
-					got, want := counts(p.picks(testkit.Get, 2*length), len(s.want)), slices.Clone(s.want)
+					got, want := testkit.Counts(p.picks(testkit.Get, 2*length), len(s.want)), slices.Clone(s.want)
 					for i := range want {
 						want[i] *= 2
 					}
@@ -207,12 +207,12 @@ func TestSlowStart_SurvivesAReload(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		p := newPolicy(t, "??", slowly(0.1), func(p *policy) { p.members = old.members })
 		old.Close()
-		if got, want := counts(p.picks(testkit.Get, 100), 2), []int{20, 80}; !slices.Equal(got, want) {
+		if got, want := testkit.Counts(p.picks(testkit.Get, 100), 2), []int{20, 80}; !slices.Equal(got, want) {
 			t.Errorf("picks after a reload a quarter through the window %v, want %v", got, want)
 		}
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if got, want := counts(p.picks(testkit.Get, 90), 2), []int{30, 60}; !slices.Equal(got, want) {
+		if got, want := testkit.Counts(p.picks(testkit.Get, 90), 2), []int{30, 60}; !slices.Equal(got, want) {
 			t.Errorf("picks half-way %v, want %v", got, want)
 		}
 	})
@@ -224,7 +224,7 @@ func TestSlowStart_NotAfterDraining(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPolicy(t, "uu", slowly(0.1))
 		time.Sleep(time.Minute)
-		setDraining(p.targets[0], true)
+		testkit.SetDraining(p.targets[0], true)
 		time.Sleep(time.Minute)
 		for _, step := range []struct {
 			rule string
@@ -232,7 +232,7 @@ func TestSlowStart_NotAfterDraining(t *testing.T) {
 			want []int
 		}{
 			{"it drains", func() {}, []int{0, 1}},
-			{"it ends", func() { setDraining(p.targets[0], false) }, []int{1, 1}},
+			{"it ends", func() { testkit.SetDraining(p.targets[0], false) }, []int{1, 1}},
 			{"it goes down and comes back", func() { p.decide("d?"); p.decide("u?") }, []int{1, 10}},
 		} {
 			step.then()

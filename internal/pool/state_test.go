@@ -192,7 +192,7 @@ func TestState_ByCaddysOwnHealthOverDynamicPools(t *testing.T) {
 // TestState_OpenCircuitBreaker: an open circuit breaker is never bypassed, and is logged
 // as what it is.
 func TestState_OpenCircuitBreaker(t *testing.T) {
-	b := new(breaker)
+	b := new(testkit.Breaker)
 	var events failOpens
 	p := newPolicy(t, "dd", events.record, func(p *policy) { p.handler.Proxy.CB = b })
 	wantNone := func() {
@@ -208,14 +208,14 @@ func TestState_OpenCircuitBreaker(t *testing.T) {
 		}
 	}
 	p.picks(testkit.Get, 10)
-	b.open.Store(true)
-	if got := counts(p.picks(testkit.Get, 10), 2); !slices.Equal(got, []int{0, 0}) {
+	b.Open.Store(true)
+	if got := testkit.Counts(p.picks(testkit.Get, 10), 2); !slices.Equal(got, []int{0, 0}) {
 		t.Errorf("picks %v with the breaker open, want none", got)
 	}
 	wantNone()
 	p.decide("uu")
 	wantNone()
-	b.open.Store(false)
+	b.Open.Store(false)
 	p.picks(testkit.Get, 10)
 	p.wantLog(t, noneAlive, breakerOpen, enoughAgain)
 	if got := events.take(); !slices.Equal(got, []bool{true, false}) {

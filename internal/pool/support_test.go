@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,7 +48,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*policy)) *poli
 		Ended:    ctx.Done(),
 	}
 	for i := range verdicts {
-		target := newTarget()
+		target := testkit.NewTarget()
 		target.MarkOrigin(verdicts[i] != '?')
 		target.Subscribe(p.changed)
 		p.targets = append(p.targets, target)
@@ -69,15 +68,6 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*policy)) *poli
 	p.LogState()
 	p.decide(verdicts)
 	return p
-}
-
-// newTarget returns a target that is probed only when a test probes it. One probe
-// decides.
-func newTarget() *health.Target {
-	return health.NewTarget(health.Settings{
-		Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,
-		Timeout: time.Second, Passes: 1, Fails: 1,
-	})
 }
 
 func address(i int) string { return fmt.Sprintf("10.0.%d.%d:80", i/250, i%250+1) }
@@ -112,45 +102,13 @@ func (p *policy) set(i int, c settings.Change) {
 func (p *policy) setMode(i int, m settings.Mode) { p.set(i, settings.Change{Mode: new(m)}) }
 
 // decide gives each upstream the verdict of its letter; ? leaves it as it is.
-func (p *policy) decide(verdicts string) {
-	for i, v := range verdicts {
-		if v != '?' {
-			testkit.Decide(p.targets[i], v == 'u')
-		}
-	}
-}
-
-// setDraining makes a probe of a target that is up say whether it is draining, and
-// returns when its subscribers know.
-func setDraining(target *health.Target, draining bool) {
-	if target.Draining() == draining {
-		return
-	}
-	known := make(chan struct{})
-	defer target.Attach(health.Driver{
-		Probe:  func(context.Context, bool) (bool, error) { return draining, nil },
-		Report: func(health.Transition) { close(known) },
-	}, 0)()
-	<-known
-}
+func (p *policy) decide(verdicts string) { testkit.DecideAll(p.targets, verdicts) }
 
 // setAllHealthy makes Caddy consider upstreams unhealthy where there is a 0.
 func setAllHealthy(upstreams reverseproxy.UpstreamPool, healthy string) {
 	for i, u := range upstreams {
 		testkit.SetHealthy(u, healthy[i] != '0')
 	}
-}
-
-// breaker is a circuit breaker that a test opens.
-type breaker struct{ open atomic.Bool }
-
-func (b *breaker) OK() bool                          { return !b.open.Load() }
-func (*breaker) RecordMetric(_ int, _ time.Duration) {}
-
-// same returns one request again and again.
-func same() func() *http.Request {
-	r := testkit.Get()
-	return func() *http.Request { return r }
 }
 
 // pick selects an upstream as the policy does.
@@ -191,17 +149,6 @@ func (p *policy) picks(r func() *http.Request, n int) []int {
 	return got
 }
 
-// counts returns how often each of n positions is among picks.
-func counts(picks []int, n int) []int {
-	c := make([]int, n)
-	for _, i := range picks {
-		if i >= 0 {
-			c[i]++
-		}
-	}
-	return c
-}
-
 // held starts a pick in a goroutine, and returns where its result will be.
 func (p *policy) held(r *http.Request) <-chan *reverseproxy.Upstream {
 	result := make(chan *reverseproxy.Upstream, 1)
@@ -234,13 +181,13 @@ func handMade(words string) []*Member {
 			panic(fmt.Sprintf("%s: %v", word, err))
 		}
 		for _, verdict := range word[:number] {
-			target := newTarget()
+			target := testkit.NewTarget()
 			switch verdict {
 			case 'u', 'd':
 				testkit.Decide(target, verdict == 'u')
 			case 'r':
 				testkit.Decide(target, true)
-				setDraining(target, true)
+				testkit.SetDraining(target, true)
 			}
 			m.Checks = append(m.Checks, Check{Target: target})
 		}

@@ -28,16 +28,6 @@ type NameServer struct {
 type Records struct {
 	RCode dnsmessage.RCode
 	A     []string // addresses
-	SRV   []SRV
-}
-
-// ServiceHost is where all services are: an SRV record cannot have an address.
-const ServiceHost = "services.test."
-
-// SRV is an SRV record.
-type SRV struct {
-	Priority uint16
-	Port     uint16
 }
 
 // StartNameServer runs one until the test ends.
@@ -98,12 +88,6 @@ func (n *NameServer) reply(query []byte) ([]byte, error) {
 	case dnsmessage.TypeA:
 		for _, ip := range answer.A {
 			errs = append(errs, b.AResource(head, dnsmessage.AResource{A: [4]byte(net.ParseIP(ip).To4())}))
-		}
-	case dnsmessage.TypeSRV:
-		for _, s := range answer.SRV {
-			errs = append(errs, b.SRVResource(head, dnsmessage.SRVResource{
-				Priority: s.Priority, Weight: 1, Port: s.Port, Target: dnsmessage.MustNewName(ServiceHost),
-			}))
 		}
 	default: // of the others, an AAAA record for one, there is none
 	}

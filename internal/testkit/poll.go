@@ -57,3 +57,15 @@ func Stays(tb testing.TB, during time.Duration, what string, cond func() bool) {
 		}
 	}
 }
+
+// Wait returns the next value, or ends the test if there is none in time.
+func Wait[T any](tb testing.TB, values <-chan T, within time.Duration) T {
+	tb.Helper()
+	select {
+	case value := <-values:
+		return value
+	case <-time.After(within):
+		tb.Fatalf("nothing within %s", within)
+		panic("unreachable")
+	}
+}

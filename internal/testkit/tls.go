@@ -10,7 +10,9 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -30,7 +32,7 @@ func NewAuthority(tb testing.TB) *Authority {
 	tb.Helper()
 	a := &Authority{tb: tb}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA of a test"},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: fmt.Sprint("CA of a test ", time.Now().UnixNano())},
 		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
@@ -79,6 +81,26 @@ func (a *Authority) Issue(name string, until time.Time) (cert tls.Certificate, c
 		writePEM(a.tb, "cert.pem", "CERTIFICATE", der), writePEM(a.tb, "key.pem", "EC PRIVATE KEY", encoded)
 }
 
+// Between makes a certificate for servers and clients, with the name app.test and the
+// address 127.0.0.1. From and to are relative to the present time.
+func (a *Authority) Between(from, to time.Duration) tls.Certificate {
+	a.tb.Helper()
+	der, key := a.sign(&x509.Certificate{
+		SerialNumber: big.NewInt(2), DNSNames: []string{"app.test"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(from), NotAfter: time.Now().Add(to),
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}, a.cert)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// Pool trusts this authority only.
+func (a *Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.cert)
+	return pool
+}
+
 // Server is the TLS config of one with a certificate for a name.
 func (a *Authority) Server(name string) *tls.Config {
 	a.tb.Helper()
@@ -90,8 +112,7 @@ func (a *Authority) Server(name string) *tls.Config {
 func (a *Authority) Mutual(name string) *tls.Config {
 	a.tb.Helper()
 	config := a.Server(name)
-	config.ClientCAs = x509.NewCertPool()
-	config.ClientCAs.AddCert(a.cert)
+	config.ClientCAs = a.Pool()
 	config.ClientAuth = tls.RequireAndVerifyClientCert
 	return config
 }

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"reflect"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -16,6 +17,25 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
+
+// NewTarget returns a target that is probed only when a test probes it. One probe
+// decides.
+func NewTarget() *health.Target {
+	return health.NewTarget(health.Settings{
+		Interval: time.Hour, FastInterval: time.Hour, DownInterval: time.Hour,
+		Timeout: time.Second, Passes: 1, Fails: 1,
+	})
+}
+
+// DecideAll gives each target the verdict of its letter: u for up, d for down. With any
+// other letter it stays as it is.
+func DecideAll(targets []*health.Target, verdicts string) {
+	for i, v := range verdicts {
+		if v == 'u' || v == 'd' {
+			Decide(targets[i], v == 'u')
+		}
+	}
+}
 
 // Decide makes a probe of a target pass or fail, and returns when its subscribers know. A
 // target that has the status already is left alone.
@@ -40,6 +60,29 @@ func Decide(target *health.Target, passes bool) {
 	<-known
 }
 
+// SetDraining has a probe of a target that is up say whether it is draining, and returns
+// when its subscribers know.
+func SetDraining(target *health.Target, draining bool) {
+	if target.Draining() == draining {
+		return
+	}
+	known := make(chan struct{})
+	defer target.Attach(health.Driver{
+		Probe:  func(context.Context, bool) (bool, error) { return draining, nil },
+		Report: func(health.Transition) { close(known) },
+	}, 0)()
+	<-known
+}
+
+// Breaker is a circuit breaker that a test opens.
+type Breaker struct{ Open atomic.Bool }
+
+// OK reports whether it is closed.
+func (b *Breaker) OK() bool { return !b.Open.Load() }
+
+// RecordMetric does nothing.
+func (*Breaker) RecordMetric(int, time.Duration) {}
+
 // SetHealthy does what Caddy's own health checks do. Caddy exports no way to do so, so it
 // writes to an unexported field.
 func SetHealthy(u *reverseproxy.Upstream, healthy bool) {
@@ -62,4 +105,21 @@ func SetRequests(u *reverseproxy.Upstream, n int) {
 func Get() *http.Request {
 	r := httptest.NewRequest(http.MethodGet, "/", nil)
 	return r.WithContext(context.WithValue(r.Context(), caddyhttp.VarsCtxKey, make(map[string]any)))
+}
+
+// Same returns one request again and again.
+func Same() func() *http.Request {
+	r := Get()
+	return func() *http.Request { return r }
+}
+
+// Counts returns how often each of n positions is among picks.
+func Counts(picks []int, n int) []int {
+	c := make([]int, n)
+	for _, i := range picks {
+		if i >= 0 {
+			c[i]++
+		}
+	}
+	return c
 }

@@ -57,7 +57,7 @@ func run(t *testing.T, p *Exec, up probe.Upstream, timeout time.Duration) error 
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
-	return wait(t, start(ctx, p, up), timeout+grace)
+	return testkit.Wait(t, start(ctx, p, up), timeout+grace)
 }
 
 // start probes in the background.
@@ -65,17 +65,6 @@ func start(ctx context.Context, p *Exec, up probe.Upstream) <-chan error {
 	result := make(chan error, 1)
 	go func() { result <- p.Probe(ctx, up) }()
 	return result
-}
-
-func wait(t *testing.T, result <-chan error, limit time.Duration) error {
-	t.Helper()
-	select {
-	case err := <-result:
-		return err
-	case <-time.After(limit):
-		t.Fatalf("nothing within %s", limit)
-		return nil
-	}
 }
 
 // The exit status decides. The reason has it, with what the command wrote to both
@@ -239,7 +228,7 @@ func TestExec_EndKillsTheProcessGroup(t *testing.T) {
 				if want == context.Canceled {
 					cancel()
 				}
-				err := wait(t, result, limit+grace)
+				err := testkit.Wait(t, result, limit+grace)
 				if !errors.Is(err, want) {
 					t.Errorf("got %v, want %v", err, want)
 				}
@@ -335,7 +324,7 @@ func TestExec_EndedContextStartsNothing(t *testing.T) {
 	p := shell(t, "touch "+file)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := wait(t, start(ctx, p, app), grace); !errors.Is(err, context.Canceled) {
+	if err := testkit.Wait(t, start(ctx, p, app), grace); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 	if _, err := os.Stat(file); err == nil {
@@ -354,7 +343,7 @@ func TestExec_ConcurrentProbesShareNothing(t *testing.T) {
 		results[address] = start(t.Context(), p, probe.Upstream{At: address})
 	}
 	for address, result := range results {
-		if got, want := text(wait(t, result, long)), "exit status 1: "+address; got != want {
+		if got, want := text(testkit.Wait(t, result, long)), "exit status 1: "+address; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	}
