@@ -654,13 +654,13 @@ func (ownKind) CaddyModule() caddy.ModuleInfo {
 
 func (*ownKind) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
-	for d.NextBlock(0) {
-		if d.Val() == "weight" {
-			return d.Err("unrecognized option 'weight': this kind weighs nothing")
-		}
-		return probe.UnrecognizedOption(d, "a check of the kind own")
+	if !d.NextBlock(0) {
+		return nil
 	}
-	return nil
+	if d.Val() == "weight" {
+		return d.Err("unrecognized option 'weight': this kind weighs nothing")
+	}
+	return probe.UnrecognizedOption(d, "a check of the kind own")
 }
 
 // All options of a check that the block of the policy refuses with a hint are ones
