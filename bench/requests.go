@@ -51,7 +51,7 @@ func (b *bench) requests(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.ratio(fmt.Sprintf("CPU of a proxied request over %d upstreams, beside stock Caddy", n), ratios, 1.02)
+		b.ratio(fmt.Sprintf("CPU of a proxied request over %d upstreams, beside stock Caddy", n), ratios, 1.05)
 		u.close()
 	}
 	t.chart(2)
