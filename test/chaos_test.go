@@ -144,12 +144,14 @@ func (c *chaos) states() map[string]string {
 func (c *chaos) settles(within time.Duration) {
 	c.t.Helper()
 	wrong := ""
-	some, _ := c.gets()
+	some, failsOpen := c.gets()
 	settled := func() bool {
 		for _, u := range c.all {
-			// of what Caddy itself finds out, there is no other sign
-			if e := c.caddy.One(u.Addr); u.core && e.Serving != (u.serves() && slices.Contains(some, u)) {
-				wrong = fmt.Sprintf("%s is shown as serving: %v, %s", u, e.Serving, e.Why)
+			// of what Caddy itself finds out, there is no other sign. That a backup is
+			// unhealthy may show by fail-open only
+			gets := slices.Contains(some, u)
+			if e := c.caddy.One(u.Addr); u.core && (e.Serving != (u.serves() && gets) || e.FailOpen != failsOpen || (e.EffectiveWeight > 0) != gets) {
+				wrong = fmt.Sprintf("%s is shown as serving: %v, %s; fail-open: %v, weight %g", u, e.Serving, e.Why, e.FailOpen, e.EffectiveWeight)
 				return false
 			}
 			if e := c.caddy.One(u.Addr); u.mode != "maintenance" && e.Status != u.state() {
