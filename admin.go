@@ -96,6 +96,7 @@ type apiError struct {
 	status  int
 }
 
+// Error returns the message, without the code.
 func (e *apiError) Error() string { return e.Message }
 
 // withCode answers and logs errors as Caddy does, and adds the code, which Caddy's own

@@ -119,7 +119,7 @@ var policies = []struct{ name, input, want string }{
 	},
 	{"two checks", "alive {\ncheck tcp\ncheck http /healthz\n}", `{"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"http","uri":"/healthz"}}]}`},
 	{
-		// what is quoted is text, be it a brace or an option's name
+		// what is quoted is text, also a brace or an option's name
 		"quoted", "alive {\ncheck \"http\" `/a%20b` {\nheader X \"{\"\n\"timeout\" \"1s\"\nexpect_body `\"status\": ?\"ok\"`\nmethod \"GET\"\n}\n}",
 		`{"checks":[{"probe":{"expect_body":"\"status\": ?\"ok\"","header":{"X":["{"]},"kind":"http","method":"GET","uri":"/a%20b"},"timeout":1000000000}]}`,
 	},
@@ -462,7 +462,7 @@ func FuzzCaddyfile(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body string) {
 		tokens, err := caddyfile.Tokenize([]byte("alive {\n"+body+"\n}"), "Testfile")
 		if err != nil {
-			t.Skip("no Caddyfile at all")
+			return // no Caddyfile at all
 		}
 		before := new(Selection)
 		if err := before.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil {

@@ -123,6 +123,14 @@ func TestMetrics_EqualLabelsAreSummed(t *testing.T) {
 	})
 }
 
+// wantEvents waits until the recorded events are these, a line each.
+func wantEvents(t *testing.T, want string) {
+	t.Helper()
+	if !testkit.Poll(testkit.Patience, func() bool { return strings.Join(testkit.Events(), "\n") == want }) {
+		t.Fatalf("events:\n%s\nwant:\n%s", strings.Join(testkit.Events(), "\n"), want)
+	}
+}
+
 // Event handlers are called once for each flip, with the upstream, the check and the
 // reason. The origin is the app, and a reload repeats no event.
 func TestEvents_AreOncePerFlip(t *testing.T) {
@@ -134,9 +142,7 @@ func TestEvents_AreOncePerFlip(t *testing.T) {
 	follows := func(more string) {
 		t.Helper()
 		want += more
-		if !testkit.Poll(testkit.Patience, func() bool { return strings.Join(testkit.Events(), "\n") == want }) {
-			t.Fatalf("events:\n%s\nwant:\n%s", strings.Join(testkit.Events(), "\n"), want)
-		}
+		wantEvents(t, want)
 	}
 	follows("")
 	c.Load(sites + "\n# reloaded")
@@ -176,9 +182,7 @@ func TestEvents_GoOnAfterAConfigThatFails(t *testing.T) {
 	follows := func(more string) {
 		t.Helper()
 		want += more
-		if !testkit.Poll(testkit.Patience, func() bool { return strings.Join(testkit.Events(), "\n") == want }) {
-			t.Fatalf("events:\n%s\nwant:\n%s", strings.Join(testkit.Events(), "\n"), want)
-		}
+		wantEvents(t, want)
 	}
 	follows("")
 	for i := range 8 {

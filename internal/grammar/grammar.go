@@ -63,4 +63,5 @@ func ErrUnknownOption(d *caddyfile.Dispenser, message string) error {
 	return d.WrapErr(&UnknownOptionError{d.Token(), message})
 }
 
+// Error returns the message, which names the option and those that are allowed.
 func (e *UnknownOptionError) Error() string { return e.message }

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
@@ -59,14 +57,7 @@ func TestDraining_ComesAfterAllThatServe(t *testing.T) {
 // TestDraining_IsFollowedAtOnce: requests follow at once when an upstream begins to drain
 // and when it ends. While one that drains still serves, nothing is logged.
 func TestDraining_IsFollowedAtOnce(t *testing.T) {
-	for _, how := range []struct {
-		path      string
-		configure func(*policy)
-	}{
-		{"the fast path", func(*policy) {}},
-		{"the slow path", retrying},
-		{"with select", func(p *policy) { p.handler.Rules.Select = reverseproxy.RandomSelection{} }},
-	} {
+	for _, how := range pickPaths {
 		t.Run(how.path, func(t *testing.T) {
 			p := newPolicy(t, "uuuu", withWeights(5, 1, 1, -1), how.configure)
 			for _, step := range []struct {

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
@@ -105,14 +103,7 @@ func TestModes_AWeightIsOfOnePool(t *testing.T) {
 func TestModes_AreFollowedAtOnce(t *testing.T) {
 	to := func(m settings.Mode) settings.Change { return settings.Change{Mode: new(m)} }
 	weigh := func(n int) settings.Change { return settings.Change{Pool: "shop", Weight: new(&n)} }
-	for _, how := range []struct {
-		path      string
-		configure func(*policy)
-	}{
-		{"the fast path", func(*policy) {}},
-		{"the slow path", retrying},
-		{"with select", func(p *policy) { p.handler.Rules.Select = reverseproxy.RandomSelection{} }},
-	} {
+	for _, how := range pickPaths {
 		t.Run(how.path, func(t *testing.T) {
 			p := newPolicy(t, "uuuu", withWeights(5, 1, 1, -1), how.configure)
 			for _, step := range []struct {

@@ -107,7 +107,7 @@ func (d *decision) snapshot() *Snapshot {
 
 // pickServing returns an upstream that serves. When the request has tried them all,
 // those without a verdict are better than one that failed, then those that are down,
-// and after them it starts over. It also reports whether any serves, be it a full one.
+// and after them it starts over. It also reports whether any serves; a full one counts.
 func (d *decision) pickServing(now *Snapshot) (u *reverseproxy.Upstream, serves bool) {
 	tiers := now.serving
 	d.state = Normal
@@ -199,7 +199,7 @@ func (d *decision) startOver(next *reverseproxy.Upstream) *reverseproxy.Upstream
 
 // pick returns the member of t whose turn it is among those that can take the request
 // and were not tried by it. If there is none, it returns one that was tried, the last
-// one only if there is no other. It also reports whether any serves, be it a full one.
+// one only if there is no other. It also reports whether any serves; a full one counts.
 func (d *decision) pick(t *tier) (u, tried *reverseproxy.Upstream, serves bool) {
 	if t.empty() || t.anyHealth && d.pool.handler.breakerOpen() {
 		return nil, nil, false

@@ -97,7 +97,7 @@ func (s *Snapshot) isTooFewHealthy(r *Rules, upstreams reverseproxy.UpstreamPool
 // standing is what decides about one member in a snapshot.
 type standing struct {
 	status health.Status
-	weight int  // 0 if it gets nothing, be it as the last resort
+	weight int  // 0 if it gets nothing, not even as the last resort
 	ready  bool // it has a weight, and neither drains nor is in maintenance
 }
 

@@ -83,6 +83,16 @@ func withWeights(weights ...int) func(*policy) {
 
 func retrying(p *policy) { p.handler.Rules.Retries = true }
 
+// pickPaths are the paths that a pick can take.
+var pickPaths = []struct {
+	path      string
+	configure func(*policy)
+}{
+	{"the fast path", func(*policy) {}},
+	{"the slow path", retrying},
+	{"with select", func(p *policy) { p.handler.Rules.Select = reverseproxy.RandomSelection{} }},
+}
+
 // changed does what a change of a verdict does.
 func (p *policy) changed() {
 	p.handler.Changed()

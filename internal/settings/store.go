@@ -20,8 +20,9 @@ const (
 	backgroundTimeout = time.Minute
 	// retryInterval is how often a storage that failed is tried again.
 	retryInterval = 2 * time.Second
-	// After each read the store pauses for restFactor times its duration, but for restPerKey
-	// a stored key at most, so a slow storage is not read less often.
+	// After each read the store pauses for restFactor times the duration of that read. The
+	// pause is limited to restPerKey for each stored key, so a slow storage is not read
+	// less often.
 	restFactor = 10
 	restPerKey = time.Millisecond
 	// aheadInterval is how often settings are read again that were too far ahead, in case

@@ -195,6 +195,7 @@ func (b *Backend) History() History {
 	return b.since
 }
 
+// ServeHTTP answers requests and probes as the conduct of the backend says.
 func (b *Backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	check := strings.HasPrefix(r.URL.Path, "/healthz")
 	b.mu.Lock()
@@ -250,6 +251,7 @@ type resettable struct {
 	b *Backend
 }
 
+// Accept returns the next connection. It resets those of a backend that resets.
 func (l resettable) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()

@@ -41,6 +41,7 @@ type Answer struct {
 	Err    error
 }
 
+// String returns the error, or the status and the body.
 func (a Answer) String() string {
 	if a.Err != nil {
 		return a.Err.Error()

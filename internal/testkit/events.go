@@ -24,15 +24,18 @@ var recorded struct {
 	block  func() // called by the handler
 }
 
+// CaddyModule returns the Caddy module information.
 func (*eventRecorder) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: "events.handlers.alive_test", New: func() caddy.Module { return new(eventRecorder) }}
 }
 
+// UnmarshalCaddyfile accepts the name of the handler, without options.
 func (*eventRecorder) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
 	return nil
 }
 
+// Handle records the event.
 func (*eventRecorder) Handle(_ context.Context, e caddy.Event) error {
 	recorded.Lock()
 	recorded.events = append(recorded.events, e)

@@ -25,6 +25,7 @@ type Block struct {
 	Text     string
 }
 
+// String returns where the block stands: file and line.
 func (b Block) String() string { return fmt.Sprintf("%s:%d", b.Path, b.Line) }
 
 // Table is a table of a document.
@@ -36,6 +37,7 @@ type Table struct {
 	Rows  [][]string
 }
 
+// String returns where the table stands: file and line.
 func (t Table) String() string { return fmt.Sprintf("%s:%d", t.Path, t.Line) }
 
 // Documents returns the files of the repository that match the patterns, in the order of

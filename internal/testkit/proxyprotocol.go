@@ -16,6 +16,7 @@ type ProxyProtocol struct {
 	Missing *Failures
 }
 
+// Accept returns the next connection that begins with the header, without it.
 func (l ProxyProtocol) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()

@@ -119,6 +119,7 @@ type recording struct {
 	r *Recorder
 }
 
+// Accept returns the next connection and records it as a visit.
 func (l recording) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
@@ -142,6 +143,7 @@ func (v *Visit) Read(p []byte) (int, error) {
 	return v.reader.Read(p)
 }
 
+// Close closes the connection and records that it is closed.
 func (v *Visit) Close() error {
 	v.recorder.mu.Lock()
 	v.Closed = true

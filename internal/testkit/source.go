@@ -31,6 +31,7 @@ func (testSource) CaddyModule() caddy.ModuleInfo {
 	}
 }
 
+// Provision finds the handler that the source belongs to.
 func (s *testSource) Provision(ctx caddy.Context) error {
 	for _, m := range ctx.Modules() {
 		if h, ok := m.(*reverseproxy.Handler); ok {
@@ -40,6 +41,7 @@ func (s *testSource) Provision(ctx caddy.Context) error {
 	return nil
 }
 
+// UnmarshalCaddyfile reads the ID of the source.
 func (s *testSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next()
 	if !d.Args(&s.ID) {
