@@ -312,17 +312,17 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		inCheck("tcp", "timeout 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:4", option, ofTCP)
 	}
 	for _, kind := range []string{"quic", ""} {
-		inPolicy("check `"+kind+"`", "unknown kind of check '%s'; this build has %s, at Testfile:2", kind, knownKinds())
+		inPolicy("check `"+kind+"`", "unknown kind of check '%s'; this build has %s, at Testfile:2", kind, kinds.List())
 	}
 	for _, kind := range []string{"http", "tcp", "tls", "grpc"} {
-		if !strings.Contains(knownKinds(), kind) {
-			t.Errorf("known kinds: got %s, want %s among them", knownKinds(), kind)
+		if !strings.Contains(kinds.List(), kind) {
+			t.Errorf("known kinds: got %s, want %s among them", kinds.List(), kind)
 		}
 	}
 
 	// Arguments too few or too many, and options given twice.
-	inPolicy("check", "check needs a kind: %s, at Testfile:2", knownKinds())
-	inPolicy("check {\n}", "check needs a kind: %s, at Testfile:2", knownKinds())
+	inPolicy("check", "check needs a kind: %s, at Testfile:2", kinds.List())
+	inPolicy("check {\n}", "check needs a kind: %s, at Testfile:2", kinds.List())
 	inPolicy("hold", args, "hold", "off, or one duration above 0, like 2s", 2)
 	inPolicy("hold 1s 2s", args, "hold", "off, or one duration above 0, like 2s", 2)
 	inPolicy("hold 1s\nhold off", twice, "hold", 3)
@@ -548,7 +548,7 @@ func TestGlobalOption_IsTheApp(t *testing.T) {
 // A mistake in the Caddyfile is answered with its place, and with what to write.
 func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 	const ofAlive = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
-	kinds := knownKinds()
+	kinds := kinds.List()
 	for _, test := range []struct{ input, want string }{
 		// a name that is close to a known one
 		{"alive {\nweigth app1 3\n}", "unrecognized option 'weigth': " + ofAlive + "; did you mean 'weight'?, at Testfile:2"},

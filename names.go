@@ -3,16 +3,13 @@
 package alive
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
@@ -20,56 +17,11 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
-
-// identify returns the kind of a probe, and its JSON in one form for all ways
-// to write it.
-func identify(raw json.RawMessage) (kind, identity string, err error) {
-	if len(raw) == 0 {
-		return "", "", errNoProbe()
-	}
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	decoder.UseNumber()
-	var options map[string]any
-	if err := decoder.Decode(&options); err != nil {
-		return "", "", fmt.Errorf("decoding probe: %v", err)
-	}
-	if kind, _ = options["kind"].(string); kind == "" {
-		return "", "", errNoProbe()
-	}
-	if _, err := caddy.GetModule("alive.probes." + kind); err != nil {
-		return "", "", errUnknownKind(kind)
-	}
-	encoded, err := json.Marshal(options)
-	return kind, string(encoded), err
-}
-
-// errNoProbe is the error for a check without a kind of probe.
-func errNoProbe() error {
-	return fmt.Errorf("a check needs a probe with one of the kinds %s", knownKinds())
-}
-
-// errUnknownKind is the error for a kind of check that this build does not have.
-func errUnknownKind(kind string) error {
-	return fmt.Errorf("unknown kind of check '%s'; this build has %s%s", kind, knownKinds(), suggest.Kind(kind, probeKinds()))
-}
-
-// probeKinds returns the kinds of check that this build has.
-func probeKinds() []string {
-	modules := caddy.GetModules("alive.probes")
-	kinds := make([]string, 0, len(modules))
-	for _, info := range modules {
-		kinds = append(kinds, info.ID.Name())
-	}
-	slices.Sort(kinds)
-	return kinds
-}
-
-// knownKinds lists the kinds of check that this build has.
-func knownKinds() string { return strings.Join(probeKinds(), ", ") }
 
 // canSelect reports whether a policy can pick among the upstreams alive.
 func canSelect(policy string) bool { return slices.Contains(selectable(), policy) }
@@ -181,6 +133,54 @@ func weightFromText(text string) (Weight, error) {
 	return Weight(strconv.Itoa(number)), nil
 }
 
+// Port is where a check probes an upstream: a port, such as `8081`; a text with a plus,
+// such as `+1000`, for a port that is so much above that of each upstream; or a text with
+// placeholders that stand for one of them.
+type Port string
+
+// UnmarshalJSON reads a number or a text. What is wrong with it is known when the config
+// is loaded.
+func (p *Port) UnmarshalJSON(data []byte) error {
+	text := string(data)
+	if err := json.Unmarshal(data, &text); err != nil && data[0] == '"' {
+		return err
+	}
+	if text == "0" || text == "null" {
+		text = ""
+	}
+	*p = portFromText(text)
+	return nil
+}
+
+// MarshalJSON writes a port as a number, and other forms as a text.
+func (p Port) MarshalJSON() ([]byte, error) {
+	if number, added, err := limits.Port(string(p)); err == nil && !added {
+		return strconv.AppendInt(nil, int64(number), 10), nil
+	}
+	return json.Marshal(string(p))
+}
+
+// check returns an error if the text is none of the forms of a port.
+func (p Port) check() error {
+	if p == "" || redact.HasPlaceholder(string(p)) {
+		return placeholder.Check("port", string(p))
+	}
+	_, _, err := limits.Port(string(p))
+	return err
+}
+
+// portFromText returns a port in one form for all ways to write it.
+func portFromText(text string) Port {
+	switch number, added, err := limits.Port(text); {
+	case err != nil:
+		return Port(text)
+	case added:
+		return Port("+" + strconv.Itoa(number))
+	default:
+		return Port(strconv.Itoa(number))
+	}
+}
+
 // dialNames are the names by which an option means upstreams, by dial address.
 type dialNames map[string]string
 
@@ -208,7 +208,7 @@ func listUpstreams(h *reverseproxy.Handler) (listedUpstreams, error) {
 	listed := listedUpstreams{h, make(map[string]string)}
 	for _, u := range h.Upstreams {
 		address := monitor.DisplayAddress(u.Dial)
-		if err := checkSpaces(address); err != nil {
+		if err := monitor.CheckSpaces(address); err != nil {
 			return listed, fmt.Errorf("upstream %s: %v", u.Dial, err)
 		}
 		listed.addresses[u.Dial] = address
@@ -341,29 +341,12 @@ func dialAddresses(name string) ([]string, error) {
 	}
 	dials := make([]string, 0, len(h.Upstreams))
 	for _, u := range h.Upstreams {
-		if err := checkSpaces(u.Dial); err != nil {
+		if err := monitor.CheckSpaces(u.Dial); err != nil {
 			return nil, err
 		}
 		dials = append(dials, u.Dial)
 	}
 	return dials, nil
-}
-
-// placeholder is what can stand for a part of an address.
-var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
-
-// checkSpaces rejects an address with spaces, which no connection can be made to, unless
-// they are part of the path of a unix socket.
-func checkSpaces(address string) error {
-	network, _, _, err := caddy.SplitNetworkAddress(address)
-	if err == nil && caddy.IsUnixNetwork(network) {
-		return nil
-	}
-	outside := placeholder.ReplaceAllString(address, "")
-	if strings.ContainsFunc(outside, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
-		return errors.New("an address must not contain spaces")
-	}
-	return nil
 }
 
 // addressesOf returns the addresses that an option means by a name.

@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
+	"github.com/caddy-alive/caddy-alive/internal/kinds"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
@@ -185,7 +186,7 @@ func (s *Selection) provisionChecks(ctx caddy.Context) ([]*monitor.Check, error)
 		s.Checks = []*HealthCheck{defaultCheck()}
 	}
 	for i, check := range s.Checks {
-		if err := check.provision(ctx); err != nil {
+		if err := check.provision(ctx, s.proxy); err != nil {
 			return nil, fmt.Errorf("checks: position %d: %v", i, err)
 		}
 		at := func(i int) string { return fmt.Sprintf("position %d", i) }
@@ -338,9 +339,9 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 		if c == nil {
 			continue // an error, as soon as it is provisioned
 		}
-		_, probe, _ := identify(c.ProbeRaw)
+		_, probe, _ := kinds.Identify(c.ProbeRaw)
 		settings, _ := c.resolve()
-		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection}})
+		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection, c.defaultHost(h)}})
 		different.Checks = append(different.Checks, string(encoded))
 	}
 	slices.Sort(different.Checks)
