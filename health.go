@@ -202,7 +202,7 @@ func (c *HealthCheck) provisionAddress() error {
 	}
 	addr, err := monitor.ParseAddress(text)
 	if err != nil && redact.HasPlaceholder(c.Address) {
-		_, err = monitor.ParseAddress(c.Address) // what it stands for may be secret
+		return monitor.ErrAddress(c.Address) // what it stands for may be secret
 	}
 	if err != nil {
 		return err

@@ -125,7 +125,7 @@ func (c *Check) address(value caddy.ReplacerFunc) (caddy.NetworkAddress, error) 
 	}
 	addr, err := ParseAddress(text)
 	if err != nil {
-		err = errAddress(c.Address.String())
+		err = ErrAddress(c.Address.String())
 	}
 	return addr, err
 }
@@ -153,13 +153,14 @@ func ErrPortTwice(address string) error {
 func ParseAddress(text string) (caddy.NetworkAddress, error) {
 	addr, err := caddy.ParseNetworkAddress(text)
 	tcp := addr.Network == "tcp" || addr.Network == "tcp4" || addr.Network == "tcp6"
-	if err != nil || CheckSpaces(text) != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
-		return addr, errAddress(text)
+	if err != nil || CheckSpaces(text) != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || tcp && strings.Contains(addr.Host, "/") || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
+		return addr, ErrAddress(text)
 	}
 	return addr, nil
 }
 
-func errAddress(got string) error {
+// ErrAddress is the error for a text that is no address to probe.
+func ErrAddress(got string) error {
 	return fmt.Errorf("address must be a host, optionally with a port, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", got)
 }
 

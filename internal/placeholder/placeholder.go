@@ -70,9 +70,13 @@ func Parse(option, written string) (Text, error) {
 	if err := Check(option, written); err != nil {
 		return Text{}, err
 	}
-	text, err := replacer().ReplaceOrErr(written, true, true)
+	known := replacer()
+	text, err := known.ReplaceOrErr(written, false, true)
 	if err != nil {
 		return Text{}, fmt.Errorf("%s: %v%s", option, err, allowed)
+	}
+	if _, err := known.ReplaceOrErr(written, true, false); err != nil {
+		return Text{}, fmt.Errorf("%s: %v", option, err)
 	}
 	return Text{written, strings.Split(text, mark)}, nil
 }
