@@ -30,6 +30,10 @@ type exchange struct {
 	ended chan struct{} // closed when its connection is
 }
 
+// afterTimeout is how long after the timeout of a request its connection closes, so that
+// the end of the context comes first and is the reason.
+const afterTimeout = 20 * time.Millisecond
+
 // maxExchangeWait is how long to wait for a connection at the end of a config.
 const maxExchangeWait = time.Second
 
@@ -52,7 +56,7 @@ func (t *overFastCGI) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	over := t.transport.fastCGI // a copy: its timeouts are those of this request
 	if end, limited := ctx.Deadline(); limited {
-		left := caddy.Duration(max(time.Until(end), time.Millisecond))
+		left := caddy.Duration(max(time.Until(end), 0) + afterTimeout)
 		for _, limit := range []*caddy.Duration{&over.DialTimeout, &over.ReadTimeout, &over.WriteTimeout} {
 			if *limit <= 0 || *limit > left {
 				*limit = left

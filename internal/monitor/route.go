@@ -185,6 +185,9 @@ func (r *Route) configureTLS(overrides Overrides) error {
 	if r.tls.ServerName == "" {
 		r.tls.ServerName = (&url.URL{Host: r.Host}).Hostname()
 	}
+	if overrides.HTTP1 {
+		r.tls.NextProtos = nil // they have HTTP/2, since the handler negotiates it
+	}
 	if overrides.InsecureSkipVerify {
 		r.tls.InsecureSkipVerify = true
 	}
