@@ -353,6 +353,8 @@ func TestLabel_TellsChecksApart(t *testing.T) {
 		{"alive {\ncheck http /healthz {\nport 8081\n}\ncheck http /healthz\n}", []string{"http /healthz port 8081", "http /healthz"}},
 		{"alive {\ncheck tcp {\naddress 127.0.0.1:9\n}\ncheck tcp {\naddress 127.0.0.2\nport 9\n}\n}", []string{"tcp address 127.0.0.1:9", "tcp address 127.0.0.2 port 9"}},
 		{"alive {\ncheck http / {\nheader host app.internal\n}\ncheck http / {\nheader Host other.internal\nport 81\n}\n}", []string{"http / Host app.internal", "http / Host other.internal port 81"}},
+		{"alive {\ncheck http / {\nversion 1.1\nport +1000\n}\ncheck grpc {\nheader X-Token secret\n}\n}", []string{"http / version 1.1 port +1000", "grpc header X-Token"}},
+		{"alive {\ncheck http /{http.reverse_proxy.upstream.port} {\nheader Host {http.reverse_proxy.upstream.hostport}\naddress {http.reverse_proxy.upstream.host}:81\n}\n}", []string{"http /{http.reverse_proxy.upstream.port} Host {http.reverse_proxy.upstream.hostport} address {http.reverse_proxy.upstream.host}:81"}},
 		{"alive {\ncheck grpc {\nauthority a\n}\ncheck grpc {\nauthority b\n}\n}", []string{"grpc authority a", "grpc authority b"}},
 		{"alive {\ncheck tls {\ntls_server_name a\n}\ncheck tls {\ntls_server_name b\n}\n}", []string{"tls tls_server_name a", "tls tls_server_name b"}},
 

@@ -34,9 +34,8 @@ type fastCGI struct {
 	ping atomic.Pointer[http.HandlerFunc]
 	ends atomic.Bool // it closes connections at once
 
-	mu         sync.Mutex
-	seen       []map[string]string // the variables of requests for /ping, and their Host
-	open, most int                 // connections
+	mu   sync.Mutex
+	seen []map[string]string // the variables of requests for /ping, and what these ask
 }
 
 // startFastCGIServer runs one until the test ends.
@@ -51,7 +50,7 @@ func startFastCGIServer(tb testing.TB) *fastCGI {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = fcgi.Serve(countingListener{stream, f}, f)
+		_ = fcgi.Serve(endingListener{stream, f}, f)
 	}()
 	tb.Cleanup(func() {
 		stream.Close()
@@ -85,50 +84,20 @@ func (f *fastCGI) newest() map[string]string {
 	return f.seen[len(f.seen)-1]
 }
 
-// connections returns how many are open, and how many were at once.
-func (f *fastCGI) connections() (open, most int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.open, f.most
-}
-
-// countingListener counts the connections of a FastCGI server.
-type countingListener struct {
+// endingListener accepts the connections of a FastCGI server, or closes them.
+type endingListener struct {
 	net.Listener
 	of *fastCGI
 }
 
-func (l countingListener) Accept() (net.Conn, error) {
+func (l endingListener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
+		if err != nil || !l.of.ends.Load() {
+			return conn, err
 		}
-		if l.of.ends.Load() {
-			conn.Close()
-			continue
-		}
-		l.of.mu.Lock()
-		l.of.open++
-		l.of.most = max(l.of.most, l.of.open)
-		l.of.mu.Unlock()
-		return &countedConn{Conn: conn, of: l.of}, nil
+		conn.Close()
 	}
-}
-
-type countedConn struct {
-	net.Conn
-	of   *fastCGI
-	once sync.Once
-}
-
-func (c *countedConn) Close() error {
-	c.once.Do(func() {
-		c.of.mu.Lock()
-		c.of.open--
-		c.of.mu.Unlock()
-	})
-	return c.Conn.Close()
 }
 
 // reasonsOf returns the reasons in the log for which an upstream went down.
@@ -215,17 +184,12 @@ http:// {
 // A probe over FastCGI closes its connection when its timeout is over, so those of a
 // server that hangs do not pile up.
 func TestFastCGI_ProbesOfAHangingServerDoNotPileUp(t *testing.T) {
-	app := startFastCGIServer(t)
-	hang := make(chan struct{})
-	defer close(hang)
-	var ended atomic.Int64
-	app.answer(func(http.ResponseWriter, *http.Request) { <-hang })
 	stream, err := net.Listen("tcp", testkit.Loopback(testkit.FreePort(t)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer stream.Close()
-	var open, most atomic.Int64
+	var open, most, ended atomic.Int64
 	go func() { // it accepts, and sees when the other side closes
 		for {
 			conn, err := stream.Accept()

@@ -137,6 +137,7 @@ func (t *Transport) route(upstream Upstream, check *Check) (*Route, error) {
 			return nil, err
 		}
 		r.RoundTripper = &overFastCGI{Route: r}
+		r.key.transport.config += " " + t.fastCGIConfig
 	}
 	return r, nil
 }

@@ -37,8 +37,10 @@ type Transport struct {
 	override func(u *url.URL, port string)
 	// handlers is the handler's own round tripper, where that cannot be copied.
 	handlers http.RoundTripper
-	// fastCGI has the settings of the handler's transport where that uses FastCGI.
-	fastCGI fastcgi.Transport
+	// fastCGI has the settings of the handler's transport where that uses FastCGI, and
+	// fastCGIConfig its JSON, for the keys of routes over it.
+	fastCGI       fastcgi.Transport
+	fastCGIConfig string
 	// speaks is the protocol between the handler and its upstreams.
 	speaks protocol
 	// key tells whether two transports are the same, except for the forward proxy.
@@ -96,7 +98,7 @@ func (t *Transport) useFastCGI(over *fastcgi.Transport) error {
 	if err != nil {
 		return fmt.Errorf("encoding the transport: %v", err)
 	}
-	t.speaks, t.fastCGI, t.key.config = fastCGI, *over, "fastcgi "+string(config)
+	t.speaks, t.fastCGI, t.fastCGIConfig, t.key.config = fastCGI, *over, string(config), "fastcgi"
 	return nil
 }
 
