@@ -114,7 +114,7 @@ func TestFastCGI_RequestEndsWithItsContext(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			addr, ended := silent(t, text)
 			route := routeOverFastCGI(t, addr, new(fastcgi.Transport))
-			const timeout = 2 * time.Second
+			const timeout = time.Second
 			limited, cancelLimit := context.WithTimeout(t.Context(), timeout)
 			defer cancelLimit()
 			ctx, cancel := context.WithCancelCause(limited)
@@ -142,7 +142,7 @@ func TestFastCGI_OtherAnswersAreErrors(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			addr, ended := silent(t, text)
-			route := routeOverFastCGI(t, addr, &fastcgi.Transport{ReadTimeout: caddy.Duration(10 * time.Second)})
+			route := routeOverFastCGI(t, addr, &fastcgi.Transport{ReadTimeout: caddy.Duration(300 * time.Millisecond)})
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
 			if resp, err := send(t, ctx, route, http.MethodGet, ""); err == nil {
