@@ -79,7 +79,13 @@ func (b *Balancer) open(dial string) (o opened, err error) {
 	if err != nil {
 		return o, err
 	}
-	hooks := b.hooks()
+	hooks, member := b.hooks(), o.member
+	hooks.Answers = func() (n uint64) {
+		if member.Witness != nil {
+			n = member.Witness.FirstBytes()
+		}
+		return n
+	}
 	for _, check := range b.config.Checks {
 		m, err := b.config.Transport.Open(upstream, check, hooks)
 		if errors.Is(err, monitor.ErrPerRequest) {
@@ -96,6 +102,7 @@ func (b *Balancer) open(dial string) (o opened, err error) {
 		o.monitors = append(o.monitors, m)
 		o.member.Checks = append(o.member.Checks, pool.Check{Label: check.Label, Target: m.Target})
 	}
+	b.traffic.add(o.member)
 	return o, nil
 }
 
@@ -134,6 +141,7 @@ func (b *Balancer) run(o opened, delay time.Duration, withAll bool) {
 	start, done, err := b.monitors.add(o.monitors)
 	if err != nil { // the config has ended meanwhile
 		b.release(o.monitors)
+		b.traffic.remove(o.member)
 		return
 	}
 	defer done()
