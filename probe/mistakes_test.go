@@ -78,7 +78,7 @@ func TestKinds_UnknownOptionsGetTheCloseName(t *testing.T) {
 		{new(HTTP), "http /", "expect_bdy", "expect_body", "an http check has method, header, request_body,"},
 		{new(HTTP), "http /", "exspression", "expression", "an http check has method, header, request_body,"},
 		{new(HTTP), "http /", "keepconnection", "keep_connection", "an http check has method"},
-		{new(HTTP), "http /", "versoin", "version", "an http check has method"},
+		{new(HTTP), "http /", "versions", "version", "an http check has method"},
 		{new(GRPC), "grpc", "heeder", "header", "a grpc check has authority, header, scheme,"},
 		{new(HTTP), "http /", "nonsense", "", "an http check has method"},
 		{new(TCP), "tcp", "timout", "timeout", "a tcp check has send and expect"},

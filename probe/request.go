@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -71,16 +72,9 @@ func newRequest(h *HTTP) (*request, error) {
 
 // isEqual reports whether the requests are equal for all upstreams.
 func (r *request) isEqual() bool {
-	texts := []placeholder.Text{r.uri, r.body}
-	for _, field := range r.header {
-		texts = append(texts, field.value)
-	}
-	for _, text := range texts {
-		if _, constant := text.Constant(); !constant {
-			return false
-		}
-	}
-	return true
+	constant := func(text placeholder.Text) bool { _, is := text.Constant(); return is }
+	return constant(r.uri) && constant(r.body) &&
+		!slices.ContainsFunc(r.header, func(field headerField) bool { return !constant(field.value) })
 }
 
 // of returns the request to an upstream, to be copied. It has neither scheme nor host in

@@ -181,6 +181,23 @@ http:// {
 	}
 }
 
+// A check that follows redirects does so over FastCGI, too.
+func TestFastCGI_RedirectsAreFollowed(t *testing.T) {
+	app := startFastCGIServer(t)
+	app.answer(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RawQuery == "" {
+			http.Redirect(w, r, "http://elsewhere.internal/ping?again", http.StatusFound)
+			return
+		}
+		fmt.Fprint(w, "there")
+	})
+	c := testkit.StartCaddy(t, fmt.Sprintf("http:// {\nreverse_proxy %s {\ntransport fastcgi\nlb_policy alive {\ncheck http /ping {\nfollow_redirects\nexpect_body ^there$\n}\n}\n}\n}", app.addr))
+	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(app.addr) })
+	if got := app.newest()["URI"]; got != "/ping?again" {
+		t.Errorf("asked for %s, want /ping?again", got)
+	}
+}
+
 // A probe over FastCGI closes its connection when its timeout is over, so those of a
 // server that hangs do not pile up.
 func TestFastCGI_ProbesOfAHangingServerDoNotPileUp(t *testing.T) {

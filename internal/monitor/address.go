@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
@@ -119,7 +120,13 @@ func (c *Check) where(upstream caddy.NetworkAddress) (at caddy.NetworkAddress, e
 // address returns the address that the check names for an upstream. Errors show it as
 // written, since what placeholders stand for may be secret.
 func (c *Check) address(value caddy.ReplacerFunc) (caddy.NetworkAddress, error) {
-	text, err := c.Address.For(value)
+	text, err := c.Address.For(func(name string) (any, bool) {
+		found, known := value(name)
+		if ip, err := netip.ParseAddr(caddy.ToString(found)); err == nil && ip.Is6() {
+			return "[" + ip.String() + "]", true // so that a port can follow
+		}
+		return found, known
+	})
 	if err != nil {
 		return caddy.NetworkAddress{}, err
 	}
