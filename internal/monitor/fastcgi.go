@@ -119,7 +119,7 @@ func (t *overFastCGI) prepare(req *http.Request) *http.Request {
 	ctx := context.WithValue(req.Context(), caddy.CtxKey("reverse_proxy.dial_info"), t.at)
 	sent := req.Clone(ctx)
 	sent.Host = cmp.Or(sent.Host, sent.URL.Host)
-	sent.URL.Scheme, sent.URL.Host = t.Scheme, t.Host // whatever a redirect named
+	sent.URL.Scheme, sent.URL.Host = t.Scheme, t.Host               // whatever a redirect named
 	sent.Proto, sent.ProtoMajor, sent.ProtoMinor = "HTTP/1.1", 1, 1 // empty after a redirect
 	sent.RemoteAddr = "127.0.0.1:0"
 	sent.RequestURI = sent.URL.RequestURI()
