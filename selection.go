@@ -3,8 +3,6 @@
 package alive
 
 import (
-	"cmp"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +17,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
-	"github.com/caddy-alive/caddy-alive/internal/poolname"
+	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 )
 
 func init() { caddy.RegisterModule(new(Selection)) }
@@ -87,7 +85,7 @@ type Selection struct {
 	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
 	// what a Caddyfile has named by weight and by backup, by address
-	weightNames, backupNames dialNames
+	weightNames, backupNames upstreamname.Given
 
 	app      *App
 	proxy    *reverseproxy.Handler
@@ -142,14 +140,18 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if config.Transport, err = monitor.NewTransport(ctx, s.proxy); err != nil {
 		return err
 	}
-	listed, err := listUpstreams(s.proxy)
+	listed, err := upstreamname.List(s.proxy)
 	if err != nil {
 		return err
 	}
-	if config.Weights, err = listed.weights(s.Weights); err != nil {
+	weights, err := resolveWeights(s.Weights)
+	if err != nil {
 		return fmt.Errorf("weights: %v", err)
 	}
-	if config.Backups, err = listed.backups(s.Backups); err != nil {
+	if config.Weights, err = listed.Weights(weights); err != nil {
+		return fmt.Errorf("weights: %v", err)
+	}
+	if config.Backups, err = listed.Backups(s.Backups); err != nil {
 		return fmt.Errorf("backups: %v", err)
 	}
 	return s.balancer.Init(s.app.registry, config)
@@ -292,81 +294,6 @@ func resolveFailOpen(text string) (pool.FailOpen, error) {
 	var err error
 	f.Percent, err = limits.FailOpen(text)
 	return f, err
-}
-
-// readPool reads what decides about the name of a pool from a config.
-func readPool(policy, handler []byte) (poolname.Pool, error) {
-	s, h := new(Selection), new(reverseproxy.Handler)
-	if err := errors.Join(json.Unmarshal(policy, s), json.Unmarshal(handler, h)); err != nil {
-		return poolname.Pool{}, err
-	}
-	return identifyPool(s, h), nil
-}
-
-// identifyPool returns what decides about the name of the pool of a policy. Its key has
-// all that is configured about which upstreams get requests. Nothing must be provisioned
-// yet.
-func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
-	type check struct {
-		Probe    string
-		Settings any
-		Where    []any
-	}
-	different := struct {
-		Checks   []string
-		Weights  map[string]string
-		Backups  []string
-		FailOpen string
-		Select   any
-		Source   any
-		Limits   []int
-		Health   *reverseproxy.HealthChecks
-		Breaker  any
-	}{
-		FailOpen: cmp.Or(s.FailOpen, "none_up"),
-		Select:   poolname.Decode(s.SelectRaw),
-		Source:   poolname.Decode(h.DynamicUpstreamsRaw),
-		Health:   h.HealthChecks,
-		Breaker:  poolname.Decode(h.CBRaw),
-		Weights:  make(map[string]string),
-	}
-	checks := s.Checks
-	if len(checks) == 0 {
-		checks = []*HealthCheck{defaultCheck()}
-	}
-	for _, c := range checks {
-		if c == nil {
-			continue // an error, as soon as it is provisioned
-		}
-		_, probe, _ := identify(c.ProbeRaw)
-		settings, _ := c.resolve()
-		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection}})
-		different.Checks = append(different.Checks, string(encoded))
-	}
-	slices.Sort(different.Checks)
-	for name, weight := range s.Weights {
-		share := string(weight)
-		if number, err := weight.resolve(); err == nil {
-			share = fmt.Sprint(number)
-		}
-		for _, address := range addressesOf(name) {
-			if share != "1" {
-				different.Weights[address] = share
-			}
-		}
-	}
-	for _, name := range s.Backups {
-		different.Backups = append(different.Backups, addressesOf(name)...)
-	}
-	slices.Sort(different.Backups)
-	different.Backups = slices.Compact(different.Backups)
-	dials := make([]string, 0, len(h.Upstreams))
-	for _, u := range h.Upstreams {
-		dials = append(dials, u.Dial)
-		different.Limits = append(different.Limits, u.MaxRequests)
-	}
-	encoded, _ := json.Marshal(different) // what cannot be encoded was never decoded
-	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded)}
 }
 
 // Select returns the upstream whose turn it is among those alive. It is nil
