@@ -39,6 +39,15 @@ import (
 //		slow_start <window> [<floor>]
 //		fail_open  none_up|<percent>|off
 //		hold       <duration>|off
+//		retries    <n>|off
+//		observe    off | {
+//			status <codes...>|off
+//			stall  auto|<duration>|off
+//		}
+//		eject      off | <n> {
+//			for   <base> [<longest>]
+//			share <percent>
+//		}
 //		select     <policy> [<args...>] {
 //			...
 //		}
@@ -107,6 +116,12 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 		hold, err := limits.ParseHold(text)
 		s.Hold = (*caddy.Duration)(&hold)
 		return grammar.At(d, err)
+	case "retries":
+		return s.parseRetries(d)
+	case "observe":
+		return s.parseObserve(d)
+	case "eject":
+		return s.parseEject(d)
 	case "select":
 		return s.parseSelect(d)
 	default:

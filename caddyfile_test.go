@@ -257,7 +257,7 @@ func TestCaddyfile_IsReadAfterSnippetsAndEnvironment(t *testing.T) {
 // it is: `Testfile:2` is the first line of the block.
 func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	const (
-		ofAlive  = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
+		ofAlive  = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold, retries, observe, eject and select"
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
 		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
 		ofEvery  = "besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), "
@@ -547,7 +547,7 @@ func TestGlobalOption_IsTheApp(t *testing.T) {
 
 // A mistake in the Caddyfile is answered with its place, and with what to write.
 func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
-	const ofAlive = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
+	const ofAlive = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold, retries, observe, eject and select"
 	kinds := knownKinds()
 	for _, test := range []struct{ input, want string }{
 		// a name that is close to a known one

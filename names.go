@@ -22,6 +22,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // identify returns the kind of a probe, and its JSON in one form for all ways
@@ -220,6 +221,8 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 		Select   any
 		Source   any
 		Limits   []int
+		Retries  [2]int64 // and for how long
+		Witness  witness.Settings
 		Health   *reverseproxy.HealthChecks
 		Breaker  any
 	}{
@@ -264,6 +267,12 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 	for _, u := range h.Upstreams {
 		dials = append(dials, u.Dial)
 		different.Limits = append(different.Limits, u.MaxRequests)
+	}
+	different.Witness, _ = resolveWitness(s.Observe, s.Eject)
+	retries, _ := resolveRetries(s.Retries)
+	different.Retries[0] = int64(retries)
+	if lb := h.LoadBalancing; lb != nil && (lb.Retries != 0 || lb.TryDuration != 0) {
+		different.Retries = [2]int64{int64(lb.Retries), int64(lb.TryDuration)}
 	}
 	encoded, _ := json.Marshal(different) // what cannot be encoded was never decoded
 	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded)}

@@ -31,7 +31,7 @@ func init() { caddy.RegisterModule(new(Selection)) }
 //
 // While the first verdicts are still out, requests are held for a moment. If
 // no upstream is alive, requests go to all of them, as the last resort.
-// Retries (`lb_retries`, `lb_try_duration`) go to upstreams that the request
+// Retries (`retries`, `lb_retries`, `lb_try_duration`) go to upstreams that the request
 // has not tried yet, at last to those that are down, unless `fail_open` is `off`.
 //
 // Upstreams from a dynamic source are checked from when a request first brings
@@ -77,6 +77,23 @@ type Selection struct {
 	// Gives upstreams that come back, or that join others, their share of
 	// requests little by little. Default: at once.
 	SlowStart *SlowStart `json:"slow_start,omitempty"`
+
+	// How often a request that failed goes to another upstream, from 1 to 100, where the
+	// handler has neither `lb_retries` nor `lb_try_duration`: those decide where they are
+	// set. `-1` is off, and leaves the handler as it is. Which requests are retried
+	// follows from Caddy's own rules and `lb_retry_match`: connections that could not be
+	// made, and GET requests that got no answer. Default: 2.
+	Retries *int `json:"retries,omitempty"`
+
+	// What of the traffic accuses an upstream, so that its checks run at once. Default:
+	// connections that fail, requests that end without an answer or wait for too long,
+	// and answers with the status 502, 504, or 503 without `Retry-After`.
+	Observe *Observe `json:"observe,omitempty"`
+
+	// When an upstream that fails requests, but passes its checks, gets no requests for a
+	// while. It cannot be combined with `observe` that is off. Default: after 5 failures
+	// in a row.
+	Eject *Eject `json:"eject,omitempty"`
 
 	// Another selection policy to pick among the upstreams that are alive. Not
 	// `alive` or `weighted_round_robin`, also not as its fallback, and not together
@@ -222,8 +239,11 @@ func (s *Selection) provisionRules(ctx caddy.Context, checks []*monitor.Check) (
 			return r, err
 		}
 	}
-	if lb := s.proxy.LoadBalancing; lb != nil {
-		r.Retries = lb.Retries != 0 || lb.TryDuration != 0
+	if r.Retries, err = s.provisionRetries(ctx); err != nil {
+		return r, err
+	}
+	if r.Witness, err = resolveWitness(s.Observe, s.Eject); err != nil {
+		return r, err
 	}
 	if r.FailOpen, err = resolveFailOpen(s.FailOpen); err != nil {
 		return r, err
@@ -238,6 +258,27 @@ func (s *Selection) provisionRules(ctx caddy.Context, checks []*monitor.Check) (
 		r.Select, r.SelectName, err = s.provisionSelect(ctx)
 	}
 	return r, err
+}
+
+// provisionRetries sets how often the handler selects again for a request that failed,
+// where the handler does not say so itself. It reports whether it ever does.
+func (s *Selection) provisionRetries(ctx caddy.Context) (again bool, err error) {
+	retries, err := resolveRetries(s.Retries)
+	if err != nil {
+		return false, err
+	}
+	lb := s.proxy.LoadBalancing
+	switch {
+	case lb == nil:
+		s.proxy.LoadBalancing = &reverseproxy.LoadBalancing{Retries: retries}
+		return retries != 0, nil
+	case lb.Retries == 0 && lb.TryDuration == 0:
+		lb.Retries = retries
+	case s.Retries != nil:
+		ctx.Logger().Warn("the option retries of lb_policy alive has no effect: lb_retries and lb_try_duration of the handler decide; " +
+			"remove either retries, or both of them")
+	}
+	return lb.Retries != 0 || lb.TryDuration != 0, nil
 }
 
 // provisionSelect loads the policy that picks instead of round robin.

@@ -20,6 +20,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // Rules are what is configured about which upstreams get requests.
@@ -33,6 +34,9 @@ type Rules struct {
 	// Select picks instead of round robin, nil if none does. SelectName is its name.
 	Select     reverseproxy.Selector
 	SelectName string
+
+	// Witness is what is configured about what the traffic says of upstreams.
+	Witness witness.Settings
 
 	// CountsHealthy says that fail_open has a share, and that Caddy has health checks of
 	// its own. Then every pick counts which upstreams are healthy.
