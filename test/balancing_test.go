@@ -86,6 +86,7 @@ http:// {
 				passes %d
 				%s
 			}
+			retries off
 		}
 		transport http {
 			response_header_timeout 100ms
@@ -127,7 +128,7 @@ http:// {
 	}
 }
 
-// With retries and timeouts of the transport, no request fails while an upstream refuses,
+// With the default of retries and timeouts of the transport, no request fails while an upstream refuses,
 // resets or hangs, even before its checks notice.
 func TestRetries_HideFaults(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "faulty")
@@ -142,7 +143,6 @@ http:// {
 				timeout 500ms
 			}
 		}
-		lb_retries 2
 		transport http {
 			dial_timeout 1s
 			response_header_timeout 500ms
@@ -181,7 +181,7 @@ http:// {
 }
 
 // Upstreams that accept connections and reset them pass their TCP check. With
-// two of three like that, two retries find the third for every request.
+// two of three like that, the two retries of the default find the third for every request.
 func TestRetries_GoPastResets(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "well")
 	backends[0].Set(testkit.Resetting)
@@ -190,7 +190,6 @@ func TestRetries_GoPastResets(t *testing.T) {
 http:// {
 	reverse_proxy %s {
 		lb_policy alive
-		lb_retries 2
 	}
 }`, testkit.Addresses(backends...)))
 	testkit.Eventually(t, testkit.Patience, "all pass their checks", func() bool {
