@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/selector"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 )
 
@@ -171,17 +172,17 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 		return d.Err("select takes a selection policy, like least_conn")
 	}
 	policy := d.Val()
-	if !canSelect(policy) {
-		return d.WrapErr(errCannotSelect(policy))
+	if !selector.Can(policy) {
+		return d.WrapErr(selector.ErrCannot(policy))
 	}
 	block := d.NewFromNextSegment()
 	block.Next()
-	selector, err := caddyfile.UnmarshalModule(block, "http.reverse_proxy.selection_policies."+policy)
+	inner, err := caddyfile.UnmarshalModule(block, "http.reverse_proxy.selection_policies."+policy)
 	if err != nil {
 		return err
 	}
-	s.SelectRaw = caddyconfig.JSONModuleObject(selector, "policy", policy, nil)
-	if countsPositions(s.SelectRaw) {
+	s.SelectRaw = caddyconfig.JSONModuleObject(inner, "policy", policy, nil)
+	if selector.CountsPositions(s.SelectRaw) {
 		return errFallback(block)
 	}
 	return nil
@@ -191,11 +192,11 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 // of the policy that has it.
 func errFallback(d *caddyfile.Dispenser) error {
 	for d.Reset(); d.Next(); {
-		if d.Val() == "fallback" && d.NextArg() && d.Val() == positional {
+		if d.Val() == "fallback" && d.NextArg() && d.Val() == selector.Positional {
 			break
 		}
 	}
-	return d.Errf("select: %v", errPositional)
+	return d.Errf("select: %v", selector.ErrPositional)
 }
 
 // parseWeight reads the option that d is at: an upstream and its weight.

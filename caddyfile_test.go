@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
+	"github.com/caddy-alive/caddy-alive/internal/selector"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/probe"
@@ -483,13 +484,13 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	inPolicy("select", "select takes a selection policy, like least_conn, at Testfile:2")
 	inPolicy("select first\nselect first", twice, "select", 3)
 	for _, bad := range []string{"alive", "weighted_round_robin", "nosuch", ""} {
-		inPolicy("select `"+bad+"` 1", "%s, at Testfile:2", errCannotSelect(bad))
+		inPolicy("select `"+bad+"` 1", "%s, at Testfile:2", selector.ErrCannot(bad))
 	}
 	inPolicy("select random_choose", "wrong argument count or unexpected line ending after 'random_choose', at Testfile:2")
 	inPolicy("select random_choose two", "invalid choice value 'two': strconv.Atoi: parsing \"two\": invalid syntax, at Testfile:2")
 
-	inPolicy("select cookie weighted_round_robin {\nfallback weighted_round_robin 1 2\n}", "select: %s, at Testfile:3", errPositional)
-	inPolicy("select query a {\nfallback header b {\nfallback cookie {\nfallback weighted_round_robin 1 2\n}\n}\n}", "select: %s, at Testfile:5", errPositional)
+	inPolicy("select cookie weighted_round_robin {\nfallback weighted_round_robin 1 2\n}", "select: %s, at Testfile:3", selector.ErrPositional)
+	inPolicy("select query a {\nfallback header b {\nfallback cookie {\nfallback weighted_round_robin 1 2\n}\n}\n}", "select: %s, at Testfile:5", selector.ErrPositional)
 
 	// What contradicts each other is reported where the block begins.
 	inCheck("tcp", "fast_interval 6s", "fast_interval (6s) must not be longer than interval (5s), at Testfile:2")
@@ -630,7 +631,7 @@ func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 		{"alive {\nbackups app1\n}", "unrecognized option 'backups': " + ofAlive + "; did you mean 'backup'?, at Testfile:2"},
 		{"alive {\ncheck htp /a\n}", "unknown kind of check 'htp'; this build has " + kinds + "; did you mean 'http'?, at Testfile:2"},
 		{"alive {\ncheck HTTP /a\n}", "unknown kind of check 'HTTP'; this build has " + kinds + "; did you mean 'http'?, at Testfile:2"},
-		{"alive {\nselect least-con\n}", "select takes one of the selection policies " + strings.Join(selectable(), ", ") + "; got 'least-con'; did you mean 'least_conn'?, at Testfile:2"},
+		{"alive {\nselect least-con\n}", "select takes one of the selection policies " + strings.Join(selector.Known(), ", ") + "; got 'least-con'; did you mean 'least_conn'?, at Testfile:2"},
 
 		// options of a check in the block of the policy
 		{"alive /healthz {\ninterval 2s\n}", "'interval' is an option of a check; in place of the URI after lb_policy alive, write check http /healthz { interval 2s }, at Testfile:2"},

@@ -71,61 +71,6 @@ func probeKinds() []string {
 // knownKinds lists the kinds of check that this build has.
 func knownKinds() string { return strings.Join(probeKinds(), ", ") }
 
-// canSelect reports whether a policy can pick among the upstreams alive.
-func canSelect(policy string) bool { return slices.Contains(selectable(), policy) }
-
-// errCannotSelect is the error for a policy that cannot.
-func errCannotSelect(policy string) error {
-	return fmt.Errorf("select takes one of the selection policies %s; got '%s'%s", strings.Join(selectable(), ", "), policy, suggest.DidYouMean(policy, selectable()))
-}
-
-// countsPositions reports whether any policy in the JSON of another one, such as its
-// fallback, counts the positions of a pool. Those would be other upstreams whenever one
-// goes down.
-func countsPositions(policy json.RawMessage) bool {
-	var value any
-	if err := json.Unmarshal(policy, &value); err != nil {
-		return false // which never loads
-	}
-	return nests(value)
-}
-
-func nests(value any) bool {
-	switch value := value.(type) {
-	case map[string]any:
-		if value["policy"] == positional {
-			return true
-		}
-		for _, v := range value {
-			if nests(v) {
-				return true
-			}
-		}
-	case []any:
-		return slices.ContainsFunc(value, nests)
-	}
-	return false
-}
-
-// positional is the policy that counts the positions of a pool.
-const positional = "weighted_round_robin"
-
-// errPositional is the error for a policy that uses it.
-var errPositional = errors.New(positional + " cannot be a fallback either: it counts the positions of the whole pool, and gets those alive only; weights are an option of lb_policy alive, without select")
-
-// selectable lists the policies that can pick among the upstreams alive: all
-// but this one, and weighted_round_robin, which counts the positions of a pool.
-func selectable() []string {
-	var names []string
-	for _, info := range caddy.GetModules("http.reverse_proxy.selection_policies") {
-		if name := info.ID.Name(); name != "alive" && name != positional {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
 // Weight is a share of the requests, in proportion to the weights of the other
 // upstreams: a whole number from 0 to 256, or a text with global placeholders, such
 // as `{env.WEIGHT}`, that stand for one when the config is loaded.

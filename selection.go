@@ -17,6 +17,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/selector"
 	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 )
 
@@ -260,27 +261,6 @@ func (s *Selection) provisionRules(ctx caddy.Context, checks []*monitor.Check) (
 	return r, err
 }
 
-// provisionRetries sets how often the handler selects again for a request that failed,
-// where the handler does not say so itself. It reports whether it ever does.
-func (s *Selection) provisionRetries(ctx caddy.Context) (again bool, err error) {
-	retries, err := resolveRetries(s.Retries)
-	if err != nil {
-		return false, err
-	}
-	lb := s.proxy.LoadBalancing
-	switch {
-	case lb == nil:
-		s.proxy.LoadBalancing = &reverseproxy.LoadBalancing{Retries: retries}
-		return retries != 0, nil
-	case lb.Retries == 0 && lb.TryDuration == 0:
-		lb.Retries = retries
-	case s.Retries != nil:
-		ctx.Logger().Warn("the option retries of lb_policy alive has no effect: lb_retries and lb_try_duration of the handler decide; " +
-			"remove either retries, or both of them")
-	}
-	return lb.Retries != 0 || lb.TryDuration != 0, nil
-}
-
 // provisionSelect loads the policy that picks instead of round robin.
 func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, string, error) {
 	if s.SlowStart != nil {
@@ -297,11 +277,11 @@ func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, s
 	if err := json.Unmarshal(s.SelectRaw, &name); err != nil {
 		return nil, "", fmt.Errorf("select: %v", err)
 	}
-	if !canSelect(name.Policy) {
-		return nil, "", errCannotSelect(name.Policy)
+	if !selector.Can(name.Policy) {
+		return nil, "", selector.ErrCannot(name.Policy)
 	}
-	if countsPositions(s.SelectRaw) {
-		return nil, "", fmt.Errorf("select: %w", errPositional)
+	if selector.CountsPositions(s.SelectRaw) {
+		return nil, "", fmt.Errorf("select: %w", selector.ErrPositional)
 	}
 	mod, err := ctx.LoadModule(s, "SelectRaw")
 	if err != nil {

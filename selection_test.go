@@ -28,6 +28,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
+	"github.com/caddy-alive/caddy-alive/internal/selector"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
@@ -142,15 +143,15 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{one + alive(`"fail_open":"50"`), inAlive + "fail_open must be none_up, off or a percentage from 0% to 100%, like 50%; got '50'"},
 		{one + alive(`"slow_start":{}`), inAlive + "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '0s'"},
 		{one + alive(`"slow_start":{"window":"1s","floor":"x"}`), inAlive + "slow_start: floor must be a percentage from 0% to 100%, like 10%; got 'x'"},
-		{one + alive(`"select":{"policy":"alive"}`), inAlive + errCannotSelect("alive").Error()},
-		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + errCannotSelect("weighted_round_robin").Error()},
+		{one + alive(`"select":{"policy":"alive"}`), inAlive + selector.ErrCannot("alive").Error()},
+		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + selector.ErrCannot("weighted_round_robin").Error()},
 		{one + alive(`"weights":{"":1}`), inAlive + "weights: : not an address that reverse_proxy accepts"},
 		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: weight and backup can name only upstreams in the list of reverse_proxy, which is empty"},
 		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs HTTP, and localhost:80 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"alive"}}`), inAlive + "alive cannot be used by a policy that alive itself selects with"},
-		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + errPositional.Error()},
-		{one + alive(`"select":{"policy":"query","key":"a","fallback":{"policy":"header","field":"b","fallback":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}}}`), inAlive + "select: " + errPositional.Error()},
-		{one + alive(`"select":{"policy":"nosuch"}`), inAlive + errCannotSelect("nosuch").Error()},
+		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + selector.ErrPositional.Error()},
+		{one + alive(`"select":{"policy":"query","key":"a","fallback":{"policy":"header","field":"b","fallback":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}}}`), inAlive + "select: " + selector.ErrPositional.Error()},
+		{one + alive(`"select":{"policy":"nosuch"}`), inAlive + selector.ErrCannot("nosuch").Error()},
 		{one + alive(`"select":{"policy":"random_choose","choose":1}`), inAlive + "select: loading module 'random_choose': http.reverse_proxy.selection_policies.random_choose: invalid configuration: choose must be at least 2"},
 		{one + alive(`"select":{"policy":"first"},"slow_start":{"window":"1s"}`), inAlive + "slow_start cannot be combined with select, which decides by itself how often an upstream is picked"},
 		{one + alive(`"select":{"policy":"first"},"weights":{"127.0.0.1:1":2}`), inAlive + "weights: 127.0.0.1:1: only a weight of 0 can be combined with select, which decides by itself how often an upstream is picked"},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
@@ -72,6 +73,27 @@ func resolveRetries(configured *int) (int, error) {
 		return 0, nil
 	}
 	return *configured, limits.Retries(*configured)
+}
+
+// provisionRetries sets how often the handler selects again for a request that failed,
+// where the handler does not say so itself. It reports whether it ever does.
+func (s *Selection) provisionRetries(ctx caddy.Context) (again bool, err error) {
+	retries, err := resolveRetries(s.Retries)
+	if err != nil {
+		return false, err
+	}
+	lb := s.proxy.LoadBalancing
+	switch {
+	case lb == nil:
+		s.proxy.LoadBalancing = &reverseproxy.LoadBalancing{Retries: retries}
+		return retries != 0, nil
+	case lb.Retries == 0 && lb.TryDuration == 0:
+		lb.Retries = retries
+	case s.Retries != nil:
+		ctx.Logger().Warn("the option retries of lb_policy alive has no effect: lb_retries and lb_try_duration of the handler decide; " +
+			"remove either retries, or both of them")
+	}
+	return lb.Retries != 0 || lb.TryDuration != 0, nil
 }
 
 // resolveWitness returns what is configured about what the traffic says, or what is wrong
