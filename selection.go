@@ -105,9 +105,10 @@ type Selection struct {
 	// what a Caddyfile has named by weight and by backup, by address
 	weightNames, backupNames upstreamname.Given
 
-	app      *App
-	proxy    *reverseproxy.Handler
-	balancer balancer.Balancer
+	app       *App
+	proxy     *reverseproxy.Handler
+	transport *reverseproxy.HTTPTransport // the default one, nil if the config names one
+	balancer  balancer.Balancer
 }
 
 // SlowStart is how upstreams that come back, or that join others, get requests little
@@ -155,9 +156,17 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if config.Rules, err = s.provisionRules(ctx, config.Checks); err != nil {
 		return err
 	}
+	if s.proxy.Transport == nil { // else the handler would set it after this
+		s.transport = new(reverseproxy.HTTPTransport)
+		if err := s.transport.Provision(ctx); err != nil {
+			return fmt.Errorf("provisioning default transport: %v", err)
+		}
+		s.proxy.Transport = s.transport
+	}
 	if config.Transport, err = monitor.NewTransport(ctx, s.proxy); err != nil {
 		return err
 	}
+	s.proxy.Transport = s.balancer.Observe(s.proxy.Transport, retriesAnswers(s.proxy))
 	listed, err := upstreamname.List(s.proxy)
 	if err != nil {
 		return err
@@ -317,12 +326,18 @@ func resolveFailOpen(text string) (pool.FailOpen, error) {
 	return f, err
 }
 
+// retriesAnswers reports whether retries of the handler can follow from an answer: only an
+// expression of lb_retry_match can look at one.
+func retriesAnswers(h *reverseproxy.Handler) bool {
+	return slices.ContainsFunc(h.LoadBalancing.RetryMatchRaw, func(set caddy.ModuleMap) bool { return set["expression"] != nil })
+}
+
 // Select returns the upstream whose turn it is among those alive. It is nil
 // only if none can take the request: all that serve are full, the circuit
 // breaker is open, none is alive and that must not be ignored, or there is no
 // upstream at all.
 func (s *Selection) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	if s.balancer.Owns(upstreams) {
+	if s.balancer.Owns(upstreams) && !s.balancer.HasRetries() {
 		if now := s.balancer.Current(); now.Fast() {
 			i := now.Draw()
 			if u := upstreams[i]; u.Available() {
@@ -336,7 +351,13 @@ func (s *Selection) Select(upstreams reverseproxy.UpstreamPool, r *http.Request,
 
 // Cleanup ends what Provision began. Select still works afterwards, on what
 // was known last, for requests that are in flight.
-func (s *Selection) Cleanup() error { return s.balancer.Close() }
+func (s *Selection) Cleanup() error {
+	err := s.balancer.Close()
+	if s.transport != nil {
+		err = errors.Join(err, s.transport.Cleanup())
+	}
+	return err
+}
 
 // Interface guards
 var (

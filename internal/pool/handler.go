@@ -11,6 +11,7 @@
 package pool
 
 import (
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,6 +70,9 @@ type Handler struct {
 
 	// OnHold is called when a request is held. It may be nil.
 	OnHold func()
+	// Remember returns what is remembered of a request from one selection to the next. It
+	// may be nil if the handler does not retry.
+	Remember func(*http.Request) *Tried
 	// OnFailOpen is called when a pool begins to ignore health, and when it no longer
 	// does. It may be nil.
 	OnFailOpen func(begins bool)
