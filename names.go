@@ -13,11 +13,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
@@ -138,6 +140,49 @@ func weightFromText(text string) (Weight, error) {
 		return "", err
 	}
 	return Weight(strconv.Itoa(number)), nil
+}
+
+// SlowStart is how upstreams that come back, or that join others, get requests little
+// by little. The weight of such an upstream grows evenly from the floor to its full
+// size, as long as another upstream of its group (primaries, or backups) serves and has
+// finished its own slow start. A pool whose upstreams start together has none.
+type SlowStart struct {
+	// How long it takes to the full weight, from `10ms` to `24h`. Required.
+	Window caddy.Duration `json:"window,omitempty"`
+
+	// The share of the weight that it begins with, rounded up to a multiple of
+	// 5 %, and 5 % at least. Default: `10%`.
+	Floor string `json:"floor,omitempty"`
+}
+
+// defaultFloor is where a slow start begins, as a share of the weight.
+const defaultFloor = 0.1
+
+// resolve returns the window and the floor, or what is wrong with them.
+func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
+	window, floor = time.Duration(c.Window), defaultFloor
+	if err := limits.RampWindow(window); err != nil {
+		return 0, 0, err
+	}
+	if c.Floor != "" {
+		percent, err := limits.Percent("slow_start: floor", c.Floor)
+		if err != nil {
+			return 0, 0, err
+		}
+		floor = percent / 100
+	}
+	return window, floor, nil
+}
+
+// resolveFailOpen reads when health is ignored. Nothing is none_up.
+func resolveFailOpen(text string) (pool.FailOpen, error) {
+	f := pool.FailOpen{Never: text == "off", Text: text}
+	if text == "" {
+		return f, nil
+	}
+	var err error
+	f.Percent, err = limits.FailOpen(text)
+	return f, err
 }
 
 // readPool reads what decides about the name of a pool from a config.

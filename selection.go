@@ -111,19 +111,6 @@ type Selection struct {
 	balancer  balancer.Balancer
 }
 
-// SlowStart is how upstreams that come back, or that join others, get requests little
-// by little. The weight of such an upstream grows evenly from the floor to its full
-// size, as long as another upstream of its group (primaries, or backups) serves and has
-// finished its own slow start. A pool whose upstreams start together has none.
-type SlowStart struct {
-	// How long it takes to the full weight, from `10ms` to `24h`. Required.
-	Window caddy.Duration `json:"window,omitempty"`
-
-	// The share of the weight that it begins with, rounded up to a multiple of
-	// 5 %, and 5 % at least. Default: `10%`.
-	Floor string `json:"floor,omitempty"`
-}
-
 // CaddyModule returns the Caddy module information.
 func (*Selection) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{
@@ -233,12 +220,8 @@ func (s *Selection) provisionChecks(ctx caddy.Context) ([]*monitor.Check, error)
 	return checks, nil
 }
 
-const (
-	// maxHold bounds the hold that follows from the timeouts of the checks.
-	maxHold = 5 * time.Second
-	// defaultFloor is where a slow start begins, as a share of the weight.
-	defaultFloor = 0.1
-)
+// maxHold bounds the hold that follows from the timeouts of the checks.
+const maxHold = 5 * time.Second
 
 // provisionRules checks and resolves what is configured about which upstreams get
 // requests.
@@ -300,33 +283,6 @@ func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, s
 		return nil, "", fmt.Errorf("select: %v", err)
 	}
 	return mod.(reverseproxy.Selector), name.Policy, nil
-}
-
-// resolve returns the window and the floor, or what is wrong with them.
-func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
-	window, floor = time.Duration(c.Window), defaultFloor
-	if err := limits.RampWindow(window); err != nil {
-		return 0, 0, err
-	}
-	if c.Floor != "" {
-		percent, err := limits.Percent("slow_start: floor", c.Floor)
-		if err != nil {
-			return 0, 0, err
-		}
-		floor = percent / 100
-	}
-	return window, floor, nil
-}
-
-// resolveFailOpen reads when health is ignored. Nothing is none_up.
-func resolveFailOpen(text string) (pool.FailOpen, error) {
-	f := pool.FailOpen{Never: text == "off", Text: text}
-	if text == "" {
-		return f, nil
-	}
-	var err error
-	f.Percent, err = limits.FailOpen(text)
-	return f, err
 }
 
 // retriesAnswers reports whether retries of the handler can follow from an answer: only an

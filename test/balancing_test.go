@@ -47,7 +47,7 @@ https://localhost {
 	}
 }
 
-// An upstream that fails leaves the rotation after `fails` failed probes in a row, not
+// Where checks alone decide, an upstream that fails leaves the rotation after `fails` failed probes in a row, not
 // before, and within interval x (1 + jitter) + fails x max(timeout, fast_interval x (1 +
 // jitter)). It returns after `passes` passed probes in a row, and not before.
 func TestFaultyUpstream_LeavesAndReturnsInTime(t *testing.T) {
@@ -87,6 +87,7 @@ http:// {
 				%s
 			}
 			retries off
+			observe off
 		}
 		transport http {
 			response_header_timeout 100ms
@@ -202,6 +203,31 @@ http:// {
 	count := testkit.Hammer(c.Client(), c.URL(), 16, requests)
 	if want := map[int]int64{http.StatusOK: requests}; !maps.Equal(count, want) {
 		t.Errorf("answers by status (-1: none): got %v, want %v", count, want)
+	}
+}
+
+// Without retries, a client sees the request that fails; by default, another upstream
+// answers it.
+func TestRetries_OffLeavesTheHandlerAsItIs(t *testing.T) {
+	for _, test := range []struct {
+		option string
+		want   int
+	}{{"", http.StatusOK}, {"retries off", http.StatusBadGateway}} {
+		t.Run(test.option, func(t *testing.T) {
+			backends := testkit.StartBackends(t, "well", "faulty")
+			faulty := backends[1]
+			c := testkit.StartCaddy(t, fmt.Sprintf("http:// {\nreverse_proxy %s {\nlb_policy alive {\n%s\n%s\n}\n}\n}",
+				testkit.Addresses(backends...), testkit.SingleCheck, test.option))
+			testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(backends[0].Addr, faulty.Addr) })
+			faulty.Set(testkit.Resetting)
+			client, worst := c.Client(), http.StatusOK
+			for range 2 { // one for each
+				worst = max(worst, testkit.Ask(client, c.URL()).Status)
+			}
+			if worst != test.want {
+				t.Errorf("%q: got the status %d, want %d", test.option, worst, test.want)
+			}
+		})
 	}
 }
 
