@@ -109,12 +109,16 @@ var policies = []struct{ name, input, want string }{
 	{"retries off", "alive {\nretries off\n}", `{"retries":-1}`},
 	{"observe off", "alive {\nobserve off\n}", `{"observe":{"off":true}}`},
 	{"observe off, empty block", "alive {\nobserve off {\n}\n}", `{"observe":{"off":true}}`},
-	{"observe and eject", "alive {\nobserve {\nstatus 502 5xx 500-599 {env.STATUS}\nstall 500ms\n}\neject 3 {\nfor 1m 1h\nshare 50.5%\n}\n}",
-		`{"observe":{"status":["502","5xx","500-599","{env.STATUS}"],"stall":"500ms"},"eject":{"after":3,"for":60000000000,"longest":3600000000000,"share":"50.5%"}}`},
+	{
+		"observe and eject", "alive {\nobserve {\nstatus 502 5xx 500-599 {env.STATUS}\nstall 500ms\n}\neject 3 {\nfor 1m 1h\nshare 50.5%\n}\n}",
+		`{"observe":{"status":["502","5xx","500-599","{env.STATUS}"],"stall":"500ms"},"eject":{"after":3,"for":60000000000,"longest":3600000000000,"share":"50.5%"}}`,
+	},
 	{"eject beside statuses that are off", "alive {\neject 5\nobserve {\nstall off\nstatus off\n}\n}", `{"observe":{"status":["off"],"stall":"off"},"eject":{"after":5}}`},
 	{"what is off twice", "alive {\nobserve off\neject off\n}", `{"observe":{"off":true},"eject":{"after":-1}}`},
-	{"limits of observe and eject", "alive {\nretries 100\nobserve {\nstall 10ms\n}\neject 1000 {\nfor 1d\nshare 100%\n}\n}",
-		`{"retries":100,"observe":{"stall":"10ms"},"eject":{"after":1000,"for":86400000000000,"share":"100%"}}`},
+	{
+		"limits of observe and eject", "alive {\nretries 100\nobserve {\nstall 10ms\n}\neject 1000 {\nfor 1d\nshare 100%\n}\n}",
+		`{"retries":100,"observe":{"stall":"10ms"},"eject":{"after":1000,"for":86400000000000,"share":"100%"}}`,
+	},
 	{"stall auto", "alive {\nobserve {\nstall auto\n}\neject 1 {\nfor 10ms 10ms\n}\n}", `{"observe":{"stall":"auto"},"eject":{"after":1,"for":10000000,"longest":10000000}}`},
 	{"a weight with a sign", "alive {\nweight app1:80 +3\n}", `{"weights":{"app1:80":3}}`},
 	{
@@ -244,6 +248,7 @@ func TestCaddyfile_IsReadAfterSnippetsAndEnvironment(t *testing.T) {
 			`{"probe":{"kind":"http","method":"HEAD","uri":"/b"},"timeout":2000000000}],"policy":"alive"}`},
 		{"imported options", "lb_policy alive {\ncheck http /a {\nimport header one\ntimeout 1s\nimport header two\n}\n}", `{"checks":[` +
 			`{"probe":{"header":{"X-Token":["one","two"]},"kind":"http","uri":"/a"},"timeout":1000000000}],"policy":"alive"}`},
+		{"what the traffic says", "lb_policy alive {\nretries {$ALIVE_TEST_UNSET:off}\nobserve {\nstatus 502\nstall auto\n}\neject 3 {\nshare 10%\n}\n}", `{"eject":{"after":3,"share":"10%"},"observe":{"stall":"auto","status":["502"]},"policy":"alive","retries":-1}`},
 		{"name", "lb_policy alive {\nname shop\n}", `{"name":"shop","policy":"alive"}`},
 		{"environment", "lb_policy alive {$ALIVE_TEST_URI} {\nhold {$ALIVE_TEST_UNSET:3s}\n}", `{"checks":[{"probe":{"kind":"http","uri":"/from-env"}}],"hold":3000000000,"policy":"alive"}`},
 		{"placeholder", "lb_policy alive /{env.ALIVE_TEST_URI}", `{"checks":[{"probe":{"kind":"http","uri":"/{env.ALIVE_TEST_URI}"}}],"policy":"alive"}`},

@@ -35,6 +35,10 @@ func init() { caddy.RegisterModule(new(Selection)) }
 // Retries (`retries`, `lb_retries`, `lb_try_duration`) go to upstreams that the request
 // has not tried yet, at last to those that are down, unless `fail_open` is `off`.
 //
+// What happens to requests counts, too: an upstream that fails one gets no new requests
+// until its checks have run again (`observe`), and one that fails several in a row is left
+// out for a while although it passes them (`eject`).
+//
 // Upstreams from a dynamic source are checked from when a request first brings
 // them along, until requests no longer do. Those with a placeholder in their
 // address that depends on the request, or that can change while Caddy runs, such as

@@ -47,9 +47,10 @@ https://localhost {
 	}
 }
 
-// Where checks alone decide, an upstream that fails leaves the rotation after `fails` failed probes in a row, not
-// before, and within interval x (1 + jitter) + fails x max(timeout, fast_interval x (1 +
-// jitter)). It returns after `passes` passed probes in a row, and not before.
+// Where checks alone decide, an upstream that fails leaves the rotation after `fails`
+// failed probes in a row, not before, and within interval x (1 + jitter) + fails x
+// max(timeout, fast_interval x (1 + jitter)). It returns after `passes` passed probes in a
+// row, and not before.
 func TestFaultyUpstream_LeavesAndReturnsInTime(t *testing.T) {
 	const (
 		interval = 300 * time.Millisecond
