@@ -211,7 +211,6 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 		Select   any
 		Source   any
 		Limits   []int
-		Retries  [2]int64 // and for how long
 		Witness  witness.Settings
 		Health   *reverseproxy.HealthChecks
 		Breaker  any
@@ -259,11 +258,6 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 		different.Limits = append(different.Limits, u.MaxRequests)
 	}
 	different.Witness, _ = resolveWitness(s.Observe, s.Eject)
-	retries, _ := resolveRetries(s.Retries)
-	different.Retries[0] = int64(retries)
-	if lb := h.LoadBalancing; lb != nil && (lb.Retries != 0 || lb.TryDuration != 0) {
-		different.Retries = [2]int64{int64(lb.Retries), int64(lb.TryDuration)}
-	}
 	encoded, _ := json.Marshal(different) // what cannot be encoded was never decoded
 	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded)}
 }
