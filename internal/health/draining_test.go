@@ -241,7 +241,7 @@ func TestProbes_OfABurstAreFresh(t *testing.T) {
 				target := NewTarget(settings())
 				defer target.Attach(l.driver(), 0)()
 				advance(6 * time.Second)
-				target.Suspect()
+				accuse(target)
 				advance(tc.within)
 				if got, _ := l.said(); got != tc.want {
 					t.Errorf("%s: fresh %s, want %s", tc.results, got, tc.want)

@@ -10,7 +10,7 @@ import (
 )
 
 // The next probe begins at once, and no sooner than a quarter of the fast interval
-// after the last one. The schedule goes on from there.
+// after the last one. Afterwards the target returns to its old schedule.
 func TestProbeNow_BeginsAtOnceButNotTooSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target := NewTarget(settings())
@@ -29,7 +29,7 @@ func TestProbeNow_BeginsAtOnceButNotTooSoon(t *testing.T) {
 		advance(1800 * time.Millisecond) // to 3 s
 		target.ProbeNow()
 		advance(6 * time.Second)
-		wantProbes(t, s, seconds(1, 1.25, 3, 8))
+		wantProbes(t, s, seconds(1, 1.25, 3, 6))
 	})
 }
 
