@@ -85,13 +85,16 @@ func withWeights(weights ...int) func(*policy) {
 
 func retrying(p *policy) { p.handler.Rules.Retries = true }
 
+// slow makes every pick a decision.
+func slow(p *policy) { p.handler.Rules.CountsHealthy = true }
+
 // pickPaths are the paths that a pick can take.
 var pickPaths = []struct {
 	path      string
 	configure func(*policy)
 }{
 	{"the fast path", func(*policy) {}},
-	{"the slow path", retrying},
+	{"the slow path", slow},
 	{"with select", func(p *policy) { p.handler.Rules.Select = reverseproxy.RandomSelection{} }},
 }
 
