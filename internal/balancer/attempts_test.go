@@ -59,7 +59,7 @@ func TestTried_OnlyFailedTriesAreNoted(t *testing.T) {
 				r = r.WithContext(tc.ctx)
 			}
 			p.roundTrip(r, p.Select(p.listed, r, nil), tc.end)
-			if got := p.HasRetries(); got != tc.noted {
+			if got := p.handler.HasRetries(); got != tc.noted {
 				t.Errorf("there are retries: %v, want %v", got, tc.noted)
 			}
 			if got := p.traffic.tried(r) != nil; got != tc.noted {
@@ -85,13 +85,13 @@ func TestTried_EndsWithTheRequest(t *testing.T) {
 			}
 		}
 		for _, end := range ends {
-			if !p.HasRetries() {
+			if !p.handler.HasRetries() {
 				t.Error("the retries have ended while requests are under way")
 			}
 			end()
 			synctest.Wait()
 		}
-		if p.HasRetries() {
+		if p.handler.HasRetries() {
 			t.Error("there are retries after all requests have ended")
 		}
 	})
