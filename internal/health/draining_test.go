@@ -236,7 +236,7 @@ func TestProbes_OfABurstAreFresh(t *testing.T) {
 		{"it was right", "PPFFFF", "tftttt", 11 * time.Second},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
 				l := &letters{results: tc.results}
 				target := NewTarget(settings())
 				defer target.Attach(l.driver(), 0)()

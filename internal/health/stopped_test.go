@@ -42,7 +42,7 @@ func TestStoppedProcess_SpreadsOverdueProbes(t *testing.T) {
 		{200, time.Hour, 0.1, func(target *Target) { target.state = state{} }, 200},
 	} {
 		t.Run(fmt.Sprintf("%d targets, %v, jitter %v", tc.n, tc.stop, tc.jitter), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
 				set := settings()
 				set.Jitter = tc.jitter
 				var all []*starts
