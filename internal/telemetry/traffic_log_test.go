@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -229,13 +230,13 @@ func TestTrafficLog_HoldsNoLockWhileItLogs(t *testing.T) {
 		tt := newTrafficTest(t)
 		var l *TrafficLog
 		gate := make(chan struct{})
-		lines := 0
+		var lines atomic.Int32
 		tt.logger = tt.logger.WithOptions(zap.Hooks(func(e zapcore.Entry) error {
 			if strings.HasPrefix(e.Message, "upstreams") {
 				l.Accused("b:80", "stall", "no answer for 500ms", true)
 				tt.pool.CountAccusation("b:80", "stall")
 				<-gate
-				lines++
+				lines.Add(1)
 			}
 			return nil
 		}))
@@ -252,8 +253,8 @@ func TestTrafficLog_HoldsNoLockWhileItLogs(t *testing.T) {
 		}
 		close(gate)
 		closing.Wait()
-		if lines != 2 { // that of the timer, and that of Close
-			t.Errorf("%d lines, want 2", lines)
+		if n := lines.Load(); n != 2 { // that of the timer, and that of Close
+			t.Errorf("%d lines, want 2", n)
 		}
 	})
 }
