@@ -16,7 +16,7 @@ import (
 func TestMinuteLimit_NothingIsLost(t *testing.T) {
 	for _, most := range []int{0, 1, 10} {
 		for seed := range uint64(20) {
-			random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // times of a test
+			random := rand.New(rand.NewPCG(seed, 0))
 			l := minuteLimit{most: most}
 			now := time.Unix(1000, 0)
 			var passed, firstHeld []time.Time
