@@ -96,6 +96,7 @@ func TestStatus_NotServing(t *testing.T) {
 		says string
 	}{
 		{[]view.Upstream{well, suspect, ejected, elsewhere, down}, []string{"suspect:80", "ejected:80", "elsewhere:80", "down:80"}, "pool shop\nUPSTREAM"},
+		{[]view.Upstream{well, down}, []string{"down:80"}, "pool shop\nUPSTREAM"},
 		{[]view.Upstream{down}, []string{"down:80"}, "pool shop\n!! No upstream serves, and none gets requests"},
 		{[]view.Upstream{well}, []string{}, "all upstreams serve, and none is suspect or ejected\n"},
 		{nil, []string{}, "no upstreams: no reverse_proxy uses lb_policy alive\n"},
