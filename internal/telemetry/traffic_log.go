@@ -18,15 +18,14 @@ import (
 // in any minute, and how many returns have a line.
 const maxPerMinute = 10
 
-// TrafficLog reports what the requests of one handler say of the upstreams of its pool:
-// suspicions, ejections and their ends. All handlers of a pool share the limits of how
+// TrafficLog counts and reports what the requests of one handler say of the upstreams of its
+// pool: suspicions, ejections and their ends. All handlers of a pool share the limits of how
 // much is reported, and a new config takes them over from the one before. No method waits
 // for an event handler.
 type TrafficLog struct {
-	pool    string
+	pool    *PoolCounters
 	logger  *zap.Logger
 	events  *Queue
-	reports *trafficReports
 	writing sync.WaitGroup // sums that are being reported by this one
 }
 
@@ -50,20 +49,20 @@ func newTrafficReports() *trafficReports {
 	return &trafficReports{limits: [...]minuteLimit{suspicions: {}, ejections: {most: maxPerMinute}, returns: {most: maxPerMinute}}}
 }
 
-// NewTrafficLog returns the log of a handler of this pool. [TrafficLog.Close] ends it,
-// before the handler leaves the pool.
+// NewTrafficLog returns the log of a handler of this pool. [TrafficLog.Close] must follow.
 func (p *PoolCounters) NewTrafficLog(logger *zap.Logger, events *Queue) *TrafficLog {
-	l := &TrafficLog{pool: p.name, logger: logger.With(zap.String("pool", p.name)), events: events, reports: p.reports}
-	l.reports.mu.Lock()
-	defer l.reports.mu.Unlock()
-	l.reports.open = append(l.reports.open, l)
+	l := &TrafficLog{pool: p, logger: logger.With(zap.String("pool", p.name)), events: events}
+	l.pool.reports.mu.Lock()
+	defer l.pool.reports.mu.Unlock()
+	l.pool.reports.open = append(l.pool.reports.open, l)
 	return l
 }
 
-// Accused reports that a request speaks against an upstream: for debugging, and in one line
-// a minute if this makes the upstream suspect. The cause is one word: connect, outcome or
-// stall.
+// Accused counts and reports that a request speaks against an upstream: for debugging, and
+// in one line a minute if this makes the upstream suspect. The cause is one word: connect,
+// outcome or stall.
 func (l *TrafficLog) Accused(upstream, cause, reason string, suspect bool) {
+	l.pool.CountAccusation(upstream, cause)
 	text := "a request speaks against an upstream"
 	if suspect {
 		text = "upstream is suspect"
@@ -83,16 +82,17 @@ func (l *TrafficLog) Acquitted(upstream string) {
 	}
 }
 
-// Ejected reports an ejection, which is one of several in a row: by a line and an event,
-// or as one of many.
+// Ejected counts and reports an ejection, which is one of several in a row: by a line and an
+// event, or as one of many.
 func (l *TrafficLog) Ejected(upstream, reason string, until time.Time, inRow int) {
+	l.pool.CountEjection(upstream)
 	if !l.passes(ejections, upstream, "") {
 		return
 	}
 	lasts := time.Until(until).Round(10 * time.Millisecond)
 	l.logger.Warn("upstream is ejected: it gets no requests while another one serves",
 		zap.String("upstream", upstream), zap.String("reason", reason), zap.Duration("duration", lasts), zap.Time("until", until), zap.Int("in_a_row", inRow))
-	l.events.Ejected(l.pool, upstream, reason, lasts, inRow)
+	l.events.Ejected(l.pool.name, upstream, reason, lasts, inRow)
 }
 
 // Returned reports that an ejection has ended because a trial went well.
@@ -102,10 +102,10 @@ func (l *TrafficLog) Returned(upstream string) {
 	}
 }
 
-// Close ends the log. What it is told afterwards is not reported, except for debugging. If
-// it is the last one of the pool, it reports what is held back.
+// Close ends the log. What it is told afterwards is counted, but not reported, except for
+// debugging. If it is the last one of the pool, it reports what is held back.
 func (l *TrafficLog) Close() {
-	r := l.reports
+	r := l.pool.reports
 	r.mu.Lock()
 	i := slices.Index(r.open, l)
 	if i < 0 {
@@ -129,7 +129,7 @@ func (l *TrafficLog) Close() {
 
 // passes reports whether something is to be reported on its own. If not, it is held back.
 func (l *TrafficLog) passes(kind int, upstream, cause string) bool {
-	r, now := l.reports, time.Now()
+	r, now := l.pool.reports, time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !slices.Contains(r.open, l) {
@@ -195,7 +195,7 @@ func (l *TrafficLog) writeAll(all [3]heldBack, now time.Time) {
 		case ejections:
 			reason := fmt.Sprintf("and %d more in the last %s", held.total, span)
 			l.logger.Warn("upstreams are ejected: "+reason, upstreams)
-			l.events.MoreEjected(l.pool, reason, held.total)
+			l.events.MoreEjected(l.pool.name, reason, held.total)
 		case returns:
 			l.logger.Info(fmt.Sprintf("upstreams are no longer ejected: and %d more in the last %s", held.total, span), upstreams)
 		}

@@ -142,6 +142,9 @@ func TestTrafficLog_ManyEjectionsAreSummed(t *testing.T) {
 		for _, l := range handlers {
 			l.Close()
 		}
+		if all := tt.pool.traffic.read(); all["a46:80"].ejections != 1 || all["a:80"].ejections != 1 || len(all) != 48 {
+			t.Errorf("counted are %v, want one ejection of each", all)
+		}
 		tt.want("at the end")
 	})
 }
@@ -154,6 +157,9 @@ func TestTrafficLog_SuspicionsAreSummed(t *testing.T) {
 		l.Accused("a:80", "connect", "connection refused", true)
 		l.Accused("a:80", "outcome", "status 502", false) // held back by its back-off
 		l.Acquitted("a:80")
+		if n := tt.pool.traffic.read()["a:80"].accusations; n["connect"] != 1 || n["outcome"] != 1 {
+			t.Errorf("counted are %v, want one of each cause", n)
+		}
 		var debug []string
 		for _, line := range tt.lines.All() {
 			debug = append(debug, fmt.Sprint(line.Level, " ", line.Message))
