@@ -111,6 +111,7 @@ func (b *Balancer) join(members []*pool.Member) (err error) {
 	if b.counters, err = telemetry.JoinPool(b.config.Name, b); err != nil { // not before: from now on scrapes read b
 		return err
 	}
+	b.traffic.reportTo(b.counters.NewTrafficLog(b.config.Logger, b.registry.Events))
 	b.added = true
 	b.registry.add(b)
 	return nil
