@@ -15,6 +15,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
@@ -110,8 +111,8 @@ type HTTP struct {
 	TLSOptions
 
 	request    *request
-	status     []statusRange
-	draining   []statusRange
+	status     []limits.StatusRange
+	draining   []limits.StatusRange
 	header     []expectedHeader
 	body       *pattern
 	expression *expression
