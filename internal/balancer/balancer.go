@@ -180,6 +180,9 @@ func (b *Balancer) close() error {
 // Name returns the name of the pool.
 func (b *Balancer) Name() string { return b.config.Name }
 
+// Rules returns what is configured about which upstreams get requests.
+func (b *Balancer) Rules() pool.Rules { return b.config.Rules }
+
 // HasSelect reports whether another selection policy picks among the upstreams alive.
 func (b *Balancer) HasSelect() bool { return b.config.Rules.Select != nil }
 
