@@ -60,7 +60,10 @@ const oneEpoch = 1 << 32
 func epochOf(stage uint64) uint64 { return stage / oneEpoch }
 
 // newEpoch begins a new epoch.
-func (u *Upstream) newEpoch() { u.stage.Add(oneEpoch) }
+func (u *Upstream) newEpoch() {
+	u.flow.newEpoch()
+	u.stage.Add(oneEpoch)
+}
 
 // IsSuspect reports whether probes have yet to decide about an accusation by this pool.
 func (u *Upstream) IsSuspect() bool { return u.suspect.Load() }
