@@ -308,7 +308,7 @@ func (u *Upstream) reportReturn() {
 // eject takes the upstream out for a while: once more, if a trial has failed.
 func (u *Upstream) eject(h *Handler, now time.Time, again bool) {
 	u.mu.Lock()
-	reason := u.row.describe()
+	reason := u.row.describe(again, len(u.targetsOf(h)) > 0)
 	until, inRow := u.ejection.begin(now, again, reason, &h.Settings)
 	u.row.reset()
 	u.attentive.Store(true)
