@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 )
 
@@ -16,9 +18,14 @@ func (s *simulation) observe(*setup) {}
 // observed returns the transport of the handler as the policy wraps it.
 func (s *simulation) observed() http.RoundTripper { return s.network }
 
+// pick selects the upstream of a request.
+func (s *simulation) pick(r *http.Request) *reverseproxy.Upstream {
+	return s.policy.Select(s.policy.listed, r, nil)
+}
+
 // capacity is how much of the time servers got no requests although they could have.
 type capacity struct {
-	stop   func() // ends the watching; nil if it did not begin
+	stop func() // ends the watching; nil if it did not begin
 
 	mu     sync.Mutex
 	taken  []time.Duration // from each server

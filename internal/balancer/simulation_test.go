@@ -238,7 +238,7 @@ var errNoneSelected = errors.New("no upstreams available")
 
 // roundTrip is one try of a request.
 func (s *simulation) roundTrip(r *http.Request) (status int, err error) {
-	u := s.policy.Select(s.policy.listed, r, nil)
+	u := s.pick(r)
 	if u == nil {
 		return http.StatusServiceUnavailable, errNoneSelected
 	}
