@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// witness is a load that says something bad about upstreams which are all well.
-type witness struct {
+// falseWitness is a load that says something bad about upstreams which are all well.
+type falseWitness struct {
 	name    string
 	rate    float64 // a second
 	jobs    jobs
@@ -25,7 +25,7 @@ type witness struct {
 // of one upstream. No upstream may lose more than a moment, and a kill afterwards must be
 // noticed as quickly as ever.
 func TestSimulation_FalseWitnesses(t *testing.T) {
-	cases := []witness{
+	cases := []falseWitness{
 		{name: "slow endpoint", rate: 1, jobs: all(job{kind: slow, work: 3 * time.Second}), good: 1},
 		{name: "slow endpoint", rate: 1, jobs: all(job{kind: slow, work: 3 * time.Second}), good: 10},
 		{name: "slow endpoint", rate: 10, jobs: all(job{kind: slow, work: 3 * time.Second}), good: 200},
@@ -48,8 +48,8 @@ func TestSimulation_FalseWitnesses(t *testing.T) {
 		for _, rate := range []float64{1, 10, 100} {
 			for _, good := range goods {
 				cases = append(cases,
-					witness{name: "poison 502", rate: rate, jobs: all(job{kind: poison502}), servers: size, good: good},
-					witness{name: "poison reset", rate: rate, jobs: all(job{kind: poisonReset, post: true}), servers: size, good: good})
+					falseWitness{name: "poison 502", rate: rate, jobs: all(job{kind: poison502}), servers: size, good: good},
+					falseWitness{name: "poison reset", rate: rate, jobs: all(job{kind: poisonReset, post: true}), servers: size, good: good})
 			}
 		}
 	}
@@ -69,7 +69,7 @@ func TestSimulation_FalseWitnesses(t *testing.T) {
 	}
 }
 
-func (c *witness) run(t *testing.T, s *simulation, table *results) {
+func (c *falseWitness) run(t *testing.T, s *simulation, table *results) {
 	const length, after = 40 * time.Second, 5 * time.Second
 	service := 5 * time.Millisecond
 	from := s.elapsed()
