@@ -66,7 +66,7 @@ func TestSimulation_Ejection(t *testing.T) {
 						if c.fault != stopped && r.requests != 1 {
 							t.Errorf("%s: a trial had %d requests", name, r.requests)
 						}
-						out := min(30*time.Second<<i, 5*time.Minute)
+						out := min(30*time.Second*time.Duration(i+1), 5*time.Minute)
 						if pause := r.began - rounds[i].ended; pause < out-2*time.Second || pause > out+5*time.Second {
 							t.Errorf("%s: trial %d came after %s, want %s", name, i+1, pause, out)
 						}
