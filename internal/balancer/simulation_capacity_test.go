@@ -3,24 +3,55 @@
 package balancer
 
 import (
+	"context"
 	"net/http"
 	"sync"
+	"testing"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
-// observe configures what the traffic says about upstreams.
-func (s *simulation) observe(*setup) {}
+// begin makes the balancer, as the policy does when it is provisioned, and starts it.
+func (s *simulation) begin(tb testing.TB, check *monitor.Check, dials []string) {
+	ctx, unload := context.WithCancel(context.Background())
+	c := Config{
+		Name: "simulated", Transport: defaultTransport, Checks: []*monitor.Check{check},
+		Proxy: &reverseproxy.Handler{Upstreams: brought(dials...)}, Logger: zap.NewNop(), Ended: ctx.Done(),
+	}
+	c.Rules.Hold = 2 * time.Second
+	c.Rules.FailOpen, c.Rules.Retries = s.failOpen, s.retries > 0
+	c.Rules.Witness = witness.DefaultSettings()
+	c.Rules.Witness.Off = s.unobserved
+	s.policy = &policy{Balancer: new(Balancer), unload: unload}
+	registry := newRegistry(tb, settings.NewSet())
+	if err := s.policy.Init(registry, c); err != nil {
+		tb.Fatal(err)
+	}
+	s.transport = s.policy.Observe(s.network, false)
+	startAll([]*Balancer{s.policy.Balancer})
+}
 
-// observed returns the transport of the handler as the policy wraps it.
-func (s *simulation) observed() http.RoundTripper { return s.network }
-
-// pick selects the upstream of a request.
+// pick selects the upstream of a request, as the policy does.
 func (s *simulation) pick(r *http.Request) *reverseproxy.Upstream {
-	return s.policy.Select(s.policy.listed, r, nil)
+	b := s.policy.Balancer
+	if !b.HasRetries() {
+		if now := b.Current(); now.Fast() {
+			i := now.Draw()
+			if u := b.listed[i]; u.Available() {
+				return u
+			}
+			now.Skip(i)
+		}
+	}
+	return b.Decide(b.listed, r, nil)
 }
 
 // capacity is how much of the time servers got no requests although they could have.
@@ -31,6 +62,14 @@ type capacity struct {
 	taken  []time.Duration // from each server
 	whole  time.Duration   // how long it was watched
 	losses []int           // how often it began, for each server
+
+	ejections map[ejection]bool // all that were seen
+}
+
+// ejection is one of a server.
+type ejection struct {
+	server string
+	until  time.Time
 }
 
 // watched is how often it is looked at.
@@ -67,20 +106,15 @@ func (c *capacity) watch(s *simulation) {
 
 // look finds out which servers get no requests.
 func (c *capacity) look(s *simulation, out []bool) {
+	without := s.without()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, row := range s.policy.rows(Filter{}) {
-		for i, server := range s.servers {
-			if server.address != row.Upstream {
-				continue
-			}
-			without := row.EffectiveWeight == 0
-			if without && !out[i] {
-				c.losses[i]++
-			}
-			out[i] = without
+	for i := range out {
+		if without[i] && !out[i] {
+			c.losses[i]++
 		}
 	}
+	copy(out, without)
 }
 
 func (c *capacity) count(out []bool) {
@@ -110,15 +144,32 @@ func (c *capacity) share() (share float64, times int) {
 	return float64(taken) / float64(c.whole) / float64(len(c.taken)), times
 }
 
-// out returns how many servers get no requests now.
-func (s *simulation) out() (n int) {
-	for _, row := range s.policy.rows(Filter{}) {
-		if row.EffectiveWeight == 0 {
-			n++
+// without returns which servers get no requests now, and notes which are ejected.
+func (s *simulation) without() []bool {
+	without := make([]bool, len(s.servers))
+	for i, server := range s.servers {
+		for _, row := range s.policy.rows(Filter{}) {
+			if row.Upstream == server.address {
+				without[i] = row.EffectiveWeight == 0
+			}
 		}
+		m := s.policy.members.byDial[server.address]
+		if m.Witness == nil || m.Witness.Ejection().IsZero() {
+			continue
+		}
+		s.capacity.mu.Lock()
+		if s.capacity.ejections == nil {
+			s.capacity.ejections = make(map[ejection]bool)
+		}
+		s.capacity.ejections[ejection{server.address, m.Witness.Ejection()}] = true
+		s.capacity.mu.Unlock()
 	}
-	return n
+	return without
 }
 
-// hasObserver says that the policy sees how requests end.
-const hasObserver = false
+// ejected returns how often a server was ejected, as far as that was looked at.
+func (s *simulation) ejected() int {
+	s.capacity.mu.Lock()
+	defer s.capacity.mu.Unlock()
+	return len(s.capacity.ejections)
+}

@@ -132,10 +132,16 @@ func TestSimulation_CommonTrouble(t *testing.T) {
 					out := 0
 					for s.elapsed() < length-time.Second {
 						time.Sleep(100 * time.Millisecond)
-						out = max(out, s.out())
+						n := 0
+						for _, without := range s.without() {
+							if without {
+								n++
+							}
+						}
+						out = max(out, n)
 					}
 					s.finish()
-					ejected := s.events()["ejected"]
+					ejected := s.ejected()
 					table.add(servers, bad, staggered, "on", s.sent(normal), s.failed(normal, 0, forever), ejected, out)
 					if !s.heeds() {
 						return

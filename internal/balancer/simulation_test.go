@@ -130,11 +130,7 @@ func newSimulation(tb testing.TB, p plan) *simulation {
 	}, func(ctx context.Context, r *monitor.Route) error {
 		return s.network.servers[r.Address].probe(ctx, p.connectOnly)
 	})
-	s.policy = newPolicy(tb, "", checking(check, dials...), func(set *setup) {
-		set.Rules.FailOpen, set.Rules.Retries = p.failOpen, p.retries > 0
-		s.observe(set)
-	})
-	s.transport = s.observed()
+	s.begin(tb, check, dials)
 	time.Sleep(time.Second) // the first verdicts
 	return s
 }
@@ -296,7 +292,7 @@ func (s *simulation) lastFailure(from, to time.Duration) time.Duration {
 const forever = time.Duration(math.MaxInt64)
 
 // heeds reports whether the policy sees how requests end.
-func (s *simulation) heeds() bool { return hasObserver && !s.unobserved }
+func (s *simulation) heeds() bool { return !s.unobserved }
 
 // backAfter returns how long after a time a server gets its second request: the first one
 // can be on its way already.

@@ -84,14 +84,13 @@ func (c *falseWitness) run(t *testing.T, s *simulation, table *results) {
 	}
 	killed := s.elapsed()
 	taken, times := s.capacity.share()
-	events := s.events()
+	flips, ejected := s.events()["unhealthy"], s.ejected()
 	below, above := s.spread(from, killed)
 	failedBefore := s.failed(normal, 0, killed-time.Second)
 	s.servers[0].become(crashed)
 	time.Sleep(after)
 	s.finish()
 	failed := s.failed(normal, killed-time.Second, forever)
-	flips, ejected := events["unhealthy"], events["ejected"]
 	table.add(c.name, c.rate, c.good, c.servers, onOff(s.unobserved), failedBefore, times, taken, s.burstProbes(12*time.Second, killed), flips, ejected, below, above, failed)
 	if !s.heeds() {
 		return
