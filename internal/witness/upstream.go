@@ -115,7 +115,8 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 	}
 	began := false
 	if !ejected && !down && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
-		began = u.suspectNow(h, a.cause, urgent, now)
+		// requests that are reset everywhere are no reason to hurry
+		began = u.suspectNow(h, a.cause, urgent && !common, now)
 	}
 	h.Hooks.Accused(u.Address, a.cause, a.reason, began)
 	return c
