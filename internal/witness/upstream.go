@@ -31,7 +31,7 @@ type Upstream struct {
 	bindings  []binding
 	down      bool
 	suspicion *suspicion // nil if there is none
-	lastBurst time.Time
+	connected time.Time // when the last suspicion because of a connection began
 	backoffs  [causes]backoff
 	row       row
 }
@@ -153,7 +153,10 @@ func (u *Upstream) suspectNow(h *Handler, cause Cause, urgent bool, now time.Tim
 		return false
 	}
 	s := &suspicion{cause: cause, pending: len(targets) + 1, worst: health.Acquitted}
-	u.suspicion, u.lastBurst = s, now
+	u.suspicion = s
+	if cause == Connect {
+		u.connected = now
+	}
 	u.suspect.Store(true)
 	u.mu.Unlock()
 	for _, t := range targets {
@@ -172,7 +175,7 @@ func (u *Upstream) suspectNow(h *Handler, cause Cause, urgent bool, now time.Tim
 // isHeldBack reports whether no burst may begin now. u.mu must be held.
 func (u *Upstream) isHeldBack(cause Cause, now time.Time) bool {
 	if cause == Connect {
-		return now.Sub(u.lastBurst) < minBackoff
+		return now.Sub(u.connected) < minBackoff
 	}
 	return now.Before(u.backoffs[cause].until)
 }
