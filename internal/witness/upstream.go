@@ -100,7 +100,7 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		u.row.request(now)
 		urgent = u.row.isUrgent(now)
 	}
-	down, length := u.down, u.row.length
+	down, length, single := u.down, u.row.length, a.answered && u.row.streak < minAnswers && !urgent
 	u.mu.Unlock()
 
 	common := u.pool.isCommonTrouble(now)
@@ -114,7 +114,7 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		ejected = true
 	}
 	began := false
-	if !ejected && !down && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
+	if !ejected && !down && !single && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
 		// requests that are reset everywhere are no reason to hurry
 		began = u.suspectNow(h, a.cause, urgent && !common, now)
 	}
