@@ -26,7 +26,7 @@ func TestSimulation_Overload(t *testing.T) {
 				var flips, ejected int
 				for i, unobserved := range []bool{true, false} {
 					// a server can answer 100 a second
-					p := plan{seed: 4, servers: servers, workers: 4, queue: 24, probed: probed, unobserved: unobserved}
+					p := plan{seed: seed, servers: servers, workers: 4, queue: 24, probed: probed, unobserved: unobserved}
 					simulate(t, p, func(s *simulation) {
 						service, full := 40*time.Millisecond, float64(100*servers)
 						s.capacity.watch(s)

@@ -31,7 +31,7 @@ type Upstream struct {
 	bindings  []binding
 	down      bool
 	suspicion *suspicion // nil if there is none
-	connected time.Time // when the last suspicion because of a connection began
+	connected time.Time  // when the last suspicion because of a connection began
 	backoffs  [causes]backoff
 	row       row
 }
