@@ -151,7 +151,6 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if config.Transport, err = monitor.NewTransport(ctx, s.proxy); err != nil {
 		return err
 	}
-	s.proxy.Transport = s.balancer.Observe(s.proxy.Transport, retriesAnswers(s.proxy))
 	listed, err := listUpstreams(s.proxy)
 	if err != nil {
 		return err
@@ -162,7 +161,11 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if config.Backups, err = listed.backups(s.Backups); err != nil {
 		return fmt.Errorf("backups: %v", err)
 	}
-	return s.balancer.Init(s.app.registry, config)
+	if err := s.balancer.Init(s.app.registry, config); err != nil {
+		return err
+	}
+	s.proxy.Transport = s.balancer.Observe(s.proxy.Transport, retriesAnswers(s.proxy))
+	return nil
 }
 
 // findProxy finds the handler that is being provisioned, and warns of what goes badly
@@ -391,7 +394,7 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 // breaker is open, none is alive and that must not be ignored, or there is no
 // upstream at all.
 func (s *Selection) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	if s.balancer.Owns(upstreams) && !s.balancer.HasRetries() {
+	if s.balancer.Owns(upstreams) {
 		if now := s.balancer.Current(); now.Fast() {
 			i := now.Draw()
 			if u := upstreams[i]; u.Available() {
