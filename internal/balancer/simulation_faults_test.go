@@ -21,20 +21,30 @@ func TestSimulation_OneFails(t *testing.T) {
 		{"stop", stopped, 50},
 		{"black hole", vanished, 50},
 	} {
-		for _, load := range []string{"200/s", "16 clients"} {
+		for _, load := range []string{"200/s", "200/s, retries", "16 clients"} {
 			for _, unobserved := range []bool{false, true} {
 				for _, post := range []bool{false, true} {
-					simulate(t, plan{seed: 1, servers: 3, interval: time.Second, headerTimeout: 3 * time.Second, unobserved: unobserved}, func(s *simulation) {
+					if post && load != "200/s" {
+						continue
+					}
+					p := plan{seed: 1, servers: 3, interval: time.Second, headerTimeout: 3 * time.Second, unobserved: unobserved}
+					if load == "200/s, retries" {
+						p.retries = 2
+					}
+					simulate(t, p, func(s *simulation) {
 						const length = 12 * time.Second
 						most, method, requests := f.most, "GET", work(20*time.Millisecond)
 						if post {
 							method, requests = "POST", posts(20*time.Millisecond)
 						}
-						if load == "200/s" {
+						if load != "16 clients" {
 							s.open(200, length, requests)
 						} else {
 							most = 16
 							s.closed(16, length, requests)
+						}
+						if s.retries > 0 && f.fault != answers503 { // an answer is not retried
+							most = 0
 						}
 						time.Sleep(time.Second)
 						began := s.elapsed()
@@ -60,6 +70,7 @@ func TestSimulation_OneFails(t *testing.T) {
 
 // TestSimulation_Restarts has one of three servers, and all of them, gone for a while.
 func TestSimulation_Restarts(t *testing.T) {
+	const rate = 200
 	table := newResults(t, "servers", "gone", "fail_open", "interval", "failed: off", "on", "back after: off", "on")
 	for _, all := range []bool{false, true} {
 		for _, gone := range []time.Duration{300 * time.Millisecond, 600 * time.Millisecond, 2 * time.Second} {
@@ -71,7 +82,7 @@ func TestSimulation_Restarts(t *testing.T) {
 						p := plan{seed: 2, servers: 3, interval: interval, unobserved: unobserved}
 						p.failOpen.Never, p.failOpen.Text = failOpen == "off", failOpen
 						simulate(t, p, func(s *simulation) {
-							s.open(200, 20*time.Second, work(8*time.Millisecond))
+							s.open(rate, 16*time.Second, work(8*time.Millisecond))
 							time.Sleep(7300 * time.Millisecond)
 							restarted := s.servers[:1]
 							if all {
@@ -97,10 +108,16 @@ func TestSimulation_Restarts(t *testing.T) {
 						which = "all"
 					}
 					table.add(which, gone, failOpen, interval, failed[0], failed[1], back[0], back[1])
-					if most := failed[0] + failed[0]/20 + 3; failed[1] > most {
+					// the servers return between two probes: a quarter of the fast interval apart for
+					// one interval, and then as often as those that are down
+					between := 250 * time.Millisecond
+					if gone >= interval {
+						between = interval + interval/10
+					}
+					if most := failed[0] + failed[0]/20 + int(rate*between.Seconds()); failed[1] > most {
 						t.Errorf("%s gone for %s, fail_open %s, interval %s: %d failed, want %d at most", which, gone, failOpen, interval, failed[1], most)
 					}
-					if back[1] > time.Second {
+					if most := max(time.Second, 2*between); back[1] > most {
 						t.Errorf("%s gone for %s, fail_open %s, interval %s: back after %s", which, gone, failOpen, interval, back[1])
 					}
 				}

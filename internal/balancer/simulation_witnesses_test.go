@@ -18,6 +18,7 @@ type falseWitness struct {
 	good    float64 // normal requests a second beside it
 
 	headerTimeout time.Duration
+	retries       int
 	lost          bool // every connection of the first server breaks, once in a while
 }
 
@@ -47,6 +48,9 @@ func TestSimulation_FalseWitnesses(t *testing.T) {
 	for _, size := range sizes {
 		for _, rate := range []float64{1, 10, 100} {
 			for _, good := range goods {
+				if good == 100 {
+					cases = append(cases, falseWitness{name: "poison reset, retried", rate: rate, jobs: all(job{kind: poisonReset}), servers: size, good: good, retries: 2})
+				}
 				cases = append(cases,
 					falseWitness{name: "poison 502", rate: rate, jobs: all(job{kind: poison502}), servers: size, good: good},
 					falseWitness{name: "poison reset", rate: rate, jobs: all(job{kind: poisonReset, post: true}), servers: size, good: good})
@@ -62,7 +66,7 @@ func TestSimulation_FalseWitnesses(t *testing.T) {
 			if unobserved && !*wholeSimulation {
 				continue
 			}
-			simulate(t, plan{seed: 3, servers: c.servers, headerTimeout: c.headerTimeout, unobserved: unobserved}, func(s *simulation) {
+			simulate(t, plan{seed: 3, servers: c.servers, headerTimeout: c.headerTimeout, retries: c.retries, unobserved: unobserved}, func(s *simulation) {
 				c.run(t, s, table)
 			})
 		}
