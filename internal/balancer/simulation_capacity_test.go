@@ -42,14 +42,12 @@ func (s *simulation) begin(tb testing.TB, check *monitor.Check, dials []string) 
 // pick selects the upstream of a request, as the policy does.
 func (s *simulation) pick(r *http.Request) *reverseproxy.Upstream {
 	b := s.policy.Balancer
-	if !b.HasRetries() {
-		if now := b.Current(); now.Fast() {
-			i := now.Draw()
-			if u := b.listed[i]; u.Available() {
-				return u
-			}
-			now.Skip(i)
+	if now := b.Current(); now.Fast() {
+		i := now.Draw()
+		if u := b.listed[i]; u.Available() {
+			return u
 		}
+		now.Skip(i)
 	}
 	return b.Decide(b.listed, r, nil)
 }
@@ -146,13 +144,13 @@ func (c *capacity) share() (share float64, times int) {
 
 // without returns which servers get no requests now, and notes which are ejected.
 func (s *simulation) without() []bool {
+	receiving := make(map[string]bool)
+	for _, row := range s.policy.rows(Filter{}) {
+		receiving[row.Upstream] = row.EffectiveWeight > 0
+	}
 	without := make([]bool, len(s.servers))
 	for i, server := range s.servers {
-		for _, row := range s.policy.rows(Filter{}) {
-			if row.Upstream == server.address {
-				without[i] = row.EffectiveWeight == 0
-			}
-		}
+		without[i] = !receiving[server.address]
 		m := s.policy.members.byDial[server.address]
 		if m.Witness == nil || m.Witness.Ejection().IsZero() {
 			continue
