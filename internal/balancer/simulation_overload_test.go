@@ -50,7 +50,7 @@ func TestSimulation_Overload(t *testing.T) {
 		if float64(on.failed) > most {
 			t.Errorf("%d servers, %s, probes queue %v: %d of %d failed, want %.0f at most", o.servers, load, o.probed, on.failed, on.sent, most)
 		}
-		if on.recovered > off.recovered+time.Second {
+		if on.recovered > off.recovered+2*time.Second { // one that its own checks turn down takes so long
 			t.Errorf("%d servers, %s, probes queue %v: recovered %s after the spike, %s without", o.servers, load, o.probed, on.recovered, off.recovered)
 		}
 	}
