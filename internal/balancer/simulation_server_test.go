@@ -41,12 +41,12 @@ var (
 	errReset       = &net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ECONNRESET)}
 )
 
-// headerTimeout is the error of net/http where the answer's header does not come in time.
-type headerTimeout struct{}
+// headerTimeoutError is the error of net/http where the answer's header does not come in time.
+type headerTimeoutError struct{}
 
-func (headerTimeout) Error() string   { return "net/http: timeout awaiting response headers" }
-func (headerTimeout) Timeout() bool   { return true }
-func (headerTimeout) Temporary() bool { return true }
+func (headerTimeoutError) Error() string   { return "net/http: timeout awaiting response headers" }
+func (headerTimeoutError) Timeout() bool   { return true }
+func (headerTimeoutError) Temporary() bool { return true }
 
 // simServer is a server in virtual time. It has workers and a queue before them, and a
 // request that finds the queue full gets 503.
@@ -213,7 +213,7 @@ func (s *simServer) wait(ctx context.Context, end time.Time, status int, broken,
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		case <-tooLate:
-			return 0, headerTimeout{}
+			return 0, headerTimeoutError{}
 		case <-answered.C:
 		}
 		s.mu.Lock()
@@ -243,7 +243,7 @@ func (s *simServer) wait(ctx context.Context, end time.Time, status int, broken,
 		case <-ctx.Done():
 			return 0, ctx.Err()
 		case <-tooLate:
-			return 0, headerTimeout{}
+			return 0, headerTimeoutError{}
 		}
 	}
 }
