@@ -222,9 +222,6 @@ func (s *simServer) wait(ctx context.Context, end time.Time, status int, broken,
 			if status != 0 {
 				s.idle++
 			}
-			if status == http.StatusOK {
-				s.served++
-			}
 			s.mu.Unlock()
 			if status == 0 {
 				return 0, errReset
@@ -317,13 +314,6 @@ func (s *simServer) probe(ctx context.Context, connectOnly bool) error {
 	}
 	time.Sleep(latency)
 	return nil
-}
-
-// good returns how many good answers there were.
-func (s *simServer) good() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.served
 }
 
 // requests returns when requests came in a period.
