@@ -29,10 +29,10 @@ type overloaded struct {
 func TestSimulation_Overload(t *testing.T) {
 	table := newResults(t, "servers", "load", "probes queue", "requests", "failed: off", "on", "recovered after: off", "on", "suspicions", "taken", "flips: off", "on", "ejected")
 	seeds, steady := uint64(2), 20*time.Second
-	cases := []overload{{3, false, false}, {3, false, true}, {10, false, true}, {3, true, true}, {10, true, false}}
+	cases := []overload{{3, false, false}, {3, false, true}, {10, false, true}, {3, true, false}, {10, true, false}}
 	if *wholeSimulation {
 		seeds, steady = 10, time.Minute
-		cases = append(cases, overload{10, false, false}, overload{3, true, false}, overload{10, true, true})
+		cases = append(cases, overload{10, false, false}, overload{3, true, true}, overload{10, true, true})
 	}
 	for _, o := range cases {
 		var off, on overloaded
@@ -50,7 +50,11 @@ func TestSimulation_Overload(t *testing.T) {
 		if float64(on.failed) > most {
 			t.Errorf("%d servers, %s, probes queue %v: %d of %d failed, want %.0f at most", o.servers, load, o.probed, on.failed, on.sent, most)
 		}
-		if on.recovered > off.recovered+2*time.Second { // one that its own checks turn down takes so long
+		slack := 2 * time.Second
+		if o.probed { // probes that are shed turn a server down at times, observed or not
+			slack = 6 * time.Second
+		}
+		if on.recovered > off.recovered+slack {
 			t.Errorf("%d servers, %s, probes queue %v: recovered %s after the spike, %s without", o.servers, load, o.probed, on.recovered, off.recovered)
 		}
 	}

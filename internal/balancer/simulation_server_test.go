@@ -64,7 +64,6 @@ type simServer struct {
 	free    []time.Time     // when each worker has nothing left to do
 	starts  []time.Time     // when the work on requests that wait begins
 	halted  time.Time       // when it was stopped
-	served  int             // good answers to requests
 	reached []time.Duration // when requests came
 	probes  []time.Duration
 }
