@@ -27,7 +27,7 @@ func classify(ctx context.Context, err error, content *body, reused bool) (f wit
 	if refused, ok := errors.AsType[caddyhttp.HandlerError](err); ok && refused.StatusCode < 500 {
 		return f, false
 	}
-	if health.Shortage(err) != "" {
+	if isShortage(err) {
 		return f, false
 	}
 	f.Reason = health.OneLine(err.Error())
@@ -42,6 +42,15 @@ func classify(ctx context.Context, err error, content *body, reused bool) (f wit
 		return f, false
 	}
 	return f, true
+}
+
+// isShortage reports whether this process lacked a resource. Caddy's own type of error for a
+// dial has only the text of its cause.
+func isShortage(err error) bool {
+	if dial, ok := errors.AsType[reverseproxy.DialError](err); ok && health.ShortageIn(dial.Error()) != nil {
+		return true
+	}
+	return health.Shortage(err) != ""
 }
 
 // isConnect reports whether no connection could be made, or no TLS session.

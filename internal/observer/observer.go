@@ -37,8 +37,9 @@ type Hooks struct {
 	// Upstream returns what the traffic says of an upstream, nil if it is not observed.
 	Upstream func(*reverseproxy.Upstream) *witness.Upstream
 	// Tried is called when a request may be sent to another upstream because of how its
-	// round trip to this one ended, with what that counted against the upstream.
-	Tried func(r *http.Request, u *reverseproxy.Upstream, c witness.Counted)
+	// round trip to this one ended: whether it has failed, and what that counted against
+	// the upstream.
+	Tried func(r *http.Request, u *reverseproxy.Upstream, failed bool, c witness.Counted)
 	// RetriesAnswers says that this can follow from any answer.
 	RetriesAnswers bool
 }
@@ -68,7 +69,8 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		res, counted, err = t.observe(r, upstream)
 	}
 	if t.hooks.RetriesAnswers || err != nil && ctx.Err() == nil {
-		t.hooks.Tried(r, info.Upstream, counted)
+		failed := err != nil || t.settings.Accuses(res.StatusCode, res.Header)
+		t.hooks.Tried(r, info.Upstream, failed, counted)
 	}
 	return res, err
 }
