@@ -35,7 +35,7 @@ func (b *bench) requests(ctx context.Context) error {
 		for round := range b.rounds {
 			sample(round, "direct", unknown, attack(ctx, "http://"+addresses[0]+"/", b.rate, b.duration))
 			for _, i := range turns(len(b.peers), round) {
-				running, stop, err := b.runAll(ctx, b.peers[i:i+1], balance{upstreams: addresses})
+				running, stop, err := b.runAll(ctx, b.peers[i:i+1], balance{upstreams: addresses, retries: defaultRetries})
 				if err != nil {
 					return err
 				}
@@ -75,7 +75,7 @@ func (b *bench) cost(ctx context.Context, p *proxy, during time.Duration) (resul
 // stock Caddy, for each round. There are more rounds than elsewhere, which are shorter
 // and alternate in both orders, so that changes of the machine's load affect both.
 func (b *bench) besideStock(ctx context.Context, addresses []string) (ratios []float64, err error) {
-	both, stop, err := b.runAll(ctx, b.peers[:2], balance{upstreams: addresses})
+	both, stop, err := b.runAll(ctx, b.peers[:2], balance{upstreams: addresses, retries: defaultRetries})
 	if err != nil {
 		return nil, err
 	}
