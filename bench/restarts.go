@@ -137,6 +137,9 @@ func (p *proxy) lastDown(ctx context.Context, until time.Time) (last time.Time, 
 		if err != nil {
 			return last, err
 		}
+		if len(rows) != 3 {
+			return last, fmt.Errorf("the list of %s has %d rows, not one for each of 3 upstreams", p.name, len(rows))
+		}
 		for _, r := range rows {
 			if r.Status != "up" {
 				last = time.Now()
@@ -152,10 +155,10 @@ func (p *proxy) lastDown(ctx context.Context, until time.Time) (last time.Time, 
 // idleGap is far longer than an upstream waits for its share of the requests.
 const idleGap = 200 * time.Millisecond
 
-// gaps returns the seconds from the end of a restart until the last time after its begin
-// at which an upstream had no answer for idleGap.
-func gaps(results []result, addresses []string, began, listens time.Time) float64 {
-	latest := listens
+// gaps returns the seconds from the end of a disturbance until the end of the last time
+// after its begin in which an upstream answered nothing for idleGap.
+func gaps(results []result, addresses []string, began, ended time.Time) float64 {
+	latest := ended
 	for _, address := range addresses {
 		last := began
 		for _, r := range results {
@@ -171,5 +174,5 @@ func gaps(results []result, addresses []string, began, listens time.Time) float6
 			return never
 		}
 	}
-	return latest.Sub(listens).Seconds()
+	return latest.Sub(ended).Seconds()
 }
