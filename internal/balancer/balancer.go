@@ -23,7 +23,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
@@ -64,8 +63,8 @@ type Balancer struct {
 	monitors monitors
 	dynamic  *dynamic
 	counters *telemetry.PoolCounters
-	variable string // where a request keeps what it tried
-	added    bool   // to the registry
+	traffic  traffic
+	added    bool // to the registry
 
 	closing sync.Once
 	closed  error // by closing
@@ -76,6 +75,9 @@ type Balancer struct {
 // also after an error.
 func (b *Balancer) Init(r *Registry, c Config) error {
 	b.configure(r, c)
+	if err := b.traffic.init(b); err != nil {
+		return err
+	}
 	members, err := b.buildMembers()
 	if err != nil {
 		return err
@@ -86,10 +88,11 @@ func (b *Balancer) Init(r *Registry, c Config) error {
 // configure sets what follows from the config alone.
 func (b *Balancer) configure(r *Registry, c Config) {
 	b.registry, b.config, b.listed = r, c, c.Proxy.Upstreams
-	b.variable = fmt.Sprintf("alive.attempts.%p", b)
+	b.traffic.balancer, b.traffic.variable = b, fmt.Sprintf("alive.tried.%p", b)
 	h := &b.handler
 	h.Rules, h.Name, h.Proxy, h.Logger, h.Ended = c.Rules, c.Name, c.Proxy, c.Logger, c.Ended
 	h.Settings, h.Exiting = r.Settings, r.Exiting
+	h.Remember = b.traffic.remember
 	h.OnHold = func() { b.counters.CountHeld() }
 	h.OnFailOpen = b.reportFailOpen
 	b.dynamic = newDynamic(b) // before the first change of a status
@@ -99,7 +102,7 @@ func (b *Balancer) configure(r *Registry, c Config) {
 func (b *Balancer) join(members []*pool.Member) (err error) {
 	b.pool.Init(&b.handler, members, b.listed)
 	for _, m := range b.monitors.all() {
-		m.Subscribe(b.Refresh)
+		m.Subscribe(b.traffic.follow(b.members.byDial[m.Upstream.Dial]))
 	}
 	b.pool.Refresh()
 	if err := b.dynamic.init(); err != nil {
@@ -166,6 +169,10 @@ func (b *Balancer) close() error {
 	for _, m := range b.monitors.close() {
 		errs = append(errs, m.Release())
 	}
+	for _, m := range b.allMembers() {
+		b.traffic.remove(m)
+	}
+	errs = append(errs, b.traffic.close())
 	return errors.Join(errs...)
 }
 
@@ -202,25 +209,17 @@ func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 	if !b.Owns(upstreams) {
 		p = b.dynamic.poolOf(upstreams)
 	}
-	return p.Pick(pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.tried(r)})
+	return p.Pick(pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.traffic.tried(r)})
 }
 
-// tried returns what a request has tried, nil if the handler does not retry. An upstream
-// that has just failed the request is probed in a burst.
-func (b *Balancer) tried(r *http.Request) *pool.Tried {
-	if !b.config.Rules.Retries {
-		return nil
-	}
-	if t, ok := caddyhttp.GetVar(r.Context(), b.variable).(*pool.Tried); ok && t.Request == r {
-		if m := b.memberAt(t.Failed()); m != nil {
-			m.Suspect()
-		}
-		return t
-	}
-	t := &pool.Tried{Request: r}
-	caddyhttp.SetVar(r.Context(), b.variable, t)
-	return t
+// Observe puts around the transport of the handler what sees how round trips end. If
+// retries can follow from answers, all answers are noted for that.
+func (b *Balancer) Observe(inner http.RoundTripper, retriesAnswers bool) http.RoundTripper {
+	return b.traffic.observe(inner, retriesAnswers)
 }
+
+// HasRetries reports whether there are requests of which a try has failed.
+func (b *Balancer) HasRetries() bool { return b.traffic.retrying.Load() > 0 }
 
 // Refresh makes a new snapshot, which later requests use.
 func (b *Balancer) Refresh() {
@@ -238,12 +237,14 @@ func (b *Balancer) refreshNow() {
 // existing ones to be started.
 func (b *Balancer) start() []*monitor.Monitor {
 	b.handler.SetRunning(true)
+	b.traffic.handler.SetRunning(true)
 	return b.monitors.setRunning(true)
 }
 
 // stop takes back start, and returns the monitors to stop.
 func (b *Balancer) stop() []*monitor.Monitor {
 	b.handler.SetRunning(false)
+	b.traffic.handler.SetRunning(false)
 	return b.monitors.setRunning(false)
 }
 
@@ -288,14 +289,6 @@ func (b *Balancer) Member(address string) *pool.Member {
 		return m
 	}
 	return b.dynamic.memberNamed(address)
-}
-
-// memberAt returns the member at a dial address, nil if there is none.
-func (b *Balancer) memberAt(dial string) *pool.Member {
-	if m := b.members.byDial[dial]; m != nil || dial == "" {
-		return m
-	}
-	return b.dynamic.memberAt(dial)
 }
 
 // allMembers returns the members that the config lists, and those that requests brought.

@@ -267,10 +267,11 @@ func (d *dynamic) observe(dial string, at time.Duration, as arrival) *pool.Membe
 		})
 	}
 	for _, m := range o.monitors { // before a request can find it: no verdict must be missed
-		m.Subscribe(b.Refresh)
+		m.Subscribe(b.traffic.follow(o.member))
 	}
 	d.observed[dial] = &observed{member: o.member, monitors: o.monitors, times: times{last: at}}
 	d.list.add(dial)
+	b.traffic.brought.Store(dial, o.member)
 	d.deferred = append(d.deferred, func() { b.run(o.opened, delay, as.withAll) })
 	return o.member
 }
@@ -284,17 +285,12 @@ func (d *dynamic) mayOpen(dial string) bool {
 // drop releases what was opened and no answer has. d.mu must be held.
 func (d *dynamic) drop(o *opening) {
 	delete(d.opening, o.dial)
-	d.deferred = append(d.deferred, func() { d.balancer.release(o.monitors) })
-}
-
-// memberAt returns the member that is watched at a dial address, nil if none is.
-func (d *dynamic) memberAt(dial string) *pool.Member {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if o := d.observed[dial]; o != nil {
-		return o.member
-	}
-	return nil
+	d.deferred = append(d.deferred, func() {
+		d.balancer.release(o.monitors)
+		if o.member != nil {
+			d.balancer.traffic.remove(o.member)
+		}
+	})
 }
 
 // memberNamed returns the member that operators know by an address, nil if none is

@@ -84,6 +84,7 @@ func (d *dynamic) sweep(now time.Duration) {
 			monitors = append(monitors, o.monitors...)
 			delete(d.observed, dial)
 			d.list.remove(dial)
+			d.balancer.traffic.brought.Delete(dial)
 		}
 	}
 	d.lastSweep = now
@@ -100,6 +101,7 @@ func (d *dynamic) sweep(now time.Duration) {
 	d.resetStale()
 	d.balancer.release(monitors)
 	for m := range gone {
+		d.balancer.traffic.remove(m)
 		d.balancer.registry.forgetSettings(m.Address)
 	}
 }

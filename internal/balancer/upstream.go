@@ -96,6 +96,7 @@ func (b *Balancer) open(dial string) (o opened, err error) {
 		o.monitors = append(o.monitors, m)
 		o.member.Checks = append(o.member.Checks, pool.Check{Label: check.Label, Target: m.Target})
 	}
+	b.traffic.add(o.member)
 	return o, nil
 }
 
@@ -134,6 +135,7 @@ func (b *Balancer) run(o opened, delay time.Duration, withAll bool) {
 	start, done, err := b.monitors.add(o.monitors)
 	if err != nil { // the config has ended meanwhile
 		b.release(o.monitors)
+		b.traffic.remove(o.member)
 		return
 	}
 	defer done()

@@ -63,6 +63,7 @@ type answer struct {
 type report struct {
 	answer
 	driver      *Driver
+	ended       []func()    // called for the accusations that the result ends
 	change      *Transition // nil if there is none
 	subscribers []func()    // called after a change
 	waiters     []chan<- answer
@@ -71,6 +72,9 @@ type report struct {
 // deliver calls the functions of subscribers and of the driver, and answers the waiters.
 // No lock must be held.
 func (r *report) deliver() {
+	for _, f := range r.ended {
+		f()
+	}
 	for _, f := range r.subscribers {
 		f()
 	}

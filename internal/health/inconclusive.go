@@ -36,9 +36,9 @@ func (e *InconclusiveError) Error() string {
 	return fmt.Sprintf("the result says nothing about the upstream: this process was late by %s: %s", e.Late, e.Reason)
 }
 
-// shortage returns what this process lacks, if a probe failed because of that, else an
+// Shortage returns what this process lacks, if a probe failed because of that, else an
 // empty text.
-func shortage(err error) string {
+func Shortage(err error) string {
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		if slices.Contains(shortages, errno) {
 			if dial, ok := errors.AsType[*net.OpError](err); ok && errno == errNoAddress && dial.Addr != nil && isOutOfReach(dial.Addr.String()) {

@@ -120,7 +120,7 @@ func TestShortage_IsFoundInAnyWrapping(t *testing.T) {
 			&net.DNSError{Name: "app", Err: dialError("socket", errno).Error()},
 			&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Name: "app", Err: errno.Error()}},
 		} {
-			if got := shortage(err); got != errno.Error() {
+			if got := Shortage(err); got != errno.Error() {
 				t.Errorf("%v: got %q, want %q", err, got, errno.Error())
 			}
 		}
@@ -140,11 +140,11 @@ func TestShortage_IsNoFailureOfTheOtherSide(t *testing.T) {
 		&net.DNSError{Name: "app", Err: "no such host", IsNotFound: true},
 		&net.DNSError{Name: "app", Err: "server misbehaving"},
 	} {
-		if got := shortage(err); got != "" {
+		if got := Shortage(err); got != "" {
 			t.Errorf("%v: got %q, want none", err, got)
 		}
 	}
-	if got := shortage(&fs.PathError{Op: "fork/exec", Path: "/x", Err: syscall.EAGAIN}); got == "" {
+	if got := Shortage(&fs.PathError{Op: "fork/exec", Path: "/x", Err: syscall.EAGAIN}); got == "" {
 		t.Error("a process that cannot be started is a shortage")
 	}
 }

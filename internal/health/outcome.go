@@ -45,7 +45,7 @@ func newOutcome(a *attempt, draining bool, err error, now time.Time) (o outcome)
 	}()
 	o.slow = a.skipped || timedOut(a.ctx, err) || !now.Before(a.heartbeat.deadline)
 	o.Reason = a.reason(err)
-	o.shortage = shortage(err)
+	o.shortage = Shortage(err)
 	return o
 }
 
@@ -61,14 +61,19 @@ func timedOut(ctx context.Context, err error) bool {
 	return ok && timeout.Timeout() || errors.Is(ctx.Err(), context.DeadlineExceeded)
 }
 
-// reason describes a failed probe in one bounded line of valid text. Runes that are not
-// printable (control characters, line separators, marks of direction, characters without
-// width) become a question mark.
+// reason describes a failed probe in one line.
 func (a *attempt) reason(err error) string {
 	text := cmp.Or(err.Error(), "an error without a text")
 	if errors.Is(a.ctx.Err(), context.DeadlineExceeded) {
 		text = fmt.Sprintf("no verdict within %s: %s", a.heartbeat.deadline.Sub(a.began), text)
 	}
+	return OneLine(text)
+}
+
+// OneLine returns a text of foreign origin as one bounded line of valid text. Runes that are
+// not printable (control characters, line separators, marks of direction, characters
+// without width) become a question mark.
+func OneLine(text string) string {
 	if len(text) > maxReason {
 		text = strings.ToValidUTF8(text[:maxReason], "") + "…"
 	}

@@ -12,6 +12,7 @@ import (
 type published struct {
 	status   atomic.Int32              // of state.status
 	draining atomic.Bool               // of state.draining
+	suspect  atomic.Bool               // it is up, but there is an accusation that all see
 	changed  atomic.Pointer[time.Time] // when the status last changed, nil if it never did
 	origin   atomic.Int32              // how the target began
 }

@@ -16,6 +16,8 @@ type schedule struct {
 	attempt   *attempt      // the probe in flight, nil if there is none
 	spread    bool          // the first interval is over, or its length has been decided
 	delayed   bool          // the next probe was overdue, and was put off to be spread again
+	early     early         // whether the next probe begins before its turn
+	turn      turn          // when it would be
 	postponed bool          // the next probe waits for a straggler
 	idle      chan struct{} // closed when probing ends; nil unless detach waits for it
 }
@@ -63,7 +65,7 @@ func (t *Target) stopSchedule() (delivered, ended <-chan struct{}) {
 // arm sets when the next probe begins.
 func (s *schedule) arm(at time.Time) {
 	slots.free(&s.slot)
-	s.due, s.postponed, s.delayed = at, false, false
+	s.due, s.postponed, s.delayed, s.early = at, false, false, inTurn
 	s.timer.Reset(time.Until(at))
 }
 
@@ -80,6 +82,54 @@ func (s *schedule) probeNow() {
 	} else {
 		s.arm(time.Now())
 	}
+}
+
+// armEarly sets that the next probe begins before its turn, but no sooner than a part of
+// the fast interval after the last one began. It has no effect while a probe is in flight.
+// t.mu must be held.
+func (t *Target) armEarly(why early, now time.Time) {
+	s := t.schedule
+	at := t.earliest(now)
+	if s.probing || !at.Before(s.due) {
+		if why == accused && s.early == optional {
+			s.early = accused
+		}
+		return
+	}
+	if s.turn.at.IsZero() {
+		s.turn = turn{s.due, t.interval(now)}
+	}
+	s.arm(at)
+	s.early = why
+}
+
+// earliest returns when the next probe may begin before its turn. t.mu must be held.
+func (t *Target) earliest(now time.Time) time.Time {
+	if at := t.began.Add(t.settings.FastInterval / burstFactor); at.After(now) {
+		return at
+	}
+	return now
+}
+
+// admit reports whether a probe that is before its turn may begin now. Otherwise it waits:
+// until not too many others begin, or until its turn. t.mu must be held.
+func (t *Target) admit(s *schedule, now time.Time) bool {
+	switch s.early {
+	case optional:
+		if !outOfTurn.try(now) && s.turn.at.After(now) {
+			s.arm(s.turn.at)
+			s.turn = turn{}
+			return false
+		}
+	case accused:
+		if at := outOfTurn.reserve(now); at.After(now) {
+			s.arm(at)
+			s.early = admitted
+			return false
+		}
+	case inTurn, admitted:
+	}
+	return true
 }
 
 // discard cancels the probe in flight. Its result counts for nothing.
@@ -134,9 +184,12 @@ func (t *Target) begin(s *schedule, now time.Time) *attempt {
 		s.postponed = true
 		return nil
 	}
+	if !t.admit(s, now) {
+		return nil
+	}
 	late := now.Sub(s.due)
 	if t.isOverdue(s, late) {
-		delay := t.state.interval(&t.settings)
+		delay := t.interval(now)
 		s.armSlot(slots.take(&t.settings, now, min(4*late, delay), delay, false))
 		s.delayed = true
 		return nil
@@ -148,14 +201,13 @@ func (t *Target) begin(s *schedule, now time.Time) *attempt {
 	}
 	a.waiters, t.waiters = t.waiters, nil
 	t.began = now
-	t.burst.begin()
 	s.probing = true
 	if t.straggler != nil {
 		a.skipped, a.heartbeat.late = true, late
 		a.cancel()
 		return a
 	}
-	a.fresh = !t.state.settled() || t.burst.active || len(a.waiters) > 0
+	a.fresh = !t.state.settled() || t.burst.active() || len(a.waiters) > 0
 	s.attempt = a
 	s.timer.Reset(a.heartbeat.due.Sub(now))
 	return a
@@ -166,8 +218,8 @@ func (t *Target) begin(s *schedule, now time.Time) *attempt {
 // over less if the process was not stopped for long. Each is put off once. t.mu must be
 // held.
 func (t *Target) isOverdue(s *schedule, late time.Duration) bool {
-	return late > max(t.state.interval(&t.settings)/40, noise) && !s.delayed &&
-		t.state.status != Unknown && !t.burst.wanted && !t.burst.active && len(t.waiters) == 0 &&
+	return late > max(t.interval(s.due)/40, noise) && !s.delayed &&
+		t.state.status != Unknown && !t.burst.active() && len(t.waiters) == 0 &&
 		slots.crowded(t.settings.Interval)
 }
 
@@ -221,8 +273,10 @@ func (t *Target) settle(s *schedule, a *attempt, o outcome) {
 	switch {
 	case a.givenUp: // its interval is over already, and a straggler must not fail twice
 		next, taken = t.nextDue(s, o.ended())
-	case t.burst.active:
-		next = a.began.Add(t.settings.FastInterval / burstFactor)
+	case t.burst.active(): // scheduleNext decides
+	case !s.turn.at.IsZero(): // it returns to its turns
+		next, taken = t.nextDue(s, s.turn.begin(a.began, o.ended(), t.interval(o.ended())))
+		s.turn = turn{}
 	default:
 		next, taken = t.nextDue(s, a.due)
 	}
@@ -238,6 +292,10 @@ func (t *Target) count(a *attempt, o outcome) report {
 	r := report{driver: t.drivers[len(t.drivers)-1], waiters: a.waiters}
 	r.answer = answer{o.Result, t.late.inconclusive(a, &o, &t.settings)}
 	if r.inconclusive != nil {
+		r.ended = append(t.burst.giveUp(t.settings.Fails), t.burst.expire(o.ended(), &t.settings)...)
+		if t.showSuspect() {
+			r.subscribers = t.subscribers.list()
+		}
 		return r
 	}
 	t.history.add(o.Result)
@@ -246,7 +304,16 @@ func (t *Target) count(a *attempt, o outcome) report {
 	}
 	before, since, now := t.state, t.published.since(), o.ended()
 	changed := t.state.record(o.Passed(), o.draining, &t.settings)
-	t.burst.record(o.Passed(), t.state.status, now)
+	if before.status != t.state.status {
+		t.conviction = conviction{}
+		if t.state.status == Down && t.burst.active() {
+			t.conviction.at = t.burst.began
+		}
+	}
+	r.ended = append(t.burst.decide(o.Passed(), a.began, t.state.status), t.burst.expire(now, &t.settings)...)
+	if t.showSuspect() || changed {
+		r.subscribers = t.subscribers.list()
+	}
 	if !changed {
 		return r
 	}
@@ -255,7 +322,6 @@ func (t *Target) count(a *attempt, o outcome) report {
 		WasDraining: before.draining, Draining: t.state.draining,
 		Reason: o.Reason,
 	}
-	r.subscribers = t.subscribers.list()
 	if !since.IsZero() {
 		if before.status == t.state.status {
 			now = since
@@ -270,7 +336,7 @@ func (t *Target) count(a *attempt, o outcome) report {
 // nextDue returns when the next probe is due if the interval counts from a time, and its
 // slot, if it has one. t.mu must be held.
 func (t *Target) nextDue(s *schedule, from time.Time) (time.Time, slot) {
-	delay := t.state.interval(&t.settings)
+	delay := t.interval(time.Now())
 	jitter := time.Duration(t.settings.Jitter * float64(delay))
 	if jitter == 0 {
 		return from.Add(delay), slot{}
@@ -278,6 +344,15 @@ func (t *Target) nextDue(s *schedule, from time.Time) (time.Time, slot) {
 	first := !s.spread
 	s.spread = true
 	return slots.take(&t.settings, from.Add(delay), jitter, delay, first)
+}
+
+// interval is the time from the start of one probe to the start of the next, without the
+// jitter. t.mu must be held.
+func (t *Target) interval(now time.Time) time.Duration {
+	if t.state.status == Down && t.conviction.isRecent(now, &t.settings) {
+		return t.settings.FastInterval
+	}
+	return t.state.interval(&t.settings)
 }
 
 // scheduleNext sets when the next probe begins, after the one before is over: at a time,
@@ -294,6 +369,9 @@ func (t *Target) scheduleNext(s *schedule, next time.Time, taken slot) {
 		s.atOnce = false
 		s.arm(now)
 	case t.paused:
+	case t.burst.active():
+		s.arm(t.earliest(now))
+		s.early = accused
 	case now.Sub(next) > onTime: // the probe took longer than the interval
 		s.arm(now)
 	default:

@@ -24,7 +24,7 @@ func TestShortage_AnAddressOutOfReachIsNone(t *testing.T) {
 		if !errors.Is(err, syscall.EADDRNOTAVAIL) {
 			t.Fatalf("%s: got %v, so this tests nothing", address, err)
 		}
-		if got := shortage(err); got != "" {
+		if got := Shortage(err); got != "" {
 			t.Errorf("%v: taken for the shortage %q", err, got)
 		}
 		if got := ShortageIn(err.Error()); got != nil {
@@ -41,7 +41,7 @@ func TestShortage_OfPortsIsOne(t *testing.T) {
 	}
 	defer server.Close()
 	err = &net.OpError{Op: "dial", Net: "tcp", Addr: server.Addr(), Err: syscall.EADDRNOTAVAIL}
-	if shortage(err) == "" || ShortageIn(err.Error()) == nil {
+	if Shortage(err) == "" || ShortageIn(err.Error()) == nil {
 		t.Errorf("%v: taken for a failure of the other side", err)
 	}
 }

@@ -65,7 +65,7 @@ func TestShortage_EndsWithItsCause(t *testing.T) {
 		held = append(held, f)
 	}
 	for name, try := range tries {
-		if err := try(); err == nil || shortage(err) == "" {
+		if err := try(); err == nil || Shortage(err) == "" {
 			t.Errorf("%s without a descriptor: %v is taken for a failure of the other side", name, err)
 		}
 	}
@@ -73,12 +73,12 @@ func TestShortage_EndsWithItsCause(t *testing.T) {
 		f.Close()
 	}
 	for name, try := range tries {
-		if err := try(); shortage(err) != "" {
+		if err := try(); Shortage(err) != "" {
 			t.Errorf("%s: %v is taken for a shortage that is over", name, err)
 		}
 	}
 	elsewhere := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1)}}
-	if _, err := elsewhere.DialContext(ctx, "tcp", server.Addr().String()); err == nil || shortage(err) == "" {
+	if _, err := elsewhere.DialContext(ctx, "tcp", server.Addr().String()); err == nil || Shortage(err) == "" {
 		t.Errorf("without a local address: %v is taken for a failure of the other side", err)
 	}
 	fmt.Println("all tried")

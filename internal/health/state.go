@@ -55,6 +55,7 @@ type state struct {
 	status   Status
 	draining bool // it is up, but asked for no new requests
 	wasUp    bool // it was up at least once
+	onePass  bool // one pass is enough to come back
 	passes   int  // consecutive passes
 	fails    int  // consecutive fails
 }
@@ -84,8 +85,8 @@ func (s *state) count(passed bool, set *Settings) {
 		s.passes = 0
 	}
 	switch {
-	case passed && (s.status == Unknown || s.status == Down && (!s.wasUp || s.passes >= set.Passes)):
-		s.status, s.wasUp = Up, true
+	case passed && (s.status == Unknown || s.status == Down && (!s.wasUp || s.onePass || s.passes >= set.Passes)):
+		s.status, s.wasUp, s.onePass = Up, true, false
 	case !passed && (s.status == Unknown || s.status == Up && s.fails >= set.Fails):
 		s.status = Down
 	}

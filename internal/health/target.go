@@ -8,8 +8,9 @@
 //
 // Target.mu guards the state of a target, its schedule and the probe in flight. The mutex
 // of the slots, which all targets share, is the only lock that is taken while Target.mu is
-// held. Both are held for moments. No lock is held while a function of a driver or of a
-// subscriber runs. Status, Draining, Since and Original take no lock.
+// held; so is that of the limit of probes that begin before their turn. They are held for
+// moments. No lock is held while a function of a driver, of a subscriber or of an
+// accusation runs. Status, Draining, Since, Original and IsSuspect take no lock.
 package health
 
 import (
@@ -29,6 +30,7 @@ type Target struct {
 	mu          sync.Mutex // guards all below, and writing to published
 	state       state
 	burst       burst
+	conviction  conviction
 	history     history
 	late        lateTimeouts
 	paused      bool            // no probe begins except for waiters
@@ -184,39 +186,80 @@ func (t *Target) LastFailed() time.Time {
 	return t.history.failed.At
 }
 
-// Suspect says that something other than a probe failed, such as a request. If
-// the target is up, it is probed in a burst from now on, until one probe passes
-// or as many failed as turn it down. It never waits for a probe.
-func (t *Target) Suspect() {
+// IsSuspect reports whether the target is up, but there is an accusation that all see. It
+// never waits.
+func (t *Target) IsSuspect() bool { return t.published.suspect.Load() }
+
+// Accuse says that something other than a probe failed, such as a request. If the target
+// is up, it is probed in a burst from now on, and the function is called with the verdict,
+// once and with no lock held: after one probe passed that began after the accusation, or as
+// many failed as turn it down, or too many count for nothing. If all are to see the
+// accusation, the target is a suspect until then. It returns false, and does nothing, if
+// the target is not up or not probed.
+func (t *Target) Accuse(shared bool, done func(Verdict)) bool {
+	t.mu.Lock()
+	if t.schedule == nil || t.paused || t.state.status != Up {
+		t.mu.Unlock()
+		return false
+	}
+	now := time.Now()
+	t.burst.add(accusation{now, shared, done})
+	t.armEarly(accused, now)
+	var subscribers []func()
+	if t.showSuspect() {
+		subscribers = t.subscribers.list()
+	}
+	t.mu.Unlock()
+	for _, f := range subscribers {
+		f()
+	}
+	return true
+}
+
+// showSuspect shows whether the target is a suspect, and reports whether that is new. t.mu
+// must be held.
+func (t *Target) showSuspect() (changed bool) {
+	shared := t.burst.isShared()
+	return t.published.suspect.Swap(shared) != shared
+}
+
+// IsConvicted reports whether a burst turned the target down, a short while ago: it may be
+// back any moment.
+func (t *Target) IsConvicted() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.schedule != nil && t.state.status == Up && t.burst.request(time.Now()) {
-		t.schedule.probeNow()
+	return t.state.status == Down && t.conviction.isRecent(time.Now(), &t.settings)
+}
+
+// Hasten is ProbeNow for a target that a burst has turned down a short while ago, and has
+// no effect on others. If onePass is set, one pass brings it back.
+func (t *Target) Hasten(onePass bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	if t.state.status != Down || !t.conviction.isRecent(now, &t.settings) || t.schedule == nil || t.paused {
+		return
 	}
+	t.state.onePass = t.state.onePass || onePass
+	t.armEarly(optional, now)
 }
 
 // ProbeNow makes the next probe begin at once, but no sooner than a quarter of the fast
-// interval after the last one began, however often it is called. It never waits. It
+// interval after the last one began, however often it is called, and only if not too many
+// others begin before their turn. It never waits. It
 // has no effect in a pause, when the probes have ended, or while a probe is in flight,
 // because its result is about to come. Before the probes begin it makes the first one
 // begin without a delay.
 func (t *Target) ProbeNow() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := t.schedule
-	if s == nil || s.probing || t.paused {
+	if t.schedule == nil || t.paused {
 		if t.start == notStarted {
 			t.start = startAtOnce
 		}
 		return
 	}
-	at := time.Now()
-	if earliest := t.began.Add(t.settings.FastInterval / burstFactor); at.Before(earliest) {
-		at = earliest
-	}
-	if at.Before(s.due) {
-		s.arm(at)
-	}
+	t.armEarly(optional, time.Now())
 }
 
 // Check probes at once, or as soon as the probe in flight is over, on a fresh
@@ -261,8 +304,10 @@ func (t *Target) Pause(paused bool) {
 	if t.state.status != Unknown {
 		subscribers = t.subscribers.list()
 	}
-	t.state, t.burst, t.late = state{}, burst{}, 0
+	t.state, t.conviction, t.late = state{}, conviction{}, 0
+	ended := t.burst.end(Undecided)
 	t.published.set(&t.state, time.Time{})
+	t.showSuspect()
 	if s := t.schedule; s != nil {
 		if s.attempt != nil {
 			s.discard(time.Now())
@@ -275,7 +320,7 @@ func (t *Target) Pause(paused bool) {
 		}
 	}
 	t.mu.Unlock()
-	for _, f := range subscribers {
+	for _, f := range append(ended, subscribers...) {
 		f()
 	}
 }
@@ -317,7 +362,12 @@ func (t *Target) detach(d *Driver) {
 		return
 	}
 	delivered, ended := t.stopSchedule()
+	undecided := t.burst.end(Undecided)
+	t.showSuspect()
 	t.mu.Unlock()
+	for _, f := range undecided {
+		f()
+	}
 	if delivered != nil {
 		<-delivered
 	}

@@ -11,6 +11,7 @@
 package pool
 
 import (
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // Rules are what is configured about which upstreams get requests.
@@ -29,6 +31,7 @@ type Rules struct {
 	Floor     float64       // where a slow start begins, as a share of the weight
 	Hold      time.Duration // how long a request waits at a cold start, 0 for not at all
 	Retries   bool          // the handler may select again for the same request
+	Witness   witness.Settings
 
 	// Select picks instead of round robin, nil if none does. SelectName is its name.
 	Select     reverseproxy.Selector
@@ -65,6 +68,9 @@ type Handler struct {
 
 	// OnHold is called when a request is held. It may be nil.
 	OnHold func()
+	// Remember returns what is remembered of a request from one selection to the next. It
+	// may be nil if the handler does not retry.
+	Remember func(*http.Request) *Tried
 	// OnFailOpen is called when a pool begins to ignore health, and when it no longer
 	// does. It may be nil.
 	OnFailOpen func(begins bool)

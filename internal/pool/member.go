@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // Member is what is configured and known of one upstream of a pool. Pools can share
@@ -18,6 +19,8 @@ type Member struct {
 	Checks  []Check // without any it counts as up
 	Weight  int     // 0: no traffic at all
 	Backup  bool
+	// Witness is what the traffic says of it, nil if that is not known.
+	Witness *witness.Upstream
 	// Extra is how often it was picked without a ticket of a counted order, less the
 	// tickets that were drawn for it and not followed. So it can be below 0.
 	Extra atomic.Int64
@@ -49,11 +52,26 @@ func (m *Member) Draining() bool {
 	return slices.ContainsFunc(m.Checks, func(c Check) bool { return c.Target.Draining() })
 }
 
-// Suspect probes an upstream that is up in a burst: a request to it has just failed.
-func (m *Member) Suspect() {
-	for _, c := range m.Checks {
-		c.Target.Suspect()
+// IsSuspect reports whether the traffic accuses the upstream, and its checks have yet to
+// decide.
+func (m *Member) IsSuspect() bool {
+	return m.Witness != nil && m.Witness.IsSuspect() ||
+		slices.ContainsFunc(m.Checks, func(c Check) bool { return c.Target.IsSuspect() })
+}
+
+// Ejection returns until when the upstream is ejected, and the zero time if it is not. If
+// that time is over, the next request is a trial.
+func (m *Member) Ejection() (until time.Time) {
+	if m.Witness != nil {
+		until = m.Witness.Ejection()
 	}
+	return until
+}
+
+// isConvicted reports whether the traffic has accused the upstream, and a check turned it
+// down for that, a short while ago.
+func (m *Member) isConvicted() bool {
+	return slices.ContainsFunc(m.Checks, func(c Check) bool { return c.Target.IsConvicted() })
 }
 
 // probe probes the targets with a status at once.
@@ -65,13 +83,19 @@ func (m *Member) probe(status health.Status) {
 	}
 }
 
-// upFor is how long all checks have been up: infinite for an upstream without checks, and
-// for one that is up since the cold start of its pool. These have no slow start.
+// upFor is how long all checks have been up, and since the end of an ejection: infinite for
+// an upstream without checks, and for one that is up since the cold start of its pool.
+// These have no slow start.
 func (m *Member) upFor(now time.Time) time.Duration {
 	up := time.Duration(math.MaxInt64)
 	for _, c := range m.Checks {
 		if !c.Target.Original() {
 			up = min(up, now.Sub(c.Target.Since()))
+		}
+	}
+	if m.Witness != nil {
+		if returned := m.Witness.Returned(); !returned.IsZero() {
+			up = min(up, now.Sub(returned))
 		}
 	}
 	return up

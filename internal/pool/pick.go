@@ -9,8 +9,6 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
-
-	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
 const (
@@ -21,10 +19,6 @@ const (
 	// Drawing another ticket leaves the share of one that is skipped to all others;
 	// walking on would leave it to the next in line.
 	maxDraws = 8
-	// maxProbedDown is how many upstreams that are down are probed at once for a request
-	// that has tried all that serve. Further requests probe others: those whose checks
-	// failed the longest ago come first.
-	maxProbedDown = 32
 )
 
 // Attempt is one selection of an upstream for a request.
@@ -32,7 +26,7 @@ type Attempt struct {
 	Upstreams reverseproxy.UpstreamPool // as the request brings them
 	Request   *http.Request
 	Writer    http.ResponseWriter // may be nil
-	Tried     *Tried              // nil where the handler does not retry
+	Tried     *Tried              // nil if no try of the request has failed
 }
 
 // Pick returns the upstream for a request: the one whose turn it is in the best tier
@@ -46,7 +40,6 @@ func (p *Pool) Pick(a Attempt) *reverseproxy.Upstream {
 	d.report()
 	switch {
 	case u != nil:
-		d.Tried.add(u)
 		d.count(u)
 	case a.Request.Context().Err() != nil:
 		// The client has left. The answer that there is no upstream would be logged as an
@@ -65,11 +58,15 @@ type decision struct {
 	drawn    bool      // a ticket that is counted decided
 	anyFull  bool      // an upstream that was not tried is full
 	allTried bool      // all that serve were tried, so those that drain have their turn
+	accused  bool      // all that serve are suspects, or were tried
 }
 
 // decide goes through the tiers, from the best on.
 func (d *decision) decide() *reverseproxy.Upstream {
 	now := d.snapshot()
+	if u := d.pickTrial(now); u != nil {
+		return u
+	}
 	u, serves := d.pickServing(now)
 	if u != nil || serves {
 		return u // a full one serves too, so upstreams that do not serve get nothing
@@ -79,7 +76,7 @@ func (d *decision) decide() *reverseproxy.Upstream {
 		d.state = Unavailable
 		return nil // nor is there anything to wait for
 	}
-	if now.undecided && d.Tried.mayHold() {
+	if now.undecided && d.mayHold() {
 		if !d.holdRequest() {
 			d.state = notSeen
 			return nil
@@ -118,8 +115,8 @@ func (d *decision) pickServing(now *Snapshot) (u *reverseproxy.Upstream, serves 
 		d.state = FailedOpen
 	}
 	u, retry, serves := d.pickUntried(tiers...)
-	if d.Tried.any() && (d.allTried || u == nil && retry != nil && !d.anyFull) {
-		d.probeDown(now)
+	if d.accused || d.Tried.any() && (d.allTried || u == nil && retry != nil && !d.anyFull) {
+		probeDown(now, d.Upstreams, d.Tried)
 	}
 	if u != nil || retry == nil {
 		return u, serves
@@ -140,6 +137,7 @@ func (d *decision) pickServing(now *Snapshot) (u *reverseproxy.Upstream, serves 
 // last resort. When the request has tried them all, others that are down have their
 // turn before it starts over: these are backups.
 func (d *decision) pickNotServing(now *Snapshot) *reverseproxy.Upstream {
+	d.pool.hasten(now)
 	unknown, lastResort := now.unknown(), now.lastResort()
 	u, retry, mayServe := d.pickUntried(unknown)
 	switch {
@@ -164,7 +162,7 @@ func (d *decision) pickNotServing(now *Snapshot) *reverseproxy.Upstream {
 	if retry == nil {
 		return nil
 	}
-	d.probeDown(now)
+	probeDown(now, d.Upstreams, d.Tried)
 	if !d.anyFull {
 		if u = d.leastRecentlyFailed(now); u != nil {
 			return u
@@ -178,7 +176,11 @@ func (d *decision) pickNotServing(now *Snapshot) *reverseproxy.Upstream {
 // one only if there is no other. It also reports whether any serves.
 func (d *decision) pickUntried(tiers ...*tier) (u, retry *reverseproxy.Upstream, serves bool) {
 	for _, t := range tiers {
-		d.allTried = d.allTried || t.draining && !d.anyFull
+		if t.fallback && serves && d.anyFull {
+			break // busy is not down
+		}
+		d.allTried = d.allTried || t.fallback && !d.anyFull
+		d.accused = d.accused || t.suspect && !d.anyFull
 		u, tried, serving := d.pick(t)
 		if u != nil {
 			return u, nil, true
@@ -189,6 +191,31 @@ func (d *decision) pickUntried(tiers ...*tier) (u, retry *reverseproxy.Upstream,
 		}
 	}
 	return nil, retry, serves
+}
+
+// pickTrial returns an upstream whose ejection is over, if the request is to try it.
+func (d *decision) pickTrial(now *Snapshot) *reverseproxy.Upstream {
+	for _, i := range now.trials {
+		u := d.Upstreams[i]
+		if !u.Available() || d.Tried.has(u) {
+			continue
+		}
+		r := d.Request
+		safe := (r.Method == http.MethodGet || r.Method == http.MethodHead) && (r.Body == nil || r.Body == http.NoBody)
+		if now.members[i].Witness.ClaimTrial(safe) {
+			d.state = now.state
+			return u
+		}
+	}
+	return nil
+}
+
+// mayHold reports whether the request may be held, which it is only once.
+func (d *decision) mayHold() bool {
+	if d.Tried == nil && d.pool.handler.Remember != nil {
+		d.Tried = d.pool.handler.Remember(d.Request)
+	}
+	return d.Tried.mayHold()
 }
 
 // startOver forgets what the request tried, which was all there is, and returns next.
@@ -273,25 +300,6 @@ func (d *decision) leastRecentlyFailed(now *Snapshot) (least *reverseproxy.Upstr
 		}
 	}
 	return least
-}
-
-// probeDown probes upstreams that are down at once, since the last one that serves has
-// failed a request.
-func (d *decision) probeDown(now *Snapshot) {
-	type candidate struct {
-		*Member
-		failed time.Time
-	}
-	var down []candidate
-	for i, weight := range now.ready {
-		if m := now.members[i]; weight > 0 && m.Status() == health.Down && !d.Tried.has(d.Upstreams[i]) {
-			down = append(down, candidate{m, m.lastFailed()})
-		}
-	}
-	slices.SortFunc(down, func(a, b candidate) int { return a.failed.Compare(b.failed) })
-	for _, m := range down[:min(len(down), maxProbedDown)] {
-		m.probe(health.Down)
-	}
 }
 
 // holdRequest holds a request at a cold start: until every primary has a verdict, or a moment

@@ -29,6 +29,8 @@ type Pool struct {
 	counters  counters
 	waiters   waiters
 
+	hastened atomic.Int64 // when upstreams that may be back were last probed, in Unix nanoseconds
+
 	// OnResume is called when a request that was held goes on. It may be nil, and is set
 	// before the first pick.
 	OnResume func()
@@ -96,7 +98,7 @@ func (p *Pool) RefreshNow() {
 	now := time.Now()
 	made := p.handler.newSnapshot(p.members, now)
 	r := &p.handler.Rules
-	made.canBeFast = made.best.Len() > 0 && !r.Retries && !r.CountsHealthy && r.Select == nil
+	made.canBeFast = made.mayBeFast() && !r.CountsHealthy && r.Select == nil
 	p.counters.mu.Lock()
 	p.counters.retire(p.install(made))
 	p.counters.mu.Unlock()

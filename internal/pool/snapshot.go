@@ -3,7 +3,6 @@
 package pool
 
 import (
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,7 +19,7 @@ type Snapshot struct {
 	members []*Member
 	state   State     // by the checks alone
 	made    version   // when it was made
-	until   time.Time // when a slow start goes on; zero if there is none
+	until   time.Time // when a slow start goes on, or an ejection ends; zero if there is none
 	tiers
 
 	// fast: the upstream of the next ticket gets the request if it can take it. canBeFast is
@@ -44,14 +43,16 @@ type version uint64
 // tiers are the members of a snapshot by what they are good for.
 type tiers struct {
 	// serving are the members that serve, the best tier first, and then those that would
-	// if they did not drain. None is empty.
+	// if they did not drain, or were not ejected. None is empty.
 	serving []*tier
-	// primaries and backups are the tiers of serving members that are such, nil if there
-	// are none. allPrimaries are the ready primaries, whatever their health, and decided
-	// is how many of them have a verdict. fail_open goes by these.
-	primaries, backups *tier
-	allPrimaries       func() *tier
-	decided            int
+	// up are the weights of primaries and backups that are up, suspects and ejected ones,
+	// too. allPrimaries are the ready primaries, whatever their health, and decided is how
+	// many of them have a verdict. fail_open goes by these.
+	up           [2][]int
+	allPrimaries func() *tier
+	decided      int
+	// trials are the members whose ejection is over: a request is to try them.
+	trials []int
 	// undecided: a primary has no verdict yet.
 	undecided bool
 	// unknown are members without a verdict, for when none serves.
@@ -88,10 +89,10 @@ func (s *Snapshot) probeUnknown() {
 // too many upstreams unhealthy, which do not serve either. The snapshot knows of the
 // checks only.
 func (s *Snapshot) isTooFewHealthy(r *Rules, upstreams reverseproxy.UpstreamPool) bool {
-	if !r.CountsHealthy || s.state == FailedOpen || s.backups.countHealthy(upstreams) > 0 {
+	if !r.CountsHealthy || s.state == FailedOpen || countHealthy(s.up[1], upstreams) > 0 {
 		return false
 	}
-	return r.FailOpen.isTooFew(s.primaries.countHealthy(upstreams), s.decided)
+	return r.FailOpen.isTooFew(countHealthy(s.up[0], upstreams), s.decided)
 }
 
 // standing is what decides about one member in a snapshot.
@@ -99,6 +100,14 @@ type standing struct {
 	status health.Status
 	weight int  // 0 if it gets nothing, not even as the last resort
 	ready  bool // it has a weight, and neither drains nor is in maintenance
+	// suspect and ejected: the traffic says so, and the handler heeds it
+	suspect bool
+	ejected bool
+}
+
+// serves reports whether it serves as others do.
+func (s *standing) serves() bool {
+	return s.ready && s.status == health.Up && !s.suspect && !s.ejected
 }
 
 // standingOf returns what decides about a member.
@@ -108,6 +117,9 @@ func (h *Handler) standingOf(m *Member) standing {
 	s := standing{status: m.Status(), weight: set.WeightIn(h.Name, m.Weight)}
 	up := s.status == health.Up
 	s.ready = s.weight > 0 && mode == settings.Ready && (!up || !m.Draining())
+	if up && !h.Rules.Witness.Off {
+		s.suspect, s.ejected = m.IsSuspect(), !m.Ejection().IsZero()
+	}
 	if mode == settings.Maintenance || mode == settings.Drain && !up {
 		s.weight = 0
 	}
@@ -119,102 +131,17 @@ func (h *Handler) newSnapshot(members []*Member, now time.Time) *Snapshot {
 	made := version(h.version.Load()) // first: a change that follows makes it outdated
 	s := &Snapshot{members: members, made: made}
 	all := make([]standing, len(members))
-	var primaries, serving, down, backups int // of those that are ready
-	var draining [2]int                       // primaries and backups that would serve
 	for i, m := range members {
 		all[i] = h.standingOf(m)
-		up := all[i].status == health.Up
-		switch {
-		case all[i].weight == 0:
-		case !all[i].ready:
-			draining[index(m.Backup)]++
-		case m.Backup && up:
-			backups++
-		case m.Backup:
-		default:
-			primaries++
-			switch all[i].status {
-			case health.Up:
-				serving++
-			case health.Down:
-				down++
-			case health.Unknown:
-				s.undecided = true
-			}
-		}
 	}
-	// weightIf is the weight of members that take part
-	weightIf := func(i int, takesPart bool) int {
-		if takesPart {
-			return all[i].weight
-		}
-		return 0
-	}
-	whateverHealth := func(backup bool) *tier {
-		t := newTier(members, func(i int, m *Member) int {
-			if m.Backup == backup {
-				return s.ready[i]
-			}
-			return 0
-		})
-		t.anyHealth = true
-		return t
-	}
-	alive := func(backup bool) *tier {
-		t, again := newRampedTier(members, func(i int, m *Member) int {
-			return weightIf(i, m.Backup == backup && all[i].ready && all[i].status == health.Up)
-		}, &h.Rules, now)
-		if again > 0 {
-			s.remakeAt(now.Add(again))
-		}
-		return t
-	}
-
-	s.ready = make([]int, len(members))
-	for i := range members {
-		s.ready[i] = weightIf(i, all[i].ready)
-	}
-	s.decided = serving + down
-	s.allPrimaries = sync.OnceValue(func() *tier { return whateverHealth(false) })
-	if backups == 0 && h.Rules.FailOpen.isTooFew(serving, s.decided) {
-		s.state = FailedOpen
-		s.serving = append(s.serving, s.allPrimaries())
-	}
-	if serving > 0 {
-		s.primaries = alive(false)
-		s.serving = append(s.serving, s.primaries)
-	}
-	if backups > 0 {
-		s.backups = alive(true)
-		s.serving = append(s.serving, s.backups)
-	}
-	for backup, n := range draining {
-		if n > 0 { // better than an error
-			t := newTier(members, func(i int, m *Member) int {
-				return weightIf(i, !all[i].ready && index(m.Backup) == backup)
-			})
-			t.draining = true
-			s.serving = append(s.serving, t)
-		}
-	}
+	b := &builder{handler: h, made: s, standings: all, now: now}
+	b.count()
+	b.serving()
 	if len(s.serving) > 0 && !s.serving[0].anyHealth {
 		s.best = s.serving[0].order
 		s.serving[0].tickets, s.serving[0].counted = &s.tickets, true
 	}
-
-	// what follows is hardly ever needed, so it is made when it is asked for
-	s.unknown = sync.OnceValue(func() *tier {
-		backup := !s.undecided // only if no primary can still turn out to serve
-		return newTier(members, func(i int, m *Member) int {
-			return weightIf(i, all[i].ready && m.Backup == backup && all[i].status == health.Unknown)
-		})
-	})
-	s.lastResort = sync.OnceValue(func() *tier {
-		if h.Rules.FailOpen.Never {
-			return new(tier)
-		}
-		return whateverHealth(primaries == 0)
-	})
+	b.notServing()
 	if len(s.serving) == 0 && len(members) > 0 && s.unknown().empty() {
 		s.state = LastResort
 		if s.lastResort().empty() {
@@ -222,6 +149,11 @@ func (h *Handler) newSnapshot(members []*Member, now time.Time) *Snapshot {
 		}
 	}
 	return s
+}
+
+// mayBeFast reports whether the first tier is enough to pick from.
+func (s *Snapshot) mayBeFast() bool {
+	return s.best.Len() > 0 && len(s.trials) == 0 && !s.serving[0].suspect && !s.serving[0].fallback
 }
 
 // index is 0 for a primary, and 1 for a backup.
@@ -237,4 +169,34 @@ func (s *Snapshot) remakeAt(at time.Time) {
 	if s.until.IsZero() || at.Before(s.until) {
 		s.until = at
 	}
+}
+
+// MayEject reports whether enough serves of the group of a member when it is ejected: all
+// but a share of the serving weight. One of two or three equal ones may always go.
+func (s *Snapshot) MayEject(m *Member, share float64) bool {
+	base, left, n, ejected, equal := 0, 0, 0, 0, true
+	own := 0
+	for i, weight := range s.up[index(m.Backup)] {
+		if weight == 0 {
+			continue
+		}
+		out := !s.members[i].Ejection().IsZero()
+		n++
+		base += weight
+		equal = equal && (own == 0 || own == weight)
+		own = weight
+		switch {
+		case out:
+			ejected++
+		case s.members[i] != m:
+			left += weight
+		}
+	}
+	if left == 0 {
+		return false
+	}
+	if ejected == 0 && equal && n <= 3 {
+		return true
+	}
+	return float64(left) >= (1-share)*float64(base)
 }

@@ -28,8 +28,10 @@ type tier struct {
 	weights []int // by position, 0 for members that are not in it
 	// anyHealth: they get requests whatever their health.
 	anyHealth bool
-	// draining: they get requests only while no other upstream serves.
-	draining bool
+	// suspect: they get requests only while no other upstream serves.
+	suspect bool
+	// fallback: they drain or are ejected, and get requests only while none serves.
+	fallback bool
 	// scale is what a weight of 1 is in it, 1 if it is 0.
 	scale int
 	// tickets are drawn for the order: those of the snapshot if counted is true, else
@@ -54,13 +56,14 @@ func (t *tier) empty() bool { return t.order.Len() == 0 }
 // serves reports whether Caddy itself considers u healthy, where that counts.
 func (t *tier) serves(u *reverseproxy.Upstream) bool { return t.anyHealth || u.Healthy() }
 
-// countHealthy counts the members that Caddy itself considers healthy. A tier that is nil
-// has none.
-func (t *tier) countHealthy(upstreams reverseproxy.UpstreamPool) (n int) {
-	if t == nil {
-		return 0
-	}
-	for i, weight := range t.weights {
+// countHealthy counts the members that Caddy itself considers healthy.
+func (t *tier) countHealthy(upstreams reverseproxy.UpstreamPool) int {
+	return countHealthy(t.weights, upstreams)
+}
+
+// countHealthy counts the upstreams with a weight that Caddy itself considers healthy.
+func countHealthy(weights []int, upstreams reverseproxy.UpstreamPool) (n int) {
+	for i, weight := range weights {
 		if weight > 0 && upstreams[i].Healthy() {
 			n++
 		}

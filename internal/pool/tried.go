@@ -3,40 +3,35 @@
 package pool
 
 import (
-	"net/http"
+	"net/url"
 	"slices"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // Tried is what one request remembers from one selection to the next. It is kept where
 // the handler retries only. All methods can be called on nil: nothing was tried then.
 type Tried struct {
-	// Request tells apart the requests that share their variables: those of a
-	// handle_errors route are those of the request that failed.
-	Request *http.Request
+	// URL tells apart the requests that share their variables: those of a handle_errors
+	// route are those of the request that failed. All tries of a request have one.
+	URL *url.URL
 
 	// addresses are those tried, the last one at the end: upstreams of dynamic sources
 	// are new values for every try.
 	addresses []string
 	held      bool
-	// pending is the address of the last answer, empty if there was none: to be asked
-	// again means that it failed.
-	pending string
+	counted   witness.Counted // by the last try
 }
 
-// Failed returns the address of the upstream that has failed the request since the last
-// call, empty if none has.
-func (t *Tried) Failed() (address string) {
-	address, t.pending = t.pending, ""
-	return address
-}
-
-func (t *Tried) add(u *reverseproxy.Upstream) {
-	if t != nil {
-		t.addresses = append(t.addresses, u.Dial)
-		t.pending = u.Dial
+// Add adds the upstream of a try, and what it counted. That of an earlier try at another
+// upstream is taken back: a request that fails everywhere says nothing about one.
+func (t *Tried) Add(u *reverseproxy.Upstream, c witness.Counted) {
+	if len(t.addresses) > 0 && !t.isLast(u) {
+		t.counted.TakeBack()
 	}
+	t.addresses, t.counted = append(t.addresses, u.Dial), c
 }
 
 func (t *Tried) has(u *reverseproxy.Upstream) bool {

@@ -31,6 +31,11 @@ var (
 	// config so that the counters do not go back at a reload.
 	PoolCounters = caddy.NewUsagePool()
 
+	// Witnesses are what the traffic says of upstreams. Key: name of the pool. Value: a
+	// witness.Pool. Owner: each handler with a pool of that name. They outlive a config so
+	// that a reload ends no suspicion and no ejection.
+	Witnesses = caddy.NewUsagePool()
+
 	// WatchLists are the addresses that requests have brought. Key: the source of the
 	// upstreams. Value: a list of addresses, with when requests brought each. Owner: each
 	// handler, also one whose upstreams the config lists: another policy can bring others.

@@ -4,7 +4,11 @@
 // neither Caddy nor how requests travel.
 package witness
 
-import "time"
+import (
+	"net/http"
+	"slices"
+	"time"
+)
 
 // Settings are what is configured about what the traffic says of upstreams. Use
 // [DefaultSettings] for the defaults.
@@ -33,4 +37,19 @@ type StatusRange struct{ First, Last int }
 // DefaultSettings returns the defaults.
 func DefaultSettings() Settings {
 	return Settings{EjectAfter: 5, EjectFor: 30 * time.Second, EjectLongest: 5 * time.Minute, EjectShare: 0.3}
+}
+
+// Accuses reports whether an answer with this status accuses the upstream.
+func (s *Settings) Accuses(status int, header http.Header) bool {
+	if s.Status != nil {
+		return slices.ContainsFunc(s.Status, func(r StatusRange) bool { return r.First <= status && status <= r.Last })
+	}
+	switch status {
+	case http.StatusBadGateway, http.StatusGatewayTimeout:
+		return true
+	case http.StatusServiceUnavailable: // with the field, an upstream says when to come back
+		return header.Get("Retry-After") == ""
+	default:
+		return false
+	}
 }

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balancer
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/observer"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
+)
+
+// traffic connects a balancer to what happens to its requests: what that says of upstreams,
+// and what each request has tried.
+type traffic struct {
+	balancer *Balancer
+	handler  witness.Handler
+	pool     *witness.Pool // nil if nothing is observed
+	variable string        // where a request keeps what it tried
+	brought  sync.Map      // what requests brought from a dynamic source: *pool.Member by dial address
+
+	retrying atomic.Int64 // requests that are under way, and of which a try has failed
+}
+
+// init joins what is known of the pool.
+func (t *traffic) init(b *Balancer) (err error) {
+	t.handler.Settings = b.config.Rules.Witness
+	if t.handler.Settings.Off {
+		return nil
+	}
+	t.handler.Hooks = witness.Hooks{
+		Changed:   b.Refresh,
+		MayEject:  t.mayEject,
+		Accused:   func(string, witness.Cause, string, bool) {},
+		Acquitted: func(string) {},
+		Ejected:   func(string, string, time.Time, int) {},
+		Returned:  func(string) {},
+	}
+	t.pool, err = witness.Join(b.config.Name, &t.handler)
+	return err
+}
+
+// close undoes init.
+func (t *traffic) close() error {
+	if t.pool == nil {
+		return nil
+	}
+	return t.pool.Leave(&t.handler)
+}
+
+// add begins to observe a member.
+func (t *traffic) add(m *pool.Member) {
+	if t.pool == nil {
+		return
+	}
+	targets := make([]*health.Target, 0, len(m.Checks))
+	for _, c := range m.Checks {
+		targets = append(targets, c.Target)
+	}
+	m.Witness = t.pool.Add(&t.handler, m.Address, targets)
+	m.Witness.SetDown(m.Status() == health.Down)
+}
+
+// remove undoes add. The member stays as it is: requests in flight may have it.
+func (t *traffic) remove(m *pool.Member) {
+	if t.pool != nil && m.Witness != nil {
+		t.pool.Remove(&t.handler, m.Witness)
+	}
+}
+
+// follow returns what is to be called after each change of the status of a member.
+func (t *traffic) follow(m *pool.Member) func() {
+	if m.Witness == nil {
+		return t.balancer.Refresh
+	}
+	return func() {
+		m.Witness.SetDown(m.Status() == health.Down)
+		t.balancer.Refresh()
+	}
+}
+
+// observe puts an observer around the transport of the handler.
+func (t *traffic) observe(inner http.RoundTripper, retriesAnswers bool) http.RoundTripper {
+	return observer.New(inner, &t.balancer.config.Rules.Witness, observer.Hooks{
+		Upstream: t.upstream, Tried: t.noteTried, RetriesAnswers: retriesAnswers,
+	})
+}
+
+// upstream returns what the traffic says of an upstream, nil if it is not observed. It
+// takes no lock.
+func (t *traffic) upstream(u *reverseproxy.Upstream) *witness.Upstream {
+	if m := t.balancer.members.byDial[u.Dial]; m != nil {
+		return m.Witness
+	}
+	if m, ok := t.brought.Load(u.Dial); ok {
+		return m.(*pool.Member).Witness
+	}
+	return nil
+}
+
+// mayEject reports whether enough of the group of an upstream is left without it.
+func (t *traffic) mayEject(u *witness.Upstream) bool {
+	b, share := t.balancer, t.handler.Settings.EjectShare
+	if m := b.members.at(u.Address); m != nil {
+		return b.pool.Current().MayEject(m, share)
+	}
+	a := b.dynamic.answers.newest.Load()
+	m := b.dynamic.memberNamed(u.Address)
+	return a != nil && m != nil && a.Peek().MayEject(m, share)
+}
+
+// tried returns what a request has tried, nil if no try has failed.
+func (t *traffic) tried(r *http.Request) *pool.Tried {
+	if t.retrying.Load() == 0 {
+		return nil
+	}
+	return t.known(r.Context(), r.URL)
+}
+
+// known returns what is known of the tries of a request, nil if that is nothing.
+func (t *traffic) known(ctx context.Context, tries *url.URL) *pool.Tried {
+	if known, ok := caddyhttp.GetVar(ctx, t.variable).(*pool.Tried); ok && known.URL == tries {
+		return known
+	}
+	return nil
+}
+
+// remember returns what is known of the tries of a request, from now on.
+func (t *traffic) remember(r *http.Request) *pool.Tried {
+	if !t.balancer.config.Rules.Retries {
+		return nil
+	}
+	if known := t.known(r.Context(), r.URL); known != nil {
+		return known
+	}
+	fresh := &pool.Tried{URL: r.URL}
+	caddyhttp.SetVar(r.Context(), t.variable, fresh)
+	t.retrying.Add(1)
+	context.AfterFunc(r.Context(), func() { t.retrying.Add(-1) }) // servers cancel it when the request has ended
+	return fresh
+}
+
+// noteTried notes that a request may go to another upstream after this one.
+func (t *traffic) noteTried(r *http.Request, u *reverseproxy.Upstream, c witness.Counted) {
+	if tried := t.remember(r); tried != nil {
+		tried.Add(u, c)
+	}
+}

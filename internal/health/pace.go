@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package health
+
+import (
+	"sync"
+	"time"
+)
+
+// early is whether a probe begins before its turn, and how that is limited.
+type early int
+
+const (
+	// inTurn: it does not.
+	inTurn early = iota
+	// optional: only if not too many others do.
+	optional
+	// accused: as soon as not too many others do.
+	accused
+	// admitted: it has waited for its time.
+	admitted
+)
+
+// turn is when the next probe is due by the interval, while probes begin before it. The
+// zero value is none.
+type turn struct {
+	at       time.Time
+	interval time.Duration
+}
+
+// begin returns from when the next interval counts, after a probe that began before its
+// turn: as if all had begun in turn, unless the interval is another now.
+func (w turn) begin(began, now time.Time, interval time.Duration) time.Time {
+	switch {
+	case w.interval != interval:
+		return began
+	case w.at.After(now):
+		return w.at.Add(-interval)
+	default:
+		return w.at.Add(now.Sub(w.at).Truncate(interval))
+	}
+}
+
+// Probes that begin before their turn are limited for the whole process, to 200 in any
+// second: so many accusations at once must not become a flood.
+const (
+	// paceStep is the time between two of them in the long run.
+	paceStep = time.Second / 190
+	// paceBurst is how many may begin at the same time.
+	paceBurst = 10
+	// maxPaceWait bounds the queue: what waits longer is not of this time.
+	maxPaceWait = 10 * time.Minute
+)
+
+// pacer limits how many probes begin before their turn, by the generic cell rate algorithm
+// (ITU-T I.371).
+type pacer struct {
+	mu   sync.Mutex // guards next
+	next time.Time  // when the next probe would begin at a steady rate
+}
+
+// outOfTurn is that of the process.
+var outOfTurn pacer
+
+// reserve returns when a probe that cannot be left out may begin.
+func (p *pacer) reserve(now time.Time) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	at := p.earliest(now)
+	p.next = p.next.Add(paceStep)
+	return at
+}
+
+// try reports whether a probe may begin now, and if so, counts it.
+func (p *pacer) try(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.earliest(now).After(now) {
+		return false
+	}
+	p.next = p.next.Add(paceStep)
+	return true
+}
+
+// earliest returns when a probe may begin. p.mu must be held.
+func (p *pacer) earliest(now time.Time) time.Time {
+	if p.next.Before(now) || p.next.Sub(now) > maxPaceWait {
+		p.next = now
+	}
+	if at := p.next.Add(-(paceBurst - 1) * paceStep); at.After(now) {
+		return at
+	}
+	return now
+}

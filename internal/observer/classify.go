@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package observer
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
+)
+
+// classify returns how a round trip failed, and whether that accuses the upstream. What is
+// not known to be the upstream's doing does not.
+func classify(ctx context.Context, err error, content *body, reused bool) (f witness.Failure, accuses bool) {
+	if ctx.Err() != nil || errors.Is(err, context.Canceled) || content != nil && content.failed.Load() {
+		return f, false // the client has left, or its body is broken
+	}
+	if refused, ok := errors.AsType[caddyhttp.HandlerError](err); ok && refused.StatusCode < 500 {
+		return f, false
+	}
+	if health.Shortage(err) != "" {
+		return f, false
+	}
+	f.Reason = health.OneLine(err.Error())
+	switch {
+	case isConnect(err):
+		f.Cause = witness.Connect
+	case isTimeout(err):
+		f.Cause = witness.Stall
+	case isBroken(err):
+		f.Cause, f.Unsure = witness.Outcome, reused
+	default:
+		return f, false
+	}
+	return f, true
+}
+
+// isConnect reports whether no connection could be made, or no TLS session.
+func isConnect(err error) bool {
+	if _, ok := errors.AsType[reverseproxy.DialError](err); ok {
+		return true
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "dial" || op.Op == "proxyconnect" || op.Op == "remote error") {
+		return true // a remote error is an alert of TLS
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return true
+	}
+	return hasText(err, "tls: ", "x509: ", "TLS handshake timeout", "server gave HTTP response to HTTPS client",
+		"handshake did not complete in time", "CRYPTO_ERROR")
+}
+
+// isTimeout reports whether the answer did not come in time.
+func isTimeout(err error) bool {
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		return !hasText(err, "no recent network activity") // QUIC: the connection is lost
+	}
+	return false
+}
+
+// isBroken reports whether the connection ended without an answer, or what came is none.
+func isBroken(err error) bool {
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	return hasText(err, "server closed idle connection", "connection broken", "malformed", "connection reset", "broken pipe", "EOF",
+		"server sent GOAWAY", "client connection lost", "client connection force closed", "stream error: ", "no recent network activity", "Application error", "H3_")
+}
+
+// hasText reports whether the text of an error has one of some parts. Libraries do not
+// export the errors that these are of.
+func hasText(err error, parts ...string) bool {
+	text := err.Error()
+	for _, part := range parts {
+		if strings.Contains(text, part) {
+			return true
+		}
+	}
+	return false
+}

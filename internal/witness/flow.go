@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package witness
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// minStall and maxStall bound the time that follows from the pace of an upstream.
+	minStall = 500 * time.Millisecond
+	maxStall = 10 * time.Second
+	// stallGaps is how many times the usual gap between first bytes is a stall.
+	stallGaps = 8
+	// gapWeight is the share of one first byte in a gap that shrinks.
+	gapWeight = 1.0 / 16
+)
+
+// flow counts the requests that wait for an upstream, and the first bytes of its answers,
+// in one word: a request costs one addition when it begins to wait and one when it ends.
+type flow struct {
+	word atomic.Uint64
+	left atomic.Uint64 // requests that ended without a first byte
+	pace pace
+}
+
+// oneWaiting is one request that waits. Below it are the first bytes, which never get there.
+const oneWaiting = 1 << 44
+
+// wait adds a request that waits, and returns the first bytes that came before.
+func (f *flow) wait() (firsts uint64) { return f.word.Add(oneWaiting) % oneWaiting }
+
+// leave ends the wait of a request without a first byte.
+func (f *flow) leave() {
+	f.word.Add(^uint64(oneWaiting - 1))
+	f.left.Add(1)
+}
+
+// answered counts a first byte, of a request that waited or did not.
+func (f *flow) answered(waited bool) {
+	if waited {
+		f.word.Add(^uint64(oneWaiting-1) + 1)
+	} else {
+		f.word.Add(1)
+	}
+}
+
+func (f *flow) firsts() uint64 { return f.word.Load() % oneWaiting }
+
+func (f *flow) isWaiting() bool { return f.word.Load() >= oneWaiting }
+
+// stall returns how long requests may wait without a first byte.
+func (f *flow) stall(set *Settings) time.Duration {
+	if set.Stall > 0 {
+		return set.Stall
+	}
+	return min(max(stallGaps*time.Duration(f.pace.gap.Load()), minStall), maxStall)
+}
+
+// pace is what samples of a flow tell. Only the sampler of the pool writes to it.
+type pace struct {
+	gap   atomic.Int64 // the smoothed time between first bytes while requests wait
+	last  uint64       // first bytes at the last sample
+	epoch uint64       // at the last sample
+	// began is how many requests had begun to wait when the epoch was new.
+	began uint64
+	// since is from when requests wait without a first byte, the zero time while none wait.
+	since time.Time
+}
+
+// sample looks at a flow, and reports whether it stalls. Late says that the sampler was
+// late, so that the time since the last sample says nothing.
+func (f *flow) sample(now time.Time, epoch uint64, late bool, set *Settings) (stalls bool) {
+	p := &f.pace
+	word := f.word.Load()
+	firsts, waiting := word%oneWaiting, word >= oneWaiting
+	came := firsts - p.last
+	began := firsts + f.left.Load() + word/oneWaiting
+	if p.epoch != epoch { // requests of an earlier one say nothing
+		p.epoch, p.began, p.since = epoch, began, time.Time{}
+	}
+	switch {
+	case came > 0 && !p.since.IsZero() && !late:
+		p.adapt(now.Sub(p.since)/time.Duration(came), came)
+		fallthrough
+	case came > 0 || late || !waiting || p.since.IsZero():
+		p.last, p.since = firsts, time.Time{}
+		if waiting {
+			p.since = now
+		}
+	case now.Sub(p.since) >= f.stall(set):
+		p.since = now // and once more after another stall
+		return began > p.began
+	}
+	return false
+}
+
+// adapt takes the mean of some gaps: at once if it is longer, little by little if it is
+// shorter.
+func (p *pace) adapt(gap time.Duration, n uint64) {
+	known := float64(p.gap.Load())
+	if shorter := float64(gap) - known; shorter < 0 {
+		p.gap.Store(int64(known + shorter*(1-math.Pow(1-gapWeight, float64(min(n, 1024))))))
+		return
+	}
+	p.gap.Store(int64(gap))
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package witness
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+)
+
+// Upstream is what the traffic of one pool says of an upstream. Its exported methods take
+// no lock, except where they say so.
+type Upstream struct {
+	// Address is that of the upstream, as operators name it.
+	Address string
+
+	pool *Pool
+	flow flow
+	// stage has the epoch and the count of the requests that begin now.
+	stage atomic.Uint64
+	// attentive: what becomes of the next request matters, even if it ends well.
+	attentive atomic.Bool
+	suspect   atomic.Bool
+	ejection  ejection
+	trouble   atomic.Pointer[time.Time] // when it last had two outcomes or stalls in a row
+
+	mu        sync.Mutex // guards what follows
+	bindings  []binding
+	down      bool
+	suspicion *suspicion // nil if there is none
+	lastBurst time.Time
+	backoffs  [causes]backoff
+	row       row
+}
+
+// binding is the use of an upstream by one handler.
+type binding struct {
+	handler *Handler
+	targets []*health.Target
+}
+
+// suspicion is an accusation that probes are to decide.
+type suspicion struct {
+	cause   Cause
+	pending int  // targets without a verdict, and 1 while they are being asked
+	asked   bool // a target is to decide
+	worst   health.Verdict
+}
+
+// Stages tell apart requests that begin at different times. A new epoch begins when the
+// upstream is acquitted, or returns: requests of an earlier one say nothing about it now.
+// The count goes up with each outcome that counts: requests that were in flight at that
+// moment count no more.
+const oneEpoch = 1 << 32
+
+func epochOf(stage uint64) uint64 { return stage / oneEpoch }
+
+// newEpoch begins a new epoch.
+func (u *Upstream) newEpoch() { u.stage.Add(oneEpoch) }
+
+// IsSuspect reports whether probes have yet to decide about an accusation by this pool.
+func (u *Upstream) IsSuspect() bool { return u.suspect.Load() }
+
+// Ejection returns until when the upstream is ejected, and the zero time if it is not. If
+// that time is over, the next request is a trial.
+func (u *Upstream) Ejection() time.Time { return u.ejection.untilNow() }
+
+// Returned returns when the upstream last returned from an ejection, the zero time if it
+// never did.
+func (u *Upstream) Returned() time.Time { return load(&u.ejection.returned) }
+
+// ClaimTrial reports whether a request is to be the trial of the upstream, whose ejection
+// is over. The trial is the first request that is safe to repeat, or any if there is none
+// for a second. It takes a lock.
+func (u *Upstream) ClaimTrial(safe bool) bool {
+	h := u.handler()
+	return h != nil && u.ejection.claimTrial(safe, time.Now(), u.flow.stall(&h.Settings))
+}
+
+// FirstBytes returns how many requests got a first byte from the upstream so far.
+func (u *Upstream) FirstBytes() uint64 { return u.flow.firsts() }
+
+// accuse takes an accusation. It returns what was counted, to be taken back. It takes locks.
+func (u *Upstream) accuse(a accusation) (c Counted) {
+	now := time.Now()
+	h := u.handler()
+	if h == nil || h.Settings.Off || a.byRequest && epochOf(a.stage) != epochOf(u.stage.Load()) {
+		return c
+	}
+	u.mu.Lock()
+	u.attentive.Store(true)
+	if u.count(a, now) {
+		c = Counted{u, u.row.id}
+	}
+	urgent := false
+	if a.byRequest && a.cause != Connect {
+		u.row.request(now)
+		urgent = u.row.isUrgent(now)
+	}
+	down, length := u.down, u.row.length
+	u.mu.Unlock()
+
+	common := u.pool.isCommonTrouble(now)
+	if common {
+		u.pool.tryEjected(now)
+	}
+	ejected := u.ejection.isOn()
+	if c.upstream != nil && !common && !down && !ejected && h.Settings.EjectAfter > 0 && length >= h.Settings.EjectAfter &&
+		h.Hooks.MayEject(u) {
+		u.eject(h, now, false)
+		ejected = true
+	}
+	began := false
+	if !ejected && !down && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
+		began = u.suspectNow(h, a.cause, urgent, now)
+	}
+	h.Hooks.Accused(u.Address, a.cause, a.reason, began)
+	return c
+}
+
+// count notes an accusation, and reports whether it counts towards an ejection. u.mu must
+// be held.
+func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
+	switch {
+	case a.cause == Connect:
+		return false
+	case a.cause == Stall: // a slow endpoint stalls once, and then its answers come
+		counts = u.row.stalledAt != 0 && u.row.stalledAt == u.flow.firsts()+1
+		u.row.stalledAt = 0
+	case !u.stage.CompareAndSwap(a.stage, a.stage+1): // it was in flight at the last one
+		return false
+	default:
+		counts = !a.unsure
+	}
+	u.row.add(counts, a.reason)
+	if u.row.streak >= 2 {
+		u.trouble.Store(&now)
+	}
+	return counts
+}
+
+// suspectNow has the targets of the upstream decide, unless a back-off forbids it. It
+// reports whether it did.
+func (u *Upstream) suspectNow(h *Handler, cause Cause, urgent bool, now time.Time) bool {
+	u.mu.Lock()
+	targets := u.targetsOf(h)
+	if u.suspicion != nil || len(targets) == 0 || !urgent && u.isHeldBack(cause, now) {
+		u.mu.Unlock()
+		return false
+	}
+	s := &suspicion{cause: cause, pending: len(targets) + 1, worst: health.Acquitted}
+	u.suspicion, u.lastBurst = s, now
+	u.suspect.Store(true)
+	u.mu.Unlock()
+	for _, t := range targets {
+		if t.Accuse(cause == Connect, func(v health.Verdict) { u.decide(s, v) }) {
+			s.asked = true
+		} else {
+			u.decide(s, health.Undecided)
+		}
+	}
+	u.pool.changed()
+	asked := s.asked // decide reads it only after the next call
+	u.decide(s, health.Acquitted)
+	return asked
+}
+
+// isHeldBack reports whether no burst may begin now. u.mu must be held.
+func (u *Upstream) isHeldBack(cause Cause, now time.Time) bool {
+	if cause == Connect {
+		return now.Sub(u.lastBurst) < minBackoff
+	}
+	return now.Before(u.backoffs[cause].until)
+}
+
+// decide takes the verdict of one target. The upstream is acquitted when all have passed.
+func (u *Upstream) decide(s *suspicion, v health.Verdict) {
+	now := time.Now()
+	u.mu.Lock()
+	s.pending--
+	s.worst = worse(s.worst, v)
+	if u.suspicion != s || s.pending > 0 {
+		u.mu.Unlock()
+		return
+	}
+	u.suspicion = nil
+	u.suspect.Store(false)
+	if s.asked {
+		u.conclude(s, now)
+	}
+	acquitted := s.asked && s.worst == health.Acquitted
+	u.mu.Unlock()
+	u.pool.changed()
+	if h := u.handler(); h != nil && acquitted {
+		h.Hooks.Acquitted(u.Address)
+	}
+}
+
+// worse returns the worse of two verdicts.
+func worse(a, b health.Verdict) health.Verdict {
+	if a == health.Convicted || b == health.Acquitted {
+		return a
+	}
+	return b
+}
+
+// conclude notes what a suspicion has led to. u.mu must be held.
+func (u *Upstream) conclude(s *suspicion, now time.Time) {
+	u.newEpoch()
+	if s.worst == health.Convicted {
+		u.reset()
+		return
+	}
+	u.backoffs[s.cause].lengthen(now)
+	if s.cause == Stall {
+		u.row.stalledAt = u.flow.firsts() + 1
+	}
+}
+
+// reset forgets what was counted, since probes have decided. u.mu must be held.
+func (u *Upstream) reset() {
+	u.row.reset()
+	u.backoffs = [causes]backoff{}
+}
+
+// SetDown says whether the checks of the upstream hold it down. That ends an ejection, but
+// it counts for the next one. It takes a lock.
+func (u *Upstream) SetDown(down bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.down == down {
+		return
+	}
+	u.down = down
+	u.newEpoch()
+	if down {
+		u.reset()
+		u.ejection.end(time.Now())
+	}
+}
+
+// good notes a good answer, when that matters.
+func (u *Upstream) good(trial uint64) {
+	u.mu.Lock()
+	u.row.reset()
+	returned := u.ejection.endTrial(trial) && u.ejection.end(time.Now())
+	if returned {
+		u.newEpoch()
+	}
+	u.attentive.Store(u.ejection.isOn())
+	u.mu.Unlock()
+	if returned {
+		u.reportReturn()
+	}
+}
+
+// bad notes that a trial has failed.
+func (u *Upstream) bad(trial uint64, reason string) {
+	now := time.Now()
+	h := u.handler()
+	if h == nil || !u.ejection.endTrial(trial) {
+		return
+	}
+	if !u.pool.isCommonTrouble(now) {
+		u.mu.Lock()
+		u.row.add(true, reason)
+		u.mu.Unlock()
+		u.eject(h, now, true)
+		return
+	}
+	u.mu.Lock() // nothing is ejected: the others do not answer better
+	returned := u.ejection.end(now)
+	u.newEpoch()
+	u.mu.Unlock()
+	if returned {
+		u.reportReturn()
+	}
+}
+
+func (u *Upstream) reportReturn() {
+	u.pool.changed()
+	if h := u.handler(); h != nil {
+		h.Hooks.Returned(u.Address)
+	}
+}
+
+// eject takes the upstream out for a while: once more, if a trial has failed.
+func (u *Upstream) eject(h *Handler, now time.Time, again bool) {
+	u.mu.Lock()
+	until, inRow := u.ejection.begin(now, again, &h.Settings)
+	reason := u.row.describe()
+	u.row.reset()
+	u.attentive.Store(true)
+	u.mu.Unlock()
+	if inRow > 0 {
+		u.pool.changed()
+		h.Hooks.Ejected(u.Address, reason, until, inRow)
+	}
+}
+
+// targetsOf returns the targets of the upstream for a handler. u.mu must be held.
+func (u *Upstream) targetsOf(h *Handler) []*health.Target {
+	for _, b := range u.bindings {
+		if b.handler == h {
+			return b.targets
+		}
+	}
+	return nil
+}
+
+// bind adds the use by a handler.
+func (u *Upstream) bind(h *Handler, targets []*health.Target) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.bindings = append(u.bindings, binding{h, targets})
+}
+
+// unbind takes back bind, and reports whether no handler uses the upstream any more.
+func (u *Upstream) unbind(h *Handler) (unused bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if i := slices.IndexFunc(u.bindings, func(b binding) bool { return b.handler == h }); i >= 0 {
+		u.bindings = slices.Delete(u.bindings, i, i+1)
+	}
+	return len(u.bindings) == 0
+}
+
+// handler returns the newest handler that uses the upstream, one that runs if there is
+// one; nil if there is none. It takes a lock.
+func (u *Upstream) handler() (newest *Handler) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, b := range slices.Backward(u.bindings) {
+		if b.handler.running.Load() {
+			return b.handler
+		}
+		if newest == nil {
+			newest = b.handler
+		}
+	}
+	return newest
+}
