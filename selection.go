@@ -151,7 +151,6 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if config.Transport, err = monitor.NewTransport(ctx, s.proxy); err != nil {
 		return err
 	}
-	s.proxy.Transport = s.balancer.Observe(s.proxy.Transport, retriesAnswers(s.proxy))
 	listed, err := listUpstreams(s.proxy)
 	if err != nil {
 		return err
@@ -162,7 +161,11 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if config.Backups, err = listed.backups(s.Backups); err != nil {
 		return fmt.Errorf("backups: %v", err)
 	}
-	return s.balancer.Init(s.app.registry, config)
+	if err := s.balancer.Init(s.app.registry, config); err != nil {
+		return err
+	}
+	s.proxy.Transport = s.balancer.Observe(s.proxy.Transport, retriesAnswers(s.proxy))
+	return nil
 }
 
 // findProxy finds the handler that is being provisioned, and warns of what goes badly

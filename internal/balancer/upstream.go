@@ -79,7 +79,13 @@ func (b *Balancer) open(dial string) (o opened, err error) {
 	if err != nil {
 		return o, err
 	}
-	hooks := b.hooks()
+	hooks, member := b.hooks(), o.member
+	hooks.Answers = func() (n uint64) {
+		if member.Witness != nil {
+			n = member.Witness.FirstBytes()
+		}
+		return n
+	}
 	for _, check := range b.config.Checks {
 		m, err := b.config.Transport.Open(upstream, check, hooks)
 		if errors.Is(err, monitor.ErrPerRequest) {

@@ -98,6 +98,8 @@ type Hooks struct {
 	Counters func(upstream string, check *Check) (Counters, error)
 	// Emit emits the event of a change. It may be nil.
 	Emit func(upstream string, check *Check, change health.Transition)
+	// Answers returns how many requests the upstream has answered so far. It may be nil.
+	Answers func() uint64
 	// Stale reports whether no handler has the upstream of a monitor at present. It may be
 	// nil if there is always one that does.
 	Stale func(*Monitor) bool
@@ -174,6 +176,25 @@ func (t *Transport) Open(upstream Upstream, check *Check, hooks Hooks) (*Monitor
 	return m, nil
 }
 
+// answers returns how many requests the upstream has answered, 0 if that is not known.
+func (h *Hooks) answers() uint64 {
+	if h.Answers == nil {
+		return 0
+	}
+	return h.Answers()
+}
+
+// answeredError is that of a probe which timed out while requests were answered.
+type answeredError struct{ error }
+
+// Error returns the error, and what operators should think of.
+func (e answeredError) Error() string {
+	return e.error.Error() + "; meanwhile requests were answered, so the probe may have waited for a busy worker"
+}
+
+// Unwrap returns the error of the probe.
+func (e answeredError) Unwrap() error { return e.error }
+
 // newDriver connects the target to the route, the counters, the log and the events.
 func (m *Monitor) newDriver(hooks Hooks, limit *warningLimit) health.Driver {
 	// A logger with these fields would take more memory than the rest of a target.
@@ -186,7 +207,10 @@ func (m *Monitor) newDriver(hooks Hooks, limit *warningLimit) health.Driver {
 			if fresh {
 				route.renew()
 			}
-			draining, err = probe(ctx)
+			answers := hooks.answers()
+			if draining, err = probe(ctx); err != nil && ctx.Err() != nil && hooks.answers() > answers {
+				err = answeredError{err}
+			}
 			return draining, withShortage(err)
 		},
 		Bound: route.bound,
