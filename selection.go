@@ -394,7 +394,7 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 // breaker is open, none is alive and that must not be ignored, or there is no
 // upstream at all.
 func (s *Selection) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
-	if s.balancer.Owns(upstreams) && !s.balancer.HasRetries() {
+	if s.balancer.Owns(upstreams) {
 		if now := s.balancer.Current(); now.Fast() {
 			i := now.Draw()
 			if u := upstreams[i]; u.Available() {

@@ -218,9 +218,6 @@ func (b *Balancer) Observe(inner http.RoundTripper, retriesAnswers bool) http.Ro
 	return b.traffic.observe(inner, retriesAnswers)
 }
 
-// HasRetries reports whether there are requests of which a try has failed.
-func (b *Balancer) HasRetries() bool { return b.traffic.retrying.Load() > 0 }
-
 // Refresh makes a new snapshot, which later requests use.
 func (b *Balancer) Refresh() {
 	b.handler.Changed()

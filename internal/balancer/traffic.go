@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -27,8 +26,6 @@ type traffic struct {
 	pool     *witness.Pool // nil if nothing is observed
 	variable string        // where a request keeps what it tried
 	brought  sync.Map      // what requests brought from a dynamic source: *pool.Member by dial address
-
-	retrying atomic.Int64 // requests that are under way, and of which a try has failed
 }
 
 // init joins what is known of the pool.
@@ -120,7 +117,7 @@ func (t *traffic) mayEject(u *witness.Upstream) bool {
 
 // tried returns what a request has tried, nil if no try has failed.
 func (t *traffic) tried(r *http.Request) *pool.Tried {
-	if t.retrying.Load() == 0 {
+	if !t.balancer.handler.HasRetries() {
 		return nil
 	}
 	return t.known(r.Context(), r.URL)
@@ -144,8 +141,8 @@ func (t *traffic) remember(r *http.Request) *pool.Tried {
 	}
 	fresh := &pool.Tried{URL: r.URL}
 	caddyhttp.SetVar(r.Context(), t.variable, fresh)
-	t.retrying.Add(1)
-	context.AfterFunc(r.Context(), func() { t.retrying.Add(-1) }) // servers cancel it when the request has ended
+	// servers cancel the context when the request has ended
+	context.AfterFunc(r.Context(), t.balancer.pool.BeginRetry())
 	return fresh
 }
 

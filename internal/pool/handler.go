@@ -75,8 +75,11 @@ type Handler struct {
 	// does. It may be nil.
 	OnFailOpen func(begins bool)
 
-	running atomic.Bool   // probes run, so changes are logged
-	version atomic.Uint64 // counts changes, for pools whose snapshots are made later
+	running atomic.Bool // probes run, so changes are logged
+	// retrying is how many requests are under way of which a try has failed. While there are
+	// any, every pick has to find out whether it is for one of them.
+	retrying atomic.Int64
+	version  atomic.Uint64 // counts changes, for pools whose snapshots are made later
 
 	mu      sync.Mutex    // guards awaited
 	awaited map[*Pool]int // pools for which requests wait, and how many
@@ -99,6 +102,9 @@ func (h *Handler) Changed() {
 		}
 	}
 }
+
+// HasRetries reports whether requests are under way of which a try has failed.
+func (h *Handler) HasRetries() bool { return h.retrying.Load() > 0 }
 
 // Awaited returns the pools for which requests wait.
 func (h *Handler) Awaited() map[*Pool]bool {

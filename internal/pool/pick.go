@@ -352,8 +352,8 @@ func (d *decision) report() {
 	if d.state == notSeen {
 		return
 	}
-	if fast := d.now.canBeFast && d.state == d.now.state; d.now.fast.Load() != fast {
-		d.now.fast.Store(fast)
+	if fast := d.now.canBeFast && d.state == d.now.state && !d.pool.handler.HasRetries(); d.now.fast.Load() != fast {
+		d.pool.setFast(d.now, fast)
 	}
 	if d.pool.logged.load() != d.state {
 		d.pool.logStateFor(d.Upstreams)

@@ -110,10 +110,27 @@ func (p *Pool) RefreshNow() {
 	}
 	p.making.Unlock()
 	if made.canBeFast {
-		made.fast.Store(p.Situation(made).State == made.state)
+		p.setFast(made, p.Situation(made).State == made.state)
 	}
 	p.waiters.wake()
 	p.LogState()
+}
+
+// setFast says whether the upstream of the next ticket gets the request, by the state of
+// the pool. It does not while a request may have tried it.
+func (p *Pool) setFast(s *Snapshot, fast bool) {
+	s.fast.Store(fast && !p.handler.HasRetries())
+	if fast && p.handler.HasRetries() { // one has begun just now
+		s.fast.Store(false)
+	}
+}
+
+// BeginRetry says that a try of a request has failed, until end is called. It is for a pool
+// that [Pool.Init] made, whatever pool the request is for.
+func (p *Pool) BeginRetry() (end func()) {
+	p.handler.retrying.Add(1)
+	p.Current().fast.Store(false)
+	return func() { p.handler.retrying.Add(-1) }
 }
 
 // install puts a snapshot in place of the current one, which it returns. The new one goes
