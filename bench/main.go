@@ -10,8 +10,13 @@
 //
 // It prints tables, and writes them to bench/results: as Markdown, as JSON with what each
 // round gave, and as charts, with the configs of all peers. At the end it says which
-// budgets of this project are held, missed, or undecided because of noise. With -quick, on
-// two cores, the parts take about 170, 150, 30, 15, 40, 90 and 50 seconds.
+// budgets of this project are held, missed, or undecided because of noise. Options like
+// -only faults,closed measure some parts, and -rounds 1 -duration 2s measure them shortly:
+//
+//	go -C bench run . -only faults -rounds 1 -duration 2s -results "$(mktemp -d)"
+//
+// With -quick, on two cores, the parts take about 170, 160, 90, 40, 50, 80, 80, 30, 15, 40,
+// 90 and 50 seconds.
 package main
 
 import (
@@ -88,7 +93,7 @@ func main() {
 	for _, p := range parts {
 		names = append(names, p.name)
 	}
-	quick := flag.Bool("quick", false, "measure shorter, in less than 10 minutes on two cores")
+	quick := flag.Bool("quick", false, "measure shorter, in about 15 minutes on two cores")
 	only := flag.String("only", strings.Join(names, ","), "which parts to measure")
 	duration := flag.Duration("duration", 20*time.Second, "how long each measurement lasts")
 	settle := flag.Duration("settle", 15*time.Second, "how long a checker runs before it is measured")

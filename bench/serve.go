@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -40,6 +41,7 @@ const (
 	refuses       = "refuse"         // it closes its listeners and idle connections, and ends what it has begun
 	limited       = "limited"        // it has a capacity, and answers 503 beyond it; not to probes
 	limitedProbes = "limited-probes" // to probes, too
+	narrow        = "narrow"         // hardly any connection waits to be accepted; others get no answer
 )
 
 // upstreamState says how an upstream answers, and counts its requests.
@@ -52,8 +54,9 @@ type upstreamState struct {
 	addresses []string
 	failed    chan error // of a server that cannot go on
 
-	mu      sync.Mutex // guards servers
-	servers []*http.Server
+	mu        sync.Mutex // guards the following
+	servers   []*http.Server
+	listeners []*net.TCPListener
 }
 
 // serveUpstream serves the addresses, and a control interface at a unix socket.
@@ -99,6 +102,7 @@ func (s *upstreamState) listen() error {
 		}
 		server := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
 		s.servers = append(s.servers, server)
+		s.listeners = append(s.listeners, listener.(*net.TCPListener))
 		go func() {
 			if err := server.Serve(resetting{listener, s}); !errors.Is(err, http.ErrServerClosed) {
 				s.failed <- err
@@ -115,7 +119,7 @@ func (s *upstreamState) change(mode string) error {
 	case mode == refuses:
 		s.mu.Lock()
 		servers := s.servers
-		s.servers = nil
+		s.servers, s.listeners = nil, nil
 		s.mu.Unlock()
 		for _, server := range servers {
 			if err := server.Shutdown(context.Background()); err != nil {
@@ -124,6 +128,28 @@ func (s *upstreamState) change(mode string) error {
 		}
 	case before == refuses:
 		return s.listen()
+	case mode == narrow:
+		return s.queue(0)
+	case before == narrow:
+		return s.queue(4096)
+	}
+	return nil
+}
+
+// queue changes how many connections may wait to be accepted.
+func (s *upstreamState) queue(length int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, listener := range s.listeners {
+		raw, err := listener.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var failed error
+		err = raw.Control(func(fd uintptr) { failed = syscall.Listen(int(fd), length) })
+		if err := errors.Join(err, failed); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -123,33 +123,29 @@ func getJSON(ctx context.Context, client *http.Client, url string, into any) err
 	return json.NewDecoder(response.Body).Decode(into)
 }
 
-// swallow makes its address a black hole: connections are neither accepted nor refused.
+// swallow makes its address a black hole: open connections get no answer, and new ones are
+// neither accepted nor refused.
 func (u *upstream) swallow(ctx context.Context) error {
-	u.kill()
-	address, err := net.ResolveTCPAddr("tcp4", u.addresses[0])
-	if err != nil {
-		return err
-	}
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	u.stuck = append(u.stuck, os.NewFile(uintptr(fd), "black hole"))
-	to := &syscall.SockaddrInet4{Port: address.Port, Addr: [4]byte(address.IP.To4())}
-	if err := errors.Join(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1), syscall.Bind(fd, to), syscall.Listen(fd, 0)); err != nil {
+	if err := errors.Join(u.set(ctx, narrow), u.cmd.Process.Signal(syscall.SIGSTOP)); err != nil {
 		return err
 	}
 	for { // until the queue of the socket is full
 		conn, err := (&net.Dialer{Timeout: 200 * time.Millisecond}).DialContext(ctx, "tcp", u.addresses[0])
 		if err != nil {
-			return nil
+			return ctx.Err()
 		}
 		u.stuck = append(u.stuck, conn)
 	}
 }
 
 // unswallow ends the black hole.
-func (u *upstream) unswallow() {
+func (u *upstream) unswallow(ctx context.Context) error {
+	u.leave()
+	return errors.Join(u.cmd.Process.Signal(syscall.SIGCONT), u.set(ctx, normal))
+}
+
+// leave closes the connections that make its address a black hole.
+func (u *upstream) leave() {
 	for _, c := range u.stuck {
 		_ = c.Close()
 	}
@@ -158,7 +154,7 @@ func (u *upstream) unswallow() {
 
 // close ends the upstream in any state.
 func (u *upstream) close() {
-	u.unswallow()
+	u.leave()
 	_ = u.cmd.Process.Signal(syscall.SIGCONT)
 	u.kill()
 }
