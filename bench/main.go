@@ -15,7 +15,7 @@
 //
 //	go -C bench run . -only faults -rounds 1 -duration 2s -results "$(mktemp -d)"
 //
-// With -quick, on two cores, the parts take about 170, 160, 90, 40, 50, 80, 80, 30, 15, 40,
+// With -quick, on two cores, the parts take about 170, 160, 90, 85, 80, 70, 80, 30, 15, 40,
 // 90 and 50 seconds.
 package main
 
