@@ -9,14 +9,12 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
-	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/selector"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 )
-
-func init() { httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption) }
 
 // UnmarshalCaddyfile sets up the policy from Caddyfile tokens. Syntax:
 //
@@ -42,6 +40,15 @@ func init() { httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption) }
 //		slow_start <window> [<floor>]
 //		fail_open  none_up|<percent>|off
 //		hold       <duration>|off
+//		retries    <n>|off
+//		observe    off | {
+//			status <codes...>|off
+//			stall  auto|<duration>|off
+//		}
+//		eject      off | <n> {
+//			for   <base> [<longest>]
+//			share <percent>
+//		}
 //		select     <policy> [<args...>] {
 //			...
 //		}
@@ -110,6 +117,12 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 		hold, err := limits.ParseHold(text)
 		s.Hold = (*caddy.Duration)(&hold)
 		return grammar.At(d, err)
+	case "retries":
+		return s.parseRetries(d)
+	case "observe":
+		return s.parseObserve(d)
+	case "eject":
+		return s.parseEject(d)
 	case "select":
 		return s.parseSelect(d)
 	default:
@@ -145,7 +158,7 @@ func (s *Selection) parseBackups(d *caddyfile.Dispenser) error {
 		if slices.Contains(s.Backups, name) {
 			return d.WrapErr(grammar.GivenTwice("backup " + name))
 		}
-		if err := noteName(&s.backupNames, name); err != nil {
+		if err := s.backupNames.Note(name); err != nil {
 			return d.Errf("backup: %v", err)
 		}
 		s.Backups = append(s.Backups, name)
@@ -159,17 +172,17 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 		return d.Err("select takes a selection policy, like least_conn")
 	}
 	policy := d.Val()
-	if !canSelect(policy) {
-		return d.WrapErr(errCannotSelect(policy))
+	if !selector.Can(policy) {
+		return d.WrapErr(selector.ErrCannot(policy))
 	}
 	block := d.NewFromNextSegment()
 	block.Next()
-	selector, err := caddyfile.UnmarshalModule(block, "http.reverse_proxy.selection_policies."+policy)
+	inner, err := caddyfile.UnmarshalModule(block, "http.reverse_proxy.selection_policies."+policy)
 	if err != nil {
 		return err
 	}
-	s.SelectRaw = caddyconfig.JSONModuleObject(selector, "policy", policy, nil)
-	if countsPositions(s.SelectRaw) {
+	s.SelectRaw = caddyconfig.JSONModuleObject(inner, "policy", policy, nil)
+	if selector.CountsPositions(s.SelectRaw) {
 		return errFallback(block)
 	}
 	return nil
@@ -179,11 +192,11 @@ func (s *Selection) parseSelect(d *caddyfile.Dispenser) error {
 // of the policy that has it.
 func errFallback(d *caddyfile.Dispenser) error {
 	for d.Reset(); d.Next(); {
-		if d.Val() == "fallback" && d.NextArg() && d.Val() == positional {
+		if d.Val() == "fallback" && d.NextArg() && d.Val() == selector.Positional {
 			break
 		}
 	}
-	return d.Errf("select: %v", errPositional)
+	return d.Errf("select: %v", selector.ErrPositional)
 }
 
 // parseWeight reads the option that d is at: an upstream and its weight.
@@ -199,29 +212,13 @@ func (s *Selection) parseWeight(d *caddyfile.Dispenser) error {
 	if _, given := s.Weights[name]; given {
 		return d.WrapErr(grammar.GivenTwice("the weight of " + name))
 	}
-	if err := noteName(&s.weightNames, name); err != nil {
+	if err := s.weightNames.Note(name); err != nil {
 		return d.Errf("weight: %v", err)
 	}
 	if s.Weights == nil {
 		s.Weights = make(map[string]Weight)
 	}
 	s.Weights[name] = weight
-	return nil
-}
-
-// noteName notes that an option names an upstream, and reports an error if that is no
-// address, or if the option has named the same upstream in another way. What
-// placeholders stand for is known when the config is loaded.
-func noteName(named *dialNames, name string) error {
-	dials, err := dialAddresses(name)
-	if err != nil {
-		return fmt.Errorf("%s: %v", name, err)
-	}
-	for _, dial := range dials {
-		if err := named.add(dial, name); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
@@ -248,48 +245,3 @@ func (c *SlowStart) parse(d *caddyfile.Dispenser) error {
 
 // Interface guard
 var _ caddyfile.Unmarshaler = (*Selection)(nil)
-
-// parseGlobalOption reads the global option of the app. Syntax:
-//
-//	alive {
-//		fleet         <name>
-//		sync_interval <duration>
-//	}
-func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
-	d.Next() // consume the option's name
-	if existing != nil {
-		return nil, d.WrapErr(grammar.OptionTwice(d.Val()))
-	}
-	if d.NextArg() {
-		return nil, d.Err("alive takes a block with fleet and sync_interval")
-	}
-	app := new(App)
-	if err := grammar.ReadBlock(d, func(option string) error { return app.unmarshalOption(d, option) }, nil); err != nil {
-		return nil, err
-	}
-	if app.SyncInterval != 0 && app.Fleet == "" {
-		return nil, d.WrapErr(errNoFleet)
-	}
-	return httpcaddyfile.App{Name: "alive", Value: caddyconfig.JSON(app, nil)}, nil
-}
-
-// unmarshalOption reads the option that d is at.
-func (a *App) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
-	switch option {
-	case "fleet":
-		if a.Fleet, err = parseArg(d, "the name of a fleet, like shops"); err != nil {
-			return err
-		}
-		return grammar.At(d, limits.Fleet(a.Fleet))
-	case "sync_interval":
-		text, err := parseArg(d, "a duration, like 2s")
-		if err != nil {
-			return err
-		}
-		interval, err := limits.ParseSyncInterval(text)
-		a.SyncInterval = caddy.Duration(interval)
-		return grammar.At(d, err)
-	default:
-		return d.Err(suggest.InGlobal(option))
-	}
-}

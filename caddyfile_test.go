@@ -4,6 +4,7 @@ package alive
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"reflect"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
+	"github.com/caddy-alive/caddy-alive/internal/selector"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/probe"
@@ -103,6 +105,21 @@ var policies = []struct{ name, input, want string }{
 		"placeholders of upstreams and weights", "alive {\nweight {env.APP} 3\nweight app2:80 {env.W}\nbackup {env.SPARE}:80\n}",
 		`{"weights":{"app2:80":"{env.W}","{env.APP}":3},"backups":["{env.SPARE}:80"]}`,
 	},
+	{"retries", "alive {\nretries 3\n}", `{"retries":3}`},
+	{"retries off", "alive {\nretries off\n}", `{"retries":-1}`},
+	{"observe off", "alive {\nobserve off\n}", `{"observe":{"off":true}}`},
+	{"observe off, empty block", "alive {\nobserve off {\n}\n}", `{"observe":{"off":true}}`},
+	{
+		"observe and eject", "alive {\nobserve {\nstatus 502 5xx 500-599 {env.STATUS}\nstall 500ms\n}\neject 3 {\nfor 1m 1h\nshare 50.5%\n}\n}",
+		`{"observe":{"status":["502","5xx","500-599","{env.STATUS}"],"stall":"500ms"},"eject":{"after":3,"for":60000000000,"longest":3600000000000,"share":"50.5%"}}`,
+	},
+	{"eject beside statuses that are off", "alive {\neject 5\nobserve {\nstall off\nstatus off\n}\n}", `{"observe":{"status":["off"],"stall":"off"},"eject":{"after":5}}`},
+	{"what is off twice", "alive {\nobserve off\neject off\n}", `{"observe":{"off":true},"eject":{"after":-1}}`},
+	{
+		"limits of observe and eject", "alive {\nretries 100\nobserve {\nstall 10ms\n}\neject 1000 {\nfor 1d\nshare 100%\n}\n}",
+		`{"retries":100,"observe":{"stall":"10ms"},"eject":{"after":1000,"for":86400000000000,"share":"100%"}}`,
+	},
+	{"stall auto", "alive {\nobserve {\nstall auto\n}\neject 1 {\nfor 10ms 10ms\n}\n}", `{"observe":{"stall":"auto"},"eject":{"after":1,"for":10000000,"longest":10000000}}`},
 	{"a weight with a sign", "alive {\nweight app1:80 +3\n}", `{"weights":{"app1:80":3}}`},
 	{
 		"names of checks", "alive {\ncheck tcp {\nname \"all ports\"\n}\ncheck tcp {\nport 81\nname other\nfails 1\n}\n}",
@@ -231,6 +248,7 @@ func TestCaddyfile_IsReadAfterSnippetsAndEnvironment(t *testing.T) {
 			`{"probe":{"kind":"http","method":"HEAD","uri":"/b"},"timeout":2000000000}],"policy":"alive"}`},
 		{"imported options", "lb_policy alive {\ncheck http /a {\nimport header one\ntimeout 1s\nimport header two\n}\n}", `{"checks":[` +
 			`{"probe":{"header":{"X-Token":["one","two"]},"kind":"http","uri":"/a"},"timeout":1000000000}],"policy":"alive"}`},
+		{"what the traffic says", "lb_policy alive {\nretries {$ALIVE_TEST_UNSET:off}\nobserve {\nstatus 502\nstall auto\n}\neject 3 {\nshare 10%\n}\n}", `{"eject":{"after":3,"share":"10%"},"observe":{"stall":"auto","status":["502"]},"policy":"alive","retries":-1}`},
 		{"name", "lb_policy alive {\nname shop\n}", `{"name":"shop","policy":"alive"}`},
 		{"environment", "lb_policy alive {$ALIVE_TEST_URI} {\nhold {$ALIVE_TEST_UNSET:3s}\n}", `{"checks":[{"probe":{"kind":"http","uri":"/from-env"}}],"hold":3000000000,"policy":"alive"}`},
 		{"placeholder", "lb_policy alive /{env.ALIVE_TEST_URI}", `{"checks":[{"probe":{"kind":"http","uri":"/{env.ALIVE_TEST_URI}"}}],"policy":"alive"}`},
@@ -257,7 +275,7 @@ func TestCaddyfile_IsReadAfterSnippetsAndEnvironment(t *testing.T) {
 // it is: `Testfile:2` is the first line of the block.
 func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	const (
-		ofAlive  = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
+		ofAlive  = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold, retries, observe, eject and select"
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
 		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
 		ofEvery  = "besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), "
@@ -410,16 +428,74 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	for _, bad := range []string{"50", "101%", "-1%", "on", "none", ""} {
 		inPolicy("fail_open `"+bad+"`", "fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s', at Testfile:2", bad)
 	}
+	// What the traffic says.
+	const (
+		retries = "off, or one whole number from 1 to 100, like 2"
+		eject   = "off, or one whole number from 1 to 1000, like 5"
+		observe = "observe takes off, or a block with status and stall"
+		status  = "observe: status must be off alone, or a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s', at Testfile:%d"
+		stall   = "auto, off or a duration from 10ms to 24h0m0s, like 500ms"
+		both    = "eject cannot be combined with observe off: what happens to requests ejects, and then nothing of it counts; observe { status off } leaves failed connections and requests without an answer, at Testfile:%d"
+	)
+	inPolicy("retries", args, "retries", retries, 2)
+	inPolicy("retries 1 2", args, "retries", retries, 2)
+	inPolicy("retries 1\nretries off", twice, "retries", 3)
+	for _, bad := range []string{"0", "-1", "101", "1.5", "on", "{env.N}", ""} {
+		inPolicy("retries `"+bad+"`", "retries must be off or a whole number from 1 to 100, like 2; got '%s', at Testfile:2", bad)
+	}
+	inPolicy("observe", observe+", at Testfile:2")
+	inPolicy("hold 1s\nobserve {\n}", observe+", at Testfile:3")
+	inPolicy("observe on", observe+"; got 'on', at Testfile:2")
+	inPolicy("observe off 502", observe+"; got '502', at Testfile:2")
+	inPolicy("observe off {\nstall off\n}", "observe off has no options, at Testfile:3")
+	inPolicy("observe off\nobserve {\nstall off\n}", twice, "observe", 3)
+	inPolicy("observe {\nstatus 502\nstatus 504\n}", twice, "status", 4)
+	inPolicy("observe {\nstall off\nstall off\n}", twice, "stall", 4)
+	inPolicy("observe {\nstatus\n}", "status takes off, or codes, classes and ranges, like 502 5xx 500-599, at Testfile:3")
+	for _, bad := range []string{"on", "199", "600", "1xx", "500-499", "50", "502,504", "off"} {
+		inPolicy("observe {\nstatus 502 "+bad+"\n}", status, bad, 3)
+	}
+	inPolicy("observe {\nstatus ``\n}", status, "", 3)
+	inPolicy("observe {\nstall\n}", args, "stall", stall, 3)
+	inPolicy("observe {\nstall 1s 2s\n}", args, "stall", stall, 3)
+	for _, bad := range []string{"0", "9ms", "25h", "-1s", "soon", "500", "{env.T}", ""} {
+		inPolicy("observe {\nstall `"+bad+"`\n}", "observe: stall must be "+stall+"; got '%s', at Testfile:3", bad)
+	}
+	inPolicy("observe {\nstatus 502 {\nx\n}\n}", "unrecognized option '{': observe has status and stall, at Testfile:3")
+	inPolicy("eject", args, "eject", eject, 2)
+	inPolicy("eject {\nfor 1s\n}", args, "eject", eject, 2)
+	inPolicy("eject 1 2", args, "eject", eject, 2)
+	inPolicy("eject 1\neject off", twice, "eject", 3)
+	inPolicy("eject off {\nfor 1s\n}", "eject off has no options, at Testfile:3")
+	for _, bad := range []string{"0", "-1", "1001", "1.5", "never", "{env.N}", ""} {
+		inPolicy("eject `"+bad+"`", "eject must be off or a whole number from 1 to 1000, like 5; got '%s', at Testfile:2", bad)
+	}
+	for _, line := range []string{"for", "for 1s 2s 3s"} {
+		inPolicy("eject 5 {\n"+line+"\n}", "for takes a duration and perhaps the longest one, like for 30s 5m, at Testfile:3")
+	}
+	for _, bad := range []string{"0", "9ms", "25h", "-1s", "soon", ""} {
+		inPolicy("eject 5 {\nfor `"+bad+"`\n}", "eject: for must be a duration from 10ms to 24h0m0s, like 30s; got '%s', at Testfile:3", bad)
+		inPolicy("eject 5 {\nfor 10ms `"+bad+"`\n}", "eject: longest must be a duration from 10ms to 24h0m0s, like 5m; got '%s', at Testfile:3", bad)
+	}
+	inPolicy("eject 5 {\nfor 1m 30s\n}", "eject: for (1m0s) must not be longer than longest (30s), at Testfile:3")
+	inPolicy("eject 5 {\nfor 1s\nfor 1s\n}", twice, "for", 4)
+	inPolicy("eject 5 {\nshare 1% 2%\n}", args, "share", "a percentage above 0% and up to 100%, like 30%", 3)
+	for _, bad := range []string{"30", "0%", "101%", "-1%", "NaN%", "", "half"} {
+		inPolicy("eject 5 {\nshare `"+bad+"`\n}", "eject: share must be a percentage above 0%% and up to 100%%, like 30%%; got '%s'; eject off ejects none, at Testfile:3", bad)
+	}
+	inPolicy("observe off\nhold 1s\neject 5 {\nfor 1s\n}", both, 4)
+	inPolicy("eject 5\nobserve off", both, 3)
+
 	inPolicy("select", "select takes a selection policy, like least_conn, at Testfile:2")
 	inPolicy("select first\nselect first", twice, "select", 3)
 	for _, bad := range []string{"alive", "weighted_round_robin", "nosuch", ""} {
-		inPolicy("select `"+bad+"` 1", "%s, at Testfile:2", errCannotSelect(bad))
+		inPolicy("select `"+bad+"` 1", "%s, at Testfile:2", selector.ErrCannot(bad))
 	}
 	inPolicy("select random_choose", "wrong argument count or unexpected line ending after 'random_choose', at Testfile:2")
 	inPolicy("select random_choose two", "invalid choice value 'two': strconv.Atoi: parsing \"two\": invalid syntax, at Testfile:2")
 
-	inPolicy("select cookie weighted_round_robin {\nfallback weighted_round_robin 1 2\n}", "select: %s, at Testfile:3", errPositional)
-	inPolicy("select query a {\nfallback header b {\nfallback cookie {\nfallback weighted_round_robin 1 2\n}\n}\n}", "select: %s, at Testfile:5", errPositional)
+	inPolicy("select cookie weighted_round_robin {\nfallback weighted_round_robin 1 2\n}", "select: %s, at Testfile:3", selector.ErrPositional)
+	inPolicy("select query a {\nfallback header b {\nfallback cookie {\nfallback weighted_round_robin 1 2\n}\n}\n}", "select: %s, at Testfile:5", selector.ErrPositional)
 
 	// What contradicts each other is reported where the block begins.
 	inCheck("tcp", "fast_interval 6s", "fast_interval (6s) must not be longer than interval (5s), at Testfile:2")
@@ -474,6 +550,10 @@ func FuzzCaddyfile(f *testing.F) {
 		}
 		if got := encode(t, after); got != want {
 			t.Errorf("JSON:\n got %s\nwant %s", got, want)
+		}
+		_, err = resolveRetries(after.Retries)
+		if _, invalid := resolveWitness(after.Observe, after.Eject); errors.Join(err, invalid) != nil && (after.Observe == nil || !redact.HasPlaceholder(strings.Join(after.Observe.Status, ""))) {
+			t.Errorf("accepted by the parser, but not by Provision: %v", errors.Join(err, invalid))
 		}
 		for name, weight := range after.Weights {
 			if _, err := weight.resolve(); err != nil && !redact.HasPlaceholder(string(weight)) {
@@ -547,7 +627,7 @@ func TestGlobalOption_IsTheApp(t *testing.T) {
 
 // A mistake in the Caddyfile is answered with its place, and with what to write.
 func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
-	const ofAlive = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold and select"
+	const ofAlive = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold, retries, observe, eject and select"
 	kinds := knownKinds()
 	for _, test := range []struct{ input, want string }{
 		// a name that is close to a known one
@@ -556,7 +636,7 @@ func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 		{"alive {\nbackups app1\n}", "unrecognized option 'backups': " + ofAlive + "; did you mean 'backup'?, at Testfile:2"},
 		{"alive {\ncheck htp /a\n}", "unknown kind of check 'htp'; this build has " + kinds + "; did you mean 'http'?, at Testfile:2"},
 		{"alive {\ncheck HTTP /a\n}", "unknown kind of check 'HTTP'; this build has " + kinds + "; did you mean 'http'?, at Testfile:2"},
-		{"alive {\nselect least-con\n}", "select takes one of the selection policies " + strings.Join(selectable(), ", ") + "; got 'least-con'; did you mean 'least_conn'?, at Testfile:2"},
+		{"alive {\nselect least-con\n}", "select takes one of the selection policies " + strings.Join(selector.Known(), ", ") + "; got 'least-con'; did you mean 'least_conn'?, at Testfile:2"},
 
 		// options of a check in the block of the policy
 		{"alive /healthz {\ninterval 2s\n}", "'interval' is an option of a check; in place of the URI after lb_policy alive, write check http /healthz { interval 2s }, at Testfile:2"},
@@ -572,6 +652,16 @@ func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 		// options of the policy in the block of a check
 		{"alive {\ncheck tcp {\ntimeout 1s\nhold 1s\n}\n}", "'hold' is an option of lb_policy alive; write it beside the check, not in its block, at Testfile:4"},
 		{"alive {\ncheck http /a {\nmethod GET\nweight app1 3\n}\n}", "'weight' is an option of lb_policy alive; write it beside the check, not in its block, at Testfile:4"},
+
+		// options of observe and eject elsewhere, and others there
+		{"alive {\nstall 1s\n}", "'stall' is an option of observe; write it in its block: observe { stall }, at Testfile:2"},
+		{"alive {\nshare 30%\n}", "'share' is an option of eject; write it in its block: eject 5 { share }, at Testfile:2"},
+		{"alive {\nretires 3\n}", "unrecognized option 'retires': " + ofAlive + "; did you mean 'retries'?, at Testfile:2"},
+		{"alive {\nobserve {\nstatsu 502\n}\n}", "unrecognized option 'statsu': observe has status and stall; did you mean 'status'?, at Testfile:3"},
+		{"alive {\neject 5 {\nlongest 5m\n}\n}", "unrecognized option 'longest': eject has for and share, at Testfile:3"},
+		{"alive {\nobserve {\neject 5\n}\n}", "'eject' is an option of lb_policy alive; write it beside observe, not in its block, at Testfile:3"},
+		{"alive {\neject 5 {\nfail_duration 1s\n}\n}", "'fail_duration' is an option of reverse_proxy; write it beside lb_policy, outside of the block of eject, at Testfile:3"},
+		{"alive {\ncheck tcp {\nretries 2\n}\n}", "'retries' is an option of lb_policy alive; write it beside the check, not in its block, at Testfile:3"},
 
 		// what reverse_proxy has
 		{"alive {\nlb_retries 2\n}", "'lb_retries' is an option of reverse_proxy; write it beside lb_policy, outside of the block of lb_policy alive, at Testfile:2"},

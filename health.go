@@ -21,6 +21,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
+	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -238,7 +239,7 @@ func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
 func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
 	addr, err := caddy.ParseNetworkAddress(text)
 	tcp := addr.Network == "tcp" || addr.Network == "tcp4" || addr.Network == "tcp6"
-	if err != nil || checkSpaces(text) != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
+	if err != nil || upstreamname.CheckSpaces(text) != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
 		return addr, errProbeAddress(text)
 	}
 	return addr, nil

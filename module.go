@@ -13,9 +13,9 @@
 // An upstream is up while it answers GET requests of /healthz with a 2xx status; without
 // the URI, while it accepts connections. The options are those of [Selection] and
 // [HealthCheck]; docs/options.md shows them as a Caddyfile has them. Kinds of checks are
-// modules of the package probe. Further modules are [Status], a page, [Admin], a part of
-// Caddy's admin API, and the [App], with the global option alive. The command caddy
-// alive, metrics and events are registered, too.
+// modules of the package probe. Further modules are the handler alive_status, a page,
+// [Admin], a part of Caddy's admin API, and the [App], with the global option alive. The
+// command caddy alive, metrics and events are registered, too.
 //
 // This package has the configuration. What runs is in internal/; docs/architecture.md
 // shows how it works together.
@@ -27,12 +27,18 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
+	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	_ "github.com/caddy-alive/caddy-alive/internal/statuspage" // the handler alive_status
+	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 	_ "github.com/caddy-alive/caddy-alive/probe" // the kinds of checks
@@ -41,6 +47,7 @@ import (
 func init() {
 	caddy.RegisterModule(new(App))
 	caddy.RegisterModule(telemetry.OriginModule(new(App).CaddyModule()))
+	httpcaddyfile.RegisterGlobalOption("alive", parseGlobalOption)
 }
 
 // App runs the health checks of all `alive` selection policies of a config. It
@@ -172,6 +179,51 @@ func (a *App) Cleanup() error {
 		a.unsubscribe()
 	}
 	return settings.Close(a.scope)
+}
+
+// parseGlobalOption reads the global option of the app. Syntax:
+//
+//	alive {
+//		fleet         <name>
+//		sync_interval <duration>
+//	}
+func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
+	d.Next() // consume the option's name
+	if existing != nil {
+		return nil, d.WrapErr(grammar.OptionTwice(d.Val()))
+	}
+	if d.NextArg() {
+		return nil, d.Err("alive takes a block with fleet and sync_interval")
+	}
+	app := new(App)
+	if err := grammar.ReadBlock(d, func(option string) error { return app.unmarshalOption(d, option) }, nil); err != nil {
+		return nil, err
+	}
+	if app.SyncInterval != 0 && app.Fleet == "" {
+		return nil, d.WrapErr(errNoFleet)
+	}
+	return httpcaddyfile.App{Name: "alive", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// unmarshalOption reads the option that d is at.
+func (a *App) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
+	switch option {
+	case "fleet":
+		if a.Fleet, err = parseArg(d, "the name of a fleet, like shops"); err != nil {
+			return err
+		}
+		return grammar.At(d, limits.Fleet(a.Fleet))
+	case "sync_interval":
+		text, err := parseArg(d, "a duration, like 2s")
+		if err != nil {
+			return err
+		}
+		interval, err := limits.ParseSyncInterval(text)
+		a.SyncInterval = caddy.Duration(interval)
+		return grammar.At(d, err)
+	default:
+		return d.Err(suggest.InGlobal(option))
+	}
 }
 
 // Interface guards

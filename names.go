@@ -4,25 +4,27 @@ package alive
 
 import (
 	"bytes"
+	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
-	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/poolname"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
-	"github.com/caddy-alive/caddy-alive/internal/view"
+	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // identify returns the kind of a probe, and its JSON in one form for all ways
@@ -71,61 +73,6 @@ func probeKinds() []string {
 // knownKinds lists the kinds of check that this build has.
 func knownKinds() string { return strings.Join(probeKinds(), ", ") }
 
-// canSelect reports whether a policy can pick among the upstreams alive.
-func canSelect(policy string) bool { return slices.Contains(selectable(), policy) }
-
-// errCannotSelect is the error for a policy that cannot.
-func errCannotSelect(policy string) error {
-	return fmt.Errorf("select takes one of the selection policies %s; got '%s'%s", strings.Join(selectable(), ", "), policy, suggest.DidYouMean(policy, selectable()))
-}
-
-// countsPositions reports whether any policy in the JSON of another one, such as its
-// fallback, counts the positions of a pool. Those would be other upstreams whenever one
-// goes down.
-func countsPositions(policy json.RawMessage) bool {
-	var value any
-	if err := json.Unmarshal(policy, &value); err != nil {
-		return false // which never loads
-	}
-	return nests(value)
-}
-
-func nests(value any) bool {
-	switch value := value.(type) {
-	case map[string]any:
-		if value["policy"] == positional {
-			return true
-		}
-		for _, v := range value {
-			if nests(v) {
-				return true
-			}
-		}
-	case []any:
-		return slices.ContainsFunc(value, nests)
-	}
-	return false
-}
-
-// positional is the policy that counts the positions of a pool.
-const positional = "weighted_round_robin"
-
-// errPositional is the error for a policy that uses it.
-var errPositional = errors.New(positional + " cannot be a fallback either: it counts the positions of the whole pool, and gets those alive only; weights are an option of lb_policy alive, without select")
-
-// selectable lists the policies that can pick among the upstreams alive: all
-// but this one, and weighted_round_robin, which counts the positions of a pool.
-func selectable() []string {
-	var names []string
-	for _, info := range caddy.GetModules("http.reverse_proxy.selection_policies") {
-		if name := info.ID.Name(); name != "alive" && name != positional {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
 // Weight is a share of the requests, in proportion to the weights of the other
 // upstreams: a whole number from 0 to 256, or a text with global placeholders, such
 // as `{env.WEIGHT}`, that stand for one when the config is loaded.
@@ -169,6 +116,20 @@ func (w Weight) resolve() (int, error) {
 	return number, nil
 }
 
+// resolveWeights returns the numbers, by the names that the config gives, or what is wrong
+// with one.
+func resolveWeights(configured map[string]Weight) (map[string]int, error) {
+	numbers := make(map[string]int, len(configured))
+	for _, name := range slices.Sorted(maps.Keys(configured)) {
+		number, err := configured[name].resolve()
+		if err != nil {
+			return nil, fmt.Errorf("%s: %v", name, err)
+		}
+		numbers[name] = number
+	}
+	return numbers, nil
+}
+
 // weightFromText reads a weight of a Caddyfile.
 func weightFromText(text string) (Weight, error) {
 	if redact.HasPlaceholder(text) {
@@ -181,196 +142,122 @@ func weightFromText(text string) (Weight, error) {
 	return Weight(strconv.Itoa(number)), nil
 }
 
-// dialNames are the names by which an option means upstreams, by dial address.
-type dialNames map[string]string
+// SlowStart is how upstreams that come back, or that join others, get requests little
+// by little. The weight of such an upstream grows evenly from the floor to its full
+// size, as long as another upstream of its group (primaries, or backups) serves and has
+// finished its own slow start. A pool whose upstreams start together has none.
+type SlowStart struct {
+	// How long it takes to the full weight, from `10ms` to `24h`. Required.
+	Window caddy.Duration `json:"window,omitempty"`
 
-// add records that an option means an upstream by a name, and returns an error if it
-// means the same one by another name, too.
-func (n *dialNames) add(dial, name string) error {
-	if other, given := (*n)[dial]; given && other != name {
-		return fmt.Errorf("%s and %s are the same upstream", other, name)
-	}
-	if *n == nil {
-		*n = make(dialNames)
-	}
-	(*n)[dial] = name
-	return nil
+	// The share of the weight that it begins with, rounded up to a multiple of
+	// 5 %, and 5 % at least. Default: `10%`.
+	Floor string `json:"floor,omitempty"`
 }
 
-// listedUpstreams are those that the config lists: dial address to address as operators see it.
-type listedUpstreams struct {
-	proxy     *reverseproxy.Handler
-	addresses map[string]string
-}
+// defaultFloor is where a slow start begins, as a share of the weight.
+const defaultFloor = 0.1
 
-// listUpstreams returns those of a handler.
-func listUpstreams(h *reverseproxy.Handler) (listedUpstreams, error) {
-	listed := listedUpstreams{h, make(map[string]string)}
-	for _, u := range h.Upstreams {
-		address := monitor.DisplayAddress(u.Dial)
-		if err := checkSpaces(address); err != nil {
-			return listed, fmt.Errorf("upstream %s: %v", u.Dial, err)
-		}
-		listed.addresses[u.Dial] = address
+// resolve returns the window and the floor, or what is wrong with them.
+func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
+	window, floor = time.Duration(c.Window), defaultFloor
+	if err := limits.RampWindow(window); err != nil {
+		return 0, 0, err
 	}
-	return listed, nil
-}
-
-// weights returns the weights that are configured, by dial address.
-func (l listedUpstreams) weights(configured map[string]Weight) (map[string]int, error) {
-	var names dialNames
-	weights := make(map[string]int)
-	for _, name := range slices.Sorted(maps.Keys(configured)) {
-		dials, err := l.resolveName(name)
+	if c.Floor != "" {
+		percent, err := limits.Percent("slow_start: floor", c.Floor)
 		if err != nil {
-			return nil, err
+			return 0, 0, err
 		}
-		weight, err := configured[name].resolve()
-		if err != nil {
-			return nil, fmt.Errorf("%s: %v", name, err)
-		}
-		for _, dial := range dials {
-			if err := names.add(dial, name); err != nil {
-				return nil, err
-			}
-			weights[dial] = weight
-		}
+		floor = percent / 100
 	}
-	if l.isAllListed(func(dial string) bool { weight, given := weights[dial]; return given && weight == 0 }) {
-		return nil, errors.New("every upstream has the weight 0, so none would ever get a request; give at least one a weight above 0")
-	}
-	return weights, nil
+	return window, floor, nil
 }
 
-// backups returns the upstreams that are configured as backups, by dial address.
-func (l listedUpstreams) backups(configured []string) (map[string]bool, error) {
-	var names dialNames
-	backups := make(map[string]bool)
-	for _, name := range configured {
-		dials, err := l.resolveName(name)
-		if err != nil {
-			return nil, err
-		}
-		for _, dial := range dials {
-			if err := names.add(dial, name); err != nil {
-				return nil, err
-			}
-			backups[dial] = true
-		}
+// resolveFailOpen reads when health is ignored. Nothing is none_up.
+func resolveFailOpen(text string) (pool.FailOpen, error) {
+	f := pool.FailOpen{Never: text == "off", Text: text}
+	if text == "" {
+		return f, nil
 	}
-	if len(configured) > 0 && l.isAllListed(func(dial string) bool { return backups[dial] }) {
-		return nil, errors.New("every upstream is a backup; at least one must be a primary")
-	}
-	return backups, nil
+	var err error
+	f.Percent, err = limits.FailOpen(text)
+	return f, err
 }
 
-// isAllListed reports whether there are only listed upstreams, and something is true of
-// each.
-func (l listedUpstreams) isAllListed(is func(dial string) bool) bool {
-	if len(l.addresses) == 0 || l.proxy.DynamicUpstreamsRaw != nil {
-		return false
+// readPool reads what decides about the name of a pool from a config.
+func readPool(policy, handler []byte) (poolname.Pool, error) {
+	s, h := new(Selection), new(reverseproxy.Handler)
+	if err := errors.Join(json.Unmarshal(policy, s), json.Unmarshal(handler, h)); err != nil {
+		return poolname.Pool{}, err
 	}
-	for dial := range l.addresses {
-		if !is(dial) {
-			return false
-		}
-	}
-	return true
+	return identifyPool(s, h), nil
 }
 
-// resolveName returns the dial addresses that an option means by a name: what stands in
-// the list, another way to write it, or what its placeholders stand for.
-func (l listedUpstreams) resolveName(name string) ([]string, error) {
-	if len(l.addresses) == 0 {
-		return nil, fmt.Errorf("%s: weight and backup can name only upstreams in the list of reverse_proxy, which is empty", name)
+// identifyPool returns what decides about the name of the pool of a policy. Its key has
+// all that is configured about which upstreams get requests. Nothing must be provisioned
+// yet.
+func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
+	type check struct {
+		Probe    string
+		Settings any
+		Where    []any
 	}
-	dials, err := l.matching(name)
-	if resolved := monitor.DisplayAddress(name); len(dials) == 0 && err == nil && resolved != name {
-		if resolved == "" {
-			return nil, fmt.Errorf("%s: its placeholders are empty", name)
+	different := struct {
+		Checks   []string
+		Weights  map[string]string
+		Backups  []string
+		FailOpen string
+		Select   any
+		Source   any
+		Limits   []int
+		Witness  witness.Settings
+		Health   *reverseproxy.HealthChecks
+		Breaker  any
+	}{
+		FailOpen: cmp.Or(s.FailOpen, "none_up"),
+		Select:   poolname.Decode(s.SelectRaw),
+		Source:   poolname.Decode(h.DynamicUpstreamsRaw),
+		Health:   h.HealthChecks,
+		Breaker:  poolname.Decode(h.CBRaw),
+		Weights:  make(map[string]string),
+	}
+	checks := s.Checks
+	if len(checks) == 0 {
+		checks = []*HealthCheck{defaultCheck()}
+	}
+	for _, c := range checks {
+		if c == nil {
+			continue // an error, as soon as it is provisioned
 		}
-		dials, err = l.matching(resolved)
+		_, probe, _ := identify(c.ProbeRaw)
+		settings, _ := c.resolve()
+		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection}})
+		different.Checks = append(different.Checks, string(encoded))
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %v", name, err)
-	}
-	if len(dials) == 0 {
-		known := make([]string, 0, len(l.proxy.Upstreams))
-		for _, u := range l.proxy.Upstreams {
-			known = append(known, u.Dial)
+	slices.Sort(different.Checks)
+	for name, weight := range s.Weights {
+		share := string(weight)
+		if number, err := weight.resolve(); err == nil {
+			share = fmt.Sprint(number)
 		}
-		return nil, fmt.Errorf("%s is not one of the upstreams, which are %s%s", name, strings.Join(view.Few(known), ", "), suggest.DidYouMean(name, known))
-	}
-	return dials, nil
-}
-
-// matching returns the dial addresses that a name means: all of a range of ports, or none.
-func (l listedUpstreams) matching(name string) ([]string, error) {
-	meant, err := dialAddresses(name)
-	if err != nil {
-		return nil, err
-	}
-	var dials []string
-	for _, dial := range meant {
-		if _, listed := l.addresses[dial]; listed {
-			dials = append(dials, dial)
-			continue
-		}
-		found := false
-		for _, listed := range slices.Sorted(maps.Keys(l.addresses)) {
-			// an address without a port is not the one with Caddy's default
-			if address := l.addresses[listed]; address == dial || address == name {
-				dials, found = append(dials, listed), true
+		for _, address := range upstreamname.Addresses(name) {
+			if share != "1" {
+				different.Weights[address] = share
 			}
 		}
-		if !found {
-			return nil, nil
-		}
 	}
-	return dials, nil
-}
-
-// dialAddresses returns what Caddy makes of an upstream as the reverse_proxy directive
-// names it: app1 is app1:80, https://app1 is app1:443, and a range of ports is all of
-// them. Caddy's own parser says so.
-func dialAddresses(name string) ([]string, error) {
-	var h reverseproxy.Handler
-	tokens := []caddyfile.Token{{Text: "reverse_proxy", Line: 1}, {Text: name, Line: 1}}
-	if err := h.UnmarshalCaddyfile(caddyfile.NewDispenser(tokens)); err != nil || name == "" {
-		return nil, errors.New("not an address that reverse_proxy accepts")
+	for _, name := range s.Backups {
+		different.Backups = append(different.Backups, upstreamname.Addresses(name)...)
 	}
+	slices.Sort(different.Backups)
+	different.Backups = slices.Compact(different.Backups)
 	dials := make([]string, 0, len(h.Upstreams))
 	for _, u := range h.Upstreams {
-		if err := checkSpaces(u.Dial); err != nil {
-			return nil, err
-		}
 		dials = append(dials, u.Dial)
+		different.Limits = append(different.Limits, u.MaxRequests)
 	}
-	return dials, nil
-}
-
-// placeholder is what can stand for a part of an address.
-var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
-
-// checkSpaces rejects an address with spaces, which no connection can be made to, unless
-// they are part of the path of a unix socket.
-func checkSpaces(address string) error {
-	network, _, _, err := caddy.SplitNetworkAddress(address)
-	if err == nil && caddy.IsUnixNetwork(network) {
-		return nil
-	}
-	outside := placeholder.ReplaceAllString(address, "")
-	if strings.ContainsFunc(outside, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
-		return errors.New("an address must not contain spaces")
-	}
-	return nil
-}
-
-// addressesOf returns the addresses that an option means by a name.
-func addressesOf(name string) []string {
-	name = monitor.DisplayAddress(name)
-	if dials, err := dialAddresses(name); err == nil {
-		return dials
-	}
-	return []string{name} // an error, as soon as it is provisioned
+	different.Witness, _ = resolveWitness(s.Observe, s.Eject)
+	encoded, _ := json.Marshal(different) // what cannot be encoded was never decoded
+	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded)}
 }

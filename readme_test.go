@@ -227,7 +227,7 @@ func TestReadmeCommands(t *testing.T) {
 			return
 		}
 		named[name] = true
-		for _, flag := range regexp.MustCompile(`--([a-z]+)`).FindAllStringSubmatch(text, -1) {
+		for _, flag := range regexp.MustCompile(`--([a-z-]+)`).FindAllStringSubmatch(text, -1) {
 			if cmd.Flag(flag[1]) == nil {
 				t.Errorf("%s: %s has no --%s", where, name, flag[1])
 			}

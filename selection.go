@@ -3,8 +3,6 @@
 package alive
 
 import (
-	"cmp"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,8 +17,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
-	"github.com/caddy-alive/caddy-alive/internal/poolname"
-	"github.com/caddy-alive/caddy-alive/internal/witness"
+	"github.com/caddy-alive/caddy-alive/internal/selector"
+	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 )
 
 func init() { caddy.RegisterModule(new(Selection)) }
@@ -34,8 +32,12 @@ func init() { caddy.RegisterModule(new(Selection)) }
 //
 // While the first verdicts are still out, requests are held for a moment. If
 // no upstream is alive, requests go to all of them, as the last resort.
-// Retries (`lb_retries`, `lb_try_duration`) go to upstreams that the request
+// Retries (`retries`, `lb_retries`, `lb_try_duration`) go to upstreams that the request
 // has not tried yet, at last to those that are down, unless `fail_open` is `off`.
+//
+// What happens to requests counts, too: an upstream that fails one gets no new requests
+// until its checks have run again (`observe`), and one that fails several in a row is left
+// out for a while although it passes them (`eject`).
 //
 // Upstreams from a dynamic source are checked from when a request first brings
 // them along, until requests no longer do. Those with a placeholder in their
@@ -81,6 +83,23 @@ type Selection struct {
 	// requests little by little. Default: at once.
 	SlowStart *SlowStart `json:"slow_start,omitempty"`
 
+	// How often a request that failed goes to another upstream, from 1 to 100, where the
+	// handler has neither `lb_retries` nor `lb_try_duration`: those decide where they are
+	// set. `-1` is off, and leaves the handler as it is. Which requests are retried
+	// follows from Caddy's own rules and `lb_retry_match`: connections that could not be
+	// made, and GET requests that got no answer. Default: 2.
+	Retries *int `json:"retries,omitempty"`
+
+	// What of the traffic accuses an upstream, so that its checks run at once. Default:
+	// connections that fail, requests that end without an answer or wait for too long,
+	// and answers with the status 502, 504, or 503 without `Retry-After`.
+	Observe *Observe `json:"observe,omitempty"`
+
+	// When an upstream that fails requests, but passes its checks, gets no requests for a
+	// while. It cannot be combined with `observe` that is off. Default: after 5 failures
+	// in a row.
+	Eject *Eject `json:"eject,omitempty"`
+
 	// Another selection policy to pick among the upstreams that are alive. Not
 	// `alive` or `weighted_round_robin`, also not as its fallback, and not together
 	// with `slow_start` or weights other than 0. Default: none, they take turns by
@@ -88,25 +107,12 @@ type Selection struct {
 	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
 	// what a Caddyfile has named by weight and by backup, by address
-	weightNames, backupNames dialNames
+	weightNames, backupNames upstreamname.Given
 
 	app       *App
 	proxy     *reverseproxy.Handler
 	transport *reverseproxy.HTTPTransport // the default one, nil if the config names one
 	balancer  balancer.Balancer
-}
-
-// SlowStart is how upstreams that come back, or that join others, get requests little
-// by little. The weight of such an upstream grows evenly from the floor to its full
-// size, as long as another upstream of its group (primaries, or backups) serves and has
-// finished its own slow start. A pool whose upstreams start together has none.
-type SlowStart struct {
-	// How long it takes to the full weight, from `10ms` to `24h`. Required.
-	Window caddy.Duration `json:"window,omitempty"`
-
-	// The share of the weight that it begins with, rounded up to a multiple of
-	// 5 %, and 5 % at least. Default: `10%`.
-	Floor string `json:"floor,omitempty"`
 }
 
 // CaddyModule returns the Caddy module information.
@@ -151,14 +157,18 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if config.Transport, err = monitor.NewTransport(ctx, s.proxy); err != nil {
 		return err
 	}
-	listed, err := listUpstreams(s.proxy)
+	listed, err := upstreamname.List(s.proxy)
 	if err != nil {
 		return err
 	}
-	if config.Weights, err = listed.weights(s.Weights); err != nil {
+	weights, err := resolveWeights(s.Weights)
+	if err != nil {
 		return fmt.Errorf("weights: %v", err)
 	}
-	if config.Backups, err = listed.backups(s.Backups); err != nil {
+	if config.Weights, err = listed.Weights(weights); err != nil {
+		return fmt.Errorf("weights: %v", err)
+	}
+	if config.Backups, err = listed.Backups(s.Backups); err != nil {
 		return fmt.Errorf("backups: %v", err)
 	}
 	if err := s.balancer.Init(s.app.registry, config); err != nil {
@@ -214,12 +224,8 @@ func (s *Selection) provisionChecks(ctx caddy.Context) ([]*monitor.Check, error)
 	return checks, nil
 }
 
-const (
-	// maxHold bounds the hold that follows from the timeouts of the checks.
-	maxHold = 5 * time.Second
-	// defaultFloor is where a slow start begins, as a share of the weight.
-	defaultFloor = 0.1
-)
+// maxHold bounds the hold that follows from the timeouts of the checks.
+const maxHold = 5 * time.Second
 
 // provisionRules checks and resolves what is configured about which upstreams get
 // requests.
@@ -233,13 +239,15 @@ func (s *Selection) provisionRules(ctx caddy.Context, checks []*monitor.Check) (
 			return r, err
 		}
 	}
-	if lb := s.proxy.LoadBalancing; lb != nil {
-		r.Retries = lb.Retries != 0 || lb.TryDuration != 0
+	if r.Retries, err = s.provisionRetries(ctx); err != nil {
+		return r, err
+	}
+	if r.Witness, err = resolveWitness(s.Observe, s.Eject); err != nil {
+		return r, err
 	}
 	if r.FailOpen, err = resolveFailOpen(s.FailOpen); err != nil {
 		return r, err
 	}
-	r.Witness = witness.DefaultSettings()
 	r.CountsHealthy = r.FailOpen.Percent > 0 && s.proxy.HealthChecks != nil
 	if s.SlowStart != nil {
 		if r.SlowStart, r.Floor, err = s.SlowStart.resolve(); err != nil {
@@ -268,11 +276,11 @@ func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, s
 	if err := json.Unmarshal(s.SelectRaw, &name); err != nil {
 		return nil, "", fmt.Errorf("select: %v", err)
 	}
-	if !canSelect(name.Policy) {
-		return nil, "", errCannotSelect(name.Policy)
+	if !selector.Can(name.Policy) {
+		return nil, "", selector.ErrCannot(name.Policy)
 	}
-	if countsPositions(s.SelectRaw) {
-		return nil, "", fmt.Errorf("select: %w", errPositional)
+	if selector.CountsPositions(s.SelectRaw) {
+		return nil, "", fmt.Errorf("select: %w", selector.ErrPositional)
 	}
 	mod, err := ctx.LoadModule(s, "SelectRaw")
 	if err != nil {
@@ -281,112 +289,10 @@ func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, s
 	return mod.(reverseproxy.Selector), name.Policy, nil
 }
 
-// resolve returns the window and the floor, or what is wrong with them.
-func (c *SlowStart) resolve() (window time.Duration, floor float64, err error) {
-	window, floor = time.Duration(c.Window), defaultFloor
-	if err := limits.RampWindow(window); err != nil {
-		return 0, 0, err
-	}
-	if c.Floor != "" {
-		percent, err := limits.Percent("slow_start: floor", c.Floor)
-		if err != nil {
-			return 0, 0, err
-		}
-		floor = percent / 100
-	}
-	return window, floor, nil
-}
-
-// resolveFailOpen reads when health is ignored. Nothing is none_up.
-func resolveFailOpen(text string) (pool.FailOpen, error) {
-	f := pool.FailOpen{Never: text == "off", Text: text}
-	if text == "" {
-		return f, nil
-	}
-	var err error
-	f.Percent, err = limits.FailOpen(text)
-	return f, err
-}
-
 // retriesAnswers reports whether retries of the handler can follow from an answer: only an
 // expression of lb_retry_match can look at one.
 func retriesAnswers(h *reverseproxy.Handler) bool {
 	return slices.ContainsFunc(h.LoadBalancing.RetryMatchRaw, func(set caddy.ModuleMap) bool { return set["expression"] != nil })
-}
-
-// readPool reads what decides about the name of a pool from a config.
-func readPool(policy, handler []byte) (poolname.Pool, error) {
-	s, h := new(Selection), new(reverseproxy.Handler)
-	if err := errors.Join(json.Unmarshal(policy, s), json.Unmarshal(handler, h)); err != nil {
-		return poolname.Pool{}, err
-	}
-	return identifyPool(s, h), nil
-}
-
-// identifyPool returns what decides about the name of the pool of a policy. Its key has
-// all that is configured about which upstreams get requests. Nothing must be provisioned
-// yet.
-func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
-	type check struct {
-		Probe    string
-		Settings any
-		Where    []any
-	}
-	different := struct {
-		Checks   []string
-		Weights  map[string]string
-		Backups  []string
-		FailOpen string
-		Select   any
-		Source   any
-		Limits   []int
-		Health   *reverseproxy.HealthChecks
-		Breaker  any
-	}{
-		FailOpen: cmp.Or(s.FailOpen, "none_up"),
-		Select:   poolname.Decode(s.SelectRaw),
-		Source:   poolname.Decode(h.DynamicUpstreamsRaw),
-		Health:   h.HealthChecks,
-		Breaker:  poolname.Decode(h.CBRaw),
-		Weights:  make(map[string]string),
-	}
-	checks := s.Checks
-	if len(checks) == 0 {
-		checks = []*HealthCheck{defaultCheck()}
-	}
-	for _, c := range checks {
-		if c == nil {
-			continue // an error, as soon as it is provisioned
-		}
-		_, probe, _ := identify(c.ProbeRaw)
-		settings, _ := c.resolve()
-		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection}})
-		different.Checks = append(different.Checks, string(encoded))
-	}
-	slices.Sort(different.Checks)
-	for name, weight := range s.Weights {
-		share := string(weight)
-		if number, err := weight.resolve(); err == nil {
-			share = fmt.Sprint(number)
-		}
-		for _, address := range addressesOf(name) {
-			if share != "1" {
-				different.Weights[address] = share
-			}
-		}
-	}
-	for _, name := range s.Backups {
-		different.Backups = append(different.Backups, addressesOf(name)...)
-	}
-	slices.Sort(different.Backups)
-	different.Backups = slices.Compact(different.Backups)
-	dials := make([]string, 0, len(h.Upstreams))
-	for _, u := range h.Upstreams {
-		dials = append(dials, u.Dial)
-		different.Limits = append(different.Limits, u.MaxRequests)
-	}
-	encoded, _ := json.Marshal(different) // what cannot be encoded was never decoded
-	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded)}
 }
 
 // Select returns the upstream whose turn it is among those alive. It is nil

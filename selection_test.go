@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -27,7 +28,9 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
+	"github.com/caddy-alive/caddy-alive/internal/selector"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // These configs are accepted, with as many targets as there are different
@@ -140,18 +143,40 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{one + alive(`"fail_open":"50"`), inAlive + "fail_open must be none_up, off or a percentage from 0% to 100%, like 50%; got '50'"},
 		{one + alive(`"slow_start":{}`), inAlive + "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '0s'"},
 		{one + alive(`"slow_start":{"window":"1s","floor":"x"}`), inAlive + "slow_start: floor must be a percentage from 0% to 100%, like 10%; got 'x'"},
-		{one + alive(`"select":{"policy":"alive"}`), inAlive + errCannotSelect("alive").Error()},
-		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + errCannotSelect("weighted_round_robin").Error()},
+		{one + alive(`"select":{"policy":"alive"}`), inAlive + selector.ErrCannot("alive").Error()},
+		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + selector.ErrCannot("weighted_round_robin").Error()},
 		{one + alive(`"weights":{"":1}`), inAlive + "weights: : not an address that reverse_proxy accepts"},
 		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: weight and backup can name only upstreams in the list of reverse_proxy, which is empty"},
 		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs HTTP, and localhost:80 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"alive"}}`), inAlive + "alive cannot be used by a policy that alive itself selects with"},
-		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + errPositional.Error()},
-		{one + alive(`"select":{"policy":"query","key":"a","fallback":{"policy":"header","field":"b","fallback":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}}}`), inAlive + "select: " + errPositional.Error()},
-		{one + alive(`"select":{"policy":"nosuch"}`), inAlive + errCannotSelect("nosuch").Error()},
+		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + selector.ErrPositional.Error()},
+		{one + alive(`"select":{"policy":"query","key":"a","fallback":{"policy":"header","field":"b","fallback":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}}}`), inAlive + "select: " + selector.ErrPositional.Error()},
+		{one + alive(`"select":{"policy":"nosuch"}`), inAlive + selector.ErrCannot("nosuch").Error()},
 		{one + alive(`"select":{"policy":"random_choose","choose":1}`), inAlive + "select: loading module 'random_choose': http.reverse_proxy.selection_policies.random_choose: invalid configuration: choose must be at least 2"},
 		{one + alive(`"select":{"policy":"first"},"slow_start":{"window":"1s"}`), inAlive + "slow_start cannot be combined with select, which decides by itself how often an upstream is picked"},
 		{one + alive(`"select":{"policy":"first"},"weights":{"127.0.0.1:1":2}`), inAlive + "weights: 127.0.0.1:1: only a weight of 0 can be combined with select, which decides by itself how often an upstream is picked"},
+
+		{one + alive(`"retries":0`), inAlive + "retries must be a whole number from 1 to 100, like 2, or -1 for off; got 0"},
+		{one + alive(`"retries":101`), inAlive + "retries must be a whole number from 1 to 100, like 2, or -1 for off; got 101"},
+		{one + alive(`"retries":-2`), inAlive + "retries must be a whole number from 1 to 100, like 2, or -1 for off; got -2"},
+		{one + alive(`"retries":"off"`), "json: cannot unmarshal string into Go struct field Selection.retries of type int"},
+		{one + alive(`"observe":{"bogus":1}`), `selection_policies.alive: json: unknown field "bogus"`},
+		{one + alive(`"observe":{"off":true,"stall":"auto"}`), inAlive + "observe: off cannot be combined with status and stall"},
+		{one + alive(`"observe":{"off":true,"status":[]}`), inAlive + "observe: off cannot be combined with status and stall"},
+		{one + alive(`"observe":{"status":[]}`), inAlive + `observe: status must not be empty; ["off"] is for none`},
+		{one + alive(`"observe":{"status":["502","off"]}`), inAlive + "observe: status must be off alone, or a code from 200 to 599, a class like 2xx or a range like 200-399; got 'off'"},
+		{one + alive(`"observe":{"status":["{env.ALIVE_TEST_PORTS}"]}`), inAlive + "observe: status must be off alone, or a code from 200 to 599, a class like 2xx or a range like 200-399; got '{env.ALIVE_TEST_PORTS}'"},
+		{one + alive(`"observe":{"status":["{http.request.host}"]}`), inAlive + "observe: status: unrecognized placeholder {http.request.host}; only global placeholders, such as {env.*}, can stand for a status"},
+		{one + alive(`"observe":{"stall":"9ms"}`), inAlive + "observe: stall must be auto, off or a duration from 10ms to 24h0m0s, like 500ms; got '9ms'"},
+		{one + alive(`"eject":{"after":0}`), inAlive + "eject: after must be a whole number from 1 to 1000, like 5, or -1 for off; got 0"},
+		{one + alive(`"eject":{"after":1001}`), inAlive + "eject: after must be a whole number from 1 to 1000, like 5, or -1 for off; got 1001"},
+		{one + alive(`"eject":{"for":30}`), inAlive + `eject: for must be a duration from 10ms to 24h0m0s, like 30s; got '30ns'; a number without a unit is in nanoseconds in JSON: write "30s"`},
+		{one + alive(`"eject":{"for":"-1s"}`), inAlive + "eject: for must be a duration from 10ms to 24h0m0s, like 30s; got '-1s'"},
+		{one + alive(`"eject":{"longest":"25h"}`), inAlive + "eject: longest must be a duration from 10ms to 24h0m0s, like 5m; got '25h0m0s'"},
+		{one + alive(`"eject":{"longest":"10s"}`), inAlive + "eject: for (30s) must not be longer than longest (10s)"},
+		{one + alive(`"eject":{"share":"0%"}`), inAlive + "eject: share must be a percentage above 0% and up to 100%, like 30%; got '0%'; eject off ejects none"},
+		{one + alive(`"eject":{"after":-1,"for":"30s"}`), inAlive + "eject: for, longest and share have no meaning while after is -1, which is off"},
+		{one + alive(`"eject":{},"observe":{"off":true}`), inAlive + "eject cannot be combined with observe off: what happens to requests ejects, and then nothing of it counts; observe { status off } leaves failed connections and requests without an answer"},
 
 		// The second upstream is at fault, so the first has a target already.
 		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:1-3"}],` + alive(``), inAlive + "upstream 127.0.0.1:1-3: the address must be one socket, not 3"},
@@ -516,6 +541,96 @@ func TestProvision_AddressInAFileIsNotChecked(t *testing.T) {
 	}
 }
 
+// The default is in the handler, unless that has retries of its own. Then retries beside
+// them is warned of, once for each policy.
+func TestRetries_AreSetInTheHandler(t *testing.T) {
+	balancing := func(handler, policy string) string {
+		return `"upstreams":[{"dial":"127.0.0.1:1"}],"load_balancing":{` + handler + `"selection_policy":` + policy + `}`
+	}
+	plain := func(options string) string { return `{"policy":"alive"` + options + `}` }
+	for _, test := range []struct {
+		proxy    string
+		retries  int
+		duration time.Duration
+		again    bool
+		warned   int
+	}{
+		{balancing("", plain("")), 2, 0, true, 0},
+		{balancing("", plain(`,"retries":7`)), 7, 0, true, 0},
+		{balancing("", plain(`,"retries":-1`)), 0, 0, false, 0},
+		{balancing(`"retries":0,"try_duration":0,`, plain("")), 2, 0, true, 0},
+		{balancing(`"retry_match":[{"method":["GET"]}],`, plain("")), 2, 0, true, 0},
+		{balancing(`"retries":5,`, plain("")), 5, 0, true, 0},
+		{balancing(`"try_duration":"3s",`, plain("")), 0, 3 * time.Second, true, 0},
+		{balancing(`"retries":5,`, plain(`,"retries":7`)), 5, 0, true, 1},
+		{balancing(`"retries":5,`, plain(`,"retries":-1`)), 5, 0, true, 1},
+		{balancing(`"try_duration":"3s",`, plain(`,"retries":2`)), 0, 3 * time.Second, true, 1},
+		{balancing("", `{"policy":"cookie","fallback":{"policy":"alive"}}`), 2, 0, true, 0},
+		{balancing("", `{"policy":"header","field":"A","fallback":{"policy":"alive","retries":-1}}`), 0, 0, false, 0},
+		{balancing("", `{"policy":"query","key":"a","fallback":{"policy":"header","field":"A","fallback":{"policy":"alive","retries":4}}}`), 4, 0, true, 0},
+		{balancing(`"retries":1,`, `{"policy":"query","key":"a","fallback":{"policy":"alive","retries":4}}`), 1, 0, true, 1},
+	} {
+		logged := recordLog(t)
+		err := validate(t, test.proxy, func(ctx caddy.Context) error {
+			lb := proxyOf(ctx).LoadBalancing
+			if lb.Retries != test.retries || time.Duration(lb.TryDuration) != test.duration {
+				t.Errorf("%s\n got retries %d for %v, want %d for %v", test.proxy, lb.Retries, lb.TryDuration, test.retries, test.duration)
+			}
+			if got := balancers(t, ctx)[0].Rules().Retries; got != test.again {
+				t.Errorf("%s\n got a handler that selects again: %t, want %t", test.proxy, got, test.again)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Errorf("%s\n got error %v", test.proxy, err)
+		}
+		if got := strings.Count(logged(), "the option retries of lb_policy alive has no effect"); got != test.warned {
+			t.Errorf("%s\n got %d warnings, want %d", test.proxy, got, test.warned)
+		}
+	}
+}
+
+// What is configured about the traffic arrives where pools decide.
+func TestWitness_SettingsAreResolved(t *testing.T) {
+	t.Setenv("ALIVE_TEST_STATUS", "500-501")
+	with := func(change func(*witness.Settings)) witness.Settings {
+		settings := witness.DefaultSettings()
+		change(&settings)
+		return settings
+	}
+	for options, want := range map[string]witness.Settings{
+		"":                            witness.DefaultSettings(),
+		`"observe":{},"eject":{}`:     witness.DefaultSettings(),
+		`"observe":null,"eject":null`: witness.DefaultSettings(),
+		`"observe":{"stall":"auto"}`:  witness.DefaultSettings(),
+		`"observe":{"off":true}`:      {Off: true},
+		`"observe":{"off":true},"eject":{"after":-1}`: {Off: true},
+		`"observe":{"off":false,"stall":"off"}`:       with(func(s *witness.Settings) { s.Stall = -1 }),
+		`"observe":{"stall":"1m"}`:                    with(func(s *witness.Settings) { s.Stall = time.Minute }),
+		`"observe":{"status":["off"]},"eject":{"after":2}`: with(func(s *witness.Settings) {
+			s.Status, s.EjectAfter = []witness.StatusRange{}, 2
+		}),
+		`"observe":{"status":["5xx","{env.ALIVE_TEST_STATUS}","404","404"]}`: with(func(s *witness.Settings) {
+			s.Status = []witness.StatusRange{{First: 404, Last: 404}, {First: 500, Last: 501}, {First: 500, Last: 599}}
+		}),
+		`"eject":{"after":-1}`:    with(func(s *witness.Settings) { s.EjectAfter = 0 }),
+		`"eject":{"for":"10m"}`:   with(func(s *witness.Settings) { s.EjectFor, s.EjectLongest = 10*time.Minute, 10*time.Minute }),
+		`"eject":{"share":"50%"}`: with(func(s *witness.Settings) { s.EjectShare = 0.5 }),
+		`"eject":{"after":1,"for":"1s","longest":"2s","share":"100%"}`: with(func(s *witness.Settings) {
+			s.EjectAfter, s.EjectFor, s.EjectLongest, s.EjectShare = 1, time.Second, 2*time.Second, 1
+		}),
+	} {
+		var got witness.Settings
+		err := validate(t, `"upstreams":[{"dial":"127.0.0.1:1"}],`+alive(options), func(ctx caddy.Context) error {
+			got = balancers(t, ctx)[0].Rules().Witness
+			return nil
+		})
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s\n got %+v, error %v\nwant %+v", options, got, err, want)
+		}
+	}
+}
+
 // poolsOf returns the names of the pools of a config, by the name of the first check of
 // each policy. The last handler of each server has to be the inspector.
 func poolsOf(t *testing.T, servers string) map[string]string {
@@ -609,6 +724,10 @@ func TestPoolName_DiffersWithWhichUpstreamsGetRequests(t *testing.T) {
 		{two, `"checks":[{"probe":{"kind":"tcp"},"interval":"5s","name":"a"}]`},
 		{two, `"weights":{"127.0.0.1:1":1},"fail_open":"none_up"`},
 		{two, `"hold":0,"slow_start":{"window":"1s"}`},
+		{two, `"retries":2,"observe":{},"eject":{}`},
+		{two, `"observe":{"stall":"auto"},"eject":{"after":5,"for":"30s","longest":"5m","share":"30%"}`},
+		{two + `"load_balancing":{"retries":2},`, ""},
+		{two + `"load_balancing":{"retries":2},`, `"retries":-1`}, // which has no effect
 		{two + `"load_balancing_":1,"flush_interval":-1,`, ""},
 	} {
 		if handler(same[0], same[1]) != plain {
@@ -625,6 +744,19 @@ func TestPoolName_DiffersWithWhichUpstreamsGetRequests(t *testing.T) {
 		{two, `"backups":["app2"]`},
 		{two, `"fail_open":"off"`},
 		{two, `"select":{"policy":"first"}`},
+		{two, `"retries":3`},
+		{two, `"retries":-1`},
+		{two + `"load_balancing":{"try_duration":"2s"},`, ""},
+		{two, `"observe":{"off":true}`},
+		{two, `"observe":{"status":["502"]}`},
+		{two, `"observe":{"status":["off"]}`},
+		{two, `"observe":{"stall":"off"}`},
+		{two, `"observe":{"stall":"1s"}`},
+		{two, `"eject":{"after":-1}`},
+		{two, `"eject":{"after":6}`},
+		{two, `"eject":{"for":"1s"}`},
+		{two, `"eject":{"longest":"1h"}`},
+		{two, `"eject":{"share":"31%"}`},
 		{two + `"health_checks":{"passive":{"fail_duration":"30s"}},`, ""},
 		{two + `"circuit_breaker":{"type":"x"},`, ""},
 		{`"upstreams":[{"dial":"127.0.0.1:1","max_requests":3},{"dial":"app2:80"}],`, ""},
@@ -637,6 +769,9 @@ func TestPoolName_DiffersWithWhichUpstreamsGetRequests(t *testing.T) {
 	}
 	if handler(two, `"weights":{"app2":2},"backups":["app2"]`) != handler(two, `"backups":["http://app2"],"weights":{"app2:80":2}`) {
 		t.Error("the same in two spellings: two pools, want one")
+	}
+	if handler(two, `"observe":{"status":["504","502","502"],"stall":"1s"}`) != handler(two, `"observe":{"status":["502","504"],"stall":"1000ms"}`) {
+		t.Error("the same statuses and times in two spellings: two pools, want one")
 	}
 	if handler(two, `"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tls"}}]`) != handler(two, `"checks":[{"probe":{"kind":"tls"}},{"probe":{"kind":"tcp"}}]`) {
 		t.Error("the same checks in another order: two pools, want one")
@@ -903,12 +1038,33 @@ func validateServers(tb testing.TB, servers string, then func(caddy.Context) err
 	}`), &cfg); err != nil {
 		tb.Fatal(err)
 	}
+	if logFile != "" {
+		cfg.Logging.Logs["default"].WriterRaw = caddyconfig.JSONModuleObject(map[string]string{"filename": logFile}, "output", "file", nil)
+	}
 	cfg.StorageRaw = caddyconfig.JSONModuleObject(map[string]string{"root": tb.TempDir()}, "module", "file_system", nil)
 	err := caddy.Validate(cfg)
 	if left, _ := countTargets(); left > 0 {
 		tb.Errorf("%s\ntargets afterwards: got %d, want 0", servers, left)
 	}
 	return err
+}
+
+// logFile is where configs log that are validated, empty for nowhere.
+var logFile string
+
+// recordLog records what the next config logs that is validated, until what it returns is
+// called, which returns it.
+func recordLog(tb testing.TB) func() string {
+	tb.Helper()
+	logFile = filepath.Join(tb.TempDir(), "log")
+	return func() string {
+		text, err := os.ReadFile(logFile)
+		if err != nil {
+			tb.Error(err)
+		}
+		logFile = ""
+		return string(text)
+	}
 }
 
 // balancers returns those of the config that is set up.

@@ -161,6 +161,7 @@ func TestDeploy_UnderLoadFailsNoRequest(t *testing.T) {
 			check http /healthz {
 				interval 200ms
 			}
+			retries off
 		}
 	}`)
 	eventually(t, "all are up", func() bool {

@@ -21,7 +21,7 @@ import (
 
 // operated returns a site with upstreams that are checked often.
 func operated(upstreams ...string) string {
-	return fmt.Sprintf("reverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname shop\n\t\t\tcheck http / {\n\t\t\t\tinterval 100ms\n\t\t\t\tfast_interval 50ms\n\t\t\t}\n\t\t}\n\t}", strings.Join(upstreams, " "))
+	return fmt.Sprintf("reverse_proxy %s {\n\t\tlb_policy alive {\n\t\t\tname shop\n\t\t\tcheck http / {\n\t\t\t\tinterval 100ms\n\t\t\t\tfast_interval 50ms\n\t\t\t}\n\t\t\tretries off\n\t\t}\n\t}", strings.Join(upstreams, " "))
 }
 
 // inTerminal runs a command of Caddy in a terminal of this width and four lines, for

@@ -16,6 +16,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -79,16 +80,16 @@ func (h *HTTP) provisionAnswer() (err error) {
 
 // provisionStatus resolves placeholders in a list of codes and parses it. Errors show
 // the list as written.
-func (h *HTTP) provisionStatus(option string, list []string) (ranges []statusRange, err error) {
+func (h *HTTP) provisionStatus(option string, list []string) (ranges []limits.StatusRange, err error) {
 	for _, written := range list {
 		text, err := h.resolve(option, written)
 		if err != nil {
 			return nil, err
 		}
-		r, err := parseStatus(option, text)
+		r, err := limits.ParseStatus(option, text)
 		if err != nil {
 			if redact.HasPlaceholder(written) { // the same error, without the value of a placeholder
-				_, err = parseStatus(option, written)
+				_, err = limits.ParseStatus(option, written)
 			}
 			return nil, err
 		}

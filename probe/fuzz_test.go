@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
@@ -92,16 +93,16 @@ func FuzzParseStatus(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		r, err := parseStatus("status", text)
+		r, err := limits.ParseStatus("status", text)
 		if err != nil {
 			return
 		}
-		if r.first < 200 || r.last > 599 || r.first > r.last {
-			t.Errorf("parseStatus(%q) = %v, want codes from 200 to 599", text, r)
+		if r.First < 200 || r.Last > 599 || r.First > r.Last {
+			t.Errorf("ParseStatus(%q) = %v, want codes from 200 to 599", text, r)
 		}
-		ranges := []statusRange{r}
-		if !matches(ranges, r.first) || !matches(ranges, r.last) || matches(ranges, r.first-1) || matches(ranges, r.last+1) {
-			t.Errorf("%q does not match from %d to %d exactly", text, r.first, r.last)
+		ranges := []limits.StatusRange{r}
+		if !matches(ranges, r.First) || !matches(ranges, r.Last) || matches(ranges, r.First-1) || matches(ranges, r.Last+1) {
+			t.Errorf("%q does not match from %d to %d exactly", text, r.First, r.Last)
 		}
 	})
 }

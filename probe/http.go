@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -102,8 +103,8 @@ type HTTP struct {
 	TLSOptions
 
 	request    *http.Request // the request of all probes, without the upstream
-	status     []statusRange
-	draining   []statusRange
+	status     []limits.StatusRange
+	draining   []limits.StatusRange
 	header     []expectedHeader
 	body       *pattern
 	expression *expression

@@ -11,6 +11,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -141,7 +142,7 @@ func statusArgs(d *caddyfile.Dispenser) ([]string, error) {
 		return nil, d.Errf("%s takes codes, classes and ranges, like 204 2xx 200-399", option)
 	}
 	for _, text := range list {
-		if _, err := parseStatus(option, text); err != nil && !redact.HasPlaceholder(text) {
+		if _, err := limits.ParseStatus(option, text); err != nil && !redact.HasPlaceholder(text) {
 			return nil, d.WrapErr(err)
 		}
 	}

@@ -47,9 +47,10 @@ https://localhost {
 	}
 }
 
-// An upstream that fails leaves the rotation after `fails` failed probes in a row, not
-// before, and within interval x (1 + jitter) + fails x max(timeout, fast_interval x (1 +
-// jitter)). It returns after `passes` passed probes in a row, and not before.
+// Where checks alone decide, an upstream that fails leaves the rotation after `fails`
+// failed probes in a row, not before, and within interval x (1 + jitter) + fails x
+// max(timeout, fast_interval x (1 + jitter)). It returns after `passes` passed probes in a
+// row, and not before.
 func TestFaultyUpstream_LeavesAndReturnsInTime(t *testing.T) {
 	const (
 		interval = 300 * time.Millisecond
@@ -86,6 +87,8 @@ http:// {
 				passes %d
 				%s
 			}
+			retries off
+			observe off
 		}
 		transport http {
 			response_header_timeout 100ms
@@ -127,7 +130,7 @@ http:// {
 	}
 }
 
-// With retries and timeouts of the transport, no request fails while an upstream refuses,
+// With the default of retries and timeouts of the transport, no request fails while an upstream refuses,
 // resets or hangs, even before its checks notice.
 func TestRetries_HideFaults(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "faulty")
@@ -142,7 +145,6 @@ http:// {
 				timeout 500ms
 			}
 		}
-		lb_retries 2
 		transport http {
 			dial_timeout 1s
 			response_header_timeout 500ms
@@ -181,7 +183,7 @@ http:// {
 }
 
 // Upstreams that accept connections and reset them pass their TCP check. With
-// two of three like that, two retries find the third for every request.
+// two of three like that, the two retries of the default find the third for every request.
 func TestRetries_GoPastResets(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "well")
 	backends[0].Set(testkit.Resetting)
@@ -190,7 +192,6 @@ func TestRetries_GoPastResets(t *testing.T) {
 http:// {
 	reverse_proxy %s {
 		lb_policy alive
-		lb_retries 2
 	}
 }`, testkit.Addresses(backends...)))
 	testkit.Eventually(t, testkit.Patience, "all pass their checks", func() bool {
@@ -203,6 +204,31 @@ http:// {
 	count := testkit.Hammer(c.Client(), c.URL(), 16, requests)
 	if want := map[int]int64{http.StatusOK: requests}; !maps.Equal(count, want) {
 		t.Errorf("answers by status (-1: none): got %v, want %v", count, want)
+	}
+}
+
+// Without retries, a client sees the request that fails; by default, another upstream
+// answers it.
+func TestRetries_OffLeavesTheHandlerAsItIs(t *testing.T) {
+	for _, test := range []struct {
+		option string
+		want   int
+	}{{"", http.StatusOK}, {"retries off", http.StatusBadGateway}} {
+		t.Run(test.option, func(t *testing.T) {
+			backends := testkit.StartBackends(t, "well", "faulty")
+			faulty := backends[1]
+			c := testkit.StartCaddy(t, fmt.Sprintf("http:// {\nreverse_proxy %s {\nlb_policy alive {\n%s\n%s\n}\n}\n}",
+				testkit.Addresses(backends...), testkit.SingleCheck, test.option))
+			testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(backends[0].Addr, faulty.Addr) })
+			faulty.Set(testkit.Resetting)
+			client, worst := c.Client(), http.StatusOK
+			for range 2 { // one for each
+				worst = max(worst, testkit.Ask(client, c.URL()).Status)
+			}
+			if worst != test.want {
+				t.Errorf("%q: got the status %d, want %d", test.option, worst, test.want)
+			}
+		})
 	}
 }
 

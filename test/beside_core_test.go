@@ -226,7 +226,7 @@ func besideDynamic(t *testing.T) {
 	type outcome struct{ failed, probes int }
 	got := beside(t, fmt.Sprintf("failed of %d requests to dynamic upstreams, with one of two dead, and probes of the other one in the second before", requests),
 		"lb_policy round_robin\nhealth_uri /healthz\nhealth_interval 100ms",
-		"lb_policy alive {\ncheck http /healthz {\ninterval 100ms\n}\n}",
+		"lb_policy alive {\ncheck http /healthz {\ninterval 100ms\n}\nretries off\n}",
 		func(t *testing.T, options string) outcome {
 			a := testkit.StartBackend(t, "a", nil)
 			s := testkit.NewSource(t, a.Addr, testkit.Refused(t))

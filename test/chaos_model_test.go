@@ -156,7 +156,7 @@ func (p *chaosPool) reliable() map[string]bool {
 }
 
 // sites is a config of the pool. Requests for /retried have enough retries to try every
-// upstream once.
+// upstream once; all others have none.
 func (p *chaosPool) sites() string {
 	var addrs, weights, backups []string
 	for _, u := range p.all {
@@ -185,6 +185,7 @@ func (p *chaosPool) sites() string {
 				%s
 				backup %s
 				fail_open %s
+				retries off
 				%s
 			}
 			%s

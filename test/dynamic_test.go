@@ -246,7 +246,7 @@ func TestDynamic_OddAnswersAreHandled(t *testing.T) {
 	backends := testkit.StartBackends(t, "a", "b", "static")
 	a, b := backends[0].Addr, backends[1].Addr
 	s := testkit.NewSource(t)
-	c := testkit.StartCaddy(t, fmt.Sprintf("http:// {\nreverse_proxy %s {\ndynamic %s\nlb_policy alive {\n%s\n}\n}\n}", backends[2].Addr, s.Name(), testkit.SingleCheck))
+	c := testkit.StartCaddy(t, fmt.Sprintf("http:// {\nreverse_proxy %s {\ndynamic %s\nlb_policy alive {\n%s\nretries off\n}\n}\n}", backends[2].Addr, s.Name(), testkit.SingleCheck))
 	client := c.Client()
 	testkit.Eventually(t, testkit.Patience, "the static one is up", func() bool { return c.Up(backends[2].Addr) })
 

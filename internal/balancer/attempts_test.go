@@ -11,6 +11,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // TestTried_BelongsToARequest: the variables of a request outlive the handler. Another
@@ -18,44 +19,125 @@ import (
 func TestTried_BelongsToARequest(t *testing.T) {
 	p := newPolicy(t, "uu", retrying)
 	failed := testkit.Get()
-	p.Select(p.listed, failed, nil)
-	known := p.tried(failed)
-	if other := p.tried(failed.Clone(failed.Context())); other == known || other.Failed() != "" {
+	first := p.Select(p.listed, failed, nil)
+	p.roundTrip(failed, first, refused)
+	if p.traffic.tried(failed) == nil {
+		t.Error("what the request tried was forgotten")
+	}
+	if other := p.traffic.tried(failed.Clone(failed.Context())); other != nil {
 		t.Error("another request got what the first one has tried")
 	}
-	failed = testkit.Get()
-	if got := []int{slices.Index(p.listed, p.Select(p.listed, failed, nil)), slices.Index(p.listed, p.Select(p.listed, failed, nil))}; got[0] == got[1] {
-		t.Errorf("one request tried %v: what it tried was forgotten", got)
+	for range 10 {
+		if got := p.Select(p.listed, failed, nil); got == first {
+			t.Fatal("a retry went to the upstream that has failed the request")
+		}
 	}
 }
 
-// TestTried_RetryProbesTheLastPick: a further selection for a request means that the last
-// pick failed. That upstream is probed at once, and no other. First selections cause no
-// probe.
-func TestTried_RetryProbesTheLastPick(t *testing.T) {
+// TestTried_OnlyFailedTriesAreNoted: a request that ends well costs nothing for retries, and
+// leaves the fast path on. Nothing is noted without retries, or when the client has left.
+func TestTried_OnlyFailedTriesAreNoted(t *testing.T) {
+	left, leave := context.WithCancel(testkit.Get().Context())
+	leave()
+	for _, tc := range []struct {
+		rule    string
+		retries bool
+		ctx     context.Context // nil: that of any request
+		end     roundTrip
+		noted   bool
+	}{
+		{"refused", true, nil, refused, true},
+		{"without retries", false, nil, refused, false},
+		{"an answer", true, nil, answeringStatus(200), false},
+		{"a failed answer", true, nil, answeringStatus(502), false},
+		{"the client has left", true, left, refused, false},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			p := newPolicy(t, "uu", func(s *setup) { s.Rules.Retries = tc.retries })
+			r := testkit.Get()
+			if tc.ctx != nil {
+				r = r.WithContext(tc.ctx)
+			}
+			p.roundTrip(r, p.Select(p.listed, r, nil), tc.end)
+			if got := p.handler.HasRetries(); got != tc.noted {
+				t.Errorf("there are retries: %v, want %v", got, tc.noted)
+			}
+			if got := p.traffic.tried(r) != nil; got != tc.noted {
+				t.Errorf("noted %v, want %v", got, tc.noted)
+			}
+		})
+	}
+}
+
+// TestTried_EndsWithTheRequest: when the requests have ended of which a try failed, the fast
+// path is on again.
+func TestTried_EndsWithTheRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPolicy(t, "uu", retrying)
-		var probes [2]int
-		for i, target := range p.targets {
-			defer target.Attach(health.Driver{Probe: func(context.Context, bool) (bool, error) { probes[i]++; return false, nil }}, 0)()
+		var ends []context.CancelFunc
+		for range 3 {
+			r := testkit.Get()
+			ctx, end := context.WithCancel(r.Context())
+			ends = append(ends, end)
+			r = r.WithContext(ctx)
+			for range 2 { // it counts once, however often it fails
+				p.roundTrip(r, p.Select(p.listed, r, nil), refused)
+			}
 		}
-		synctest.Wait()
-		probes = [2]int{}
-		p.picks(testkit.Get, 10)
-		synctest.Wait()
-		if probes != [2]int{} {
-			t.Errorf("%v probes after first tries, want none", probes)
+		for _, end := range ends {
+			if !p.handler.HasRetries() {
+				t.Error("the retries have ended while requests are under way")
+			}
+			end()
+			synctest.Wait()
 		}
-		r := testkit.Same()
-		first := p.picks(r, 1)[0]
-		p.picks(r, 1)
-		synctest.Wait()
-		want := [2]int{}
-		want[first] = 1
-		if probes != want {
-			t.Errorf("%v probes after a retry, want %v", probes, want)
+		if p.handler.HasRetries() {
+			t.Error("there are retries after all requests have ended")
 		}
 	})
+}
+
+// TestTraffic_AFailedTryProbesThatUpstream: an upstream that refuses a request is probed at
+// once, and no other, and gets no requests until its checks have decided. First tries cause
+// no probe.
+func TestTraffic_AFailedTryProbesThatUpstream(t *testing.T) {
+	for _, retries := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPolicy(t, "uu", func(s *setup) { s.Rules.Retries = retries })
+			var probes [2]int
+			for i, target := range p.targets {
+				defer target.Attach(health.Driver{Probe: func(context.Context, bool) (bool, error) {
+					probes[i]++
+					time.Sleep(time.Second / 2)
+					return false, nil
+				}}, 0)()
+			}
+			time.Sleep(time.Hour / 2) // so that no probe is put off
+			probes = [2]int{}
+			p.picks(testkit.Get, 10)
+			synctest.Wait()
+			if probes != [2]int{} {
+				t.Errorf("%v probes after first tries, want none", probes)
+			}
+			r := testkit.Get()
+			first := p.Select(p.listed, r, nil)
+			p.roundTrip(r, first, refused)
+			synctest.Wait()
+			i := slices.Index(p.listed, first)
+			want := [2]int{}
+			want[i] = 1
+			if probes != want {
+				t.Errorf("retries %v: %v probes after a failure, want %v", retries, probes, want)
+			}
+			if got := testkit.Counts(p.picks(testkit.Get, 20), 2); got[i] != 0 {
+				t.Errorf("retries %v: picks %v while %d is a suspect", retries, got, i)
+			}
+			time.Sleep(time.Second)
+			if got := testkit.Counts(p.picks(testkit.Get, 20), 2); got[i] != 10 {
+				t.Errorf("retries %v: picks %v when %d is acquitted, want its share", retries, got, i)
+			}
+		})
+	}
 }
 
 // TestDynamic_VerdictsGoByAddress: upstreams that are not the list come from a dynamic
@@ -86,7 +168,9 @@ func TestDynamic_RetriesGoOnToTheDown(t *testing.T) {
 		r := testkit.Get()
 		var got []string
 		for range 3 {
-			got = append(got, p.Select(brought("a:80", "b:80", "c:80"), r, nil).Dial)
+			u := p.Select(brought("a:80", "b:80", "c:80"), r, nil)
+			p.traffic.noteTried(r, u, witness.Counted{})
+			got = append(got, u.Dial)
 		}
 		slices.Sort(got[:2])
 		if want := []string{"a:80", "b:80", "c:80"}; !slices.Equal(got, want) {

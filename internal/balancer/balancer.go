@@ -111,6 +111,7 @@ func (b *Balancer) join(members []*pool.Member) (err error) {
 	if b.counters, err = telemetry.JoinPool(b.config.Name, b); err != nil { // not before: from now on scrapes read b
 		return err
 	}
+	b.traffic.reportTo(b.counters.NewTrafficLog(b.config.Logger, b.registry.Events))
 	b.added = true
 	b.registry.add(b)
 	return nil
@@ -178,6 +179,9 @@ func (b *Balancer) close() error {
 
 // Name returns the name of the pool.
 func (b *Balancer) Name() string { return b.config.Name }
+
+// Rules returns what is configured about which upstreams get requests.
+func (b *Balancer) Rules() pool.Rules { return b.config.Rules }
 
 // HasSelect reports whether another selection policy picks among the upstreams alive.
 func (b *Balancer) HasSelect() bool { return b.config.Rules.Select != nil }

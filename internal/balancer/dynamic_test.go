@@ -168,8 +168,8 @@ func TestDynamic_RefusedUpstreamLeavesNoMonitor(t *testing.T) {
 	})
 }
 
-// A retry probes the upstream that failed, from a dynamic source, too.
-func TestDynamic_RetryProbesTheLastPick(t *testing.T) {
+// A failed request makes a suspect of the upstream, from a dynamic source, too.
+func TestDynamic_AFailedTryProbesThatUpstream(t *testing.T) {
 	testkit.Bubble(t, func(t *testing.T) {
 		n := newNetwork("a:80")
 		p := newDynamicPolicy(t, n, "x", retrying)
@@ -177,11 +177,13 @@ func TestDynamic_RetryProbesTheLastPick(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		n.probed()
 		r := testkit.Get()
-		p.Select(brought("a:80"), r, nil)
-		p.Select(brought("a:80"), r, nil)
+		p.roundTrip(r, p.Select(brought("a:80"), r, nil), refused)
+		if !p.dynamic.memberNamed("a:80").IsSuspect() {
+			t.Error("it is no suspect")
+		}
 		time.Sleep(time.Second)
 		if got, want := n.probed(), []string{"a:80"}; !slices.Equal(got, want) {
-			t.Errorf("probed %v after a retry, want %v", got, want)
+			t.Errorf("probed %v after a failure, want %v", got, want)
 		}
 	})
 }

@@ -25,6 +25,20 @@ type explanation struct {
 	healthy   bool // by Caddy's own health checks
 }
 
+// serves reports whether the upstream gets requests because it is alive, or would get them
+// if it were not suspect.
+func (e explanation) serves() bool {
+	row := e.row
+	switch {
+	case row.Mode != settings.Ready, row.Status != "up", row.EjectedUntil != nil, e.member.Draining(), !e.healthy:
+		return false
+	case row.EffectiveWeight > 0:
+		return true
+	default:
+		return row.Suspect && row.Weight > 0 && !row.Backup && !e.situation.BreakerOpen
+	}
+}
+
 // sentence returns the one sentence that is true of what happens.
 func (e explanation) sentence() string {
 	row := e.row
@@ -49,6 +63,10 @@ func (e explanation) sentence() string {
 			return text + e.although()
 		}
 		return text + ": no requests"
+	case row.EjectedUntil != nil:
+		return e.ejected()
+	case row.Suspect:
+		return e.suspect()
 	case row.EffectiveWeight == 0 && row.Backup:
 		return "up, and a backup: gets requests when no primary can serve"
 	case row.EffectiveWeight == 0:
@@ -66,9 +84,55 @@ func (e explanation) sentence() string {
 	case len(e.member.Checks) > 0:
 		return "up: " + how
 	case strings.Contains(e.member.Address, "{"):
-		return "not checked, since its address depends on the request: " + how
+		return "not checked, since its address depends on the request, so never suspect: " + how
 	default:
-		return "not checked, since no check can reach its address: " + how
+		return "not checked, since no check can reach its address, so never suspect: " + how
+	}
+}
+
+// suspect says what made the upstream suspect, and when it gets requests.
+func (e explanation) suspect() string {
+	text := "up, but suspect since "
+	if reason := e.suspicion(); reason != "" {
+		text += "a request to it failed (" + reason + ")"
+	} else {
+		text += "a request of another pool could not connect to it"
+	}
+	switch {
+	case e.situation.State.IgnoresHealth():
+		return text + e.although()
+	case e.row.EffectiveWeight > 0:
+		return text + ": gets requests, since all that serve are suspect"
+	default:
+		return text + ": gets requests only while no other upstream serves"
+	}
+}
+
+// suspicion is what made the upstream suspect in this pool, empty if it was another.
+func (e explanation) suspicion() string {
+	if w := e.member.Witness; w != nil {
+		return w.Suspicion()
+	}
+	return ""
+}
+
+// ejected says why the upstream is ejected, until when, and whether it gets requests.
+func (e explanation) ejected() string {
+	until, reason := *e.row.EjectedUntil, e.member.Witness.EjectionReason()
+	if reason == "" {
+		reason = "its requests failed" // it has ended just now
+	}
+	text := "up, but ejected until " + until.Format(time.RFC3339) + ": " + reason
+	if !until.After(time.Now()) {
+		text = "up, its ejection is over: the next request to it is a trial. Before that, " + reason
+	}
+	switch {
+	case e.situation.State.IgnoresHealth():
+		return text + e.although()
+	case e.row.EffectiveWeight > 0:
+		return text + "; gets requests, since no upstream serves"
+	default:
+		return text
 	}
 }
 

@@ -201,7 +201,7 @@ func (l lister) rowsOf(p *pool.Pool, now *pool.Snapshot) []view.Upstream {
 		row.EffectiveWeight = math.Round(weight*1000) / 1000
 		row.FailOpen = here.State.IgnoresHealth()
 		e := explanation{row: &row, set: set, balancer: l.Balancer, member: m, upstream: u, situation: here, healthy: u.Host == nil || u.Healthy()}
-		row.Serving = weight > 0 && row.Mode == settings.Ready && row.Status == "up" && !m.Draining() && e.healthy
+		row.Serving = e.serves()
 		if !l.only.Brief {
 			row.Why = e.sentence()
 			row.Reasons = []string{row.Why}
@@ -216,8 +216,14 @@ func (l lister) row(u *reverseproxy.Upstream, m *pool.Member, set *settings.Sett
 	status := m.Status()
 	row := view.Upstream{
 		Pool: l.Name(), Upstream: m.Address, Status: status.String(), Mode: string(set.ModeNow()),
-		Weight: set.WeightIn(l.Name(), m.Weight), Backup: m.Backup, Persisted: notPersisted(l.registry.Settings, m.Address),
+		Weight: set.WeightIn(l.Name(), m.Weight), ConfiguredWeight: m.Weight, Backup: m.Backup, Persisted: notPersisted(l.registry.Settings, m.Address),
 		Checks: []view.Check{},
+	}
+	if status == health.Up && !l.config.Rules.Witness.Off {
+		row.Suspect = m.IsSuspect()
+		if until := m.Ejection(); !until.IsZero() {
+			row.EjectedUntil = &until
+		}
 	}
 	if u != nil && u.Host != nil { // else the handler is yet to be provisioned
 		row.Requests, row.Fails = u.Host.NumRequests(), u.Host.Fails()

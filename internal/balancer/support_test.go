@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
@@ -27,6 +30,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/view"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // defaultTransport is that of a handler which configures none. It can be used in several
@@ -81,7 +85,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*setup)) *polic
 	p := &policy{Balancer: new(Balancer), logs: logs, unload: unload}
 	s := &setup{
 		Config: Config{
-			Name: "shop", Rules: pool.Rules{Hold: 2 * time.Second}, Transport: defaultTransport,
+			Name: "shop", Rules: pool.Rules{Hold: 2 * time.Second, Witness: witness.DefaultSettings()}, Transport: defaultTransport,
 			Proxy: new(reverseproxy.Handler), Logger: zap.New(core), Ended: ctx.Done(),
 		},
 		registry: newRegistry(tb, settings.NewSet()),
@@ -111,6 +115,9 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*setup)) *polic
 
 // begin does what is left to do of Init.
 func (p *policy) begin(members []*pool.Member) (err error) {
+	if err := p.traffic.init(p.Balancer); err != nil {
+		return err
+	}
 	if len(members) == 0 {
 		if members, err = p.buildMembers(); err != nil {
 			return err
@@ -118,18 +125,17 @@ func (p *policy) begin(members []*pool.Member) (err error) {
 		return p.join(members)
 	}
 	p.members.byDial = make(map[string]*pool.Member)
-	targets := make(map[*health.Target]bool)
 	for i, m := range members {
 		p.members.byDial[p.listed[i].Dial] = m
-		for _, c := range m.Checks {
-			targets[c.Target] = true
-		}
+		p.traffic.add(m)
 	}
 	if err := p.join(members); err != nil {
 		return err
 	}
-	for target := range targets {
-		target.Subscribe(p.Refresh)
+	for _, m := range members {
+		for _, c := range m.Checks {
+			c.Target.Subscribe(p.traffic.follow(m))
+		}
 	}
 	return nil
 }
@@ -185,6 +191,34 @@ func (p *policy) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w 
 		}
 	}
 	return p.Decide(upstreams, r, w)
+}
+
+// roundTrip sends a request to an upstream, as the handler does, and ends it in a way.
+func (p *policy) roundTrip(r *http.Request, u *reverseproxy.Upstream, end roundTrip) {
+	ctx := context.WithValue(r.Context(), caddyhttp.ServerCtxKey, new(caddyhttp.Server))
+	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), reverseproxy.DialInfo{Upstream: u, Address: u.Dial})
+	res, err := p.Observe(end, false).RoundTrip(r.WithContext(ctx))
+	if err == nil {
+		_ = res.Body.Close()
+	}
+}
+
+// roundTrip is a transport of one round trip.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+// RoundTrip calls it.
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// refused is a round trip that fails before anything is sent.
+func refused(*http.Request) (*http.Response, error) {
+	return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+}
+
+// answeringStatus is a round trip that ends with an answer.
+func answeringStatus(status int) roundTrip {
+	return func(*http.Request) (*http.Response, error) {
+		return &http.Response{StatusCode: status, Body: http.NoBody, Header: make(http.Header)}, nil
+	}
 }
 
 // picks returns the positions of the upstreams of n picks, -1 for nil.

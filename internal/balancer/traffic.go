@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
@@ -15,12 +16,16 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/observer"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
+	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // traffic connects a balancer to what happens to its requests: what that says of upstreams,
 // and what each request has tried.
 type traffic struct {
+	// log is nil until the counters of the pool are there.
+	log atomic.Pointer[telemetry.TrafficLog]
+
 	balancer *Balancer
 	handler  witness.Handler
 	pool     *witness.Pool // nil if nothing is observed
@@ -35,19 +40,38 @@ func (t *traffic) init(b *Balancer) (err error) {
 		return nil
 	}
 	t.handler.Hooks = witness.Hooks{
-		Changed:   b.Refresh,
-		MayEject:  t.mayEject,
-		Accused:   func(string, witness.Cause, string, bool) {},
-		Acquitted: func(string) {},
-		Ejected:   func(string, string, time.Time, int) {},
-		Returned:  func(string) {},
+		Changed:  b.Refresh,
+		MayEject: t.mayEject,
+		Accused: func(address string, cause witness.Cause, reason string, suspect bool) {
+			t.report(func(l *telemetry.TrafficLog) { l.Accused(address, cause.String(), reason, suspect) })
+		},
+		Acquitted: func(address string) {
+			t.report(func(l *telemetry.TrafficLog) { l.Acquitted(address) })
+		},
+		Ejected: func(address, reason string, until time.Time, inRow int) {
+			t.report(func(l *telemetry.TrafficLog) { l.Ejected(address, reason, until, inRow) })
+		},
+		Returned: func(address string) {
+			t.report(func(l *telemetry.TrafficLog) { l.Returned(address) })
+		},
 	}
 	t.pool, err = witness.Join(b.config.Name, &t.handler)
 	return err
 }
 
+// reportTo makes the balancer report what the traffic says.
+func (t *traffic) reportTo(l *telemetry.TrafficLog) { t.log.Store(l) }
+
+// report calls a function with the log, once there is one.
+func (t *traffic) report(f func(*telemetry.TrafficLog)) {
+	if l := t.log.Load(); l != nil {
+		f(l)
+	}
+}
+
 // close undoes init.
 func (t *traffic) close() error {
+	defer t.report((*telemetry.TrafficLog).Close)
 	if t.pool == nil {
 		return nil
 	}

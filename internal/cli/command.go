@@ -62,13 +62,15 @@ func addCommands(root *cobra.Command) {
 
 func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "status [--watch|--check] [--json]", Short: "Shows all upstreams by pool", Args: exactly(0, "no arguments"),
+		Use: "status [--watch|--check] [--not-serving] [--json]", Short: "Shows all upstreams by pool", Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return runStatus(cmd) },
 	}
 	cmd.Flags().BoolP("watch", "w", false, "Show the upstreams again each second, until interrupted")
 	cmd.Flags().Bool("json", false, "Print JSON, for scripts")
 	cmd.Flags().Bool("check", false, "Show one line for each pool in which no upstream serves. Exit with 3 if there is one.")
+	cmd.Flags().Bool("not-serving", false, "Show only upstreams that do not serve, or are suspect or ejected")
 	cmd.MarkFlagsMutuallyExclusive("watch", "check")
+	cmd.MarkFlagsMutuallyExclusive("not-serving", "check")
 	return cmd
 }
 

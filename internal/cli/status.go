@@ -4,6 +4,7 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -22,6 +23,7 @@ func runStatus(cmd *cobra.Command) error {
 	watch, _ := cmd.Flags().GetBool("watch")
 	check, _ := cmd.Flags().GetBool("check")
 	asJSON, _ := cmd.Flags().GetBool("json")
+	notServing, _ := cmd.Flags().GetBool("not-serving")
 	c, err := newClient(cmd)
 	if err != nil {
 		return err
@@ -45,10 +47,15 @@ func runStatus(cmd *cobra.Command) error {
 		case err != nil:
 			c.warn(err.Error())
 		case asJSON:
+			if notServing {
+				if text, err = inTrouble(rows, text); err != nil {
+					return err
+				}
+			}
 			last = printableJSON(text)
 			show.Write(last)
 		default:
-			screen.writeTable(&show, rows, time.Now())
+			screen.writeStatus(&show, rows, notServing, time.Now())
 			last = bytes.Clone(show.Bytes())
 		}
 		drawn := show.Bytes()
@@ -62,6 +69,22 @@ func runStatus(cmd *cobra.Command) error {
 			return nil
 		}
 	}
+}
+
+// inTrouble returns the part of an answer that has the rows of upstreams in trouble.
+func inTrouble(rows []view.Upstream, text []byte) ([]byte, error) {
+	var all []json.RawMessage // with fields that this command may not know
+	if err := json.Unmarshal(text, &all); err != nil {
+		return nil, err
+	}
+	some := []json.RawMessage{}
+	for i := range rows {
+		if rows[i].InTrouble() {
+			some = append(some, all[i])
+		}
+	}
+	text, err := json.Marshal(some)
+	return append(text, '\n'), err
 }
 
 // exitOutage is the exit status of status --check if no upstream of some pool serves.

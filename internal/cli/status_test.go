@@ -7,8 +7,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
@@ -75,6 +77,55 @@ func TestStatusCheck_ExitStatus(t *testing.T) {
 		if !strings.HasPrefix(stdout, tc.stdout) || (stdout == "") != (tc.stdout == "") || !strings.HasPrefix(stderr, tc.stderr) || (stderr == "") != (tc.stderr == "") {
 			t.Errorf("%s: printed %q and %q, want %q and %q", tc.args, stdout, stderr, tc.stdout, tc.stderr)
 		}
+	}
+}
+
+// With --not-serving, status shows the upstreams that do not serve, or are suspect or
+// ejected, and the alarms of all, since others decide these too.
+func TestStatus_NotServing(t *testing.T) {
+	until := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	well := view.Upstream{Pool: "shop", Upstream: "well:80", Status: "up", Mode: settings.Ready, Serving: true, EffectiveWeight: 1}
+	suspect := view.Upstream{Pool: "shop", Upstream: "suspect:80", Status: "up", Mode: settings.Ready, Serving: true, Suspect: true}
+	ejected := view.Upstream{Pool: "shop", Upstream: "ejected:80", Status: "up", Mode: settings.Ready, EjectedUntil: &until}
+	// another handler of the pool has ejected it
+	elsewhere := view.Upstream{Pool: "shop", Upstream: "elsewhere:80", Status: "up", Mode: settings.Ready, Serving: true, EffectiveWeight: 1, EjectedUntil: &until}
+	down := view.Upstream{Pool: "shop", Upstream: "down:80", Status: "down", Mode: settings.Ready}
+	for _, tc := range []struct {
+		rows []view.Upstream
+		want []string
+		says string
+	}{
+		{[]view.Upstream{well, suspect, ejected, elsewhere, down}, []string{"suspect:80", "ejected:80", "elsewhere:80", "down:80"}, "pool shop\nUPSTREAM"},
+		{[]view.Upstream{well, down}, []string{"down:80"}, "pool shop\nUPSTREAM"},
+		{[]view.Upstream{down}, []string{"down:80"}, "pool shop\n!! No upstream serves, and none gets requests"},
+		{[]view.Upstream{well}, []string{}, "all upstreams serve, and none is suspect or ejected\n"},
+		{nil, []string{}, "no upstreams: no reverse_proxy uses lb_policy alive\n"},
+	} {
+		address := listOf(t, tc.rows...)
+		stdout, stderr, err := command(t.Context(), address, "status", "--not-serving")
+		if err != nil || stderr != "" || !strings.HasPrefix(stdout, tc.says) {
+			t.Errorf("%v: printed %q and %q, %v; want %q", tc.want, stdout, stderr, err, tc.says)
+		}
+		for _, row := range tc.rows {
+			if got, want := strings.Contains(stdout, row.Upstream+" "), slices.Contains(tc.want, row.Upstream); got != want {
+				t.Errorf("%s is shown: %v, want %v:\n%s", row.Upstream, got, want, stdout)
+			}
+		}
+		stdout, _, err = command(t.Context(), address, "status", "--not-serving", "--json")
+		var rows []map[string]any
+		if err != nil || json.Unmarshal([]byte(stdout), &rows) != nil {
+			t.Fatalf("--json: printed %q, %v", stdout, err)
+		}
+		shown := []string{}
+		for _, row := range rows {
+			shown = append(shown, row["upstream"].(string))
+		}
+		if !slices.Equal(shown, tc.want) {
+			t.Errorf("--json: shown are %v, want %v", shown, tc.want)
+		}
+	}
+	if _, stderr, err := command(t.Context(), listOf(t, well), "status", "--not-serving", "--check"); exitStatus(err) != 1 {
+		t.Errorf("with --check: exit status %d, printed %q", exitStatus(err), stderr)
 	}
 }
 

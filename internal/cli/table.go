@@ -4,6 +4,7 @@ package cli
 
 import (
 	"bytes"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -32,12 +33,26 @@ type table struct {
 	widths []int // of the columns
 }
 
-// writeTable writes upstreams by pool.
-func (s screen) writeTable(to *bytes.Buffer, rows []view.Upstream, now time.Time) {
-	if len(rows) == 0 {
+// writeStatus writes upstreams by pool, all or only those in trouble. Alarms are those of
+// all.
+func (s screen) writeStatus(to *bytes.Buffer, all []view.Upstream, onlyInTrouble bool, now time.Time) {
+	if len(all) == 0 {
 		to.WriteString("no upstreams: no reverse_proxy uses lb_policy alive\n")
 		return
 	}
+	rows := all
+	if onlyInTrouble {
+		rows = slices.DeleteFunc(slices.Clone(all), func(row view.Upstream) bool { return !row.InTrouble() })
+	}
+	if len(rows) == 0 {
+		to.WriteString("all upstreams serve, and none is suspect or ejected\n")
+		return
+	}
+	s.writeTable(to, rows, view.Alarms(all), now)
+}
+
+// writeTable writes upstreams by pool, with the alarms of the pools.
+func (s screen) writeTable(to *bytes.Buffer, rows []view.Upstream, alarms map[string]string, now time.Time) {
 	t := &table{screen: s, to: to, widths: make([]int, len(tableHeader))}
 	t.measure(tableHeader)
 	lines := make([][]string, 0, len(rows))
@@ -46,7 +61,6 @@ func (s screen) writeTable(to *bytes.Buffer, rows []view.Upstream, now time.Time
 		lines = append(lines, line)
 		t.measure(line)
 	}
-	alarms := view.Alarms(rows)
 	above := ""
 	for i, row := range rows {
 		if title := row.Title(); i == 0 || title != above {
@@ -132,14 +146,27 @@ func (t *table) indented() int {
 
 // cells returns the row of an upstream.
 func cells(row view.Upstream, now time.Time) []string {
-	return []string{printable(row.Upstream), printable(row.Status), printable(row.Mode), weightCell(row), strconv.Itoa(row.Requests), sinceCell(row.Since, now)}
+	return []string{printable(row.Upstream), printable(statusCell(row, now)), printable(row.Mode), weightCell(row), strconv.Itoa(row.Requests), sinceCell(row.Since, now)}
+}
+
+// statusCell shows the status, or what traffic says of an upstream that is up: that it is
+// suspect, or for how long it is still ejected.
+func statusCell(row view.Upstream, now time.Time) string {
+	switch state := row.State(); state {
+	case "suspect":
+		return state
+	case "ejected":
+		return state + " (" + row.Ejection(now, func(until time.Time) string { return ageCell(until.Sub(now)) }) + ")"
+	default:
+		return row.Status
+	}
 }
 
 func statusColour(row view.Upstream) string {
-	switch {
-	case row.Status == "down":
+	switch state := row.State(); {
+	case row.Status == "down", state == "ejected":
 		return red
-	case row.Serving:
+	case row.Serving && state != "suspect":
 		return green
 	default:
 		return yellow
@@ -163,7 +190,11 @@ func sinceCell(since *time.Time, now time.Time) string {
 	if since == nil {
 		return "-"
 	}
-	age := max(0, now.Sub(*since))
+	return ageCell(max(0, now.Sub(*since)))
+}
+
+// ageCell shows a duration in its largest unit.
+func ageCell(age time.Duration) string {
 	switch {
 	case age < time.Minute:
 		return strconv.Itoa(int(age.Seconds())) + "s"

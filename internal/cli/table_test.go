@@ -26,7 +26,7 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 	}
 	for _, columns := range []int{0, 1, 2, 20, 40, 60, 80, 120, 200} {
 		var to bytes.Buffer
-		screen{columns: columns}.writeTable(&to, rows, now)
+		screen{columns: columns}.writeStatus(&to, rows, false, now)
 		for line := range strings.Lines(to.String()) {
 			line = strings.TrimSuffix(line, "\n")
 			for _, r := range line {
@@ -92,13 +92,13 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 			"    its weight\n"},
 	} {
 		var to bytes.Buffer
-		tc.screen.writeTable(&to, rows[:1], now)
+		tc.screen.writeStatus(&to, rows[:1], false, now)
 		if got := to.String(); got != tc.want {
 			t.Errorf("%+v: got\n%s\nwant\n%s", tc.screen, got, tc.want)
 		}
 	}
 	var to bytes.Buffer
-	screen{columns: 80}.writeTable(&to, nil, now)
+	screen{columns: 80}.writeStatus(&to, nil, false, now)
 	if to.String() != "no upstreams: no reverse_proxy uses lb_policy alive\n" {
 		t.Errorf("without any: %s", to.String())
 	}
@@ -120,10 +120,35 @@ func TestTable_ShowsAlarms(t *testing.T) {
 		rows := []view.Upstream{{Pool: "other", Upstream: "x:80", Serving: true, EffectiveWeight: 1}, tc.entry}
 		rows[1].Pool = "shop"
 		var to bytes.Buffer
-		screen{}.writeTable(&to, rows, time.Now())
+		screen{}.writeStatus(&to, rows, false, time.Now())
 		_, below, found := strings.Cut(to.String(), "\n"+tc.alarm)
 		if !found || strings.Contains(below, "!! ") {
 			t.Errorf("%+v: want %q:\n%s", tc.entry, tc.alarm, to.String())
+		}
+	}
+}
+
+// The status of an upstream that is up says what traffic says of it: that it is suspect, for
+// how long it is ejected, or that its trial is due. Colours differ from those that serve.
+func TestTable_ShowsSuspectAndEjected(t *testing.T) {
+	now := time.Now()
+	later, before := now.Add(90*time.Second), now.Add(-time.Second)
+	for _, tc := range []struct {
+		row  view.Upstream
+		want string
+	}{
+		{view.Upstream{Status: "up", Mode: settings.Ready, Serving: true}, "\x1b[32mup\x1b[0m  ready"},
+		{view.Upstream{Status: "up", Mode: settings.Ready, Serving: true, Suspect: true}, "\x1b[33msuspect\x1b[0m  ready"},
+		{view.Upstream{Status: "up", Mode: settings.Ready, Suspect: true, EjectedUntil: &later}, "\x1b[31mejected (1m)\x1b[0m  ready"},
+		{view.Upstream{Status: "up", Mode: settings.Ready, EjectedUntil: &before}, "\x1b[31mejected (on trial)\x1b[0m  ready"},
+		{view.Upstream{Status: "up", Mode: settings.Drain, Suspect: true, EjectedUntil: &later}, "\x1b[33mup\x1b[0m  drain"},
+		{view.Upstream{Status: "down", Mode: settings.Ready, Suspect: true, EjectedUntil: &later}, "\x1b[31mdown\x1b[0m  ready"},
+	} {
+		tc.row.Pool, tc.row.Upstream = "shop", "a:80"
+		var to bytes.Buffer
+		screen{colours: true}.writeStatus(&to, []view.Upstream{tc.row}, false, now)
+		if got := strings.Join(strings.Fields(to.String()), " "); !strings.Contains(got, " a:80 "+strings.Join(strings.Fields(tc.want), " ")+" ") {
+			t.Errorf("want %q:\n%q", tc.want, got)
 		}
 	}
 }

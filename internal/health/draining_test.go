@@ -236,12 +236,12 @@ func TestProbes_OfABurstAreFresh(t *testing.T) {
 		{"it was right", "PPFFFF", "tftttt", 11 * time.Second},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
 				l := &letters{results: tc.results}
 				target := NewTarget(settings())
 				defer target.Attach(l.driver(), 0)()
 				advance(6 * time.Second)
-				target.Suspect()
+				accuse(target)
 				advance(tc.within)
 				if got, _ := l.said(); got != tc.want {
 					t.Errorf("%s: fresh %s, want %s", tc.results, got, tc.want)

@@ -48,15 +48,17 @@ const (
 	paceStep = time.Second / 190
 	// paceBurst is how many may begin at the same time.
 	paceBurst = 10
-	// maxPaceWait bounds the queue: what waits longer is not of this time.
-	maxPaceWait = 10 * time.Minute
+	// maxPaceBack is by how much the clock may go back: after more the queue is not of this
+	// time. That happens in tests only.
+	maxPaceBack = time.Second
 )
 
 // pacer limits how many probes begin before their turn, by the generic cell rate algorithm
 // (ITU-T I.371).
 type pacer struct {
-	mu   sync.Mutex // guards next
+	mu   sync.Mutex // guards what follows
 	next time.Time  // when the next probe would begin at a steady rate
+	last time.Time  // when a probe last was to begin
 }
 
 // outOfTurn is that of the process.
@@ -84,9 +86,10 @@ func (p *pacer) try(now time.Time) bool {
 
 // earliest returns when a probe may begin. p.mu must be held.
 func (p *pacer) earliest(now time.Time) time.Time {
-	if p.next.Before(now) || p.next.Sub(now) > maxPaceWait {
+	if p.next.Before(now) || p.last.Sub(now) > maxPaceBack {
 		p.next = now
 	}
+	p.last = now
 	if at := p.next.Add(-(paceBurst - 1) * paceStep); at.After(now) {
 		return at
 	}

@@ -5,14 +5,13 @@ package health
 import (
 	"context"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
 // The next probe begins at once, and no sooner than a quarter of the fast interval
-// after the last one. The schedule goes on from there.
+// after the last one. Afterwards the target returns to its old schedule.
 func TestProbeNow_BeginsAtOnceButNotTooSoon(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(pass)
 		defer target.Attach(s.driver(), 30*time.Second)()
@@ -29,13 +28,13 @@ func TestProbeNow_BeginsAtOnceButNotTooSoon(t *testing.T) {
 		advance(1800 * time.Millisecond) // to 3 s
 		target.ProbeNow()
 		advance(6 * time.Second)
-		wantProbes(t, s, seconds(1, 1.25, 3, 8))
+		wantProbes(t, s, seconds(1, 1.25, 3, 6))
 	})
 }
 
 // A probe that is due sooner anyway is not put off.
 func TestProbeNow_NeverDelaysAProbe(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		set := settings()
 		set.DownInterval = 100 * time.Millisecond
 		target := NewTarget(set)
@@ -51,7 +50,7 @@ func TestProbeNow_NeverDelaysAProbe(t *testing.T) {
 
 // While a probe is in flight, ProbeNow has no effect: none follows it at once.
 func TestProbeNow_CountsAProbeInFlight(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(func(context.Context) error {
 			time.Sleep(time.Second)
@@ -68,7 +67,7 @@ func TestProbeNow_CountsAProbeInFlight(t *testing.T) {
 // ProbeNow starts no probes that are paused, have ended or never began, and does not end
 // the pause.
 func TestProbeNow_HasNoEffectWithoutProbes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		target.ProbeNow()
 		s := newScript(pass)
@@ -91,7 +90,7 @@ func TestProbeNow_HasNoEffectWithoutProbes(t *testing.T) {
 // Before the probes begin, ProbeNow makes the first one begin without a delay. After they
 // ended, it has no effect on those that begin again.
 func TestProbeNow_BeforeTheStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		target.ProbeNow()
 		advance(time.Second)

@@ -267,6 +267,7 @@ func (t *Target) settle(s *schedule, a *attempt, o outcome) {
 		t.mu.Unlock()
 		return
 	}
+	ordinary := turn{a.due.Add(t.interval(a.began)), t.interval(a.began)}
 	r := t.count(a, o)
 	var next time.Time
 	var taken slot
@@ -274,6 +275,9 @@ func (t *Target) settle(s *schedule, a *attempt, o outcome) {
 	case a.givenUp: // its interval is over already, and a straggler must not fail twice
 		next, taken = t.nextDue(s, o.ended())
 	case t.burst.active(): // scheduleNext decides
+		if s.turn.at.IsZero() {
+			s.turn = ordinary
+		}
 	case !s.turn.at.IsZero(): // it returns to its turns
 		next, taken = t.nextDue(s, s.turn.begin(a.began, o.ended(), t.interval(o.ended())))
 		s.turn = turn{}

@@ -162,7 +162,7 @@ func TestSlots_AreGivenBack(t *testing.T) {
 			target := targets[rand.IntN(len(targets))]
 			switch rand.IntN(4) {
 			case 0:
-				target.Suspect()
+				accuse(target)
 			case 1:
 				target.ProbeNow()
 			case 2:
@@ -360,8 +360,11 @@ func TestProbes_OfOneTargetNeverOverlap(t *testing.T) {
 		}})
 		defer s.detach()
 		for range 20 {
-			target.Suspect() // wakes it, too
+			accuse(target) // wakes it, too
 			advance(700 * time.Millisecond)
+		}
+		for underWay > 0 { // detach does not wait for long
+			advance(100 * time.Millisecond)
 		}
 		if probe < 10 {
 			t.Errorf("%d probes in 14 seconds", probe)

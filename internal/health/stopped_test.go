@@ -22,7 +22,7 @@ func stopProcess(targets []*Target, by time.Duration) {
 
 // After a stop of the process, the overdue probes of many targets are spread again, and
 // each comes within an interval and the jitter. The probes of few targets begin at once, and
-// so do those of targets of unknown status.
+// so do those of targets of unknown status, and of accused ones as far as the limit allows.
 func TestStoppedProcess_SpreadsOverdueProbes(t *testing.T) {
 	for _, tc := range []struct {
 		n      int
@@ -38,11 +38,11 @@ func TestStoppedProcess_SpreadsOverdueProbes(t *testing.T) {
 		{200, time.Hour, 0.1, nil, 0},
 		{200, time.Hour, 0, nil, 0},
 		{99, time.Hour, 0.1, nil, 99},
-		{200, time.Hour, 0.1, (*Target).Suspect, 200},
+		{200, time.Hour, 0.1, accuse, paceBurst}, // and the others as soon as not too many begin before their turn
 		{200, time.Hour, 0.1, func(target *Target) { target.state = state{} }, 200},
 	} {
 		t.Run(fmt.Sprintf("%d targets, %v, jitter %v", tc.n, tc.stop, tc.jitter), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
 				set := settings()
 				set.Jitter = tc.jitter
 				var all []*starts

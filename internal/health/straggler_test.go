@@ -79,7 +79,7 @@ func TestStraggler_NoOtherProbeRunsBesideIt(t *testing.T) {
 		defer target.Attach(s.driver(), 0)()
 		for range 100 {
 			advance(time.Second)
-			target.Suspect()
+			accuse(target)
 			target.ProbeNow()
 			if _, err := target.Check(t.Context()); err != nil {
 				t.Fatal(err)

@@ -27,6 +27,8 @@ const (
 	MinHold         = time.Millisecond
 	MinRampWindow   = 10 * time.Millisecond
 	MinSyncInterval = 100 * time.Millisecond
+	MinStall        = 10 * time.Millisecond
+	MinEjection     = 10 * time.Millisecond
 	MaxDuration     = 24 * time.Hour
 )
 
@@ -37,6 +39,12 @@ const DefaultSyncInterval = 2 * time.Second
 const (
 	// MaxWeight is the largest weight of an upstream.
 	MaxWeight = 256
+	// MaxRetries is how often a request goes to another upstream at most.
+	MaxRetries = 100
+	// MaxEjectAfter is the largest number of failures that ejects an upstream.
+	MaxEjectAfter = 1000
+	// Off stands for off where a config in JSON has a count.
+	Off = -1
 	// MaxName is the longest name of a pool or a check, in bytes.
 	MaxName = 200
 )
@@ -50,8 +58,12 @@ const (
 	ProxyProtocols = "off, v1 or v2"
 )
 
-// WeightRange is what messages call a weight, after "a".
-var WeightRange = fmt.Sprintf("whole number from 0 to %d", MaxWeight)
+// What messages call further values, after "a" or "one".
+var (
+	WeightRange     = fmt.Sprintf("whole number from 0 to %d", MaxWeight)
+	RetriesRange    = retries.String()
+	EjectAfterRange = ejectAfter.String()
+)
 
 // Duration returns an error if the value of an option is out of its range.
 func Duration(option string, value, shortest, longest time.Duration) error {
@@ -107,6 +119,8 @@ type durationRange struct {
 var (
 	rampWindow   = durationRange{"slow_start: window", "30s", MinRampWindow, MaxDuration}
 	syncInterval = durationRange{"sync_interval", "2s", MinSyncInterval, MaxDuration}
+	ejectFor     = durationRange{"eject: for", "30s", MinEjection, MaxDuration}
+	ejectLongest = durationRange{"eject: longest", "5m", MinEjection, MaxDuration}
 )
 
 // errOutside returns the error for a value that is none, or out of the range.

@@ -53,7 +53,7 @@ func Render(rows []view.Upstream, now time.Time) ([]byte, error) {
 		"Script":   template.JS(script), //nolint:gosec // it is part of the program
 		"Summary":  view.Summary(rows),
 		"Now":      utc(now),
-		"Sections": sections(rows),
+		"Sections": sections(rows, now),
 	})
 	if err != nil {
 		return nil, err
@@ -71,10 +71,10 @@ type section struct {
 // row is an upstream as the page shows it. The key names it in its section, so that the
 // script finds it again in the next page.
 type row struct {
-	Key, Address, State, Mode, Share, Since, Why string
-	Weight, Requests                             int
-	Serving, Backup                              bool
-	Checks                                       []check
+	Key, Address, State, Ejection, Mode, Share, Since, Why string
+	Weight, Requests                                       int
+	Serving, Backup, InTrouble                             bool
+	Checks                                                 []check
 }
 
 // check is a check as the page shows it. The label is its key.
@@ -84,8 +84,8 @@ type check struct {
 	LastFailed    *view.Result
 }
 
-// sections groups consecutive rows by their titles.
-func sections(rows []view.Upstream) []section {
+// sections groups consecutive rows by their titles, as they are at a moment.
+func sections(rows []view.Upstream, now time.Time) []section {
 	totals := make(map[string]float64)
 	for i := range rows {
 		totals[rows[i].Title()] += rows[i].EffectiveWeight
@@ -99,17 +99,19 @@ func sections(rows []view.Upstream) []section {
 			all = append(all, section{Title: title, Alarm: alarms[title]})
 		}
 		s := &all[len(all)-1]
-		s.Rows = append(s.Rows, newRow(u, totals[title]))
+		s.Rows = append(s.Rows, newRow(u, totals[title], now))
 	}
 	return all
 }
 
-// newRow returns the row of an upstream in a section with a total of effective weights.
-func newRow(u *view.Upstream, total float64) row {
+// newRow returns the row of an upstream at a moment, in a section with a total of effective
+// weights.
+func newRow(u *view.Upstream, total float64, now time.Time) row {
 	r := row{
 		Key: u.Upstream, Address: u.Upstream, State: u.State(), Mode: u.Mode, Share: share(u.EffectiveWeight, total), Since: "—", Why: u.Why,
-		Weight: u.Weight, Requests: u.Requests, Serving: u.Serving, Backup: u.Backup,
-		Checks: make([]check, len(u.Checks)),
+		Weight: u.Weight, Requests: u.Requests, Serving: u.Serving, Backup: u.Backup, InTrouble: u.InTrouble(),
+		Ejection: u.Ejection(now, func(until time.Time) string { return "until " + utc(until) }),
+		Checks:   make([]check, len(u.Checks)),
 	}
 	if u.Gone { // one section has such rows of all pools
 		r.Key = u.Pool + "\n" + u.Upstream

@@ -16,7 +16,7 @@
     for (const row of page.querySelectorAll(".upstream")) {
       const texts = word ? [...row.querySelectorAll("h3, .state, .why")] : [];
       row.hidden =
-        (troubled.checked && row.classList.contains("serving")) ||
+        (troubled.checked && !row.classList.contains("troubled")) ||
         (word !== "" && !texts.some((node) => node.textContent.toLowerCase().includes(word)));
     }
   };

@@ -109,15 +109,42 @@ func TestRender_FactsOfARow(t *testing.T) {
 		view.Upstream{Pool: "a", Upstream: "c:80", Status: "unknown", Mode: "drain", Weight: 1},
 	)
 	for key, want := range map[string]string{
-		`<li class="upstream up serving" data-key="a:80">`: "up ready share 66.7 % weight 2 backup 7 in flight since 2030-01-02 03:04:05 UTC",
-		`<li class="upstream up serving" data-key="b:80">`: "up ready share 33.3 % weight 1 0 in flight since —",
-		`<li class="upstream draining" data-key="c:80">`:   "draining drain share 0 % weight 1 0 in flight since —",
+		`<li class="upstream up serving" data-key="a:80">`:        "up ready share 66.7 % weight 2 backup 7 in flight since 2030-01-02 03:04:05 UTC",
+		`<li class="upstream up serving" data-key="b:80">`:        "up ready share 33.3 % weight 1 0 in flight since —",
+		`<li class="upstream draining troubled" data-key="c:80">`: "draining drain share 0 % weight 1 0 in flight since —",
 	} {
 		facts := between(t, between(t, html, key, "</li>"), `<p class="facts">`, "</p>")
 		facts = strings.NewReplacer(`<b class="state">`, "", "</b>", "", "<span>", "", "</span>", "").Replace(facts)
 		if facts != want {
 			t.Errorf("%s: got %q, want %q", key, facts, want)
 		}
+	}
+}
+
+// A row says by a word, not only by a colour, that an upstream is suspect or ejected, and
+// until when. The filter finds both by their class.
+func TestRender_SuspectAndEjected(t *testing.T) {
+	later, before := time.Date(2030, 1, 2, 3, 5, 0, 0, time.UTC), time.Date(2030, 1, 2, 3, 4, 0, 0, time.UTC)
+	html := rendered(t,
+		view.Upstream{Pool: "a", Upstream: "a:80", Status: "up", Mode: "ready", Serving: true, EffectiveWeight: 1},
+		view.Upstream{Pool: "a", Upstream: "b:80", Status: "up", Mode: "ready", Serving: true, Suspect: true},
+		view.Upstream{Pool: "a", Upstream: "c:80", Status: "up", Mode: "ready", EjectedUntil: &later},
+		view.Upstream{Pool: "a", Upstream: "d:80", Status: "up", Mode: "ready", EjectedUntil: &before},
+		view.Upstream{Pool: "a", Upstream: "e:80", Status: "down", Mode: "ready", EjectedUntil: &later},
+	)
+	for key, want := range map[string]string{
+		`<li class="upstream up serving" data-key="a:80">`:               `<b class="state">up</b> <span>ready`,
+		`<li class="upstream suspect serving troubled" data-key="b:80">`: `<b class="state">suspect</b> <span>ready`,
+		`<li class="upstream ejected troubled" data-key="c:80">`:         `<b class="state">ejected</b> <span class="until">until 2030-01-02 03:05:00 UTC</span> <span>ready`,
+		`<li class="upstream ejected troubled" data-key="d:80">`:         `<b class="state">ejected</b> <span class="until">on trial</span> <span>ready`,
+		`<li class="upstream down troubled" data-key="e:80">`:            `<b class="state">down</b> <span>ready`,
+	} {
+		if facts := between(t, between(t, html, key, "</li>"), `<p class="facts">`, "</p>"); !strings.HasPrefix(facts, want) {
+			t.Errorf("%s: got %q, want %q", key, facts, want)
+		}
+	}
+	if want := `role="status">2 of 5 upstreams serve, 1 is suspect, 2 are ejected</p>`; !strings.Contains(html, want) {
+		t.Errorf("the page lacks %q", want)
 	}
 }
 

@@ -40,6 +40,7 @@ func TestCounting_IsExact(t *testing.T) {
 		{"none is up", "ddd", nil, nil},
 		{"backups", "ddu", func(p *policy) { p.members[2].Backup = true }, nil},
 		{"retries", "uuuu", retrying, nil},
+		{"the slow path", "uuuu", slow, nil},
 		{"unhealthy at the pick", "uuuu", nil, func(p *policy) { testkit.SetHealthy(p.list[1], rand.IntN(2) == 0) }},
 		{"full at the pick", "uuuu", func(p *policy) { p.list[2].MaxRequests = 1 }, func(p *policy) { testkit.SetRequests(p.list[2], rand.IntN(2)) }},
 		{"verdicts change", "uuuu", nil, func(p *policy) { testkit.Decide(p.targets[rand.IntN(3)], rand.IntN(2) == 0) }},

@@ -31,11 +31,13 @@ type Rules struct {
 	Floor     float64       // where a slow start begins, as a share of the weight
 	Hold      time.Duration // how long a request waits at a cold start, 0 for not at all
 	Retries   bool          // the handler may select again for the same request
-	Witness   witness.Settings
 
 	// Select picks instead of round robin, nil if none does. SelectName is its name.
 	Select     reverseproxy.Selector
 	SelectName string
+
+	// Witness is what is configured about what the traffic says of upstreams.
+	Witness witness.Settings
 
 	// CountsHealthy says that fail_open has a share, and that Caddy has health checks of
 	// its own. Then every pick counts which upstreams are healthy.

@@ -16,6 +16,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // TestRetries_SkipTheTried: a retry goes to upstreams that were not tried yet, and to
@@ -192,7 +193,7 @@ func TestRetries_TheShareOfManyTriedIsLeftToAll(t *testing.T) {
 			for range 300 * n {
 				r := testkit.Get()
 				for _, u := range p.list[:sick] {
-					p.tried(r).add(u)
+					remember(r).Add(u, witness.Counted{})
 				}
 				served[p.pickIndex(r)]++
 			}
@@ -382,8 +383,8 @@ func TestRetries_TheDownAreProbedAtOnce(t *testing.T) {
 	}
 }
 
-// TestRetries_ProbesAtOnceAreBounded: of many that are down, a request probes some,
-// and another request others.
+// TestRetries_ProbesAtOnceAreBounded: of many that are down, a request probes as many as
+// may begin before their turn at one time, and another request others.
 func TestRetries_ProbesAtOnceAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const n = 100
@@ -403,14 +404,15 @@ func TestRetries_ProbesAtOnceAreBounded(t *testing.T) {
 				return false, http.ErrServerClosed
 			}}, time.Hour)()
 		}
-		time.Sleep(time.Hour / 2) // so that none is put off
+		time.Sleep(40 * time.Minute) // so that none is put off, nor refused because of another test
+		const atOnce = 10            // in the whole process
 		for request := range 3 {
 			p.picks(testkit.Same(), 2)
 			time.Sleep(time.Second)
 			mu.Lock()
 			got := len(probed)
 			mu.Unlock()
-			if want := (request + 1) * maxProbedDown; got != want {
+			if want := (request + 1) * atOnce; got != want {
 				t.Errorf("after %d requests %d are probed, want %d", request+1, got, want)
 			}
 		}

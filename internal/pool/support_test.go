@@ -20,6 +20,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
 // policy selects from one pool as the selection policy does. A test decides the verdicts
@@ -46,6 +47,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*policy)) *poli
 		Proxy:    new(reverseproxy.Handler),
 		Logger:   zap.New(core),
 		Ended:    ctx.Done(),
+		Remember: remember,
 	}
 	for i := range verdicts {
 		target := testkit.NewTarget()
@@ -83,13 +85,16 @@ func withWeights(weights ...int) func(*policy) {
 
 func retrying(p *policy) { p.handler.Rules.Retries = true }
 
+// slow makes every pick a decision.
+func slow(p *policy) { p.handler.Rules.CountsHealthy = true }
+
 // pickPaths are the paths that a pick can take.
 var pickPaths = []struct {
 	path      string
 	configure func(*policy)
 }{
 	{"the fast path", func(*policy) {}},
-	{"the slow path", retrying},
+	{"the slow path", slow},
 	{"with select", func(p *policy) { p.handler.Rules.Select = reverseproxy.RandomSelection{} }},
 }
 
@@ -121,29 +126,38 @@ func setAllHealthy(upstreams reverseproxy.UpstreamPool, healthy string) {
 	}
 }
 
-// pick selects an upstream as the policy does.
-func (p *policy) pick(r *http.Request) *reverseproxy.Upstream {
-	if now := p.Current(); now.Fast() {
+// pick selects an upstream as the policy does. Where the handler retries, the try fails: it
+// is noted, so that a further pick for the request is a retry.
+func (p *policy) pick(r *http.Request) (u *reverseproxy.Upstream) {
+	if u = p.pickFirst(r); u != nil && p.handler.Rules.Retries {
+		p.handler.Remember(r).Add(u, witness.Counted{})
+	}
+	return u
+}
+
+// pickFirst selects an upstream for a request, and nothing becomes of that.
+func (p *policy) pickFirst(r *http.Request) *reverseproxy.Upstream {
+	tried, _ := caddyhttp.GetVar(r.Context(), triedVariable).(*Tried)
+	if now := p.Current(); now.Fast() && tried == nil {
 		i := now.Draw()
 		if u := p.list[i]; u.Available() {
 			return u
 		}
 		now.Skip(i)
 	}
-	return p.Pick(Attempt{Upstreams: p.list, Request: r, Tried: p.tried(r)})
+	return p.Pick(Attempt{Upstreams: p.list, Request: r, Tried: tried})
 }
 
-// tried returns what a request has tried, nil if the handler does not retry.
-func (p *policy) tried(r *http.Request) *Tried {
-	if !p.handler.Rules.Retries {
-		return nil
-	}
-	const variable = "tried"
-	if t, ok := caddyhttp.GetVar(r.Context(), variable).(*Tried); ok {
+// triedVariable is where a request keeps what it tried.
+const triedVariable = "tried"
+
+// remember returns what a request has tried, from now on.
+func remember(r *http.Request) *Tried {
+	if t, ok := caddyhttp.GetVar(r.Context(), triedVariable).(*Tried); ok {
 		return t
 	}
-	t := &Tried{Request: r}
-	caddyhttp.SetVar(r.Context(), variable, t)
+	t := &Tried{URL: r.URL}
+	caddyhttp.SetVar(r.Context(), triedVariable, t)
 	return t
 }
 

@@ -12,12 +12,16 @@ import (
 // The names of options, in the order in which they are documented.
 var (
 	// PolicyOptions are those of lb_policy alive.
-	PolicyOptions = []string{"name", "check", "weight", "backup", "slow_start", "fail_open", "hold", "select"}
+	PolicyOptions = []string{"name", "check", "weight", "backup", "slow_start", "fail_open", "hold", "retries", "observe", "eject", "select"}
 	// CheckOptions are those of every check, whatever its kind.
 	CheckOptions = []string{
 		"name", "interval", "fast_interval", "down_interval", "timeout", "passes", "fails", "jitter",
 		"port", "address", "proxy_protocol", "keep_connection",
 	}
+	// ObserveOptions and EjectOptions are those in the blocks of these options of
+	// lb_policy alive.
+	ObserveOptions = []string{"status", "stall"}
+	EjectOptions   = []string{"for", "share"}
 	// GlobalOptions are those of the global option alive.
 	GlobalOptions = []string{"fleet", "sync_interval"}
 )
@@ -79,6 +83,12 @@ func InPolicy(option string, args []string, uri string) string {
 	case kind != "":
 		return fmt.Sprintf("'%s' is an option of a check; write it in the block of one: check %s { %s }", option, kind, example)
 	}
+	switch {
+	case slices.Contains(ObserveOptions, option):
+		return fmt.Sprintf("'%s' is an option of observe; write it in its block: observe { %[1]s }", option)
+	case slices.Contains(EjectOptions, option):
+		return fmt.Sprintf("'%s' is an option of eject; write it in its block: eject 5 { %[1]s }", option)
+	}
 	if hint := ofProxy(option, "the block of lb_policy alive"); hint != "" {
 		return hint
 	}
@@ -93,6 +103,18 @@ func InCheck(option string) string {
 		return fmt.Sprintf("'%s' is an option of lb_policy alive; write it beside the check, not in its block", option)
 	}
 	return ofProxy(option, "the block of a check")
+}
+
+// InBlock is the error for an option that the block of an option of lb_policy alive does
+// not have, given with those that it has.
+func InBlock(block, option string, own []string) string {
+	if slices.Contains(PolicyOptions, option) {
+		return fmt.Sprintf("'%s' is an option of lb_policy alive; write it beside %s, not in its block", option, block)
+	}
+	if hint := ofProxy(option, "the block of "+block); hint != "" {
+		return hint
+	}
+	return fmt.Sprintf("unrecognized option '%s': %s has %s%s", option, block, Enumerate(own), DidYouMean(option, own))
 }
 
 // ofProxy says where an option of reverse_proxy belongs that is in a block. It is empty

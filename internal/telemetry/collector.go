@@ -16,9 +16,11 @@ var (
 	upDesc          = desc("upstream_up", "1 if an upstream passes a check, else 0; the worst of several checks with one label. No series in maintenance.", "upstream", "check")
 	checksDesc      = desc("checks_total", "Results of checks: pass, fail, or void if only this process was the cause.", "upstream", "check", "result")
 	transitionsDesc = desc("transitions_total", "Changes of status by a check.", "upstream", "check", "to")
-	poolDesc        = desc("pool_upstreams", "Upstreams of a pool by state: up, down, unknown, draining or maintenance.", "pool", "state")
+	poolDesc        = desc("pool_upstreams", "Upstreams of a pool by state: up, suspect, ejected, down, unknown, draining or maintenance.", "pool", "state")
 	failOpenDesc    = desc("pool_fail_open", "Whether a pool ignores health, because too few or none of its upstreams serve.", "pool")
 	selectionsDesc  = desc("selections_total", "How often an upstream was picked, retries included.", "pool", "upstream")
+	accusationsDesc = desc("accusations_total", "How often a request spoke against an upstream, by cause: connect, outcome or stall.", "pool", "upstream", "cause")
+	ejectionsDesc   = desc("ejections_total", "How often an upstream was ejected because its requests failed while its checks passed.", "pool", "upstream")
 	heldDesc        = desc("held_requests_total", "Requests that waited for verdicts at a cold start.", "pool")
 
 	checkDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -52,7 +54,7 @@ func Register(registry *prometheus.Registry, rows func() []view.Upstream) error 
 
 // Describe sends the descriptions of all metrics.
 func (Collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{upDesc, checksDesc, transitionsDesc, poolDesc, failOpenDesc, selectionsDesc, heldDesc} {
+	for _, d := range []*prometheus.Desc{upDesc, checksDesc, transitionsDesc, poolDesc, failOpenDesc, selectionsDesc, accusationsDesc, ejectionsDesc, heldDesc} {
 		ch <- d
 	}
 	checkDuration.Describe(ch)
@@ -103,8 +105,13 @@ func (out output) poolCounters() {
 	})
 	for _, p := range all {
 		out.counter(heldDesc, p.Held(), p.name)
-		for upstream, n := range p.Selections() {
+		traffic := p.traffic.read()
+		for upstream, n := range p.Selections() { // those that are in the pool now
 			out.counter(selectionsDesc, n, p.name, upstream)
+			out.counter(ejectionsDesc, traffic[upstream].ejections, p.name, upstream)
+			for cause, n := range traffic[upstream].accusations {
+				out.counter(accusationsDesc, n, p.name, upstream, cause)
+			}
 		}
 	}
 }
@@ -120,7 +127,7 @@ func (out output) gauges(rows []view.Upstream) {
 			continue
 		}
 		if states[row.Pool] == nil {
-			states[row.Pool] = map[string]int{"up": 0, "down": 0, "unknown": 0, "draining": 0, "maintenance": 0}
+			states[row.Pool] = map[string]int{"up": 0, "suspect": 0, "ejected": 0, "down": 0, "unknown": 0, "draining": 0, "maintenance": 0}
 			failOpen[row.Pool] = 0
 		}
 		if !row.Stale {

@@ -74,7 +74,7 @@ func wantSeries(t *testing.T, got, want map[string]float64) {
 // states are the gauges of a pool in which all are in the states given.
 func states(pool string, failOpen float64, counts map[string]float64) map[string]float64 {
 	all := map[string]float64{"pool_fail_open{pool=" + pool + "}": failOpen}
-	for _, state := range []string{"up", "down", "unknown", "draining", "maintenance"} {
+	for _, state := range []string{"up", "suspect", "ejected", "down", "unknown", "draining", "maintenance"} {
 		all["pool_upstreams{pool="+pool+",state="+state+"}"] = counts[state]
 	}
 	return all
@@ -90,11 +90,14 @@ func TestCollector_GaugesFollowTheRows(t *testing.T) {
 		view.Upstream{Pool: "one", Upstream: "c", Status: "up", Mode: "maintenance", Checks: check("up")},
 		view.Upstream{Pool: "one", Upstream: "d", Status: "up", Mode: "drain", Checks: check("up")},
 		view.Upstream{Pool: "one", Upstream: "e", Status: "down", Mode: "ready", Checks: check("down"), Stale: true},
+		view.Upstream{Pool: "one", Upstream: "h", Status: "up", Mode: "ready", Suspect: true},
+		view.Upstream{Pool: "one", Upstream: "i", Status: "up", Mode: "ready", Suspect: true, EjectedUntil: new(time.Now())},
+		view.Upstream{Pool: "one", Upstream: "j", Status: "up", Mode: "ready", EjectedUntil: new(time.Now()), Stale: true},
 		view.Upstream{Pool: "two", Upstream: "a", Status: "down", Mode: "ready", Checks: check("down")},
 		view.Upstream{Pool: "three", Upstream: "f", Status: "unknown", Mode: "ready", Checks: check("unknown"), Stale: true},
 		view.Upstream{Pool: "four", Upstream: "g", Status: "unknown", Mode: "drain", Checks: check("unknown"), Gone: true},
 	)
-	want := states("one", 1, map[string]float64{"up": 1, "down": 1, "maintenance": 1, "draining": 1})
+	want := states("one", 1, map[string]float64{"up": 1, "suspect": 1, "ejected": 1, "down": 1, "maintenance": 1, "draining": 1})
 	maps.Copy(want, states("two", 0, map[string]float64{"down": 1}))
 	maps.Copy(want, states("three", 0, nil))
 	maps.Copy(want, map[string]float64{
@@ -146,12 +149,16 @@ func TestCollector_LabelsAreValid(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, s := join(t, "shop \xff", map[string]uint64{"a": 3})
+	p, s := join(t, "shop \xff", map[string]uint64{"a": 3, `b\xff`: 1})
+	p.CountAccusation("b\xff", "connect")
+	p.CountEjection("b\xff")
 	got := scrape(t, registry)
 	for _, name := range []string{
 		`checks_total{check=app \xfe,result=pass,upstream=\xff:80}`,
 		`held_requests_total{pool=shop \xff}`,
 		`selections_total{pool=shop \xff,upstream=a}`,
+		`ejections_total{pool=shop \xff,upstream=b\xff}`,
+		`accusations_total{cause=connect,pool=shop \xff,upstream=b\xff}`,
 	} {
 		if _, there := got[name]; !there {
 			t.Errorf("%s is missing", name)

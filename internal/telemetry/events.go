@@ -6,6 +6,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -26,7 +27,8 @@ type Event struct {
 // hands the waiting events to its successor: the queue of the newest other config that
 // is running.
 //
-// The methods Emit, StatusChanged, FailOpen and Successor can be called on nil.
+// The methods Emit, StatusChanged, FailOpen, Ejected, MoreEjected and Successor can be
+// called on nil.
 type Queue struct {
 	emit    func(name string, data map[string]any)
 	running func() []*Queue
@@ -91,6 +93,20 @@ func (q *Queue) StatusChanged(upstream, check string, t health.Transition) {
 // FailOpen emits that a pool begins to ignore health, or ends it.
 func (q *Queue) FailOpen(pool string, active bool) {
 	q.Emit("fail_open", map[string]any{"pool": pool, "active": active})
+}
+
+// Ejected emits an ejection, which is one of several in a row.
+func (q *Queue) Ejected(pool, upstream, reason string, lasts time.Duration, inRow int) {
+	q.Emit("ejected", map[string]any{
+		"pool": pool, "upstream": upstream, "reason": reason, "duration": lasts.String(), "in_a_row": inRow, "more": 0,
+	})
+}
+
+// MoreEjected emits the sum of ejections that had no event of their own.
+func (q *Queue) MoreEjected(pool, reason string, n int) {
+	q.Emit("ejected", map[string]any{
+		"pool": pool, "upstream": "", "reason": reason, "duration": "", "in_a_row": 0, "more": n,
+	})
 }
 
 // Run emits events until the context ends.

@@ -36,8 +36,10 @@ type PoolCounters struct {
 	name     string
 	held     atomic.Uint64
 	failOpen failOpenEvents
+	traffic  trafficCounts
+	reports  *trafficReports
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards what follows; traffic.mu may be taken while it is held
 	sources map[Source]struct{}
 	joined  uint64            // how many sources have joined so far
 	recent  []*leftSource     // sources that left a short while ago, the oldest first
@@ -68,7 +70,7 @@ func JoinPool(name string, s Source) (*PoolCounters, error) {
 }
 
 func newPoolCounters(name string) *PoolCounters {
-	return &PoolCounters{name: name, sources: make(map[Source]struct{}), settled: make(map[string]uint64)}
+	return &PoolCounters{name: name, reports: newTrafficReports(), sources: make(map[Source]struct{}), settled: make(map[string]uint64)}
 }
 
 // Leave undoes JoinPool. What the source counted stays while other sources have joined.
@@ -96,6 +98,42 @@ func (p *PoolCounters) CountHeld() { p.held.Add(1) }
 
 // Held returns how many requests have waited for verdicts.
 func (p *PoolCounters) Held() uint64 { return p.held.Load() }
+
+// CountAccusation counts a request that speaks against an upstream, by its cause: connect,
+// outcome or stall.
+func (p *PoolCounters) CountAccusation(upstream, cause string) {
+	p.countTraffic(upstream, func(c *trafficCount) { c.accusations[cause]++ })
+}
+
+// CountEjection counts an ejection of an upstream.
+func (p *PoolCounters) CountEjection(upstream string) {
+	p.countTraffic(upstream, func(c *trafficCount) { c.ejections++ })
+}
+
+// countTraffic changes the count of an upstream. While many upstreams come and go, the
+// counts of those that left are dropped.
+func (p *PoolCounters) countTraffic(upstream string, change func(*trafficCount)) {
+	if p.traffic.add(view.ValidText(upstream), change) {
+		p.pruneTraffic()
+	}
+}
+
+// pruneTraffic drops what traffic said of upstreams that no source has.
+func (p *PoolCounters) pruneTraffic() {
+	p.mu.Lock()
+	joined := p.joined
+	p.mu.Unlock()
+	known, present := p.traffic.upstreams(), p.present()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.joined != joined {
+		return // as in prune
+	}
+	p.traffic.forget(slices.DeleteFunc(known, func(upstream string) bool {
+		_, there := present[upstream]
+		return there
+	}))
+}
 
 // ReportFailOpen changes by delta how many pools of a source ignore health. It calls report
 // when the first pool of this name begins to, and when the last one ends. A source that
@@ -127,7 +165,7 @@ func (p *PoolCounters) leave(s Source, now time.Time) {
 	delete(p.sources, s)
 	p.recent = append(p.recent, &leftSource{s, now})
 	if p.cleanUp == nil {
-		p.cleanUp = time.AfterFunc(recentFor, func() { p.settle(time.Now()); p.prune() })
+		p.cleanUp = time.AfterFunc(recentFor, func() { p.settle(time.Now()); p.prune(); p.pruneTraffic() })
 	} else {
 		p.cleanUp.Reset(recentFor)
 	}
@@ -161,15 +199,21 @@ func (p *PoolCounters) due(now time.Time) []*leftSource {
 	return slices.Clone(p.recent[:n])
 }
 
+// present returns the upstreams that sources have.
+func (p *PoolCounters) present() map[string]uint64 {
+	present := make(map[string]uint64)
+	for _, s := range p.Sources() {
+		add(present, s.Selections())
+	}
+	return present
+}
+
 // prune drops the counts of upstreams that no source has.
 func (p *PoolCounters) prune() {
 	p.mu.Lock()
 	joined := p.joined
 	p.mu.Unlock()
-	present := make(map[string]uint64)
-	for _, s := range p.Sources() {
-		add(present, s.Selections())
-	}
+	present := p.present()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.joined != joined {

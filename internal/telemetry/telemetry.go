@@ -5,6 +5,7 @@
 // given, asks a [Source] how often it picked, and asks the caller of [Register] for the
 // rows of the gauges.
 //
-// Locks: those of [PoolCounters], of its fail-open part and of [Queue] are leaves. None
-// is held while another is taken, or while a Source, an event handler or a logger runs.
+// Locks: that of [PoolCounters], then that of its counts of traffic. All others are leaves:
+// those of its fail-open part and of its limits of reports, and that of [Queue]. None is
+// held while a Source, an event handler or a logger runs.
 package telemetry

@@ -23,9 +23,12 @@ type Upstream struct {
 	Status          string     `json:"status"`
 	Mode            string     `json:"mode"`
 	Weight          int        `json:"weight"`
+	Configured      int        `json:"configured_weight"`
 	EffectiveWeight float64    `json:"effective_weight"`
 	Backup          bool       `json:"backup"`
 	Serving         bool       `json:"serving"`
+	Suspect         bool       `json:"suspect"`
+	EjectedUntil    *time.Time `json:"ejected_until"`
 	Why             string     `json:"why"`
 	Requests        int        `json:"requests"`
 	Fails           int        `json:"fails"`

@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// ShopSite is a site over the upstreams that fill it, with a pool named shop.
+// ShopSite is a site over the upstreams that fill it, with a pool named shop. Like the
+// other sites here it has no retries, which would hide requests that fail.
 const ShopSite = `
 http:// {
 	reverse_proxy %s {
@@ -16,6 +17,7 @@ http:// {
 			check http /healthz {
 				interval 50ms
 			}
+			retries off
 		}
 	}
 }`
@@ -38,7 +40,7 @@ const SingleCheck = `check http /healthz {
 
 // DynamicSite is a site with upstreams from a source.
 func DynamicSite(source, check string, more ...string) string {
-	return fmt.Sprintf("http:// {\nreverse_proxy {\ndynamic %s\nlb_policy alive {\n%s\n}\n%s\n}\n}", source, check, strings.Join(more, "\n"))
+	return fmt.Sprintf("http:// {\nreverse_proxy {\ndynamic %s\nlb_policy alive {\n%s\nretries off\n}\n%s\n}\n}", source, check, strings.Join(more, "\n"))
 }
 
 // CheckedSite is a site that says its version, over these upstreams, with checks of
@@ -54,6 +56,7 @@ http:// {
 	reverse_proxy %s {
 		lb_policy alive {
 			%s
+			retries off
 		}
 	}
 }`, version, upstreams, checks.String())

@@ -47,7 +47,7 @@ func (p Pool) Alarm() string {
 	case p.Serving:
 		return ""
 	case p.Receiving:
-		return "No upstream serves: requests go to upstreams that drain, or have no verdict yet."
+		return "No upstream serves: requests go to upstreams that drain, are ejected, or have no verdict yet."
 	default:
 		return "No upstream serves, and none gets requests: they are answered 503."
 	}
@@ -77,6 +77,7 @@ func Outages(rows []Upstream) (lines []string) {
 // Summary says in one sentence how many upstreams serve, and what is wrong.
 func Summary(rows []Upstream) string {
 	serving, all := 0, 0
+	states := make(map[string]int)
 	for i := range rows {
 		if rows[i].Gone {
 			continue
@@ -85,8 +86,20 @@ func Summary(rows []Upstream) string {
 		if rows[i].Serving {
 			serving++
 		}
+		if !rows[i].Idle {
+			states[rows[i].State()]++
+		}
 	}
 	text := fmt.Sprintf("%d of %d upstreams serve", serving, all)
+	for _, state := range []string{"suspect", "ejected"} {
+		switch n := states[state]; n {
+		case 0:
+		case 1:
+			text += ", 1 is " + state
+		default:
+			text += fmt.Sprintf(", %d are %s", n, state)
+		}
+	}
 	open, out := 0, 0
 	pools := Pools(rows)
 	for _, p := range pools {

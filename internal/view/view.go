@@ -23,15 +23,24 @@ type Upstream struct {
 	Status string `json:"status"`
 	// Mode is ready, drain or maintenance.
 	Mode string `json:"mode"`
-	// Weight is that of the config, or the one set at run time.
+	// Weight is the one in force: that of the config, or the one set at run time.
 	Weight int `json:"weight"`
+	// ConfiguredWeight is that of the config, 0 if the pool does not have the upstream.
+	ConfiguredWeight int `json:"configured_weight"`
 	// EffectiveWeight is the weight with which it gets requests at this moment: less
 	// during a slow start, 0 if it gets none.
 	EffectiveWeight float64 `json:"effective_weight"`
 	Backup          bool    `json:"backup"`
-	// Serving says that it gets requests now because it is alive. It is false if it gets
-	// them only because health is ignored, or because only draining upstreams are left.
+	// Serving says that it gets requests now because it is alive, or would get them if it
+	// were not suspect. It is false if it gets them only because health is ignored, or
+	// because only draining or ejected upstreams are left.
 	Serving bool `json:"serving"`
+	// Suspect says that it is up, but that a request to it failed: it gets no new requests
+	// while another upstream serves.
+	Suspect bool `json:"suspect"`
+	// EjectedUntil is when its ejection is over, null if it is not ejected. It is in the
+	// past while the trial that follows has not ended.
+	EjectedUntil *time.Time `json:"ejected_until"`
 	// Why is one sentence: why this upstream gets requests, or none.
 	Why string `json:"why"`
 	// Requests are those in flight, and Fails those that passive health checks count.
@@ -93,15 +102,39 @@ func (u *Upstream) Title() string {
 	return u.Pool
 }
 
-// State is the one word for an upstream: up, down, unknown, draining or maintenance.
+// State is the one word for an upstream: maintenance, draining, down, unknown, ejected,
+// suspect or up.
 func (u *Upstream) State() string {
 	switch {
 	case u.Mode == "maintenance":
 		return "maintenance"
 	case u.Mode == "drain" || u.Draining():
 		return "draining"
+	case u.Status != "up":
+		return u.Status
+	case u.EjectedUntil != nil:
+		return "ejected"
+	case u.Suspect:
+		return "suspect"
 	default:
 		return u.Status
+	}
+}
+
+// InTrouble reports whether an upstream needs a look: it does not serve, or is suspect or
+// ejected for a handler of its pool.
+func (u *Upstream) InTrouble() bool { return !u.Serving || u.Suspect || u.EjectedUntil != nil }
+
+// Ejection says until when an upstream whose state is ejected stays so, as the time that a
+// function writes. It is empty in other states.
+func (u *Upstream) Ejection(now time.Time, write func(until time.Time) string) string {
+	switch {
+	case u.State() != "ejected":
+		return ""
+	case u.EjectedUntil.After(now):
+		return write(*u.EjectedUntil)
+	default:
+		return "on trial"
 	}
 }
 
@@ -114,11 +147,16 @@ func (u *Upstream) Draining() bool {
 // name.
 func (u *Upstream) Merge(other Upstream) {
 	u.Weight = max(u.Weight, other.Weight)
+	u.ConfiguredWeight = max(u.ConfiguredWeight, other.ConfiguredWeight)
 	u.EffectiveWeight = max(u.EffectiveWeight, other.EffectiveWeight)
 	u.Requests = max(u.Requests, other.Requests) // Caddy counts by address
 	u.Fails = max(u.Fails, other.Fails)
 	u.Backup = u.Backup && other.Backup
 	u.FailOpen = u.FailOpen || other.FailOpen
+	u.Suspect = u.Suspect || other.Suspect
+	if until := other.EjectedUntil; until != nil && (u.EjectedUntil == nil || until.After(*u.EjectedUntil)) {
+		u.EjectedUntil = until
+	}
 	u.Position = min(u.Position, other.Position)
 	u.Stale = u.Stale && other.Stale
 	u.Idle = u.Idle && other.Idle

@@ -87,6 +87,77 @@ func TestAlarms_SayWhetherAPoolServes(t *testing.T) {
 	}
 }
 
+// The state is one word. What an operator wants or a check says goes before what requests
+// say.
+func TestState_IsTheFirstThatHolds(t *testing.T) {
+	until := new(time.Unix(1, 0))
+	drains := []Check{{Check: "http /", Draining: true}}
+	for _, tc := range []struct {
+		row  Upstream
+		want string
+	}{
+		{Upstream{Mode: "maintenance", Status: "unknown", Suspect: true, EjectedUntil: until}, "maintenance"},
+		{Upstream{Mode: "drain", Status: "up", Suspect: true, EjectedUntil: until}, "draining"},
+		{Upstream{Mode: "ready", Status: "up", Checks: drains, Suspect: true, EjectedUntil: until}, "draining"},
+		{Upstream{Mode: "ready", Status: "down", Suspect: true, EjectedUntil: until}, "down"},
+		{Upstream{Mode: "ready", Status: "unknown", Suspect: true, EjectedUntil: until}, "unknown"},
+		{Upstream{Mode: "ready", Status: "up", Suspect: true, EjectedUntil: until}, "ejected"},
+		{Upstream{Mode: "ready", Status: "up", Suspect: true}, "suspect"},
+		{Upstream{Mode: "ready", Status: "up"}, "up"},
+	} {
+		if got := tc.row.State(); got != tc.want {
+			t.Errorf("%+v: %s, want %s", tc.row, got, tc.want)
+		}
+	}
+}
+
+// A row of several handlers is suspect if one of them says so, and ejected until the latest
+// time of all.
+func TestMerge_SuspectAndEjected(t *testing.T) {
+	early, late := time.Unix(1, 0), time.Unix(2, 0)
+	row := Upstream{Status: "up"}
+	for i, step := range []struct {
+		other   Upstream
+		suspect bool
+		until   *time.Time
+	}{
+		{Upstream{Status: "up"}, false, nil},
+		{Upstream{Status: "up", EjectedUntil: &early, ConfiguredWeight: 4}, false, &early},
+		{Upstream{Status: "up", Suspect: true, EjectedUntil: &late}, true, &late},
+		{Upstream{Status: "up", EjectedUntil: &early}, true, &late},
+		{Upstream{Status: "up"}, true, &late},
+	} {
+		row.Merge(step.other)
+		if row.Suspect != step.suspect || row.EjectedUntil != step.until {
+			t.Errorf("step %d: suspect %v, ejected until %v; want %v, %v", i, row.Suspect, row.EjectedUntil, step.suspect, step.until)
+		}
+	}
+	if row.ConfiguredWeight != 4 {
+		t.Errorf("the configured weight is %d, want 4", row.ConfiguredWeight)
+	}
+}
+
+// The summary counts suspect and ejected upstreams that requests can bring.
+func TestSummary_CountsSuspectAndEjected(t *testing.T) {
+	until := new(time.Unix(1, 0))
+	well := Upstream{Pool: "shop", Status: "up", Serving: true}
+	suspect := Upstream{Pool: "shop", Status: "up", Serving: true, Suspect: true}
+	ejected := Upstream{Pool: "shop", Status: "up", EjectedUntil: until}
+	idle, gone := ejected, ejected
+	idle.Idle, gone.Gone = true, true
+	for want, rows := range map[string][]Upstream{
+		"1 of 1 upstreams serve":                                                   {well},
+		"2 of 2 upstreams serve, 1 is suspect":                                     {well, suspect},
+		"1 of 3 upstreams serve, 2 are ejected":                                    {well, ejected, ejected},
+		"3 of 5 upstreams serve, 2 are suspect, 1 is ejected":                      {well, suspect, suspect, ejected, idle, gone},
+		"No upstream serves in 1 of 1 pools. 0 of 1 upstreams serve, 1 is ejected": {ejected},
+	} {
+		if got := Summary(rows); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // Bytes that are not UTF-8 are shown, and those that differ are told apart.
 func TestValidText_ShowsBytesThatAreNotUTF8(t *testing.T) {
 	for text, want := range map[string]string{

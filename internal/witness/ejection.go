@@ -17,10 +17,11 @@ type ejection struct {
 	until    atomic.Pointer[time.Time] // nil if it is not ejected
 	returned atomic.Pointer[time.Time] // when the last one ended; nil if there was none
 
-	mu    sync.Mutex // guards what follows, and writing to the above
-	inRow int        // ejections in a row
-	ended time.Time  // when the last one ended
-	trial trial
+	mu     sync.Mutex // guards what follows, and writing to the above
+	reason string     // of the last one
+	inRow  int        // ejections in a row
+	ended  time.Time  // when the last one ended
+	trial  trial
 }
 
 // trial is the request that decides whether an ejection ends.
@@ -44,9 +45,19 @@ func (e *ejection) isOn() bool { return e.until.Load() != nil }
 // untilNow returns until when it is ejected, the zero time if it is not.
 func (e *ejection) untilNow() time.Time { return load(&e.until) }
 
+// reasonNow returns why it is ejected, empty if it is not.
+func (e *ejection) reasonNow() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.isOn() {
+		return ""
+	}
+	return e.reason
+}
+
 // begin ejects the upstream, or ejects it once more. It returns until when, and how many
 // ejections there were in a row: 0 if it is ejected already.
-func (e *ejection) begin(now time.Time, again bool, set *Settings) (until time.Time, inRow int) {
+func (e *ejection) begin(now time.Time, again bool, reason string, set *Settings) (until time.Time, inRow int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.isOn() != again {
@@ -56,6 +67,7 @@ func (e *ejection) begin(now time.Time, again bool, set *Settings) (until time.T
 		e.inRow = 0
 	}
 	e.inRow++
+	e.reason = reason
 	until = now.Add(min(time.Duration(e.inRow)*set.EjectFor, set.EjectLongest))
 	e.trial = trial{id: e.trial.id}
 	e.until.Store(&until)

@@ -45,8 +45,9 @@ type binding struct {
 // suspicion is an accusation that probes are to decide.
 type suspicion struct {
 	cause   Cause
-	pending int  // targets without a verdict, and 1 while they are being asked
-	asked   bool // a target is to decide
+	reason  string // of the accusation
+	pending int    // targets without a verdict, and 1 while they are being asked
+	asked   bool   // a target is to decide
 	worst   health.Verdict
 }
 
@@ -63,6 +64,20 @@ func (u *Upstream) newEpoch() { u.stage.Add(oneEpoch) }
 
 // IsSuspect reports whether probes have yet to decide about an accusation by this pool.
 func (u *Upstream) IsSuspect() bool { return u.suspect.Load() }
+
+// Suspicion returns what made the upstream suspect, empty if this pool does not suspect it.
+// It takes a lock.
+func (u *Upstream) Suspicion() (reason string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.suspicion != nil {
+		reason = u.suspicion.reason
+	}
+	return reason
+}
+
+// EjectionReason returns why the upstream is ejected, empty if it is not. It takes a lock.
+func (u *Upstream) EjectionReason() string { return u.ejection.reasonNow() }
 
 // Ejection returns until when the upstream is ejected, and the zero time if it is not. If
 // that time is over, the next request is a trial.
@@ -115,7 +130,7 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 	}
 	began := false
 	if !ejected && !down && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
-		began = u.suspectNow(h, a.cause, urgent, now)
+		began = u.suspectNow(h, a, urgent, now)
 	}
 	h.Hooks.Accused(u.Address, a.cause, a.reason, began)
 	return c
@@ -144,19 +159,19 @@ func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
 
 // suspectNow has the targets of the upstream decide, unless a back-off forbids it. It
 // reports whether it did.
-func (u *Upstream) suspectNow(h *Handler, cause Cause, urgent bool, now time.Time) bool {
+func (u *Upstream) suspectNow(h *Handler, a accusation, urgent bool, now time.Time) bool {
 	u.mu.Lock()
 	targets := u.targetsOf(h)
-	if u.suspicion != nil || len(targets) == 0 || !urgent && u.isHeldBack(cause, now) {
+	if u.suspicion != nil || len(targets) == 0 || !urgent && u.isHeldBack(a.cause, now) {
 		u.mu.Unlock()
 		return false
 	}
-	s := &suspicion{cause: cause, pending: len(targets) + 1, worst: health.Acquitted}
+	s := &suspicion{cause: a.cause, reason: a.reason, pending: len(targets) + 1, worst: health.Acquitted}
 	u.suspicion, u.lastBurst = s, now
 	u.suspect.Store(true)
 	u.mu.Unlock()
 	for _, t := range targets {
-		if t.Accuse(cause == Connect, func(v health.Verdict) { u.decide(s, v) }) {
+		if t.Accuse(a.cause == Connect, func(v health.Verdict) { u.decide(s, v) }) {
 			s.asked = true
 		} else {
 			u.decide(s, health.Undecided)
@@ -290,8 +305,8 @@ func (u *Upstream) reportReturn() {
 // eject takes the upstream out for a while: once more, if a trial has failed.
 func (u *Upstream) eject(h *Handler, now time.Time, again bool) {
 	u.mu.Lock()
-	until, inRow := u.ejection.begin(now, again, &h.Settings)
 	reason := u.row.describe()
+	until, inRow := u.ejection.begin(now, again, reason, &h.Settings)
 	u.row.reset()
 	u.attentive.Store(true)
 	u.mu.Unlock()

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package alive
+// Package statuspage is the handler alive_status: the status page, or the list as JSON. It
+// must not know how they are made: internal/balancer has both. It has no state and no
+// locks.
+package statuspage
 
 import (
 	"errors"
