@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"net/url"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -115,7 +116,9 @@ func (b *bench) post(ctx context.Context, p peer, network int, during, limit tim
 		err = pause(ctx, during)
 	}
 	if p.name == thisBuild && err == nil {
-		o.ejected, err = proxy.ejected(ctx, addresses[0])
+		var shown row
+		shown, err = proxy.rowOf(ctx, addresses[0])
+		o.ejected = shown.Ejected
 	}
 	err = errors.Join(err, all[0].set(ctx, normal))
 	healed := time.Now()
@@ -139,24 +142,20 @@ func (b *bench) post(ctx context.Context, p peer, network int, during, limit tim
 
 // row is what the list of this build shows of an upstream.
 type row struct {
-	Upstream string `json:"upstream"`
-	Status   string `json:"status"`
-	Ejected  string `json:"ejected_until"`
+	Status  string `json:"status"`
+	Ejected string `json:"ejected_until"`
 }
 
-// list returns the list of this build.
-func (p *proxy) list(ctx context.Context) (rows []row, err error) {
-	err = getJSON(ctx, overUnix(filepath.Join(p.folder, "admin.sock")), "http://127.0.0.1/alive/upstreams", &rows)
-	return rows, err
-}
-
-// ejected returns until when an upstream is ejected, "" if it is not.
-func (p *proxy) ejected(ctx context.Context, upstream string) (string, error) {
-	rows, err := p.list(ctx)
-	for _, r := range rows {
-		if r.Upstream == upstream {
-			return r.Ejected, err
-		}
+// rowOf returns what this build shows of an upstream. The list of all upstreams may be a
+// second old, that of one is not.
+func (p *proxy) rowOf(ctx context.Context, upstream string) (row, error) {
+	var rows []row
+	err := getJSON(ctx, overUnix(filepath.Join(p.folder, "admin.sock")), "http://127.0.0.1/alive/upstreams?upstream="+url.QueryEscape(upstream), &rows)
+	if err == nil && len(rows) != 1 {
+		err = fmt.Errorf("the list of %s has %d rows of %s, not one", p.name, len(rows), upstream)
 	}
-	return "", err
+	if err != nil {
+		return row{}, err
+	}
+	return rows[0], nil
 }

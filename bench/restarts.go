@@ -115,7 +115,7 @@ func (b *bench) restartUnderLoad(ctx context.Context, p peer, network int, outag
 		for i, u := range all[:of] {
 			each.Go(func() { u.kill(); errs[i] = u.beginAt(ctx, listens) })
 		}
-		down, errs[of] = proxy.lastDown(ctx, ends)
+		down, errs[of] = proxy.lastDown(ctx, addresses[:of], ends)
 		each.Wait()
 	})
 	results := attack(ctx, proxy.url(), faultRate, lasts)
@@ -130,18 +130,15 @@ func (b *bench) restartUnderLoad(ctx context.Context, p peer, network int, outag
 	return o, errors.Join(errs...)
 }
 
-// lastDown looks at the list until a time, and returns when an upstream was last not up.
-func (p *proxy) lastDown(ctx context.Context, until time.Time) (last time.Time, err error) {
+// lastDown looks at some upstreams until a time, and returns when one was last not up.
+func (p *proxy) lastDown(ctx context.Context, upstreams []string, until time.Time) (last time.Time, err error) {
 	for time.Now().Before(until) {
-		rows, err := p.list(ctx)
-		if err != nil {
-			return last, err
-		}
-		if len(rows) != 3 {
-			return last, fmt.Errorf("the list of %s has %d rows, not one for each of 3 upstreams", p.name, len(rows))
-		}
-		for _, r := range rows {
-			if r.Status != "up" {
+		for _, upstream := range upstreams {
+			shown, err := p.rowOf(ctx, upstream)
+			if err != nil {
+				return last, err
+			}
+			if shown.Status != "up" {
 				last = time.Now()
 			}
 		}
