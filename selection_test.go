@@ -726,8 +726,10 @@ func TestPoolName_DiffersWithWhichUpstreamsGetRequests(t *testing.T) {
 		{two, `"hold":0,"slow_start":{"window":"1s"}`},
 		{two, `"retries":2,"observe":{},"eject":{}`},
 		{two, `"observe":{"stall":"auto"},"eject":{"after":5,"for":"30s","longest":"5m","share":"30%"}`},
+		{two, `"retries":3`},
+		{two, `"retries":-1`},
 		{two + `"load_balancing":{"retries":2},`, ""},
-		{two + `"load_balancing":{"retries":2},`, `"retries":-1`}, // which has no effect
+		{two + `"load_balancing":{"try_duration":"2s"},`, ""},
 		{two + `"load_balancing_":1,"flush_interval":-1,`, ""},
 	} {
 		if handler(same[0], same[1]) != plain {
@@ -744,9 +746,6 @@ func TestPoolName_DiffersWithWhichUpstreamsGetRequests(t *testing.T) {
 		{two, `"backups":["app2"]`},
 		{two, `"fail_open":"off"`},
 		{two, `"select":{"policy":"first"}`},
-		{two, `"retries":3`},
-		{two, `"retries":-1`},
-		{two + `"load_balancing":{"try_duration":"2s"},`, ""},
 		{two, `"observe":{"off":true}`},
 		{two, `"observe":{"status":["502"]}`},
 		{two, `"observe":{"status":["off"]}`},
