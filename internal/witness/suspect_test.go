@@ -13,8 +13,9 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
-// TestAccusation_ProbesDecide: one failure of any cause makes a suspect, whose checks run
-// at once. When all of them pass it is acquitted, and one that fails turns it down.
+// TestAccusation_ProbesDecide: one failure of any cause makes a suspect, except that it takes
+// two statuses. Its checks run at once. When all of them pass it is acquitted, and one that
+// fails turns it down.
 func TestAccusation_ProbesDecide(t *testing.T) {
 	for _, tc := range []struct {
 		rule   string
@@ -27,7 +28,7 @@ func TestAccusation_ProbesDecide(t *testing.T) {
 		{"refused", refused, 1, 0, []string{"0s a suspect by connect", "100ms a acquitted"}, 1},
 		{"reset", reset, 1, 0, []string{"0s a suspect by outcome", "100ms a acquitted"}, 1},
 		{"closed while idle, maybe", unsure, 1, 0, []string{"0s a suspect by outcome", "100ms a acquitted"}, 1},
-		{"status", status, 1, 0, []string{"0s a suspect by outcome", "100ms a acquitted"}, 1},
+		{"two statuses", status, 1, 0, []string{"0s a accused by outcome", "0s a suspect by outcome", "100ms a acquitted"}, 1},
 		{"timeout", timedOut, 1, 0, []string{"0s a suspect by stall", "100ms a acquitted"}, 1},
 		{"all checks have to pass", reset, 3, 0, []string{"0s a suspect by outcome", "100ms a acquitted"}, 3},
 		{"and one turns it down", reset, 3, 1, []string{"0s a suspect by outcome"}, 5},
@@ -41,6 +42,12 @@ func TestAccusation_ProbesDecide(t *testing.T) {
 				a.takes = 100 * time.Millisecond
 				for i := range tc.sick {
 					a.sick[i] = true
+				}
+				if tc.f.Answered {
+					a.fail(tc.f)
+					if a.IsSuspect() {
+						t.Error("a suspect because of one status")
+					}
 				}
 				a.fail(tc.f)
 				if got := a.IsSuspect(); got != (tc.checks > 0) {
@@ -70,6 +77,28 @@ func TestAccusation_ProbesDecide(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestAccusation_StatusesBetweenGoodAnswers: an upstream that gives good answers between
+// statuses is busy, and no suspect.
+func TestAccusation_StatusesBetweenGoodAnswers(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o := observe(t, 1, 1)
+		a := o.servers[0]
+		for range 100 {
+			a.fail(status)
+			a.good()
+			advance(10 * time.Millisecond)
+		}
+		if got := o.told("suspect"); len(got) > 0 {
+			t.Errorf("told %q, want no suspect", got)
+		}
+		a.fail(status)
+		a.fail(status)
+		if got := o.told("suspect"); len(got) != 1 {
+			t.Errorf("two in a row: told %q, want a suspect", got)
+		}
+	})
 }
 
 // TestAccusation_ConnectIsSharedByTheTarget: a suspicion by connect is shown by the target,
@@ -171,6 +200,9 @@ func TestBackoff_OfEachCause(t *testing.T) {
 				o := observe(t, 1, 1)
 				a := o.servers[0]
 				for range 1000 {
+					if tc.f.Answered { // it takes two in a row
+						a.fail(tc.f)
+					}
 					a.fail(tc.f)
 					a.good()
 					advance(100 * time.Millisecond)
@@ -283,6 +315,9 @@ func TestBackoff_ThreeRequestsWithinASecondAreUrgent(t *testing.T) {
 					a := o.servers[0]
 					for range 7 { // the last one begins a back-off of 30 s
 						advance(30 * time.Second)
+						if f.Answered { // it takes two in a row
+							a.fail(f)
+						}
 						a.fail(f)
 						a.good()
 					}
