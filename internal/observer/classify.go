@@ -81,7 +81,9 @@ func isTimeout(err error) bool {
 
 // isBroken reports whether the connection ended without an answer, or what came is none.
 func isBroken(err error) bool {
-	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED} {
+	// net.ErrClosed: the transport has noticed the end of the connection, and closed it, while a
+	// body was being sent
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED, net.ErrClosed} {
 		if errors.Is(err, end) {
 			return true
 		}
