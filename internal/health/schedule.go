@@ -380,6 +380,9 @@ func (t *Target) scheduleNext(s *schedule, next time.Time, taken slot) {
 		s.arm(now)
 	default:
 		s.armSlot(next, taken)
+		if t.state.status == Down && t.conviction.isRecent(now, &t.settings) { // it may be back any moment
+			t.armEarly(optional, now)
+		}
 		return
 	}
 	slots.free(&taken)
