@@ -32,6 +32,8 @@ func classify(ctx context.Context, err error, content *body, c connection) (f wi
 	}
 	f.Reason = health.OneLine(err.Error())
 	switch {
+	case isReset(err):
+		f.Cause = witness.Outcome
 	case isConnect(err):
 		f.Cause = witness.Connect
 	case isTimeout(err):
@@ -53,6 +55,13 @@ func isShortage(err error) bool {
 		return true
 	}
 	return health.Shortage(err) != ""
+}
+
+// isReset reports whether a connection was accepted and reset, so soon that dialing has
+// failed.
+func isReset(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "dial" && errors.Is(op, syscall.ECONNRESET)
 }
 
 // isConnect reports whether no connection could be made, or no TLS session.
@@ -83,7 +92,9 @@ func isTimeout(err error) bool {
 
 // isBroken reports whether the connection ended without an answer, or what came is none.
 func isBroken(err error) bool {
-	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED} {
+	// net.ErrClosed: the transport has noticed the end of the connection, and closed it, while a
+	// body was being sent
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED, net.ErrClosed} {
 		if errors.Is(err, end) {
 			return true
 		}

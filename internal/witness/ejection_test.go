@@ -257,6 +257,37 @@ func TestTrial_IsOneRequest(t *testing.T) {
 	})
 }
 
+// TestTrial_OfOneThatHangs: trials that get no first byte become rarer: each lasts twice as
+// long as the one before until another may follow, 30 s at most. A trial that ends begins
+// anew.
+func TestTrial_OfOneThatHangs(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o := observe(t, 4, 1)
+		a := o.servers[0]
+		a.eject()
+		advance(30 * time.Second)
+		var open []*Trip
+		for i := range 10 {
+			if !a.ClaimTrial(true) {
+				t.Fatalf("trial %d does not begin", i+1)
+			}
+			open = append(open, a.send())
+			lasts := min(minStall<<i, 30*time.Second)
+			advance(lasts - 1)
+			if a.ClaimTrial(true) {
+				t.Fatalf("another trial begins beside trial %d", i+1)
+			}
+			advance(1)
+		}
+		for _, trip := range open {
+			trip.Void()
+		}
+		if got := o.told("ejected", "returned"); len(got) != 1 {
+			t.Errorf("told %q, want the ejection alone", got)
+		}
+	})
+}
+
 // TestTrial_Ends: a good answer brings it back and begins anew, a bad one ejects it again,
 // and others are void.
 func TestTrial_Ends(t *testing.T) {
