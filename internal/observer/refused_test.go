@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
 	"net/url"
 	"testing"
 )
@@ -42,5 +44,39 @@ func TestRoundTrip_WordsOfAClientAccuseNone(t *testing.T) {
 				t.Errorf("%v: accused by %q", refused, got)
 			}
 		})
+	}
+}
+
+// TestRoundTrip_LateTraces: a transport of another module can tell of a connection, or of a
+// 1xx, when the round trip is over, as one that sends a request twice does. That concerns no
+// other request.
+func TestRoundTrip_LateTraces(t *testing.T) {
+	var late []*httptrace.ClientTrace
+	w := watch(t, function(func(r *http.Request) (*http.Response, error) {
+		late = append(late, httptrace.ContextClientTrace(r.Context()))
+		return &http.Response{StatusCode: 200, Body: http.NoBody, Header: make(http.Header)}, nil
+	}))
+	told := make([]int, 3)
+	for i := range told {
+		r := w.request(t, http.MethodGet, "http://app", nil)
+		httptrace.ContextClientTrace(r.Context()).Got1xxResponse = func(int, textproto.MIMEHeader) error {
+			told[i]++
+			return nil
+		}
+		if _, err := w.roundTrip(t, r); err != nil {
+			t.Fatal(err)
+		}
+		for _, trace := range late {
+			trace.GotConn(httptrace.GotConnInfo{})
+			if err := trace.Got1xxResponse(103, nil); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if told[0] != 3 || told[1] != 2 || told[2] != 1 {
+		t.Errorf("the requests were told of %v, want [3 2 1]", told)
+	}
+	if firsts := w.witness.FirstBytes(); firsts != 3 {
+		t.Errorf("%d first bytes, want 3", firsts)
 	}
 }
