@@ -29,7 +29,7 @@ type Upstream struct {
 
 	mu        sync.Mutex // guards what follows
 	bindings  []binding
-	down      bool
+	down      bool       // as far as FollowChecks knows
 	suspicion *suspicion // nil if there is none
 	connected time.Time  // when the last suspicion because of a connection began
 	backoffs  [causes]backoff
@@ -118,7 +118,7 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		u.row.request(now)
 		urgent = u.row.isUrgent(now)
 	}
-	down, length, single := u.down, u.row.length, a.answered && u.row.streak < minAnswers && !urgent
+	down, length, single := isDown(u.targetsOf(h)), u.row.length, a.answered && u.row.streak < minAnswers && !urgent
 	u.mu.Unlock()
 
 	common := u.pool.isCommonTrouble(now)
@@ -248,11 +248,14 @@ func (u *Upstream) reset() {
 	u.backoffs = [causes]backoff{}
 }
 
-// SetDown says whether the checks of the upstream hold it down. That ends an ejection, but
-// it counts for the next one. It takes a lock.
-func (u *Upstream) SetDown(down bool) {
+// FollowChecks is to be called when the checks of a handler may hold the upstream down, or no
+// longer do. Those of the handler that decides count. Down ends an ejection, but that counts
+// for the next one. It takes a lock.
+func (u *Upstream) FollowChecks() {
+	h := u.handler()
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	down := isDown(u.targetsOf(h))
 	if u.down == down {
 		return
 	}
@@ -262,6 +265,11 @@ func (u *Upstream) SetDown(down bool) {
 		u.reset()
 		u.ejection.end(time.Now())
 	}
+}
+
+// isDown reports whether a check fails.
+func isDown(targets []*health.Target) bool {
+	return slices.ContainsFunc(targets, func(t *health.Target) bool { return t.Status() == health.Down })
 }
 
 // good notes a good answer, when that matters.
