@@ -136,6 +136,7 @@ func (h *Handler) newSnapshot(members []*Member, now time.Time) *Snapshot {
 	}
 	b := &builder{handler: h, made: s, standings: all, now: now}
 	b.count()
+	b.awaitTrials()
 	b.serving()
 	if len(s.serving) > 0 && !s.serving[0].anyHealth {
 		s.best = s.serving[0].order
@@ -214,5 +215,5 @@ func (s *Snapshot) MayEject(m *Member, share float64) bool {
 	if ejected == 0 && equal && n <= 3 {
 		return true
 	}
-	return float64(left) >= (1-share)*float64(base)
+	return float64(left) >= (1-share)*float64(base)-1e-9 // of rounding
 }
