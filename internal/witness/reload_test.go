@@ -181,3 +181,36 @@ func TestReload_OnlyChecksThatDecideTurnDown(t *testing.T) {
 		}
 	})
 }
+
+// TestLeave_WaitsForTheSampler: when the last handler has left, its hooks are not called any
+// more.
+func TestLeave_WaitsForTheSampler(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		called, ended := false, false
+		h := new(observed).newHandler()
+		h.Hooks.Accused = func(string, Cause, string, bool) {
+			called = true
+			time.Sleep(time.Second)
+			ended = true
+		}
+		p, err := Join(t.Name(), h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.SetRunning(true)
+		s := &server{Upstream: p.Add(h, "a", nil)}
+		trip := s.send()
+		advance(time.Second)
+		if !called {
+			t.Fatal("no stall")
+		}
+		p.Remove(h, s.Upstream)
+		if err := p.Leave(h); err != nil {
+			t.Error(err)
+		}
+		if !ended {
+			t.Error("a hook is being called")
+		}
+		trip.Void()
+	})
+}
