@@ -188,8 +188,8 @@ func (s *Snapshot) calmSuspects() {
 	}
 }
 
-// MayEject reports whether enough serves of the group of a member when it is ejected: all
-// but a share of the serving weight. One of two or three equal ones may always go.
+// MayEject reports whether enough serves of the group of a member when it is ejected, or
+// while it is: all but a share of the serving weight. One of two or three equal ones may always go.
 func (s *Snapshot) MayEject(m *Member, share float64) bool {
 	base, left, n, ejected, equal := 0, 0, 0, 0, true
 	own := 0
@@ -203,9 +203,10 @@ func (s *Snapshot) MayEject(m *Member, share float64) bool {
 		equal = equal && (own == 0 || own == weight)
 		own = weight
 		switch {
+		case s.members[i] == m:
 		case out:
 			ejected++
-		case s.members[i] != m:
+		default:
 			left += weight
 		}
 	}

@@ -19,7 +19,8 @@ import (
 type Hooks struct {
 	// Changed is called when an upstream becomes a suspect or is ejected, and afterwards.
 	Changed func()
-	// MayEject reports whether enough of the group of an upstream is left without it.
+	// MayEject reports whether enough of the group of an upstream is left without it, also
+	// when it is ejected already.
 	MayEject func(*Upstream) bool
 	// Accused is called with every accusation. Suspect says that it began a suspicion.
 	Accused func(address string, cause Cause, reason string, suspect bool)

@@ -118,7 +118,7 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		u.row.request(now)
 		urgent = u.row.isUrgent(now)
 	}
-	down, length, single := isDown(u.targetsOf(h)), u.row.length, a.answered && u.row.streak < minAnswers && !urgent
+	targets, length, single := u.targetsOf(h), u.row.length, a.answered && u.row.streak < minAnswers && !urgent
 	u.mu.Unlock()
 
 	common := u.pool.isCommonTrouble(now)
@@ -126,13 +126,12 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		u.pool.tryEjected(now)
 	}
 	ejected := u.ejection.isOn()
-	if c.upstream != nil && !common && !down && !ejected && h.Settings.EjectAfter > 0 && length >= h.Settings.EjectAfter &&
+	if c.upstream != nil && !common && isUp(targets) && !ejected && h.Settings.EjectAfter > 0 && length >= h.Settings.EjectAfter &&
 		h.Hooks.MayEject(u) {
-		u.eject(h, now, false)
-		ejected = true
+		ejected = u.eject(h, now, false)
 	}
 	began := false
-	if !ejected && !down && !single && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
+	if !ejected && !isDown(targets) && !single && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
 		// requests that are reset everywhere are no reason to hurry
 		began = u.suspectNow(h, a, urgent && !common, now)
 	}
@@ -272,6 +271,11 @@ func isDown(targets []*health.Target) bool {
 	return slices.ContainsFunc(targets, func(t *health.Target) bool { return t.Status() == health.Down })
 }
 
+// isUp reports whether all checks pass, if there are any.
+func isUp(targets []*health.Target) bool {
+	return !slices.ContainsFunc(targets, func(t *health.Target) bool { return t.Status() != health.Up })
+}
+
 // good notes a good answer, when that matters.
 func (u *Upstream) good(trial uint64) {
 	u.mu.Lock()
@@ -317,18 +321,28 @@ func (u *Upstream) reportReturn() {
 	}
 }
 
-// eject takes the upstream out for a while: once more, if a trial has failed.
-func (u *Upstream) eject(h *Handler, now time.Time, again bool) {
+// eject takes the upstream out for a while: once more, if a trial has failed. It reports
+// whether it did: not if another one was ejected at the same moment, and too little is left.
+func (u *Upstream) eject(h *Handler, now time.Time, again bool) bool {
 	u.mu.Lock()
 	reason := u.row.describe(again, len(u.targetsOf(h)) > 0)
+	u.mu.Unlock()
 	until, inRow := u.ejection.begin(now, again, reason, &h.Settings)
+	if inRow == 0 {
+		return true
+	}
+	if !again && !h.Hooks.MayEject(u) {
+		u.ejection.undo()
+		u.pool.changed()
+		return false
+	}
+	u.mu.Lock()
 	u.row.reset()
 	u.attentive.Store(true)
 	u.mu.Unlock()
-	if inRow > 0 {
-		u.pool.changed()
-		h.Hooks.Ejected(u.Address, reason, until, inRow)
-	}
+	u.pool.changed()
+	h.Hooks.Ejected(u.Address, reason, until, inRow)
+	return true
 }
 
 // targetsOf returns the targets of the upstream for a handler. u.mu must be held.
