@@ -113,6 +113,7 @@ func TestTraffic_AFailedTryProbesThatUpstream(t *testing.T) {
 				}}, 0)()
 			}
 			time.Sleep(time.Hour / 2) // so that no probe is put off
+			synctest.Wait()
 			probes = [2]int{}
 			p.picks(testkit.Get, 10)
 			synctest.Wait()
