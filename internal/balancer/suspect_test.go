@@ -113,6 +113,13 @@ func TestExplain_Suspect(t *testing.T) {
 		synctest.Wait()
 		p.want("the checks pass", up, up, "up, serves false: up, and a backup: gets requests when no primary can serve")
 		other.want("of the other pool, too", up, up)
+		if err := p.Close(); err != nil { // which reports what a minute would
+			t.Error(err)
+		}
+		last := p.logs.All()[p.logs.Len()-1]
+		if want := "upstreams were suspect: 3 suspicions in the last 1s: 2 outcome, 1 connect"; last.Message != want {
+			t.Errorf("the last line is %q, want %q", last.Message, want)
+		}
 	})
 }
 

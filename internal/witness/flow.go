@@ -23,7 +23,9 @@ const (
 type flow struct {
 	word atomic.Uint64
 	left atomic.Uint64 // requests that ended without a first byte
-	pace pace
+	// earlier is how many requests had begun to wait when the epoch began.
+	earlier atomic.Uint64
+	pace    pace
 }
 
 // oneWaiting is one request that waits. Below it are the first bytes, which never get there.
@@ -51,6 +53,15 @@ func (f *flow) firsts() uint64 { return f.word.Load() % oneWaiting }
 
 func (f *flow) isWaiting() bool { return f.word.Load() >= oneWaiting }
 
+// begun returns how many requests have begun to wait.
+func (f *flow) begun() uint64 {
+	word := f.word.Load()
+	return word%oneWaiting + f.left.Load() + word/oneWaiting
+}
+
+// newEpoch says that the requests which have begun say nothing any more.
+func (f *flow) newEpoch() { f.earlier.Store(f.begun()) }
+
 // stall returns how long requests may wait without a first byte.
 func (f *flow) stall(set *Settings) time.Duration {
 	if set.Stall > 0 {
@@ -64,8 +75,7 @@ type pace struct {
 	gap   atomic.Int64 // the smoothed time between first bytes while requests wait
 	last  uint64       // first bytes at the last sample
 	epoch uint64       // at the last sample
-	// began is how many requests had begun to wait when the epoch was new.
-	began uint64
+	at    time.Time    // when that was
 	// since is from when requests wait without a first byte, the zero time while none wait.
 	since time.Time
 }
@@ -75,15 +85,20 @@ type pace struct {
 func (f *flow) sample(now time.Time, epoch uint64, late bool, set *Settings) (stalls bool) {
 	p := &f.pace
 	word := f.word.Load()
-	firsts, waiting := word%oneWaiting, word >= oneWaiting
-	came := firsts - p.last
-	began := firsts + f.left.Load() + word/oneWaiting
+	firsts := word % oneWaiting
+	waiting := word >= oneWaiting && f.begun() > f.earlier.Load() // of this epoch
+	came, before := firsts-p.last, p.at
+	p.at = now
 	if p.epoch != epoch { // requests of an earlier one say nothing
-		p.epoch, p.began, p.since = epoch, began, time.Time{}
+		p.epoch, p.since = epoch, time.Time{}
 	}
 	switch {
 	case came > 0 && !p.since.IsZero() && !late:
-		p.adapt(now.Sub(p.since)/time.Duration(came), came)
+		until := now
+		if !waiting { // the last one may have come soon after the last sample
+			until = before
+		}
+		p.adapt(until.Sub(p.since)/time.Duration(came), came)
 		fallthrough
 	case came > 0 || late || !waiting || p.since.IsZero():
 		p.last, p.since = firsts, time.Time{}
@@ -92,7 +107,7 @@ func (f *flow) sample(now time.Time, epoch uint64, late bool, set *Settings) (st
 		}
 	case now.Sub(p.since) >= f.stall(set):
 		p.since = now // and once more after another stall
-		return began > p.began
+		return true
 	}
 	return false
 }

@@ -3,6 +3,7 @@
 package witness
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -209,13 +210,13 @@ func (p *Pool) arm(period time.Duration) {
 	}
 }
 
-// period returns the time between two samples: a part of the shortest stall of those that
-// have requests waiting.
+// period returns the time between two samples: a part of the shortest stall that there can
+// be, because requests may begin to wait for any upstream meanwhile. p.mu must be held.
 func (p *Pool) period() time.Duration {
 	period := maxStall / samples
-	for _, u := range *p.list.Load() {
-		if h := u.handler(); h != nil && u.flow.isWaiting() {
-			period = min(period, u.flow.stall(&h.Settings)/samples)
+	for _, h := range p.handlers {
+		if h.wantsStalls() {
+			period = min(period, cmp.Or(h.Settings.Stall, minStall)/samples)
 		}
 	}
 	return period

@@ -226,10 +226,18 @@ func (r *row) takeBack(id uint64) {
 	}
 }
 
-// describe says what has failed.
-func (r *row) describe() string {
-	if r.length == 1 {
+// describe says what has failed: requests, or a trial. Checked says that the upstream has
+// checks.
+func (r *row) describe(trial, checked bool) string {
+	switch passing := " while its checks pass"; {
+	case trial:
 		return "its trial failed: " + r.reason
+	case r.length == 1:
+		return "a request failed: " + r.reason
+	default:
+		if !checked {
+			passing = ""
+		}
+		return fmt.Sprintf("%d requests in a row failed%s, the last one: %s", r.length, passing, r.reason)
 	}
-	return fmt.Sprintf("%d requests in a row failed while its checks pass, the last one: %s", r.length, r.reason)
 }

@@ -60,7 +60,10 @@ const oneEpoch = 1 << 32
 func epochOf(stage uint64) uint64 { return stage / oneEpoch }
 
 // newEpoch begins a new epoch.
-func (u *Upstream) newEpoch() { u.stage.Add(oneEpoch) }
+func (u *Upstream) newEpoch() {
+	u.flow.newEpoch()
+	u.stage.Add(oneEpoch)
+}
 
 // IsSuspect reports whether probes have yet to decide about an accusation by this pool.
 func (u *Upstream) IsSuspect() bool { return u.suspect.Load() }
@@ -305,7 +308,7 @@ func (u *Upstream) reportReturn() {
 // eject takes the upstream out for a while: once more, if a trial has failed.
 func (u *Upstream) eject(h *Handler, now time.Time, again bool) {
 	u.mu.Lock()
-	reason := u.row.describe()
+	reason := u.row.describe(again, len(u.targetsOf(h)) > 0)
 	until, inRow := u.ejection.begin(now, again, reason, &h.Settings)
 	u.row.reset()
 	u.attentive.Store(true)

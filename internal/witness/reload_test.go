@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package witness
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/shared"
+)
+
+// TestReload_KeepsWhatIsKnown: a handler that joins and one that leaves disturb neither a
+// suspicion, nor a back-off, nor what counts, nor an ejection.
+func TestReload_KeepsWhatIsKnown(t *testing.T) {
+	for _, tc := range []struct {
+		rule   string
+		before func(o *observed, a *server)
+		after  func(t *testing.T, o *observed, a *server)
+	}{
+		{"a suspicion", func(_ *observed, a *server) {
+			a.takes = time.Second
+			a.fail(reset)
+		}, func(t *testing.T, o *observed, a *server) {
+			if !a.IsSuspect() {
+				t.Error("the suspicion has ended")
+			}
+			advance(time.Second)
+			o.want(t, "1s a acquitted")
+		}},
+		{"a back-off", func(_ *observed, a *server) { a.fail(reset) }, func(t *testing.T, o *observed, a *server) {
+			a.fail(reset)
+			o.want(t, "0s a accused by outcome")
+		}},
+		{"what counts", func(_ *observed, a *server) {
+			for range 4 {
+				a.fail(status)
+			}
+		}, func(t *testing.T, o *observed, a *server) {
+			a.fail(status)
+			o.want(t, "0s a ejected for 30s, 1 in a row", "0s a accused by outcome")
+		}},
+		{"an ejection", func(_ *observed, a *server) { a.eject() }, func(t *testing.T, o *observed, a *server) {
+			advance(30 * time.Second)
+			if !a.ClaimTrial(true) {
+				t.Error("no trial")
+			}
+			a.fail(status)
+			if got, want := o.told("ejected"), []string{"30s a ejected for 1m0s, 2 in a row"}; !slices.Equal(got, want) {
+				t.Errorf("told %q, want %q", got, want)
+			}
+		}},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				o := observe(t, 4, 1)
+				a := o.servers[0]
+				tc.before(o, a)
+				old, newer := o.handler, o.newHandler()
+				o.told()
+				old.Hooks.Accused = func(string, Cause, string, bool) { t.Error("the old handler was told") }
+				p, err := Join(t.Name(), newer)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if p != o.Pool {
+					t.Fatal("it is another pool")
+				}
+				for _, s := range o.servers {
+					if u := p.Add(newer, s.Address, s.targets); u != s.Upstream {
+						t.Fatal("it is another upstream")
+					}
+				}
+				newer.SetRunning(true)
+				o.leave(t, old)
+				o.handler = newer
+				tc.after(t, o, a)
+				// the cleanup of observe leaves for the handler that it made
+				if _, err := Join(t.Name(), old); err != nil {
+					t.Fatal(err)
+				}
+				o.leave(t, newer)
+				o.handler = old
+			})
+		})
+	}
+}
+
+// TestReload_TheNewestThatRunsDecides: a handler that does not run yet decides nothing, and
+// the newest that runs does, by its own settings and checks.
+func TestReload_TheNewestThatRunsDecides(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o := observe(t, 1, 1)
+		a := o.servers[0]
+		newer := o.newHandler(func(s *Settings) { s.Off = true })
+		if _, err := Join(t.Name(), newer); err != nil {
+			t.Fatal(err)
+		}
+		o.Add(newer, a.Address, nil)
+		a.fail(reset)
+		o.want(t, "0s a suspect by outcome", "0s a acquitted")
+		newer.SetRunning(true)
+		advance(time.Minute)
+		a.fail(reset)
+		o.want(t)
+		newer.SetRunning(false)
+		a.fail(reset)
+		o.want(t, "1m0s a suspect by outcome", "1m0s a acquitted")
+		o.Remove(newer, a.Upstream)
+		if err := o.Leave(newer); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestPool_EndsWithItsLastHandler: afterwards nothing is left, also if requests still wait,
+// and they have no effect.
+func TestPool_EndsWithItsLastHandler(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		h := &Handler{Settings: DefaultSettings()} // without hooks: a call would panic
+		p, err := Join(t.Name(), h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.SetRunning(true)
+		s := &server{Upstream: p.Add(h, "a", nil)}
+		waits := s.send()
+		p.Remove(h, s.Upstream)
+		if got := len(*p.list.Load()); got != 0 {
+			t.Errorf("%d upstreams are left", got)
+		}
+		if err := p.Leave(h); err != nil {
+			t.Fatal(err)
+		}
+		shared.Witnesses.Range(func(key, _ any) bool { t.Errorf("%v is left", key); return true })
+		advance(time.Minute)
+		s.send().Void()
+		waits.Fail(reset)
+		if s.ClaimTrial(true) {
+			t.Error("a trial of a pool that has ended")
+		}
+	})
+}
