@@ -142,36 +142,33 @@ func TestEjection_SparesTheGroup(t *testing.T) {
 		routes[i].policy = burstCheck + "\nretries off\neject 3"
 	}
 	c := startRoutes(t, "", routes...)
-	for _, r := range routes {
-		t.Run(r.path, func(t *testing.T) {
-			t.Parallel()
-			c := c.For(t)
-			bad := r.upstreams
-			if r.path == "most" {
-				bad = bad[:2] // more would be common trouble
-			}
-			for _, b := range bad {
-				b.Set(testkit.Shallow)
-			}
-			load := testkit.ClosedLoop(t, 2, asks(c, http.MethodGet, r.path, ""))
-			load.Await(t, 300)
-			if r.path == "most" {
-				testkit.Eventually(t, testkit.Patience, "both are ejected", func() bool {
-					return rowOf(c, r.path, bad[0].Addr).EjectedUntil != nil && rowOf(c, r.path, bad[1].Addr).EjectedUntil != nil
-				})
-				load.Stop()
-				return
-			}
+	together(t, routes, routePath, func(t *testing.T, r route) {
+		c := c.For(t)
+		bad := r.upstreams
+		if r.path == "most" {
+			bad = bad[:2] // more would be common trouble
+		}
+		for _, b := range bad {
+			b.Set(testkit.Shallow)
+		}
+		load := testkit.ClosedLoop(t, 2, asks(c, http.MethodGet, r.path, ""))
+		load.Await(t, 300)
+		if r.path == "most" {
+			testkit.Eventually(t, testkit.Patience, "both are ejected", func() bool {
+				return rowOf(c, r.path, bad[0].Addr).EjectedUntil != nil && rowOf(c, r.path, bad[1].Addr).EjectedUntil != nil
+			})
 			load.Stop()
-			ejected := 0
-			for _, b := range bad {
-				if rowOf(c, r.path, b.Addr).EjectedUntil != nil {
-					ejected++
-				}
+			return
+		}
+		load.Stop()
+		ejected := 0
+		for _, b := range bad {
+			if rowOf(c, r.path, b.Addr).EjectedUntil != nil {
+				ejected++
 			}
-			if ejected > 1 || r.path == "single" && ejected > 0 {
-				t.Errorf("%d of %d are ejected", ejected, len(bad))
-			}
-		})
-	}
+		}
+		if ejected > 1 || r.path == "single" && ejected > 0 {
+			t.Errorf("%d of %d are ejected", ejected, len(bad))
+		}
+	})
 }

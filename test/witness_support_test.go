@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
@@ -21,6 +22,8 @@ type route struct {
 	handler   string // further options of the handler
 	before    string // directives that come before it
 }
+
+func routePath(r route) string { return r.path }
 
 // burstCheck is a check that runs once, and then only when the traffic accuses.
 const burstCheck = `check http /healthz {
@@ -61,6 +64,17 @@ func awaitUp(t *testing.T, c *testkit.Caddy, routes ...route) {
 
 // three starts backends a, b and c.
 func three(t *testing.T) []*testkit.Backend { return testkit.StartBackends(t, "a", "b", "c") }
+
+// together runs a subtest for each of some, all at once: testing itself runs only a few
+// parallel tests at a time.
+func together[T any](t *testing.T, all []T, name func(T) string, run func(*testing.T, T)) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for _, one := range all {
+		wg.Go(func() { t.Run(name(one), func(t *testing.T) { run(t, one) }) })
+	}
+	wg.Wait()
+}
 
 // asks returns a function that sends a request with a client of its own.
 func asks(c *testkit.Caddy, method, path, body string) func() testkit.Answer {

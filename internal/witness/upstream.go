@@ -31,7 +31,7 @@ type Upstream struct {
 	bindings  []binding
 	down      bool
 	suspicion *suspicion // nil if there is none
-	lastBurst time.Time
+	connect   time.Time // when the last suspicion by connect began
 	backoffs  [causes]backoff
 	row       row
 }
@@ -114,7 +114,7 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		c = Counted{u, u.row.id}
 	}
 	urgent := false
-	if a.byRequest && a.cause != Connect {
+	if a.byRequest {
 		u.row.request(now)
 		urgent = u.row.isUrgent(now)
 	}
@@ -170,7 +170,10 @@ func (u *Upstream) suspectNow(h *Handler, a accusation, urgent bool, now time.Ti
 		return false
 	}
 	s := &suspicion{cause: a.cause, reason: a.reason, pending: len(targets) + 1, worst: health.Acquitted}
-	u.suspicion, u.lastBurst = s, now
+	u.suspicion = s
+	if a.cause == Connect {
+		u.connect = now
+	}
 	u.suspect.Store(true)
 	u.mu.Unlock()
 	for _, t := range targets {
@@ -189,7 +192,7 @@ func (u *Upstream) suspectNow(h *Handler, a accusation, urgent bool, now time.Ti
 // isHeldBack reports whether no burst may begin now. u.mu must be held.
 func (u *Upstream) isHeldBack(cause Cause, now time.Time) bool {
 	if cause == Connect {
-		return now.Sub(u.lastBurst) < minBackoff
+		return now.Sub(u.connect) < minBackoff
 	}
 	return now.Before(u.backoffs[cause].until)
 }
