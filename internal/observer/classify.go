@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -103,10 +104,14 @@ func isBroken(err error) bool {
 		"server sent GOAWAY", "client connection lost", "client connection force closed", "stream error: ", "no recent network activity", "Application error", "H3_")
 }
 
+// quoted are the parts of a text between quotation marks.
+var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+
 // hasText reports whether the text of an error has one of some parts. Libraries do not
-// export the errors that these are of.
+// export the errors that these are of. What is quoted does not count: a client or an upstream
+// may have written it, such as the name of a field that is refused.
 func hasText(err error, parts ...string) bool {
-	text := err.Error()
+	text := quoted.ReplaceAllLiteralString(err.Error(), "")
 	for _, part := range parts {
 		if strings.Contains(text, part) {
 			return true
