@@ -62,11 +62,12 @@ func New(inner http.RoundTripper, s *witness.Settings, h Hooks) *Transport {
 	return t
 }
 
-// RoundTrip sends a request. Probes of Caddy itself pass through unseen.
+// RoundTrip sends a request. Probes of Caddy itself pass through unseen. They are known by
+// the variables, which only requests of clients have: both know their server.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx := r.Context()
 	info, ok := reverseproxy.GetDialInfo(ctx)
-	if !ok || info.Upstream == nil || ctx.Value(caddyhttp.ServerCtxKey) == nil {
+	if !ok || info.Upstream == nil || ctx.Value(caddyhttp.VarsCtxKey) == nil {
 		return t.inner.RoundTrip(r)
 	}
 	var upstream *witness.Upstream

@@ -286,6 +286,19 @@ func TestRoundTrip_StallsCountFromTheEndOfTheBody(t *testing.T) {
 			done.Wait()
 		})
 	}
+	t.Run("a body that was read and not closed", func(t *testing.T) {
+		ends := make(chan struct{})
+		w := watch(t, function(func(r *http.Request) (*http.Response, error) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			<-ends
+			return nil, context.Canceled
+		}), quick)
+		var done sync.WaitGroup
+		done.Go(func() { _, _ = w.roundTrip(t, w.request(t, http.MethodPost, "http://app", strings.NewReader("body"))) })
+		testkit.Eventually(t, 10*time.Second, "an accusation by stall", func() bool { return slices.Contains(w.causes(), "stall") })
+		close(ends)
+		done.Wait()
+	})
 	t.Run("a 1xx is a first byte", func(t *testing.T) {
 		url := listen(t, func(conn *net.TCPConn, reader *bufio.Reader) {
 			_, _ = http.ReadRequest(reader)
