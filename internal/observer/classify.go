@@ -20,7 +20,7 @@ import (
 
 // classify returns how a round trip failed, and whether that accuses the upstream. What is
 // not known to be the upstream's doing does not.
-func classify(ctx context.Context, err error, content *body, reused bool) (f witness.Failure, accuses bool) {
+func classify(ctx context.Context, err error, content *body, c connection) (f witness.Failure, accuses bool) {
 	if ctx.Err() != nil || errors.Is(err, context.Canceled) || content != nil && content.failed.Load() {
 		return f, false // the client has left, or its body is broken
 	}
@@ -36,8 +36,10 @@ func classify(ctx context.Context, err error, content *body, reused bool) (f wit
 		f.Cause = witness.Connect
 	case isTimeout(err):
 		f.Cause = witness.Stall
+	case isBroken(err) && c == none: // while TLS was negotiated
+		f.Cause = witness.Connect
 	case isBroken(err):
-		f.Cause, f.Unsure = witness.Outcome, reused
+		f.Cause, f.Unsure = witness.Outcome, c == reused
 	default:
 		return f, false
 	}

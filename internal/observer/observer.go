@@ -14,6 +14,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -27,6 +28,7 @@ import (
 // Transport is the transport of a handler, and sees how each round trip ends.
 type Transport struct {
 	inner    http.RoundTripper
+	traces   bool // the inner one tells when it has a connection
 	settings *witness.Settings
 	hooks    Hooks
 }
@@ -46,7 +48,14 @@ type Hooks struct {
 
 // New puts an observer around the transport of a handler.
 func New(inner http.RoundTripper, s *witness.Settings, h Hooks) *Transport {
-	return &Transport{inner: inner, settings: s, hooks: h}
+	t := &Transport{inner: inner, settings: s, hooks: h}
+	switch inner := inner.(type) {
+	case *http.Transport:
+		t.traces = true
+	case *reverseproxy.HTTPTransport:
+		t.traces = !slices.Equal(inner.Versions, []string{"3"})
+	}
+	return t
 }
 
 // RoundTrip sends a request. Probes of Caddy itself pass through unseen.
@@ -78,7 +87,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 // observe sends a request, and tells the witness how that ends.
 func (t *Transport) observe(r *http.Request, u *witness.Upstream) (res *http.Response, counted witness.Counted, err error) {
 	x := exchanges.Get().(*exchange)
-	x.reused.Store(false)
+	x.connection.Store(none)
 	trip, sent := &x.own, r
 	var content *body
 	if r.Body != nil && r.Body != http.NoBody {
@@ -102,7 +111,7 @@ func (t *Transport) observe(r *http.Request, u *witness.Upstream) (res *http.Res
 	returned = true
 	switch {
 	case err != nil:
-		if f, accuses := classify(r.Context(), err, content, x.reused.Load()); accuses {
+		if f, accuses := classify(r.Context(), err, content, t.connectionOf(x)); accuses {
 			counted = trip.Fail(f)
 		} else {
 			trip.Void()
@@ -118,12 +127,33 @@ func (t *Transport) observe(r *http.Request, u *witness.Upstream) (res *http.Res
 	return res, counted, nil
 }
 
+// connection is what is known of the connection of a round trip.
+type connection = int32
+
+const (
+	// none: the transport has not told of one.
+	none connection = iota
+	fresh
+	reused
+	// untold: the transport does not tell.
+	untold
+)
+
+// connectionOf returns what is known of the connection of a round trip that has ended.
+func (t *Transport) connectionOf(x *exchange) connection {
+	if c := x.connection.Load(); c != none || t.traces {
+		return c
+	}
+	return untold
+}
+
 // exchange follows the trace of one round trip. It is used again for others, so that a
 // request without a body costs no allocation.
 type exchange struct {
-	own    witness.Trip // of a request without a body
-	trip   *witness.Trip
-	reused atomic.Bool // the connection was used before
+	own  witness.Trip // of a request without a body
+	trip *witness.Trip
+	// connection is a connection, as an atomic word.
+	connection atomic.Int32
 
 	next1xx  func(int, textproto.MIMEHeader) error // of the handler
 	nextConn func(httptrace.GotConnInfo)           // of the handler
@@ -141,7 +171,10 @@ var exchanges = sync.Pool{New: func() any {
 		return x.next1xx(status, header)
 	}
 	x.gotConn = func(info httptrace.GotConnInfo) {
-		x.reused.Store(info.Reused)
+		x.connection.Store(fresh)
+		if info.Reused {
+			x.connection.Store(reused)
+		}
 		if x.nextConn != nil {
 			x.nextConn(info)
 		}
