@@ -255,6 +255,46 @@ func TestBurst_EndsUndecided(t *testing.T) {
 	}
 }
 
+// In a calm burst the probes are as far apart as in a streak, from the first one on. That can
+// begin and end while it is under way, and does not outlast it.
+func TestBurst_IsCalm(t *testing.T) {
+	for _, tc := range []struct {
+		rule   string
+		calm   []time.Duration // when it changes, calm first; counted from the accusation at 2 s
+		probes []time.Duration
+	}{
+		{"never", nil, seconds(2, 2.25, 2.5)},
+		{"from the beginning", seconds(0), seconds(2, 3, 4)},
+		{"after the first probe", seconds(0.1), seconds(2, 3, 4)},
+		{"it ends", seconds(0.1, 0.5), seconds(2, 2.5, 2.75)},
+		{"it was asked before", seconds(-1), seconds(2, 2.25, 2.5)},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				target := NewTarget(settings())
+				s, v := newScript(pass), newVerdicts()
+				defer target.Attach(s.driver(), 0)()
+				for i, at := range tc.calm {
+					time.AfterFunc(2*time.Second+at, func() { target.Calm(i == 0) })
+				}
+				time.Sleep(2*time.Second - time.Nanosecond)
+				s.probes()
+				s.set(fail)
+				time.Sleep(time.Nanosecond)
+				target.Accuse(true, v.add)
+				if len(tc.calm) > 0 && tc.calm[0] == 0 {
+					target.Calm(true)
+				}
+				advance(2500 * time.Millisecond)
+				if got := s.probes(); len(got) < 3 || !slices.Equal(got[:3], tc.probes) {
+					t.Errorf("probes began at %v, want %v", got, tc.probes)
+				}
+				v.want(t, fmt.Sprintf("convicted %v", tc.probes[2]))
+			})
+		})
+	}
+}
+
 // All see an accusation that is shared, until it ends. Subscribers are told both times, and
 // of accusations of one pool they are told nothing.
 func TestBurst_SharedAccusationsAreShown(t *testing.T) {

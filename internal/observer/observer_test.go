@@ -92,6 +92,9 @@ func TestRoundTrip_EndsOverTheWire(t *testing.T) {
 		{"wrong server name", secure, func(tr *http.Transport) {
 			tr.TLSClientConfig = &tls.Config{ServerName: "other.example"}
 		}, "connect", false, 0},
+		{"closed during the handshake", func(tb testing.TB) string {
+			return strings.Replace(listen(tb, func(_ *net.TCPConn, reader *bufio.Reader) { _, _ = reader.ReadByte() }), "http:", "https:", 1)
+		}, nil, "connect", false, 0},
 		{"no handshake in time", func(tb testing.TB) string {
 			return strings.Replace(listen(tb, func(_ *net.TCPConn, reader *bufio.Reader) { _, _ = io.Copy(io.Discard, reader) }), "http:", "https:", 1)
 		}, func(tr *http.Transport) { tr.TLSHandshakeTimeout = 100 * time.Millisecond }, "connect", false, 0},
