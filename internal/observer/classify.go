@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -32,6 +33,8 @@ func classify(ctx context.Context, err error, content *body, c connection) (f wi
 	}
 	f.Reason = health.OneLine(err.Error())
 	switch {
+	case isReset(err):
+		f.Cause = witness.Outcome
 	case isConnect(err):
 		f.Cause = witness.Connect
 	case isTimeout(err):
@@ -53,6 +56,13 @@ func isShortage(err error) bool {
 		return true
 	}
 	return health.Shortage(err) != ""
+}
+
+// isReset reports whether a connection was accepted and reset, so soon that dialing has
+// failed.
+func isReset(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "dial" && errors.Is(op, syscall.ECONNRESET)
 }
 
 // isConnect reports whether no connection could be made, or no TLS session.
@@ -94,10 +104,14 @@ func isBroken(err error) bool {
 		"server sent GOAWAY", "client connection lost", "client connection force closed", "stream error: ", "no recent network activity", "Application error", "H3_")
 }
 
+// quoted are the parts of a text between quotation marks.
+var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+
 // hasText reports whether the text of an error has one of some parts. Libraries do not
-// export the errors that these are of.
+// export the errors that these are of. What is quoted does not count: a client or an upstream
+// may have written it, such as the name of a field that is refused.
 func hasText(err error, parts ...string) bool {
-	text := err.Error()
+	text := quoted.ReplaceAllLiteralString(err.Error(), "")
 	for _, part := range parts {
 		if strings.Contains(text, part) {
 			return true

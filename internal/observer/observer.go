@@ -21,6 +21,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/fastcgi"
 
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
@@ -29,6 +30,7 @@ import (
 type Transport struct {
 	inner    http.RoundTripper
 	traces   bool // the inner one tells when it has a connection
+	known    bool // the inner one tells nothing when a round trip is over
 	settings *witness.Settings
 	hooks    Hooks
 }
@@ -51,18 +53,21 @@ func New(inner http.RoundTripper, s *witness.Settings, h Hooks) *Transport {
 	t := &Transport{inner: inner, settings: s, hooks: h}
 	switch inner := inner.(type) {
 	case *http.Transport:
-		t.traces = true
+		t.known, t.traces = true, true
 	case *reverseproxy.HTTPTransport:
-		t.traces = !slices.Equal(inner.Versions, []string{"3"})
+		t.known, t.traces = true, !slices.Equal(inner.Versions, []string{"3"})
+	case *fastcgi.Transport:
+		t.known = true
 	}
 	return t
 }
 
-// RoundTrip sends a request. Probes of Caddy itself pass through unseen.
+// RoundTrip sends a request. Probes of Caddy itself pass through unseen. They are known by
+// the variables, which only requests of clients have: both know their server.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx := r.Context()
 	info, ok := reverseproxy.GetDialInfo(ctx)
-	if !ok || info.Upstream == nil || ctx.Value(caddyhttp.ServerCtxKey) == nil {
+	if !ok || info.Upstream == nil || ctx.Value(caddyhttp.VarsCtxKey) == nil {
 		return t.inner.RoundTrip(r)
 	}
 	var upstream *witness.Upstream
@@ -86,8 +91,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // observe sends a request, and tells the witness how that ends.
 func (t *Transport) observe(r *http.Request, u *witness.Upstream) (res *http.Response, counted witness.Counted, err error) {
-	x := exchanges.Get().(*exchange)
-	x.connection.Store(none)
+	x := t.newExchange()
 	trip, sent := &x.own, r
 	var content *body
 	if r.Body != nil && r.Body != http.NoBody {
@@ -122,8 +126,10 @@ func (t *Transport) observe(r *http.Request, u *witness.Upstream) (res *http.Res
 	default:
 		trip.Good()
 	}
-	*x = exchange{got1xx: x.got1xx, gotConn: x.gotConn}
-	exchanges.Put(x)
+	if t.known {
+		*x = exchange{got1xx: x.got1xx, gotConn: x.gotConn}
+		exchanges.Put(x)
+	}
 	return res, counted, nil
 }
 
@@ -147,8 +153,8 @@ func (t *Transport) connectionOf(x *exchange) connection {
 	return untold
 }
 
-// exchange follows the trace of one round trip. It is used again for others, so that a
-// request without a body costs no allocation.
+// exchange follows the trace of one round trip. With the transports of Caddy it is used again
+// for others, so that a request without a body costs no allocation.
 type exchange struct {
 	own  witness.Trip // of a request without a body
 	trip *witness.Trip
@@ -161,7 +167,9 @@ type exchange struct {
 	gotConn  func(httptrace.GotConnInfo)
 }
 
-var exchanges = sync.Pool{New: func() any {
+var exchanges = sync.Pool{New: func() any { return makeExchange() }}
+
+func makeExchange() *exchange {
 	x := new(exchange)
 	x.got1xx = func(status int, header textproto.MIMEHeader) error {
 		x.trip.FirstByte()
@@ -180,7 +188,18 @@ var exchanges = sync.Pool{New: func() any {
 		}
 	}
 	return x
-}}
+}
+
+// newExchange returns one for a round trip that begins. A transport of another module may use
+// the trace later, so there it is used once.
+func (t *Transport) newExchange() *exchange {
+	if !t.known {
+		return makeExchange()
+	}
+	x := exchanges.Get().(*exchange)
+	x.connection.Store(none)
+	return x
+}
 
 // follow adds the exchange to the trace of a request, which is that of the handler for
 // this one round trip.

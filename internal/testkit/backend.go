@@ -33,6 +33,10 @@ const (
 	Resetting
 	// Truncating closes the connection in the middle of the answer.
 	Truncating
+	// Unavailable answers everything with 503.
+	Unavailable
+	// Shallow passes its check, but answers requests with 502.
+	Shallow
 )
 
 // Backend is a web server on a port of its own that can be put into any mode
@@ -46,7 +50,8 @@ type Backend struct {
 
 	mu       sync.Mutex
 	mode     Conduct
-	changed  chan struct{}  // closed when the mode does
+	changed  chan struct{} // closed when the mode does
+	answer   func(http.ResponseWriter, *http.Request) bool
 	requests int            // all but probes
 	probes   map[string]int // by path
 	since    History        // since the mode changed
@@ -163,6 +168,14 @@ func (b *Backend) Set(m Conduct) {
 	}
 }
 
+// Answer sets what answers requests, other than probes, from now on: a function that reports
+// whether it did. If it did not, the backend answers as its conduct says.
+func (b *Backend) Answer(answer func(http.ResponseWriter, *http.Request) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.answer = answer
+}
+
 // is reports the mode and a channel that is closed when it changes.
 func (b *Backend) is() (Conduct, <-chan struct{}) {
 	b.mu.Lock()
@@ -199,7 +212,7 @@ func (b *Backend) History() History {
 func (b *Backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	check := strings.HasPrefix(r.URL.Path, "/healthz")
 	b.mu.Lock()
-	m, changed := b.mode, b.changed
+	m, changed, answer := b.mode, b.changed, b.answer
 	if check {
 		b.probes[r.URL.Path]++
 		b.since.Probes++
@@ -235,7 +248,14 @@ func (b *Backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if b.Hook != nil {
 		b.Hook(r)
 	}
+	if answer != nil && !check && answer(w, r) {
+		return
+	}
 	switch {
+	case m == Unavailable:
+		http.Error(w, "no server", http.StatusServiceUnavailable)
+	case m == Shallow && !check:
+		http.Error(w, "no database", http.StatusBadGateway)
 	case m == Sick && check:
 		http.Error(w, "no database", http.StatusServiceUnavailable)
 	case m == Broken && !check:

@@ -172,6 +172,13 @@ func (c *Caddy) Stop() {
 	}
 }
 
+// For returns the same Caddy, for use by a subtest: it fails that instead.
+func (c *Caddy) For(tb testing.TB) *Caddy {
+	of := *c
+	of.T = tb
+	return &of
+}
+
 // URL is where the plain sites are.
 func (c *Caddy) URL() string { return "http://" + Loopback(c.httpPort) }
 

@@ -62,6 +62,11 @@ func AskHost(client *http.Client, url, host string, header http.Header) Answer {
 	if header != nil {
 		req.Header = header
 	}
+	return Do(client, req)
+}
+
+// Do sends a request, and reads the whole answer.
+func Do(client *http.Client, req *http.Request) Answer {
 	resp, err := client.Do(req)
 	if err != nil {
 		return Answer{Err: err}

@@ -84,4 +84,5 @@ const EventsOption = `events {
 		on healthy alive_test
 		on unhealthy alive_test
 		on fail_open alive_test
+		on ejected alive_test
 	}`

@@ -181,6 +181,17 @@ func (r *Recorder) Visits(test func(visit *Visit) bool) (found []*Visit) {
 	return found
 }
 
+// CloseVisits closes the connections over which requests for a path came.
+func (r *Recorder) CloseVisits(path string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, v := range r.visits {
+		if slices.ContainsFunc(v.Requests, func(a Request) bool { return a.Path == path }) {
+			v.Conn.Close()
+		}
+	}
+}
+
 // VisitsFor returns the visits with a request for a path.
 func (r *Recorder) VisitsFor(path string) []*Visit {
 	return r.Visits(func(v *Visit) bool {
