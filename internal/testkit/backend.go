@@ -50,7 +50,7 @@ type Backend struct {
 
 	mu       sync.Mutex
 	mode     Conduct
-	changed  chan struct{}  // closed when the mode does
+	changed  chan struct{} // closed when the mode does
 	answer   func(http.ResponseWriter, *http.Request) bool
 	requests int            // all but probes
 	probes   map[string]int // by path

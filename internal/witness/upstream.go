@@ -31,7 +31,7 @@ type Upstream struct {
 	bindings  []binding
 	down      bool
 	suspicion *suspicion // nil if there is none
-	connect   time.Time // when the last suspicion by connect began
+	connect   time.Time  // when the last suspicion by connect began
 	backoffs  [causes]backoff
 	row       row
 }
