@@ -14,7 +14,10 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
+	"github.com/caddy-alive/caddy-alive/internal/kinds"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 )
 
@@ -26,7 +29,7 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 	d.Next() // consume "check"
 	args := d.RemainingArgsAsTokens()
 	if len(args) == 0 {
-		return nil, d.Errf("check needs a kind: %s", knownKinds())
+		return nil, d.Errf("check needs a kind: %s", kinds.List())
 	}
 	check := new(HealthCheck)
 	var own []caddyfile.Token
@@ -66,7 +69,7 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 	if check.ProbeRaw, err = parseProbe(caddyfile.NewDispenser(tokens)); err != nil {
 		return nil, explainOption(err)
 	}
-	if _, check.resolved.Identity, err = identify(check.ProbeRaw); err != nil {
+	if _, check.resolved.Identity, err = kinds.Identify(check.ProbeRaw); err != nil {
 		return nil, err
 	}
 	check.resolved.Settings, err = check.resolve()
@@ -77,7 +80,7 @@ func parseCheck(d *caddyfile.Dispenser) (*HealthCheck, error) {
 // common, as far as they are known before placeholders are replaced.
 func (c *HealthCheck) validateOptions() error {
 	if c.Address != "" && !strings.Contains(c.Address, "{") {
-		addr, err := parseProbeAddress(c.Address)
+		addr, err := monitor.ParseAddress(c.Address)
 		if err != nil {
 			return err
 		}
@@ -99,7 +102,7 @@ const anyDuration = limits.DurationRange + ", like 5s"
 var checkArgs = map[string]string{
 	"interval": "one " + anyDuration, "fast_interval": "one " + anyDuration, "down_interval": "one " + anyDuration, "timeout": "one " + anyDuration,
 	"passes": "one " + limits.CountRange, "fails": "one " + limits.CountRange, "jitter": "one " + limits.PercentRange,
-	"port": "one port, like 8081", "address": "one address, like 127.0.0.1:8081", "proxy_protocol": limits.ProxyProtocols,
+	"port": "one port, like 8081 or +1000", "address": "one address, like 127.0.0.1:8081", "proxy_protocol": limits.ProxyProtocols,
 }
 
 // unmarshalOption reads the option that d is at, one that all checks have in common.
@@ -138,11 +141,14 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser, option string) (er
 		c.Jitter = text
 		_, err = limits.Percent(option, text)
 	case "port":
-		c.Port, err = limits.Port(text)
+		c.Port = portFromText(text)
+		if err = c.Port.check(); text == "" {
+			_, _, err = limits.Port(text)
+		}
 	case "address":
 		c.Address = text
-		if _, invalid := parseProbeAddress(text); !strings.Contains(text, "{") {
-			err = invalid
+		if err = placeholder.Check(option, text); !strings.Contains(text, "{") {
+			_, err = monitor.ParseAddress(text)
 		}
 	case "proxy_protocol":
 		c.ProxyProtocol = text
@@ -155,11 +161,11 @@ func (c *HealthCheck) unmarshalOption(d *caddyfile.Dispenser, option string) (er
 func parseProbe(d *caddyfile.Dispenser) (json.RawMessage, error) {
 	d.Next()
 	kind := d.Val()
-	id := "alive.probes." + kind
-	if _, err := caddy.GetModule(id); err != nil {
-		return nil, d.WrapErr(errUnknownKind(kind))
+	info, err := kinds.Module(kind)
+	if err != nil {
+		return nil, d.WrapErr(err)
 	}
-	prober, err := caddyfile.UnmarshalModule(d, id)
+	prober, err := caddyfile.UnmarshalModule(d, string(info.ID))
 	if err != nil {
 		return nil, err
 	}

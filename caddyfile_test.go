@@ -18,6 +18,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
+	"github.com/caddy-alive/caddy-alive/internal/kinds"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/selector"
@@ -122,6 +123,15 @@ var policies = []struct{ name, input, want string }{
 	{"stall auto", "alive {\nobserve {\nstall auto\n}\neject 1 {\nfor 10ms 10ms\n}\n}", `{"observe":{"stall":"auto"},"eject":{"after":1,"for":10000000,"longest":10000000}}`},
 	{"a weight with a sign", "alive {\nweight app1:80 +3\n}", `{"weights":{"app1:80":3}}`},
 	{
+		"ports", "alive {\ncheck tcp {\nport +1000\n}\ncheck tcp {\nport 081\n}\ncheck tcp {\nport {env.PORT}\n}\ncheck tcp {\nport +082\naddress {http.reverse_proxy.upstream.host}\n}\n}",
+		`{"checks":[{"probe":{"kind":"tcp"},"port":"+1000"},{"probe":{"kind":"tcp"},"port":81},{"probe":{"kind":"tcp"},"port":"{env.PORT}"},` +
+			`{"probe":{"kind":"tcp"},"port":"+82","address":"{http.reverse_proxy.upstream.host}"}]}`,
+	},
+	{
+		"version and metadata", "alive {\ncheck http /a {\nversion 1.1\nport 8081\n}\ncheck grpc {\nheader X-Token {env.TOKEN}\n}\n}",
+		`{"checks":[{"probe":{"kind":"http","uri":"/a","version":"1.1"},"port":8081},{"probe":{"header":{"X-Token":["{env.TOKEN}"]},"kind":"grpc"}}]}`,
+	},
+	{
 		"names of checks", "alive {\ncheck tcp {\nname \"all ports\"\n}\ncheck tcp {\nport 81\nname other\nfails 1\n}\n}",
 		`{"checks":[{"probe":{"kind":"tcp"},"name":"all ports"},{"probe":{"kind":"tcp"},"name":"other","fails":1,"port":81}]}`,
 	},
@@ -146,8 +156,8 @@ var policies = []struct{ name, input, want string }{
 	},
 	{
 		// placeholders are for Provision to resolve
-		"placeholders", "alive {\ncheck http {env.URI}?{http.request.uri} {\nheader X-Token {env.TOKEN}\nheader Host {env.HOST}\nmethod {env.METHOD}\nstatus {env.STATUS}\nexpect_body ^a{2}{env.BODY}\n}\n}",
-		`{"checks":[{"probe":{"expect_body":"^a{2}{env.BODY}","header":{"Host":["{env.HOST}"],"X-Token":["{env.TOKEN}"]},"kind":"http","method":"{env.METHOD}","status":["{env.STATUS}"],"uri":"{env.URI}?{http.request.uri}"}}]}`,
+		"placeholders", "alive {\ncheck http {env.URI}?{http.reverse_proxy.upstream.hostport} {\nheader X-Token {env.TOKEN}\nheader Host {env.HOST}\nmethod {env.METHOD}\nstatus {env.STATUS}\nexpect_body ^a{2}{env.BODY}\n}\n}",
+		`{"checks":[{"probe":{"expect_body":"^a{2}{env.BODY}","header":{"Host":["{env.HOST}"],"X-Token":["{env.TOKEN}"]},"kind":"http","method":"{env.METHOD}","status":["{env.STATUS}"],"uri":"{env.URI}?{http.reverse_proxy.upstream.hostport}"}}]}`,
 	},
 	{
 		// port, address and proxy_protocol apply to every kind
@@ -279,7 +289,7 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
 		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
 		ofEvery  = "besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), "
-		ofHTTP   = ofEvery + "an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name and tls_insecure_skip_verify"
+		ofHTTP   = ofEvery + "an http check has method, header, request_body, scheme, version, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name and tls_insecure_skip_verify"
 		ofTCP    = ofEvery + "a tcp check has send and expect"
 		args     = "%s takes %s, at Testfile:%d"
 		twice    = "option '%s' is given twice, at Testfile:%d"
@@ -330,17 +340,17 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		inCheck("tcp", "timeout 1s\n"+option+" x", "unrecognized option '%s': %s, at Testfile:4", option, ofTCP)
 	}
 	for _, kind := range []string{"quic", ""} {
-		inPolicy("check `"+kind+"`", "unknown kind of check '%s'; this build has %s, at Testfile:2", kind, knownKinds())
+		inPolicy("check `"+kind+"`", "unknown kind of check '%s'; this build has %s, at Testfile:2", kind, kinds.List())
 	}
 	for _, kind := range []string{"http", "tcp", "tls", "grpc"} {
-		if !strings.Contains(knownKinds(), kind) {
-			t.Errorf("known kinds: got %s, want %s among them", knownKinds(), kind)
+		if !strings.Contains(kinds.List(), kind) {
+			t.Errorf("known kinds: got %s, want %s among them", kinds.List(), kind)
 		}
 	}
 
 	// Arguments too few or too many, and options given twice.
-	inPolicy("check", "check needs a kind: %s, at Testfile:2", knownKinds())
-	inPolicy("check {\n}", "check needs a kind: %s, at Testfile:2", knownKinds())
+	inPolicy("check", "check needs a kind: %s, at Testfile:2", kinds.List())
+	inPolicy("check {\n}", "check needs a kind: %s, at Testfile:2", kinds.List())
 	inPolicy("hold", args, "hold", "off, or one duration above 0, like 2s", 2)
 	inPolicy("hold 1s 2s", args, "hold", "off, or one duration above 0, like 2s", 2)
 	inPolicy("hold 1s\nhold off", twice, "hold", 3)
@@ -352,7 +362,7 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		{"passes", "1", "one whole number of at least 1"},
 		{"fails", "1", "one whole number of at least 1"},
 		{"jitter", "1%", "one percentage from 0% to 100%"},
-		{"port", "81", "one port, like 8081"},
+		{"port", "81", "one port, like 8081 or +1000"},
 		{"address", "app1:81", "one address, like 127.0.0.1:8081"},
 		{"proxy_protocol", "v2", "off, v1 or v2"},
 	} {
@@ -380,8 +390,8 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		inCheck("tcp", "jitter `"+bad+"`", jitter, bad)
 	}
 	for _, kind := range []string{"tcp", "tls", "grpc", "http /a"} {
-		for _, bad := range []string{"0", "-1", "65536", "70000", "80-81", "8e1", "http", "{env.PORT}", "99999999999999999999", ""} {
-			inCheck(kind, "port `"+bad+"`", "port must be a whole number from 1 to 65535; got '%s', at Testfile:3", bad)
+		for _, bad := range []string{"0", "-1", "65536", "70000", "80-81", "8e1", "http", "+", "+0", "+65536", "++1", "99999999999999999999", ""} {
+			inCheck(kind, "port `"+bad+"`", "port must be a %s; got '%s', at Testfile:3", limits.PortRange, bad)
 		}
 		for _, bad := range []string{":81", "app1:80-81", "app1:x", "app1:65536", "http://app1:81", "udp/app1:81", "unixgram//run/app.sock", "unix/", "fd/3", ""} {
 			inCheck(kind, "address `"+bad+"`", "address must be a host, optionally with a port, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s', at Testfile:3", bad)
@@ -393,7 +403,7 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 			option, _, _ := strings.Cut(line, " ")
 			inCheck(kind, line+"\ntimeout 1s\n"+line, twice, option, 5)
 			inCheck(kind, option, args, option, map[string]string{
-				"port": "one port, like 8081", "address": "one address, like 127.0.0.1:8081", "proxy_protocol": "off, v1 or v2",
+				"port": "one port, like 8081 or +1000", "address": "one address, like 127.0.0.1:8081", "proxy_protocol": "off, v1 or v2",
 			}[option], 3)
 		}
 	}
@@ -577,8 +587,8 @@ func FuzzCaddyfile(f *testing.F) {
 			if err := caddy.StrictUnmarshalJSON([]byte(encode(t, options)), info.New()); err != nil {
 				t.Errorf("probe %s: %v", check.ProbeRaw, err)
 			}
-			if check.Port < 0 || limits.Name(check.Name) != nil || check.Port > 65535 || (check.ProxyProtocol != "" && limits.ProxyProtocol(check.ProxyProtocol) != nil) {
-				t.Errorf("accepted by the parser, but not by Provision: port %d, name %q, proxy_protocol '%s'", check.Port, check.Name, check.ProxyProtocol)
+			if check.Port.check() != nil || limits.Name(check.Name) != nil || (check.ProxyProtocol != "" && limits.ProxyProtocol(check.ProxyProtocol) != nil) {
+				t.Errorf("accepted by the parser, but not by Provision: port %s, name %q, proxy_protocol '%s'", check.Port, check.Name, check.ProxyProtocol)
 			}
 		}
 	})
@@ -628,7 +638,7 @@ func TestGlobalOption_IsTheApp(t *testing.T) {
 // A mistake in the Caddyfile is answered with its place, and with what to write.
 func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 	const ofAlive = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold, retries, observe, eject and select"
-	kinds := knownKinds()
+	kinds := kinds.List()
 	for _, test := range []struct{ input, want string }{
 		// a name that is close to a known one
 		{"alive {\nweigth app1 3\n}", "unrecognized option 'weigth': " + ofAlive + "; did you mean 'weight'?, at Testfile:2"},

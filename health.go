@@ -8,20 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/kinds"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
-	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 	"github.com/caddy-alive/caddy-alive/probe"
 )
 
@@ -71,13 +71,16 @@ type HealthCheck struct {
 	// `100%`, so that probes do not all happen at once. Default: `10%`.
 	Jitter string `json:"jitter,omitempty"`
 
-	// The port to probe instead of that of the upstream. Whether probes use TLS
-	// goes by it, too, if the transport has `except_ports`.
-	Port int `json:"port,omitempty"`
+	// The port to probe instead of that of the upstream, or what to add to that, such as
+	// `"+1000"`. Whether probes use TLS goes by it, too, if the transport has
+	// `except_ports`. Placeholders of the upstream that is probed can be used here and in
+	// `address`.
+	Port Port `json:"port,omitempty"`
 
 	// Where to probe instead: a host, with a port if it is not that of the
 	// upstream, or a unix socket, such as `unix//run/app.sock`. All upstreams are
-	// probed there.
+	// probed there, unless it has a placeholder such as
+	// `{http.reverse_proxy.upstream.host}`.
 	Address string `json:"address,omitempty"`
 
 	// The PROXY protocol header to begin connections with: `off`, `v1` (which says
@@ -100,12 +103,13 @@ type HealthCheck struct {
 // defaultCheck is what finds out which upstreams are alive where nothing is configured.
 func defaultCheck() *HealthCheck { return &HealthCheck{ProbeRaw: json.RawMessage(`{"kind":"tcp"}`)} }
 
-// provision loads the probe and fills in the defaults.
-func (c *HealthCheck) provision(ctx caddy.Context) error {
+// provision loads the probe and fills in the defaults. The check is one of the upstreams
+// of a handler.
+func (c *HealthCheck) provision(ctx caddy.Context, h *reverseproxy.Handler) error {
 	if c == nil {
-		return errNoProbe()
+		return kinds.ErrNone()
 	}
-	kind, identity, err := identify(c.ProbeRaw)
+	kind, identity, err := kinds.Identify(c.ProbeRaw)
 	if err != nil {
 		return err
 	}
@@ -113,7 +117,7 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 		return err
 	}
 	c.resolved = monitor.Check{
-		Kind: kind, Identity: identity, Port: c.Port, ProxyProtocol: c.ProxyProtocol, KeepConnection: c.KeepConnection,
+		Kind: kind, Identity: identity, DefaultHost: c.defaultHost(h), ProxyProtocol: c.ProxyProtocol, KeepConnection: c.KeepConnection,
 		Validate: c.validate, Bind: c.bind,
 	}
 	c.resolved.Label = c.defaultLabel()
@@ -126,6 +130,7 @@ func (c *HealthCheck) provision(ctx caddy.Context) error {
 		return fmt.Errorf("loading probe: module alive.probes.%s (%T) cannot probe", kind, mod)
 	}
 	c.prober = prober
+	_, c.resolved.NoRequests = mod.(probe.NoRequests)
 	if o, ok := prober.(probe.Overrider); ok {
 		c.resolved.Overrides = monitor.Overrides(o.Overrides())
 	}
@@ -163,7 +168,7 @@ var errKeepFresh = errors.New("keep_connection and fresh_connection exclude each
 
 // checkKeeps rejects kinds of check with probes that send no requests.
 func checkKeeps(kind string) error {
-	info, err := caddy.GetModule("alive.probes." + kind)
+	info, err := kinds.Module(kind)
 	if err != nil {
 		return nil // which is reported elsewhere
 	}
@@ -180,27 +185,28 @@ func (c *HealthCheck) provisionAddress() error {
 			return err
 		}
 	}
-	if c.Port != 0 {
-		if _, err := limits.Port(strconv.Itoa(c.Port)); err != nil {
-			return err
-		}
+	if err := c.Port.check(); err != nil {
+		return err
 	}
-	if c.Address == "" {
-		return nil
+	var err error
+	if c.resolved.Port, err = placeholder.Parse("port", string(c.Port)); err != nil {
+		return err
 	}
-	text, err := caddy.NewReplacer().ReplaceOrErr(c.Address, true, true)
-	if err != nil {
-		return fmt.Errorf("address: %v; only global placeholders, such as {env.*}, can be used in a check", err)
-	}
-	addr, err := parseProbeAddress(text)
-	if err != nil {
-		if redact.HasPlaceholder(c.Address) {
-			return errProbeAddress(c.Address) // what it stands for may be secret
-		}
+	if c.resolved.Address, err = placeholder.Parse("address", c.Address); err != nil {
 		return err
 	}
 	c.secrets.Learn(c.Address)
-	c.resolved.Address = &addr
+	text, constant := c.resolved.Address.Constant()
+	if c.Address == "" || !constant {
+		return nil // it is known for an upstream only
+	}
+	addr, err := monitor.ParseAddress(text)
+	if err != nil && redact.HasPlaceholder(c.Address) {
+		return monitor.ErrAddress(c.Address) // what it stands for may be secret
+	}
+	if err != nil {
+		return err
+	}
 	return c.secrets.Error(c.checkPort(addr))
 }
 
@@ -229,29 +235,25 @@ func (c *HealthCheck) differs(before []*HealthCheck, this string, other func(i i
 
 // checkPort rejects a port beside an address that has one, or is a unix socket.
 func (c *HealthCheck) checkPort(addr caddy.NetworkAddress) error {
-	if c.Port != 0 && (addr.IsUnixNetwork() || addr.StartPort != 0) {
-		return fmt.Errorf("port cannot be combined with an address that already has a port, or is a unix socket: %s", c.Address)
+	if c.Port != "" && (addr.IsUnixNetwork() || addr.StartPort != 0) {
+		return monitor.ErrPortTwice(c.Address)
 	}
 	return nil
 }
 
-// parseProbeAddress reads where to probe. Without a port, that is 0.
-func parseProbeAddress(text string) (caddy.NetworkAddress, error) {
-	addr, err := caddy.ParseNetworkAddress(text)
-	tcp := addr.Network == "tcp" || addr.Network == "tcp4" || addr.Network == "tcp6"
-	if err != nil || upstreamname.CheckSpaces(text) != nil || strings.HasSuffix(text, ":0") || addr.Host == "" || addr.PortRangeSize() != 1 || !tcp && addr.Network != "unix" {
-		return addr, errProbeAddress(text)
+// defaultHost returns the Host of requests that name none: that of proxied requests if the
+// handler sets a constant one. It is empty for the address that is probed, and for checks
+// that have another Host or none. The probe need not be loaded yet.
+func (c *HealthCheck) defaultHost(h *reverseproxy.Handler) string {
+	if uses, ok := kinds.Written(c.ProbeRaw).(probe.DefaultHostUser); ok && uses.UsesDefaultHost() {
+		return monitor.ConstantHost(h)
 	}
-	return addr, nil
-}
-
-func errProbeAddress(got string) error {
-	return fmt.Errorf("address must be a host, optionally with a port, or a unix socket, like 127.0.0.1:8081 or unix//run/app.sock; got '%s'", got)
+	return ""
 }
 
 // probed returns the upstream at the end of a route, as probers see it.
 func probed(r *monitor.Route) probe.Upstream {
-	up := probe.Upstream{Address: r.Address, At: r.At, Scheme: r.Scheme, Host: r.Host, Transport: r.RoundTripper}
+	up := probe.Upstream{Address: r.Address, At: r.At, Scheme: r.Scheme, Host: r.Host, DefaultHost: r.DefaultHost, Transport: r.RoundTripper, Placeholders: r.Placeholder}
 	if r.CanDial() {
 		up.Dial, up.DialTLS = r.Dial, r.DialTLS
 	}
@@ -340,34 +342,20 @@ func orDefault[T time.Duration | int](value *T, otherwise T) {
 // is shown as it is written, so placeholders stay, and what they stand for does not
 // show.
 
-// defaultLabel returns the label of a check without a name. The probe must not be
-// loaded yet.
+// defaultLabel returns the label of a check without a name. The probe need not be loaded
+// yet.
 func (c *HealthCheck) defaultLabel() string {
-	label := kindLabel(c.resolved.Kind, c.ProbeRaw)
+	label := kinds.Label(c.resolved.Kind, kinds.Written(c.ProbeRaw))
+	if c.resolved.DefaultHost != "" {
+		label += " Host " + c.resolved.DefaultHost
+	}
 	if c.Address != "" {
 		label += " address " + c.Address
 	}
-	if c.Port != 0 {
-		label += " port " + strconv.Itoa(c.Port)
+	if c.Port != "" {
+		label += " port " + string(c.Port)
 	}
 	return label
-}
-
-// kindLabel returns what a kind of probe says of its own options.
-func kindLabel(kind string, raw json.RawMessage) string {
-	info, err := caddy.GetModule("alive.probes." + kind)
-	if err != nil {
-		return kind
-	}
-	// one that is not provisioned has its options as they are written
-	written := info.New()
-	if err := json.Unmarshal(raw, written); err != nil {
-		return kind // to load it is an error, too
-	}
-	if s, ok := written.(fmt.Stringer); ok {
-		return strings.ToValidUTF8(s.String(), "\uFFFD")
-	}
-	return kind
 }
 
 // labelChecks gives each check its label. Names are different. Default labels that

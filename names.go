@@ -3,7 +3,6 @@
 package alive
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/json"
@@ -12,66 +11,20 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-alive/caddy-alive/internal/kinds"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
-	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
-
-// identify returns the kind of a probe, and its JSON in one form for all ways
-// to write it.
-func identify(raw json.RawMessage) (kind, identity string, err error) {
-	if len(raw) == 0 {
-		return "", "", errNoProbe()
-	}
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	decoder.UseNumber()
-	var options map[string]any
-	if err := decoder.Decode(&options); err != nil {
-		return "", "", fmt.Errorf("decoding probe: %v", err)
-	}
-	if kind, _ = options["kind"].(string); kind == "" {
-		return "", "", errNoProbe()
-	}
-	if _, err := caddy.GetModule("alive.probes." + kind); err != nil {
-		return "", "", errUnknownKind(kind)
-	}
-	encoded, err := json.Marshal(options)
-	return kind, string(encoded), err
-}
-
-// errNoProbe is the error for a check without a kind of probe.
-func errNoProbe() error {
-	return fmt.Errorf("a check needs a probe with one of the kinds %s", knownKinds())
-}
-
-// errUnknownKind is the error for a kind of check that this build does not have.
-func errUnknownKind(kind string) error {
-	return fmt.Errorf("unknown kind of check '%s'; this build has %s%s", kind, knownKinds(), suggest.Kind(kind, probeKinds()))
-}
-
-// probeKinds returns the kinds of check that this build has.
-func probeKinds() []string {
-	modules := caddy.GetModules("alive.probes")
-	kinds := make([]string, 0, len(modules))
-	for _, info := range modules {
-		kinds = append(kinds, info.ID.Name())
-	}
-	slices.Sort(kinds)
-	return kinds
-}
-
-// knownKinds lists the kinds of check that this build has.
-func knownKinds() string { return strings.Join(probeKinds(), ", ") }
 
 // Weight is a share of the requests, in proportion to the weights of the other
 // upstreams: a whole number from 0 to 256, or a text with global placeholders, such
@@ -140,6 +93,54 @@ func weightFromText(text string) (Weight, error) {
 		return "", err
 	}
 	return Weight(strconv.Itoa(number)), nil
+}
+
+// Port is where a check probes an upstream: a port, such as `8081`; a text with a plus,
+// such as `+1000`, for a port that is so much above that of each upstream; or a text with
+// placeholders that stand for one of them.
+type Port string
+
+// UnmarshalJSON reads a number or a text. What is wrong with it is known when the config
+// is loaded.
+func (p *Port) UnmarshalJSON(data []byte) error {
+	text := string(data)
+	if err := json.Unmarshal(data, &text); err != nil && data[0] == '"' {
+		return err
+	}
+	if text == "0" || text == "null" {
+		text = ""
+	}
+	*p = portFromText(text)
+	return nil
+}
+
+// MarshalJSON writes a port as a number, and other forms as a text.
+func (p Port) MarshalJSON() ([]byte, error) {
+	if number, added, err := limits.Port(string(p)); err == nil && !added {
+		return strconv.AppendInt(nil, int64(number), 10), nil
+	}
+	return json.Marshal(string(p))
+}
+
+// check returns an error if the text is none of the forms of a port.
+func (p Port) check() error {
+	if p == "" || redact.HasPlaceholder(string(p)) {
+		return placeholder.Check("port", string(p))
+	}
+	_, _, err := limits.Port(string(p))
+	return err
+}
+
+// portFromText returns a port in one form for all ways to write it.
+func portFromText(text string) Port {
+	switch number, added, err := limits.Port(text); {
+	case err != nil:
+		return Port(text)
+	case added:
+		return Port("+" + strconv.Itoa(number))
+	default:
+		return Port(strconv.Itoa(number))
+	}
 }
 
 // SlowStart is how upstreams that come back, or that join others, get requests little
@@ -230,9 +231,9 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 		if c == nil {
 			continue // an error, as soon as it is provisioned
 		}
-		_, probe, _ := identify(c.ProbeRaw)
+		_, probe, _ := kinds.Identify(c.ProbeRaw)
 		settings, _ := c.resolve()
-		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection}})
+		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection, c.defaultHost(h)}})
 		different.Checks = append(different.Checks, string(encoded))
 	}
 	slices.Sort(different.Checks)

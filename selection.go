@@ -208,7 +208,7 @@ func (s *Selection) provisionChecks(ctx caddy.Context) ([]*monitor.Check, error)
 		s.Checks = []*HealthCheck{defaultCheck()}
 	}
 	for i, check := range s.Checks {
-		if err := check.provision(ctx); err != nil {
+		if err := check.provision(ctx, s.proxy); err != nil {
 			return nil, fmt.Errorf("checks: position %d: %v", i, err)
 		}
 		at := func(i int) string { return fmt.Sprintf("position %d", i) }

@@ -26,6 +26,8 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
+	"github.com/caddy-alive/caddy-alive/internal/kinds"
+	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
 	"github.com/caddy-alive/caddy-alive/internal/selector"
@@ -55,6 +57,9 @@ func TestProvision_OneTargetForEachDifferentProbe(t *testing.T) {
 		{"tcp over fastcgi", one + `"transport":{"protocol":"fastcgi"},` + alive(``), 1},
 		{"another port, for every upstream", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:2"}],` + check("tcp", `"port":65535`), 2},
 		{"another address, for all upstreams", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:2"}],` + check("tcp", `"address":"{env.ALIVE_TEST_HOST}:3"`), 2},
+		{"a port for each upstream", `"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:2"}],` + check("tcp", `"port":"+1"`), 2},
+		{"the same port in three ways", one + alive(`"checks":[{"probe":{"kind":"tcp"},"port":2},{"probe":{"kind":"tcp"},"port":"+1"},{"probe":{"kind":"tcp"},"address":"{http.reverse_proxy.upstream.host}:2"}]`), 1},
+		{"http over fastcgi", one + `"transport":{"protocol":"fastcgi"},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/ping"}}]`), 1},
 		{"another host and port", one + check("tcp", `"address":"{env.ALIVE_TEST_HOST}","port":3`), 1},
 		{"a unix socket in place of a port", one + check("tcp", `"address":"unix//run/app.sock"`), 1},
 		{"a port in place of a unix socket", `"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1","port":3`), 1},
@@ -81,11 +86,12 @@ func TestProvision_OneTargetForEachDifferentProbe(t *testing.T) {
 // whole config can tell.
 func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 	const (
-		one      = `"upstreams":[{"dial":"127.0.0.1:1"}],`
-		overHTTP = `"checks":[{"probe":{"kind":"http","uri":"/"}}]`
-		inAlive  = "loading module 'alive': provision http.reverse_proxy.selection_policies.alive: "
-		inHTTP   = inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: "
-		global   = "; only global placeholders, such as {env.*}, can be used in a check"
+		one        = `"upstreams":[{"dial":"127.0.0.1:1"}],`
+		overHTTP   = `"checks":[{"probe":{"kind":"http","uri":"/"}}]`
+		inAlive    = "loading module 'alive': provision http.reverse_proxy.selection_policies.alive: "
+		inHTTP     = inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: "
+		global     = "; only global placeholders, such as {env.*}, can be used in a check"
+		ofUpstream = "; only global placeholders, such as {env.*}, and those of the upstream that is probed can be used here: {http.reverse_proxy.upstream.hostport}, {http.reverse_proxy.upstream.host}, {http.reverse_proxy.upstream.port}, {http.reverse_proxy.active.target_upstream}"
 	)
 	t.Setenv("ALIVE_TEST_PROBED", "127.0.0.1:81")
 	t.Setenv("ALIVE_TEST_PORTS", "127.0.0.1:80-81")
@@ -109,26 +115,36 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{options(`"fast_interval":"6s"`), inAlive + "checks: position 0: fast_interval (6s) must not be longer than interval (5s)"},
 		{options(`"jitter":"10"`), inAlive + "checks: position 0: jitter must be a percentage from 0% to 100%, like 10%; got '10'"},
 
-		{one + alive(`"checks":[null]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
-		{one + alive(`"checks":[{}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
-		{one + alive(`"checks":[{"probe":{"uri":"/"}}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + knownKinds()},
+		{one + alive(`"checks":[null]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + kinds.List()},
+		{one + alive(`"checks":[{}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + kinds.List()},
+		{one + alive(`"checks":[{"probe":{"uri":"/"}}]`), inAlive + "checks: position 0: a check needs a probe with one of the kinds " + kinds.List()},
 		{one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tls"}},{"probe":{"kind":"tcp"},"interval":"5s"}]`), inAlive + "checks: position 2 is the same as position 0"},
 		{one + alive(`"checks":[{"probe":{"kind":"http","uri":"/","header":{"Content-Length":["3"]}}}]`), inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: header Content-Length cannot be set: it follows from request_body"},
-		{one + alive(`"checks":[{"probe":{"kind":"exec"}}]`), inAlive + "checks: position 0: unknown kind of check 'exec'; this build has " + knownKinds() + "; it is built in with the package github.com/caddy-alive/caddy-alive/probe/exec"},
-		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and the kind tls cannot be used, nor grpc over transports of other plugins"},
+		{one + alive(`"checks":[{"probe":{"kind":"exec"}}]`), inAlive + "checks: position 0: unknown kind of check 'exec'; this build has " + kinds.List() + "; it is built in with the package github.com/caddy-alive/caddy-alive/probe/exec"},
+		{`"upstreams":[{"dial":"127.0.0.1:1"}],"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","fresh_connection":true}}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: scheme, version, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and the kind tls cannot be used, nor grpc over transports of other plugins"},
 		{request(`"uri":"healthz"`), inHTTP + "uri must be a path that begins with one '/', optionally with a query; got 'healthz'"},
 		{request(`"uri":"/","tls_server_name":"a"`), inAlive + "upstream 127.0.0.1:1: check 'http / tls_server_name a': tls_server_name and tls_insecure_skip_verify need TLS, but probes do not use TLS here; set scheme https"},
 
-		{options(`"port":70000`), inAlive + "checks: position 0: port must be a whole number from 1 to 65535; got '70000'"},
-		{options(`"port":-1`), inAlive + "checks: position 0: port must be a whole number from 1 to 65535; got '-1'"},
+		{options(`"port":70000`), inAlive + "checks: position 0: port must be a " + limits.PortRange + "; got '70000'"},
+		{options(`"port":-1`), inAlive + "checks: position 0: port must be a " + limits.PortRange + "; got '-1'"},
+		{options(`"port":1.5`), inAlive + "checks: position 0: port must be a " + limits.PortRange + "; got '1.5'"},
+		{options(`"port":true`), inAlive + "checks: position 0: port must be a " + limits.PortRange + "; got 'true'"},
+		{options(`"port":"+0"`), inAlive + "checks: position 0: port must be a " + limits.PortRange + "; got '+0'"},
+		{options(`"port":"health"`), inAlive + "checks: position 0: port must be a " + limits.PortRange + "; got 'health'"},
+		{options(`"port":"{http.request.port}"`), inAlive + "checks: position 0: port: unrecognized placeholder {http.request.port}" + ofUpstream},
+		{options(`"port":"{env.ALIVE_TEST_PROBED}"`), inAlive + "upstream 127.0.0.1:1: check 'tcp port {env.ALIVE_TEST_PROBED}': port must be a " + limits.PortRange + ", also with its placeholders replaced; got '{env.ALIVE_TEST_PROBED}'"},
+		{`"upstreams":[{"dial":"127.0.0.1:65000"}],` + check("tcp", `"port":"+1000"`), inAlive + "upstream 127.0.0.1:65000: check 'tcp port +1000': port +1000: there is no port 66000, which is so much above the 65000 of the upstream"},
+		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"127.0.0.1","port":"+1"`), inAlive + "upstream unix//run/app.sock: check 'tcp address 127.0.0.1 port +1': the upstream is a socket without a port that +1 could be added to; give the port itself, and a host by address"},
+		{one + check("tcp", `"address":"{http.reverse_proxy.upstream.hostport}","port":"+1"`), inAlive + "upstream 127.0.0.1:1: check 'tcp address {http.reverse_proxy.upstream.hostport} port +1': port cannot be combined with an address that already has a port, or is a unix socket: {http.reverse_proxy.upstream.hostport}"},
+		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + check("tcp", `"address":"{http.reverse_proxy.upstream.hostport}:81"`), inAlive + "upstream unix//run/app.sock: check 'tcp address {http.reverse_proxy.upstream.hostport}:81': " + strings.TrimPrefix(badAddress, "checks: position 0: ") + "'{http.reverse_proxy.upstream.hostport}:81'"},
 		{options(`"proxy_protocol":"v3"`), inAlive + "checks: position 0: proxy_protocol must be off, v1 or v2; got 'v3'"},
 		{options(`"address":"127.0.0.1:80-81"`), inAlive + badAddress + "'127.0.0.1:80-81'"},
 		{options(`"address":":80"`), inAlive + badAddress + "':80'"},
 		{options(`"address":"udp/127.0.0.1:80"`), inAlive + badAddress + "'udp/127.0.0.1:80'"},
 		{options(`"address":"{env.ALIVE_TEST_PORTS}"`), inAlive + badAddress + "'{env.ALIVE_TEST_PORTS}'"},
-		{options(`"address":"{http.request.host}:80"`), inAlive + "checks: position 0: address: unrecognized placeholder {http.request.host}" + global},
-		{options(`"address":"{nosuch}"`), inAlive + "checks: position 0: address: unrecognized placeholder {nosuch}" + global},
-		{options(`"address":"{env.ALIVE_TEST_UNSET}:80"`), inAlive + "checks: position 0: address: evaluated placeholder {env.ALIVE_TEST_UNSET} is empty" + global},
+		{options(`"address":"{http.request.host}:80"`), inAlive + "checks: position 0: address: unrecognized placeholder {http.request.host}" + ofUpstream},
+		{options(`"address":"{nosuch}"`), inAlive + "checks: position 0: address: unrecognized placeholder {nosuch}" + ofUpstream},
+		{options(`"address":"{env.ALIVE_TEST_UNSET}:80"`), inAlive + "checks: position 0: address: evaluated placeholder {env.ALIVE_TEST_UNSET} is empty"},
 		{options(`"address":"127.0.0.1:81","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that already has a port, or is a unix socket: 127.0.0.1:81"},
 		{options(`"address":"{env.ALIVE_TEST_PROBED}","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that already has a port, or is a unix socket: {env.ALIVE_TEST_PROBED}"},
 		{options(`"address":"unix//run/app.sock","port":81`), inAlive + "checks: position 0: port cannot be combined with an address that already has a port, or is a unix socket: unix//run/app.sock"},
@@ -147,7 +163,7 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + selector.ErrCannot("weighted_round_robin").Error()},
 		{one + alive(`"weights":{"":1}`), inAlive + "weights: : not an address that reverse_proxy accepts"},
 		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: weight and backup can name only upstreams in the list of reverse_proxy, which is empty"},
-		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "dynamic upstreams: check 'http /': an http check needs HTTP, and localhost:80 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
+		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(`"checks":[{"probe":{"kind":"grpc"}}]`), inAlive + "dynamic upstreams: check 'grpc': a grpc check needs HTTP, and localhost:80 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"alive"}}`), inAlive + "alive cannot be used by a policy that alive itself selects with"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + selector.ErrPositional.Error()},
 		{one + alive(`"select":{"policy":"query","key":"a","fallback":{"policy":"header","field":"b","fallback":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}}}`), inAlive + "select: " + selector.ErrPositional.Error()},
@@ -183,7 +199,14 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:x"}],` + alive(``), inAlive + `upstream 127.0.0.1:x: invalid start port: strconv.ParseUint: parsing "x": invalid syntax`},
 		{`"upstreams":[{"dial":"{env.ALIVE_TEST_UNSET}"}],` + alive(``), inAlive + "upstream {env.ALIVE_TEST_UNSET}: its placeholders are empty"},
 		// A check that cannot work over the transport of the proxy.
-		{one + `"transport":{"protocol":"fastcgi"},` + alive(overHTTP), inAlive + "upstream 127.0.0.1:1: check 'http /': an http check needs HTTP, and 127.0.0.1:1 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
+		{one + `"transport":{"protocol":"fastcgi"},` + alive(`"checks":[{"probe":{"kind":"grpc"}}]`), inAlive + "upstream 127.0.0.1:1: check 'grpc': a grpc check needs HTTP, and 127.0.0.1:1 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
+		{one + `"transport":{"protocol":"fastcgi"},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","version":"1.1"}}]`), inAlive + "upstream 127.0.0.1:1: check 'http / version 1.1': version has no meaning over FastCGI; leave it out, or set scheme and port of an HTTP port; it is '1.1'"},
+		{one + `"transport":{"protocol":"fastcgi"},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/"},"proxy_protocol":"v2"}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': proxy_protocol has no meaning over FastCGI, which requests use without it; leave it out, or set scheme and port of an HTTP port"},
+		{one + `"transport":{"protocol":"fastcgi"},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/"},"keep_connection":true}]`), inAlive + "upstream 127.0.0.1:1: check 'http /': keep_connection has no meaning over FastCGI, where each request has a connection of its own"},
+		{one + `"transport":{"protocol":"fastcgi"},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","tls_server_name":"a"}}]`), inAlive + "upstream 127.0.0.1:1: check 'http / tls_server_name a': tls_server_name and tls_insecure_skip_verify need TLS, but probes do not use TLS here; set scheme https"},
+		{one + alive(`"checks":[{"probe":{"kind":"http","uri":"/","version":"2"}}]`), inAlive + "upstream 127.0.0.1:1: check 'http / version 2': version 2 is HTTP/2 with TLS, and probes do not use TLS here; write version h2c for HTTP/2 without TLS, or scheme https"},
+		{one + `"transport":{"protocol":"http","tls":{}},` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","version":"h2c"}}]`), inAlive + "upstream 127.0.0.1:1: check 'http / version h2c': version h2c is HTTP/2 without TLS, and probes use TLS here; write version 2, or scheme http"},
+		{`"upstreams":[{"dial":"unix//run/app.sock"}],` + alive(`"checks":[{"probe":{"kind":"http","uri":"/","header":{"Host":["{http.reverse_proxy.upstream.hostport}"]}}}]`), inAlive + "upstream unix//run/app.sock: check 'http / Host {http.reverse_proxy.upstream.hostport}': header Host must be a host, optionally with a port; got '{http.reverse_proxy.upstream.hostport}'"},
 		{one + `"transport":{"protocol":"http","versions":["3"],"tls":{}},` + alive(``), inAlive + "upstream 127.0.0.1:1: check 'tcp': a tcp check needs a direct connection, and 127.0.0.1:1 has none; use an http check"},
 		{`"upstreams":[{"dial":"udp/127.0.0.1:1"}],` + alive(``), inAlive + "upstream udp/127.0.0.1:1: check 'tcp': a tcp check needs a direct connection, and udp/127.0.0.1:1 has none; use an http check"},
 		{one + `"load_balancing":{"selection_policy":{"policy":"cookie","fallback":{"policy":"alive","hold":-1}}}`, inAlive + "hold must not be negative; 0 holds no request"},
@@ -305,16 +328,16 @@ func TestProvision_DurationsHaveAShortest(t *testing.T) {
 func TestCheckAddress_ErrorsShowItAsWritten(t *testing.T) {
 	for _, tc := range []struct {
 		value string
-		port  int
+		port  Port
 	}{
-		{"http://hunter2/", 0},
-		{"hunter2:0", 0},
-		{"hunter2:81", 82},
+		{"http://hunter2/", ""},
+		{"hunter2:0", ""},
+		{"hunter2:81", "82"},
 	} {
 		t.Setenv("PROBE_SECRET", tc.value)
 		err := (&HealthCheck{Address: "{env.PROBE_SECRET}", Port: tc.port}).provisionAddress()
 		if err == nil || strings.Contains(err.Error(), "hunter2") || !strings.Contains(err.Error(), "{env.PROBE_SECRET}") {
-			t.Errorf("%s, port %d: got %v, want an error with the placeholder and without its value", tc.value, tc.port, err)
+			t.Errorf("%s, port %s: got %v, want an error with the placeholder and without its value", tc.value, tc.port, err)
 		}
 	}
 }
@@ -355,6 +378,8 @@ func TestLabel_TellsChecksApart(t *testing.T) {
 		{"alive {\ncheck http /healthz {\nport 8081\n}\ncheck http /healthz\n}", []string{"http /healthz port 8081", "http /healthz"}},
 		{"alive {\ncheck tcp {\naddress 127.0.0.1:9\n}\ncheck tcp {\naddress 127.0.0.2\nport 9\n}\n}", []string{"tcp address 127.0.0.1:9", "tcp address 127.0.0.2 port 9"}},
 		{"alive {\ncheck http / {\nheader host app.internal\n}\ncheck http / {\nheader Host other.internal\nport 81\n}\n}", []string{"http / Host app.internal", "http / Host other.internal port 81"}},
+		{"alive {\ncheck http / {\nversion 1.1\nport +1000\n}\ncheck grpc {\nheader X-Token secret\n}\n}", []string{"http / version 1.1 port +1000", "grpc header X-Token"}},
+		{"alive {\ncheck http /{http.reverse_proxy.upstream.port} {\nheader Host {http.reverse_proxy.upstream.hostport}\naddress {http.reverse_proxy.upstream.host}:81\n}\n}", []string{"http /{http.reverse_proxy.upstream.port} Host {http.reverse_proxy.upstream.hostport} address {http.reverse_proxy.upstream.host}:81"}},
 		{"alive {\ncheck grpc {\nauthority a\n}\ncheck grpc {\nauthority b\n}\n}", []string{"grpc authority a", "grpc authority b"}},
 		{"alive {\ncheck tls {\ntls_server_name a\n}\ncheck tls {\ntls_server_name b\n}\n}", []string{"tls tls_server_name a", "tls tls_server_name b"}},
 

@@ -37,6 +37,13 @@ func (r *report) budget(what string, measured, atMost float64) {
 	r.Budgets = append(r.Budgets, v)
 }
 
+// fewer judges a count that has to be smaller than that of all others in the same run.
+func (r *report) fewer(what string, measured float64, others []float64) {
+	if len(others) > 0 {
+		r.budget(what, measured, slices.Min(others)-1)
+	}
+}
+
 // speed judges a figure that depends on the machine.
 func (r *report) speed(what string, measured, atMost float64) {
 	r.budget(what, measured, atMost)

@@ -6,6 +6,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -16,8 +17,28 @@ import (
 type balance struct {
 	upstreams []string
 	weights   []int // nil: all equal
-	retries   bool  // up to two, of idempotent requests
+	retries   retries
 }
+
+// retries says what a proxy retries.
+type retries int
+
+const (
+	noRetries      retries = iota // nothing
+	twoRetries                    // up to two, of GET requests, also after the statuses 502, 503 and 504
+	defaultRetries                // what this build retries by default; its peers: nothing
+)
+
+// String returns what tables show.
+func (r retries) String() string { return [...]string{"no", "yes", "default"}[r] }
+
+// Options of this build that switch off what other proxies do not have, so that both are
+// compared without it. They are variables, so that -ldflags "-X main.retriesOff=" can
+// measure a build that does not know them.
+var (
+	retriesOff = "retries off"
+	observeOff = "observe off"
+)
 
 // How long all peers wait for an upstream. Faults last longer, so that retries after
 // timeouts are measured. A slow upstream answers earlier.
@@ -37,13 +58,11 @@ func (b balance) weightsOf() []int {
 	return weights
 }
 
-// caddyConfig writes a Caddyfile.
-func caddyConfig(policy func(balance) string) func(string, balance) (string, string) {
-	return func(listen string, b balance) (string, string) {
-		retries := ""
-		if b.retries {
-			retries = `
-		lb_retries 2
+// Lines of a handler in a Caddyfile.
+var (
+	// matchRetries retry GET requests, also after the statuses that an upstream has when
+	// it fails.
+	matchRetries = `
 		lb_retry_match {
 			method GET
 		}
@@ -51,8 +70,31 @@ func caddyConfig(policy func(balance) string) func(string, balance) (string, str
 			method GET
 			expression "{rp.status_code} in [502, 503, 504]"
 		}`
+	// timeouts end requests to an upstream that hangs.
+	timeouts = fmt.Sprintf(`
+		transport http {
+			dial_timeout %s
+			response_header_timeout %s
+		}`, connectTimeout, answerTimeout)
+)
+
+// caddyConfig writes a Caddyfile.
+func caddyConfig(policy func(balance) string) func(string, balance) (string, string) {
+	return func(listen string, b balance) (string, string) {
+		lines := policy(b)
+		if b.retries == twoRetries {
+			lines += "\n\t\tlb_retries 2" + matchRetries
 		}
-		return "Caddyfile", fmt.Sprintf(`{
+		return "Caddyfile", caddyfile(listen, b.upstreams, lines+timeouts)
+	}
+}
+
+// caddyfile is a Caddyfile with one handler, which has these lines.
+func caddyfile(listen string, upstreams []string, lines string) string {
+	if lines != "" {
+		lines = " {\n\t\t" + lines + "\n\t}"
+	}
+	return fmt.Sprintf(`{
 	admin unix//{$BENCH_FOLDER}/admin.sock
 	persist_config off
 	auto_https off
@@ -63,31 +105,44 @@ func caddyConfig(policy func(balance) string) func(string, balance) (string, str
 	}
 }
 http://%s {
-	reverse_proxy %s {
-		%s%s
-		transport http {
-			dial_timeout %s
-			response_header_timeout %s
-		}
-	}
+	reverse_proxy %s%s
 }
-`, listen, strings.Join(b.upstreams, " "), policy(b), retries, connectTimeout, answerTimeout)
-	}
+`, listen, strings.Join(upstreams, " "), lines)
 }
 
-func caddyAlive(b balance) string {
-	var weights strings.Builder
-	for i, weight := range b.weights {
-		fmt.Fprintf(&weights, "\n\t\t\tweight %s %d", b.upstreams[i], weight)
+// setup returns a Caddy as a peer whose handler always has these lines.
+func setup(name, path, lines string) peer {
+	return peer{name: name, path: path, args: caddyArgs, config: func(listen string, b balance) (string, string) {
+		return "Caddyfile", caddyfile(listen, b.upstreams, lines)
+	}}
+}
+
+// alive is the policy of this build with options.
+func alive(options ...string) string {
+	options = slices.DeleteFunc(options, func(o string) bool { return o == "" })
+	if len(options) == 0 {
+		return "lb_policy alive"
 	}
-	return `lb_policy alive {
-			check http /healthz {
+	return "lb_policy alive {\n\t\t\t" + strings.Join(options, "\n\t\t\t") + "\n\t\t}"
+}
+
+// everySecond is the check of this build with the settings that all peers have.
+const everySecond = `check http /healthz {
 				interval 1s
 				timeout 1s
 				fails 3
 				passes 2
-			}` + weights.String() + `
-		}`
+			}`
+
+func caddyAlive(b balance) string {
+	options := []string{everySecond}
+	for i, weight := range b.weights {
+		options = append(options, fmt.Sprintf("weight %s %d", b.upstreams[i], weight))
+	}
+	if b.retries == noRetries {
+		options = append(options, retriesOff)
+	}
+	return alive(options...)
 }
 
 func caddyStock(b balance) string {
@@ -111,7 +166,7 @@ func nginxConfig(listen string, b balance) (string, string) {
 		fmt.Fprintf(&servers, "\t\tserver %s weight=%d max_fails=3 fail_timeout=1s;\n", b.upstreams[i], weight)
 	}
 	next := "off"
-	if b.retries {
+	if b.retries == twoRetries {
 		next = "error timeout http_502 http_503 http_504;\n\t\t\tproxy_next_upstream_tries 3"
 	}
 	return "nginx.conf", fmt.Sprintf(`daemon off;
@@ -147,7 +202,7 @@ func haproxyConfig(listen string, b balance) (string, string) {
 		fmt.Fprintf(&servers, "\tserver s%d %s weight %d\n", i, b.upstreams[i], weight)
 	}
 	retries := "retries 0"
-	if b.retries {
+	if b.retries == twoRetries {
 		retries = "retries 2\n\tretry-on all-retryable-errors\n\toption redispatch 1"
 	}
 	return "haproxy.cfg", fmt.Sprintf(`global
@@ -178,15 +233,19 @@ func (b *bench) describe() {
 	upstreams := []string{"127.0.0.1:8001", "127.0.0.1:8002", "127.0.0.1:8003"}
 	keep := func(what string, p peer, to balance) {
 		file, text := p.config("127.0.0.1:8000", to)
-		name := strings.NewReplacer(" ", "-", "'", "").Replace(strings.ToLower(p.name))
+		name := strings.NewReplacer(" ", "-", "'", "", ",", "").Replace(strings.ToLower(p.name))
 		b.configs[name+"-"+what+"-"+file+".txt"] = text
 	}
 	for _, p := range b.peers {
 		keep("plain", p, balance{upstreams: upstreams})
-		keep("retries", p, balance{upstreams: upstreams, retries: true})
-		keep("weights", p, balance{upstreams: upstreams, weights: []int{1, 2, 5}, retries: true})
+		keep("retries", p, balance{upstreams: upstreams, retries: twoRetries})
+		keep("weights", p, balance{upstreams: upstreams, weights: []int{1, 2, 5}, retries: twoRetries})
 	}
-	for _, p := range b.checkers() {
-		keep("probes", p, balance{upstreams: upstreams})
+	for what, setups := range map[string][]peer{
+		"probes": b.checkers(), "smallest": b.smallestSetups(), "posts": b.postSetups(), "overload": b.overloadSetups(), "restarts": b.restartSetups(),
+	} {
+		for _, p := range setups {
+			keep(what, p, balance{upstreams: upstreams})
+		}
 	}
 }

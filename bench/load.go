@@ -6,9 +6,15 @@ package main
 
 import (
 	"context"
+	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	vegeta "github.com/tsenart/vegeta/v12/lib"
@@ -44,6 +50,86 @@ func attack(ctx context.Context, url string, rate int, during time.Duration) []r
 		}
 		results = append(results, result{due, r.Timestamp.Add(r.Latency).Sub(due), int(r.Code), string(r.Body), r.Headers.Get(againHeader) != ""})
 	}
+	return inOrder(results)
+}
+
+// ask sends a request, and returns its result.
+func ask(ctx context.Context, client *http.Client, due time.Time, method, url string, header http.Header) result {
+	r := result{due: due}
+	var body io.Reader
+	if method == http.MethodPost {
+		body = strings.NewReader("order=1")
+	}
+	request, err := http.NewRequestWithContext(ctx, method, url, body)
+	if err != nil {
+		return r
+	}
+	maps.Copy(request.Header, header)
+	response, err := client.Do(request)
+	if err == nil {
+		var text []byte
+		if text, err = io.ReadAll(response.Body); err == nil {
+			r.status, r.from, r.again = response.StatusCode, string(text), response.Header.Get(againHeader) != ""
+		}
+		_ = response.Body.Close()
+	}
+	r.latency = time.Since(due)
+	return r
+}
+
+// press sends requests by some clients, each of which sends its next one after an answer
+// and a rest: a closed loop. It ends when more, which is told how many were sent before,
+// returns false. It returns the results in the order in which the requests were sent.
+func press(ctx context.Context, method, url string, clients int, rest time.Duration, more func(sent int) bool) []result {
+	transport := &http.Transport{MaxIdleConnsPerHost: clients}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Timeout: 30 * time.Second, Transport: attentive{transport}}
+	var sent atomic.Int64
+	each := make([][]result, clients)
+	var asking sync.WaitGroup
+	for i := range each {
+		asking.Go(func() {
+			for ctx.Err() == nil && more(int(sent.Add(1))-1) {
+				each[i] = append(each[i], ask(ctx, client, time.Now(), method, url, nil))
+				if rest > 0 {
+					_ = pause(ctx, rest)
+				}
+			}
+		})
+	}
+	asking.Wait()
+	return inOrder(slices.Concat(each...))
+}
+
+// arrival is a request of a plan.
+type arrival struct {
+	after time.Duration // the start
+	work  time.Duration // of the upstream
+}
+
+// play sends the requests of a plan at their times, independent of their answers.
+func play(ctx context.Context, url string, plan []arrival) []result {
+	transport := &http.Transport{MaxIdleConnsPerHost: 10000}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Timeout: 30 * time.Second, Transport: attentive{transport}}
+	began := time.Now()
+	results := make([]result, len(plan))
+	var asking sync.WaitGroup
+	for i, a := range plan {
+		due := began.Add(a.after)
+		if pause(ctx, time.Until(due)) != nil {
+			break
+		}
+		asking.Go(func() {
+			results[i] = ask(ctx, client, due, http.MethodGet, url, http.Header{workHeader: {strconv.FormatInt(a.work.Microseconds(), 10)}})
+		})
+	}
+	asking.Wait()
+	return inOrder(results)
+}
+
+// inOrder sorts results by the time at which they were due.
+func inOrder(results []result) []result {
 	slices.SortFunc(results, func(a, b result) int { return a.due.Compare(b.due) })
 	return results
 }
@@ -69,6 +155,17 @@ func (a attentive) RoundTrip(r *http.Request) (*http.Response, error) {
 func failures(results []result) (n int) {
 	for _, r := range results {
 		if !r.ok() {
+			n++
+		}
+	}
+	return n
+}
+
+// repeats counts the results of requests that the client sent again by itself, and that
+// did not fail.
+func repeats(results []result) (n int) {
+	for _, r := range results {
+		if r.ok() && r.again {
 			n++
 		}
 	}

@@ -8,11 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"sync"
-	"sync/atomic"
-	"time"
 )
 
 // clients is the number of clients where requests are sent without a pause.
@@ -53,42 +49,14 @@ func (b *bench) spurious(ctx context.Context) error {
 
 // rush sends this many requests without a pause, and counts failures.
 func rush(ctx context.Context, url string, requests int) (unavailable, other int) {
-	client := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: clients}}
-	defer client.CloseIdleConnections()
-	var left, unavailables, others atomic.Int64
-	left.Store(int64(requests))
-	var asking sync.WaitGroup
-	for range clients {
-		asking.Go(func() {
-			for left.Add(-1) >= 0 {
-				switch status, _ := get(ctx, client, url); status {
-				case http.StatusOK:
-				case http.StatusServiceUnavailable:
-					unavailables.Add(1)
-				default:
-					others.Add(1)
-				}
-			}
-		})
+	for _, r := range press(ctx, http.MethodGet, url, clients, 0, func(sent int) bool { return sent < requests }) {
+		switch {
+		case r.ok():
+		case r.status == http.StatusServiceUnavailable:
+			unavailable++
+		default:
+			other++
+		}
 	}
-	asking.Wait()
-	return int(unavailables.Load()), int(others.Load())
-}
-
-// get sends one request.
-func get(ctx context.Context, client *http.Client, url string) (status int, body string) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return 0, ""
-	}
-	response, err := client.Do(request)
-	if err != nil {
-		return 0, ""
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		return 0, ""
-	}
-	return response.StatusCode, string(text)
+	return unavailable, other
 }

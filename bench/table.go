@@ -119,6 +119,17 @@ func (t *table) value(name string, labels ...any) float64 {
 	return number(t.Rows[i][j])
 }
 
+// each returns the numbers of all rounds of the row with these labels.
+func (t *table) each(name string, labels ...any) (values []float64) {
+	j := slices.IndexFunc(t.Columns, func(c column) bool { return c.name == name })
+	for _, s := range t.Samples {
+		if j >= 0 && slices.Equal(t.labels(s[1:]), labels) {
+			values = append(values, number(s[1+j]))
+		}
+	}
+	return values
+}
+
 // plain returns a number for JSON, which has neither NaN nor infinity.
 func (c column) plain(v float64) any {
 	switch {

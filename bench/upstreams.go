@@ -16,121 +16,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 )
-
-// upstreamVariable has the addresses that this program serves as an upstream, in a
-// process of its own, so that it can be killed and stopped.
-const upstreamVariable = "ALIVE_BENCH_UPSTREAM"
-
-// probePath is the path of probes.
-const probePath = "/healthz"
-
-// answerLatency is the latency of a slow upstream.
-const answerLatency = 2 * time.Second
-
-// upstreamState says how an upstream answers, and counts its requests.
-type upstreamState struct {
-	mode     atomic.Value // string: "", "503", "reset" or "slow"
-	requests atomic.Int64 // without probes, but with those that were reset
-	last     atomic.Int64 // when the last of them came, in Unix nanoseconds
-}
-
-// serveUpstream serves the addresses, and a control interface at a unix socket.
-func serveUpstream(addresses []string, control string) error {
-	s := new(upstreamState)
-	s.mode.Store("")
-	failed := make(chan error)
-	for _, address := range addresses {
-		listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", address)
-		if err != nil {
-			return err
-		}
-		server := &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
-		go func() { failed <- server.Serve(resetting{listener, s}) }()
-	}
-	orders := http.NewServeMux()
-	orders.HandleFunc("PUT /mode", func(_ http.ResponseWriter, r *http.Request) {
-		mode, _ := io.ReadAll(r.Body)
-		s.mode.Store(string(mode))
-	})
-	orders.HandleFunc("GET /count", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(upstreamCount{s.requests.Load(), s.last.Load()})
-	})
-	listener, err := new(net.ListenConfig).Listen(context.Background(), "unix", control)
-	if err != nil {
-		return err
-	}
-	go func() { failed <- (&http.Server{Handler: orders, ReadHeaderTimeout: time.Minute}).Serve(listener) }()
-	return <-failed
-}
-
-// upstreamCount is what the control interface returns.
-type upstreamCount struct{ Requests, Last int64 }
-
-// ServeHTTP answers with the address that got the request.
-func (s *upstreamState) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path != probePath {
-		s.seen()
-	}
-	switch s.mode.Load() {
-	case "503":
-		w.WriteHeader(http.StatusServiceUnavailable)
-	case "slow":
-		time.Sleep(answerLatency)
-	case "reset":
-		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
-			reset(conn)
-		}
-		return
-	}
-	w.Header().Set("Content-Type", "text/plain")
-	_, _ = io.WriteString(w, r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()) //nolint:gosec // a local address
-}
-
-// seen records a request.
-func (s *upstreamState) seen() {
-	s.requests.Add(1)
-	s.last.Store(time.Now().UnixNano())
-}
-
-// resetting resets accepted connections while it is told to.
-type resetting struct {
-	net.Listener
-	*upstreamState
-}
-
-// Accept returns the next connection that is not reset.
-func (l resetting) Accept() (net.Conn, error) {
-	for {
-		conn, err := l.Listener.Accept()
-		if err != nil || l.mode.Load() != "reset" {
-			return conn, err
-		}
-		go l.refuse(conn)
-	}
-}
-
-// refuse resets a connection after its first bytes, by which it recognizes probes.
-func (l resetting) refuse(conn net.Conn) {
-	first := make([]byte, len("GET "+probePath))
-	_ = conn.SetReadDeadline(time.Now().Add(answerTimeout))
-	_, _ = io.ReadFull(conn, first)
-	reset(conn)
-	if string(first) != "GET "+probePath {
-		l.seen()
-	}
-}
-
-// reset closes a connection by a reset.
-func reset(conn net.Conn) {
-	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetLinger(0)
-	}
-	_ = conn.Close()
-}
 
 // upstream is a process that serves some addresses.
 type upstream struct {
@@ -166,13 +54,21 @@ func startEach(ctx context.Context, folder string, addresses []string) (all []*u
 }
 
 // begin starts the process.
-func (u *upstream) begin(ctx context.Context) error {
+func (u *upstream) begin(ctx context.Context) error { return u.beginAt(ctx, time.Time{}) }
+
+// beginAt starts the process, which begins to listen at a time. It returns when the
+// process listens.
+func (u *upstream) beginAt(ctx context.Context, at time.Time) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	_ = os.Remove(u.control)
-	u.process, err = launch(filepath.Dir(u.control), exec.CommandContext(ctx, self), upstreamVariable+"="+strings.Join(u.addresses, ","), "ALIVE_BENCH_CONTROL="+u.control)
+	environment := []string{upstreamVariable + "=" + strings.Join(u.addresses, ","), controlVariable + "=" + u.control}
+	if !at.IsZero() {
+		environment = append(environment, fmt.Sprintf("%s=%d", listenVariable, at.UnixNano()))
+	}
+	u.process, err = launch(filepath.Dir(u.control), exec.CommandContext(ctx, self), environment...)
 	if err != nil {
 		return err
 	}
@@ -182,10 +78,10 @@ func (u *upstream) begin(ctx context.Context) error {
 	})
 }
 
-// client returns a client of the control interface.
-func (u *upstream) client() *http.Client {
+// overUnix returns a client of a unix socket.
+func overUnix(path string) *http.Client {
 	return &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", u.control)
+		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}}}
 }
 
@@ -195,54 +91,61 @@ func (u *upstream) set(ctx context.Context, mode string) error {
 	if err != nil {
 		return err
 	}
-	response, err := u.client().Do(request)
+	response, err := overUnix(u.control).Do(request)
 	if err != nil {
 		return err
 	}
-	return response.Body.Close()
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		text, err := io.ReadAll(response.Body)
+		return errors.Join(fmt.Errorf("the mode '%s' of an upstream: %s", mode, text), err)
+	}
+	return nil
 }
 
 // count returns how many requests the upstream got.
 func (u *upstream) count(ctx context.Context) (c upstreamCount, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://upstream/count", nil)
-	if err != nil {
-		return c, err
-	}
-	response, err := u.client().Do(request)
-	if err != nil {
-		return c, err
-	}
-	defer response.Body.Close()
-	return c, json.NewDecoder(response.Body).Decode(&c)
+	err = getJSON(ctx, overUnix(u.control), "http://upstream/count", &c)
+	return c, err
 }
 
-// swallow makes its address a black hole: connections are neither accepted nor refused.
+// getJSON reads an answer.
+func getJSON(ctx context.Context, client *http.Client, url string, into any) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	return json.NewDecoder(response.Body).Decode(into)
+}
+
+// swallow makes its address a black hole: open connections get no answer, and new ones are
+// neither accepted nor refused.
 func (u *upstream) swallow(ctx context.Context) error {
-	u.kill()
-	address, err := net.ResolveTCPAddr("tcp4", u.addresses[0])
-	if err != nil {
-		return err
-	}
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	u.stuck = append(u.stuck, os.NewFile(uintptr(fd), "black hole"))
-	to := &syscall.SockaddrInet4{Port: address.Port, Addr: [4]byte(address.IP.To4())}
-	if err := errors.Join(syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1), syscall.Bind(fd, to), syscall.Listen(fd, 0)); err != nil {
+	if err := errors.Join(u.set(ctx, narrow), u.cmd.Process.Signal(syscall.SIGSTOP)); err != nil {
 		return err
 	}
 	for { // until the queue of the socket is full
 		conn, err := (&net.Dialer{Timeout: 200 * time.Millisecond}).DialContext(ctx, "tcp", u.addresses[0])
 		if err != nil {
-			return nil
+			return ctx.Err()
 		}
 		u.stuck = append(u.stuck, conn)
 	}
 }
 
 // unswallow ends the black hole.
-func (u *upstream) unswallow() {
+func (u *upstream) unswallow(ctx context.Context) error {
+	u.leave()
+	return errors.Join(u.cmd.Process.Signal(syscall.SIGCONT), u.set(ctx, normal))
+}
+
+// leave closes the connections that make its address a black hole.
+func (u *upstream) leave() {
 	for _, c := range u.stuck {
 		_ = c.Close()
 	}
@@ -251,7 +154,7 @@ func (u *upstream) unswallow() {
 
 // close ends the upstream in any state.
 func (u *upstream) close() {
-	u.unswallow()
+	u.leave()
 	_ = u.cmd.Process.Signal(syscall.SIGCONT)
 	u.kill()
 }

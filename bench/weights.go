@@ -30,7 +30,7 @@ func (b *bench) weights(ctx context.Context) error {
 		return err
 	}
 	defer u.close()
-	running, stop, err := b.runAll(ctx, b.peers, balance{upstreams: addresses, weights: weights, retries: true})
+	running, stop, err := b.runAll(ctx, b.peers, balance{upstreams: addresses, weights: weights, retries: twoRetries})
 	if err != nil {
 		return err
 	}
@@ -56,12 +56,12 @@ func queue(ctx context.Context, url string, requests int) (served map[string]int
 	served = make(map[string]int)
 	run, before := 0, ""
 	for range requests {
-		status, from := get(ctx, client, url)
-		if status != http.StatusOK {
+		r := ask(ctx, client, time.Now(), http.MethodGet, url, nil)
+		if !r.ok() {
 			continue
 		}
-		if served[from]++; from != before {
-			run, before = 0, from
+		if served[r.from]++; r.from != before {
+			run, before = 0, r.from
 		}
 		run++
 		longest = max(longest, run)

@@ -82,7 +82,8 @@ func (h *HTTP) provisionAnswer() (err error) {
 // the list as written.
 func (h *HTTP) provisionStatus(option string, list []string) (ranges []limits.StatusRange, err error) {
 	for _, written := range list {
-		text, err := h.resolve(option, written)
+		h.secrets.Learn(written)
+		text, err := resolve(option, written)
 		if err != nil {
 			return nil, err
 		}

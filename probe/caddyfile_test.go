@@ -105,6 +105,13 @@ func TestHTTP_CaddyfileGivesJSONThatLoads(t *testing.T) {
 
 		{"http /x {\n\tscheme http\n}", `{"uri":"/x","scheme":"http"}`},
 		{"http /x {\n\tscheme https\n}", `{"uri":"/x","scheme":"https"}`},
+		{"http /x {\n\tversion 1.1\n}", `{"uri":"/x","version":"1.1"}`},
+		{"http /x {\n\tscheme https\n\tversion 2\n}", `{"uri":"/x","scheme":"https","version":"2"}`},
+		{"http /x {\n\tversion h2c\n}", `{"uri":"/x","version":"h2c"}`},
+		{
+			"http /x/{http.reverse_proxy.upstream.host} {\n\theader Host {http.reverse_proxy.upstream.hostport}\n\trequest_body {http.reverse_proxy.active.target_upstream}\n}",
+			`{"uri":"/x/{http.reverse_proxy.upstream.host}","header":{"Host":["{http.reverse_proxy.upstream.hostport}"]},"request_body":"{http.reverse_proxy.active.target_upstream}"}`,
+		},
 		{"http /x {\n\tfollow_redirects\n}", `{"uri":"/x","follow_redirects":true}`},
 		{"http /x {\n\tfresh_connection\n}", `{"uri":"/x","fresh_connection":true}`},
 		{"http /x {\n\ttls_server_name {env.PROBE_WORD}.internal\n}", `{"uri":"/x","tls_server_name":"{env.PROBE_WORD}.internal"}`},
@@ -154,7 +161,7 @@ func TestHTTP_CaddyfileErrorsNameWhatIsAllowed(t *testing.T) {
 		cel    = "expression must be CEL over status, headers, body, json and duration: line "
 		drain  = "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
 		exp    = "expect_header takes a name and a regular expression, like expect_header Content-Type ^application/json"
-		known  = ": " + everyCheck + "an http check has method, header, request_body, scheme, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name and tls_insecure_skip_verify"
+		known  = ": " + everyCheck + "an http check has method, header, request_body, scheme, version, follow_redirects, status, drain_status, expect_header, expect_body, expression, max_size, tls_server_name and tls_insecure_skip_verify"
 	)
 	for _, test := range []struct{ input, want string }{
 		{"http", "an http check needs the URI to ask for, like http /healthz, at Testfile:1"},

@@ -25,6 +25,7 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
+	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -51,12 +52,17 @@ type GRPC struct {
 	// probed.
 	Authority string `json:"authority,omitempty"`
 
+	// Metadata to send with each call. The values of names that end in `-bin` are base64.
+	// Global placeholders, and those of the upstream that is probed, can be used.
+	Header http.Header `json:"header,omitempty"`
+
 	// `http` for HTTP/2 without TLS, or `https`. Default: the scheme of the proxy.
 	Scheme string `json:"scheme,omitempty"`
 
 	TLSOptions
 
-	authority string        // with its placeholders replaced
+	authority string // with its placeholders replaced
+	metadata  []headerField
 	message   []byte        // the request, with its prefix
 	secrets   redact.Values // what must not be in a reason
 }
@@ -73,6 +79,7 @@ func (GRPC) CaddyModule() caddy.ModuleInfo {
 //
 //	grpc [<service>] {
 //		authority <name>
+//		header    <name> <value>
 //		scheme    http|https
 //		tls_server_name <name>
 //		tls_insecure_skip_verify
@@ -95,6 +102,8 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 				return nil
 			}
 			return grammar.At(d, checkAuthority(g.Authority, g.Authority))
+		case "header":
+			return g.unmarshalHeader(d)
 		case "scheme":
 			if !d.AllArgs(&g.Scheme) || g.Scheme == "" {
 				return d.Err("scheme takes http or https")
@@ -103,10 +112,29 @@ func (g *GRPC) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 		known, err := g.TLSOptions.unmarshalOption(d)
 		if !known {
-			return UnrecognizedOption(d, "a grpc check", "authority", "scheme", "tls_server_name", "tls_insecure_skip_verify")
+			return UnrecognizedOption(d, "a grpc check", "authority", "header", "scheme", "tls_server_name", "tls_insecure_skip_verify")
 		}
 		return err
-	}, nil)
+	}, func(option string) bool { return option == "header" })
+}
+
+// unmarshalHeader reads the option header, which d is at.
+func (g *GRPC) unmarshalHeader(d *caddyfile.Dispenser) error {
+	var name, value string
+	if !d.AllArgs(&name, &value) {
+		return d.Err("header takes a name and a value, like header X-Token secret")
+	}
+	if g.Header == nil {
+		g.Header = make(http.Header)
+	}
+	g.Header.Add(name, value)
+	if err := placeholder.Check("header "+name, value); err != nil {
+		return d.WrapErr(err)
+	}
+	if redact.HasPlaceholder(value) {
+		value = ""
+	}
+	return grammar.At(d, checkMetadata(name, value))
 }
 
 func checkAuthority(written, name string) error {
@@ -129,6 +157,9 @@ func (g *GRPC) Provision(_ caddy.Context) (err error) {
 		return err
 	}
 	if err := checkAuthority(g.Authority, g.authority); err != nil {
+		return err
+	}
+	if g.metadata, err = parseMetadata(g.Header, &g.secrets); err != nil {
 		return err
 	}
 	if err := checkScheme(g.Scheme); err != nil {
@@ -159,7 +190,7 @@ func (g *GRPC) ValidateUpstream(up Upstream) error {
 	if up.Transport == nil {
 		return errHTTP("a grpc", up)
 	}
-	return nil
+	return addMetadata(make(http.Header), g.metadata, up)
 }
 
 // Probe calls the method Check. It speaks the gRPC protocol over HTTP/2, for a call
@@ -182,6 +213,9 @@ func (g *GRPC) probe(ctx context.Context, up Upstream) error {
 		ContentLength: int64(len(g.message)),
 		GetBody:       func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(g.message)), nil },
 	}).WithContext(ctx)
+	if err := addMetadata(req.Header, g.metadata, up); err != nil {
+		return err
+	}
 	req.Body, _ = req.GetBody()
 	if limit, ok := ctx.Deadline(); ok {
 		// longer than the probe has: otherwise the server could end first, with another
@@ -269,7 +303,7 @@ func (g *GRPC) String() string {
 	if g.Authority != "" {
 		label += " authority " + g.Authority
 	}
-	return label + g.TLSOptions.label()
+	return label + headerLabel(g.Header) + g.TLSOptions.label()
 }
 
 // Interface guards

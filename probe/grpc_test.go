@@ -666,7 +666,8 @@ func TestGRPC_ProvisionRejectsInvalidConfig(t *testing.T) {
 // loads.
 func TestGRPC_CaddyfileGivesJSONThatLoads(t *testing.T) {
 	t.Setenv("PROBE_NAME", "app.internal")
-	const known = ": " + everyCheck + "a grpc check has authority, scheme, tls_server_name and tls_insecure_skip_verify"
+	const ofUpstream = "; only global placeholders, such as {env.*}, and those of the upstream that is probed can be used here: {http.reverse_proxy.upstream.hostport}, {http.reverse_proxy.upstream.host}, {http.reverse_proxy.upstream.port}, {http.reverse_proxy.active.target_upstream}"
+	const known = ": " + everyCheck + "a grpc check has authority, header, scheme, tls_server_name and tls_insecure_skip_verify"
 	for _, test := range []struct{ input, want, err string }{
 		{"grpc", `{}`, ""},
 		{"grpc {\n}", `{}`, ""},
@@ -678,6 +679,20 @@ func TestGRPC_CaddyfileGivesJSONThatLoads(t *testing.T) {
 			`{"service":"a","scheme":"https","tls_server_name":"b","tls_insecure_skip_verify":true}`, "",
 		},
 
+		{
+			"grpc {\n\theader x-token {env.PROBE_NAME}\n\theader X-Token b\n\theader x-trace-bin AAEC\n}",
+			`{"header":{"X-Token":["{env.PROBE_NAME}","b"],"X-Trace-Bin":["AAEC"]}}`, "",
+		},
+		{"grpc {\n\theader X-Of {http.reverse_proxy.upstream.hostport}\n}", `{"header":{"X-Of":["{http.reverse_proxy.upstream.hostport}"]}}`, ""},
+
+		{"grpc {\n\theader a\n}", "", "header takes a name and a value, like header X-Token secret, at Testfile:2"},
+		{"grpc {\n\theader \"a b\" c\n}", "", "header: a field name has letters, digits and hyphens; got 'a b', at Testfile:2"},
+		{"grpc {\n\theader Host a\n}", "", "header Host cannot be set for a grpc check; write authority instead, at Testfile:2"},
+		{"grpc {\n\n\theader Te a\n}", "", "header Te cannot be set: it belongs to the protocol, at Testfile:3"},
+		{"grpc {\n\theader grpc-timeout 1S\n}", "", "header grpc-timeout cannot be set: names that begin with grpc- belong to the protocol, at Testfile:2"},
+		{"grpc {\n\theader a-bin ***\n}", "", "header a-bin must have base64 as its value, because its name ends in -bin, at Testfile:2"},
+		{"grpc {\n\theader a é\n}", "", "header a must have printable ASCII characters only in its value, at Testfile:2"},
+		{"grpc {\n\theader a {http.request.host}\n}", "", "header a: unrecognized placeholder {http.request.host}" + ofUpstream + ", at Testfile:2"},
 		{"grpc a b", "", "a grpc check takes one service at most; got 'b' too, at Testfile:1"},
 		{"grpc {\n\tservice a\n}", "", "unrecognized option 'service'" + known + ", at Testfile:2"},
 		{"grpc {\n\tauthority\n}", "", "authority takes one name, like app.internal, at Testfile:2"},

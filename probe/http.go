@@ -3,22 +3,20 @@
 package probe
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
-
-	"github.com/dustin/go-humanize"
-	"golang.org/x/net/http/httpguts"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -33,11 +31,15 @@ const (
 )
 
 // HTTP checks the answer of an upstream to a request. The request is sent as proxied
-// requests are: with the same scheme, TLS trust and HTTP version. The answer has to
+// requests are: with the same scheme, TLS trust and HTTP version, or over FastCGI. The answer has to
 // meet all expectations.
 //
-// Global placeholders such as `{env.*}` are resolved when the config is loaded.
-// Placeholders of a request are errors, because there is no request. Labels, reasons
+// Global placeholders such as `{env.*}` are resolved when the config is loaded. In `uri`,
+// `header` and `request_body`, placeholders of the upstream that is probed can be used,
+// too: `{http.reverse_proxy.upstream.hostport}`, `{http.reverse_proxy.upstream.host}`,
+// `{http.reverse_proxy.upstream.port}` and
+// `{http.reverse_proxy.active.target_upstream}`. Other placeholders of a request are
+// errors, because there is no request. Labels, reasons
 // and errors show the options as they are written, and never the values of
 // placeholders.
 type HTTP struct {
@@ -48,8 +50,9 @@ type HTTP struct {
 	// case, too. Default: `GET`.
 	Method string `json:"method,omitempty"`
 
-	// The header fields to send. `Host` replaces the host, which by default is the address
-	// that is probed.
+	// The header fields to send. `Host` replaces the host. By default, that is the Host
+	// header of proxied requests if the handler sets it to a constant (`header_up Host
+	// app.internal`), and otherwise the address that is probed.
 	Header http.Header `json:"header,omitempty"`
 
 	// The body of the request, 65536 bytes (64 KiB) at most. Default: none.
@@ -58,6 +61,11 @@ type HTTP struct {
 	// `http` or `https`, for instance if the health port of a TLS upstream has no TLS.
 	// Default: the scheme of the proxy.
 	Scheme string `json:"scheme,omitempty"`
+
+	// The version of HTTP that probes speak, whatever proxied requests do: `1.1`, with TLS
+	// or without; `2`, with TLS; or `h2c`, HTTP/2 without TLS. Not over FastCGI. Default:
+	// as the proxy does.
+	Version string `json:"version,omitempty"`
 
 	// Whether to follow redirects, 10 at most, instead of judging them. All
 	// requests go to the upstream, whatever host a redirect names, and the scheme
@@ -102,7 +110,7 @@ type HTTP struct {
 
 	TLSOptions
 
-	request    *http.Request // the request of all probes, without the upstream
+	request    *request
 	status     []limits.StatusRange
 	draining   []limits.StatusRange
 	header     []expectedHeader
@@ -121,7 +129,11 @@ func (HTTP) CaddyModule() caddy.ModuleInfo {
 
 // Provision resolves placeholders and compiles what Probe needs.
 func (h *HTTP) Provision(_ caddy.Context) error {
-	if err := h.provisionRequest(); err != nil {
+	if err := h.provisionMethod(); err != nil {
+		return err
+	}
+	var err error
+	if h.request, err = newRequest(h); err != nil {
 		return err
 	}
 	if err := h.provisionAnswer(); err != nil {
@@ -130,31 +142,20 @@ func (h *HTTP) Provision(_ caddy.Context) error {
 	if err := checkScheme(h.Scheme); err != nil {
 		return err
 	}
+	if err := checkVersion(h.Version, h.Scheme); err != nil {
+		return err
+	}
 	h.secrets.Learn(h.TLSServerName)
 	return h.TLSOptions.provision()
 }
 
-// resolve replaces global placeholders in the value of an option, and records their
-// values as secrets.
-func (h *HTTP) resolve(option, value string) (string, error) {
-	h.secrets.Learn(value)
-	return resolve(option, value)
-}
-
-// provisionRequest prepares the request that all probes send.
-func (h *HTTP) provisionRequest() error {
-	uri, err := h.resolve("uri", h.URI)
-	if err != nil {
-		return err
-	}
-	target, err := parseURI(h.URI, uri)
-	if err != nil {
-		return err
-	}
+// provisionMethod resolves the method.
+func (h *HTTP) provisionMethod() error {
 	if h.Method == "" {
 		h.Method = http.MethodGet
 	}
-	method, err := h.resolve("method", h.Method)
+	h.secrets.Learn(h.Method)
+	method, err := resolve("method", h.Method)
 	if err != nil {
 		return err
 	}
@@ -163,44 +164,6 @@ func (h *HTTP) provisionRequest() error {
 		return err
 	}
 	h.Method = method
-	header := make(http.Header)
-	for name, values := range h.Header {
-		for _, value := range values {
-			if _, given := header["Host"]; given && strings.EqualFold(name, "Host") {
-				return errHostTwice
-			}
-			resolved, err := h.resolve("header "+name, value)
-			if err != nil {
-				return err
-			}
-			if err := checkHeader(name, value, resolved); err != nil {
-				return err
-			}
-			header.Add(name, resolved)
-		}
-	}
-	if _, given := header["User-Agent"]; !given {
-		header.Set("User-Agent", "caddy-alive")
-	}
-	h.request = &http.Request{
-		Method: h.Method, URL: target, Header: header, Host: header.Get("Host"),
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}
-	header.Del("Host")
-
-	h.secrets.Learn(h.RequestBody)
-	if h.RequestBody, err = resolveText("request_body", h.RequestBody); err != nil {
-		return err
-	}
-	if err := checkRequestBody(h.RequestBody); err != nil {
-		return err
-	}
-	if h.RequestBody != "" {
-		h.request.ContentLength = int64(len(h.RequestBody))
-		h.request.GetBody = func() (io.ReadCloser, error) {
-			return io.NopCloser(strings.NewReader(h.RequestBody)), nil
-		}
-	}
 	return nil
 }
 
@@ -208,15 +171,33 @@ func (h *HTTP) provisionRequest() error {
 func (h *HTTP) Overrides() Overrides {
 	o := h.TLSOptions.overrides()
 	o.Scheme, o.FreshConnection = h.Scheme, h.FreshConnection
+	o.HTTP1, o.HTTP2 = h.Version == version1, h.Version == version2 || h.Version == versionH2C
 	return o
 }
 
-// ValidateUpstream rejects proxies that do not speak HTTP.
+// UsesDefaultHost reports whether the Host of requests is not configured.
+func (h *HTTP) UsesDefaultHost() bool {
+	for name, values := range h.Header {
+		if strings.EqualFold(name, "Host") && len(values) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// ValidateUpstream rejects upstreams that no request can be sent to as the check says.
 func (h *HTTP) ValidateUpstream(up Upstream) error {
+	if up.Transport == nil && h.Version != "" {
+		return fmt.Errorf("version has no meaning over FastCGI; leave it out, or set scheme and port of an HTTP port; it is '%s'", h.Version)
+	}
 	if up.Transport == nil {
 		return errHTTP("an http", up)
 	}
-	return nil
+	if err := checkVersion(h.Version, up.Scheme); err != nil {
+		return err
+	}
+	_, err := h.request.of(up)
+	return err
 }
 
 // Probe sends the request and judges the answer.
@@ -224,15 +205,28 @@ func (h *HTTP) Probe(ctx context.Context, up Upstream) error {
 	return h.secrets.Error(h.probe(ctx, up))
 }
 
-// send sends the request and returns the answer.
+// send sends the request and returns the answer, of the version that is configured.
 func (h *HTTP) send(ctx context.Context, up Upstream) (*http.Response, error) {
-	req := h.request.WithContext(ctx)
-	target := *h.request.URL
+	resp, err := h.exchange(ctx, up)
+	// net/http falls back to HTTP/1.1 if the server does not negotiate
+	if err == nil && (h.Version == version2 || h.Version == versionH2C) && resp.ProtoMajor != 2 {
+		_ = resp.Body.Close()
+		return nil, fmt.Errorf("the upstream speaks %s, not HTTP/2", resp.Proto)
+	}
+	return resp, err
+}
+
+// exchange sends the request and returns the answer.
+func (h *HTTP) exchange(ctx context.Context, up Upstream) (*http.Response, error) {
+	template, err := h.request.of(up)
+	if err != nil {
+		return nil, err
+	}
+	req := template.WithContext(ctx)
+	target := *template.URL
 	target.Scheme, target.Host = up.Scheme, up.Host
 	req.URL = &target
-	if req.Host == "" {
-		req.Host = up.Host
-	}
+	req.Host = cmp.Or(req.Host, up.DefaultHost, up.Host)
 	if req.GetBody != nil {
 		req.Body, _ = req.GetBody()
 	}
@@ -259,80 +253,12 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 }
 
 // String returns the check as it is shown.
-func (h *HTTP) String() string { return "http " + h.URI + headerLabel(h.Header) + h.TLSOptions.label() }
-
-// parseURI parses a URI whose placeholders are replaced. Errors show it as written.
-func parseURI(written, uri string) (*url.URL, error) {
-	const must = "uri must be a path that begins with one '/', optionally with a query"
-	u, err := url.ParseRequestURI(uri)
-	if strings.HasPrefix(uri, "http://") || strings.HasPrefix(uri, "https://") {
-		path := "/healthz"
-		if err == nil && uri == written { // it contains no placeholder
-			path = u.RequestURI()
-		}
-		return nil, fmt.Errorf("%s; give only the path, like %s: the request always goes to the upstream; got '%s'", must, path, written)
+func (h *HTTP) String() string {
+	label := "http " + h.URI + headerLabel(h.Header)
+	if h.Version != "" {
+		label += " version " + h.Version
 	}
-	if !strings.HasPrefix(uri, "/") || strings.HasPrefix(uri, "//") || strings.ContainsAny(uri, " #") {
-		return nil, fmt.Errorf("%s; got '%s'", must, written)
-	}
-	switch {
-	case err == nil:
-		return u, nil
-	case uri != written:
-		return nil, fmt.Errorf("%s; got '%s'", must, written)
-	}
-	return nil, fmt.Errorf("%s: %v", must, err)
-}
-
-func checkRequestBody(body string) error {
-	if len(body) > maxRequestBody {
-		return fmt.Errorf("request_body must not be longer than %s", humanize.IBytes(maxRequestBody))
-	}
-	return nil
-}
-
-// standardMethod returns a method of HTTP itself in upper case. Other methods stay as
-// they are, because names of methods are case-sensitive.
-func standardMethod(method string) string {
-	switch upper := strings.ToUpper(method); upper {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch,
-		http.MethodDelete, http.MethodConnect, http.MethodOptions, http.MethodTrace:
-		return upper
-	}
-	return method
-}
-
-func checkMethod(written, method string) error {
-	if !httpguts.ValidHeaderFieldName(method) { // both are tokens, RFC 9110, section 9.1
-		return fmt.Errorf("method must be an HTTP method, like GET or HEAD; got '%s'", written)
-	}
-	return nil
-}
-
-func checkFieldName(name string) error {
-	if !httpguts.ValidHeaderFieldName(name) {
-		return fmt.Errorf("a field name has letters, digits and hyphens; got '%s'", name)
-	}
-	return nil
-}
-
-var errHostTwice = grammar.GivenTwice("header Host")
-
-func checkHeader(name, written, value string) error {
-	if err := checkFieldName(name); err != nil {
-		return fmt.Errorf("header: %v", err)
-	}
-	if !httpguts.ValidHeaderFieldValue(value) {
-		return fmt.Errorf("header %s must not have line breaks or other control characters in its value", name)
-	}
-	switch http.CanonicalHeaderKey(name) {
-	case "Content-Length", "Transfer-Encoding", "Trailer":
-		return fmt.Errorf("header %s cannot be set: it follows from request_body", name)
-	}
-	if strings.EqualFold(name, "Host") && !httpguts.ValidHostHeader(value) {
-		return fmt.Errorf("header Host must be a host, optionally with a port; got '%s'", written)
-	}
-	return nil
+	return label + h.TLSOptions.label()
 }
 
 // UnmarshalCaddyfile sets up the module from Caddyfile tokens. Syntax:
@@ -342,6 +268,7 @@ func checkHeader(name, written, value string) error {
 //		header        <name> <value>
 //		request_body  <text>
 //		scheme        http|https
+//		version       1.1|2|h2c
 //		follow_redirects
 //		status        <codes...>
 //		drain_status  <codes...>
@@ -364,6 +291,9 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.WrapErr(err)
 		}
 	}
+	if err := placeholder.Check("uri", h.URI); err != nil {
+		return d.WrapErr(err)
+	}
 	if d.NextArg() {
 		return d.Errf("an http check takes one URI; got '%s' too", d.Val())
 	}
@@ -376,7 +306,7 @@ func (h *HTTP) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			known, err = h.TLSOptions.unmarshalOption(d)
 		}
 		if !known && err == nil {
-			return UnrecognizedOption(d, "an http check", "method", "header", "request_body", "scheme", "follow_redirects", "status", "drain_status",
+			return UnrecognizedOption(d, "an http check", "method", "header", "request_body", "scheme", "version", "follow_redirects", "status", "drain_status",
 				"expect_header", "expect_body", "expression", "max_size", "tls_server_name", "tls_insecure_skip_verify")
 		}
 		return err
@@ -392,6 +322,7 @@ var (
 	_ Prober                = (*HTTP)(nil)
 	_ UpstreamValidator     = (*HTTP)(nil)
 	_ Overrider             = (*HTTP)(nil)
+	_ DefaultHostUser       = (*HTTP)(nil)
 	_ caddy.Provisioner     = (*HTTP)(nil)
 	_ caddyfile.Unmarshaler = (*HTTP)(nil)
 )

@@ -12,6 +12,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 	"github.com/caddy-alive/caddy-alive/internal/redact"
 )
 
@@ -39,6 +40,9 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 			h.Header = make(http.Header)
 		}
 		h.Header.Add(name, value)
+		if err := placeholder.Check("header "+name, value); err != nil {
+			return true, d.WrapErr(err)
+		}
 		if redact.HasPlaceholder(value) {
 			value = ""
 		}
@@ -48,13 +52,25 @@ func unmarshalRequestOption(h *HTTP, d *caddyfile.Dispenser, option string) (kno
 		if !d.AllArgs(&h.RequestBody) || h.RequestBody == "" {
 			return true, d.Err("request_body takes one text; put it into quotes if it has spaces")
 		}
-		err = grammar.At(d, checkRequestBody(h.RequestBody))
+		if err = placeholder.Check(option, h.RequestBody); err == nil {
+			err = checkRequestBody(h.RequestBody)
+		}
+		err = grammar.At(d, err)
 
 	case "scheme":
 		if !d.AllArgs(&h.Scheme) || h.Scheme == "" {
 			return true, d.Err("scheme takes http or https")
 		}
-		err = grammar.At(d, checkScheme(h.Scheme))
+		if err = checkScheme(h.Scheme); err == nil {
+			err = checkVersion(h.Version, h.Scheme)
+		}
+		err = grammar.At(d, err)
+
+	case "version":
+		if !d.AllArgs(&h.Version) || h.Version == "" {
+			return true, d.Err("version takes 1.1, 2 or h2c")
+		}
+		err = grammar.At(d, checkVersion(h.Version, h.Scheme))
 
 	case "follow_redirects":
 		h.FollowRedirects = true

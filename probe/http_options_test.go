@@ -446,18 +446,24 @@ func TestHTTP_ProvisionRejectsInvalidOptions(t *testing.T) {
 	t.Setenv("PROBE_LONG", strings.Repeat("x", 64<<10+1))
 	t.Setenv("PROBE_OPEN", "(")
 	const (
-		global = "; only global placeholders, such as {env.*}, can be used in a check"
-		drain  = "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
-		regex  = "expect_header X must be a regular expression in RE2 syntax: error parsing regexp: "
-		length = "request_body must not be longer than 64 KiB"
-		cel    = "expression must be CEL over status, headers, body, json and duration: line 1, column "
-		noBody = "an answer to HEAD has no body to look at"
+		global     = "; only global placeholders, such as {env.*}, can be used in a check"
+		ofUpstream = "; only global placeholders, such as {env.*}, and those of the upstream that is probed can be used here: {http.reverse_proxy.upstream.hostport}, {http.reverse_proxy.upstream.host}, {http.reverse_proxy.upstream.port}, {http.reverse_proxy.active.target_upstream}"
+		drain      = "drain_status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
+		regex      = "expect_header X must be a regular expression in RE2 syntax: error parsing regexp: "
+		length     = "request_body must not be longer than 64 KiB"
+		cel        = "expression must be CEL over status, headers, body, json and duration: line 1, column "
+		noBody     = "an answer to HEAD has no body to look at"
 	)
 	for _, test := range []struct{ options, want string }{
 		{`"request_body":"` + strings.Repeat("x", 64<<10+1) + `"`, length},
 		{`"request_body":"{env.PROBE_LONG}"`, length},
-		{`"request_body":"{\"host\":\"{http.request.host}\"}"`, "request_body: unrecognized placeholder {http.request.host}" + global},
+		{`"request_body":"{\"host\":\"{http.request.host}\"}"`, "request_body: unrecognized placeholder {http.request.host}" + ofUpstream},
 
+		{`"version":"1"`, "version must be 1.1, 2 or h2c; got '1'"},
+		{`"version":"3"`, "version must be 1.1, 2 or h2c; got '3'"},
+		{`"version":"{env.PROBE_OPEN}"`, "version must be 1.1, 2 or h2c; got '{env.PROBE_OPEN}'"},
+		{`"version":"2","scheme":"http"`, errVersion2.Error()},
+		{`"version":"h2c","scheme":"https"`, errVersionH2C.Error()},
 		{`"scheme":"ftp"`, "scheme must be http or https; got 'ftp'"},
 		{`"scheme":"HTTPS"`, "scheme must be http or https; got 'HTTPS'"},
 		{`"scheme":"h2c"`, "scheme must be http or https; got 'h2c'"},

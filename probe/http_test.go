@@ -465,11 +465,12 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 	t.Setenv("PROBE_WORD", "word")
 	t.Setenv("PROBE_LINES", "a\r\nInjected: b")
 	const (
-		uri    = "uri must be a path that begins with one '/', optionally with a query"
-		global = "; only global placeholders, such as {env.*}, can be used in a check"
-		status = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
-		size   = "max_size must be a size from 1 byte to 64MiB, like 64KiB"
-		regex  = "expect_body must be a regular expression in RE2 syntax: error parsing regexp: "
+		uri        = "uri must be a path that begins with one '/', optionally with a query"
+		global     = "; only global placeholders, such as {env.*}, can be used in a check"
+		ofUpstream = "; only global placeholders, such as {env.*}, and those of the upstream that is probed can be used here: {http.reverse_proxy.upstream.hostport}, {http.reverse_proxy.upstream.host}, {http.reverse_proxy.upstream.port}, {http.reverse_proxy.active.target_upstream}"
+		status     = "status must be a code from 200 to 599, a class like 2xx or a range like 200-399; got "
+		size       = "max_size must be a size from 1 byte to 64MiB, like 64KiB"
+		regex      = "expect_body must be a regular expression in RE2 syntax: error parsing regexp: "
 	)
 	for _, test := range []struct{ config, want string }{
 		{`{}`, uri + "; got ''"},
@@ -487,9 +488,9 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 		{`{"uri":"/","expect_body":"^{http.request.host}$"}`, "expect_body: unrecognized placeholder {http.request.host}" + global},
 		{`{"uri":"/%zz"}`, uri + `: parse "/%zz": invalid URL escape "%zz"`},
 		{`{"uri":"/a\nb"}`, uri + `: parse "/a\nb": net/url: invalid control character in URL`},
-		{`{"uri":"/{http.request.host}"}`, "uri: unrecognized placeholder {http.request.host}" + global},
-		{`{"uri":"/{host}"}`, "uri: unrecognized placeholder {host}" + global},
-		{`{"uri":"/{env.PROBE_EMPTY}"}`, "uri: evaluated placeholder {env.PROBE_EMPTY} is empty" + global},
+		{`{"uri":"/{http.request.host}"}`, "uri: unrecognized placeholder {http.request.host}" + ofUpstream},
+		{`{"uri":"/{host}"}`, "uri: unrecognized placeholder {host}" + ofUpstream},
+		{`{"uri":"/{env.PROBE_EMPTY}"}`, "uri: evaluated placeholder {env.PROBE_EMPTY} is empty"},
 		{`{"uri":"{env.PROBE_WORD}"}`, uri + "; got '{env.PROBE_WORD}'"},
 
 		{`{"uri":"/","method":"GET /"}`, "method must be an HTTP method, like GET or HEAD; got 'GET /'"},
@@ -500,8 +501,8 @@ func TestHTTP_ProvisionRejectsInvalidConfig(t *testing.T) {
 		{`{"uri":"/","header":{"A:":["a"]}}`, "header: a field name has letters, digits and hyphens; got 'A:'"},
 		{`{"uri":"/","header":{"A":["b","c\r\nD: e"]}}`, "header A must not have line breaks or other control characters in its value"},
 		{`{"uri":"/","header":{"A":["{env.PROBE_LINES}"]}}`, "header A must not have line breaks or other control characters in its value"},
-		{`{"uri":"/","header":{"Host":["{http.request.host}"]}}`, "header Host: unrecognized placeholder {http.request.host}" + global},
-		{`{"uri":"/","header":{"A":["{env.PROBE_EMPTY}"]}}`, "header A: evaluated placeholder {env.PROBE_EMPTY} is empty" + global},
+		{`{"uri":"/","header":{"Host":["{http.request.host}"]}}`, "header Host: unrecognized placeholder {http.request.host}" + ofUpstream},
+		{`{"uri":"/","header":{"A":["{env.PROBE_EMPTY}"]}}`, "header A: evaluated placeholder {env.PROBE_EMPTY} is empty"},
 
 		{`{"uri":"/","header":{"Host":["a b"]}}`, "header Host must be a host, optionally with a port; got 'a b'"},
 		{`{"uri":"/","header":{"host":["a/b"]}}`, "header Host must be a host, optionally with a port; got 'a/b'"},

@@ -78,11 +78,13 @@ func TestKinds_UnknownOptionsGetTheCloseName(t *testing.T) {
 		{new(HTTP), "http /", "expect_bdy", "expect_body", "an http check has method, header, request_body,"},
 		{new(HTTP), "http /", "exspression", "expression", "an http check has method, header, request_body,"},
 		{new(HTTP), "http /", "keepconnection", "keep_connection", "an http check has method"},
+		{new(HTTP), "http /", "versions", "version", "an http check has method"},
+		{new(GRPC), "grpc", "heeder", "header", "a grpc check has authority, header, scheme,"},
 		{new(HTTP), "http /", "nonsense", "", "an http check has method"},
 		{new(TCP), "tcp", "timout", "timeout", "a tcp check has send and expect"},
 		{new(TCP), "tcp", "sent", "send", "a tcp check has send and expect"},
 		{new(TLS), "tls", "tls_servername", "tls_server_name", "a tls check has tls_server_name and tls_insecure_skip_verify"},
-		{new(GRPC), "grpc", "authorety", "authority", "a grpc check has authority, scheme,"},
+		{new(GRPC), "grpc", "authorety", "authority", "a grpc check has authority, header, scheme,"},
 	} {
 		err := text(test.kind.UnmarshalCaddyfile(caddyfile.NewTestDispenser(test.config + " {\n\t" + test.option + " a\n}")))
 		want, hint := "unrecognized option '"+test.option+"': "+everyCheck+test.own, ""

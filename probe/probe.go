@@ -22,6 +22,8 @@ import (
 	"errors"
 	"net"
 	"net/http"
+
+	"github.com/caddyserver/caddy/v2"
 )
 
 // A Prober checks once whether an upstream is alive.
@@ -57,6 +59,14 @@ type NoRequests interface {
 	NoRequests()
 }
 
+// DefaultHostUser may be implemented by a Prober whose requests should have the Host header
+// of proxied requests.
+type DefaultHostUser interface {
+	// UsesDefaultHost reports whether the Prober uses DefaultHost of an [Upstream]. It is
+	// called before Provision.
+	UsesDefaultHost() bool
+}
+
 // Overrider may be implemented by a Prober that reaches upstreams in another way than
 // the proxy does.
 type Overrider interface {
@@ -77,8 +87,8 @@ type Overrides struct {
 	// InsecureSkipVerify accepts any certificate.
 	InsecureSkipVerify bool
 
-	// HTTP2 speaks HTTP/2 only, with TLS or without.
-	HTTP2 bool
+	// HTTP1 speaks HTTP/1.1 only, and HTTP2 HTTP/2 only, with TLS or without. Not both.
+	HTTP1, HTTP2 bool
 
 	// FreshConnection makes every probe open a new connection. That is the default. With
 	// keep_connection it is an error, and otherwise it logs a warning that it has no
@@ -107,13 +117,22 @@ type Upstream struct {
 	// Host is the host and port for request URLs and the Host header.
 	Host string
 
+	// DefaultHost is the Host header of proxied requests if the proxy sets a constant one,
+	// and the kind is a [DefaultHostUser]. It is empty otherwise.
+	DefaultHost string
+
+	// Placeholders returns the value of a placeholder of the upstream, without its braces,
+	// such as "http.reverse_proxy.upstream.hostport", and whether there is one. It can be
+	// given to caddy.Replacer.Map.
+	Placeholders caddy.ReplacerFunc
+
 	// Transport sends requests as the proxy does: with its TLS trust, client certificate,
 	// HTTP versions, PROXY protocol and dialer, whatever host the URL names. Each request
 	// has a connection of its own, which ends when the body of the answer is closed; with
 	// the option keep_connection, one is kept for further requests for a minute at most,
 	// as long as their methods are safe. With HTTP/3 and third-party transports, probes
-	// share the connections of the proxy. It is nil if the proxy does not speak HTTP, as
-	// with FastCGI.
+	// share the connections of the proxy. Over FastCGI, where each request has a
+	// connection of its own anyway, it is nil if the kind asks for a version of HTTP.
 	Transport http.RoundTripper
 
 	// Dial connects as the proxy does, before any TLS handshake. It is nil if the proxy

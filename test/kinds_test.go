@@ -107,33 +107,41 @@ func startFastCGI(tb testing.TB) string {
 	return stream.Addr().String()
 }
 
-// FastCGI is not HTTP, so a check by HTTP is an error unless it names an HTTP port.
-func TestFastCGI_HTTPCheckNeedsAnHTTPPort(t *testing.T) {
+// A check can use HTTP beside FastCGI, on a port that it names. Where it cannot work over
+// FastCGI, it is an error that says so.
+func TestFastCGI_ChecksCanUseAnHTTPPort(t *testing.T) {
 	app, side := startFastCGI(t), testkit.StartRecorder(t, "tcp", "", nil, nil)
 	_, port, _ := net.SplitHostPort(side.Addr)
-	site := func(options string) string {
+	site := func(kind, options string) string {
 		return fmt.Sprintf(`
 http:// {
 	reverse_proxy %s {
 		transport fastcgi
 		lb_policy alive {
-			check http /healthz {
+			check %s {
 				%s
 			}
 		}
 	}
-}`, app, options)
+}`, app, kind, options)
 	}
-	c := testkit.StartCaddy(t, site("scheme http\nport "+port))
+	c := testkit.StartCaddy(t, site("http /healthz", "scheme http\nport "+port))
 	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(app) })
 	testkit.Shares(t, "FastCGI", testkit.Tally(c.Client(), c.URL(), 5), map[string]int{"a": 5})
 	if len(side.Requests("/healthz")) == 0 {
 		t.Error("no probe arrived at the port of the check")
 	}
 
-	err := c.TryLoad(site(""))
-	if want := "is not reached over HTTP"; err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("an http check of FastCGI: got the error %v, want one with %q", err, want)
+	for _, test := range []struct{ kind, options, want string }{
+		{"grpc", "", "is not reached over HTTP"},
+		{"http /healthz", "version h2c", "version has no meaning over FastCGI"},
+		{"http /healthz", "proxy_protocol v1", "proxy_protocol has no meaning over FastCGI"},
+		{"http /healthz", "keep_connection", "keep_connection has no meaning over FastCGI"},
+		{"http /healthz", "tls_insecure_skip_verify", "need TLS"},
+	} {
+		if err := c.TryLoad(site(test.kind, test.options)); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s with %s over FastCGI: got the error %v, want one with %q", test.kind, test.options, err, test.want)
+		}
 	}
 	testkit.Shares(t, "after the error", testkit.Tally(c.Client(), c.URL(), 5), map[string]int{"a": 5})
 }

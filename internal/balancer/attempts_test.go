@@ -169,7 +169,7 @@ func TestDynamic_RetriesGoOnToTheDown(t *testing.T) {
 		var got []string
 		for range 3 {
 			u := p.Select(brought("a:80", "b:80", "c:80"), r, nil)
-			p.traffic.noteTried(r, u, witness.Counted{})
+			p.traffic.noteTried(r, u, true, witness.Counted{})
 			got = append(got, u.Dial)
 		}
 		slices.Sort(got[:2])

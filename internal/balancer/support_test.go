@@ -195,9 +195,14 @@ func (p *policy) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w 
 
 // roundTrip sends a request to an upstream, as the handler does, and ends it in a way.
 func (p *policy) roundTrip(r *http.Request, u *reverseproxy.Upstream, end roundTrip) {
+	p.roundTripBy(p.Observe(end, false), r, u)
+}
+
+// roundTripBy is roundTrip by a transport.
+func (*policy) roundTripBy(transport http.RoundTripper, r *http.Request, u *reverseproxy.Upstream) {
 	ctx := context.WithValue(r.Context(), caddyhttp.ServerCtxKey, new(caddyhttp.Server))
 	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), reverseproxy.DialInfo{Upstream: u, Address: u.Dial})
-	res, err := p.Observe(end, false).RoundTrip(r.WithContext(ctx))
+	res, err := transport.RoundTrip(r.WithContext(ctx))
 	if err == nil {
 		_ = res.Body.Close()
 	}

@@ -171,8 +171,8 @@ func (t *traffic) remember(r *http.Request) *pool.Tried {
 }
 
 // noteTried notes that a request may go to another upstream after this one.
-func (t *traffic) noteTried(r *http.Request, u *reverseproxy.Upstream, c witness.Counted) {
+func (t *traffic) noteTried(r *http.Request, u *reverseproxy.Upstream, failed bool, c witness.Counted) {
 	if tried := t.remember(r); tried != nil {
-		tried.Add(u, c)
+		tried.Add(u, failed, c)
 	}
 }

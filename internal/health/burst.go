@@ -31,6 +31,15 @@ type burst struct {
 	accusations []accusation
 	began       time.Time // when the first of them was made
 	void        int       // results that count for nothing, in a row
+	calm        bool      // its probes are as far apart as usual
+}
+
+// spacing is the time from probe to probe.
+func (b *burst) spacing(set *Settings) time.Duration {
+	if b.calm && b.active() {
+		return set.FastInterval
+	}
+	return set.FastInterval / burstFactor
 }
 
 // active reports whether one is under way, or about to begin.
@@ -39,7 +48,7 @@ func (b *burst) active() bool { return len(b.accusations) > 0 }
 // add adds an accusation.
 func (b *burst) add(a accusation) {
 	if !b.active() {
-		b.began, b.void = a.at, 0
+		b.began, b.void, b.calm = a.at, 0, false
 	}
 	b.accusations = append(b.accusations, a)
 }
@@ -87,7 +96,7 @@ func (b *burst) giveUp(fails int) []func() {
 
 // expire ends all accusations undecided if they take too long.
 func (b *burst) expire(now time.Time, set *Settings) []func() {
-	if !b.active() || now.Sub(b.began) < time.Duration(set.Fails)*(set.Timeout+set.FastInterval/burstFactor) {
+	if !b.active() || now.Sub(b.began) < time.Duration(set.Fails)*(set.Timeout+b.spacing(set)) {
 		return nil
 	}
 	return b.end(Undecided)

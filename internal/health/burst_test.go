@@ -49,6 +49,14 @@ func (v *verdicts) want(t *testing.T, want ...string) {
 // short is a probe that says nothing, because this process lacks a resource.
 func short(context.Context) error { return dialError("socket", shortages[0]) }
 
+// quarters returns all quarters of a second from one time to another.
+func quarters(from, to float64) (all []time.Duration) {
+	for at := from; at <= to; at += 0.25 {
+		all = append(all, seconds(at)...)
+	}
+	return all
+}
+
 // results is a probe that ends as the letters say, one after the other: P passes, F fails,
 // V says nothing, and T says nothing after the whole timeout. The last one goes on.
 func results(target *Target, letters string) func(ctx context.Context) error {
@@ -82,8 +90,8 @@ func TestBurst_ProbesDecide(t *testing.T) {
 		{"one pass acquits", "P", "acquitted 2s", seconds(2, 5, 10), Up},
 		{"also after a fail", "FP", "acquitted 2.25s", seconds(2, 2.25, 5, 10), Up},
 		{"and one less than it takes", "FFP", "acquitted 2.5s", seconds(2, 2.25, 2.5, 5, 10), Up},
-		{"as many fails as it takes convict", "FFFP", "convicted 2.5s", seconds(2, 2.25, 2.5, 3.5, 4.5, 9.5), Up},
-		{"results that say nothing are no fails", "FVFVF", "convicted 3s", seconds(2, 2.25, 2.5, 2.75, 3, 4, 5, 6, 7), Down},
+		{"as many fails as it takes convict", "FFFP", "convicted 2.5s", seconds(2, 2.25, 2.5, 2.75, 3, 8), Up},
+		{"results that say nothing are no fails", "FVFVF", "convicted 3s", quarters(2, 7), Down},
 		{"as many of those end it undecided", "V", "undecided 2.5s", seconds(2, 2.25, 2.5, 5, 10), Up},
 		{"in a row", "VVFVVP", "acquitted 3.25s", seconds(2, 2.25, 2.5, 2.75, 3, 3.25, 5, 10), Up},
 	} {
@@ -126,7 +134,7 @@ func TestBurst_IsOneForAllAccusations(t *testing.T) {
 			target.Accuse(true, v.add)
 		}
 		advance(700 * time.Millisecond)
-		wantProbes(t, s, seconds(2, 2.25, 2.5))
+		wantProbes(t, s, quarters(2, 3))
 		v.want(t, slices.Repeat([]string{"convicted 2.5s"}, 100)...)
 	})
 }
@@ -146,11 +154,11 @@ func TestBurst_OlderProbesDoNotAcquit(t *testing.T) {
 		probes   []time.Duration // from the one in flight on, until 11 s
 	}{
 		{"it passes, and so does the next", slow, pass, []string{"acquitted 5.5s"}, seconds(5, 5.5, 10)},
-		{"it passes, and the next fail", slow, fail, []string{"convicted 6s"}, seconds(5, 5.5, 5.75, 6, 7, 8, 9, 10)},
+		{"it passes, and the next fail", slow, fail, []string{"convicted 6s"}, append(seconds(5), quarters(5.5, 10.25)...)},
 		{"it fails, and the next do", func(context.Context) error {
 			time.Sleep(time.Second / 2)
 			return errSick
-		}, fail, []string{"convicted 5.75s"}, seconds(5, 5.5, 5.75, 6.75, 7.75, 8.75, 9.75, 10.75)},
+		}, fail, []string{"convicted 5.75s"}, append(seconds(5), quarters(5.5, 10.25)...)},
 		{"it says nothing", func(ctx context.Context) error {
 			time.Sleep(time.Second / 2)
 			return short(ctx)
@@ -333,10 +341,10 @@ func TestBurst_NeedsATargetThatIsUp(t *testing.T) {
 	}
 }
 
-// A target that a burst has turned down may be back any moment: it is probed at the fast
-// interval until one interval has passed since the failure, and then at the down interval.
+// A target that a burst has turned down may be back any moment: it is probed as often as in
+// the burst until one interval has passed since the failure, and then at the down interval.
 // One that ordinary probes turned down is not.
-func TestConviction_ProbesAtTheFastInterval(t *testing.T) {
+func TestConviction_ProbesGoOnAsInTheBurst(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		target := NewTarget(settings())
 		s := newScript(pass)
@@ -346,7 +354,7 @@ func TestConviction_ProbesAtTheFastInterval(t *testing.T) {
 		s.set(fail)
 		accuse(target)
 		advance(16 * time.Second)
-		wantProbes(t, s, seconds(2, 2.25, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 17.5))
+		wantProbes(t, s, append(quarters(2, 7), seconds(17)...))
 		if target.IsConvicted() {
 			t.Error("it is shown as convicted just now")
 		}
@@ -418,7 +426,7 @@ func TestHasten_OnePassIsForOneReturn(t *testing.T) {
 			advance(600 * time.Millisecond)
 			target.Hasten(true)
 			s.set(pass)
-			advance(time.Second)
+			advance(300 * time.Millisecond)
 			if target.Status() != Up {
 				t.Fatal("one pass was not enough")
 			}
@@ -428,7 +436,7 @@ func TestHasten_OnePassIsForOneReturn(t *testing.T) {
 		accuse(target)
 		advance(600 * time.Millisecond)
 		s.set(pass)
-		advance(time.Second)
+		advance(300 * time.Millisecond)
 		if target.Status() != Down {
 			t.Error("one pass was enough, and nothing had asked for that")
 		}

@@ -41,6 +41,10 @@ func (w turn) begin(began, now time.Time, interval time.Duration) time.Time {
 	}
 }
 
+// onTime is how late a probe may begin and still count as on time. The next interval then
+// counts from when it was due, so that small delays do not move a target from slot to slot.
+const onTime = 5 * time.Millisecond
+
 // Probes that begin before their turn are limited for the whole process, to 200 in any
 // second: so many accusations at once must not become a flood.
 const (

@@ -22,10 +22,6 @@ type schedule struct {
 	idle      chan struct{} // closed when probing ends; nil unless detach waits for it
 }
 
-// onTime is how late a probe may begin and still count as on time. The next interval then
-// counts from when it was due, so that small delays do not move a target from slot to slot.
-const onTime = 5 * time.Millisecond
-
 // startSchedule starts the probes, the first of them after a delay. t.mu must be held.
 func (t *Target) startSchedule(delay time.Duration) {
 	s := &schedule{due: time.Now().Add(delay)}
@@ -105,7 +101,7 @@ func (t *Target) armEarly(why early, now time.Time) {
 
 // earliest returns when the next probe may begin before its turn. t.mu must be held.
 func (t *Target) earliest(now time.Time) time.Time {
-	if at := t.began.Add(t.settings.FastInterval / burstFactor); at.After(now) {
+	if at := t.began.Add(t.burst.spacing(&t.settings)); at.After(now) {
 		return at
 	}
 	return now
@@ -380,6 +376,9 @@ func (t *Target) scheduleNext(s *schedule, next time.Time, taken slot) {
 		s.arm(now)
 	default:
 		s.armSlot(next, taken)
+		if t.state.status == Down && t.conviction.isRecent(now, &t.settings) { // it may be back any moment
+			t.armEarly(optional, now)
+		}
 		return
 	}
 	slots.free(&taken)

@@ -216,6 +216,22 @@ func (t *Target) Accuse(shared bool, done func(Verdict)) bool {
 	return true
 }
 
+// Calm says whether the probes of a burst are as far apart as usual, because no other
+// target can take over from this one: then it only matters that it is not turned down for
+// a failure that is about to pass. The first probe of a burst still begins at once.
+func (t *Target) Calm(calm bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.burst.calm == calm {
+		return
+	}
+	t.burst.calm = calm
+	if s := t.schedule; s != nil && !s.probing && t.burst.active() && !t.began.Before(t.burst.began) {
+		s.arm(t.earliest(time.Now()))
+		s.early = accused
+	}
+}
+
 // showSuspect shows whether the target is a suspect, and reports whether that is new. t.mu
 // must be held.
 func (t *Target) showSuspect() (changed bool) {

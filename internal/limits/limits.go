@@ -258,13 +258,18 @@ func Fleet(name string) error {
 	return nil
 }
 
-// Port reads the port to probe.
-func Port(text string) (int, error) {
-	port, err := strconv.Atoi(text)
-	if err != nil || port < 1 || port > math.MaxUint16 {
-		return 0, fmt.Errorf("port must be a whole number from 1 to %d; got '%s'", math.MaxUint16, text)
+// PortRange is what messages call the port to probe, after "a".
+var PortRange = fmt.Sprintf("whole number from 1 to %d, or such a number with a + before it that is added to the port of each upstream, like 8081 or +1000", math.MaxUint16)
+
+// Port reads the port to probe: one, or a number that is added to the port of each
+// upstream.
+func Port(text string) (port int, added bool, err error) {
+	digits, added := strings.CutPrefix(text, "+")
+	number, err := strconv.ParseUint(digits, 10, 16)
+	if err != nil || number == 0 {
+		return 0, false, fmt.Errorf("port must be a %s; got '%s'", PortRange, text)
 	}
-	return port, nil
+	return int(number), added, nil
 }
 
 // ProxyProtocol returns an error unless a text is a version of the PROXY protocol, or off.

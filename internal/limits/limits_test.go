@@ -34,7 +34,7 @@ func TestLimits_ErrorsHaveOptionRangeAndValue(t *testing.T) {
 		weight  = "weight must be a whole number from 0 to 256"
 		name    = "name must be one line of 200 bytes at most"
 		fleet   = "fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got "
-		port    = "port must be a whole number from 1 to 65535; got "
+		port    = "port must be a whole number from 1 to 65535, or such a number with a + before it that is added to the port of each upstream, like 8081 or +1000; got "
 		version = "proxy_protocol must be off, v1 or v2; got "
 	)
 	interval := func(value time.Duration) string { return say(Duration("interval", value, MinInterval, MaxDuration)) }
@@ -119,10 +119,14 @@ func TestLimits_ErrorsHaveOptionRangeAndValue(t *testing.T) {
 		{"Fleet with a slash", say(Fleet("a/b")), fleet + "'a/b'"},
 		{"Fleet too long", say(Fleet(strings.Repeat("x", 65))), fleet + "'" + strings.Repeat("x", 65) + "'"},
 
-		{"Port of the first", sayOf(Port("1")), ""},
-		{"Port of the last", sayOf(Port("65535")), ""},
-		{"Port of 0", sayOf(Port("0")), port + "'0'"},
-		{"Port too large", sayOf(Port("65536")), port + "'65536'"},
+		{"Port of the first", sayOfPort("1"), ""},
+		{"Port of the last", sayOfPort("65535"), ""},
+		{"Port of 0", sayOfPort("0"), port + "'0'"},
+		{"Port too large", sayOfPort("65536"), port + "'65536'"},
+		{"Port that is added", sayOfPort("+65535"), ""},
+		{"Port of 0 that is added", sayOfPort("+0"), port + "'+0'"},
+		{"Port with two signs", sayOfPort("++1"), port + "'++1'"},
+		{"Port that is subtracted", sayOfPort("-1"), port + "'-1'"},
 		{"ProxyProtocol off", say(ProxyProtocol("off")), ""},
 		{"ProxyProtocol v1", say(ProxyProtocol("v1")), ""},
 		{"ProxyProtocol v2", say(ProxyProtocol("v2")), ""},
@@ -154,11 +158,18 @@ func TestLimits_ValuesAreRead(t *testing.T) {
 	}
 	count, _ := ParseCount("fails", "3")
 	weight, _ := ParseWeight("256", "")
-	port, _ := Port("8081")
-	if count != 3 || weight != MaxWeight || port != 8081 {
-		t.Errorf("numbers: got %d, %d and %d, want 3, 256 and 8081", count, weight, port)
+	port, added, _ := Port("8081")
+	higher, isAdded, _ := Port("+1000")
+	if count != 3 || weight != MaxWeight || port != 8081 || added || higher != 1000 || !isAdded {
+		t.Errorf("numbers: got %d, %d, %d (added: %t) and %d (added: %t), want 3, 256, 8081 (false) and 1000 (true)", count, weight, port, added, higher, isAdded)
 	}
 	if !IsWeight(0) || !IsWeight(MaxWeight) || IsWeight(-1) || IsWeight(MaxWeight+1) {
 		t.Error("weights are not those from 0 to 256")
 	}
+}
+
+// sayOfPort returns what is wrong with a port, and "" if nothing is.
+func sayOfPort(text string) string {
+	port, _, err := Port(text)
+	return sayOf(port, err)
 }

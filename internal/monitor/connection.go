@@ -86,8 +86,8 @@ func (r *Route) DialTLS(ctx context.Context, configure func(*tls.Config)) (*tls.
 }
 
 // useOwnConnections makes requests use connections that are not the handler's.
-func (r *Route) useOwnConnections(http2, keep bool) {
-	r.connection = &conn.Transport{Open: r.opener(http2)}
+func (r *Route) useOwnConnections(overrides Overrides, keep bool) {
+	r.connection = &conn.Transport{Open: r.opener(overrides.HTTP1, overrides.HTTP2)}
 	if keep {
 		r.connection.MaxAge = maxConnectionAge
 	}
@@ -97,11 +97,11 @@ func (r *Route) useOwnConnections(http2, keep bool) {
 	}
 }
 
-// opener returns what opens connections for requests; http2 says that they use nothing
-// else.
-func (r *Route) opener(http2 bool) func(ctx context.Context) (conn.Conn, error) {
+// opener returns what opens connections for requests; http1 and http2 say that they use
+// nothing else.
+func (r *Route) opener(http1, http2 bool) func(ctx context.Context) (conn.Conn, error) {
 	base := r.transport.base
-	h2c := base.Protocols != nil && base.Protocols.UnencryptedHTTP2()
+	h2c := base.Protocols != nil && base.Protocols.UnencryptedHTTP2() && !http1
 	limit := base.MaxResponseHeaderBytes
 	if limit <= 0 || limit > maxProbeHeader {
 		limit = maxProbeHeader
@@ -127,7 +127,7 @@ func (r *Route) opener(http2 bool) func(ctx context.Context) (conn.Conn, error) 
 	own.Protocols = new(http.Protocols)
 	if r.Scheme == "https" {
 		own.Protocols.SetHTTP1(!http2)
-		own.Protocols.SetHTTP2(http2 || own.TLSNextProto["h2"] != nil)
+		own.Protocols.SetHTTP2(http2 || !http1 && own.TLSNextProto["h2"] != nil)
 	} else {
 		own.Protocols.SetUnencryptedHTTP2(http2 || h2c)
 		own.Protocols.SetHTTP1(!http2 && !h2c)
@@ -170,10 +170,13 @@ func (r *Route) renew() {
 	}
 }
 
-// close ends the connection that is kept.
+// close ends the connection that is kept, and waits a moment for one that FastCGI uses.
 func (r *Route) close() {
 	if r.connection != nil {
 		r.connection.Close()
+	}
+	if over, ok := r.RoundTripper.(*overFastCGI); ok {
+		over.wait()
 	}
 }
 

@@ -27,6 +27,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
@@ -38,14 +39,18 @@ type Check struct {
 	Identity string
 	// Settings are when to probe, and how many results change the status.
 	Settings health.Settings
-	// Port and Address say where to probe: 0 and nil for the upstream itself.
-	Port    int
-	Address *caddy.NetworkAddress
+	// Port and Address say where to probe: the upstream itself, unless they are set.
+	Port, Address placeholder.Text
+	// DefaultHost is the Host header of requests that name none, empty for the address that
+	// is probed.
+	DefaultHost string
 	// ProxyProtocol is the version of the PROXY protocol header to send, "off" for none,
 	// empty for that of the handler.
 	ProxyProtocol string
 	// KeepConnection keeps the connection of a probe for the next one.
 	KeepConnection bool
+	// NoRequests says that probes send no requests.
+	NoRequests bool
 	// Overrides are the differences between a probe and a request that the kind asks for.
 	Overrides Overrides
 	// Validate returns an error if the check cannot work over a route. It may be nil.
@@ -63,8 +68,8 @@ type Overrides struct {
 	ServerName string
 	// InsecureSkipVerify accepts any certificate.
 	InsecureSkipVerify bool
-	// HTTP2 uses HTTP/2 only, with TLS or without.
-	HTTP2 bool
+	// HTTP1 uses HTTP/1.1 only, and HTTP2 HTTP/2 only, with TLS or without. Not both.
+	HTTP1, HTTP2 bool
 	// FreshConnection makes every probe connect anew, which is the default.
 	FreshConnection bool
 	// NoConnection says that probes do not use the connections of the route.

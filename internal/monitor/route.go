@@ -16,6 +16,7 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/conn"
+	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 )
 
 // Route is how the probes of one check reach one upstream: as the requests of its handler
@@ -29,7 +30,10 @@ type Route struct {
 	Scheme string
 	// Host is the host and port for the URLs and Host headers of requests.
 	Host string
-	// RoundTripper sends requests. It is nil where the handler does not use HTTP.
+	// DefaultHost is the Host header of requests that name none, empty for Host.
+	DefaultHost string
+	// RoundTripper sends requests. It is nil where the handler uses FastCGI and the check
+	// needs a version of HTTP.
 	RoundTripper http.RoundTripper
 
 	transport *Transport
@@ -50,6 +54,7 @@ type routeKey struct {
 	at             string
 	proxyProtocol  string
 	keepConnection bool
+	defaultHost    string
 	transport      transportKey
 }
 
@@ -72,7 +77,7 @@ func (t *Transport) route(upstream Upstream, check *Check) (*Route, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Route{transport: t, Address: upstream.Address, At: upstream.Address, upstream: dialInfo(upstream.at), at: dialInfo(at)}
+	r := &Route{transport: t, Address: upstream.Address, At: upstream.Address, DefaultHost: check.DefaultHost, upstream: dialInfo(upstream.at), at: dialInfo(at)}
 	r.Host = r.at.Address
 	if r.at != r.upstream {
 		r.At = strings.TrimPrefix(r.at.String(), "tcp/")
@@ -101,12 +106,12 @@ func (t *Transport) route(upstream Upstream, check *Check) (*Route, error) {
 	}
 
 	// probes over TCP are possible although the handler uses HTTP/3 or FastCGI
-	own := t.speaks == overTCP || t.speaks == overQUIC && (r.Scheme == "http" || overrides.HTTP2) ||
+	own := t.speaks == overTCP || t.speaks == overQUIC && (r.Scheme == "http" || overrides.HTTP1 || overrides.HTTP2) ||
 		t.speaks == fastCGI && overrides.Scheme != ""
 	if t.speaks == thirdParty || t.speaks == overQUIC && !own {
 		if overrides != (Overrides{NoConnection: overrides.NoConnection}) || version != t.proxyProtocol || check.KeepConnection {
 			return nil, errors.New("over HTTP/3 and transports of other plugins, probes are sent by the handler's own transport: " +
-				"scheme, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and the kind tls cannot be used, nor grpc over transports of other plugins")
+				"scheme, version, tls_server_name, tls_insecure_skip_verify, keep_connection, fresh_connection and proxy_protocol cannot be set, and the kind tls cannot be used, nor grpc over transports of other plugins")
 		}
 		r.bound = true
 	}
@@ -118,7 +123,7 @@ func (t *Transport) route(upstream Upstream, check *Check) (*Route, error) {
 			return nil, err
 		}
 	}
-	r.key = routeKey{upstream: r.upstream.String(), at: r.at.String(), proxyProtocol: version, keepConnection: check.KeepConnection, transport: t.key}
+	r.key = routeKey{upstream: r.upstream.String(), at: r.at.String(), proxyProtocol: version, keepConnection: check.KeepConnection, defaultHost: check.DefaultHost, transport: t.key}
 	if r.forwardProxy != nil {
 		r.key.transport.proxy = r.forwardProxy.String()
 	}
@@ -126,7 +131,13 @@ func (t *Transport) route(upstream Upstream, check *Check) (*Route, error) {
 	case r.bound:
 		r.RoundTripper = handlersTransport{r}
 	case own:
-		r.useOwnConnections(overrides.HTTP2, check.KeepConnection)
+		r.useOwnConnections(overrides, check.KeepConnection)
+	case !overrides.HTTP1 && !overrides.HTTP2 && !check.NoRequests:
+		if err := checkFastCGI(check); err != nil {
+			return nil, err
+		}
+		r.RoundTripper = &overFastCGI{Route: r}
+		r.key.transport.config += " " + t.fastCGIConfig
 	}
 	return r, nil
 }
@@ -175,17 +186,21 @@ func (r *Route) configureTLS(overrides Overrides) error {
 	if r.tls.ServerName == "" {
 		r.tls.ServerName = (&url.URL{Host: r.Host}).Hostname()
 	}
+	if overrides.HTTP1 {
+		r.tls.NextProtos = nil // they have HTTP/2, since the handler negotiates it
+	}
 	if overrides.InsecureSkipVerify {
 		r.tls.InsecureSkipVerify = true
 	}
 	return nil
 }
 
+// Placeholder returns the value of a placeholder of the upstream, and whether it is one.
+func (r *Route) Placeholder(name string) (any, bool) { return placeholder.Of(r.upstream, name) }
+
 // addPlaceholders adds those of the upstream to a replacer.
 func (r *Route) addPlaceholders(repl *caddy.Replacer) *caddy.Replacer {
+	repl.Map(r.Placeholder)
 	repl.Set("http.reverse_proxy.upstream.address", r.upstream.String())
-	repl.Set("http.reverse_proxy.upstream.hostport", r.upstream.Address)
-	repl.Set("http.reverse_proxy.upstream.host", r.upstream.Host)
-	repl.Set("http.reverse_proxy.upstream.port", r.upstream.Port)
 	return repl
 }

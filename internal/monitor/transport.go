@@ -37,6 +37,10 @@ type Transport struct {
 	override func(u *url.URL, port string)
 	// handlers is the handler's own round tripper, where that cannot be copied.
 	handlers http.RoundTripper
+	// fastCGI has the settings of the handler's transport where that uses FastCGI, and
+	// fastCGIConfig its JSON, for the keys of routes over it.
+	fastCGI       fastcgi.Transport
+	fastCGIConfig string
 	// speaks is the protocol between the handler and its upstreams.
 	speaks protocol
 	// key tells whether two transports are the same, except for the forward proxy.
@@ -78,16 +82,24 @@ func NewTransport(ctx caddy.Context, h *reverseproxy.Handler) (*Transport, error
 	if err != nil || h.Transport == nil {
 		return t, err
 	}
-	if _, ok := h.Transport.(*fastcgi.Transport); ok {
-		t.speaks = fastCGI
-		t.key.config = "fastcgi"
-		return t, nil
+	if over, ok := h.Transport.(*fastcgi.Transport); ok {
+		return t, t.useFastCGI(over)
 	}
 	t.speaks, t.handlers, t.key = thirdParty, h.Transport, transportKey{owner: h}
 	if o, ok := h.Transport.(reverseproxy.HealthCheckSchemeOverriderTransport); ok {
 		t.override = o.OverrideHealthCheckScheme
 	}
 	return t, nil
+}
+
+// useFastCGI makes requests be sent as a transport over FastCGI does.
+func (t *Transport) useFastCGI(over *fastcgi.Transport) error {
+	config, err := json.Marshal(over)
+	if err != nil {
+		return fmt.Errorf("encoding the transport: %v", err)
+	}
+	t.speaks, t.fastCGI, t.fastCGIConfig, t.key.config = fastCGI, *over, string(config), "fastcgi"
+	return nil
 }
 
 func httpTransport(ctx caddy.Context, h *reverseproxy.HTTPTransport) (*Transport, error) {

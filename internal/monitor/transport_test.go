@@ -19,8 +19,10 @@ import (
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/fastcgi"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/placeholder"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
@@ -66,6 +68,31 @@ func TestOpen_SharesTargetsOfEqualProbes(t *testing.T) {
 	six := health.Settings{Interval: 6 * time.Second}
 	keeps := check("x", five)
 	keeps.KeepConnection = true
+	withHost := func(host string) *Check {
+		c := check("x", five)
+		c.DefaultHost = host
+		return c
+	}
+	connects := func() *Check {
+		c := check("x", five)
+		c.NoRequests = true
+		return c
+	}
+	overFCGI := func(root string) http.RoundTripper {
+		over := &fastcgi.Transport{Root: root, EnvVars: map[string]string{"A": "b", "C": "d"}}
+		if err := over.Provision(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return over
+	}
+	atPort := func(port string) *Check {
+		c := check("x", five)
+		var err error
+		if c.Port, err = placeholder.Parse("port", port); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
 
 	type reached struct {
 		transport http.RoundTripper
@@ -90,6 +117,14 @@ func TestOpen_SharesTargetsOfEqualProbes(t *testing.T) {
 		{"a CA and none", reached{withCA(ca1), "app:80", check("x", five)}, reached{provisioned(&reverseproxy.HTTPTransport{TLS: new(reverseproxy.TLSConfig)}), "app:80", check("x", five)}, false},
 		{"equal client certificates", reached{withCert(certFile, keyFile), "app:80", check("x", five)}, reached{withCert(certFile, keyFile), "app:80", check("x", five)}, true},
 		{"different client certificates", reached{withCert(certFile, keyFile), "app:80", check("x", five)}, reached{withCert(otherCert, otherKey), "app:80", check("x", five)}, false},
+		{"equal hosts", reached{plain(), "app:80", withHost("a")}, reached{plain(), "app:80", withHost("a")}, true},
+		{"different hosts", reached{plain(), "app:80", withHost("a")}, reached{plain(), "app:80", withHost("b")}, false},
+		{"a host and none", reached{plain(), "app:80", withHost("a")}, reached{plain(), "app:80", withHost("")}, false},
+		{"one port in two ways", reached{plain(), "app:80", atPort("81")}, reached{plain(), "app:80", atPort("+1")}, true},
+		{"two upstreams at one port", reached{plain(), "app:80", atPort("+2")}, reached{plain(), "app:81", atPort("+1")}, false},
+		{"equal FastCGI", reached{overFCGI("/srv"), "app:80", check("x", five)}, reached{overFCGI("/srv"), "app:80", check("x", five)}, true},
+		{"FastCGI with another root", reached{overFCGI("/srv"), "app:80", check("x", five)}, reached{overFCGI("/var"), "app:80", check("x", five)}, false},
+		{"connects beside FastCGI with another root", reached{overFCGI("/srv"), "app:80", connects()}, reached{overFCGI("/var"), "app:80", connects()}, true},
 		{"what cannot be compared", reached{new(unknownTransport), "app:80", check("x", five)}, reached{new(unknownTransport), "app:80", check("x", five)}, false},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -20,28 +21,48 @@ import (
 
 // classify returns how a round trip failed, and whether that accuses the upstream. What is
 // not known to be the upstream's doing does not.
-func classify(ctx context.Context, err error, content *body, reused bool) (f witness.Failure, accuses bool) {
+func classify(ctx context.Context, err error, content *body, c connection) (f witness.Failure, accuses bool) {
 	if ctx.Err() != nil || errors.Is(err, context.Canceled) || content != nil && content.failed.Load() {
 		return f, false // the client has left, or its body is broken
 	}
 	if refused, ok := errors.AsType[caddyhttp.HandlerError](err); ok && refused.StatusCode < 500 {
 		return f, false
 	}
-	if health.Shortage(err) != "" {
+	if isShortage(err) {
 		return f, false
 	}
 	f.Reason = health.OneLine(err.Error())
 	switch {
+	case isReset(err):
+		f.Cause = witness.Outcome
 	case isConnect(err):
 		f.Cause = witness.Connect
 	case isTimeout(err):
 		f.Cause = witness.Stall
+	case isBroken(err) && c == none: // while TLS was negotiated
+		f.Cause = witness.Connect
 	case isBroken(err):
-		f.Cause, f.Unsure = witness.Outcome, reused
+		f.Cause, f.Unsure = witness.Outcome, c == reused
 	default:
 		return f, false
 	}
 	return f, true
+}
+
+// isShortage reports whether this process lacked a resource. Caddy's own type of error for a
+// dial has only the text of its cause.
+func isShortage(err error) bool {
+	if dial, ok := errors.AsType[reverseproxy.DialError](err); ok && health.ShortageIn(dial.Error()) != nil {
+		return true
+	}
+	return health.Shortage(err) != ""
+}
+
+// isReset reports whether a connection was accepted and reset, so soon that dialing has
+// failed.
+func isReset(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "dial" && errors.Is(op, syscall.ECONNRESET)
 }
 
 // isConnect reports whether no connection could be made, or no TLS session.
@@ -72,7 +93,9 @@ func isTimeout(err error) bool {
 
 // isBroken reports whether the connection ended without an answer, or what came is none.
 func isBroken(err error) bool {
-	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED} {
+	// net.ErrClosed: the transport has noticed the end of the connection, and closed it, while a
+	// body was being sent
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED, net.ErrClosed} {
 		if errors.Is(err, end) {
 			return true
 		}
@@ -81,10 +104,14 @@ func isBroken(err error) bool {
 		"server sent GOAWAY", "client connection lost", "client connection force closed", "stream error: ", "no recent network activity", "Application error", "H3_")
 }
 
+// quoted are the parts of a text between quotation marks.
+var quoted = regexp.MustCompile(`"(?:[^"\\]|\\.)*"`)
+
 // hasText reports whether the text of an error has one of some parts. Libraries do not
-// export the errors that these are of.
+// export the errors that these are of. What is quoted does not count: a client or an upstream
+// may have written it, such as the name of a field that is refused.
 func hasText(err error, parts ...string) bool {
-	text := err.Error()
+	text := quoted.ReplaceAllLiteralString(err.Error(), "")
 	for _, part := range parts {
 		if strings.Contains(text, part) {
 			return true

@@ -14,12 +14,14 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/headers"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy/fastcgi"
 
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
@@ -27,6 +29,8 @@ import (
 // Transport is the transport of a handler, and sees how each round trip ends.
 type Transport struct {
 	inner    http.RoundTripper
+	traces   bool // the inner one tells when it has a connection
+	known    bool // the inner one tells nothing when a round trip is over
 	settings *witness.Settings
 	hooks    Hooks
 }
@@ -37,15 +41,25 @@ type Hooks struct {
 	// Upstream returns what the traffic says of an upstream, nil if it is not observed.
 	Upstream func(*reverseproxy.Upstream) *witness.Upstream
 	// Tried is called when a request may be sent to another upstream because of how its
-	// round trip to this one ended, with what that counted against the upstream.
-	Tried func(r *http.Request, u *reverseproxy.Upstream, c witness.Counted)
+	// round trip to this one ended: whether it has failed, and what that counted against
+	// the upstream.
+	Tried func(r *http.Request, u *reverseproxy.Upstream, failed bool, c witness.Counted)
 	// RetriesAnswers says that this can follow from any answer.
 	RetriesAnswers bool
 }
 
 // New puts an observer around the transport of a handler.
 func New(inner http.RoundTripper, s *witness.Settings, h Hooks) *Transport {
-	return &Transport{inner: inner, settings: s, hooks: h}
+	t := &Transport{inner: inner, settings: s, hooks: h}
+	switch inner := inner.(type) {
+	case *http.Transport:
+		t.known, t.traces = true, true
+	case *reverseproxy.HTTPTransport:
+		t.known, t.traces = true, !slices.Equal(inner.Versions, []string{"3"})
+	case *fastcgi.Transport:
+		t.known = true
+	}
+	return t
 }
 
 // RoundTrip sends a request. Probes of Caddy itself pass through unseen. They are known by
@@ -69,15 +83,15 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		res, counted, err = t.observe(r, upstream)
 	}
 	if t.hooks.RetriesAnswers || err != nil && ctx.Err() == nil {
-		t.hooks.Tried(r, info.Upstream, counted)
+		failed := err != nil || t.settings.Accuses(res.StatusCode, res.Header)
+		t.hooks.Tried(r, info.Upstream, failed, counted)
 	}
 	return res, err
 }
 
 // observe sends a request, and tells the witness how that ends.
 func (t *Transport) observe(r *http.Request, u *witness.Upstream) (res *http.Response, counted witness.Counted, err error) {
-	x := exchanges.Get().(*exchange)
-	x.reused.Store(false)
+	x := t.newExchange()
 	trip, sent := &x.own, r
 	var content *body
 	if r.Body != nil && r.Body != http.NoBody {
@@ -101,7 +115,7 @@ func (t *Transport) observe(r *http.Request, u *witness.Upstream) (res *http.Res
 	returned = true
 	switch {
 	case err != nil:
-		if f, accuses := classify(r.Context(), err, content, x.reused.Load()); accuses {
+		if f, accuses := classify(r.Context(), err, content, t.connectionOf(x)); accuses {
 			counted = trip.Fail(f)
 		} else {
 			trip.Void()
@@ -112,17 +126,40 @@ func (t *Transport) observe(r *http.Request, u *witness.Upstream) (res *http.Res
 	default:
 		trip.Good()
 	}
-	*x = exchange{got1xx: x.got1xx, gotConn: x.gotConn}
-	exchanges.Put(x)
+	if t.known {
+		*x = exchange{got1xx: x.got1xx, gotConn: x.gotConn}
+		exchanges.Put(x)
+	}
 	return res, counted, nil
 }
 
-// exchange follows the trace of one round trip. It is used again for others, so that a
-// request without a body costs no allocation.
+// connection is what is known of the connection of a round trip.
+type connection = int32
+
+const (
+	// none: the transport has not told of one.
+	none connection = iota
+	fresh
+	reused
+	// untold: the transport does not tell.
+	untold
+)
+
+// connectionOf returns what is known of the connection of a round trip that has ended.
+func (t *Transport) connectionOf(x *exchange) connection {
+	if c := x.connection.Load(); c != none || t.traces {
+		return c
+	}
+	return untold
+}
+
+// exchange follows the trace of one round trip. With the transports of Caddy it is used again
+// for others, so that a request without a body costs no allocation.
 type exchange struct {
-	own    witness.Trip // of a request without a body
-	trip   *witness.Trip
-	reused atomic.Bool // the connection was used before
+	own  witness.Trip // of a request without a body
+	trip *witness.Trip
+	// connection is a connection, as an atomic word.
+	connection atomic.Int32
 
 	next1xx  func(int, textproto.MIMEHeader) error // of the handler
 	nextConn func(httptrace.GotConnInfo)           // of the handler
@@ -130,7 +167,9 @@ type exchange struct {
 	gotConn  func(httptrace.GotConnInfo)
 }
 
-var exchanges = sync.Pool{New: func() any {
+var exchanges = sync.Pool{New: func() any { return makeExchange() }}
+
+func makeExchange() *exchange {
 	x := new(exchange)
 	x.got1xx = func(status int, header textproto.MIMEHeader) error {
 		x.trip.FirstByte()
@@ -140,13 +179,27 @@ var exchanges = sync.Pool{New: func() any {
 		return x.next1xx(status, header)
 	}
 	x.gotConn = func(info httptrace.GotConnInfo) {
-		x.reused.Store(info.Reused)
+		x.connection.Store(fresh)
+		if info.Reused {
+			x.connection.Store(reused)
+		}
 		if x.nextConn != nil {
 			x.nextConn(info)
 		}
 	}
 	return x
-}}
+}
+
+// newExchange returns one for a round trip that begins. A transport of another module may use
+// the trace later, so there it is used once.
+func (t *Transport) newExchange() *exchange {
+	if !t.known {
+		return makeExchange()
+	}
+	x := exchanges.Get().(*exchange)
+	x.connection.Store(none)
+	return x
+}
 
 // follow adds the exchange to the trace of a request, which is that of the handler for
 // this one round trip.

@@ -74,6 +74,13 @@ func (m *Member) isConvicted() bool {
 	return slices.ContainsFunc(m.Checks, func(c Check) bool { return c.Target.IsConvicted() })
 }
 
+// calm says that no other upstream can take over from a suspect, or that one can.
+func (m *Member) calm(alone bool) {
+	for _, c := range m.Checks {
+		c.Target.Calm(alone)
+	}
+}
+
 // probe probes the targets with a status at once.
 func (m *Member) probe(status health.Status) {
 	for _, c := range m.Checks {

@@ -109,6 +109,7 @@ func (p *Pool) RefreshNow() {
 		p.ramp = time.AfterFunc(made.until.Sub(now), p.Refresh)
 	}
 	p.making.Unlock()
+	made.calmSuspects()
 	if made.canBeFast {
 		p.setFast(made, p.Situation(made).State == made.state)
 	}
@@ -184,6 +185,7 @@ func (p *Pool) snapshot(patient bool) *Snapshot {
 	}
 	made := p.handler.newSnapshot(p.members, now)
 	p.install(made)
+	made.calmSuspects()
 	return made
 }
 

@@ -193,7 +193,7 @@ func TestRetries_TheShareOfManyTriedIsLeftToAll(t *testing.T) {
 			for range 300 * n {
 				r := testkit.Get()
 				for _, u := range p.list[:sick] {
-					remember(r).Add(u, witness.Counted{})
+					remember(r).Add(u, true, witness.Counted{})
 				}
 				served[p.pickIndex(r)]++
 			}

@@ -171,6 +171,22 @@ func (s *Snapshot) remakeAt(at time.Time) {
 	}
 }
 
+// calmSuspects says whether upstreams that do not suffer from an accusation serve beside
+// the suspects.
+func (s *Snapshot) calmSuspects() {
+	alone := len(s.serving) > 0 && s.serving[0].suspect
+	for _, t := range s.serving {
+		if !t.suspect {
+			continue
+		}
+		for i, weight := range t.weights {
+			if weight > 0 {
+				s.members[i].calm(alone)
+			}
+		}
+	}
+}
+
 // MayEject reports whether enough serves of the group of a member when it is ejected: all
 // but a share of the serving weight. One of two or three equal ones may always go.
 func (s *Snapshot) MayEject(m *Member, share float64) bool {

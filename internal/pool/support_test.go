@@ -130,7 +130,7 @@ func setAllHealthy(upstreams reverseproxy.UpstreamPool, healthy string) {
 // is noted, so that a further pick for the request is a retry.
 func (p *policy) pick(r *http.Request) (u *reverseproxy.Upstream) {
 	if u = p.pickFirst(r); u != nil && p.handler.Rules.Retries {
-		p.handler.Remember(r).Add(u, witness.Counted{})
+		p.handler.Remember(r).Add(u, true, witness.Counted{})
 	}
 	return u
 }

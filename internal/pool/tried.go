@@ -22,16 +22,20 @@ type Tried struct {
 	// are new values for every try.
 	addresses []string
 	held      bool
-	counted   witness.Counted // by the last try
+	counted   witness.Counted // by the last try that failed
 }
 
-// Add adds the upstream of a try, and what it counted. That of an earlier try at another
-// upstream is taken back: a request that fails everywhere says nothing about one.
-func (t *Tried) Add(u *reverseproxy.Upstream, c witness.Counted) {
-	if len(t.addresses) > 0 && !t.isLast(u) {
-		t.counted.TakeBack()
+// Add adds the upstream of a try, whether that failed, and what it counted. If it failed,
+// what an earlier try at another upstream counted is taken back: a request that fails
+// everywhere says nothing about one.
+func (t *Tried) Add(u *reverseproxy.Upstream, failed bool, c witness.Counted) {
+	if failed {
+		if len(t.addresses) > 0 && !t.isLast(u) {
+			t.counted.TakeBack()
+		}
+		t.counted = c
 	}
-	t.addresses, t.counted = append(t.addresses, u.Dial), c
+	t.addresses = append(t.addresses, u.Dial)
 }
 
 func (t *Tried) has(u *reverseproxy.Upstream) bool {

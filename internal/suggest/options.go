@@ -30,7 +30,7 @@ var (
 // all, with the kind as it is written in an example.
 var KindOptions = map[string]string{
 	"uri": "http /healthz", "method": "http /healthz", "header": "http /healthz", "request_body": "http /healthz",
-	"scheme": "http /healthz", "follow_redirects": "http /healthz", "status": "http /healthz", "drain_status": "http /healthz",
+	"scheme": "http /healthz", "version": "http /healthz", "follow_redirects": "http /healthz", "status": "http /healthz", "drain_status": "http /healthz",
 	"expect_header": "http /healthz", "expect_body": "http /healthz", "expression": "http /healthz", "max_size": "http /healthz",
 	"tls_server_name": "http /healthz", "tls_insecure_skip_verify": "http /healthz", "fresh_connection": "http /healthz",
 	"send": "tcp", "expect": "tcp", "authority": "grpc",

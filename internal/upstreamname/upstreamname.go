@@ -10,12 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
-	"unicode"
 
-	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
@@ -68,7 +65,7 @@ func List(h *reverseproxy.Handler) (Listed, error) {
 	listed := Listed{h, make(map[string]string)}
 	for _, u := range h.Upstreams {
 		address := monitor.DisplayAddress(u.Dial)
-		if err := CheckSpaces(address); err != nil {
+		if err := monitor.CheckSpaces(address); err != nil {
 			return listed, fmt.Errorf("upstream %s: %v", u.Dial, err)
 		}
 		listed.addresses[u.Dial] = address
@@ -197,29 +194,12 @@ func Dials(name string) ([]string, error) {
 	}
 	dials := make([]string, 0, len(h.Upstreams))
 	for _, u := range h.Upstreams {
-		if err := CheckSpaces(u.Dial); err != nil {
+		if err := monitor.CheckSpaces(u.Dial); err != nil {
 			return nil, err
 		}
 		dials = append(dials, u.Dial)
 	}
 	return dials, nil
-}
-
-// placeholder is what can stand for a part of an address.
-var placeholder = regexp.MustCompile(`\{[^{}]*\}`)
-
-// CheckSpaces rejects an address with spaces, which no connection can be made to, unless
-// they are part of the path of a unix socket.
-func CheckSpaces(address string) error {
-	network, _, _, err := caddy.SplitNetworkAddress(address)
-	if err == nil && caddy.IsUnixNetwork(network) {
-		return nil
-	}
-	outside := placeholder.ReplaceAllString(address, "")
-	if strings.ContainsFunc(outside, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
-		return errors.New("an address must not contain spaces")
-	}
-	return nil
 }
 
 // Addresses returns the addresses that an option means by a name, whether they are listed

@@ -11,6 +11,9 @@ import (
 // safeTrial is how long a trial waits for a request that is safe to repeat.
 const safeTrial = time.Second
 
+// maxVoidTrial is how long a trial goes on at most before another one follows.
+const maxVoidTrial = 30 * time.Second
+
 // ejection is whether an upstream is taken out although its checks pass, and the trial
 // that follows.
 type ejection struct {
@@ -30,6 +33,7 @@ type trial struct {
 	claimed time.Time // when, the zero time if none is under way
 	begun   bool      // it travels
 	asked   time.Time // when there was first a request for it that is not safe to repeat
+	void    int       // how many before it went on for too long
 }
 
 func load(p *atomic.Pointer[time.Time]) time.Time {
@@ -103,12 +107,14 @@ func (e *ejection) shorten(now time.Time) bool {
 }
 
 // claimTrial reports whether a request is to be the trial. One that goes on for longer than
-// a stall is void, and another follows.
+// a stall is void, and another follows: at once for the first, and then after twice the time
+// of the one before, because an upstream that hangs would get one after the other.
 func (e *ejection) claimTrial(safe bool, now time.Time, stall time.Duration) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	t := &e.trial
-	if until := e.untilNow(); until.IsZero() || until.After(now) || !t.claimed.IsZero() && now.Sub(t.claimed) < stall {
+	under := !t.claimed.IsZero()
+	if until := e.untilNow(); until.IsZero() || until.After(now) || under && now.Sub(t.claimed) < min(stall<<t.void, maxVoidTrial) {
 		return false
 	}
 	if !safe && t.asked.IsZero() {
@@ -117,7 +123,11 @@ func (e *ejection) claimTrial(safe bool, now time.Time, stall time.Duration) boo
 	if !safe && now.Sub(t.asked) < safeTrial {
 		return false
 	}
-	*t = trial{id: t.id + 1, claimed: now}
+	void := t.void
+	if under && void < 10 {
+		void++
+	}
+	*t = trial{id: t.id + 1, claimed: now, void: void}
 	return true
 }
 

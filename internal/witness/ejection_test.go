@@ -23,7 +23,7 @@ func (s *server) eject() {
 func TestEjection_Counts(t *testing.T) {
 	for _, tc := range []struct {
 		rule  string
-		steps string // o: status, r: reset, g: good, u: reset of a reused connection, c: refused, s: timeout, i: three that are in flight together
+		steps string // o: status, r: reset, g: good, u: reset of a reused connection, c: refused, s: timeout, b: a first byte of a client that leaves, i: three that are in flight together
 		pause time.Duration
 		out   bool
 	}{
@@ -42,6 +42,7 @@ func TestEjection_Counts(t *testing.T) {
 		{"one less, slowly", "oooo", 10 * time.Second, false},
 		{"stalls count after an acquittal by stall", "sssss", 10 * time.Second, false},
 		{"so the first does not", "ssssss", 10 * time.Second, true},
+		{"a first byte of a void request between", "sbsbsbsbsbsbsb", 10 * time.Second, false},
 		{"a first byte between", "sgsgsgsgsgsgsgs", 10 * time.Second, false},
 		{"stalls and outcomes", "ssssoo", 10 * time.Second, false}, // an acquittal by outcome is none by stall
 	} {
@@ -66,6 +67,10 @@ func TestEjection_Counts(t *testing.T) {
 						a.fail(refused)
 					case 's':
 						a.fail(timedOut)
+					case 'b':
+						trip := a.send()
+						trip.FirstByte()
+						trip.Void()
 					case 'i':
 						trips := []*Trip{a.send(), a.send(), a.send()}
 						for _, trip := range trips {
@@ -254,6 +259,37 @@ func TestTrial_IsOneRequest(t *testing.T) {
 			t.Errorf("told %q, want one return", got)
 		}
 		claims(true, false, "when it is back")
+	})
+}
+
+// TestTrial_OfOneThatHangs: trials that get no first byte become rarer: each lasts twice as
+// long as the one before until another may follow, 30 s at most. A trial that ends begins
+// anew.
+func TestTrial_OfOneThatHangs(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o := observe(t, 4, 1)
+		a := o.servers[0]
+		a.eject()
+		advance(30 * time.Second)
+		var open []*Trip
+		for i := range 10 {
+			if !a.ClaimTrial(true) {
+				t.Fatalf("trial %d does not begin", i+1)
+			}
+			open = append(open, a.send())
+			lasts := min(minStall<<i, 30*time.Second)
+			advance(lasts - 1)
+			if a.ClaimTrial(true) {
+				t.Fatalf("another trial begins beside trial %d", i+1)
+			}
+			advance(1)
+		}
+		for _, trip := range open {
+			trip.Void()
+		}
+		if got := o.told("ejected", "returned"); len(got) != 1 {
+			t.Errorf("told %q, want the ejection alone", got)
+		}
 	})
 }
 

@@ -94,11 +94,14 @@ func (f *flow) sample(now time.Time, epoch uint64, late bool, set *Settings) (st
 	}
 	switch {
 	case came > 0 && !p.since.IsZero() && !late:
-		until := now
-		if !waiting { // the last one may have come soon after the last sample
+		until, gaps := now, came
+		switch {
+		case !waiting: // the last one may have come soon after the last sample
 			until = before
+		case p.since.Equal(before): // the answers may have ended soon after that
+			gaps++
 		}
-		p.adapt(until.Sub(p.since)/time.Duration(came), came)
+		p.adapt(until.Sub(p.since)/time.Duration(gaps), came)
 		fallthrough
 	case came > 0 || late || !waiting || p.since.IsZero():
 		p.last, p.since = firsts, time.Time{}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,7 +14,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
-// TestAccusation_ProbesDecide: one failure of any cause makes a suspect, whose checks run
+// TestAccusation_ProbesDecide: one failure of any cause but a status makes a suspect, whose checks run
 // at once. When all of them pass it is acquitted, and one that fails turns it down.
 func TestAccusation_ProbesDecide(t *testing.T) {
 	for _, tc := range []struct {
@@ -27,7 +28,7 @@ func TestAccusation_ProbesDecide(t *testing.T) {
 		{"refused", refused, 1, 0, []string{"0s a suspect by connect", "100ms a acquitted"}, 1},
 		{"reset", reset, 1, 0, []string{"0s a suspect by outcome", "100ms a acquitted"}, 1},
 		{"closed while idle, maybe", unsure, 1, 0, []string{"0s a suspect by outcome", "100ms a acquitted"}, 1},
-		{"status", status, 1, 0, []string{"0s a suspect by outcome", "100ms a acquitted"}, 1},
+		{"one status makes none", status, 1, 0, []string{"0s a accused by outcome"}, 0},
 		{"timeout", timedOut, 1, 0, []string{"0s a suspect by stall", "100ms a acquitted"}, 1},
 		{"all checks have to pass", reset, 3, 0, []string{"0s a suspect by outcome", "100ms a acquitted"}, 3},
 		{"and one turns it down", reset, 3, 1, []string{"0s a suspect by outcome"}, 5},
@@ -43,10 +44,11 @@ func TestAccusation_ProbesDecide(t *testing.T) {
 					a.sick[i] = true
 				}
 				a.fail(tc.f)
-				if got := a.IsSuspect(); got != (tc.checks > 0) {
-					t.Errorf("a suspect: %v", got)
+				suspect := strings.Contains(tc.told[0], "suspect")
+				if got := a.IsSuspect(); got != suspect {
+					t.Errorf("a suspect: %v, want %v", got, suspect)
 				}
-				if tc.checks > 0 && o.calls == 0 {
+				if suspect && o.calls == 0 {
 					t.Error("the handler was not told")
 				}
 				o.calls = 0
@@ -55,7 +57,7 @@ func TestAccusation_ProbesDecide(t *testing.T) {
 				if a.IsSuspect() {
 					t.Error("it is still a suspect")
 				}
-				if tc.checks > 0 && o.calls == 0 {
+				if suspect && o.calls == 0 {
 					t.Error("the handler was not told of the end")
 				}
 				if got := a.probed(); got != tc.probes {
@@ -66,6 +68,44 @@ func TestAccusation_ProbesDecide(t *testing.T) {
 				}
 				if b := o.servers[1]; b.probed() != 0 || b.IsSuspect() {
 					t.Error("the other upstream was accused, too")
+				}
+			})
+		})
+	}
+}
+
+// TestAccusation_StatusesInARow: it takes two failures in a row for an answer to make a
+// suspect by its status, or three that are under way together.
+func TestAccusation_StatusesInARow(t *testing.T) {
+	for _, tc := range []struct {
+		steps   string // s: status, g: good, 2 and 3: so many statuses together
+		suspect bool
+	}{
+		{"s", false}, {"ss", true}, {"sgs", false}, {"sgss", true}, {"2", false}, {"3", true}, {"g2g2", false}, {"s2", true},
+	} {
+		t.Run(tc.steps, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				o := observe(t, 1, 1)
+				a := o.servers[0]
+				for _, step := range tc.steps {
+					switch step {
+					case 's':
+						a.fail(status)
+					case 'g':
+						a.good()
+					case '2', '3':
+						var trips []*Trip
+						for range step - '0' {
+							trips = append(trips, a.send())
+						}
+						for _, trip := range trips {
+							trip.Fail(status)
+						}
+					}
+					advance(100 * time.Millisecond)
+				}
+				if got := len(o.told("suspect")) > 0; got != tc.suspect {
+					t.Errorf("a suspect: %v, want %v", got, tc.suspect)
 				}
 			})
 		})
@@ -84,6 +124,12 @@ func TestAccusation_ConnectIsSharedByTheTarget(t *testing.T) {
 			a := o.servers[0]
 			a.takes = 100 * time.Millisecond
 			a.fail(tc.f)
+			if tc.f == status {
+				a.fail(tc.f)
+			}
+			if !a.IsSuspect() {
+				t.Errorf("%s: no suspect", tc.f.Reason)
+			}
 			if got := a.targets[0].IsSuspect(); got != tc.shared {
 				t.Errorf("%s: the target is a suspect: %v, want %v", tc.f.Reason, got, tc.shared)
 			}
@@ -153,13 +199,14 @@ func TestBackoff_OfEachCause(t *testing.T) {
 	for _, tc := range []struct {
 		rule string
 		f    Failure
-		good bool // an answer comes between the failures
+		n    int // so many in a row, and then a good answer
 		want []int
 	}{
-		{"statuses", status, true, []int{0, 1, 3, 7, 15, 31, 61, 91}},
-		{"resets", reset, true, []int{0, 1, 3, 7, 15, 31, 61, 91}},
-		{"timeouts", timedOut, true, []int{0, 1, 3, 7, 15, 31, 61, 91}},
-		{"refused", refused, true, func() (all []int) {
+		{"single statuses", status, 1, nil},
+		{"statuses", status, 2, []int{0, 1, 3, 7, 15, 31, 61, 91}},
+		{"resets", reset, 1, []int{0, 1, 3, 7, 15, 31, 61, 91}},
+		{"timeouts", timedOut, 1, []int{0, 1, 3, 7, 15, 31, 61, 91}},
+		{"refused", refused, 1, func() (all []int) {
 			for i := range 100 {
 				all = append(all, i)
 			}
@@ -171,7 +218,9 @@ func TestBackoff_OfEachCause(t *testing.T) {
 				o := observe(t, 1, 1)
 				a := o.servers[0]
 				for range 1000 {
-					a.fail(tc.f)
+					for range tc.n {
+						a.fail(tc.f)
+					}
 					a.good()
 					advance(100 * time.Millisecond)
 				}
@@ -281,9 +330,13 @@ func TestBackoff_ThreeRequestsWithinASecondAreUrgent(t *testing.T) {
 				bubble(t, func(t *testing.T) {
 					o := observe(t, 1, 1)
 					a := o.servers[0]
+					before := reset // of the same cause
+					if f.Cause == Stall {
+						before = timedOut
+					}
 					for range 7 { // the last one begins a back-off of 30 s
 						advance(30 * time.Second)
-						a.fail(f)
+						a.fail(before)
 						a.good()
 					}
 					advance(2 * time.Second)

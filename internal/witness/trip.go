@@ -168,6 +168,9 @@ const (
 	// urgentRequests accusations within urgentTime begin one all the same.
 	urgentRequests = 3
 	urgentTime     = time.Second
+	// minAnswers is how many answers in a row make a suspect by their status: an upstream
+	// that is just too busy gives good ones, too.
+	minAnswers = 2
 )
 
 // backoff is the time in which a cause begins no burst.

@@ -31,7 +31,7 @@ type Upstream struct {
 	bindings  []binding
 	down      bool
 	suspicion *suspicion // nil if there is none
-	connect   time.Time  // when the last suspicion by connect began
+	connected time.Time  // when the last suspicion because of a connection began
 	backoffs  [causes]backoff
 	row       row
 }
@@ -114,11 +114,11 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		c = Counted{u, u.row.id}
 	}
 	urgent := false
-	if a.byRequest {
+	if a.byRequest && a.cause != Connect {
 		u.row.request(now)
 		urgent = u.row.isUrgent(now)
 	}
-	down, length := u.down, u.row.length
+	down, length, single := u.down, u.row.length, a.answered && u.row.streak < minAnswers && !urgent
 	u.mu.Unlock()
 
 	common := u.pool.isCommonTrouble(now)
@@ -132,8 +132,9 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		ejected = true
 	}
 	began := false
-	if !ejected && !down && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
-		began = u.suspectNow(h, a, urgent, now)
+	if !ejected && !down && !single && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
+		// requests that are reset everywhere are no reason to hurry
+		began = u.suspectNow(h, a, urgent && !common, now)
 	}
 	h.Hooks.Accused(u.Address, a.cause, a.reason, began)
 	return c
@@ -172,7 +173,7 @@ func (u *Upstream) suspectNow(h *Handler, a accusation, urgent bool, now time.Ti
 	s := &suspicion{cause: a.cause, reason: a.reason, pending: len(targets) + 1, worst: health.Acquitted}
 	u.suspicion = s
 	if a.cause == Connect {
-		u.connect = now
+		u.connected = now
 	}
 	u.suspect.Store(true)
 	u.mu.Unlock()
@@ -192,7 +193,7 @@ func (u *Upstream) suspectNow(h *Handler, a accusation, urgent bool, now time.Ti
 // isHeldBack reports whether no burst may begin now. u.mu must be held.
 func (u *Upstream) isHeldBack(cause Cause, now time.Time) bool {
 	if cause == Connect {
-		return now.Sub(u.connect) < minBackoff
+		return now.Sub(u.connected) < minBackoff
 	}
 	return now.Before(u.backoffs[cause].until)
 }
