@@ -64,16 +64,14 @@ func TestSuspicion_OfTwoHandlers(t *testing.T) {
 		{testkit.Shallow, "one", [2]bool{true, false}},
 		{testkit.Refusing, "two", [2]bool{true, true}},
 	} {
+		testkit.Eventually(t, testkit.Patience, "it serves", func() bool { return testkit.Ask(client, c.URL()+"/"+test.path).Status == http.StatusOK })
 		resume := probed.pause(t)
 		app.Set(test.conduct)
-		if test.conduct == testkit.Refusing { // a connection that was open is reset, and this is no failed connection
-			testkit.Eventually(t, testkit.Patience, "a connection was refused", func() bool {
-				testkit.Ask(client, c.URL()+"/"+test.path)
-				return accusations(c, test.path, app.Addr, "connect") > 0
-			})
-		} else {
+		testkit.Eventually(t, testkit.Patience, "it is suspect as the handlers are to see it", func() bool {
 			testkit.Ask(client, c.URL()+"/"+test.path)
-		}
+			return suspects() == test.want
+		})
+		testkit.Ask(client, c.URL()+"/"+test.path)
 		if got := suspects(); got != test.want {
 			t.Errorf("conduct %d: suspect for the handlers: %v, want %v", test.conduct, got, test.want)
 		}
@@ -123,7 +121,7 @@ func TestSuspicion_OutlivesAReload(t *testing.T) {
 		t.Error("after a reload it is not suspect")
 	}
 	testkit.Shares(t, "after a reload", testkit.Tally(client, c.URL()+"/shop", 20), map[string]int{"other": 20})
-	other.Set(testkit.Unavailable) // now no other one serves
+	other.Set(testkit.Refusing) // now no other one serves
 	testkit.Eventually(t, testkit.Patience, "the other one is down", func() bool {
 		testkit.Ask(client, c.URL()+"/shop")
 		return c.Down(other.Addr)
@@ -136,7 +134,6 @@ func TestSuspicion_OutlivesAReload(t *testing.T) {
 		t.Errorf("at the end: %+v", row)
 	}
 	other.Set(testkit.Well)
-	c.Call(http.MethodPost, "/alive/check", map[string][]string{"upstream": {other.Addr}}, "")
 	testkit.Eventually(t, testkit.Patience, "the other one is up", func() bool {
 		c.Call(http.MethodPost, "/alive/check", map[string][]string{"upstream": {other.Addr}}, "")
 		return c.Up(other.Addr)

@@ -236,6 +236,8 @@ func TestObserver_ChangesNothing(t *testing.T) {
 			return testkit.AskHost(client, c.URL()+base+"/guarded/user", "", http.Header{"Password": {"secret"}}).String()
 		}},
 		{"php_fastcgi", `200 "POST page form"`, func(base string) string { return post(client, c.URL()+base+"/php/any/page", strings.NewReader("form")) }},
+		{"an incremental request that is to be buffered", "50", func(base string) string { return incremental(client, c.URL()+base+"/buffered/length") }},
+		{"an incremental request over FastCGI", "50", func(base string) string { return incremental(client, c.URL()+base+"/php/any/page") }},
 		{"a retry with a body", `200 "length 4, encoding [], body \"form\""`, func(base string) string {
 			return post(client, c.URL()+base+"/retried/length", strings.NewReader("form"))
 		}},
@@ -322,6 +324,16 @@ func post(client *http.Client, url string, body io.Reader) string {
 		return err.Error()
 	}
 	return testkit.Do(client, req).String()
+}
+
+// incremental sends a body that is to be forwarded as it comes, and returns the status.
+func incremental(client *http.Client, url string) string {
+	req, err := http.NewRequest(http.MethodPost, url, io.MultiReader(strings.NewReader("form")))
+	if err != nil {
+		return err.Error()
+	}
+	req.Header.Set("Incremental", "?1")
+	return fmt.Sprint(testkit.Do(client, req).Status)
 }
 
 // trailers sends and receives trailers.
