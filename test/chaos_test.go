@@ -120,6 +120,10 @@ func (c *chaos) happens(chance *rand.Rand) string {
 	}
 	c.settles(within - time.Since(began))
 	if clients != nil {
+		if slices.ContainsFunc(c.all, (*chaotic).isUnsteady) { // so that requests decide about it
+			answered := clients.Answered()
+			testkit.Poll(testkit.Slack, func() bool { return clients.Answered() > answered+100 })
+		}
 		clients.Stop()
 		// requests may fail if this takes away the last one that served
 		fair := slices.ContainsFunc(slices.Collect(maps.Keys(c.reliable())), func(name string) bool { return reliable[name] })
