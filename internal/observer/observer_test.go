@@ -588,7 +588,7 @@ func TestRoundTrip_Allocations(t *testing.T) {
 	if testkit.RaceDetector {
 		t.Skip("the race detector makes pools forget")
 	}
-	res := &http.Response{StatusCode: 200, Body: http.NoBody, Header: make(http.Header)}
+	res := &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Header: make(http.Header)}
 	inner := function(func(r *http.Request) (*http.Response, error) {
 		if r.Body != nil {
 			_ = r.Body.Close()
