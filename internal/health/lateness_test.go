@@ -248,7 +248,14 @@ func TestLateTimeout_NeedsNoReport(t *testing.T) {
 func attachByHand(target *Target, d Driver) (detach func()) {
 	target.drivers = append(target.drivers, &d)
 	l := &schedule{}
-	l.timer = time.AfterFunc(time.Hour, func() { target.fire(l) })
+	l.timer = time.AfterFunc(time.Hour, func() { // for heartbeats and Check only: the test begins the other probes
+		target.mu.Lock()
+		wanted := l.attempt != nil || len(target.waiters) > 0
+		target.mu.Unlock()
+		if wanted {
+			target.fire(l)
+		}
+	})
 	target.schedule, target.start = l, started
 	slots.count(target.settings.Interval, 1)
 	return func() { target.detach(&d) }

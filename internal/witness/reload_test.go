@@ -22,7 +22,7 @@ func TestReload_KeepsWhatIsKnown(t *testing.T) {
 		after  func(t *testing.T, o *observed, a *server)
 	}{
 		{"a suspicion", func(_ *observed, a *server) {
-			a.takes = time.Second
+			a.setTakes(time.Second)
 			a.fail(reset)
 		}, func(t *testing.T, o *observed, a *server) {
 			if !a.IsSuspect() {
