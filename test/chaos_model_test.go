@@ -25,6 +25,8 @@ type chaotic struct {
 	check   string
 	core    bool         // Caddy has checks of its own
 	shunned *atomic.Bool // it does not pass them
+	// ejected is what the list says: whether requests eject it depends on their order.
+	ejected bool
 }
 
 func (u *chaotic) weight() int {
@@ -34,17 +36,37 @@ func (u *chaotic) weight() int {
 	return u.own
 }
 
-// up reports whether its check passes. A sick upstream fails the checks of /healthz only.
+// up reports whether its check passes. A sick upstream fails the checks of /healthz only, and
+// a shallow one passes only these.
 func (u *chaotic) up() bool {
-	return u.conduct == testkit.Well || u.conduct == testkit.Sick && u.check == "http /"
+	switch u.conduct {
+	case testkit.Well:
+		return true
+	case testkit.Sick:
+		return u.check == "http /"
+	case testkit.Shallow:
+		return u.check != "http /"
+	default:
+		return false
+	}
 }
-func (u *chaotic) ready() bool  { return u.mode == "ready" && u.weight() > 0 }
-func (u *chaotic) serves() bool { return u.ready() && u.up() && u.healthy() }
+func (u *chaotic) ready() bool { return u.mode == "ready" && u.weight() > 0 }
+
+// serves reports whether it gets requests like others, and isAlive also if it is ejected.
+func (u *chaotic) serves() bool  { return u.isAlive() && !u.ejected }
+func (u *chaotic) isAlive() bool { return u.ready() && u.up() && u.healthy() }
 
 // healthy reports whether Caddy itself considers it healthy.
-func (u *chaotic) healthy() bool { return !u.core || u.conduct == testkit.Well && !u.shunned.Load() }
-func (u *chaotic) answers() bool { return u.conduct == testkit.Well || u.conduct == testkit.Sick }
-func (u *chaotic) primary() bool { return !u.backup }
+func (u *chaotic) healthy() bool {
+	return !u.core || (u.conduct == testkit.Well || u.conduct == testkit.Shallow) && !u.shunned.Load()
+}
+func (u *chaotic) isEjected() bool { return u.isAlive() && u.ejected }
+
+// isUnsteady reports whether the shares of requests change while there are any: an upstream
+// that passes its check and fails requests is ejected at some time, and then tried.
+func (u *chaotic) isUnsteady() bool { return u.conduct == testkit.Shallow && u.up() || u.ejected }
+func (u *chaotic) answers() bool    { return u.conduct == testkit.Well || u.conduct == testkit.Sick }
+func (u *chaotic) primary() bool    { return !u.backup }
 func (u *chaotic) drained() bool {
 	return u.mode == "drain" && u.weight() > 0 && u.up() && u.healthy()
 }
@@ -70,6 +92,7 @@ const (
 	chaosFast     = 50 * time.Millisecond
 	chaosTimeout  = time.Second
 	chaosRamp     = 200 * time.Millisecond
+	chaosEjected  = time.Second // at most, at a time
 
 	coreCheck = "/healthz/core" // of Caddy itself
 	// mayCheckItself: Caddy's health checks begin before its events app starts, and emit
@@ -112,14 +135,15 @@ next:
 // gets returns the upstreams that get requests, and whether their health is ignored.
 func (p *chaosPool) gets() (some []*chaotic, failsOpen bool) {
 	primaries := p.those((*chaotic).primary, (*chaotic).ready)
-	serving := p.those((*chaotic).primary, (*chaotic).serves)
-	backups := p.those((*chaotic).isBackup, (*chaotic).serves)
-	if percent, err := strconv.Atoi(strings.TrimSuffix(p.failOpen, "%")); err == nil && len(backups) == 0 && 100*len(serving) < percent*len(primaries) {
+	alive := p.those((*chaotic).primary, (*chaotic).isAlive) // ejected ones count as serving
+	backups := p.those((*chaotic).isBackup, (*chaotic).isAlive)
+	if percent, err := strconv.Atoi(strings.TrimSuffix(p.failOpen, "%")); err == nil && len(backups) == 0 && 100*len(alive) < percent*len(primaries) {
 		return primaries, true
 	}
 	for _, tier := range [][]*chaotic{
-		serving, backups,
+		p.those((*chaotic).primary, (*chaotic).serves), p.those((*chaotic).isBackup, (*chaotic).serves),
 		p.those((*chaotic).primary, (*chaotic).drained), p.those((*chaotic).isBackup, (*chaotic).drained),
+		p.those((*chaotic).primary, (*chaotic).isEjected), p.those((*chaotic).isBackup, (*chaotic).isEjected),
 	} {
 		if len(tier) > 0 {
 			return tier, false
@@ -139,17 +163,18 @@ func (p *chaosPool) gets() (some []*chaotic, failsOpen bool) {
 // serve or drain, and unless fail_open is off, all others that are ready.
 func (p *chaosPool) mayTry() (some []*chaotic) {
 	for _, u := range p.all {
-		if u.serves() || u.drained() || u.ready() && p.failOpen != "off" {
+		if u.isAlive() || u.drained() || u.ready() && p.failOpen != "off" {
 			some = append(some, u)
 		}
 	}
 	return some
 }
 
-// reliable returns the names of the upstreams that serve and answer.
+// reliable returns the names of the upstreams that serve and answer. An ejected one is tried
+// after all others.
 func (p *chaosPool) reliable() map[string]bool {
 	names := make(map[string]bool)
-	for _, u := range p.those((*chaotic).serves, (*chaotic).answers) {
+	for _, u := range p.those((*chaotic).isAlive, (*chaotic).answers) {
 		names[u.Name] = true
 	}
 	return names
@@ -186,6 +211,9 @@ func (p *chaosPool) sites() string {
 				backup %s
 				fail_open %s
 				retries off
+				eject 3 {
+					for 200ms %s
+				}
 				%s
 			}
 			%s
@@ -193,13 +221,20 @@ func (p *chaosPool) sites() string {
 				response_header_timeout 2s
 				keepalive off
 			}`, strings.Join(addrs, " "), p.all[0].check, chaosInterval, chaosFast, chaosTimeout,
-		strings.Join(weights, "\n\t\t\t\t"), strings.Join(backups, " "), p.failOpen, ramp, core)
+		strings.Join(weights, "\n\t\t\t\t"), strings.Join(backups, " "), p.failOpen, chaosEjected, ramp, core)
 	return fmt.Sprintf(`
 http:// {
 	header Version %d
 	handle /retried {
 		%s
 			lb_retries %d
+			lb_retry_match {
+				method GET
+			}
+			lb_retry_match {
+				method GET
+				expression `+"`{rp.status_code} == 502`"+`
+			}
 		}
 	}
 	handle {
@@ -228,7 +263,7 @@ func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*testkit.Caddy
 	reload := func(c *testkit.Caddy) { c.Load(p.sites()) }
 	switch draw := chance.IntN(15); draw {
 	case 0, 1, 2, 3, 4:
-		u.conduct = other(chance, u.conduct, testkit.Well, testkit.Well, testkit.Well, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Refusing, testkit.Refusing, testkit.Resetting, testkit.Resetting, testkit.Hanging)
+		u.conduct = other(chance, u.conduct, testkit.Well, testkit.Well, testkit.Well, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Refusing, testkit.Refusing, testkit.Resetting, testkit.Resetting, testkit.Hanging, testkit.Shallow, testkit.Shallow, testkit.Shallow)
 		return fmt.Sprintf("%s behaves like %d", u.Name, u.conduct), func(*testkit.Caddy) { u.Backend.Set(u.conduct) }
 	case 5, 6:
 		u.mode = other(chance, u.mode, "ready", "ready", "drain", "maintenance")

@@ -45,7 +45,8 @@ type chaos struct {
 
 // TestCaddyChaos has many random faults, changes by operators and reloads. After each of
 // them, the list and the shares of requests are as the rules say, in the time that the
-// rules say. Each change of a status is logged once and is one event. While an upstream
+// rules say. What requests say of upstreams makes suspects and ejects: a suspicion ends, an
+// upstream that is mended returns, and none is down because of it. Each change of a status is logged once and is one event. While an upstream
 // serves and answers, no request with retries fails. There are as many tries as upstreams,
 // so each upstream is tried once.
 func TestCaddyChaos(t *testing.T) {
@@ -82,7 +83,8 @@ func TestCaddyChaos(t *testing.T) {
 			t.Fatalf("after %d steps: %s; now %v, fail_open %s", len(steps)-1, strings.Join(steps, "; "), c.all, c.failOpen)
 		}
 	}
-	t.Logf("%d reloads, after which %d requests were asked again; %s", c.reloads, c.again, strings.Join(steps, "; "))
+	t.Logf("%d reloads, after which %d requests were asked again; %v ejections, %v accusations; %s",
+		c.reloads, c.again, c.sum("ejections_total"), c.sum("accusations_total"), strings.Join(steps, "; "))
 	if limit := chaosClients * c.reloads; c.again > limit {
 		t.Errorf("%d reloads reset %d requests, want at most %d", c.reloads, c.again, limit)
 	}
@@ -144,8 +146,9 @@ func (c *chaos) states() map[string]string {
 func (c *chaos) settles(within time.Duration) {
 	c.t.Helper()
 	wrong := ""
-	some, failsOpen := c.gets()
 	settled := func() bool {
+		c.look()
+		some, failsOpen := c.gets()
 		for _, u := range c.all {
 			// of what Caddy itself finds out, there is no other sign. That a backup is
 			// unhealthy may show by fail-open only
@@ -161,6 +164,9 @@ func (c *chaos) settles(within time.Duration) {
 		}
 		lines := make(map[string][]string)
 		for _, line := range c.caddy.Lines("upstream is ") {
+			if strings.Contains(line.Msg, "ejected") {
+				continue
+			}
 			lines[line.Upstream] = append(lines[line.Upstream], fmt.Sprintf("from %s to %s", line.Previous, strings.TrimPrefix(line.Msg, "upstream is ")))
 		}
 		told := eventsByUpstream()
@@ -185,11 +191,11 @@ func (c *chaos) settles(within time.Duration) {
 	}
 }
 
-// eventsByUpstream returns the names of the events of each upstream.
+// eventsByUpstream returns the names of the events of each upstream that changed its status.
 func eventsByUpstream() map[string][]string {
 	told := make(map[string][]string)
 	for _, e := range testkit.RecordedEvents() {
-		if upstream, ok := e.Data["upstream"].(string); ok {
+		if upstream, ok := e.Data["upstream"].(string); ok && e.Name() != "ejected" {
 			told[upstream] = append(told[upstream], e.Name())
 		}
 	}
@@ -236,6 +242,7 @@ func (c *chaos) ask(client *http.Client) testkit.Answer {
 // check compares the list, the metrics and the shares of requests with the model.
 func (c *chaos) check() {
 	c.t.Helper()
+	c.calmsDown()
 	some, failsOpen := c.gets()
 	gets := make(map[*chaotic]bool)
 	all := 0
@@ -245,7 +252,7 @@ func (c *chaos) check() {
 	}
 	const cycles = 3
 	want := make(map[string]int)
-	slow := false
+	slow, unsteady := false, slices.ContainsFunc(c.all, (*chaotic).isUnsteady)
 	for _, u := range some {
 		switch {
 		case u.answers():
@@ -263,7 +270,7 @@ func (c *chaos) check() {
 			return !slices.ContainsFunc(some, func(u *chaotic) bool { return c.caddy.One(u.Addr).EffectiveWeight != float64(u.weight()) })
 		})
 	}
-	states := map[string]float64{"up": 0, "down": 0, "draining": 0, "maintenance": 0, "unknown": 0}
+	states := map[string]float64{"up": 0, "down": 0, "draining": 0, "maintenance": 0, "unknown": 0, "suspect": 0, "ejected": 0}
 	for _, u := range c.all {
 		e := c.caddy.One(u.Addr)
 		if e.Serving != (gets[u] && u.serves()) || e.Mode != u.mode || e.Weight != u.weight() || e.Backup != u.backup || e.FailOpen != failsOpen || e.Why == "" {
@@ -278,7 +285,11 @@ func (c *chaos) check() {
 		case "drain":
 			states["draining"]++
 		default:
-			states[u.state()]++
+			if u.ejected {
+				states["ejected"]++
+			} else {
+				states[u.state()]++
+			}
 		}
 	}
 	wanted := map[string]float64{`pool_fail_open{pool="chaos"}`: map[bool]float64{true: 1}[failsOpen]}
@@ -294,7 +305,11 @@ func (c *chaos) check() {
 	if len(quiet) > 0 {
 		time.Sleep(250 * time.Millisecond) // for two probes, at least
 	}
-	if !slow { // each would take until the timeout
+	switch {
+	case slow: // each would take until the timeout
+	case unsteady:
+		c.wantAnswersOf(testkit.Tally(c.caddy.Client(), c.caddy.URL(), cycles*all), some)
+	default:
 		testkit.Shares(c.t, "after that", testkit.Tally(c.caddy.Client(), c.caddy.URL(), cycles*all), want)
 	}
 	tries := c.mayTry()

@@ -24,7 +24,7 @@ func TestWitness_OneFailedRequest(t *testing.T) {
 	cases := []fault{
 		{"refused", testkit.Refusing, 1},
 		{"resets", testkit.Resetting, 1},
-		{"unavailable", testkit.Unavailable, 1},
+		{"unavailable", testkit.Unavailable, 3}, // one status is none
 		// its checks pass, so five in a row decide; and the first of them may have begun before
 		// the acquittal of a burst
 		{"shallow", testkit.Shallow, 6},

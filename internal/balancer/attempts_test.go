@@ -114,6 +114,7 @@ func TestTraffic_AFailedTryProbesThatUpstream(t *testing.T) {
 				}}, 0)()
 			}
 			time.Sleep(time.Hour / 2) // so that no probe is put off
+			synctest.Wait()
 			probed := func() (n [2]int64) {
 				for i := range probes {
 					n[i] = probes[i].Swap(0)

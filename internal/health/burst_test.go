@@ -511,7 +511,7 @@ func TestPacer_AtMost200InAnySecond(t *testing.T) {
 		for range 20_000 {
 			now := time.Now()
 			if random.IntN(2) == 0 {
-				at := p.reserve(now)
+				at := p.reserve(now, time.Time{})
 				if at.Before(now) {
 					t.Fatal("a probe is to begin in the past")
 				}
@@ -581,6 +581,34 @@ func TestPacer_AllAccusedAreProbed(t *testing.T) {
 		}
 		if last := began[len(began)-1] - began[0]; last > n*time.Second/180 {
 			t.Errorf("they took %v, want 190 a second", last)
+		}
+	})
+}
+
+// So many targets are accused that the limit would delay their probes beyond the interval.
+// Each is probed in its turn then, and turned down as soon as without an accusation.
+func TestPacer_NoneIsLaterThanItsTurn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const n = 3000
+		set := settings()
+		var all []*starts
+		var targets []*Target
+		for i := range n {
+			target := NewTarget(set)
+			target.Inherit(Up, false, time.Now())
+			s := recordStarts(target, Driver{Probe: func(context.Context, bool) (bool, error) { return false, errSick }}, 5*time.Second*time.Duration(i)/n)
+			defer s.detach()
+			all, targets = append(all, s), append(targets, target)
+		}
+		advance(0)
+		for _, target := range targets {
+			target.Accuse(true, func(Verdict) {})
+		}
+		advance(set.Interval + time.Duration(set.Fails-1)*set.FastInterval + time.Second)
+		for i, target := range targets {
+			if target.Status() != Down {
+				t.Fatalf("target %d is %v, probed at %v", i, target.Status(), all[i].at)
+			}
 		}
 	})
 }

@@ -118,7 +118,7 @@ func (t *Target) admit(s *schedule, now time.Time) bool {
 			return false
 		}
 	case accused:
-		if at := outOfTurn.reserve(now); at.After(now) {
+		if at := outOfTurn.reserve(now, s.turn.next(t.began, now, t.interval(now))); at.After(now) {
 			s.arm(at)
 			s.early = admitted
 			return false

@@ -129,9 +129,7 @@ func observe(t *testing.T, n, checks int, configure ...func(*Settings)) *observe
 		}
 		s.Upstream = o.Add(o.handler, fmt.Sprint(string(rune('a'+i))), s.targets)
 		for _, target := range s.targets {
-			target.Subscribe(func() {
-				s.SetDown(slices.ContainsFunc(s.targets, func(target *health.Target) bool { return target.Status() == health.Down }))
-			})
+			target.Subscribe(s.FollowChecks)
 		}
 		o.servers = append(o.servers, s)
 	}
