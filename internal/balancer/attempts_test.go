@@ -5,6 +5,7 @@ package balancer
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -104,30 +105,37 @@ func TestTraffic_AFailedTryProbesThatUpstream(t *testing.T) {
 	for _, retries := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			p := newPolicy(t, "uu", func(s *setup) { s.Rules.Retries = retries })
-			var probes [2]int
+			var probes [2]atomic.Int64
 			for i, target := range p.targets {
 				defer target.Attach(health.Driver{Probe: func(context.Context, bool) (bool, error) {
-					probes[i]++
+					probes[i].Add(1)
 					time.Sleep(time.Second / 2)
 					return false, nil
 				}}, 0)()
 			}
 			time.Sleep(time.Hour / 2) // so that no probe is put off
-			probes = [2]int{}
+			synctest.Wait()
+			probed := func() (n [2]int64) {
+				for i := range probes {
+					n[i] = probes[i].Swap(0)
+				}
+				return n
+			}
+			probed()
 			p.picks(testkit.Get, 10)
 			synctest.Wait()
-			if probes != [2]int{} {
-				t.Errorf("%v probes after first tries, want none", probes)
+			if got := probed(); got != [2]int64{} {
+				t.Errorf("%v probes after first tries, want none", got)
 			}
 			r := testkit.Get()
 			first := p.Select(p.listed, r, nil)
 			p.roundTrip(r, first, refused)
 			synctest.Wait()
 			i := slices.Index(p.listed, first)
-			want := [2]int{}
+			want := [2]int64{}
 			want[i] = 1
-			if probes != want {
-				t.Errorf("retries %v: %v probes after a failure, want %v", retries, probes, want)
+			if got := probed(); got != want {
+				t.Errorf("retries %v: %v probes after a failure, want %v", retries, got, want)
 			}
 			if got := testkit.Counts(p.picks(testkit.Get, 20), 2); got[i] != 0 {
 				t.Errorf("retries %v: picks %v while %d is a suspect", retries, got, i)

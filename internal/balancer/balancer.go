@@ -238,14 +238,14 @@ func (b *Balancer) refreshNow() {
 // existing ones to be started.
 func (b *Balancer) start() []*monitor.Monitor {
 	b.handler.SetRunning(true)
-	b.traffic.handler.SetRunning(true)
+	b.traffic.setRunning(true)
 	return b.monitors.setRunning(true)
 }
 
 // stop takes back start, and returns the monitors to stop.
 func (b *Balancer) stop() []*monitor.Monitor {
 	b.handler.SetRunning(false)
-	b.traffic.handler.SetRunning(false)
+	b.traffic.setRunning(false)
 	return b.monitors.setRunning(false)
 }
 

@@ -88,7 +88,7 @@ func (t *traffic) add(m *pool.Member) {
 		targets = append(targets, c.Target)
 	}
 	m.Witness = t.pool.Add(&t.handler, m.Address, targets)
-	m.Witness.SetDown(m.Status() == health.Down)
+	m.Witness.FollowChecks()
 }
 
 // remove undoes add. The member stays as it is: requests in flight may have it.
@@ -104,8 +104,19 @@ func (t *traffic) follow(m *pool.Member) func() {
 		return t.balancer.Refresh
 	}
 	return func() {
-		m.Witness.SetDown(m.Status() == health.Down)
+		m.Witness.FollowChecks()
 		t.balancer.Refresh()
+	}
+}
+
+// setRunning says whether the probes run: with the checks of the newest handler whose probes
+// do, upstreams are up or down.
+func (t *traffic) setRunning(running bool) {
+	t.handler.SetRunning(running)
+	for _, m := range t.balancer.allMembers() {
+		if m.Witness != nil {
+			m.Witness.FollowChecks()
+		}
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,6 +30,7 @@ func accuse(target *Target) { target.Accuse(true, func(Verdict) {}) }
 // verdicts record how accusations end, and when.
 type verdicts struct {
 	began time.Time
+	mu    sync.Mutex // guards got
 	got   []string
 }
 
@@ -35,14 +38,23 @@ func newVerdicts() *verdicts { return &verdicts{began: time.Now()} }
 
 // add is what an accusation is given.
 func (v *verdicts) add(end Verdict) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	name := [...]string{"undecided", "acquitted", "convicted"}[end]
 	v.got = append(v.got, fmt.Sprintf("%s %v", name, time.Since(v.began)))
 }
 
+// all returns how they have ended so far.
+func (v *verdicts) all() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Clone(v.got)
+}
+
 func (v *verdicts) want(t *testing.T, want ...string) {
 	t.Helper()
-	if !slices.Equal(v.got, want) {
-		t.Errorf("accusations ended with %q, want %q", v.got, want)
+	if got := v.all(); !slices.Equal(got, want) {
+		t.Errorf("accusations ended with %q, want %q", got, want)
 	}
 }
 
@@ -241,15 +253,55 @@ func TestBurst_EndsUndecided(t *testing.T) {
 				advance(100 * time.Millisecond)
 				tc.end(target, once)
 				synctest.Wait()
-				for len(v.got) == 0 && time.Since(v.began) < tc.until {
+				for len(v.all()) == 0 && time.Since(v.began) < tc.until {
 					advance(50 * time.Millisecond)
 				}
-				if len(v.got) != 1 || v.got[0][:9] != "undecided" {
-					t.Errorf("accusations ended with %q until %v, want one undecided", v.got, time.Since(v.began))
+				if got := v.all(); len(got) != 1 || got[0][:9] != "undecided" {
+					t.Errorf("accusations ended with %q until %v, want one undecided", got, time.Since(v.began))
 				}
 				if target.IsSuspect() {
 					t.Error("it is still a suspect")
 				}
+			})
+		})
+	}
+}
+
+// In a calm burst the probes are as far apart as in a streak, from the first one on. That can
+// begin and end while it is under way, and does not outlast it.
+func TestBurst_IsCalm(t *testing.T) {
+	for _, tc := range []struct {
+		rule   string
+		calm   []time.Duration // when it changes, calm first; counted from the accusation at 2 s
+		probes []time.Duration
+	}{
+		{"never", nil, seconds(2, 2.25, 2.5)},
+		{"from the beginning", seconds(0), seconds(2, 3, 4)},
+		{"after the first probe", seconds(0.1), seconds(2, 3, 4)},
+		{"it ends", seconds(0.1, 0.5), seconds(2, 2.5, 2.75)},
+		{"it was asked before", seconds(-1), seconds(2, 2.25, 2.5)},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				target := NewTarget(settings())
+				s, v := newScript(pass), newVerdicts()
+				defer target.Attach(s.driver(), 0)()
+				for i, at := range tc.calm {
+					time.AfterFunc(2*time.Second+at, func() { target.Calm(i == 0) })
+				}
+				time.Sleep(2*time.Second - time.Nanosecond)
+				s.probes()
+				s.set(fail)
+				time.Sleep(time.Nanosecond)
+				target.Accuse(true, v.add)
+				if len(tc.calm) > 0 && tc.calm[0] == 0 {
+					target.Calm(true)
+				}
+				advance(2500 * time.Millisecond)
+				if got := s.probes(); len(got) < 3 || !slices.Equal(got[:3], tc.probes) {
+					t.Errorf("probes began at %v, want %v", got, tc.probes)
+				}
+				v.want(t, fmt.Sprintf("convicted %v", tc.probes[2]))
 			})
 		})
 	}
@@ -276,8 +328,11 @@ func TestBurst_SharedAccusationsAreShown(t *testing.T) {
 				s := newScript(pass)
 				defer target.Attach(s.driver(), 0)()
 				advance(2 * time.Second)
+				var mu sync.Mutex // guards got
 				var got []string
 				defer target.Subscribe(func() {
+					mu.Lock()
+					defer mu.Unlock()
 					seen := target.Status().String()
 					if target.IsSuspect() {
 						seen += " suspect"
@@ -290,6 +345,8 @@ func TestBurst_SharedAccusationsAreShown(t *testing.T) {
 					t.Errorf("a suspect: %v, want %v", got, tc.shared)
 				}
 				advance(time.Second)
+				mu.Lock()
+				defer mu.Unlock()
 				if !slices.Equal(got, tc.want) {
 					t.Errorf("subscribers saw %q, want %q", got, tc.want)
 				}
@@ -454,7 +511,7 @@ func TestPacer_AtMost200InAnySecond(t *testing.T) {
 		for range 20_000 {
 			now := time.Now()
 			if random.IntN(2) == 0 {
-				at := p.reserve(now)
+				at := p.reserve(now, time.Time{})
 				if at.Before(now) {
 					t.Fatal("a probe is to begin in the past")
 				}
@@ -500,17 +557,17 @@ func TestPacer_AllAccusedAreProbed(t *testing.T) {
 			all, targets = append(all, s), append(targets, target)
 		}
 		advance(2 * time.Second) // longer than what another test has left
-		ended := 0
+		var ended atomic.Int64
 		for _, target := range targets {
 			target.Accuse(true, func(v Verdict) {
 				if v == Acquitted {
-					ended++
+					ended.Add(1)
 				}
 			})
 		}
 		advance(10 * time.Second)
-		if ended != n {
-			t.Errorf("%d of %d were acquitted within 10 s", ended, n)
+		if got := ended.Load(); got != n {
+			t.Errorf("%d of %d were acquitted within 10 s", got, n)
 		}
 		var began []time.Duration
 		for _, s := range all {
@@ -524,6 +581,34 @@ func TestPacer_AllAccusedAreProbed(t *testing.T) {
 		}
 		if last := began[len(began)-1] - began[0]; last > n*time.Second/180 {
 			t.Errorf("they took %v, want 190 a second", last)
+		}
+	})
+}
+
+// So many targets are accused that the limit would delay their probes beyond the interval.
+// Each is probed in its turn then, and turned down as soon as without an accusation.
+func TestPacer_NoneIsLaterThanItsTurn(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const n = 3000
+		set := settings()
+		var all []*starts
+		var targets []*Target
+		for i := range n {
+			target := NewTarget(set)
+			target.Inherit(Up, false, time.Now())
+			s := recordStarts(target, Driver{Probe: func(context.Context, bool) (bool, error) { return false, errSick }}, 5*time.Second*time.Duration(i)/n)
+			defer s.detach()
+			all, targets = append(all, s), append(targets, target)
+		}
+		advance(0)
+		for _, target := range targets {
+			target.Accuse(true, func(Verdict) {})
+		}
+		advance(set.Interval + time.Duration(set.Fails-1)*set.FastInterval + time.Second)
+		for i, target := range targets {
+			if target.Status() != Down {
+				t.Fatalf("target %d is %v, probed at %v", i, target.Status(), all[i].at)
+			}
 		}
 	})
 }

@@ -248,7 +248,18 @@ func TestLateTimeout_NeedsNoReport(t *testing.T) {
 func attachByHand(target *Target, d Driver) (detach func()) {
 	target.drivers = append(target.drivers, &d)
 	l := &schedule{}
-	l.timer = time.AfterFunc(time.Hour, func() { target.fire(l) })
+	l.timer = time.AfterFunc(time.Hour, func() { // for heartbeats and Check: no other probe begins by itself
+		target.mu.Lock()
+		asked := len(target.waiters) > 0
+		if a := l.attempt; a != nil {
+			l.timer.Reset(max(a.heartbeat.tick(time.Now()), time.Millisecond))
+			asked = false
+		}
+		target.mu.Unlock()
+		if asked {
+			target.fire(l)
+		}
+	})
 	target.schedule, target.start = l, started
 	slots.count(target.settings.Interval, 1)
 	return func() { target.detach(&d) }

@@ -41,6 +41,19 @@ func (w turn) begin(began, now time.Time, interval time.Duration) time.Time {
 	}
 }
 
+// next returns when a probe is due that begins after the last one as if that had begun in
+// turn: at most an interval from now.
+func (w turn) next(began, now time.Time, interval time.Duration) time.Time {
+	at := began.Add(interval)
+	if began.IsZero() {
+		at = w.at
+	}
+	if at.After(now) {
+		return at
+	}
+	return now.Add(interval)
+}
+
 // onTime is how late a probe may begin and still count as on time. The next interval then
 // counts from when it was due, so that small delays do not move a target from slot to slot.
 const onTime = 5 * time.Millisecond
@@ -68,11 +81,15 @@ type pacer struct {
 // outOfTurn is that of the process.
 var outOfTurn pacer
 
-// reserve returns when a probe that cannot be left out may begin.
-func (p *pacer) reserve(now time.Time) time.Time {
+// reserve returns when a probe that cannot be left out may begin. If it is its turn before
+// that, it begins then, and does not count. A turn of zero is none.
+func (p *pacer) reserve(now, turn time.Time) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	at := p.earliest(now)
+	if !turn.IsZero() && turn.Before(at) {
+		return turn
+	}
 	p.next = p.next.Add(paceStep)
 	return at
 }

@@ -92,6 +92,9 @@ func TestRoundTrip_EndsOverTheWire(t *testing.T) {
 		{"wrong server name", secure, func(tr *http.Transport) {
 			tr.TLSClientConfig = &tls.Config{ServerName: "other.example"}
 		}, "connect", false, 0},
+		{"closed during the handshake", func(tb testing.TB) string {
+			return strings.Replace(listen(tb, func(_ *net.TCPConn, reader *bufio.Reader) { _, _ = reader.ReadByte() }), "http:", "https:", 1)
+		}, nil, "connect", false, 0},
 		{"no handshake in time", func(tb testing.TB) string {
 			return strings.Replace(listen(tb, func(_ *net.TCPConn, reader *bufio.Reader) { _, _ = io.Copy(io.Discard, reader) }), "http:", "https:", 1)
 		}, func(tr *http.Transport) { tr.TLSHandshakeTimeout = 100 * time.Millisecond }, "connect", false, 0},
@@ -504,7 +507,7 @@ func TestRoundTrip_Unobserved(t *testing.T) {
 	}{
 		{"observed", func(*watched, *observer.Hooks) {}, nil, 1},
 		{"a probe", func(*watched, *observer.Hooks) {}, func(ctx context.Context) context.Context {
-			return context.WithValue(ctx, caddyhttp.ServerCtxKey, nil)
+			return context.WithValue(ctx, caddyhttp.VarsCtxKey, nil)
 		}, 0},
 		{"no upstream", func(*watched, *observer.Hooks) {}, func(ctx context.Context) context.Context {
 			return context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), reverseproxy.DialInfo{})
@@ -588,7 +591,7 @@ func TestRoundTrip_Allocations(t *testing.T) {
 	if testkit.RaceDetector {
 		t.Skip("the race detector makes pools forget")
 	}
-	res := &http.Response{StatusCode: 200, Body: http.NoBody, Header: make(http.Header)}
+	res := &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Header: make(http.Header)}
 	inner := function(func(r *http.Request) (*http.Response, error) {
 		if r.Body != nil {
 			_ = r.Body.Close()

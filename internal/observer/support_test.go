@@ -117,7 +117,8 @@ func (w *watched) tries() []bool {
 
 // proxied returns the context of a request as the handler sends it.
 func (w *watched) proxied(ctx context.Context) context.Context {
-	ctx = context.WithValue(ctx, caddyhttp.ServerCtxKey, new(caddyhttp.Server))
+	ctx = context.WithValue(ctx, caddyhttp.ServerCtxKey, new(caddyhttp.Server)) // as probes of Caddy have it, too
+	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, make(map[string]any))
 	ctx = context.WithValue(ctx, caddy.CtxKey("reverse_proxy.dial_info"), reverseproxy.DialInfo{Upstream: w.upstream})
 	return httptrace.WithClientTrace(ctx, new(httptrace.ClientTrace))
 }

@@ -33,9 +33,6 @@ func (b *builder) count() {
 		if st.status == health.Up {
 			s.up[index(m.Backup)][i] = st.weight
 		}
-		if st.ejected {
-			b.awaitTrial(i)
-		}
 		if m.Backup {
 			continue
 		}
@@ -49,12 +46,23 @@ func (b *builder) count() {
 	}
 }
 
-// awaitTrial notes that an ejection is over, or when it is.
-func (b *builder) awaitTrial(i int) {
-	if until := b.made.members[i].Ejection(); until.After(b.now) {
-		b.made.remakeAt(until)
-	} else {
-		b.made.trials = append(b.made.trials, i)
+// awaitTrials notes which ejections are over, or when they are. Backups wait while a primary
+// serves: they get no requests then, and so no trial.
+func (b *builder) awaitTrials() {
+	s := b.made
+	primaryServes := false
+	for i, m := range s.members {
+		primaryServes = primaryServes || !m.Backup && b.standings[i].serves()
+	}
+	for i, m := range s.members {
+		if st := &b.standings[i]; !st.ready || !st.ejected || m.Backup && primaryServes {
+			continue
+		}
+		if until := m.Ejection(); until.After(b.now) {
+			s.remakeAt(until)
+		} else {
+			s.trials = append(s.trials, i)
+		}
 	}
 }
 
@@ -72,8 +80,8 @@ func (b *builder) serving() {
 		st := &b.standings[i]
 		return st.ready && st.status == health.Up && st.suspect && !st.ejected
 	}, tier{suspect: true})
-	b.add(func(i int) bool { return b.standings[i].weight > 0 && !b.standings[i].ready }, tier{fallback: true})
-	b.add(func(i int) bool { return b.standings[i].ready && b.standings[i].ejected }, tier{fallback: true})
+	b.add(func(i int) bool { return !b.standings[i].ready && !b.standings[i].ejected }, tier{fallback: true})
+	b.add(func(i int) bool { return b.standings[i].ejected }, tier{fallback: true})
 }
 
 // add adds the tiers of members that take part: primaries first, then backups. Empty ones

@@ -137,7 +137,7 @@ func (d *decision) pickServing(now *Snapshot) (u *reverseproxy.Upstream, serves 
 // last resort. When the request has tried them all, others that are down have their
 // turn before it starts over: these are backups.
 func (d *decision) pickNotServing(now *Snapshot) *reverseproxy.Upstream {
-	d.pool.hasten(now)
+	hasten(d.pool, now)
 	unknown, lastResort := now.unknown(), now.lastResort()
 	u, retry, mayServe := d.pickUntried(unknown)
 	switch {

@@ -108,8 +108,8 @@ func (p *Pool) RefreshNow() {
 	if !made.until.IsZero() && !p.closed {
 		p.ramp = time.AfterFunc(made.until.Sub(now), p.Refresh)
 	}
-	p.making.Unlock()
 	made.calmSuspects()
+	p.making.Unlock()
 	if made.canBeFast {
 		p.setFast(made, p.Situation(made).State == made.state)
 	}

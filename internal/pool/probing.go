@@ -42,7 +42,7 @@ func probeDown(now *Snapshot, upstreams reverseproxy.UpstreamPool, tried *Tried)
 // hasten probes upstreams that the traffic has turned down a short while ago: none serves,
 // and they may be back any moment. If all of the pool went that way, one pass brings each
 // back.
-func (p *Pool) hasten(now *Snapshot) {
+func hasten(p *Pool, now *Snapshot) {
 	at := time.Now().UnixNano()
 	if last := p.hastened.Load(); at-last < int64(hastenEvery) || !p.hastened.CompareAndSwap(last, at) {
 		return

@@ -136,6 +136,7 @@ func (h *Handler) newSnapshot(members []*Member, now time.Time) *Snapshot {
 	}
 	b := &builder{handler: h, made: s, standings: all, now: now}
 	b.count()
+	b.awaitTrials()
 	b.serving()
 	if len(s.serving) > 0 && !s.serving[0].anyHealth {
 		s.best = s.serving[0].order
@@ -187,8 +188,8 @@ func (s *Snapshot) calmSuspects() {
 	}
 }
 
-// MayEject reports whether enough serves of the group of a member when it is ejected: all
-// but a share of the serving weight. One of two or three equal ones may always go.
+// MayEject reports whether enough serves of the group of a member when it is ejected, or
+// while it is: all but a share of the serving weight. One of two or three equal ones may always go.
 func (s *Snapshot) MayEject(m *Member, share float64) bool {
 	base, left, n, ejected, equal := 0, 0, 0, 0, true
 	own := 0
@@ -202,9 +203,10 @@ func (s *Snapshot) MayEject(m *Member, share float64) bool {
 		equal = equal && (own == 0 || own == weight)
 		own = weight
 		switch {
+		case s.members[i] == m:
 		case out:
 			ejected++
-		case s.members[i] != m:
+		default:
 			left += weight
 		}
 	}
@@ -214,5 +216,5 @@ func (s *Snapshot) MayEject(m *Member, share float64) bool {
 	if ejected == 0 && equal && n <= 3 {
 		return true
 	}
-	return float64(left) >= (1-share)*float64(base)
+	return float64(left) >= (1-share)*float64(base)-1e-9 // of rounding
 }

@@ -53,7 +53,7 @@ func newAccusable(t *testing.T, verdicts string, configure ...func(*policy)) *ac
 		p.handler.Rules.Witness = h.Settings
 		for i, m := range p.members {
 			m.Witness = observed.Add(h, m.Address, []*health.Target{p.targets[i]})
-			p.targets[i].Subscribe(func() { m.Witness.SetDown(m.Status() == health.Down) })
+			p.targets[i].Subscribe(m.Witness.FollowChecks)
 		}
 	}}, configure...)...)
 	for i, target := range a.targets {

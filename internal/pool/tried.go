@@ -22,7 +22,8 @@ type Tried struct {
 	// are new values for every try.
 	addresses []string
 	held      bool
-	counted   witness.Counted // by the last try that failed
+	failed    string          // the address of the last try that failed, also after starting over
+	counted   witness.Counted // by that
 }
 
 // Add adds the upstream of a try, whether that failed, and what it counted. If it failed,
@@ -30,10 +31,10 @@ type Tried struct {
 // everywhere says nothing about one.
 func (t *Tried) Add(u *reverseproxy.Upstream, failed bool, c witness.Counted) {
 	if failed {
-		if len(t.addresses) > 0 && !t.isLast(u) {
+		if t.failed != u.Dial {
 			t.counted.TakeBack()
 		}
-		t.counted = c
+		t.failed, t.counted = u.Dial, c
 	}
 	t.addresses = append(t.addresses, u.Dial)
 }

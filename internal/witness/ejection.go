@@ -78,6 +78,16 @@ func (e *ejection) begin(now time.Time, again bool, reason string, set *Settings
 	return until, e.inRow
 }
 
+// undo takes back an ejection that has begun just now.
+func (e *ejection) undo() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.isOn() {
+		e.inRow--
+		e.until.Store(nil)
+	}
+}
+
 // end ends the ejection, and reports whether there was one.
 func (e *ejection) end(now time.Time) bool {
 	e.mu.Lock()

@@ -111,6 +111,7 @@ func TestEjection_NeedsLeave(t *testing.T) {
 			a.fail(reset)
 			advance(time.Second)
 		}, false},
+		{"in maintenance", 5, func(_ *observed, a *server) { a.targets[0].Pause(true) }, false},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
@@ -468,15 +469,47 @@ func TestCommonTrouble_TriesTheEjected(t *testing.T) {
 		if a.ClaimTrial(true) {
 			t.Fatal("a trial begins too soon")
 		}
-		o.calls = 0
+		o.setCalls(0)
 		o.trouble(o.servers[1])
-		if !a.ClaimTrial(true) || o.calls == 0 {
-			t.Fatalf("no trial although the trouble is common, %d calls", o.calls)
+		if !a.ClaimTrial(true) || o.setCalls(0) == 0 {
+			t.Fatal("no trial although the trouble is common, or the handler was not told")
 		}
 		o.told()
 		a.fail(status)
 		if got := o.told("a "); !a.Ejection().IsZero() || len(got) != 1 || !strings.HasSuffix(got[0], "returned") {
 			t.Errorf("ejected until %v, told %q; want a return", a.Ejection(), got)
+		}
+	})
+}
+
+// TestEjection_TwoAtOnce: two upstreams whose failures are counted at the same moment are not
+// both ejected, if only one may be.
+func TestEjection_TwoAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o := observe(t, 10, 1)
+		a, b := o.servers[0], o.servers[1]
+		asked := 0
+		o.handler.Hooks.MayEject = func(u *Upstream) bool {
+			may := u == b.Upstream && a.Ejection().IsZero() || u == a.Upstream && b.Ejection().IsZero()
+			if asked++; asked == 1 {
+				b.eject()
+			}
+			return may
+		}
+		a.eject()
+		if !a.Ejection().IsZero() || b.Ejection().IsZero() {
+			t.Errorf("a is ejected until %v, b until %v, want only b", a.Ejection(), b.Ejection())
+		}
+		if got, want := o.told("ejected"), []string{"0s b ejected for 30s, 1 in a row"}; !slices.Equal(got, want) {
+			t.Errorf("told %q, want %q", got, want)
+		}
+		advance(time.Minute)
+		b.ClaimTrial(true)
+		b.good()
+		o.told()
+		a.fail(status)
+		if got, want := o.told("ejected"), []string{"1m0s a ejected for 30s, 1 in a row"}; !slices.Equal(got, want) {
+			t.Errorf("told %q, want %q: the count goes on", got, want)
 		}
 	})
 }

@@ -19,7 +19,8 @@ import (
 type Hooks struct {
 	// Changed is called when an upstream becomes a suspect or is ejected, and afterwards.
 	Changed func()
-	// MayEject reports whether enough of the group of an upstream is left without it.
+	// MayEject reports whether enough of the group of an upstream is left without it, also
+	// when it is ejected already.
 	MayEject func(*Upstream) bool
 	// Accused is called with every accusation. Suspect says that it began a suspicion.
 	Accused func(address string, cause Cause, reason string, suspect bool)
@@ -62,6 +63,8 @@ type Pool struct {
 	timer    *time.Timer // nil before the first sample
 	due      time.Time   // the next sample is
 	closed   bool
+
+	working sync.WaitGroup // the sample that is being taken
 }
 
 // Join returns the pool of a name, for a handler. Leave must follow.
@@ -94,14 +97,15 @@ func (p *Pool) Leave(h *Handler) error {
 	return err
 }
 
-// Destruct ends the sampler when the last handler has left.
+// Destruct ends the sampler when the last handler has left, and waits for it.
 func (p *Pool) Destruct() error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.closed = true
 	if p.timer != nil {
 		p.timer.Stop()
 	}
+	p.mu.Unlock()
+	p.working.Wait()
 	return nil
 }
 
@@ -234,6 +238,12 @@ func (p *Pool) hasWaiting() bool {
 func (p *Pool) sample() {
 	now := time.Now()
 	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return
+	}
+	p.working.Add(1)
+	defer p.working.Done()
 	late := now.Sub(p.due) > onTime
 	p.mu.Unlock()
 	waiting := false

@@ -3,10 +3,13 @@
 package witness
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
@@ -19,7 +22,7 @@ func TestReload_KeepsWhatIsKnown(t *testing.T) {
 		after  func(t *testing.T, o *observed, a *server)
 	}{
 		{"a suspicion", func(_ *observed, a *server) {
-			a.takes = time.Second
+			a.setTakes(time.Second)
 			a.fail(reset)
 		}, func(t *testing.T, o *observed, a *server) {
 			if !a.IsSuspect() {
@@ -139,5 +142,75 @@ func TestPool_EndsWithItsLastHandler(t *testing.T) {
 		if s.ClaimTrial(true) {
 			t.Error("a trial of a pool that has ended")
 		}
+	})
+}
+
+// TestReload_OnlyChecksThatDecideTurnDown: the checks of a config that has not started, or
+// that is about to end, neither end an ejection nor keep requests from accusing.
+func TestReload_OnlyChecksThatDecideTurnDown(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o := observe(t, 4, 1)
+		a := o.servers[0]
+		sick := health.NewTarget(health.Settings{Interval: time.Second, FastInterval: time.Second, DownInterval: time.Second, Timeout: time.Second, Passes: 1, Fails: 1})
+		defer sick.Attach(health.Driver{Probe: func(context.Context, bool) (bool, error) { return false, errors.New("sick") }}, 0)()
+		advance(time.Second)
+		for _, running := range []bool{false, true} {
+			other := o.newHandler()
+			other.SetRunning(running)
+			p, err := Join(t.Name(), other)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Add(other, a.Address, []*health.Target{sick})
+			if running { // it is the older one
+				o.Remove(o.handler, a.Upstream)
+				o.Add(o.handler, a.Address, a.targets)
+			}
+			a.eject()
+			a.FollowChecks()
+			if a.Ejection().IsZero() {
+				t.Errorf("running %v: the checks of another config have ended the ejection", running)
+			}
+			p.Remove(other, a.Upstream)
+			if err := p.Leave(other); err != nil {
+				t.Error(err)
+			}
+			advance(time.Minute)
+			a.ClaimTrial(true)
+			a.good()
+		}
+	})
+}
+
+// TestLeave_WaitsForTheSampler: when the last handler has left, its hooks are not called any
+// more.
+func TestLeave_WaitsForTheSampler(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		called, ended := false, false
+		h := new(observed).newHandler()
+		h.Hooks.Accused = func(string, Cause, string, bool) {
+			called = true
+			time.Sleep(time.Second)
+			ended = true
+		}
+		p, err := Join(t.Name(), h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.SetRunning(true)
+		s := &server{Upstream: p.Add(h, "a", nil)}
+		trip := s.send()
+		advance(time.Second)
+		if !called {
+			t.Fatal("no stall")
+		}
+		p.Remove(h, s.Upstream)
+		if err := p.Leave(h); err != nil {
+			t.Error(err)
+		}
+		if !ended {
+			t.Error("a hook is being called")
+		}
+		trip.Void()
 	})
 }

@@ -62,6 +62,13 @@ func (s *server) setSick(sick bool) {
 	}
 }
 
+// setTakes says how long probes take from now on.
+func (s *server) setTakes(takes time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.takes = takes
+}
+
 // probe is a probe by one of the checks.
 func (s *server) probe(check int) error {
 	s.mu.Lock()
@@ -122,9 +129,7 @@ func observe(t *testing.T, n, checks int, configure ...func(*Settings)) *observe
 		}
 		s.Upstream = o.Add(o.handler, fmt.Sprint(string(rune('a'+i))), s.targets)
 		for _, target := range s.targets {
-			target.Subscribe(func() {
-				s.SetDown(slices.ContainsFunc(s.targets, func(target *health.Target) bool { return target.Status() == health.Down }))
-			})
+			target.Subscribe(s.FollowChecks)
 		}
 		o.servers = append(o.servers, s)
 	}
@@ -134,7 +139,7 @@ func observe(t *testing.T, n, checks int, configure ...func(*Settings)) *observe
 		s.probed()
 	}
 	o.began = time.Now()
-	o.calls = 0
+	o.setCalls(0)
 	return o
 }
 
@@ -172,6 +177,14 @@ func (o *observed) leave(t *testing.T, h *Handler) {
 	if err := o.Leave(h); err != nil {
 		t.Error(err)
 	}
+}
+
+// setCalls sets how often Changed was called, and returns how often it was.
+func (o *observed) setCalls(n int) (before int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	before, o.calls = o.calls, n
+	return before
 }
 
 func (o *observed) note(format string, args ...any) {

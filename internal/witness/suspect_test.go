@@ -39,25 +39,27 @@ func TestAccusation_ProbesDecide(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				o := observe(t, 2, tc.checks)
 				a := o.servers[0]
-				a.takes = 100 * time.Millisecond
+				a.setTakes(100 * time.Millisecond)
+				a.mu.Lock()
 				for i := range tc.sick {
 					a.sick[i] = true
 				}
+				a.mu.Unlock()
 				a.fail(tc.f)
 				suspect := strings.Contains(tc.told[0], "suspect")
 				if got := a.IsSuspect(); got != suspect {
 					t.Errorf("a suspect: %v, want %v", got, suspect)
 				}
-				if suspect && o.calls == 0 {
+				if suspect && o.setCalls(0) == 0 {
 					t.Error("the handler was not told")
 				}
-				o.calls = 0
+				o.setCalls(0)
 				advance(700 * time.Millisecond)
 				o.want(t, tc.told...)
 				if a.IsSuspect() {
 					t.Error("it is still a suspect")
 				}
-				if suspect && o.calls == 0 {
+				if suspect && o.setCalls(0) == 0 {
 					t.Error("the handler was not told of the end")
 				}
 				if got := a.probed(); got != tc.probes {
@@ -122,7 +124,7 @@ func TestAccusation_ConnectIsSharedByTheTarget(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			o := observe(t, 1, 1)
 			a := o.servers[0]
-			a.takes = 100 * time.Millisecond
+			a.setTakes(100 * time.Millisecond)
 			a.fail(tc.f)
 			if tc.f == status {
 				a.fail(tc.f)
@@ -366,7 +368,7 @@ func TestSuspicion_IsOneAtATime(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		o := observe(t, 1, 1)
 		a := o.servers[0]
-		a.takes = time.Second
+		a.setTakes(time.Second)
 		for _, f := range []Failure{reset, refused, timedOut, status, reset} {
 			a.fail(f)
 			advance(100 * time.Millisecond)
@@ -388,7 +390,7 @@ func TestSuspicion_EndsUndecidedInAPause(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		o := observe(t, 1, 2)
 		a := o.servers[0]
-		a.takes = time.Second
+		a.setTakes(time.Second)
 		a.fail(reset)
 		for _, target := range a.targets {
 			target.Pause(true)

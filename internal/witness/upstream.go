@@ -29,7 +29,7 @@ type Upstream struct {
 
 	mu        sync.Mutex // guards what follows
 	bindings  []binding
-	down      bool
+	down      bool       // as far as FollowChecks knows
 	suspicion *suspicion // nil if there is none
 	connected time.Time  // when the last suspicion because of a connection began
 	backoffs  [causes]backoff
@@ -118,7 +118,7 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		u.row.request(now)
 		urgent = u.row.isUrgent(now)
 	}
-	down, length, single := u.down, u.row.length, a.answered && u.row.streak < minAnswers && !urgent
+	targets, length, single := u.targetsOf(h), u.row.length, a.answered && u.row.streak < minAnswers && !urgent
 	u.mu.Unlock()
 
 	common := u.pool.isCommonTrouble(now)
@@ -126,13 +126,12 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		u.pool.tryEjected(now)
 	}
 	ejected := u.ejection.isOn()
-	if c.upstream != nil && !common && !down && !ejected && h.Settings.EjectAfter > 0 && length >= h.Settings.EjectAfter &&
+	if c.upstream != nil && !common && isUp(targets) && !ejected && h.Settings.EjectAfter > 0 && length >= h.Settings.EjectAfter &&
 		h.Hooks.MayEject(u) {
-		u.eject(h, now, false)
-		ejected = true
+		ejected = u.eject(h, now, false)
 	}
 	began := false
-	if !ejected && !down && !single && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
+	if !ejected && !isDown(targets) && !single && (!common || a.cause == Connect || a.cause == Outcome && !a.answered) {
 		// requests that are reset everywhere are no reason to hurry
 		began = u.suspectNow(h, a, urgent && !common, now)
 	}
@@ -248,11 +247,14 @@ func (u *Upstream) reset() {
 	u.backoffs = [causes]backoff{}
 }
 
-// SetDown says whether the checks of the upstream hold it down. That ends an ejection, but
-// it counts for the next one. It takes a lock.
-func (u *Upstream) SetDown(down bool) {
+// FollowChecks is to be called when the checks of a handler may hold the upstream down, or no
+// longer do. Those of the handler that decides count. Down ends an ejection, but that counts
+// for the next one. It takes a lock.
+func (u *Upstream) FollowChecks() {
+	h := u.handler()
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	down := isDown(u.targetsOf(h))
 	if u.down == down {
 		return
 	}
@@ -262,6 +264,16 @@ func (u *Upstream) SetDown(down bool) {
 		u.reset()
 		u.ejection.end(time.Now())
 	}
+}
+
+// isDown reports whether a check fails.
+func isDown(targets []*health.Target) bool {
+	return slices.ContainsFunc(targets, func(t *health.Target) bool { return t.Status() == health.Down })
+}
+
+// isUp reports whether all checks pass, if there are any.
+func isUp(targets []*health.Target) bool {
+	return !slices.ContainsFunc(targets, func(t *health.Target) bool { return t.Status() != health.Up })
 }
 
 // good notes a good answer, when that matters.
@@ -309,18 +321,28 @@ func (u *Upstream) reportReturn() {
 	}
 }
 
-// eject takes the upstream out for a while: once more, if a trial has failed.
-func (u *Upstream) eject(h *Handler, now time.Time, again bool) {
+// eject takes the upstream out for a while: once more, if a trial has failed. It reports
+// whether it did: not if another one was ejected at the same moment, and too little is left.
+func (u *Upstream) eject(h *Handler, now time.Time, again bool) bool {
 	u.mu.Lock()
 	reason := u.row.describe(again, len(u.targetsOf(h)) > 0)
+	u.mu.Unlock()
 	until, inRow := u.ejection.begin(now, again, reason, &h.Settings)
+	if inRow == 0 {
+		return true
+	}
+	if !again && !h.Hooks.MayEject(u) {
+		u.ejection.undo()
+		u.pool.changed()
+		return false
+	}
+	u.mu.Lock()
 	u.row.reset()
 	u.attentive.Store(true)
 	u.mu.Unlock()
-	if inRow > 0 {
-		u.pool.changed()
-		h.Hooks.Ejected(u.Address, reason, until, inRow)
-	}
+	u.pool.changed()
+	h.Hooks.Ejected(u.Address, reason, until, inRow)
+	return true
 }
 
 // targetsOf returns the targets of the upstream for a handler. u.mu must be held.
