@@ -52,10 +52,12 @@ func nuisances() []nuisance {
 			send: func(c *testkit.Caddy, client *http.Client) { testkit.Ask(client, c.URL()+"/"+name+slowly) },
 		}
 	}
+	timeout := slow("timeout", 50*time.Millisecond, "", "transport http {\nresponse_header_timeout 700ms\n}")
+	timeout.accuses = testkit.RaceDetector // then this process itself may answer nothing for so long
 	return []nuisance{
 		slow("endpoint", 100*time.Millisecond, "", ""),
 		slow("longpolls", 20*time.Millisecond, "", ""), // as many as there are others
-		slow("timeout", 50*time.Millisecond, "", "transport http {\nresponse_header_timeout 700ms\n}"),
+		timeout,
 		{
 			route: route{path: "leaves"}, every: 20 * time.Millisecond,
 			send: func(c *testkit.Caddy, client *http.Client) {
@@ -169,10 +171,11 @@ func (n *nuisance) happens(t *testing.T, c *testkit.Caddy) {
 	if n.accuses && n.every <= n.good {
 		most = 1 // five in a row, by chance, before others had two in a row
 	}
-	if wantUndisturbed(t, c, n.route, most) == 0 {
+	metrics := c.Metrics()
+	if wantUndisturbed(t, metrics, n.route, most) == 0 {
 		n.wantShares(t)
 	}
-	n.wantBursts(t, c, time.Since(began))
+	n.wantBursts(t, metrics, time.Since(began))
 
 	victim := n.upstreams[1]
 	victim.Set(testkit.Refusing)
@@ -207,11 +210,14 @@ func (n *nuisance) wantShares(t *testing.T) {
 }
 
 // wantBursts fails the test if there were more probes than the back-off allows.
-func (n *nuisance) wantBursts(t *testing.T, c *testkit.Caddy, during time.Duration) {
+func (n *nuisance) wantBursts(t *testing.T, metrics map[string]float64, during time.Duration) {
 	t.Helper()
 	for _, b := range n.upstreams {
 		bursts := b.Probed("/healthz") - 1
-		accused := accusations(c, n.path, b.Addr, "connect") + accusations(c, n.path, b.Addr, "outcome") + accusations(c, n.path, b.Addr, "stall")
+		accused := 0.0
+		for _, cause := range []string{"connect", "outcome", "stall"} {
+			accused += metrics[series("accusations_total", "cause", cause, "pool", n.path, "upstream", b.Addr)]
+		}
 		t.Logf("%s: %v accusations, %d bursts in %s", b.Name, accused, bursts, during.Round(time.Millisecond))
 		if most := 6 + int(accused)/2; n.every < n.good {
 			// three in a row and more are as if it were the upstream
