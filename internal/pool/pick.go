@@ -121,14 +121,14 @@ func (d *decision) pickServing(now *Snapshot) (u *reverseproxy.Upstream, serves 
 	if u != nil || retry == nil {
 		return u, serves
 	}
-	anyFull := d.anyFull
+	if d.anyFull { // it serves and was not tried
+		return d.startOver(retry), true
+	}
 	if u, _, _ = d.pickUntried(now.unknown()); u != nil {
 		return u, true
 	}
-	if !anyFull {
-		if u = d.leastRecentlyFailed(now); u != nil {
-			return u, true
-		}
+	if u = d.leastRecentlyFailed(now); u != nil {
+		return u, true
 	}
 	return d.startOver(retry), true
 }
