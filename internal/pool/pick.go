@@ -115,7 +115,7 @@ func (d *decision) pickServing(now *Snapshot) (u *reverseproxy.Upstream, serves 
 		d.state = FailedOpen
 	}
 	u, retry, serves := d.pickUntried(tiers...)
-	if d.accused || d.Tried.any() && (d.allTried || u == nil && retry != nil && !d.anyFull) {
+	if d.accused && mayProbe(d.pool) || d.Tried.any() && (d.allTried || u == nil && retry != nil && !d.anyFull) {
 		probeDown(now, d.Upstreams, d.Tried)
 	}
 	if u != nil || retry == nil {
