@@ -77,7 +77,7 @@ func resolveRetries(configured *int) (int, error) {
 
 // provisionRetries sets how often the handler selects again for a request that failed,
 // where the handler does not say so itself. It reports whether it ever does.
-func (s *Selection) provisionRetries(ctx caddy.Context) (again bool, err error) {
+func provisionRetries(s *Selection, ctx caddy.Context) (again bool, err error) {
 	retries, err := resolveRetries(s.Retries)
 	if err != nil {
 		return false, err
@@ -218,7 +218,7 @@ func (e *Eject) resolve(settings *witness.Settings) error {
 }
 
 // parseRetries reads the option that d is at.
-func (s *Selection) parseRetries(d *caddyfile.Dispenser) error {
+func parseRetries(s *Selection, d *caddyfile.Dispenser) error {
 	text, err := parseArg(d, "off, or one "+limits.RetriesRange+", like 2")
 	if err != nil {
 		return err
@@ -229,7 +229,7 @@ func (s *Selection) parseRetries(d *caddyfile.Dispenser) error {
 }
 
 // parseObserve reads the option that d is at.
-func (s *Selection) parseObserve(d *caddyfile.Dispenser) error {
+func parseObserve(s *Selection, d *caddyfile.Dispenser) error {
 	const takes = "observe takes off, or a block with status and stall"
 	o, place := new(Observe), d.Token()
 	if d.NextArg() {
@@ -250,7 +250,7 @@ func (s *Selection) parseObserve(d *caddyfile.Dispenser) error {
 		return errAt(place, errors.New(takes))
 	}
 	s.Observe = o
-	return s.endWitness(place)
+	return endWitness(s, place)
 }
 
 // unmarshalOption reads the option that d is at, in the block of observe.
@@ -281,7 +281,7 @@ func (o *Observe) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 }
 
 // parseEject reads the option that d is at.
-func (s *Selection) parseEject(d *caddyfile.Dispenser) error {
+func parseEject(s *Selection, d *caddyfile.Dispenser) error {
 	e, place := new(Eject), d.Token()
 	text, err := parseArg(d, "off, or one "+limits.EjectAfterRange+", like 5")
 	if err != nil {
@@ -302,7 +302,7 @@ func (s *Selection) parseEject(d *caddyfile.Dispenser) error {
 		return err
 	}
 	s.Eject = e
-	return s.endWitness(place)
+	return endWitness(s, place)
 }
 
 // unmarshalOption reads the option that d is at, in the block of eject.
@@ -339,7 +339,7 @@ func (e *Eject) unmarshalOption(d *caddyfile.Dispenser, option string) (err erro
 
 // endWitness reports an error if the option at a place and the other one exclude each
 // other.
-func (s *Selection) endWitness(place caddyfile.Token) error {
+func endWitness(s *Selection, place caddyfile.Token) error {
 	if err := checkEjects(s.Observe, s.Eject); err != nil {
 		return errAt(place, err)
 	}

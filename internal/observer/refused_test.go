@@ -54,7 +54,7 @@ func TestRoundTrip_LateTraces(t *testing.T) {
 	var late []*httptrace.ClientTrace
 	w := watch(t, function(func(r *http.Request) (*http.Response, error) {
 		late = append(late, httptrace.ContextClientTrace(r.Context()))
-		return &http.Response{StatusCode: 200, Body: http.NoBody, Header: make(http.Header)}, nil
+		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Header: make(http.Header)}, nil
 	}))
 	told := make([]int, 3)
 	for i := range told {

@@ -339,28 +339,38 @@ func TestSampler_NoneWithoutAHandlerThatWantsStalls(t *testing.T) {
 func TestSample_LatenessIsVoid(t *testing.T) {
 	set := DefaultSettings()
 	now := time.Now()
-	step := func(f *flow, after time.Duration, late bool) bool {
+	step := func(f *flow, after, late time.Duration) bool {
 		now = now.Add(after)
 		return f.sample(now, 0, late, &set)
 	}
 	var f flow
 	f.wait()
-	step(&f, 0, false)
-	if step(&f, 10*time.Second, true) {
+	step(&f, 0, 0)
+	if step(&f, 10*time.Second, 10*time.Second-minStall/2) {
 		t.Error("a stall was noticed by a late sample")
 	}
-	if step(&f, minStall-1, false) {
-		t.Error("the time before a late sample counts")
+	if step(&f, minStall/2-1, 0) {
+		t.Error("the time by which a sample was late counts")
 	}
-	if !step(&f, 1, false) {
-		t.Error("the time after a late sample does not count")
+	if !step(&f, 1, 0) {
+		t.Error("the time beside a late sample does not count")
 	}
+	for range 2 * samples { // a process that is always late notices a stall all the same
+		if step(&f, minStall, minStall/2) {
+			now = time.Time{}
+			break
+		}
+	}
+	if !now.IsZero() {
+		t.Error("no stall was noticed by samples that are always late")
+	}
+	now = time.Now()
 	f = flow{}
 	f.wait()
-	step(&f, 0, false)
+	step(&f, 0, 0)
 	f.answered(true)
 	f.wait()
-	step(&f, 10*time.Second, true)
+	step(&f, 10*time.Second, 10*time.Second)
 	if got := f.stall(&set); got != minStall {
 		t.Errorf("a late sample made a stall of %v", got)
 	}
