@@ -213,6 +213,7 @@ func (p *chaosPool) sites() string {
 				retries off
 				eject 3 {
 					for 200ms %s
+					share 60%%
 				}
 				%s
 			}
