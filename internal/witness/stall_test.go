@@ -231,6 +231,25 @@ func TestStall_ATimeoutIsOneOnlyWithoutFirstBytes(t *testing.T) {
 	}
 }
 
+// TestStall_OffIsForTimeoutsToo: with stall off, a timeout of the answer accuses none.
+func TestStall_OffIsForTimeoutsToo(t *testing.T) {
+	for _, off := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			stall := time.Hour
+			if off {
+				stall = -1
+			}
+			o := observe(t, 2, 1, stallOf(stall))
+			a := o.servers[0]
+			a.send().Fail(Failure{Cause: Stall, Reason: "a timeout"})
+			advance(time.Second)
+			if told := o.told("suspect by stall"); len(told) > 0 == off {
+				t.Errorf("off %v: told %q", off, told)
+			}
+		})
+	}
+}
+
 // TestStall_FollowsThePace: auto is 8 times the usual gap between first bytes while requests
 // wait, from 500 ms to 10 s. It grows at once and shrinks little by little.
 func TestStall_FollowsThePace(t *testing.T) {

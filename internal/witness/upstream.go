@@ -105,7 +105,7 @@ func (u *Upstream) FirstBytes() uint64 { return u.flow.firsts() }
 func (u *Upstream) accuse(a accusation) (c Counted) {
 	now := time.Now()
 	h := u.handler()
-	if h == nil || h.Settings.Off || a.byRequest && epochOf(a.stage) != epochOf(u.stage.Load()) {
+	if h == nil || h.Settings.Off || a.cause == Stall && !h.wantsStalls() || a.byRequest && epochOf(a.stage) != epochOf(u.stage.Load()) {
 		return c
 	}
 	u.mu.Lock()
