@@ -218,7 +218,7 @@ func TestStall_ATimeoutIsOneOnlyWithoutFirstBytes(t *testing.T) {
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
-				o := observe(t, 1, 1, stallOf(-1))
+				o := observe(t, 1, 1, stallOf(time.Hour))
 				a := o.servers[0]
 				trip := a.send()
 				tc.during(a)
