@@ -165,20 +165,25 @@ func (n *nuisance) happens(t *testing.T, c *testkit.Caddy) {
 	if failed := failures(good.Sent()); len(failed) > 0 {
 		t.Errorf("%d good requests failed: %v", len(failed), failed)
 	}
-	wantUndisturbed(t, c, n.route)
-	n.wantShares(t)
+	most := 0
+	if n.accuses && n.every <= n.good {
+		most = 1 // five in a row, by chance, before others had two in a row
+	}
+	if wantUndisturbed(t, c, n.route, most) == 0 {
+		n.wantShares(t)
+	}
 	n.wantBursts(t, c, time.Since(began))
 
 	victim := n.upstreams[1]
 	victim.Set(testkit.Refusing)
-	testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return c.Down(victim.Addr) })
-	good.Await(t, 20)
+	good.Await(t, 30)
 	wantRounds(t, "after a kill", good.Stop(), 3)
 	bad.Stop()
+	testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return c.Down(victim.Addr) })
 }
 
 // wantShares fails the test unless all upstreams got as many requests as each other, within
-// two percent of all.
+// two percent of all; more with the race detector, which makes bursts last longer.
 func (n *nuisance) wantShares(t *testing.T) {
 	t.Helper()
 	var seen []int
@@ -188,10 +193,13 @@ func (n *nuisance) wantShares(t *testing.T) {
 		seen = append(seen, requests)
 		sum += requests
 	}
-	even := float64(sum) / float64(len(seen))
+	even, share := float64(sum)/float64(len(seen)), 0.02
+	if testkit.RaceDetector {
+		share *= 3
+	}
 	for _, requests := range seen {
 		// those that are under way to an upstream do not count yet
-		if off := float64(requests) - even; max(off, -off) > 0.02*float64(sum)+5 {
+		if off := float64(requests) - even; max(off, -off) > share*float64(sum)+5 {
 			t.Errorf("requests by upstream: %v, want even shares", seen)
 			return
 		}
