@@ -29,14 +29,17 @@ type Observe struct {
 	Off bool `json:"off,omitempty"`
 
 	// The statuses of answers that accuse: codes (`502`), classes (`5xx`) and ranges
-	// (`500-599`), or only `off` if none does. Global placeholders can be used. An
-	// application should not answer with these statuses while all is well with it.
+	// (`500-599`), or only `off` if none does. Two such answers in a row accuse. Global
+	// placeholders can be used. An application should not answer with these statuses while
+	// all is well with it.
 	// Default: 502, 504, and 503 in answers without a `Retry-After` field.
 	Status []string `json:"status,omitempty"`
 
 	// How long requests wait for an upstream that sends no first byte of any answer,
 	// until that accuses it: `auto`, which follows the pace of the upstream and is from
-	// `500ms` to `10s`, a duration from `10ms` to `24h`, or `off`. Default: `auto`.
+	// `500ms` to `10s`, a duration from `10ms` to `24h`, or `off`. With `off`, timeouts of
+	// the transport, such as `response_header_timeout`, do not accuse either. Default:
+	// `auto`.
 	Stall string `json:"stall,omitempty"`
 }
 

@@ -4,18 +4,44 @@ package balancer
 
 import (
 	"context"
+	"maps"
+	"net/http"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
-// TestTried_BelongsToARequest: the variables of a request outlive the handler. Another
+// TestTried_LeavesTheVariablesAlone: when a round trip has failed, the transport may still
+// dial for it. A dial of Caddy reads the variables of the request, which have no lock.
+func TestTried_LeavesTheVariablesAlone(t *testing.T) {
+	p := newPolicy(t, "uu", retrying)
+	r := testkit.Get()
+	variables := r.Context().Value(caddyhttp.VarsCtxKey).(map[string]any)
+	before := maps.Clone(variables)
+	var dials sync.WaitGroup
+	p.roundTrip(r, p.Select(p.listed, r, nil), func(r *http.Request) (*http.Response, error) {
+		dials.Go(func() { caddyhttp.GetVar(r.Context(), "any") }) // the race detector sees a write
+		return refused(r)
+	})
+	dials.Wait()
+	if p.traffic.tried(r) == nil {
+		t.Error("the try is not noted")
+	}
+	if !maps.Equal(variables, before) {
+		t.Errorf("variables %v, want %v", variables, before)
+	}
+}
+
+// TestTried_BelongsToARequest: the placeholders of a request outlive the handler. Another
 // request with the same ones, as in handle_errors, has tried nothing yet.
 func TestTried_BelongsToARequest(t *testing.T) {
 	p := newPolicy(t, "uu", retrying)

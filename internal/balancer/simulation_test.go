@@ -213,6 +213,7 @@ func (s *simulation) serve(j job) (failed bool) {
 	ctx = context.WithValue(ctx, jobKey{}, j)
 	ctx = context.WithValue(ctx, caddyhttp.ServerCtxKey, s.caddy)
 	ctx = context.WithValue(ctx, caddyhttp.VarsCtxKey, make(map[string]any))
+	ctx = context.WithValue(ctx, caddy.ReplacerCtxKey, caddy.NewReplacer())
 	method := http.MethodGet
 	if j.post {
 		method = http.MethodPost

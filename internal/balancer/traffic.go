@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
@@ -29,7 +29,7 @@ type traffic struct {
 	balancer *Balancer
 	handler  witness.Handler
 	pool     *witness.Pool // nil if nothing is observed
-	variable string        // where a request keeps what it tried
+	variable string        // the placeholder that has what a request tried
 	brought  sync.Map      // what requests brought from a dynamic source: *pool.Member by dial address
 }
 
@@ -160,10 +160,21 @@ func (t *traffic) tried(r *http.Request) *pool.Tried {
 
 // known returns what is known of the tries of a request, nil if that is nothing.
 func (t *traffic) known(ctx context.Context, tries *url.URL) *pool.Tried {
-	if known, ok := caddyhttp.GetVar(ctx, t.variable).(*pool.Tried); ok && known.URL == tries {
-		return known
+	if kept := placeholdersOf(ctx); kept != nil {
+		value, _ := kept.Get(t.variable)
+		if known, ok := value.(*pool.Tried); ok && known.URL == tries {
+			return known
+		}
 	}
 	return nil
+}
+
+// placeholdersOf returns what keeps the tries of a request, nil if it has none. These are not
+// its variables, which have no lock: when a round trip has failed, the transport may still dial
+// for it, and a dial reads the variables.
+func placeholdersOf(ctx context.Context) *caddy.Replacer {
+	kept, _ := ctx.Value(caddy.ReplacerCtxKey).(*caddy.Replacer)
+	return kept
 }
 
 // remember returns what is known of the tries of a request, from now on.
@@ -174,8 +185,12 @@ func (t *traffic) remember(r *http.Request) *pool.Tried {
 	if known := t.known(r.Context(), r.URL); known != nil {
 		return known
 	}
+	kept := placeholdersOf(r.Context())
+	if kept == nil {
+		return nil
+	}
 	fresh := &pool.Tried{URL: r.URL}
-	caddyhttp.SetVar(r.Context(), t.variable, fresh)
+	kept.Set(t.variable, fresh)
 	// servers cancel the context when the request has ended
 	context.AfterFunc(r.Context(), t.balancer.pool.BeginRetry())
 	return fresh

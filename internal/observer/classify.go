@@ -42,7 +42,7 @@ func classify(ctx context.Context, err error, content *body, c connection) (f wi
 	case isBroken(err) && c == none: // while TLS was negotiated
 		f.Cause = witness.Connect
 	case isBroken(err):
-		f.Cause, f.Unsure = witness.Outcome, c == reused
+		f.Cause, f.Unsure = witness.Outcome, c == reused && !hasText(err, "malformed") // that is an answer
 	default:
 		return f, false
 	}

@@ -14,7 +14,7 @@ import (
 // Tried is what one request remembers from one selection to the next. It is kept where
 // the handler retries only. All methods can be called on nil: nothing was tried then.
 type Tried struct {
-	// URL tells apart the requests that share their variables: those of a handle_errors
+	// URL tells apart the requests that share their placeholders: those of a handle_errors
 	// route are those of the request that failed. All tries of a request have one.
 	URL *url.URL
 

@@ -116,6 +116,55 @@ func TestReload_TheNewestThatRunsDecides(t *testing.T) {
 	})
 }
 
+// TestReload_WithoutEjectionNothingStaysEjected: once a handler that ejects nothing decides,
+// what is ejected returns at once, and trials that fail eject nothing.
+func TestReload_WithoutEjectionNothingStaysEjected(t *testing.T) {
+	for _, trial := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			o := observe(t, 4, 1)
+			a := o.servers[0]
+			a.eject()
+			var under *Trip
+			if trial {
+				advance(30 * time.Second)
+				if !a.ClaimTrial(true) {
+					t.Fatal("no trial")
+				}
+				under = a.send()
+			}
+			o.told()
+			o.began = time.Now()
+			newer := o.newHandler(func(s *Settings) { s.EjectAfter = 0 })
+			if _, err := Join(t.Name(), newer); err != nil {
+				t.Fatal(err)
+			}
+			o.Add(newer, a.Address, a.targets)
+			a.FollowChecks()
+			if a.Ejection().IsZero() {
+				t.Fatal("a handler that does not run yet ends an ejection")
+			}
+			newer.SetRunning(true)
+			if trial {
+				under.Fail(status)
+			} else {
+				a.FollowChecks()
+			}
+			o.want(t, "0s a returned")
+			for range 20 {
+				a.fail(status)
+			}
+			advance(time.Minute)
+			if !a.Ejection().IsZero() {
+				t.Error("it is ejected again")
+			}
+			o.Remove(newer, a.Upstream)
+			if err := o.Leave(newer); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
 // TestPool_EndsWithItsLastHandler: afterwards nothing is left, also if requests still wait,
 // and they have no effect.
 func TestPool_EndsWithItsLastHandler(t *testing.T) {

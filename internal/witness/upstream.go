@@ -105,7 +105,7 @@ func (u *Upstream) FirstBytes() uint64 { return u.flow.firsts() }
 func (u *Upstream) accuse(a accusation) (c Counted) {
 	now := time.Now()
 	h := u.handler()
-	if h == nil || h.Settings.Off || a.byRequest && epochOf(a.stage) != epochOf(u.stage.Load()) {
+	if h == nil || h.Settings.Off || a.cause == Stall && !h.wantsStalls() || a.byRequest && epochOf(a.stage) != epochOf(u.stage.Load()) {
 		return c
 	}
 	u.mu.Lock()
@@ -145,11 +145,11 @@ func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
 	switch {
 	case a.cause == Connect:
 		return false
+	case a.byRequest && !u.stage.CompareAndSwap(a.stage, a.stage+1): // it was in flight at the last one
+		return false
 	case a.cause == Stall: // a slow endpoint stalls once, and then its answers come
 		counts = u.row.stalledAt != 0 && u.row.stalledAt == u.flow.firsts()+1
 		u.row.stalledAt = 0
-	case !u.stage.CompareAndSwap(a.stage, a.stage+1): // it was in flight at the last one
-		return false
 	default:
 		counts = !a.unsure
 	}
@@ -248,10 +248,13 @@ func (u *Upstream) reset() {
 }
 
 // FollowChecks is to be called when the checks of a handler may hold the upstream down, or no
-// longer do. Those of the handler that decides count. Down ends an ejection, but that counts
-// for the next one. It takes a lock.
+// longer do, and when another handler may decide. The checks of the one that decides count.
+// Down ends an ejection, but that counts for the next one. It takes a lock.
 func (u *Upstream) FollowChecks() {
 	h := u.handler()
+	if h != nil && h.Settings.EjectAfter == 0 {
+		u.endEjection(time.Now())
+	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	down := isDown(u.targetsOf(h))
@@ -298,18 +301,25 @@ func (u *Upstream) bad(trial uint64, reason string) {
 	if h == nil || !u.ejection.endTrial(trial) {
 		return
 	}
-	if !u.pool.isCommonTrouble(now) {
+	if h.Settings.EjectAfter > 0 && !u.pool.isCommonTrouble(now) {
 		u.mu.Lock()
 		u.row.add(true, reason)
 		u.mu.Unlock()
 		u.eject(h, now, true)
 		return
 	}
-	u.mu.Lock() // nothing is ejected: the others do not answer better
-	returned := u.ejection.end(now)
-	u.newEpoch()
+	u.endEjection(now) // nothing is to be ejected, or the others do not answer better
+}
+
+// endEjection ends the ejection, if there is one.
+func (u *Upstream) endEjection(now time.Time) {
+	u.mu.Lock()
+	ended := u.ejection.end(now)
+	if ended {
+		u.newEpoch()
+	}
 	u.mu.Unlock()
-	if returned {
+	if ended {
 		u.reportReturn()
 	}
 }
