@@ -21,10 +21,9 @@ import (
 // nuisance is something that fails or takes long, and says nothing about one upstream.
 type nuisance struct {
 	route
-	every  time.Duration                                 // how often it happens
-	good   time.Duration                                 // how often there is a good request, 20 ms if it is 0
-	answer func(http.ResponseWriter, *http.Request) bool // of all upstreams
-	send   func(c *testkit.Caddy, client *http.Client)   // what happens
+	every time.Duration                               // how often it happens
+	good  time.Duration                               // how often there is a good request, 20 ms if it is 0
+	send  func(c *testkit.Caddy, client *http.Client) // what happens
 	// accuses: what happens may accuse, so bursts within the back-off are to be expected.
 	accuses bool
 }
