@@ -42,7 +42,8 @@ func classify(ctx context.Context, err error, content *body, c connection) (f wi
 	case isBroken(err) && c == none: // while TLS was negotiated
 		f.Cause = witness.Connect
 	case isBroken(err):
-		f.Cause, f.Unsure = witness.Outcome, c == reused && !hasText(err, "malformed") // that is an answer
+		// malformed bytes are an answer, and so is the reset of a stream
+		f.Cause, f.Unsure = witness.Outcome, c == reused && !hasText(err, "malformed") && !isStreamReset(err)
 	default:
 		return f, false
 	}
@@ -102,6 +103,13 @@ func isBroken(err error) bool {
 	}
 	return hasText(err, "server closed idle connection", "connection broken", "malformed", "connection reset", "broken pipe", "EOF",
 		"server sent GOAWAY", "client connection lost", "client connection force closed", "stream error: ", "no recent network activity", "Application error", "H3_")
+}
+
+// isStreamReset reports whether an upstream has ended one request of an HTTP/2 connection that
+// goes on: the connection was no idle one that it closed. If it refuses a stream, it has not
+// looked at the request.
+func isStreamReset(err error) bool {
+	return hasText(err, "stream error: ") && !hasText(err, "REFUSED_STREAM")
 }
 
 // quoted are the parts of a text between quotation marks.

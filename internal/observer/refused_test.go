@@ -3,6 +3,7 @@
 package observer_test
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"net/url"
+	"slices"
 	"testing"
 )
 
@@ -78,5 +80,34 @@ func TestRoundTrip_LateTraces(t *testing.T) {
 	}
 	if firsts := w.witness.FirstBytes(); firsts != 3 {
 		t.Errorf("%d first bytes, want 3", firsts)
+	}
+}
+
+// TestRoundTrip_AStreamThatIsResetCounts: a connection of HTTP/2 that was used before and goes
+// on was no idle one. A stream that is refused was not looked at, as on one that ends.
+func TestRoundTrip_AStreamThatIsResetCounts(t *testing.T) {
+	for _, tc := range []struct {
+		err    string
+		counts int
+	}{
+		{"stream error: stream ID 3; INTERNAL_ERROR; received from peer", 1},
+		{"stream error: stream ID 3; REFUSED_STREAM; received from peer", 0},
+		{"http2: server sent GOAWAY and closed the connection; LastStreamID=1", 0},
+		{"http2: client connection lost", 0},
+	} {
+		t.Run(tc.err, func(t *testing.T) {
+			inner := transport(t)
+			inner.RegisterProtocol("reused", function(func(r *http.Request) (*http.Response, error) {
+				httptrace.ContextClientTrace(r.Context()).GotConn(httptrace.GotConnInfo{Reused: true})
+				return nil, errors.New(tc.err)
+			}))
+			w := watch(t, inner)
+			if _, err := w.roundTrip(t, w.request(t, http.MethodPost, "reused://app", nil)); err == nil {
+				t.Fatal("no error")
+			}
+			if got := w.causes(); !slices.Equal(got, []string{"outcome"}) || w.ejections() != tc.counts {
+				t.Errorf("accused by %q, ejected %d times, want an outcome and %d", got, w.ejections(), tc.counts)
+			}
+		})
 	}
 }
