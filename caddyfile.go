@@ -118,11 +118,11 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 		s.Hold = (*caddy.Duration)(&hold)
 		return grammar.At(d, err)
 	case "retries":
-		return s.parseRetries(d)
+		return parseRetries(s, d)
 	case "observe":
-		return s.parseObserve(d)
+		return parseObserve(s, d)
 	case "eject":
-		return s.parseEject(d)
+		return parseEject(s, d)
 	case "select":
 		return s.parseSelect(d)
 	default:

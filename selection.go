@@ -239,7 +239,7 @@ func (s *Selection) provisionRules(ctx caddy.Context, checks []*monitor.Check) (
 			return r, err
 		}
 	}
-	if r.Retries, err = s.provisionRetries(ctx); err != nil {
+	if r.Retries, err = provisionRetries(s, ctx); err != nil {
 		return r, err
 	}
 	if r.Witness, err = resolveWitness(s.Observe, s.Eject); err != nil {

@@ -29,14 +29,17 @@ type Observe struct {
 	Off bool `json:"off,omitempty"`
 
 	// The statuses of answers that accuse: codes (`502`), classes (`5xx`) and ranges
-	// (`500-599`), or only `off` if none does. Global placeholders can be used. An
-	// application should not answer with these statuses while all is well with it.
+	// (`500-599`), or only `off` if none does. Two such answers in a row accuse. Global
+	// placeholders can be used. An application should not answer with these statuses while
+	// all is well with it.
 	// Default: 502, 504, and 503 in answers without a `Retry-After` field.
 	Status []string `json:"status,omitempty"`
 
 	// How long requests wait for an upstream that sends no first byte of any answer,
 	// until that accuses it: `auto`, which follows the pace of the upstream and is from
-	// `500ms` to `10s`, a duration from `10ms` to `24h`, or `off`. Default: `auto`.
+	// `500ms` to `10s`, a duration from `10ms` to `24h`, or `off`. With `off`, timeouts of
+	// the transport, such as `response_header_timeout`, do not accuse either. Default:
+	// `auto`.
 	Stall string `json:"stall,omitempty"`
 }
 
@@ -77,7 +80,7 @@ func resolveRetries(configured *int) (int, error) {
 
 // provisionRetries sets how often the handler selects again for a request that failed,
 // where the handler does not say so itself. It reports whether it ever does.
-func (s *Selection) provisionRetries(ctx caddy.Context) (again bool, err error) {
+func provisionRetries(s *Selection, ctx caddy.Context) (again bool, err error) {
 	retries, err := resolveRetries(s.Retries)
 	if err != nil {
 		return false, err
@@ -218,7 +221,7 @@ func (e *Eject) resolve(settings *witness.Settings) error {
 }
 
 // parseRetries reads the option that d is at.
-func (s *Selection) parseRetries(d *caddyfile.Dispenser) error {
+func parseRetries(s *Selection, d *caddyfile.Dispenser) error {
 	text, err := parseArg(d, "off, or one "+limits.RetriesRange+", like 2")
 	if err != nil {
 		return err
@@ -229,7 +232,7 @@ func (s *Selection) parseRetries(d *caddyfile.Dispenser) error {
 }
 
 // parseObserve reads the option that d is at.
-func (s *Selection) parseObserve(d *caddyfile.Dispenser) error {
+func parseObserve(s *Selection, d *caddyfile.Dispenser) error {
 	const takes = "observe takes off, or a block with status and stall"
 	o, place := new(Observe), d.Token()
 	if d.NextArg() {
@@ -250,7 +253,7 @@ func (s *Selection) parseObserve(d *caddyfile.Dispenser) error {
 		return errAt(place, errors.New(takes))
 	}
 	s.Observe = o
-	return s.endWitness(place)
+	return endWitness(s, place)
 }
 
 // unmarshalOption reads the option that d is at, in the block of observe.
@@ -281,7 +284,7 @@ func (o *Observe) unmarshalOption(d *caddyfile.Dispenser, option string) (err er
 }
 
 // parseEject reads the option that d is at.
-func (s *Selection) parseEject(d *caddyfile.Dispenser) error {
+func parseEject(s *Selection, d *caddyfile.Dispenser) error {
 	e, place := new(Eject), d.Token()
 	text, err := parseArg(d, "off, or one "+limits.EjectAfterRange+", like 5")
 	if err != nil {
@@ -302,7 +305,7 @@ func (s *Selection) parseEject(d *caddyfile.Dispenser) error {
 		return err
 	}
 	s.Eject = e
-	return s.endWitness(place)
+	return endWitness(s, place)
 }
 
 // unmarshalOption reads the option that d is at, in the block of eject.
@@ -339,7 +342,7 @@ func (e *Eject) unmarshalOption(d *caddyfile.Dispenser, option string) (err erro
 
 // endWitness reports an error if the option at a place and the other one exclude each
 // other.
-func (s *Selection) endWitness(place caddyfile.Token) error {
+func endWitness(s *Selection, place caddyfile.Token) error {
 	if err := checkEjects(s.Observe, s.Eject); err != nil {
 		return errAt(place, err)
 	}

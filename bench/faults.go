@@ -148,31 +148,22 @@ func (b *bench) failAll(ctx context.Context, f fault, peers []peer, network int,
 
 // fail makes one upstream of a proxy fail.
 func (b *bench) fail(ctx context.Context, f fault, p peer, network int, again retries, during time.Duration) (o outcome, err error) {
-	addresses, err := freeAddresses(ctx, network, 3)
+	s, err := b.newSite(ctx, p, network, normal, again)
 	if err != nil {
 		return o, err
 	}
-	all, end, err := startEach(ctx, b.scratch, addresses)
-	if err != nil {
-		return o, err
-	}
-	defer end()
-	proxy, err := p.run(ctx, b.scratch, balance{upstreams: addresses, retries: again})
-	if err != nil {
-		return o, err
-	}
-	defer func() { err = errors.Join(err, proxy.stop()) }()
+	defer func() { err = errors.Join(err, s.close()) }()
 
 	var failing sync.WaitGroup
 	var happened period
 	var failed error
-	failing.Go(func() { happened, failed = f.befall(ctx, all[0], during) })
-	results := attack(ctx, proxy.url(), faultRate, lead+during+tail)
+	failing.Go(func() { happened, failed = f.befall(ctx, s.upstreams[0], during) })
+	results := attack(ctx, s.proxy.url(), faultRate, lead+during+tail)
 	failing.Wait()
 	if failed != nil {
 		return o, failed
 	}
-	return happened.outcome(results, addresses[0], again != noRetries), nil
+	return happened.outcome(results, s.addresses[0], again != noRetries), nil
 }
 
 // period is the time of a fault, and what the upstream counted in it.

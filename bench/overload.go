@@ -122,30 +122,16 @@ func (b *bench) overload(ctx context.Context) error {
 // overloadOne measures one proxy. The spike begins at a time after the start, and lasts
 // for another.
 func (b *bench) overloadOne(ctx context.Context, p peer, network int, mode string, requests []arrival, begins, lasts time.Duration) (o shed, err error) {
-	addresses, err := freeAddresses(ctx, network, 3)
+	s, err := b.newSite(ctx, p, network, mode, noRetries)
 	if err != nil {
 		return o, err
 	}
-	all, end, err := startEach(ctx, b.scratch, addresses)
-	if err != nil {
-		return o, err
-	}
-	defer end()
-	for _, u := range all {
-		if err := u.set(ctx, mode); err != nil {
-			return o, err
-		}
-	}
-	proxy, err := p.run(ctx, b.scratch, balance{upstreams: addresses})
-	if err != nil {
-		return o, err
-	}
-	defer func() { err = errors.Join(err, proxy.stop()) }()
+	defer func() { err = errors.Join(err, s.close()) }()
 	began := time.Now()
-	results := play(ctx, proxy.url(), requests)
+	results := play(ctx, s.proxy.url(), requests)
 	o = shedding(results, began, begins, lasts)
 	over := began.Add(begins + lasts)
-	o.recovered = max(o.recovered, gaps(results, addresses, over, over))
+	o.recovered = max(o.recovered, gaps(results, s.addresses, over, over))
 	return o, ctx.Err()
 }
 

@@ -88,44 +88,35 @@ func (b *bench) posts(ctx context.Context) error {
 
 // post makes one upstream of a proxy accept and reset, and mends it.
 func (b *bench) post(ctx context.Context, p peer, network int, during, limit time.Duration) (o posted, err error) {
-	addresses, err := freeAddresses(ctx, network, 3)
+	s, err := b.newSite(ctx, p, network, normal, noRetries)
 	if err != nil {
 		return o, err
 	}
-	all, end, err := startEach(ctx, b.scratch, addresses)
-	if err != nil {
-		return o, err
-	}
-	defer end()
-	proxy, err := p.run(ctx, b.scratch, balance{upstreams: addresses})
-	if err != nil {
-		return o, err
-	}
-	defer func() { err = errors.Join(err, proxy.stop()) }()
+	defer func() { err = errors.Join(err, s.close()) }()
 	pressed, stop := context.WithCancel(ctx)
 	defer stop()
 	var results []result
 	var posting sync.WaitGroup
 	posting.Go(func() {
-		results = press(ctx, http.MethodPost, proxy.url(), pressing, postRest, func(int) bool { return pressed.Err() == nil })
+		results = press(ctx, http.MethodPost, s.proxy.url(), pressing, postRest, func(int) bool { return pressed.Err() == nil })
 	})
 	err = pause(ctx, lead)
 	began := time.Now()
-	err = errors.Join(err, all[0].set(ctx, resets))
+	err = errors.Join(err, s.upstreams[0].set(ctx, resets))
 	if err == nil {
 		err = pause(ctx, during)
 	}
 	if p.name == thisBuild && err == nil {
 		var shown row
-		shown, err = proxy.rowOf(ctx, addresses[0])
+		shown, err = s.proxy.rowOf(ctx, s.addresses[0])
 		o.ejected = shown.Ejected
 	}
-	err = errors.Join(err, all[0].set(ctx, normal))
+	err = errors.Join(err, s.upstreams[0].set(ctx, normal))
 	healed := time.Now()
-	before, countErr := all[0].count(ctx)
+	before, countErr := s.upstreams[0].count(ctx)
 	// two requests: the first may be a trial
 	_ = within(ctx, time.Until(began.Add(limit)), "a request", func() bool {
-		now, err := all[0].count(ctx)
+		now, err := s.upstreams[0].count(ctx)
 		return err != nil || now.Requests > before.Requests+1
 	})
 	err = errors.Join(err, countErr, pause(ctx, time.Second))
@@ -133,7 +124,7 @@ func (b *bench) post(ctx context.Context, p peer, network int, during, limit tim
 	posting.Wait()
 	o.requests, o.failed, o.again, o.back = len(results), failures(results), repeats(results), never
 	for _, r := range results {
-		if r.ok() && r.from == addresses[0] && r.due.After(healed) {
+		if r.ok() && r.from == s.addresses[0] && r.due.After(healed) {
 			o.back = math.Min(o.back, r.due.Add(r.latency).Sub(began).Seconds())
 		}
 	}

@@ -85,20 +85,11 @@ func (b *bench) restarts(ctx context.Context) error {
 
 // restartUnderLoad restarts some of the three upstreams of a proxy.
 func (b *bench) restartUnderLoad(ctx context.Context, p peer, network int, outage time.Duration, of int) (o restarted, err error) {
-	addresses, err := freeAddresses(ctx, network, 3)
+	s, err := b.newSite(ctx, p, network, normal, noRetries)
 	if err != nil {
 		return o, err
 	}
-	all, end, err := startEach(ctx, b.scratch, addresses)
-	if err != nil {
-		return o, err
-	}
-	defer end()
-	proxy, err := p.run(ctx, b.scratch, balance{upstreams: addresses})
-	if err != nil {
-		return o, err
-	}
-	defer func() { err = errors.Join(err, proxy.stop()) }()
+	defer func() { err = errors.Join(err, s.close()) }()
 
 	lasts := lead + outage + afterRestart
 	ends := time.Now().Add(lasts)
@@ -112,15 +103,15 @@ func (b *bench) restartUnderLoad(ctx context.Context, p peer, network int, outag
 		began = time.Now()
 		listens = began.Add(outage)
 		var each sync.WaitGroup
-		for i, u := range all[:of] {
+		for i, u := range s.upstreams[:of] {
 			each.Go(func() { u.kill(); errs[i] = u.beginAt(ctx, listens) })
 		}
-		down, errs[of] = proxy.lastDown(ctx, addresses[:of], ends)
+		down, errs[of] = s.proxy.lastDown(ctx, s.addresses[:of], ends)
 		each.Wait()
 	})
-	results := attack(ctx, proxy.url(), faultRate, lasts)
+	results := attack(ctx, s.proxy.url(), faultRate, lasts)
 	restarting.Wait()
-	o = restarted{failed: failures(results), picked: gaps(results, addresses, began, listens)}
+	o = restarted{failed: failures(results), picked: gaps(results, s.addresses, began, listens)}
 	switch {
 	case down.After(ends.Add(-idleGap)):
 		o.up = never

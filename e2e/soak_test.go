@@ -27,7 +27,8 @@ var (
 
 const (
 	// soaked is the site. Its first line makes each config differ, because Caddy does not
-	// load a config that equals the one before.
+	// load a config that equals the one before. What requests say of upstreams counts, and
+	// requests are retried, both as by default.
 	soaked = `header Config %d
 	reverse_proxy %s {
 		lb_policy alive {
@@ -38,7 +39,6 @@ const (
 				timeout 1s
 			}
 		}
-		lb_retries 3
 		lb_retry_match {
 			method GET
 		}
@@ -107,7 +107,7 @@ func TestSoak(t *testing.T) {
 	}
 	t.Logf("go test -run TestSoak -soak %s -seed %d", *soakFor, *seed)
 	s := &soak{T: t, done: make(map[string]int)}
-	for range 4 {
+	for range 3 { // so a request with two retries can try each of them
 		s.workers = append(s.workers, startWorker(t))
 	}
 	s.caddy = startCaddy(t, t.TempDir(), "metrics\n\tgrace_period 5s", s.site(0))
@@ -147,8 +147,18 @@ func TestSoak(t *testing.T) {
 	if n := s.flips(s.workers[0]); n != 0 {
 		t.Errorf("the one that was always well went down %d times", n)
 	}
-	if got := s.caddy.answers(20); len(got) != len(s.workers) {
-		t.Errorf("at the end, these answer: %v", got)
+	if n := s.ejections(s.workers[0]); n != 0 {
+		t.Errorf("the one that was always well was ejected %d times", n)
+	}
+	// but those that requests have ejected come back after some time only
+	ejected := 0
+	for _, w := range s.workers {
+		if s.entry(w).EjectedUntil != nil {
+			ejected++
+		}
+	}
+	if got := s.caddy.answers(20); len(got) < len(s.workers)-ejected {
+		t.Errorf("at the end, these answer: %v, and %d are ejected", got, ejected)
 	}
 	l := s.load
 	t.Logf("%s: %v asked, %v excused, %d reset by reloads; happened: %v; noticed in %s at most; %+v after %d reloads, %+v after %d; reset by a reload %s after its end at most",
@@ -416,6 +426,7 @@ func (s *soak) askOnce(method, path, contentType, body string) (string, error) {
 type listed struct {
 	Upstream, Mode, Status string
 	Requests               int
+	EjectedUntil           *time.Time `json:"ejected_until"`
 }
 
 // entry returns the row of an upstream.
@@ -496,6 +507,21 @@ func (s *soak) flips(w *worker) int {
 		s.Fatal(err)
 	}
 	return downs(s.T, text, w.addr)
+}
+
+// ejections returns how often an upstream was ejected, by the metrics.
+func (s *soak) ejections(w *worker) (n int) {
+	s.Helper()
+	text, err := s.ask(http.MethodGet, "/metrics", "", "")
+	if err != nil {
+		s.Fatal(err)
+	}
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "caddy_alive_ejections_total{") && strings.Contains(line, fmt.Sprintf("upstream=%q", w.addr)) {
+			n += number(s.T, `} (\d+)`, line)
+		}
+	}
+	return n
 }
 
 // downs returns how often an upstream went down, by the text of the metrics.

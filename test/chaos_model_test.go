@@ -65,8 +65,9 @@ func (u *chaotic) isEjected() bool { return u.isAlive() && u.ejected }
 // isUnsteady reports whether the shares of requests change while there are any: an upstream
 // that passes its check and fails requests is ejected at some time, and then tried.
 func (u *chaotic) isUnsteady() bool { return u.conduct == testkit.Shallow && u.up() || u.ejected }
-func (u *chaotic) answers() bool    { return u.conduct == testkit.Well || u.conduct == testkit.Sick }
-func (u *chaotic) primary() bool    { return !u.backup }
+
+func (u *chaotic) answers() bool { return u.conduct == testkit.Well || u.conduct == testkit.Sick }
+func (u *chaotic) primary() bool { return !u.backup }
 func (u *chaotic) drained() bool {
 	return u.mode == "drain" && u.weight() > 0 && u.up() && u.healthy()
 }
@@ -213,6 +214,7 @@ func (p *chaosPool) sites() string {
 				retries off
 				eject 3 {
 					for 200ms %s
+					share 60%%
 				}
 				%s
 			}

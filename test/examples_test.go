@@ -105,8 +105,12 @@ func TestExamplePublicHTTPS_HidesFaults(t *testing.T) {
 		fault      string
 		other, get [2]int // how many of 20 fail, at least and at most
 	}{ // an upstream that fails five requests in a row is ejected
-		{"502", [2]int{1, 5}, [2]int{}}, {"503", [2]int{1, 5}, [2]int{}}, {"504", [2]int{1, 5}, [2]int{}},
-		{"500", [2]int{10, 10}, [2]int{10, 10}}, {"no answer", [2]int{1, 5}, [2]int{}}, {"no connection", [2]int{}, [2]int{}},
+		{"502", [2]int{1, 5}, [2]int{}},
+		{"503", [2]int{1, 5}, [2]int{}},
+		{"504", [2]int{1, 5}, [2]int{}},
+		{"500", [2]int{10, 10}, [2]int{10, 10}},
+		{"no answer", [2]int{1, 5}, [2]int{}},
+		{"no connection", [2]int{}, [2]int{}},
 	} {
 		t.Run(test.fault, func(t *testing.T) {
 			mu.Lock()

@@ -69,7 +69,7 @@ func TestFalseWitness_ChecksOfCaddyItself(t *testing.T) {
 			t.Errorf("%s was probed %d times, want once; the list has %+v", b.Name, n, c.One(b.Addr))
 		}
 	}
-	wantUndisturbed(t, c, r)
+	wantUndisturbed(t, c.Metrics(), r, 0)
 }
 
 // idler is a server that closes its connections as idle just when the second request comes

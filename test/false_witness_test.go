@@ -21,10 +21,9 @@ import (
 // nuisance is something that fails or takes long, and says nothing about one upstream.
 type nuisance struct {
 	route
-	every  time.Duration                                 // how often it happens
-	good   time.Duration                                 // how often there is a good request, 20 ms if it is 0
-	answer func(http.ResponseWriter, *http.Request) bool // of all upstreams
-	send   func(c *testkit.Caddy, client *http.Client)   // what happens
+	every time.Duration                               // how often it happens
+	good  time.Duration                               // how often there is a good request, 20 ms if it is 0
+	send  func(c *testkit.Caddy, client *http.Client) // what happens
 	// accuses: what happens may accuse, so bursts within the back-off are to be expected.
 	accuses bool
 }
@@ -52,10 +51,12 @@ func nuisances() []nuisance {
 			send: func(c *testkit.Caddy, client *http.Client) { testkit.Ask(client, c.URL()+"/"+name+slowly) },
 		}
 	}
+	timeout := slow("timeout", 50*time.Millisecond, "", "transport http {\nresponse_header_timeout 700ms\n}")
+	timeout.accuses = testkit.RaceDetector // then this process itself may answer nothing for so long
 	return []nuisance{
 		slow("endpoint", 100*time.Millisecond, "", ""),
 		slow("longpolls", 20*time.Millisecond, "", ""), // as many as there are others
-		slow("timeout", 50*time.Millisecond, "", "transport http {\nresponse_header_timeout 700ms\n}"),
+		timeout,
 		{
 			route: route{path: "leaves"}, every: 20 * time.Millisecond,
 			send: func(c *testkit.Caddy, client *http.Client) {
@@ -165,20 +166,26 @@ func (n *nuisance) happens(t *testing.T, c *testkit.Caddy) {
 	if failed := failures(good.Sent()); len(failed) > 0 {
 		t.Errorf("%d good requests failed: %v", len(failed), failed)
 	}
-	wantUndisturbed(t, c, n.route)
-	n.wantShares(t)
-	n.wantBursts(t, c, time.Since(began))
+	most := 0
+	if n.accuses && n.every <= n.good {
+		most = 1 // five in a row, by chance, before others had two in a row
+	}
+	metrics := c.Metrics()
+	if wantUndisturbed(t, metrics, n.route, most) == 0 {
+		n.wantShares(t)
+	}
+	n.wantBursts(t, metrics, time.Since(began))
 
 	victim := n.upstreams[1]
 	victim.Set(testkit.Refusing)
-	testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return c.Down(victim.Addr) })
-	good.Await(t, 20)
+	good.Await(t, 30)
 	wantRounds(t, "after a kill", good.Stop(), 3)
 	bad.Stop()
+	testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return c.Down(victim.Addr) })
 }
 
 // wantShares fails the test unless all upstreams got as many requests as each other, within
-// two percent of all.
+// two percent of all; more with the race detector, which makes bursts last longer.
 func (n *nuisance) wantShares(t *testing.T) {
 	t.Helper()
 	var seen []int
@@ -188,10 +195,13 @@ func (n *nuisance) wantShares(t *testing.T) {
 		seen = append(seen, requests)
 		sum += requests
 	}
-	even := float64(sum) / float64(len(seen))
+	even, share := float64(sum)/float64(len(seen)), 0.02
+	if testkit.RaceDetector {
+		share *= 3
+	}
 	for _, requests := range seen {
 		// those that are under way to an upstream do not count yet
-		if off := float64(requests) - even; max(off, -off) > 0.02*float64(sum)+5 {
+		if off := float64(requests) - even; max(off, -off) > share*float64(sum)+5 {
 			t.Errorf("requests by upstream: %v, want even shares", seen)
 			return
 		}
@@ -199,11 +209,14 @@ func (n *nuisance) wantShares(t *testing.T) {
 }
 
 // wantBursts fails the test if there were more probes than the back-off allows.
-func (n *nuisance) wantBursts(t *testing.T, c *testkit.Caddy, during time.Duration) {
+func (n *nuisance) wantBursts(t *testing.T, metrics map[string]float64, during time.Duration) {
 	t.Helper()
 	for _, b := range n.upstreams {
 		bursts := b.Probed("/healthz") - 1
-		accused := accusations(c, n.path, b.Addr, "connect") + accusations(c, n.path, b.Addr, "outcome") + accusations(c, n.path, b.Addr, "stall")
+		accused := 0.0
+		for _, cause := range []string{"connect", "outcome", "stall"} {
+			accused += metrics[series("accusations_total", "cause", cause, "pool", n.path, "upstream", b.Addr)]
+		}
 		t.Logf("%s: %v accusations, %d bursts in %s", b.Name, accused, bursts, during.Round(time.Millisecond))
 		if most := 6 + int(accused)/2; n.every < n.good {
 			// three in a row and more are as if it were the upstream

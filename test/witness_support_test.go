@@ -133,14 +133,19 @@ func rowOf(c *testkit.Caddy, pool, upstream string) testkit.Upstream {
 	return rows[0]
 }
 
-// metric returns the value of a metric, 0 if there is none.
-func metric(c *testkit.Caddy, name string, labels ...string) float64 {
-	c.T.Helper()
+// series is the name of a metric with its labels, in order.
+func series(name string, labels ...string) string {
 	var pairs []string
 	for i := 0; i < len(labels); i += 2 {
 		pairs = append(pairs, fmt.Sprintf("%s=%q", labels[i], labels[i+1]))
 	}
-	return c.Metrics()[name+"{"+strings.Join(pairs, ",")+"}"]
+	return name + "{" + strings.Join(pairs, ",") + "}"
+}
+
+// metric returns the value of a metric, 0 if there is none.
+func metric(c *testkit.Caddy, name string, labels ...string) float64 {
+	c.T.Helper()
+	return c.Metrics()[series(name, labels...)]
 }
 
 // accusations returns how often the traffic of a pool accused an upstream of a cause.
@@ -149,17 +154,20 @@ func accusations(c *testkit.Caddy, pool, upstream, cause string) float64 {
 	return metric(c, "accusations_total", "cause", cause, "pool", pool, "upstream", upstream)
 }
 
-// wantUndisturbed fails the test unless no upstream of a route went down or was ejected.
-func wantUndisturbed(t *testing.T, c *testkit.Caddy, r route) {
+// wantUndisturbed fails the test unless no upstream of a route went down, and at most so many
+// were ejected. It returns how many were.
+func wantUndisturbed(t *testing.T, metrics map[string]float64, r route, most int) (ejected int) {
 	t.Helper()
 	for _, b := range r.upstreams {
-		for _, line := range c.Lines("upstream is down") {
-			if line.Upstream == b.Addr {
-				t.Errorf("%s: %s went down: %s", r.path, b.Name, line.Reason)
+		for name, n := range metrics {
+			if n > 0 && strings.HasPrefix(name, "transitions_total{") && strings.Contains(name, b.Addr) && strings.Contains(name, `to="down"`) {
+				t.Errorf("%s: %s went down: %s is %v", r.path, b.Name, name, n)
 			}
 		}
-		if n := metric(c, "ejections_total", "pool", r.path, "upstream", b.Addr); n != 0 {
-			t.Errorf("%s: %s was ejected %v times", r.path, b.Name, n)
-		}
+		ejected += int(metrics[series("ejections_total", "pool", r.path, "upstream", b.Addr)])
 	}
+	if ejected > most {
+		t.Errorf("%s: %d ejections, want %d at most", r.path, ejected, most)
+	}
+	return ejected
 }

@@ -26,12 +26,14 @@ type accusation struct {
 	done   func(Verdict)
 }
 
-// burst is a series of probes in quick succession, while there are accusations.
+// burst is a series of probes in quick succession, while there are accusations, and what the
+// last one led to.
 type burst struct {
 	accusations []accusation
 	began       time.Time // when the first of them was made
 	void        int       // results that count for nothing, in a row
-	calm        bool      // its probes are as far apart as usual
+	conviction  conviction
+	calm        bool // its probes are as far apart as usual
 }
 
 // spacing is the time from probe to probe.

@@ -248,11 +248,15 @@ func TestLateTimeout_NeedsNoReport(t *testing.T) {
 func attachByHand(target *Target, d Driver) (detach func()) {
 	target.drivers = append(target.drivers, &d)
 	l := &schedule{}
-	l.timer = time.AfterFunc(time.Hour, func() { // for heartbeats and Check only: the test begins the other probes
+	l.timer = time.AfterFunc(time.Hour, func() { // for heartbeats and Check: no other probe begins by itself
 		target.mu.Lock()
-		wanted := l.attempt != nil || len(target.waiters) > 0
+		asked := len(target.waiters) > 0
+		if a := l.attempt; a != nil {
+			l.timer.Reset(max(a.heartbeat.tick(time.Now()), time.Millisecond))
+			asked = false
+		}
 		target.mu.Unlock()
-		if wanted {
+		if asked {
 			target.fire(l)
 		}
 	})

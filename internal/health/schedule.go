@@ -305,9 +305,9 @@ func (t *Target) count(a *attempt, o outcome) report {
 	before, since, now := t.state, t.published.since(), o.ended()
 	changed := t.state.record(o.Passed(), o.draining, &t.settings)
 	if before.status != t.state.status {
-		t.conviction = conviction{}
+		t.burst.conviction = conviction{}
 		if t.state.status == Down && t.burst.active() {
-			t.conviction.at = t.burst.began
+			t.burst.conviction.at = t.burst.began
 		}
 	}
 	r.ended = append(t.burst.decide(o.Passed(), a.began, t.state.status), t.burst.expire(now, &t.settings)...)
@@ -349,7 +349,7 @@ func (t *Target) nextDue(s *schedule, from time.Time) (time.Time, slot) {
 // interval is the time from the start of one probe to the start of the next, without the
 // jitter. t.mu must be held.
 func (t *Target) interval(now time.Time) time.Duration {
-	if t.state.status == Down && t.conviction.isRecent(now, &t.settings) {
+	if t.state.status == Down && t.burst.conviction.isRecent(now, &t.settings) {
 		return t.settings.FastInterval
 	}
 	return t.state.interval(&t.settings)
@@ -376,7 +376,7 @@ func (t *Target) scheduleNext(s *schedule, next time.Time, taken slot) {
 		s.arm(now)
 	default:
 		s.armSlot(next, taken)
-		if t.state.status == Down && t.conviction.isRecent(now, &t.settings) { // it may be back any moment
+		if t.state.status == Down && t.burst.conviction.isRecent(now, &t.settings) { // it may be back any moment
 			t.armEarly(optional, now)
 		}
 		return

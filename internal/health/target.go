@@ -30,7 +30,6 @@ type Target struct {
 	mu          sync.Mutex // guards all below, and writing to published
 	state       state
 	burst       burst
-	conviction  conviction
 	history     history
 	late        lateTimeouts
 	paused      bool            // no probe begins except for waiters
@@ -244,7 +243,7 @@ func (t *Target) showSuspect() (changed bool) {
 func (t *Target) IsConvicted() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.state.status == Down && t.conviction.isRecent(time.Now(), &t.settings)
+	return t.state.status == Down && t.burst.conviction.isRecent(time.Now(), &t.settings)
 }
 
 // Hasten is ProbeNow for a target that a burst has turned down a short while ago, and has
@@ -253,7 +252,7 @@ func (t *Target) Hasten(onePass bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()
-	if t.state.status != Down || !t.conviction.isRecent(now, &t.settings) || t.schedule == nil || t.paused {
+	if t.state.status != Down || !t.burst.conviction.isRecent(now, &t.settings) || t.schedule == nil || t.paused {
 		return
 	}
 	t.state.onePass = t.state.onePass || onePass
@@ -320,7 +319,7 @@ func (t *Target) Pause(paused bool) {
 	if t.state.status != Unknown {
 		subscribers = t.subscribers.list()
 	}
-	t.state, t.conviction, t.late = state{}, conviction{}, 0
+	t.state, t.burst.conviction, t.late = state{}, conviction{}, 0
 	ended := t.burst.end(Undecided)
 	t.published.set(&t.state, time.Time{})
 	t.showSuspect()

@@ -83,7 +83,7 @@ func NewTransport(ctx caddy.Context, h *reverseproxy.Handler) (*Transport, error
 		return t, err
 	}
 	if over, ok := h.Transport.(*fastcgi.Transport); ok {
-		return t, t.useFastCGI(over)
+		return t, useFastCGI(t, over)
 	}
 	t.speaks, t.handlers, t.key = thirdParty, h.Transport, transportKey{owner: h}
 	if o, ok := h.Transport.(reverseproxy.HealthCheckSchemeOverriderTransport); ok {
@@ -93,7 +93,7 @@ func NewTransport(ctx caddy.Context, h *reverseproxy.Handler) (*Transport, error
 }
 
 // useFastCGI makes requests be sent as a transport over FastCGI does.
-func (t *Transport) useFastCGI(over *fastcgi.Transport) error {
+func useFastCGI(t *Transport, over *fastcgi.Transport) error {
 	config, err := json.Marshal(over)
 	if err != nil {
 		return fmt.Errorf("encoding the transport: %v", err)

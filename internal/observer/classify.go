@@ -42,7 +42,8 @@ func classify(ctx context.Context, err error, content *body, c connection) (f wi
 	case isBroken(err) && c == none: // while TLS was negotiated
 		f.Cause = witness.Connect
 	case isBroken(err):
-		f.Cause, f.Unsure = witness.Outcome, c == reused && !isStreamReset(err)
+		// malformed bytes are an answer, and so is the reset of a stream
+		f.Cause, f.Unsure = witness.Outcome, c == reused && !hasText(err, "malformed") && !isStreamReset(err)
 	default:
 		return f, false
 	}

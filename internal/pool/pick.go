@@ -115,20 +115,20 @@ func (d *decision) pickServing(now *Snapshot) (u *reverseproxy.Upstream, serves 
 		d.state = FailedOpen
 	}
 	u, retry, serves := d.pickUntried(tiers...)
-	if d.accused || d.Tried.any() && (d.allTried || u == nil && retry != nil && !d.anyFull) {
+	if d.accused && mayProbe(d.pool) || d.Tried.any() && (d.allTried || u == nil && retry != nil && !d.anyFull) {
 		probeDown(now, d.Upstreams, d.Tried)
 	}
 	if u != nil || retry == nil {
 		return u, serves
 	}
-	anyFull := d.anyFull
+	if d.anyFull { // it serves and was not tried
+		return d.startOver(retry), true
+	}
 	if u, _, _ = d.pickUntried(now.unknown()); u != nil {
 		return u, true
 	}
-	if !anyFull {
-		if u = d.leastRecentlyFailed(now); u != nil {
-			return u, true
-		}
+	if u = d.leastRecentlyFailed(now); u != nil {
+		return u, true
 	}
 	return d.startOver(retry), true
 }
@@ -137,7 +137,7 @@ func (d *decision) pickServing(now *Snapshot) (u *reverseproxy.Upstream, serves 
 // last resort. When the request has tried them all, others that are down have their
 // turn before it starts over: these are backups.
 func (d *decision) pickNotServing(now *Snapshot) *reverseproxy.Upstream {
-	d.pool.hasten(now)
+	hasten(d.pool, now)
 	unknown, lastResort := now.unknown(), now.lastResort()
 	u, retry, mayServe := d.pickUntried(unknown)
 	switch {

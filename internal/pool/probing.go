@@ -39,12 +39,23 @@ func probeDown(now *Snapshot, upstreams reverseproxy.UpstreamPool, tried *Tried)
 	}
 }
 
+// probingSince is what the time of the last probes is measured from: a hundred years before
+// the process starts, so that it is before all of them, on a virtual clock, too.
+var probingSince = time.Now().Add(-100 * 365 * 24 * time.Hour)
+
+// mayProbe reports whether a request may cause probes, because others have not done so a
+// moment ago.
+func mayProbe(p *Pool) bool {
+	at := int64(time.Since(probingSince))
+	last := p.hastened.Load()
+	return at-last >= int64(hastenEvery) && p.hastened.CompareAndSwap(last, at)
+}
+
 // hasten probes upstreams that the traffic has turned down a short while ago: none serves,
 // and they may be back any moment. If all of the pool went that way, one pass brings each
 // back.
-func (p *Pool) hasten(now *Snapshot) {
-	at := time.Now().UnixNano()
-	if last := p.hastened.Load(); at-last < int64(hastenEvery) || !p.hastened.CompareAndSwap(last, at) {
+func hasten(p *Pool, now *Snapshot) {
+	if !mayProbe(p) {
 		return
 	}
 	var convicted []*Member

@@ -37,10 +37,21 @@ type Load struct {
 	sent []Sent
 }
 
+const (
+	// maxInFlight is how many requests of an open loop are under way at most. Else a machine
+	// that is too slow for them would get slower and slower.
+	maxInFlight = 100
+	// raceGap is how many times longer gaps are with the race detector.
+	raceGap = 3
+)
+
 // OpenLoop sends a request each gap, whether or not those before have ended, until it is
 // stopped, at the end of the test at the latest. One that is late is not made up for.
 func OpenLoop(tb testing.TB, gap time.Duration, ask func() Answer) *Load {
 	tb.Helper()
+	if RaceDetector {
+		gap *= raceGap
+	}
 	l := &Load{stop: make(chan struct{})}
 	l.wg.Go(func() {
 		tick := time.NewTicker(gap)
@@ -50,7 +61,9 @@ func OpenLoop(tb testing.TB, gap time.Duration, ask func() Answer) *Load {
 			case <-l.stop:
 				return
 			case <-tick.C:
-				l.wg.Go(func() { l.ask(ask) })
+				if l.InFlight() < maxInFlight {
+					l.wg.Go(func() { l.ask(ask) })
+				}
 			}
 		}
 	})

@@ -81,8 +81,8 @@ type pace struct {
 }
 
 // sample looks at a flow, and reports whether it stalls. Late says that the sampler was
-// late, so that the time since the last sample says nothing.
-func (f *flow) sample(now time.Time, epoch uint64, late bool, set *Settings) (stalls bool) {
+// late by a time, which says nothing.
+func (f *flow) sample(now time.Time, epoch uint64, late time.Duration, set *Settings) (stalls bool) {
 	p := &f.pace
 	word := f.word.Load()
 	firsts := word % oneWaiting
@@ -92,18 +92,21 @@ func (f *flow) sample(now time.Time, epoch uint64, late bool, set *Settings) (st
 	if p.epoch != epoch { // requests of an earlier one say nothing
 		p.epoch, p.since = epoch, time.Time{}
 	}
+	if !p.since.IsZero() {
+		p.since = p.since.Add(late)
+	}
 	switch {
-	case came > 0 && !p.since.IsZero() && !late:
+	case came > 0 && !p.since.IsZero():
 		until, gaps := now, came
 		switch {
 		case !waiting: // the last one may have come soon after the last sample
-			until = before
-		case p.since.Equal(before): // the answers may have ended soon after that
+			until = before.Add(late)
+		case p.since.Equal(before.Add(late)): // the answers may have ended soon after that
 			gaps++
 		}
 		p.adapt(until.Sub(p.since)/time.Duration(gaps), came)
 		fallthrough
-	case came > 0 || late || !waiting || p.since.IsZero():
+	case came > 0 || !waiting || p.since.IsZero():
 		p.last, p.since = firsts, time.Time{}
 		if waiting {
 			p.since = now

@@ -187,7 +187,7 @@ func (p *Pool) tryEjected(now time.Time) {
 const (
 	// samples is how many samples there are in the time of a stall.
 	samples = 4
-	// onTime is how late a sample may be, beyond a part of its period.
+	// onTime is how late a sample may be and still be on time.
 	onTime = 20 * time.Millisecond
 )
 
@@ -244,7 +244,10 @@ func (p *Pool) sample() {
 	}
 	p.working.Add(1)
 	defer p.working.Done()
-	late := now.Sub(p.due) > onTime
+	late := now.Sub(p.due)
+	if late <= onTime {
+		late = 0
+	}
 	p.mu.Unlock()
 	waiting := false
 	for _, u := range *p.list.Load() {

@@ -218,7 +218,7 @@ func TestStall_ATimeoutIsOneOnlyWithoutFirstBytes(t *testing.T) {
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
-				o := observe(t, 1, 1, stallOf(-1))
+				o := observe(t, 1, 1, stallOf(time.Hour))
 				a := o.servers[0]
 				trip := a.send()
 				tc.during(a)
@@ -227,6 +227,25 @@ func TestStall_ATimeoutIsOneOnlyWithoutFirstBytes(t *testing.T) {
 					t.Errorf("a stall: %v, want %v", got, tc.stalls)
 				}
 			})
+		})
+	}
+}
+
+// TestStall_OffIsForTimeoutsToo: with stall off, a timeout of the answer accuses none.
+func TestStall_OffIsForTimeoutsToo(t *testing.T) {
+	for _, off := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			stall := time.Hour
+			if off {
+				stall = -1
+			}
+			o := observe(t, 2, 1, stallOf(stall))
+			a := o.servers[0]
+			a.send().Fail(Failure{Cause: Stall, Reason: "a timeout"})
+			advance(time.Second)
+			if told := o.told("suspect by stall"); len(told) > 0 == off {
+				t.Errorf("off %v: told %q", off, told)
+			}
 		})
 	}
 }
@@ -339,28 +358,38 @@ func TestSampler_NoneWithoutAHandlerThatWantsStalls(t *testing.T) {
 func TestSample_LatenessIsVoid(t *testing.T) {
 	set := DefaultSettings()
 	now := time.Now()
-	step := func(f *flow, after time.Duration, late bool) bool {
+	step := func(f *flow, after, late time.Duration) bool {
 		now = now.Add(after)
 		return f.sample(now, 0, late, &set)
 	}
 	var f flow
 	f.wait()
-	step(&f, 0, false)
-	if step(&f, 10*time.Second, true) {
+	step(&f, 0, 0)
+	if step(&f, 10*time.Second, 10*time.Second-minStall/2) {
 		t.Error("a stall was noticed by a late sample")
 	}
-	if step(&f, minStall-1, false) {
-		t.Error("the time before a late sample counts")
+	if step(&f, minStall/2-1, 0) {
+		t.Error("the time by which a sample was late counts")
 	}
-	if !step(&f, 1, false) {
-		t.Error("the time after a late sample does not count")
+	if !step(&f, 1, 0) {
+		t.Error("the time beside a late sample does not count")
 	}
+	for range 2 * samples { // a process that is always late notices a stall all the same
+		if step(&f, minStall, minStall/2) {
+			now = time.Time{}
+			break
+		}
+	}
+	if !now.IsZero() {
+		t.Error("no stall was noticed by samples that are always late")
+	}
+	now = time.Now()
 	f = flow{}
 	f.wait()
-	step(&f, 0, false)
+	step(&f, 0, 0)
 	f.answered(true)
 	f.wait()
-	step(&f, 10*time.Second, true)
+	step(&f, 10*time.Second, 10*time.Second)
 	if got := f.stall(&set); got != minStall {
 		t.Errorf("a late sample made a stall of %v", got)
 	}

@@ -126,6 +126,7 @@ func (t *Trip) Void() {
 // Fail says that the round trip has failed. It returns what was counted. It takes locks.
 func (t *Trip) Fail(f Failure) (c Counted) {
 	u := t.upstream
+	unsure := f.Unsure && t.phase.Load() != over // a 1xx answer is one
 	slow := f.Cause == Stall && u.flow.firsts() != t.firsts.Load()
 	if f.Answered {
 		t.FirstByte()
@@ -139,7 +140,7 @@ func (t *Trip) Fail(f Failure) (c Counted) {
 		u.bad(t.trial, f.Reason)
 	case slow: // other requests get answers, so this one is slow
 	default:
-		return u.accuse(accusation{cause: f.Cause, reason: f.Reason, answered: f.Answered, unsure: f.Unsure, byRequest: true, stage: t.stage})
+		return u.accuse(accusation{cause: f.Cause, reason: f.Reason, answered: f.Answered, unsure: unsure, byRequest: true, stage: t.stage})
 	}
 	return c
 }

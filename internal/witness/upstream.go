@@ -105,7 +105,7 @@ func (u *Upstream) FirstBytes() uint64 { return u.flow.firsts() }
 func (u *Upstream) accuse(a accusation) (c Counted) {
 	now := time.Now()
 	h := u.handler()
-	if h == nil || h.Settings.Off || a.byRequest && epochOf(a.stage) != epochOf(u.stage.Load()) {
+	if h == nil || h.Settings.Off || a.cause == Stall && !h.wantsStalls() || a.byRequest && epochOf(a.stage) != epochOf(u.stage.Load()) {
 		return c
 	}
 	u.mu.Lock()
@@ -145,11 +145,11 @@ func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
 	switch {
 	case a.cause == Connect:
 		return false
+	case a.byRequest && !u.stage.CompareAndSwap(a.stage, a.stage+1): // it was in flight at the last one
+		return false
 	case a.cause == Stall: // a slow endpoint stalls once, and then its answers come
 		counts = u.row.stalledAt != 0 && u.row.stalledAt == u.flow.firsts()+1
 		u.row.stalledAt = 0
-	case !u.stage.CompareAndSwap(a.stage, a.stage+1): // it was in flight at the last one
-		return false
 	default:
 		counts = !a.unsure
 	}
