@@ -84,7 +84,7 @@ func (e explanation) sentence() string {
 	case len(e.member.Checks) > 0:
 		return "up: " + how
 	case strings.Contains(e.member.Address, "{"):
-		return "not checked, since its address depends on the request, so never suspect: " + how
+		return "not checked, since its address depends on the request, so neither suspect nor ejected: " + how
 	default:
 		return "not checked, since no check can reach its address, so never suspect: " + how
 	}

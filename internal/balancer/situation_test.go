@@ -199,7 +199,7 @@ func TestExplain_SaysWhatHappens(t *testing.T) {
 				s.members[0].Checks, s.members[1].Checks = nil, nil
 				s.members[0].Address = "{http.request.host}:80"
 			},
-			want:    []string{"not checked, since its address depends on the request, so never suspect: gets requests in turn", "not checked, since no check can reach its address, so never suspect: gets requests in turn"},
+			want:    []string{"not checked, since its address depends on the request, so neither suspect nor ejected: gets requests in turn", "not checked, since no check can reach its address, so never suspect: gets requests in turn"},
 			serving: "ss",
 		},
 	} {

@@ -41,6 +41,9 @@ func DefaultSettings() Settings {
 
 // Accuses reports whether an answer with this status accuses the upstream.
 func (s *Settings) Accuses(status int, header http.Header) bool {
+	if status < 100 { // it is none (RFC 9110, section 15), and Caddy cannot pass it on
+		return true
+	}
 	if s.Status != nil {
 		return slices.ContainsFunc(s.Status, func(r StatusRange) bool { return r.First <= status && status <= r.Last })
 	}

@@ -407,7 +407,7 @@ func TestStall_Repeats(t *testing.T) {
 			advance(time.Second)
 		}
 		told := o.told("suspect by stall", "ejected")
-		if n := len(told); n < 6 || !strings.Contains(strings.Join(told, "\n"), "ejected for 30s") {
+		if n := len(told); n < 4 || !strings.Contains(strings.Join(told, "\n"), "ejected for 30s") {
 			t.Errorf("told %q, want suspicions and then an ejection", told)
 		}
 		if slices.ContainsFunc(told, func(line string) bool { return strings.Contains(line, "b ") }) {
@@ -417,4 +417,28 @@ func TestStall_Repeats(t *testing.T) {
 			trip.Void()
 		}
 	})
+}
+
+// TestRow_StallsCount: a stall counts after an acquittal with no first byte since, and once
+// more for each few requests that come.
+func TestRow_StallsCount(t *testing.T) {
+	var r row
+	stall := func(firsts, begun uint64, want bool) {
+		t.Helper()
+		if got := r.stall(firsts, begun); got != want {
+			t.Errorf("%d first bytes, %d requests: it counts: %v, want %v", firsts, begun, got, want)
+		}
+	}
+	stall(7, 10, false) // it was not acquitted
+	r.acquitStall(7)
+	stall(8, 10, false) // an answer came
+	stall(7, 10, true)
+	stall(7, 12, false) // one that is slow, and few others
+	stall(7, 13, true)
+	stall(7, 15, false)
+	r.acquitStall(7)
+	stall(7, 15, true)
+	stall(7, 18, true)
+	r.reset()
+	stall(7, 30, false)
 }

@@ -435,3 +435,35 @@ func TestSettings_StatusesThatAccuse(t *testing.T) {
 		}
 	}
 }
+
+// TestSettings_Accuses: 502, 504, and 503 without Retry-After by default; a list replaces
+// them. What is no status accuses always.
+func TestSettings_Accuses(t *testing.T) {
+	busy := http.Header{"Retry-After": {"3"}}
+	for _, tc := range []struct {
+		status  []StatusRange
+		accuse  []int
+		spare   []int
+		withTag bool // 503 with Retry-After accuses
+	}{
+		{nil, []int{0, 99, 502, 503, 504}, []int{101, 200, 404, 429, 500, 501, 505}, false},
+		{[]StatusRange{}, []int{0}, []int{200, 500, 502, 503, 504}, false},
+		{[]StatusRange{{500, 599}}, []int{0, 500, 503, 599}, []int{200, 404, 499}, true},
+		{[]StatusRange{{404, 404}, {503, 503}}, []int{404, 503}, []int{403, 405, 502, 504}, true},
+	} {
+		s := Settings{Status: tc.status}
+		for _, status := range tc.accuse {
+			if !s.Accuses(status, nil) {
+				t.Errorf("%v: %d does not accuse", tc.status, status)
+			}
+		}
+		for _, status := range tc.spare {
+			if s.Accuses(status, nil) {
+				t.Errorf("%v: %d accuses", tc.status, status)
+			}
+		}
+		if got := s.Accuses(503, busy); got != tc.withTag {
+			t.Errorf("%v: 503 with Retry-After accuses: %v", tc.status, got)
+		}
+	}
+}

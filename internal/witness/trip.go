@@ -200,6 +200,25 @@ type row struct {
 	// stalledAt is 1 more than the first bytes that had come when the upstream was
 	// acquitted of a stall; 0 if it was not.
 	stalledAt uint64
+	acquitted bool   // no stall was counted since then
+	begun     uint64 // how many requests had begun to wait when one was
+}
+
+// stalledRequests is how many further requests make a further stall count. So one that is
+// slow does not count again and again.
+const stalledRequests = 3
+
+// acquitStall notes that the upstream was acquitted of a stall.
+func (r *row) acquitStall(firsts uint64) { r.stalledAt, r.acquitted = firsts+1, true }
+
+// stall notes a stall, and reports whether it counts: after an acquittal with no first byte
+// since, and then once more for each few requests that come.
+func (r *row) stall(firsts, begun uint64) bool {
+	if r.stalledAt != firsts+1 || !r.acquitted && begun-r.begun < stalledRequests {
+		return false
+	}
+	r.acquitted, r.begun = false, begun
+	return true
 }
 
 func (r *row) reset() { *r = row{id: r.id + 1} }

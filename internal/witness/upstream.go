@@ -148,8 +148,7 @@ func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
 	case a.byRequest && !u.stage.CompareAndSwap(a.stage, a.stage+1): // it was in flight at the last one
 		return false
 	case a.cause == Stall: // a slow endpoint stalls once, and then its answers come
-		counts = u.row.stalledAt != 0 && u.row.stalledAt == u.flow.firsts()+1
-		u.row.stalledAt = 0
+		counts = u.row.stall(u.flow.firsts(), u.flow.begun())
 	default:
 		counts = !a.unsure
 	}
@@ -237,7 +236,7 @@ func (u *Upstream) conclude(s *suspicion, now time.Time) {
 	}
 	u.backoffs[s.cause].lengthen(now)
 	if s.cause == Stall {
-		u.row.stalledAt = u.flow.firsts() + 1
+		u.row.acquitStall(u.flow.firsts())
 	}
 }
 
