@@ -445,7 +445,7 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		observe = "observe takes off, or a block with status and stall"
 		status  = "observe: status must be off alone, or a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s', at Testfile:%d"
 		stall   = "auto, off or a duration from 10ms to 24h0m0s, like 500ms"
-		both    = "eject cannot be combined with observe off: what happens to requests ejects, and then nothing of it counts; observe { status off } leaves failed connections and requests without an answer, at Testfile:%d"
+		both    = "eject cannot be combined with observe off: what happens to requests ejects, and then nothing of it counts; with status off in observe, stalls and requests without an answer still eject, at Testfile:%d"
 	)
 	inPolicy("retries", args, "retries", retries, 2)
 	inPolicy("retries 1 2", args, "retries", retries, 2)

@@ -192,7 +192,7 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{one + alive(`"eject":{"longest":"10s"}`), inAlive + "eject: for (30s) must not be longer than longest (10s)"},
 		{one + alive(`"eject":{"share":"0%"}`), inAlive + "eject: share must be a percentage above 0% and up to 100%, like 30%; got '0%'; eject off ejects none"},
 		{one + alive(`"eject":{"after":-1,"for":"30s"}`), inAlive + "eject: for, longest and share have no meaning while after is -1, which is off"},
-		{one + alive(`"eject":{},"observe":{"off":true}`), inAlive + "eject cannot be combined with observe off: what happens to requests ejects, and then nothing of it counts; observe { status off } leaves failed connections and requests without an answer"},
+		{one + alive(`"eject":{},"observe":{"off":true}`), inAlive + "eject cannot be combined with observe off: what happens to requests ejects, and then nothing of it counts; with status off in observe, stalls and requests without an answer still eject"},
 
 		// The second upstream is at fault, so the first has a target already.
 		{`"upstreams":[{"dial":"127.0.0.1:1"},{"dial":"127.0.0.1:1-3"}],` + alive(``), inAlive + "upstream 127.0.0.1:1-3: the address must be one socket, not 3"},

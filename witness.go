@@ -119,7 +119,7 @@ func resolveWitness(o *Observe, e *Eject) (witness.Settings, error) {
 func checkEjects(o *Observe, e *Eject) error {
 	if o != nil && o.Off && e != nil && !e.isOff() {
 		return errors.New("eject cannot be combined with observe off: what happens to requests ejects, and then nothing of it counts; " +
-			"observe { status off } leaves failed connections and requests without an answer")
+			"with status off in observe, stalls and requests without an answer still eject")
 	}
 	return nil
 }
