@@ -50,6 +50,7 @@ func (s *testSource) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	return nil
 }
 
+// GetUpstreams returns the upstreams that a test has set, for a request.
 func (s *testSource) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	v, ok := sources.Load(s.ID)
 	if !ok {
