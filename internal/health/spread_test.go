@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -333,26 +334,26 @@ func TestProbes_OfOneTargetNeverOverlap(t *testing.T) {
 		set := settings()
 		set.Interval, set.FastInterval, set.DownInterval = time.Second, time.Second, time.Second
 		set.Jitter = 0.1
-		underWay := 0
-		probe := 0
+		var underWay, begun atomic.Int64
 		var ended time.Time
 		target := NewTarget(set)
 		s := recordStarts(target, Driver{Probe: func(context.Context, bool) (bool, error) {
-			if underWay++; underWay > 1 {
+			if underWay.Add(1) > 1 {
 				t.Error("two probes at once")
 			}
+			probe := begun.Load()
 			slow := probe%3 == 2 // takes longer than the interval
 			if probe > 0 && probe%3 == 0 && !time.Now().Equal(ended) {
 				t.Errorf("probe %d began %v after the slow one ended, want at once", probe, time.Since(ended))
 			}
-			probe++
+			probe = begun.Add(1)
 			if slow {
 				time.Sleep(1500 * time.Millisecond)
 			} else {
 				time.Sleep(time.Millisecond)
 			}
 			ended = time.Now()
-			underWay--
+			underWay.Add(-1)
 			if probe%2 == 0 {
 				return false, errors.New("every other one fails")
 			}
@@ -363,11 +364,11 @@ func TestProbes_OfOneTargetNeverOverlap(t *testing.T) {
 			accuse(target) // wakes it, too
 			advance(700 * time.Millisecond)
 		}
-		for underWay > 0 { // detach does not wait for long
+		for underWay.Load() > 0 { // detach does not wait for long
 			advance(100 * time.Millisecond)
 		}
-		if probe < 10 {
-			t.Errorf("%d probes in 14 seconds", probe)
+		if n := begun.Load(); n < 10 {
+			t.Errorf("%d probes in 14 seconds", n)
 		}
 	})
 }
