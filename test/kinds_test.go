@@ -91,6 +91,12 @@ http://%s.localhost {
 // startFastCGI runs a FastCGI server that answers "a", until the test ends.
 func startFastCGI(tb testing.TB) string {
 	tb.Helper()
+	return serveFastCGI(tb, func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "a") })
+}
+
+// serveFastCGI runs a FastCGI server until the test ends, and returns its address.
+func serveFastCGI(tb testing.TB, answer http.HandlerFunc) string {
+	tb.Helper()
 	stream, err := net.Listen("tcp", testkit.Loopback(testkit.FreePort(tb)))
 	if err != nil {
 		tb.Fatal(err)
@@ -98,7 +104,7 @@ func startFastCGI(tb testing.TB) string {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = fcgi.Serve(stream, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "a") }))
+		_ = fcgi.Serve(stream, answer)
 	}()
 	tb.Cleanup(func() {
 		stream.Close()

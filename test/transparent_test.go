@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/fcgi"
 	"net/http/httptrace"
 	"net/textproto"
 	"os"
@@ -269,23 +268,10 @@ func TestObserver_ChangesNothing(t *testing.T) {
 // startPHP runs a FastCGI server that answers the method, the end of the path and the body.
 func startPHP(tb testing.TB) string {
 	tb.Helper()
-	stream, err := net.Listen("tcp", testkit.Loopback(testkit.FreePort(tb)))
-	if err != nil {
-		tb.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_ = fcgi.Serve(stream, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			body, _ := io.ReadAll(r.Body)
-			fmt.Fprintf(w, "%s %s %s", r.Method, path.Base(r.URL.Path), body)
-		}))
-	}()
-	tb.Cleanup(func() {
-		stream.Close()
-		<-done
+	return serveFastCGI(tb, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %s %s", r.Method, path.Base(r.URL.Path), body)
 	})
-	return stream.Addr().String()
 }
 
 // upgrade upgrades a connection, writes two lines and the end, and returns what comes back.

@@ -29,7 +29,7 @@ type Pool struct {
 	counters  counters
 	waiters   waiters
 
-	hastened atomic.Int64 // when requests last caused probes, since probingSince
+	lastProbed atomic.Int64 // when requests last caused probes, since probingSince
 
 	// OnResume is called when a request that was held goes on. It may be nil, and is set
 	// before the first pick.

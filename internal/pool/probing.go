@@ -47,8 +47,8 @@ var probingSince = time.Now().Add(-100 * 365 * 24 * time.Hour)
 // moment ago.
 func mayProbe(p *Pool) bool {
 	at := int64(time.Since(probingSince))
-	last := p.hastened.Load()
-	return at-last >= int64(hastenEvery) && p.hastened.CompareAndSwap(last, at)
+	last := p.lastProbed.Load()
+	return at-last >= int64(hastenEvery) && p.lastProbed.CompareAndSwap(last, at)
 }
 
 // hasten probes upstreams that the traffic has turned down a short while ago: none serves,
