@@ -154,13 +154,16 @@ func startCaddy(t *testing.T, storage, global, site string) *instance {
 	return c
 }
 
-// start starts the process, and returns when it answers.
+// start starts the process, and returns when its admin API answers and its site is
+// open. Caddy opens the admin API first, so it says nothing about the site.
 func (c *instance) start() {
 	c.t.Helper()
 	log, err := os.OpenFile(filepath.Join(c.folder, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		c.t.Fatal(err)
 	}
+	const serves = `"msg":"serving initial configuration"`
+	before := strings.Count(c.log(), serves)
 	command := exec.Command(c.caddy, "run", "--config", c.config)
 	if c.inside != nil {
 		command = c.inside(command)
@@ -180,7 +183,10 @@ func (c *instance) start() {
 			c.t.Logf("the log of Caddy:\n%s", text[max(0, len(text)-4000):])
 		}
 	})
-	eventually(c.t, "Caddy answers", func() bool {
+	eventually(c.t, "Caddy serves", func() bool {
+		if strings.Count(c.log(), serves) == before {
+			return false
+		}
 		response, err := c.client.Get("http://" + c.admin + "/alive/upstreams")
 		if err != nil {
 			return false
