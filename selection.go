@@ -168,7 +168,7 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if config.Weights, err = listed.Weights(weights); err != nil {
 		return fmt.Errorf("weights: %v", err)
 	}
-	if config.Backups, err = listed.Backups(s.Backups); err != nil {
+	if config.Groups, err = listed.Groups([][]string{s.Backups}); err != nil {
 		return fmt.Errorf("backups: %v", err)
 	}
 	if err := s.balancer.Init(s.app.registry, config); err != nil {

@@ -450,7 +450,7 @@ func provisionedMembers(t *testing.T, proxy string) (weights map[string]int, bac
 			for address := range b.Selections() {
 				m := b.Member(address)
 				weights[address] = m.Weight
-				if m.Backup {
+				if m.Group > 0 {
 					backups = append(backups, address)
 				}
 			}

@@ -29,6 +29,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 )
 
 // Config is what a policy configures.
@@ -37,10 +38,12 @@ type Config struct {
 	Name  string
 	Named bool
 	Rules pool.Rules
-	// Weights and Backups are by dial address. The weight of others is 1.
-	Weights map[string]int
-	Backups map[string]bool
-	Checks  []*monitor.Check
+	// Weights are 1 where none is given, and groups 0, which is that of the primaries.
+	Weights, Groups upstreamname.Numbers
+	// Limits are how many requests upstreams get at once. Others have Limit, 0 for none.
+	Limits upstreamname.Numbers
+	Limit  int
+	Checks []*monitor.Check
 	// Transport is how upstreams are reached.
 	Transport *monitor.Transport
 	// Proxy is the handler. Its upstreams are those that the config lists.
@@ -130,10 +133,6 @@ func (b *Balancer) buildMembers() ([]*pool.Member, error) {
 				return nil, fmt.Errorf("upstream %s: %v", u.Dial, err)
 			}
 			m := opened.member
-			if weight, given := b.config.Weights[u.Dial]; given {
-				m.Weight = weight
-			}
-			m.Backup = b.config.Backups[u.Dial]
 			b.members.byDial[u.Dial] = m
 			_, done, err := b.monitors.add(opened.monitors)
 			if err != nil {

@@ -216,7 +216,7 @@ func (l lister) row(u *reverseproxy.Upstream, m *pool.Member, set *settings.Sett
 	status := m.Status()
 	row := view.Upstream{
 		Pool: l.Name(), Upstream: m.Address, Status: status.String(), Mode: string(set.ModeNow()),
-		Weight: set.WeightIn(l.Name(), m.Weight), ConfiguredWeight: m.Weight, Backup: m.Backup, Persisted: notPersisted(l.registry.Settings, m.Address),
+		Weight: set.WeightIn(l.Name(), m.Weight), ConfiguredWeight: m.Weight, Group: m.Group, Backup: m.Group > 0, Persisted: notPersisted(l.registry.Settings, m.Address),
 		Checks: []view.Check{},
 	}
 	if status == health.Up && !l.config.Rules.Witness.Off {

@@ -164,7 +164,10 @@ func in(r *Registry) func(*setup) { return func(s *setup) { s.registry = r } }
 func withWeights(weights ...int) func(*setup) {
 	return func(s *setup) {
 		for i, w := range weights {
-			s.members[i].Weight, s.members[i].Backup = max(w, -w), w < 0
+			s.members[i].Weight, s.members[i].Group = max(w, -w), 0
+			if w < 0 {
+				s.members[i].Group = 1
+			}
 		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
@@ -91,7 +92,7 @@ func (p *accusedPool) want(what string, want ...string) {
 func TestExplain_Suspect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork("a:80", "b:80", "c:80")
-		p := newAccusedPool(t, "shop", n, func(c *Config) { c.Backups = map[string]bool{"c:80": true} }, "a:80", "b:80", "c:80")
+		p := newAccusedPool(t, "shop", n, func(c *Config) { c.Groups = upstreamname.NumbersOf(map[string]int{"c:80": 1}) }, "a:80", "b:80", "c:80")
 		other := newAccusedPool(t, "other", n, nil, "a:80", "b:80")
 		deaf := newAccusedPool(t, "deaf", n, func(c *Config) { c.Rules.Witness.Off = true }, "a:80")
 		const up = "up, serves true: up: gets requests in turn"

@@ -63,6 +63,10 @@ func (o *opened) log() {
 // depends on the request.
 func (b *Balancer) open(dial string) (o opened, err error) {
 	o.member = &pool.Member{Address: monitor.DisplayAddress(dial), Weight: 1}
+	if weight, given := b.config.Weights.Of(dial); given {
+		o.member.Weight = weight
+	}
+	o.member.Group, _ = b.config.Groups.Of(dial)
 	unchecked := func(fields ...zap.Field) {
 		if b.monitors.warnOnce(b.pool.Current() != nil) {
 			o.unlogged = append(o.unlogged, func() {

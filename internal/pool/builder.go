@@ -3,6 +3,7 @@
 package pool
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -15,28 +16,39 @@ type builder struct {
 	made      *Snapshot
 	standings []standing // by position
 	now       time.Time
+	spills    *spills // those of the handler for an answer of a dynamic source
 
-	primaries int // that are ready, whatever their health
+	groups int   // how many there are
+	ready  []int // how many are ready, whatever their health, by group
+	inUse  int   // the last of the groups that are in use while each has an upstream that serves
 }
 
 // count finds what decides about the pool as a whole.
 func (b *builder) count() {
 	s := b.made
+	b.groups = 1
+	for _, m := range s.members {
+		b.groups = max(b.groups, m.Group+1)
+	}
+	b.ready = make([]int, b.groups)
 	s.ready = make([]int, len(b.standings))
-	s.up = [2][]int{make([]int, len(b.standings)), make([]int, len(b.standings))}
+	s.up = make([][]int, b.groups)
+	for group := range s.up {
+		s.up[group] = make([]int, len(b.standings))
+	}
 	for i, m := range s.members {
 		st := &b.standings[i]
 		if st.weight == 0 || !st.ready {
 			continue
 		}
 		s.ready[i] = st.weight
+		b.ready[m.Group]++
 		if st.status == health.Up {
-			s.up[index(m.Backup)][i] = st.weight
+			s.up[m.Group][i] = st.weight
 		}
-		if m.Backup {
+		if m.Group > 0 {
 			continue
 		}
-		b.primaries++
 		switch st.status {
 		case health.Unknown:
 			s.undecided = true
@@ -46,16 +58,48 @@ func (b *builder) count() {
 	}
 }
 
-// awaitTrials notes which ejections are over, or when they are. Backups wait while a primary
-// serves: they get no requests then, and so no trial.
+// spill finds which groups are in use: the first that serves, and those that join it
+// because too little of its weight serves. Ramps are by position.
+func (b *builder) spill(ramps []int) {
+	serving, full := make([]float64, b.groups), make([]float64, b.groups)
+	serves := make([]bool, b.groups)
+	for i, m := range b.made.members {
+		st := &b.standings[i]
+		full[m.Group] += float64(st.full)
+		if st.ready && st.status == health.Up && !st.ejected {
+			serving[m.Group] += float64(st.weight) * float64(ramps[i]) / rampSteps
+			serves[m.Group] = serves[m.Group] || !st.suspect
+		}
+	}
+	if percent := b.handler.Rules.Spill; percent > 0 {
+		first := full[0]
+		for _, sum := range full[1:] {
+			if first == 0 {
+				first = sum
+			}
+		}
+		base := first
+		if b.spills == &b.handler.spills {
+			base, b.made.firstSum = b.spills.largest(first, b.now), first
+		}
+		var again time.Time
+		b.made.spill, again = b.spills.current().next(percent, base, serving, b.now)
+		if !again.IsZero() {
+			b.made.remakeAt(again)
+		}
+	}
+	b.inUse = b.made.spill.joined
+	for b.inUse < b.groups-1 && !slices.Contains(serves[:b.inUse+1], true) {
+		b.inUse++
+	}
+}
+
+// awaitTrials notes which ejections are over, or when they are. Groups that are not in use
+// wait: they get no requests, and so no trial.
 func (b *builder) awaitTrials() {
 	s := b.made
-	primaryServes := false
 	for i, m := range s.members {
-		primaryServes = primaryServes || !m.Backup && b.standings[i].serves()
-	}
-	for i, m := range s.members {
-		if st := &b.standings[i]; !st.ready || !st.ejected || m.Backup && primaryServes {
+		if st := &b.standings[i]; !st.ready || !st.ejected || m.Group > b.inUse {
 			continue
 		}
 		if until := m.Ejection(); until.After(b.now) {
@@ -70,41 +114,42 @@ func (b *builder) awaitTrials() {
 // error.
 func (b *builder) serving() {
 	s := b.made
-	s.allPrimaries = sync.OnceValue(func() *tier { return b.whateverHealth(false) })
-	if countWeights(s.up[1]) == 0 && b.handler.Rules.FailOpen.isTooFew(countWeights(s.up[0]), s.decided) {
+	ramps, again := b.ramps()
+	if again > 0 {
+		s.remakeAt(b.now.Add(again))
+	}
+	b.spill(ramps)
+	b.awaitTrials()
+	s.allPrimaries = sync.OnceValue(func() *tier { return b.whateverHealth(0) })
+	if !s.backupIsUp() && b.handler.Rules.FailOpen.isTooFew(countWeights(s.up[0]), s.decided) {
 		s.state = FailedOpen
 		s.serving = append(s.serving, s.allPrimaries())
 	}
-	b.add(func(i int) bool { return b.standings[i].serves() }, tier{})
+	b.add(func(i int) bool { return b.standings[i].serves() }, s.spill.joined, ramps, tier{})
 	b.add(func(i int) bool {
 		st := &b.standings[i]
 		return st.ready && st.status == health.Up && st.suspect && !st.ejected
-	}, tier{suspect: true})
-	b.add(func(i int) bool { return !b.standings[i].ready && !b.standings[i].ejected }, tier{fallback: true})
-	b.add(func(i int) bool { return b.standings[i].ejected }, tier{fallback: true})
+	}, 0, nil, tier{suspect: true})
+	b.add(func(i int) bool { return !b.standings[i].ready && !b.standings[i].ejected }, 0, nil, tier{fallback: true})
+	b.add(func(i int) bool { return b.standings[i].ejected }, 0, nil, tier{fallback: true})
 }
 
-// add adds the tiers of members that take part: primaries first, then backups. Empty ones
-// are left out.
-func (b *builder) add(takesPart func(i int) bool, as tier) {
-	var has [2]bool
-	for i, m := range b.made.members {
-		has[index(m.Backup)] = has[index(m.Backup)] || takesPart(i) && b.standings[i].weight > 0
-	}
-	for group, any := range has {
-		if !any {
-			continue
-		}
-		weight := func(i int, m *Member) int { return b.weightIf(i, index(m.Backup) == group && takesPart(i)) }
-		var t *tier
-		if as.suspect || as.fallback {
-			t = newTier(b.made.members, weight)
-		} else {
-			var again time.Duration
-			if t, again = newRampedTier(b.made.members, weight, &b.handler.Rules, b.now); again > 0 {
-				b.made.remakeAt(b.now.Add(again))
+// add adds the tiers of members that take part, one for each group. The first groups are
+// one tier, as many as have joined the primaries. Empty tiers are left out.
+func (b *builder) add(takesPart func(i int) bool, joined int, ramps []int, as tier) {
+	for group := joined; group < b.groups; group++ {
+		has := false
+		weights := make([]int, len(b.standings))
+		for i, m := range b.made.members {
+			if m.Group == group || group == joined && m.Group < group {
+				weights[i] = b.weightIf(i, takesPart(i))
+				has = has || weights[i] > 0
 			}
 		}
+		if !has {
+			continue
+		}
+		t := newTier(weights, ramps)
 		t.suspect, t.fallback = as.suspect, as.fallback
 		b.made.serving = append(b.made.serving, t)
 	}
@@ -114,28 +159,36 @@ func (b *builder) add(takesPart func(i int) bool, as tier) {
 func (b *builder) notServing() {
 	s := b.made
 	s.unknown = sync.OnceValue(func() *tier {
-		backup := !s.undecided // only if no primary can still turn out to serve
-		return newTier(s.members, func(i int, m *Member) int {
+		weights := make([]int, len(b.standings))
+		first := b.groups // only if no upstream of a group before it can still turn out to serve
+		for i, m := range s.members {
+			if st := &b.standings[i]; st.ready && st.weight > 0 && st.status == health.Unknown {
+				first = min(first, m.Group)
+			}
+		}
+		for i, m := range s.members {
 			st := &b.standings[i]
-			return b.weightIf(i, st.ready && m.Backup == backup && st.status == health.Unknown)
-		})
+			weights[i] = b.weightIf(i, st.ready && m.Group == first && st.status == health.Unknown)
+		}
+		return newTier(weights, nil)
 	})
 	s.lastResort = sync.OnceValue(func() *tier {
 		if b.handler.Rules.FailOpen.Never {
 			return new(tier)
 		}
-		return b.whateverHealth(b.primaries == 0)
+		return b.whateverHealth(max(0, slices.IndexFunc(b.ready, func(n int) bool { return n > 0 })))
 	})
 }
 
-// whateverHealth returns the tier of ready primaries, or of ready backups.
-func (b *builder) whateverHealth(backup bool) *tier {
-	t := newTier(b.made.members, func(i int, m *Member) int {
-		if m.Backup == backup {
-			return b.made.ready[i]
+// whateverHealth returns the tier of the ready members of a group.
+func (b *builder) whateverHealth(group int) *tier {
+	weights := make([]int, len(b.standings))
+	for i, m := range b.made.members {
+		if m.Group == group {
+			weights[i] = b.made.ready[i]
 		}
-		return 0
-	})
+	}
+	t := newTier(weights, nil)
 	t.anyHealth = true
 	return t
 }

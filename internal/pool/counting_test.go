@@ -38,7 +38,7 @@ func TestCounting_IsExact(t *testing.T) {
 		{"weights", "uuu", func(p *policy) { p.members[0].Weight = 5 }, nil},
 		{"one is down", "udu", nil, nil},
 		{"none is up", "ddd", nil, nil},
-		{"backups", "ddu", func(p *policy) { p.members[2].Backup = true }, nil},
+		{"backups", "ddu", func(p *policy) { p.members[2].Group = 1 }, nil},
 		{"retries", "uuuu", retrying, nil},
 		{"the slow path", "uuuu", slow, nil},
 		{"unhealthy at the pick", "uuuu", nil, func(p *policy) { testkit.SetHealthy(p.list[1], rand.IntN(2) == 0) }},

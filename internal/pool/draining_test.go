@@ -49,7 +49,7 @@ func TestDraining_ComesAfterAllThatServe(t *testing.T) {
 		t.Run(tc.rule, func(t *testing.T) {
 			members := handMade(tc.members)
 			h := &Handler{Rules: Rules{FailOpen: tc.failOpen}}
-			tc.check(t, h.newSnapshot(members, time.Now()), len(members))
+			tc.check(t, h.newSnapshot(members, time.Now(), new(spills)), len(members))
 		})
 	}
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-alive/caddy-alive/internal/session"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
@@ -27,10 +28,15 @@ import (
 // Rules are what is configured about which upstreams get requests.
 type Rules struct {
 	FailOpen  FailOpen
+	Spill     float64       // the next group helps while less than this percentage of the weight serves, 0 for never
 	SlowStart time.Duration // window of the slow start, 0 for none
 	Floor     float64       // where a slow start begins, as a share of the weight
 	Hold      time.Duration // how long a request waits at a cold start, 0 for not at all
 	Retries   bool          // the handler may select again for the same request
+	Queue     Queue         // for requests while all upstreams that could take them are full
+
+	// Sticky binds clients to upstreams, nil if it does not.
+	Sticky *session.Cookie
 
 	// Select picks instead of round robin, nil if none does. SelectName is its name.
 	Select     reverseproxy.Selector
@@ -39,22 +45,29 @@ type Rules struct {
 	// Witness is what is configured about what the traffic says of upstreams.
 	Witness witness.Settings
 
-	// CountsHealthy says that fail_open has a share, and that Caddy has health checks of
+	// CountsHealthy says that fail_open has a share or a number, and that Caddy has health checks of
 	// its own. Then every pick counts which upstreams are healthy.
 	CountsHealthy bool
+}
+
+// Queue says how requests wait for an upstream that is not full. The zero value is none.
+type Queue struct {
+	Timeout time.Duration // how long a request waits at most
+	Length  int           // how many wait at most
 }
 
 // FailOpen says when health is ignored.
 type FailOpen struct {
 	Never   bool
 	Percent float64 // also while less than this share of the primaries serves
+	Number  int     // or fewer than so many, all of them if they are not so many
 	Text    string  // as it is configured
 }
 
 // isTooFew reports whether so few of the upstreams with a verdict serve that health is
 // ignored.
 func (f FailOpen) isTooFew(serving, decided int) bool {
-	return float64(100*serving) < f.Percent*float64(decided)
+	return float64(100*serving) < f.Percent*float64(decided) || serving < min(f.Number, decided)
 }
 
 // Handler is what the pools of one reverse_proxy handler have in common. Its exported
@@ -82,6 +95,7 @@ type Handler struct {
 	// any, every pick has to find out whether it is for one of them.
 	retrying atomic.Int64
 	version  atomic.Uint64 // counts changes, for pools whose snapshots are made later
+	spills   spills        // of answers of a dynamic source
 
 	mu      sync.Mutex    // guards awaited
 	awaited map[*Pool]int // pools for which requests wait, and how many

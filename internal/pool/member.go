@@ -18,7 +18,7 @@ type Member struct {
 	Address string  // as operators name it, empty if it stands for several
 	Checks  []Check // without any it counts as up
 	Weight  int     // 0: no traffic at all
-	Backup  bool
+	Group   int     // 0 for a primary, 1 for a backup of the first group, and so on
 	// Witness is what the traffic says of it, nil if that is not known.
 	Witness *witness.Upstream
 	// Extra is how often it was picked without a ticket of a counted order, less the

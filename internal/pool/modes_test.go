@@ -85,7 +85,7 @@ func TestModes_DrainIsDraining(t *testing.T) {
 		t.Run(tc.rule, func(t *testing.T) {
 			members, set := handMadeModes(tc.members)
 			h := &Handler{Rules: Rules{FailOpen: tc.failOpen}, Name: "shop", Settings: set}
-			tc.check(t, h.newSnapshot(members, time.Now()), len(members))
+			tc.check(t, h.newSnapshot(members, time.Now(), new(spills)), len(members))
 		})
 	}
 }
@@ -95,7 +95,7 @@ func TestModes_DrainIsDraining(t *testing.T) {
 func TestModes_AWeightIsOfOnePool(t *testing.T) {
 	members, set := handMadeModes("u1:5 u2 u1:d")
 	h := &Handler{Name: "other", Settings: set}
-	tierCase{serving: [][]int{{1, 2, 0}, {0, 0, 1}}, lastResort: []int{1, 2, 0}}.check(t, h.newSnapshot(members, time.Now()), len(members))
+	tierCase{serving: [][]int{{1, 2, 0}, {0, 0, 1}}, lastResort: []int{1, 2, 0}}.check(t, h.newSnapshot(members, time.Now(), new(spills)), len(members))
 }
 
 // TestModes_AreFollowedAtOnce: the next request follows what an operator sets, on each

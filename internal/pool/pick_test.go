@@ -118,7 +118,7 @@ func TestPick_FullUpstreamsAreSkippedButServe(t *testing.T) {
 				p := newPolicy(t, tc.verdicts, func(p *policy) {
 					p.handler.Rules.Retries = retries
 					if tc.backup >= 0 {
-						p.members[tc.backup].Backup = true
+						p.members[tc.backup].Group = 1
 					}
 				})
 				held := make([]int, len(tc.limits))
@@ -155,7 +155,7 @@ func TestPick_FullUpstreamsAreSkippedButServe(t *testing.T) {
 // TestPick_CaddysOwnHealthCountsAtOnce: Caddy's own health counts at the moment of the
 // pick, without a new snapshot.
 func TestPick_CaddysOwnHealthCountsAtOnce(t *testing.T) {
-	p := newPolicy(t, "uuu", func(p *policy) { p.members[2].Backup = true })
+	p := newPolicy(t, "uuu", func(p *policy) { p.members[2].Group = 1 })
 	for _, tc := range []struct {
 		healthy [3]bool
 		want    []int
@@ -197,7 +197,9 @@ func TestPick_FailOpenCountsCaddysOwnHealth(t *testing.T) {
 			p := newPolicy(t, tc.verdicts, func(p *policy) {
 				p.handler.Rules.FailOpen.Percent = tc.percent
 				p.handler.Rules.CountsHealthy = tc.percent > 0
-				p.members[5].Backup = tc.backup
+				if tc.backup {
+					p.members[5].Group = 1
+				}
 			})
 			for _, i := range tc.unhealthy {
 				testkit.SetHealthy(p.list[i], false)

@@ -22,6 +22,7 @@ type Pool struct {
 	members []*Member
 	logged  *LoggedState
 	atOnce  bool // it is of the first sort
+	spills  *spills
 
 	// upstreams are those of a request that brought them.
 	upstreams atomic.Pointer[reverseproxy.UpstreamPool]
@@ -45,7 +46,7 @@ type Pool struct {
 // Init makes the pool of a list that does not change.
 func (p *Pool) Init(h *Handler, members []*Member, upstreams reverseproxy.UpstreamPool) {
 	p.init(h, members, upstreams, new(LoggedState))
-	p.atOnce = true
+	p.atOnce, p.spills = true, new(spills)
 }
 
 // New returns the pool of an answer of a dynamic source. Pools of the same upstreams in
@@ -53,6 +54,7 @@ func (p *Pool) Init(h *Handler, members []*Member, upstreams reverseproxy.Upstre
 func New(h *Handler, members []*Member, upstreams reverseproxy.UpstreamPool, logged *LoggedState) *Pool {
 	p := new(Pool)
 	p.init(h, members, slices.Clone(upstreams), logged)
+	p.spills = &h.spills
 	return p
 }
 
@@ -96,7 +98,7 @@ func (p *Pool) RefreshNow() {
 	p.making.Lock()
 	p.due.Store(false)
 	now := time.Now()
-	made := p.handler.newSnapshot(p.members, now)
+	made := p.handler.newSnapshot(p.members, now, p.spills)
 	r := &p.handler.Rules
 	made.canBeFast = made.mayBeFast() && !r.CountsHealthy && r.Select == nil
 	p.counters.mu.Lock()
@@ -146,6 +148,12 @@ func (p *Pool) install(made *Snapshot) (before *Snapshot) {
 	if !p.atOnce && len(made.serving) > 0 {
 		made.serving[0].counted = false // tickets that are drawn after the pool was dropped would be lost
 	}
+	if p.handler.Rules.Spill > 0 {
+		p.spills.keep(made)
+		if !p.atOnce {
+			p.spills.remember(made, time.Now())
+		}
+	}
 	p.current.Store(made)
 	return before
 }
@@ -183,7 +191,7 @@ func (p *Pool) snapshot(patient bool) *Snapshot {
 	if known = p.current.Load(); p.isCurrent(known, now) {
 		return known // made meanwhile
 	}
-	made := p.handler.newSnapshot(p.members, now)
+	made := p.handler.newSnapshot(p.members, now, p.spills)
 	p.install(made)
 	made.calmSuspects()
 	return made
@@ -195,7 +203,7 @@ func (p *Pool) Peek() *Snapshot {
 	if known := p.current.Load(); p.atOnce || p.isCurrent(known, now) {
 		return known
 	}
-	return p.handler.newSnapshot(p.members, now)
+	return p.handler.newSnapshot(p.members, now, p.spills)
 }
 
 // isCurrent reports whether nothing has changed since a snapshot was made.

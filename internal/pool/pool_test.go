@@ -53,7 +53,7 @@ func TestSnapshot_TiersAreInOrder(t *testing.T) {
 		t.Run(tc.rule, func(t *testing.T) {
 			members := handMade(tc.members)
 			h := &Handler{Rules: Rules{FailOpen: tc.failOpen}}
-			tc.check(t, h.newSnapshot(members, time.Now()), len(members))
+			tc.check(t, h.newSnapshot(members, time.Now(), new(spills)), len(members))
 		})
 	}
 }
@@ -79,7 +79,7 @@ func TestSnapshot_FailsOpenBelowThePercentage(t *testing.T) {
 				want    State
 			}{{serving, Normal}, {serving - 1, FailedOpen}} {
 				members := append(slices.Repeat([]*Member{up}, tc.serving), slices.Repeat([]*Member{down}, n-tc.serving)...)
-				if got := h.newSnapshot(members, time.Now()).state; got != tc.want {
+				if got := h.newSnapshot(members, time.Now(), new(spills)).state; got != tc.want {
 					t.Errorf("fail_open %s with %d of %d up: state %d, want %d", text, tc.serving, n, got, tc.want)
 				}
 			}
@@ -105,13 +105,13 @@ func wantWeights(members []*Member, open FailOpen) []int {
 		}
 		return n
 	}
-	primaries := among(func(m *Member) bool { return !m.Backup })
-	serving := among(func(m *Member) bool { return !m.Backup && m.Status() == health.Up })
-	decided := among(func(m *Member) bool { return !m.Backup && m.Status() != health.Unknown })
-	backups := among(func(m *Member) bool { return m.Backup && m.Status() == health.Up })
-	unknown := among(func(m *Member) bool { return !m.Backup && m.Status() == health.Unknown })
+	primaries := among(func(m *Member) bool { return m.Group == 0 })
+	serving := among(func(m *Member) bool { return m.Group == 0 && m.Status() == health.Up })
+	decided := among(func(m *Member) bool { return m.Group == 0 && m.Status() != health.Unknown })
+	backups := among(func(m *Member) bool { return m.Group > 0 && m.Status() == health.Up })
+	unknown := among(func(m *Member) bool { return m.Group == 0 && m.Status() == health.Unknown })
 	if amount(unknown) == 0 {
-		unknown = among(func(m *Member) bool { return m.Backup && m.Status() == health.Unknown })
+		unknown = among(func(m *Member) bool { return m.Group > 0 && m.Status() == health.Unknown })
 	}
 	switch {
 	case amount(backups) == 0 && float64(100*amount(serving)) < open.Percent*float64(amount(decided)):
@@ -127,7 +127,7 @@ func wantWeights(members []*Member, open FailOpen) []int {
 	case amount(primaries) > 0:
 		return primaries
 	}
-	return among(func(m *Member) bool { return m.Backup })
+	return among(func(m *Member) bool { return m.Group > 0 })
 }
 
 // TestPick_SharesAreExactInEveryTier: whatever the weights and the verdicts, over a whole

@@ -296,8 +296,8 @@ func TestSlowStart_FloorsKeepTheirShare(t *testing.T) {
 					members[i].Checks = young.Checks
 					total -= 1 - tc.floor
 				}
-				rules := &Rules{SlowStart: 30 * time.Second, Floor: tc.floor}
-				tier, _ := newRampedTier(members, func(_ int, m *Member) int { return m.Weight }, rules, time.Now())
+				h := &Handler{Rules: Rules{SlowStart: 30 * time.Second, Floor: tc.floor}}
+				tier := h.newSnapshot(members, time.Now(), new(spills)).serving[0]
 				turns := tier.share(tc.n)
 				for _, i := range ramping {
 					want := tc.floor / total

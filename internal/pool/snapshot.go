@@ -3,6 +3,7 @@
 package pool
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +22,11 @@ type Snapshot struct {
 	made    version   // when it was made
 	until   time.Time // when a slow start goes on, or an ejection ends; zero if there is none
 	tiers
+
+	// spill are the groups that are in use. firstSum is what the first of them weighs in an
+	// answer of a dynamic source.
+	spill    spillState
+	firstSum float64
 
 	// fast: the upstream of the next ticket gets the request if it can take it. canBeFast is
 	// the same by the checks alone; Caddy's own health can forbid it.
@@ -45,10 +51,10 @@ type tiers struct {
 	// serving are the members that serve, the best tier first, and then those that would
 	// if they did not drain, or were not ejected. None is empty.
 	serving []*tier
-	// up are the weights of primaries and backups that are up, suspects and ejected ones,
-	// too. allPrimaries are the ready primaries, whatever their health, and decided is how
-	// many of them have a verdict. fail_open goes by these.
-	up           [2][]int
+	// up are the weights of those that are up, suspects and ejected ones, too, by group.
+	// allPrimaries are the ready primaries, whatever their health, and decided is how many
+	// of them have a verdict. fail_open goes by these.
+	up           [][]int
 	allPrimaries func() *tier
 	decided      int
 	// trials are the members whose ejection is over: a request is to try them.
@@ -89,8 +95,13 @@ func (s *Snapshot) probeUnknown() {
 // too many upstreams unhealthy, which do not serve either. The snapshot knows of the
 // checks only.
 func (s *Snapshot) isTooFewHealthy(r *Rules, upstreams reverseproxy.UpstreamPool) bool {
-	if !r.CountsHealthy || s.state == FailedOpen || countHealthy(s.up[1], upstreams) > 0 {
+	if !r.CountsHealthy || s.state == FailedOpen {
 		return false
+	}
+	for _, weights := range s.up[1:] {
+		if countHealthy(weights, upstreams) > 0 {
+			return false
+		}
 	}
 	return r.FailOpen.isTooFew(countHealthy(s.up[0], upstreams), s.decided)
 }
@@ -99,6 +110,7 @@ func (s *Snapshot) isTooFewHealthy(r *Rules, upstreams reverseproxy.UpstreamPool
 type standing struct {
 	status health.Status
 	weight int  // 0 if it gets nothing, not even as the last resort
+	full   int  // its weight, whatever its mode
 	ready  bool // it has a weight, and neither drains nor is in maintenance
 	// suspect and ejected: the traffic says so, and the handler heeds it
 	suspect bool
@@ -115,6 +127,7 @@ func (h *Handler) standingOf(m *Member) standing {
 	set := h.Settings.Of(m.Address)
 	mode := set.ModeNow()
 	s := standing{status: m.Status(), weight: set.WeightIn(h.Name, m.Weight)}
+	s.full = s.weight
 	up := s.status == health.Up
 	s.ready = s.weight > 0 && mode == settings.Ready && (!up || !m.Draining())
 	if up && !h.Rules.Witness.Off {
@@ -126,17 +139,16 @@ func (h *Handler) standingOf(m *Member) standing {
 	return s
 }
 
-// newSnapshot decides which members may get requests, and in which order.
-func (h *Handler) newSnapshot(members []*Member, now time.Time) *Snapshot {
+// newSnapshot decides which members may get requests, and in which order. It changes nothing.
+func (h *Handler) newSnapshot(members []*Member, now time.Time, groups *spills) *Snapshot {
 	made := version(h.version.Load()) // first: a change that follows makes it outdated
 	s := &Snapshot{members: members, made: made}
 	all := make([]standing, len(members))
 	for i, m := range members {
 		all[i] = h.standingOf(m)
 	}
-	b := &builder{handler: h, made: s, standings: all, now: now}
+	b := &builder{handler: h, made: s, standings: all, now: now, spills: groups}
 	b.count()
-	b.awaitTrials()
 	b.serving()
 	if len(s.serving) > 0 && !s.serving[0].anyHealth {
 		s.best = s.serving[0].order
@@ -157,12 +169,9 @@ func (s *Snapshot) mayBeFast() bool {
 	return s.best.Len() > 0 && len(s.trials) == 0 && !s.serving[0].suspect && !s.serving[0].fallback
 }
 
-// index is 0 for a primary, and 1 for a backup.
-func index(backup bool) int {
-	if backup {
-		return 1
-	}
-	return 0
+// backupIsUp reports whether a backup is up.
+func (s *Snapshot) backupIsUp() bool {
+	return slices.ContainsFunc(s.up[1:], func(weights []int) bool { return countWeights(weights) > 0 })
 }
 
 // remakeAt makes the pool make a new snapshot at a time, or sooner.
@@ -193,7 +202,7 @@ func (s *Snapshot) calmSuspects() {
 func (s *Snapshot) MayEject(m *Member, share float64) bool {
 	base, left, n, ejected, equal := 0, 0, 0, 0, true
 	own := 0
-	for i, weight := range s.up[index(m.Backup)] {
+	for i, weight := range s.up[m.Group] {
 		if weight == 0 {
 			continue
 		}

@@ -78,7 +78,10 @@ func address(i int) string { return fmt.Sprintf("10.0.%d.%d:80", i/250, i%250+1)
 func withWeights(weights ...int) func(*policy) {
 	return func(p *policy) {
 		for i, w := range weights {
-			p.members[i].Weight, p.members[i].Backup = max(w, -w), w < 0
+			p.members[i].Weight, p.members[i].Group = max(w, -w), 0
+			if w < 0 {
+				p.members[i].Group = 1
+			}
 		}
 	}
 }
@@ -195,12 +198,13 @@ func (p *policy) wantLog(t *testing.T, want ...string) {
 // handMade makes members of a pool without a policy. Each word is a verdict (u, d, r for
 // up and draining, or ? for none yet), a weight, and a b for a backup: u5 d1 ?2b. With
 // several verdicts a member has as many checks: rd1 passes one of them, and is draining
-// by it, and fails the other.
+// by it, and fails the other. A b for each group before that of a backup: u1bb is of the
+// second group of backups.
 func handMade(words string) []*Member {
 	var members []*Member
 	for i, word := range strings.Fields(words) {
 		number := strings.IndexAny(word, "0123456789")
-		m := &Member{Address: address(i), Backup: strings.HasSuffix(word, "b")}
+		m := &Member{Address: address(i), Group: strings.Count(word, "b")}
 		if _, err := fmt.Sscanf(word[number:], "%d", &m.Weight); err != nil {
 			panic(fmt.Sprintf("%s: %v", word, err))
 		}

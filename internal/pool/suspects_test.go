@@ -417,7 +417,7 @@ func TestMayEject_KeepsEnoughOfTheGroup(t *testing.T) {
 					}
 					time.Sleep(time.Minute) // no common trouble
 				}
-				s := a.handler.newSnapshot(a.members, time.Now())
+				s := a.handler.newSnapshot(a.members, time.Now(), new(spills))
 				for i, m := range a.members {
 					if tc.verdicts[i] == 'd' || tc.weights[i] == 0 || slices.Contains(tc.ejected, i) {
 						continue // it is not asked

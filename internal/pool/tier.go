@@ -5,6 +5,7 @@ package pool
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -40,15 +41,40 @@ type tier struct {
 	counted bool
 }
 
-// newTier makes a tier of the members of a pool by their weights in it.
-func newTier(members []*Member, weight func(i int, m *Member) int) *tier {
-	t := &tier{weights: make([]int, len(members)), tickets: new(atomic.Uint64)}
+// newTier makes a tier of members by their weights in it. With ramps, those in their slow
+// start have a part of their weight.
+func newTier(weights, ramps []int) *tier {
+	t := &tier{weights: weights, tickets: new(atomic.Uint64)}
 	t.tickets.Store(uint64(rand.Uint32())) // begins anywhere, each time anew
-	for i, m := range members {
-		t.weights[i] = weight(i, m)
+	isPast := func(i int) bool { return weights[i] == 0 || ramps[i] == rampSteps }
+	if ramps == nil || allPositions(len(weights), isPast) {
+		t.order = rotation.New(weights)
+		return t
 	}
-	t.order = rotation.New(t.weights)
+	t.scale = rampSteps
+	sum, least := int64(0), int64(math.MaxInt64)
+	for i, weight := range weights {
+		if weight == 0 {
+			continue
+		}
+		weights[i] = weight * ramps[i]
+		sum += int64(weights[i])
+		least = min(least, int64(weights[i]))
+	}
+	// four turns or more for the least weight, so that rounding takes or gives no more
+	// than an eighth of it
+	length := min(max(rampedLen, 4*(sum/least)), rotation.MaxLen)
+	t.order = rotation.NewBounded(weights, int(length))
 	return t
+}
+
+func allPositions(n int, is func(i int) bool) bool {
+	for i := range n {
+		if !is(i) {
+			return false
+		}
+	}
+	return true
 }
 
 func (t *tier) empty() bool { return t.order.Len() == 0 }
@@ -71,53 +97,54 @@ func countHealthy(weights []int, upstreams reverseproxy.UpstreamPool) (n int) {
 	return n
 }
 
-// newRampedTier is newTier, but members that came up a short while ago have a part of
-// their weight. They ramp only while another member is past its slow start: when a whole
-// pool starts, none could take the load off the new ones. It also returns after which
-// time the tier is to be made again, 0 if never.
-func newRampedTier(members []*Member, weight func(i int, m *Member) int, r *Rules, now time.Time) (t *tier, again time.Duration) {
-	all, past := 0, 0
-	longest, shortest := time.Duration(0), r.SlowStart // of those that are not past it
-	if r.SlowStart > 0 {
-		for i, m := range members {
-			if weight(i, m) == 0 {
-				continue
-			}
-			all++
-			if up := m.upFor(now); up >= r.SlowStart {
-				past++
-			} else {
-				longest, shortest = max(longest, up), min(shortest, up)
-			}
+// ramps returns which part of its weight each member that serves gets, in steps, and after
+// which time that changes, 0 if it does not. Members ramp only while another of their group
+// is past its slow start: when a whole group starts, none could take the load off the new
+// ones.
+func (b *builder) ramps() (steps []int, again time.Duration) {
+	steps = slices.Repeat([]int{rampSteps}, len(b.standings))
+	if b.handler.Rules.SlowStart == 0 {
+		return steps, 0
+	}
+	for group := range b.groups {
+		if change := b.rampGroup(group, steps); change > 0 && (again == 0 || change < again) {
+			again = change
 		}
 	}
-	if past == 0 && longest > shortest {
-		again = r.SlowStart - longest // when the first is past it, the others ramp
-	}
-	if past == all || past == 0 {
-		return newTier(members, weight), again
-	}
+	return steps, again
+}
 
-	step := max(r.SlowStart/rampSteps, 1)
-	floor := max(1, int(math.Ceil(r.Floor*rampSteps-1e-9)))
-	t = &tier{weights: make([]int, len(members)), scale: rampSteps, tickets: new(atomic.Uint64)}
-	sum, least := int64(0), int64(math.MaxInt64)
-	for i, m := range members {
-		if weight(i, m) == 0 {
+// rampGroup is ramps for one group.
+func (b *builder) rampGroup(group int, steps []int) (again time.Duration) {
+	r := &b.handler.Rules
+	var serving []int
+	past := 0
+	longest, shortest := time.Duration(0), r.SlowStart // of those that are not past it
+	for i, m := range b.made.members {
+		if m.Group != group || !b.standings[i].serves() || b.standings[i].weight == 0 {
 			continue
 		}
-		steps := rampSteps
-		if up := m.upFor(now); up < r.SlowStart {
-			steps = min(max(floor, int(up/step)), rampSteps)
-			again = step // one for all, however many there are
+		serving = append(serving, i)
+		if up := m.upFor(b.now); up >= r.SlowStart {
+			past++
+		} else {
+			longest, shortest = max(longest, up), min(shortest, up)
 		}
-		t.weights[i] = weight(i, m) * steps
-		sum += int64(t.weights[i])
-		least = min(least, int64(t.weights[i]))
 	}
-	// four turns or more for the least weight, so that rounding takes or gives no more
-	// than an eighth of it
-	length := min(max(rampedLen, 4*(sum/least)), rotation.MaxLen)
-	t.order = rotation.NewBounded(t.weights, int(length))
-	return t, again
+	switch {
+	case past == len(serving):
+		return 0
+	case past == 0 && longest > shortest:
+		return r.SlowStart - longest // when the first is past it, the others ramp
+	case past == 0:
+		return 0
+	}
+	step := max(r.SlowStart/rampSteps, 1)
+	floor := max(1, int(math.Ceil(r.Floor*rampSteps-1e-9)))
+	for _, i := range serving {
+		if up := b.made.members[i].upFor(b.now); up < r.SlowStart {
+			steps[i] = min(max(floor, int(up/step)), rampSteps)
+		}
+	}
+	return step // one for all, however many there are
 }

@@ -54,7 +54,7 @@ func TestEjected_ComeAfterThoseThatDrain(t *testing.T) {
 
 // TestMayEject_TheShareItself: as much as the share may go, whatever the share.
 func TestMayEject_TheShareItself(t *testing.T) {
-	s := &Snapshot{}
+	s := &Snapshot{tiers: tiers{up: make([][]int, 1)}}
 	for range 10 {
 		s.members = append(s.members, &Member{})
 		s.up[0] = append(s.up[0], 1)

@@ -74,47 +74,50 @@ func List(h *reverseproxy.Handler) (Listed, error) {
 }
 
 // Weights returns the weights that are configured by name, by dial address.
-func (l Listed) Weights(configured map[string]int) (map[string]int, error) {
+func (l Listed) Weights(configured map[string]int) (Numbers, error) {
 	var names Given
 	weights := make(map[string]int)
 	for _, name := range slices.Sorted(maps.Keys(configured)) {
 		dials, err := l.resolveName(name)
 		if err != nil {
-			return nil, err
+			return Numbers{}, err
 		}
 		for _, dial := range dials {
 			if err := names.add(dial, name); err != nil {
-				return nil, err
+				return Numbers{}, err
 			}
 			weights[dial] = configured[name]
 		}
 	}
 	if l.isAllListed(func(dial string) bool { weight, given := weights[dial]; return given && weight == 0 }) {
-		return nil, errors.New("every upstream has the weight 0, so none would ever get a request; give at least one a weight above 0")
+		return Numbers{}, errors.New("every upstream has the weight 0, so none would ever get a request; give at least one a weight above 0")
 	}
-	return weights, nil
+	return NumbersOf(weights), nil
 }
 
-// Backups returns the upstreams that are configured as backups, by dial address.
-func (l Listed) Backups(configured []string) (map[string]bool, error) {
+// Groups returns the groups of the upstreams that are configured as backups, by dial
+// address: 1 for the first group, and so on. All others are primaries.
+func (l Listed) Groups(configured [][]string) (Numbers, error) {
 	var names Given
-	backups := make(map[string]bool)
-	for _, name := range configured {
-		dials, err := l.resolveName(name)
-		if err != nil {
-			return nil, err
-		}
-		for _, dial := range dials {
-			if err := names.add(dial, name); err != nil {
-				return nil, err
+	groups := make(map[string]int)
+	for i, group := range configured {
+		for _, name := range group {
+			dials, err := l.resolveName(name)
+			if err != nil {
+				return Numbers{}, err
 			}
-			backups[dial] = true
+			for _, dial := range dials {
+				if err := names.add(dial, name); err != nil {
+					return Numbers{}, err
+				}
+				groups[dial] = i + 1
+			}
 		}
 	}
-	if len(configured) > 0 && l.isAllListed(func(dial string) bool { return backups[dial] }) {
-		return nil, errors.New("every upstream is a backup; at least one must be a primary")
+	if len(groups) > 0 && l.isAllListed(func(dial string) bool { return groups[dial] > 0 }) {
+		return Numbers{}, errors.New("every upstream is a backup; at least one must be a primary")
 	}
-	return backups, nil
+	return NumbersOf(groups), nil
 }
 
 // isAllListed reports whether there are only listed upstreams, and something is true of

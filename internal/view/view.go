@@ -30,7 +30,10 @@ type Upstream struct {
 	// EffectiveWeight is the weight with which it gets requests at this moment: less
 	// during a slow start, 0 if it gets none.
 	EffectiveWeight float64 `json:"effective_weight"`
-	Backup          bool    `json:"backup"`
+	// Group is 0 for a primary, 1 for a backup of the first group, and so on. Backup says
+	// that it is not 0.
+	Group  int  `json:"group"`
+	Backup bool `json:"backup"`
 	// Serving says that it gets requests now because it is alive, or would get them if it
 	// were not suspect. It is false if it gets them only because health is ignored, or
 	// because only draining or ejected upstreams are left.
@@ -45,7 +48,13 @@ type Upstream struct {
 	Why string `json:"why"`
 	// Requests are those in flight, and Fails those that passive health checks count.
 	Requests int `json:"requests"`
-	Fails    int `json:"fails"`
+	// Limit is how many requests it gets at once, 0 for any number. It grows during a slow
+	// start.
+	Limit int `json:"limit"`
+	// Bound is how many requests it got in the last minute because their clients are bound to
+	// it.
+	Bound int `json:"bound"`
+	Fails int `json:"fails"`
 	// Since is when the status last changed, null if it never did.
 	Since  *time.Time `json:"since"`
 	Checks []Check    `json:"checks"`
@@ -151,7 +160,8 @@ func (u *Upstream) Merge(other Upstream) {
 	u.EffectiveWeight = max(u.EffectiveWeight, other.EffectiveWeight)
 	u.Requests = max(u.Requests, other.Requests) // Caddy counts by address
 	u.Fails = max(u.Fails, other.Fails)
-	u.Backup = u.Backup && other.Backup
+	u.Group = min(u.Group, other.Group)
+	u.Backup = u.Group > 0
 	u.FailOpen = u.FailOpen || other.FailOpen
 	u.Suspect = u.Suspect || other.Suspect
 	if until := other.EjectedUntil; until != nil && (u.EjectedUntil == nil || until.After(*u.EjectedUntil)) {
