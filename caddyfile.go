@@ -49,6 +49,7 @@ import (
 //			for   <base> [<longest>]
 //			share <percent>
 //		}
+//		stale      <duration>|off
 //		select     <policy> [<args...>] {
 //			...
 //		}
@@ -123,6 +124,14 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 		return parseObserve(s, d)
 	case "eject":
 		return parseEject(s, d)
+	case "stale":
+		text, err := parseArg(d, "off, or one "+limits.StaleRange)
+		if err != nil {
+			return err
+		}
+		stale, err := limits.ParseStale(text)
+		s.Stale = (*caddy.Duration)(&stale)
+		return grammar.At(d, err)
 	case "select":
 		return s.parseSelect(d)
 	default:

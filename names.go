@@ -211,6 +211,7 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 		FailOpen string
 		Select   any
 		Source   any
+		Stale    *caddy.Duration
 		Limits   []int
 		Witness  witness.Settings
 		Health   *reverseproxy.HealthChecks
@@ -219,6 +220,7 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 		FailOpen: cmp.Or(s.FailOpen, "none_up"),
 		Select:   poolname.Decode(s.SelectRaw),
 		Source:   poolname.Decode(h.DynamicUpstreamsRaw),
+		Stale:    s.Stale,
 		Health:   h.HealthChecks,
 		Breaker:  poolname.Decode(h.CBRaw),
 		Weights:  make(map[string]string),

@@ -43,6 +43,12 @@ var (
 	// requests.
 	WatchLists = caddy.NewUsagePool()
 
+	// Sources are what dynamic sources of upstreams have answered, and whether they fail. Key:
+	// the config of the source, as JSON. Value: a source.memory. Owner: each handler whose
+	// source is used beyond its failure. They outlive a config so that a reload does not
+	// lose the last answer of a source that fails.
+	Sources = caddy.NewUsagePool()
+
 	// Settings are the modes and weights set at run time. Key: where they are stored.
 	// Value: the settings by address. Owner: the app of each config. They outlive a config
 	// so that a reload does not lose what could not be stored.

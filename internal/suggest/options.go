@@ -12,7 +12,7 @@ import (
 // The names of options, in the order in which they are documented.
 var (
 	// PolicyOptions are those of lb_policy alive.
-	PolicyOptions = []string{"name", "check", "weight", "backup", "slow_start", "fail_open", "hold", "retries", "observe", "eject", "select"}
+	PolicyOptions = []string{"name", "check", "weight", "backup", "slow_start", "fail_open", "hold", "retries", "observe", "eject", "stale", "select"}
 	// CheckOptions are those of every check, whatever its kind.
 	CheckOptions = []string{
 		"name", "interval", "fast_interval", "down_interval", "timeout", "passes", "fails", "jitter",
