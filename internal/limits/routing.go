@@ -3,13 +3,11 @@
 package limits
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 )
 
 // FailOpenRange is what messages call when health is ignored.
@@ -79,18 +77,6 @@ func CookieName(name string) error {
 		if len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) {
 			return fmt.Errorf("sticky: the name of the cookie must not begin with %s: browsers would drop such a cookie wherever it is set without TLS; got '%s'", prefix, name)
 		}
-	}
-	return nil
-}
-
-// Secret returns an error if a text cannot be a secret as the config has it, with its
-// placeholders. The error does not show it.
-func Secret(written string) error {
-	switch {
-	case strings.TrimSpace(written) == "":
-		return errors.New("sticky: secret must not be empty")
-	case strings.ContainsFunc(written, unicode.IsControl):
-		return errors.New("sticky: secret must be one line without control characters; only what a placeholder such as {file.*} stands for may have them")
 	}
 	return nil
 }

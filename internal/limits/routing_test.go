@@ -97,24 +97,3 @@ func TestCookieName_IsATokenWithoutAMeaning(t *testing.T) {
 		}
 	}
 }
-
-// A secret is text of one line. No error shows it.
-func TestSecret_IsNotShown(t *testing.T) {
-	t.Parallel()
-	for _, secret := range []string{"x", "hunter2 {env.LB_SECRET}", "ünïcode", `\{`, "\xff"} {
-		if err := Secret(secret); err != nil {
-			t.Errorf("%q: %v", secret, err)
-		}
-	}
-	for _, secret := range []string{"", " ", " \t\n"} {
-		if got := say(Secret(secret)); got != "sticky: secret must not be empty" {
-			t.Errorf("%q: got %q", secret, got)
-		}
-	}
-	for _, secret := range []string{"hunter2\n", "hunter2\x00", "hunter2\tx", "\u0085hunter2"} {
-		const want = "sticky: secret must be one line without control characters; only what a placeholder such as {file.*} stands for may have them"
-		if got := say(Secret(secret)); got != want {
-			t.Errorf("%q: got %q, want %q", secret, got, want)
-		}
-	}
-}
