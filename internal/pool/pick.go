@@ -124,7 +124,6 @@ func (d *decision) pickTrial(now *Snapshot) int {
 // While another one is full that was not tried, the request waits for that if it can.
 func (d *decision) startOver(next int) int {
 	if d.anyFull() && d.mayWait() {
-		d.again = next
 		return none
 	}
 	if !d.claim(next) {

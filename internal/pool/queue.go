@@ -26,8 +26,6 @@ type queueing struct {
 	full        []int         // could take the request if they were not full
 	fullByCaddy bool          // another one could, but is full by Caddy's own limit
 	unsignaled  bool          // another one may become able to without a signal
-	own         bool          // the client is bound to the one that is full
-	again       int           // the one that was tried to take if the wait is in vain, or none
 	queues      bool          // the request is in the queue
 	gaveUp      bool          // it has waited in vain
 	waited      time.Duration // how long it has waited in all its selections
@@ -163,19 +161,21 @@ func (d *decision) take(a *slots.Address) int {
 // giveUp returns the upstream to take after a wait in vain. That may be none.
 func (d *decision) giveUp(reason string) int {
 	d.gaveUp = true
-	again := d.again
-	if d.own || again != none {
-		if i := d.choose(); i != none {
-			return i
-		}
+	if i := d.choose(); i != none {
+		return i
 	}
 	if h := d.pool.handler; h.OnRefused != nil {
 		h.OnRefused(reason)
 	}
+	d.refuse()
+	return none
+}
+
+// refuse makes the request get no upstream in its later selections, either.
+func (d *decision) refuse() {
 	if t := d.remember(); t != nil {
 		t.refused = true
 	}
-	return none
 }
 
 // noteWait notes how long the request has waited, for its later selections.
