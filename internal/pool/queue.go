@@ -147,7 +147,7 @@ func (d *decision) take(a *slots.Address) int {
 	}
 	for _, i := range d.full {
 		if d.now.members[i].Slots == a {
-			d.slot = a
+			d.slot, d.binds = a, d.binds && i != d.bound
 			if d.Tried.has(d.Upstreams[i]) {
 				d.Tried.startOver()
 			}
