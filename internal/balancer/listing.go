@@ -133,6 +133,15 @@ func (l *Listing) JSONOf(pool string) ([]byte, error) {
 	return renderSome(l, &l.rowJSON, l.rows, func(row *view.Upstream) bool { return row.Pool == pool })
 }
 
+// Pools returns the names of all pools of the config, sorted.
+func (l *Listing) Pools() []string {
+	names := make([]string, 0, len(l.pools))
+	for i := range l.pools {
+		names = append(names, l.pools[i].Pool)
+	}
+	return names
+}
+
 // PoolsJSON returns all pools as JSON.
 func (l *Listing) PoolsJSON() ([]byte, error) { return renderAll(l, &l.poolJSON, l.pools) }
 

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/caddy-alive/caddy-alive/internal/pool"
-	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -40,18 +39,4 @@ func listPools(r *Registry, rows []view.Upstream) []view.Pool {
 	}
 	slices.SortFunc(pools, func(a, b view.Pool) int { return strings.Compare(a.Pool, b.Pool) })
 	return pools
-}
-
-// HasPool reports whether the newest started config has a pool of that name. If not, it
-// returns the words that suggest names like it, if there are any.
-func HasPool(name string) (has bool, suggestion string) {
-	var names []string
-	for _, b := range Newest().All() {
-		if b.Name() == name {
-			return true, ""
-		}
-		names = append(names, b.Name())
-	}
-	slices.Sort(names)
-	return false, suggest.DidYouMean(name, slices.Compact(names))
 }

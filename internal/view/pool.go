@@ -128,7 +128,10 @@ func (p *Pool) Facts() []string {
 	if p == nil {
 		return nil
 	}
-	facts := []string{fmt.Sprintf("%d of %d serve", p.Serving, p.Upstreams)}
+	facts := []string{"no upstreams at present"}
+	if p.Upstreams > 0 {
+		facts[0] = fmt.Sprintf("%d of %d serve", p.Serving, p.Upstreams)
+	}
 	for _, state := range States {
 		switch n := p.States[state]; {
 		case n == 0 || state == "up":

@@ -78,13 +78,17 @@ func TestFacts_NameWhatIsNotPlain(t *testing.T) {
 	}{
 		{[]Upstream{up, up}, nil, "2 of 2 serve, 4 in flight"},
 		{[]Upstream{up, up}, &Queue{Waiting: 3, Limit: 1000}, "2 of 2 serve, 4 in flight, 3 of 1000 wait"},
+		{nil, &Queue{Limit: 10}, "no upstreams at present, 0 in flight, 0 of 10 wait"},
 		{[]Upstream{up, backup}, nil, "1 of 2 serve, 2 in flight"},
 		{[]Upstream{down, inUse}, nil, "1 of 2 serve, 1 down, backup in use, 0 in flight"},
 		{[]Upstream{up, down, inUse, second}, &Queue{}, "3 of 4 serve, 1 down, backup 1 and backup 2 in use, 2 in flight, 0 of 0 wait"},
 		{[]Upstream{{Status: "down", Mode: "ready", FailOpen: true, EffectiveWeight: 1}}, nil, "0 of 1 serve, 1 down, fail-open, 0 in flight"},
 		{[]Upstream{up, {Status: "up", Mode: "maintenance"}, {Status: "up", Mode: "drain"}, {Status: "unknown", Idle: true}}, nil, "1 of 4 serve, 1 unknown, 1 draining, 1 in maintenance, 1 idle, 2 in flight"},
 	} {
-		p := shop(t, tc.rows...)
+		p := NewPool("shop")
+		if len(tc.rows) > 0 {
+			p = shop(t, tc.rows...)
+		}
 		p.Queue = tc.queue
 		if got := strings.Join(p.Facts(), ", "); got != tc.want {
 			t.Errorf("got %q, want %q", got, tc.want)
