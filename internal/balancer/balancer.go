@@ -318,6 +318,12 @@ func (b *Balancer) Selections() map[string]uint64 {
 	return all
 }
 
+// Waiting returns how many requests wait for an upstream that is not full, and how many may:
+// 0 if the handler has no queue.
+func (b *Balancer) Waiting() (n, limit int) {
+	return waiting(&b.handler), b.config.Rules.Queue.Length
+}
+
 // reportFailOpen counts a pool that begins to ignore health, or no longer does, and
 // reports changes to operators: once, if several handlers have the pool.
 func (b *Balancer) reportFailOpen(begins bool) {
