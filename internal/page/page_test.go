@@ -14,7 +14,7 @@ import (
 // rendered returns the page that shows rows.
 func rendered(t *testing.T, rows ...view.Upstream) string {
 	t.Helper()
-	html, err := Render(rows, time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
+	html, err := Render(rows, view.Pools(rows), time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +104,7 @@ func TestRender_SaysThatThereAreNoUpstreams(t *testing.T) {
 func TestRender_FactsOfARow(t *testing.T) {
 	since := time.Date(2030, 1, 2, 4, 4, 5, 0, time.FixedZone("", 3600))
 	html := rendered(t,
-		view.Upstream{Pool: "a", Upstream: "a:80", Status: "up", Mode: "ready", Weight: 2, EffectiveWeight: 2, Serving: true, Backup: true, Requests: 7, Since: &since},
+		view.Upstream{Pool: "a", Upstream: "a:80", Status: "up", Mode: "ready", Weight: 2, EffectiveWeight: 2, Serving: true, Group: 1, Backup: true, Requests: 7, Since: &since},
 		view.Upstream{Pool: "a", Upstream: "b:80", Status: "up", Mode: "ready", Weight: 1, EffectiveWeight: 1, Serving: true},
 		view.Upstream{Pool: "a", Upstream: "c:80", Status: "unknown", Mode: "drain", Weight: 1},
 	)

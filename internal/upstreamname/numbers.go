@@ -25,6 +25,9 @@ type rangeNumber struct {
 // NumbersOf returns the numbers of dial addresses.
 func NumbersOf(byDial map[string]int) Numbers { return Numbers{byDial: byDial} }
 
+// Any reports whether there are any.
+func (n Numbers) Any() bool { return len(n.byDial) > 0 || len(n.ranges) > 0 }
+
 // Of returns the number of the upstream at a dial address: its own, or else that of the
 // narrowest range that it is in. It also reports whether there is one.
 func (n Numbers) Of(dial string) (number int, given bool) {
