@@ -40,6 +40,7 @@ import (
 // Caddy loads every Caddyfile, and every part of one. TestReadmeOptions reads the one
 // that shows the grammar.
 func TestReadmeCaddyfiles(t *testing.T) {
+	t.Setenv("LB_SECRET", "as an operator sets it")
 	blocks, _ := testkit.Documentation(t)
 	for _, b := range testkit.BlocksIn("caddyfile", blocks) {
 		if strings.HasPrefix(b.Text, "lb_policy") {
