@@ -91,7 +91,8 @@ func (b *Balancer) Init(r *Registry, c Config) error {
 // configure sets what follows from the config alone.
 func (b *Balancer) configure(r *Registry, c Config) {
 	b.registry, b.config, b.listed = r, c, c.Proxy.Upstreams
-	b.traffic.balancer, b.traffic.variable = b, fmt.Sprintf("alive.tried.%p", b)
+	b.traffic.balancer = b
+	b.traffic.variable, b.traffic.placement = fmt.Sprintf("alive.tried.%p", b), fmt.Sprintf("alive.placed.%p", b)
 	h := &b.handler
 	h.Rules, h.Name, h.Proxy, h.Logger, h.Ended = c.Rules, c.Name, c.Proxy, c.Logger, c.Ended
 	h.Settings, h.Exiting = r.Settings, r.Exiting
@@ -212,7 +213,7 @@ func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 	if !b.Owns(upstreams) {
 		p = b.dynamic.poolOf(upstreams)
 	}
-	return p.Pick(pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.traffic.tried(r)})
+	return b.choose(p, pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.traffic.tried(r)}).Upstream
 }
 
 // Observe puts around the transport of the handler what sees how round trips end. If

@@ -206,6 +206,7 @@ func (l lister) rowsOf(p *pool.Pool, now *pool.Snapshot) []view.Upstream {
 		row := l.row(u, m, set)
 		row.EffectiveWeight = math.Round(weight*1000) / 1000
 		row.FailOpen = here.State.IgnoresHealth()
+		row.Limit = now.LimitOf(i)
 		e := explanation{row: &row, set: set, balancer: l.Balancer, member: m, upstream: u, situation: here, groups: groups, healthy: u.Host == nil || u.Healthy()}
 		row.Serving = e.serves()
 		if !l.only.Brief {
@@ -234,6 +235,7 @@ func (l lister) row(u *reverseproxy.Upstream, m *pool.Member, set *settings.Sett
 	if u != nil && u.Host != nil { // else the handler is yet to be provisioned
 		row.Requests, row.Fails = u.Host.NumRequests(), u.Host.Fails()
 	}
+	row.Limit, row.Bound = m.Limit, m.Bound.Sum()
 	var since time.Time
 	for _, c := range m.Checks {
 		known := c.Target.View

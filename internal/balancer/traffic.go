@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
@@ -30,7 +32,9 @@ type traffic struct {
 	handler  witness.Handler
 	pool     *witness.Pool // nil if nothing is observed
 	variable string        // the placeholder that has what a request tried
-	brought  sync.Map      // what requests brought from a dynamic source: *pool.Member by dial address
+	// placement is the placeholder that has what goes along with a request.
+	placement string
+	brought   sync.Map // what requests brought from a dynamic source: *pool.Member by dial address
 }
 
 // init joins what is known of the pool.
@@ -93,6 +97,9 @@ func (t *traffic) add(m *pool.Member) {
 
 // remove undoes add. The member stays as it is: requests in flight may have it.
 func (t *traffic) remove(m *pool.Member) {
+	if err := m.CloseSlots(); err != nil {
+		t.balancer.config.Logger.Error("releasing the slots of an upstream", zap.String("upstream", m.Address), zap.Error(err))
+	}
 	if t.pool != nil && m.Witness != nil {
 		t.pool.Remove(&t.handler, m.Witness)
 	}
@@ -122,9 +129,12 @@ func (t *traffic) setRunning(running bool) {
 
 // observe puts an observer around the transport of the handler.
 func (t *traffic) observe(inner http.RoundTripper, retriesAnswers bool) http.RoundTripper {
-	return observer.New(inner, &t.balancer.config.Rules.Witness, observer.Hooks{
-		Upstream: t.upstream, Tried: t.noteTried, RetriesAnswers: retriesAnswers,
-	})
+	hooks := observer.Hooks{Upstream: t.upstream, Tried: t.noteTried, RetriesAnswers: retriesAnswers}
+	if t.balancer.places() {
+		hooks.Placed = func(r *http.Request) *observer.Placement { return t.placed(r.Context(), r.URL) }
+		hooks.Handles = t.balancer.handles
+	}
+	return observer.New(inner, &t.balancer.config.Rules.Witness, hooks)
 }
 
 // upstream returns what the traffic says of an upstream, nil if it is not observed. It

@@ -15,6 +15,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/slots"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 )
 
@@ -67,6 +68,16 @@ func (b *Balancer) open(dial string) (o opened, err error) {
 		o.member.Weight = weight
 	}
 	o.member.Group, _ = b.config.Groups.Of(dial)
+	if o.member.Limit = b.limitOf(dial); o.member.Limit > 0 {
+		if o.member.Slots, err = slots.Open(dial); err != nil {
+			return o, err
+		}
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, o.member.CloseSlots())
+		}
+	}()
 	unchecked := func(fields ...zap.Field) {
 		if b.monitors.warnOnce(b.pool.Current() != nil) {
 			o.unlogged = append(o.unlogged, func() {
@@ -108,6 +119,15 @@ func (b *Balancer) open(dial string) (o opened, err error) {
 	}
 	b.traffic.add(o.member)
 	return o, nil
+}
+
+// limitOf returns how many requests the upstream at a dial address gets at once, 0 for any
+// number.
+func (b *Balancer) limitOf(dial string) int {
+	if limit, given := b.config.Limits.Of(dial); given {
+		return limit
+	}
+	return b.config.Limit
 }
 
 // hooks connect the monitors to the log, the counters and the events.

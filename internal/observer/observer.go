@@ -35,7 +35,7 @@ type Transport struct {
 	hooks    Hooks
 }
 
-// Hooks connect a transport to what runs beside it. Both are called by round trips of
+// Hooks connect a transport to what runs beside it. They are called by round trips of
 // requests, with no lock held.
 type Hooks struct {
 	// Upstream returns what the traffic says of an upstream, nil if it is not observed.
@@ -46,6 +46,12 @@ type Hooks struct {
 	Tried func(r *http.Request, u *reverseproxy.Upstream, failed bool, c witness.Counted)
 	// RetriesAnswers says that this can follow from any answer.
 	RetriesAnswers bool
+	// Placed returns what goes along with a request, nil if nothing does. It is nil if nothing
+	// ever does.
+	Placed func(*http.Request) *Placement
+	// Handles reports whether a route of the handler takes an answer over. It is not nil if
+	// Placed is not.
+	Handles func(*http.Response) bool
 }
 
 // New puts an observer around the transport of a handler.
@@ -75,12 +81,23 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		upstream = t.hooks.Upstream(info.Upstream)
 	}
 	var counted witness.Counted
+	roundTrip := func() (res *http.Response, err error) {
+		if upstream == nil {
+			return t.inner.RoundTrip(r)
+		}
+		res, counted, err = t.observe(r, upstream)
+		return res, err
+	}
+	var placed *Placement
+	if t.hooks.Placed != nil {
+		placed = t.hooks.Placed(r)
+	}
 	var res *http.Response
 	var err error
-	if upstream == nil {
-		res, err = t.inner.RoundTrip(r)
+	if placed == nil {
+		res, err = roundTrip()
 	} else {
-		res, counted, err = t.observe(r, upstream)
+		res, err = t.send(placed, roundTrip)
 	}
 	if t.hooks.RetriesAnswers || err != nil && ctx.Err() == nil {
 		failed := err != nil || t.settings.Accuses(res.StatusCode, res.Header)

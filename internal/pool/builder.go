@@ -58,6 +58,34 @@ func (b *builder) count() {
 	}
 }
 
+// limit finds the limits of members. They grow in a slow start, as their weights do.
+func (b *builder) limit(ramps []int) {
+	s := b.made
+	for i, m := range s.members {
+		if m.Slots == nil {
+			continue
+		}
+		if s.limits == nil {
+			s.limits = make([]int, len(s.members))
+		}
+		s.limits[i] = max(1, m.Limit*ramps[i]/rampSteps)
+	}
+}
+
+// bind finds what the clients do that are bound to members.
+func (b *builder) bind() {
+	s, r := b.made, &b.handler.Rules
+	for i, m := range s.members {
+		st := &b.standings[i]
+		if r.Sticky != nil {
+			s.bindings = append(s.bindings, b.handler.bindingOf(m, st))
+		}
+		if r.bindsBySelect() && st.keeps && !st.ready {
+			s.draining = append(s.draining, i)
+		}
+	}
+}
+
 // spill finds which groups are in use: the first that serves, and those that join it
 // because too little of its weight serves. Ramps are by position.
 func (b *builder) spill(ramps []int) {
@@ -66,6 +94,9 @@ func (b *builder) spill(ramps []int) {
 	for i, m := range b.made.members {
 		st := &b.standings[i]
 		full[m.Group] += float64(st.full)
+		if st.ready && st.status == health.Unknown { // else groups would join at each cold start
+			serving[m.Group] += float64(st.weight)
+		}
 		if st.ready && st.status == health.Up && !st.ejected {
 			serving[m.Group] += float64(st.weight) * float64(ramps[i]) / rampSteps
 			serves[m.Group] = serves[m.Group] || !st.suspect
@@ -118,6 +149,8 @@ func (b *builder) serving() {
 	if again > 0 {
 		s.remakeAt(b.now.Add(again))
 	}
+	b.limit(ramps)
+	b.bind()
 	b.spill(ramps)
 	b.awaitTrials()
 	s.allPrimaries = sync.OnceValue(func() *tier { return b.whateverHealth(0) })

@@ -100,7 +100,7 @@ func TestCounting_ManySnapshots(t *testing.T) {
 		p.changed()
 		for range 3 {
 			want[p.pick(testkit.Get()).Dial]++
-			want[other.Pick(Attempt{Upstreams: brought, Request: testkit.Get()}).Dial]++
+			want[other.Pick(Attempt{Upstreams: brought, Request: testkit.Get()}).Upstream.Dial]++
 		}
 	}
 	if got := p.selections(append(members, p.members...)); !maps.Equal(got, want) {

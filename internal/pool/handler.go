@@ -83,6 +83,12 @@ type Handler struct {
 
 	// OnHold is called when a request is held. It may be nil.
 	OnHold func()
+	// OnQueued is called when a request leaves the queue, with how long it waited there. It may
+	// be nil.
+	OnQueued func(waited time.Duration)
+	// OnRefused is called when a request gets no upstream although some serve: they are full,
+	// and it has waited in vain, or must not wait. It may be nil.
+	OnRefused func(reason string)
 	// Remember returns what is remembered of a request from one selection to the next. It
 	// may be nil if the handler does not retry.
 	Remember func(*http.Request) *Tried
@@ -94,6 +100,7 @@ type Handler struct {
 	// retrying is how many requests are under way of which a try has failed. While there are
 	// any, every pick has to find out whether it is for one of them.
 	retrying atomic.Int64
+	waiting  atomic.Int64  // requests in the queue
 	version  atomic.Uint64 // counts changes, for pools whose snapshots are made later
 	spills   spills        // of answers of a dynamic source
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/slots"
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
@@ -19,6 +20,12 @@ type Member struct {
 	Checks  []Check // without any it counts as up
 	Weight  int     // 0: no traffic at all
 	Group   int     // 0 for a primary, 1 for a backup of the first group, and so on
+	// Limit is how many requests it gets at once, 0 for any number, and Slots counts them.
+	Limit       int
+	Slots       *slots.Address
+	closedSlots atomic.Bool
+	// Bound counts the requests that it got because their clients are bound to it.
+	Bound RecentCount
 	// Witness is what the traffic says of it, nil if that is not known.
 	Witness *witness.Upstream
 	// Extra is how often it was picked without a ticket of a counted order, less the
@@ -30,6 +37,14 @@ type Member struct {
 type Check struct {
 	Label  string // as operators see it
 	Target *health.Target
+}
+
+// CloseSlots ends the use of the slots, once.
+func (m *Member) CloseSlots() error {
+	if m.Slots == nil || m.closedSlots.Swap(true) {
+		return nil
+	}
+	return m.Slots.Close()
 }
 
 // Status is down if any check is, and up if all are.
@@ -55,8 +70,13 @@ func (m *Member) Draining() bool {
 // IsSuspect reports whether the traffic accuses the upstream, and its checks have yet to
 // decide.
 func (m *Member) IsSuspect() bool {
-	return m.Witness != nil && m.Witness.IsSuspect() ||
-		slices.ContainsFunc(m.Checks, func(c Check) bool { return c.Target.IsSuspect() })
+	return m.Witness != nil && m.Witness.IsSuspect() || m.isUnreachable()
+}
+
+// isUnreachable reports whether a request could not connect to the upstream, and its checks
+// have yet to decide.
+func (m *Member) isUnreachable() bool {
+	return slices.ContainsFunc(m.Checks, func(c Check) bool { return c.Target.IsSuspect() })
 }
 
 // Ejection returns until when the upstream is ejected, and the zero time if it is not. If

@@ -45,7 +45,7 @@ func newAnswer(tb testing.TB, rules Rules, dials ...string) *answer {
 func (a *answer) verdict(i int, passes bool) { testkit.Decide(a.targets[i], passes) }
 
 func (a *answer) pick() *reverseproxy.Upstream {
-	return a.Pick(Attempt{Upstreams: a.upstreams, Request: testkit.Get()})
+	return a.Pick(Attempt{Upstreams: a.upstreams, Request: testkit.Get()}).Upstream
 }
 
 // A request that is held sees a verdict also when it comes while another request makes a

@@ -30,7 +30,9 @@ type Pool struct {
 	counters  counters
 	waiters   waiters
 
-	lastProbed atomic.Int64 // when requests last caused probes, since probingSince
+	lastProbed atomic.Int64   // when requests last caused probes, since probingSince
+	lastLooked atomic.Int64   // when requests that wait last looked for verdicts, in the same way
+	sessions   map[string]int // positions by the cookies that bind clients to them; nil if none do
 
 	// OnResume is called when a request that was held goes on. It may be nil, and is set
 	// before the first pick.
@@ -62,6 +64,12 @@ func (p *Pool) init(h *Handler, members []*Member, upstreams reverseproxy.Upstre
 	p.handler, p.members, p.logged = h, members, logged
 	p.upstreams.Store(&upstreams)
 	p.first = uint64(rand.Uint32()) // every pool begins somewhere else
+	if cookie := h.Rules.Sticky; cookie != nil {
+		p.sessions = make(map[string]int, len(upstreams))
+		for i, u := range slices.Backward(upstreams) { // of one that is listed twice, the first counts
+			p.sessions[cookie.Value(u.Dial)] = i
+		}
+	}
 }
 
 // Members returns the members, by position.
@@ -100,7 +108,7 @@ func (p *Pool) RefreshNow() {
 	now := time.Now()
 	made := p.handler.newSnapshot(p.members, now, p.spills)
 	r := &p.handler.Rules
-	made.canBeFast = made.mayBeFast() && !r.CountsHealthy && r.Select == nil
+	made.canBeFast = made.mayBeFast() && !r.CountsHealthy && r.Select == nil && r.Sticky == nil
 	p.counters.mu.Lock()
 	p.counters.retire(p.install(made))
 	p.counters.mu.Unlock()
@@ -155,6 +163,9 @@ func (p *Pool) install(made *Snapshot) (before *Snapshot) {
 		}
 	}
 	p.current.Store(made)
+	if before != nil {
+		before.moveWaiting(made)
+	}
 	return before
 }
 
@@ -195,6 +206,18 @@ func (p *Pool) snapshot(patient bool) *Snapshot {
 	p.install(made)
 	made.calmSuspects()
 	return made
+}
+
+// lookAgain makes the pool follow verdicts although its config has ended, so that nothing
+// tells of them.
+func (p *Pool) lookAgain() {
+	if !isFirst(&p.lastLooked, lookEvery) {
+		return
+	}
+	p.handler.version.Add(1)
+	if p.atOnce {
+		p.Refresh()
+	}
 }
 
 // Peek returns the snapshot as it is at this moment, and changes nothing.

@@ -4,6 +4,7 @@ package pool
 
 import (
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -45,10 +46,13 @@ var probingSince = time.Now().Add(-100 * 365 * 24 * time.Hour)
 
 // mayProbe reports whether a request may cause probes, because others have not done so a
 // moment ago.
-func mayProbe(p *Pool) bool {
-	at := int64(time.Since(probingSince))
-	last := p.lastProbed.Load()
-	return at-last >= int64(hastenEvery) && p.lastProbed.CompareAndSwap(last, at)
+func mayProbe(p *Pool) bool { return isFirst(&p.lastProbed, hastenEvery) }
+
+// isFirst reports whether an interval has passed since it was last true. The time is measured
+// from probingSince.
+func isFirst(last *atomic.Int64, every time.Duration) bool {
+	at, before := int64(time.Since(probingSince)), last.Load()
+	return at-before >= int64(every) && last.CompareAndSwap(before, at)
 }
 
 // hasten probes upstreams that the traffic has turned down a short while ago: none serves,

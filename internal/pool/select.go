@@ -4,34 +4,91 @@ package pool
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
+// bindsBySelect reports whether the policy of select binds clients to upstreams.
+func (r *Rules) bindsBySelect() bool { return r.Select != nil && r.SelectName == "cookie" }
+
 // pickBySelect has the policy of select pick among those of t that can take the request
-// and were not tried by it. It may want none of them.
-func (d *decision) pickBySelect(t *tier) *reverseproxy.Upstream {
-	candidates := make(reverseproxy.UpstreamPool, 0, len(t.weights))
-	for i, weight := range t.weights {
-		if u := d.Upstreams[i]; weight > 0 && d.takes(t, u) {
-			candidates = append(candidates, u)
+// and were not tried by it. It may want none of them. Clients that are bound to upstreams
+// that drain go there.
+func (d *decision) pickBySelect(t *tier) int {
+	for {
+		var candidates []int
+		for i, weight := range t.weights {
+			if weight > 0 && d.takes(t, i) {
+				candidates = append(candidates, i)
+			}
+		}
+		if len(candidates) == 0 {
+			return none
+		}
+		i := none
+		if !t.fallback && !t.anyHealth {
+			i = d.pickDraining(t, candidates)
+		}
+		if i == none {
+			i = d.askSelect(candidates, d.Writer)
+		}
+		if i == none || d.claim(i) {
+			return i
 		}
 	}
-	if len(candidates) == 0 {
-		return nil
+}
+
+// pickDraining returns the upstream that drains to which the policy of select has bound the
+// client. If it has bound it to a candidate, or binds it to one now, that is returned. It
+// returns none if the policy is to be asked without those that drain.
+func (d *decision) pickDraining(t *tier, candidates []int) int {
+	var draining []int
+	for _, i := range d.now.draining {
+		if d.takes(t, i) {
+			draining = append(draining, i)
+		}
 	}
-	writer := d.Writer
-	if writer == nil {
-		writer = discard{} // under header and query there is none, and cookie wants one
+	if len(draining) == 0 {
+		return none
 	}
-	return d.pool.handler.Rules.Select.Select(candidates, d.Request, writer)
+	scratch := discard{header: make(http.Header)}
+	i := d.askSelect(slices.Concat(candidates, draining), scratch)
+	binds := scratch.header.Get("Set-Cookie") != ""
+	switch {
+	case i == none, binds && slices.Contains(draining, i):
+		return none
+	case binds && d.Writer != nil:
+		for _, cookie := range scratch.header["Set-Cookie"] {
+			d.Writer.Header().Add("Set-Cookie", cookie)
+		}
+	}
+	return i
+}
+
+// askSelect returns the one of some upstreams that the policy of select picks.
+func (d *decision) askSelect(positions []int, w http.ResponseWriter) int {
+	candidates := make(reverseproxy.UpstreamPool, 0, len(positions))
+	for _, i := range positions {
+		candidates = append(candidates, d.Upstreams[i])
+	}
+	if w == nil {
+		w = discard{header: make(http.Header)} // under header and query there is none, and cookie wants one
+	}
+	picked := d.pool.handler.Rules.Select.Select(candidates, d.Request, w)
+	for n, i := range positions {
+		if picked == candidates[n] {
+			return i
+		}
+	}
+	return none
 }
 
 // discard is a response that is not sent.
-type discard struct{}
+type discard struct{ header http.Header }
 
-// Header returns fields that are not kept.
-func (discard) Header() http.Header { return make(http.Header) }
+// Header returns its fields.
+func (d discard) Header() http.Header { return d.header }
 
 // Write takes p and drops it.
 func (discard) Write(p []byte) (int, error) { return len(p), nil }

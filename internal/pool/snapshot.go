@@ -28,6 +28,9 @@ type Snapshot struct {
 	spill    spillState
 	firstSum float64
 
+	// awaited are the slots for which requests wait; nil before one does.
+	awaited atomic.Pointer[awaited]
+
 	// fast: the upstream of the next ticket gets the request if it can take it. canBeFast is
 	// the same by the checks alone; Caddy's own health can forbid it.
 	canBeFast bool
@@ -68,6 +71,13 @@ type tiers struct {
 	// ready are the weights of members that are neither draining nor in maintenance,
 	// whatever their health.
 	ready []int
+	// limits are how many requests members get at once, 0 for any number; nil if none has a
+	// limit.
+	limits []int
+	// bindings are what the clients do that are bound to members; nil if none are.
+	bindings []binding
+	// draining are those that drain and are up, for a policy that binds clients.
+	draining []int
 }
 
 // Fast reports whether the upstream that Draw returns gets the request if it can take
@@ -111,6 +121,7 @@ type standing struct {
 	status health.Status
 	weight int  // 0 if it gets nothing, not even as the last resort
 	full   int  // its weight, whatever its mode
+	keeps  bool // clients that are bound to it stay
 	ready  bool // it has a weight, and neither drains nor is in maintenance
 	// suspect and ejected: the traffic says so, and the handler heeds it
 	suspect bool
@@ -136,6 +147,7 @@ func (h *Handler) standingOf(m *Member) standing {
 	if mode == settings.Maintenance || mode == settings.Drain && !up {
 		s.weight = 0
 	}
+	s.keeps = up && s.weight > 0 && !s.ejected
 	return s
 }
 
@@ -166,7 +178,7 @@ func (h *Handler) newSnapshot(members []*Member, now time.Time, groups *spills) 
 
 // mayBeFast reports whether the first tier is enough to pick from.
 func (s *Snapshot) mayBeFast() bool {
-	return s.best.Len() > 0 && len(s.trials) == 0 && !s.serving[0].suspect && !s.serving[0].fallback
+	return s.best.Len() > 0 && len(s.trials) == 0 && s.limits == nil && !s.serving[0].suspect && !s.serving[0].fallback
 }
 
 // backupIsUp reports whether a backup is up.

@@ -176,7 +176,7 @@ func TestState_ByCaddysOwnHealthOverDynamicPools(t *testing.T) {
 		for range 10 {
 			upstreams := brought(step.healthy)
 			p.KeepUpstreams(upstreams)
-			if p.Pick(Attempt{Upstreams: upstreams, Request: testkit.Get()}) == nil {
+			if p.Pick(Attempt{Upstreams: upstreams, Request: testkit.Get()}).Upstream == nil {
 				t.Fatal("picked none")
 			}
 		}

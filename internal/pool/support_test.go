@@ -148,7 +148,7 @@ func (p *policy) pickFirst(r *http.Request) *reverseproxy.Upstream {
 		}
 		now.Skip(i)
 	}
-	return p.Pick(Attempt{Upstreams: p.list, Request: r, Tried: tried})
+	return p.Pick(Attempt{Upstreams: p.list, Request: r, Tried: tried}).Upstream
 }
 
 // triedVariable is where a request keeps what it tried.

@@ -5,6 +5,7 @@ package pool
 import (
 	"net/url"
 	"slices"
+	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
@@ -22,6 +23,8 @@ type Tried struct {
 	// are new values for every try.
 	addresses []string
 	held      bool
+	waited    time.Duration   // for verdicts and in the queue
+	refused   bool            // it gets no upstream any more
 	failed    string          // the address of the last try that failed, also after starting over
 	counted   witness.Counted // by that
 }
@@ -52,6 +55,17 @@ func (t *Tried) any() bool { return t != nil && len(t.addresses) > 0 }
 
 // startOver forgets what was tried, which was all there is.
 func (t *Tried) startOver() { t.addresses = t.addresses[:0] }
+
+// hasWaited returns how long the request has waited.
+func (t *Tried) hasWaited() time.Duration {
+	if t == nil {
+		return 0
+	}
+	return t.waited
+}
+
+// isRefused reports whether the request waited in vain, or too many others waited.
+func (t *Tried) isRefused() bool { return t != nil && t.refused }
 
 // mayHold reports whether the request may be held, which it is only once.
 func (t *Tried) mayHold() bool {

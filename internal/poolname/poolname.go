@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package poolname names the pools of a config: by their upstreams, with a number where
-// pools of the same upstreams differ. It reads configs as JSON, and does not know what
+// pools of the same upstreams differ. It also finds pools that use the same cookie. It reads configs as JSON, and does not know what
 // makes two pools different: its caller gives a key. It has no locks: Caddy provisions the
 // handlers of a config one after the other.
 package poolname
@@ -28,6 +28,7 @@ type Pool struct {
 	Given   string // the name that the config gives, empty if none
 	Default string // the name that it would have
 	Key     Key    // what tells it apart from others of the same default name
+	Cookie  Cookie // that binds clients to its upstreams, the zero value if none does
 }
 
 // Key tells whether two pools of the same upstreams are the same.
@@ -39,9 +40,10 @@ type Key [sha256.Size]byte
 // pool keeps its number, and with it the weights that were set at run time. It is not safe
 // for concurrent use.
 type Names struct {
-	apps  map[*caddyhttp.App]bool // whose config was read
-	given map[string]bool         // names that the config gives
-	keys  map[string][]Key        // by default name
+	apps   map[*caddyhttp.App]bool // whose config was read
+	given  map[string]bool         // names that the config gives
+	keys   map[string][]Key        // by default name
+	shared []SharedCookie          // not yet asked for
 }
 
 // Of returns the name of a pool without a given one. Read decodes a policy alive and the
@@ -86,12 +88,12 @@ func (n *Names) readAll(ctx caddy.Context, read func(policy, handler []byte) (Po
 		if err != nil {
 			continue
 		}
-		var pools []Pool
-		findPools(Decode(encoded), func(policy, handler any) {
+		var pools []placed
+		findAll(Decode(encoded), func(policy, handler any, at place) {
 			encodedPolicy, _ := json.Marshal(policy) // both were decoded from JSON
 			encodedHandler, _ := json.Marshal(handler)
 			if p, err := read(encodedPolicy, encodedHandler); err == nil {
-				pools = append(pools, p)
+				pools = append(pools, placed{p, at})
 			}
 		})
 		for _, p := range pools {
@@ -99,9 +101,10 @@ func (n *Names) readAll(ctx caddy.Context, read func(policy, handler []byte) (Po
 		}
 		for _, p := range pools {
 			if p.Given == "" {
-				n.add(p)
+				n.add(p.Pool)
 			}
 		}
+		n.shared = append(n.shared, n.findShared(pools)...)
 	}
 }
 
@@ -114,18 +117,29 @@ func Decode(encoded []byte) any {
 	return value
 }
 
-// findPools calls found for each policy alive in a part of a config, with the handler
-// that has it.
-func findPools(part any, found func(policy, handler any)) {
+// findAll calls found for each policy alive in the config of an app http, with the handler
+// that has it and its place.
+func findAll(app any, found func(policy, handler any, at place)) {
+	options, _ := app.(map[string]any)
+	servers, _ := options["servers"].(map[string]any)
+	for _, name := range slices.Sorted(maps.Keys(servers)) {
+		findPools(servers[name], place{server: name}, found)
+	}
+}
+
+// findPools calls found for each policy alive in a part of a config at a place, with the
+// handler that has it.
+func findPools(part any, at place, found func(policy, handler any, at place)) {
 	switch part := part.(type) {
 	case []any:
 		for _, element := range part {
-			findPools(element, found)
+			findPools(element, at, found)
 		}
 	case map[string]any:
+		at = at.within(part)
 		if balancing, ok := part["load_balancing"].(map[string]any); ok {
 			for _, policy := range findPolicies(balancing["selection_policy"]) {
-				found(policy, part)
+				found(policy, part, at)
 			}
 		}
 		// what a server does first stands first, and what follows by name
@@ -142,7 +156,7 @@ func findPools(part any, found func(policy, handler any)) {
 			}
 		})
 		for _, key := range keys {
-			findPools(part[key], found)
+			findPools(part[key], at, found)
 		}
 	}
 }

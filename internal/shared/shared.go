@@ -43,6 +43,11 @@ var (
 	// requests.
 	WatchLists = caddy.NewUsagePool()
 
+	// Slots are the requests at addresses that have a limit. Key: the dial address. Value: a
+	// slots.Address. Owner: each upstream of a handler with limits. They outlive a config so
+	// that requests that are in flight at a reload count in the new config, too.
+	Slots = caddy.NewUsagePool()
+
 	// Settings are the modes and weights set at run time. Key: where they are stored.
 	// Value: the settings by address. Owner: the app of each config. They outlive a config
 	// so that a reload does not lose what could not be stored.
