@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -98,6 +99,8 @@ func (b *Balancer) configure(r *Registry, c Config) {
 	h.Settings, h.Exiting = r.Settings, r.Exiting
 	h.Remember = b.traffic.remember
 	h.OnHold = func() { b.counters.CountHeld() }
+	h.OnQueued = func(waited time.Duration) { b.counters.ObserveWait(waited) }
+	h.OnRefused = func(reason string) { b.traffic.report(func(l *telemetry.TrafficLog) { l.Refused(reason) }) }
 	h.OnFailOpen = b.reportFailOpen
 	b.dynamic = newDynamic(b) // before the first change of a status
 }
@@ -321,7 +324,7 @@ func (b *Balancer) Selections() map[string]uint64 {
 // Waiting returns how many requests wait for an upstream that is not full, and how many may:
 // 0 if the handler has no queue.
 func (b *Balancer) Waiting() (n, limit int) {
-	return waiting(&b.handler), b.config.Rules.Queue.Length
+	return b.handler.Waiting(), b.config.Rules.Queue.Length
 }
 
 // reportFailOpen counts a pool that begins to ignore health, or no longer does, and
