@@ -14,6 +14,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/session"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/slots"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 	"github.com/caddy-alive/caddy-alive/internal/view"
@@ -176,7 +177,7 @@ func TestExplain_Drain(t *testing.T) {
 	}{
 		{"no clients are bound", plain, false, "uu", ": no new requests while another upstream can take them"},
 		{"no clients are bound that could move", plain, true, "uu", ": no new requests while another upstream can take them"},
-		{"they stay", sticky, false, "uu", ": no new clients while another upstream can take them, but those that are bound to it stay"},
+		{"they stay", sticky, false, "uu", ": no new clients while another upstream can take them; clients that are bound to it stay"},
 		{"they move", sticky, true, "uu", ", and its bound clients move: no new requests while another upstream can take them"},
 		{"they cannot move", sticky, true, "ud", ", and its bound clients move, but gets requests, since no other upstream serves"},
 		{"it is down", sticky, true, "du", ", and its bound clients move, and check 'test' failed: sick: no requests"},
@@ -200,29 +201,50 @@ func TestExplain_Full(t *testing.T) {
 	for _, tc := range []struct {
 		rule                        string
 		limit, core, requests, wait int
-		effective                   float64
 		want                        string // "" for one that is not full
 	}{
-		{"by its limit", 4, 0, 4, 0, 2, "up, but full: its limit is 4 requests at once"},
-		{"with a queue", 4, 0, 5, 1000, 2, "up, but full: its limit is 4 requests at once; requests wait while no other upstream has room"},
-		{"in its slow start", 1, 0, 1, 0, 0.5, "up, but full: its limit is 1 request at once in its slow start"},
-		{"by the limit of Caddy", 0, 3, 3, 0, 2, "up, but full: its limit is 3 requests at once"},
-		{"by the lower of both", 4, 3, 3, 0, 2, "up, but full: its limit is 3 requests at once"},
-		{"by the lower of both, the other way", 3, 4, 3, 10, 2, "up, but full: its limit is 3 requests at once; requests wait while no other upstream has room"},
-		{"below its limit", 4, 5, 3, 10, 2, ""},
-		{"without a limit", 0, 0, 100, 0, 2, ""},
+		{"by its limit", 4, 0, 4, 0, "up, but full: its limit is 4 requests at once"},
+		{"with a queue", 4, 0, 5, 1000, "up, but full: its limit is 4 requests at once; requests wait while no other upstream has room"},
+		{"in its slow start", 1, 0, 1, 0, "up, but full: its limit is 1 request at once in its slow start"},
+		{"by the limit of Caddy", 0, 3, 3, 0, "up, but full: its limit is 3 requests at once"},
+		{"by the lower of both", 4, 3, 3, 0, "up, but full: its limit is 3 requests at once"},
+		{"by the lower of both, the other way", 3, 4, 3, 10, "up, but full: its limit is 3 requests at once; requests wait while no other upstream has room"},
+		{"below its limit", 4, 5, 3, 10, ""},
+		{"without a limit", 0, 0, 100, 0, ""},
 	} {
-		u := &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: "a:80", MaxRequests: tc.core}
-		testkit.SetRequests(u, tc.requests)
-		e := explanation{
-			row:      &view.Upstream{Status: "up", Mode: settings.Ready, Weight: 2, EffectiveWeight: tc.effective, Limit: tc.limit, Requests: tc.requests},
-			balancer: &Balancer{config: Config{Rules: pool.Rules{Queue: pool.Queue{Length: tc.wait}}}},
-			member:   &pool.Member{Address: "a:80"}, upstream: u, healthy: true,
-		}
-		got := e.sentence()
-		if tc.want == "" && strings.Contains(got, "full") || tc.want != "" && got != tc.want {
-			t.Errorf("%s: %q, want %q", tc.rule, got, tc.want)
-		}
+		t.Run(tc.rule, func(t *testing.T) {
+			u := &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: "a:80", MaxRequests: tc.core}
+			testkit.SetRequests(u, tc.requests)
+			m := &pool.Member{Address: "a:80", Limit: tc.limit}
+			if tc.rule == "in its slow start" {
+				m.Limit = 4
+			}
+			if tc.limit > 0 {
+				opened, err := slots.Open("a:80")
+				if err != nil {
+					t.Fatal(err)
+				}
+				for range tc.requests {
+					opened.Take(100)
+					defer opened.Free()
+				}
+				m.Slots = opened
+				defer func() {
+					if err := m.CloseSlots(); err != nil {
+						t.Error(err)
+					}
+				}()
+			}
+			e := explanation{
+				row:      &view.Upstream{Status: "up", Mode: settings.Ready, Weight: 2, EffectiveWeight: 2, Limit: tc.limit},
+				balancer: &Balancer{config: Config{Rules: pool.Rules{Queue: pool.Queue{Length: tc.wait}}}},
+				member:   m, upstream: u, healthy: true,
+			}
+			got := e.sentence()
+			if tc.want == "" && strings.Contains(got, "full") || tc.want != "" && got != tc.want {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+		})
 	}
 }
 

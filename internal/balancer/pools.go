@@ -6,12 +6,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
-
-// waiting returns how many requests wait in the queue of a handler.
-func waiting(*pool.Handler) int { return 0 }
 
 // listPools returns the pools of a registry by name, also those without upstreams at present.
 // Handlers of one name are one pool.
