@@ -57,6 +57,7 @@ import (
 //			secret  <text>
 //			max_age <duration>
 //		}
+//		stale      <duration>|off
 //		select     <policy> [<args...>] {
 //			...
 //		}
@@ -165,6 +166,14 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 	case "sticky":
 		s.Sticky = new(Sticky)
 		return s.Sticky.parse(d)
+	case "stale":
+		text, err := parseArg(d, "off, or one "+limits.StaleRange)
+		if err != nil {
+			return err
+		}
+		stale, err := limits.ParseStale(text)
+		s.Stale = (*caddy.Duration)(&stale)
+		return grammar.At(d, err)
 	case "select":
 		return s.parseSelect(d)
 	default:

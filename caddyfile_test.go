@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -128,6 +129,8 @@ var policies = []struct{ name, input, want string }{
 		`{"weights":{"app2:80":"{env.W}","{env.APP}":3},"backups":["{env.SPARE}:80"]}`,
 	},
 	{"retries", "alive {\nretries 3\n}", `{"retries":3}`},
+	{"stale", "alive {\nstale 90m\n}", `{"stale":5400000000000}`},
+	{"stale off", "alive {\nstale off\n}", `{"stale":0}`},
 	{"retries off", "alive {\nretries off\n}", `{"retries":-1}`},
 	{"observe off", "alive {\nobserve off\n}", `{"observe":{"off":true}}`},
 	{"observe off, empty block", "alive {\nobserve off {\n}\n}", `{"observe":{"off":true}}`},
@@ -307,7 +310,7 @@ func TestCaddyfile_IsReadAfterSnippetsAndEnvironment(t *testing.T) {
 // it is: `Testfile:2` is the first line of the block.
 func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	const (
-		ofAlive  = "lb_policy alive has name, check, weight, backup, spill, slow_start, fail_open, hold, retries, observe, eject, max_requests, queue, sticky and select"
+		ofAlive  = "lb_policy alive has name, check, weight, backup, spill, slow_start, fail_open, hold, retries, observe, eject, max_requests, queue, sticky, stale and select"
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
 		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
 		ofEvery  = "besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), "
@@ -560,6 +563,12 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	for _, bad := range []string{"0", "-1", "101", "1.5", "on", "{env.N}", ""} {
 		inPolicy("retries `"+bad+"`", "retries must be off or a whole number from 1 to 100, like 2; got '%s', at Testfile:2", bad)
 	}
+	inPolicy("stale", args, "stale", "off, or one duration from 1s to 24h0m0s, like 1h", 2)
+	inPolicy("stale 1h 2h", args, "stale", "off, or one duration from 1s to 24h0m0s, like 1h", 2)
+	inPolicy("hold 1s\nstale 1h\nstale off", twice, "stale", 4)
+	for _, bad := range []string{"0", "999ms", "25h", "-1s", "soon", "3600", "{env.T}", ""} {
+		inPolicy("hold 1s\nstale `"+bad+"`", "stale must be off or a duration from 1s to 24h0m0s, like 1h; got '%s', at Testfile:3", bad)
+	}
 	inPolicy("observe", observe+", at Testfile:2")
 	inPolicy("hold 1s\nobserve {\n}", observe+", at Testfile:3")
 	inPolicy("observe on", observe+"; got 'on', at Testfile:2")
@@ -687,6 +696,9 @@ func FuzzCaddyfile(f *testing.F) {
 				t.Errorf("accepted by the parser, but not by Provision: weight of %s: %v", name, err)
 			}
 		}
+		if after.Stale != nil && limits.Stale(time.Duration(*after.Stale)) != nil {
+			t.Errorf("accepted by the parser, but not by Provision: stale %d", *after.Stale)
+		}
 		for _, check := range after.Checks {
 			if _, err := check.resolve(); err != nil {
 				t.Errorf("accepted by the parser, but not by Provision: %v", err)
@@ -754,7 +766,7 @@ func TestGlobalOption_IsTheApp(t *testing.T) {
 
 // A mistake in the Caddyfile is answered with its place, and with what to write.
 func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
-	const ofAlive = "lb_policy alive has name, check, weight, backup, spill, slow_start, fail_open, hold, retries, observe, eject, max_requests, queue, sticky and select"
+	const ofAlive = "lb_policy alive has name, check, weight, backup, spill, slow_start, fail_open, hold, retries, observe, eject, max_requests, queue, sticky, stale and select"
 	kinds := kinds.List()
 	for _, test := range []struct{ input, want string }{
 		// a name that is close to a known one
@@ -797,6 +809,7 @@ func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 		{"alive {\neject 5 {\nlongest 5m\n}\n}", "unrecognized option 'longest': eject has for and share, at Testfile:3"},
 		{"alive {\nobserve {\neject 5\n}\n}", "'eject' is an option of lb_policy alive; write it beside observe, not in its block, at Testfile:3"},
 		{"alive {\neject 5 {\nfail_duration 1s\n}\n}", "'fail_duration' is an option of reverse_proxy; write it beside lb_policy, outside of the block of eject, at Testfile:3"},
+		{"alive {\nobserve {\nstale 1h\n}\n}", "'stale' is an option of lb_policy alive; write it beside observe, not in its block, at Testfile:3"},
 		{"alive {\ncheck tcp {\nretries 2\n}\n}", "'retries' is an option of lb_policy alive; write it beside the check, not in its block, at Testfile:3"},
 
 		// what reverse_proxy has

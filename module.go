@@ -216,6 +216,7 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 		FailOpen string
 		Select   any
 		Source   any
+		Stale    *caddy.Duration
 		Limits   []int
 		Limit    int
 		Own      map[string]int
@@ -228,6 +229,7 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 		FailOpen: cmp.Or(s.FailOpen, "none_up"),
 		Select:   poolname.Decode(s.SelectRaw),
 		Source:   poolname.Decode(h.DynamicUpstreamsRaw),
+		Stale:    s.Stale,
 		Health:   h.HealthChecks,
 		Breaker:  poolname.Decode(h.CBRaw),
 		Weights:  make(map[string]string),

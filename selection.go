@@ -18,6 +18,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/selector"
+	"github.com/caddy-alive/caddy-alive/internal/source"
 	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 )
 
@@ -129,6 +130,15 @@ type Selection struct {
 	// Default: a client goes to any upstream.
 	Sticky *Sticky `json:"sticky,omitempty"`
 
+	// How long requests use the last good answer of the dynamic source (`dynamic`) while
+	// that source fails, from `1s` to `24h`. Afterwards, the upstreams in the list of the
+	// handler are used, as without this option; 0 is off, and has that effect at once. A
+	// name that does not exist is an answer and no failure. It has no meaning without a
+	// dynamic source, and is an error there, and also for a source with a placeholder that
+	// depends on the request. Default: `1h` for the sources `a` and `srv`, also those in a
+	// source `multi`, unless they have such a placeholder; off for all other sources.
+	Stale *caddy.Duration `json:"stale,omitempty"`
+
 	// Another selection policy to pick among the upstreams that are alive. Not
 	// `alive` or `weighted_round_robin`, also not as its fallback, and not together
 	// with `slow_start`, `sticky` or weights other than 0. Default: none, they take turns by
@@ -141,6 +151,7 @@ type Selection struct {
 	app       *App
 	proxy     *reverseproxy.Handler
 	transport *reverseproxy.HTTPTransport // the default one, nil if the config names one
+	source    source.Loaded               // the dynamic one, nil if the handler loads it
 	balancer  balancer.Balancer
 }
 
@@ -194,7 +205,18 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 		return err
 	}
 	s.proxy.Transport = s.balancer.Observe(s.proxy.Transport, retriesAnswers(s.proxy))
-	return nil
+	return s.provisionSource(ctx)
+}
+
+// provisionSource loads the dynamic source in place of the handler if its last answer is
+// used while it fails. This is the last step: what came before reads how it is configured,
+// which the handler forgets.
+func (s *Selection) provisionSource(ctx caddy.Context) (err error) {
+	s.source, err = source.Load(ctx, s.proxy.DynamicUpstreamsRaw, (*time.Duration)(s.Stale), ctx.Logger())
+	if s.source != nil {
+		s.proxy.DynamicUpstreams, s.proxy.DynamicUpstreamsRaw = s.source, nil
+	}
+	return err
 }
 
 // findProxy finds the handler that is being provisioned, and warns of what goes badly
@@ -350,6 +372,9 @@ func (s *Selection) Select(upstreams reverseproxy.UpstreamPool, r *http.Request,
 // was known last, for requests that are in flight.
 func (s *Selection) Cleanup() error {
 	err := s.balancer.Close()
+	if s.source != nil {
+		err = errors.Join(err, s.source.Close())
+	}
 	if s.transport != nil {
 		err = errors.Join(err, s.transport.Cleanup())
 	}

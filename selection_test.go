@@ -31,6 +31,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
 	"github.com/caddy-alive/caddy-alive/internal/selector"
+	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
@@ -90,6 +91,7 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		overHTTP   = `"checks":[{"probe":{"kind":"http","uri":"/"}}]`
 		inAlive    = "loading module 'alive': provision http.reverse_proxy.selection_policies.alive: "
 		inHTTP     = inAlive + "checks: position 0: loading probe: loading module 'http': provision alive.probes.http: "
+		noSource   = "stale has no meaning without a dynamic source: it is how long the last answer of one is used while the source fails; add a source, like dynamic a, or remove stale"
 		global     = "; only global placeholders, such as {env.*}, can be used in a check"
 		ofUpstream = "; only global placeholders, such as {env.*}, and those of the upstream that is probed can be used here: {http.reverse_proxy.upstream.hostport}, {http.reverse_proxy.upstream.host}, {http.reverse_proxy.upstream.port}, {http.reverse_proxy.active.target_upstream}"
 	)
@@ -175,6 +177,12 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{one + alive(`"retries":0`), inAlive + "retries must be a whole number from 1 to 100, like 2, or -1 for off; got 0"},
 		{one + alive(`"retries":101`), inAlive + "retries must be a whole number from 1 to 100, like 2, or -1 for off; got 101"},
 		{one + alive(`"retries":-2`), inAlive + "retries must be a whole number from 1 to 100, like 2, or -1 for off; got -2"},
+		{one + `"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"stale":3600`), inAlive + "stale must be a duration from 1s to 24h0m0s, like 1h, or 0 for off; got '3.6µs'; a number without a unit is in nanoseconds in JSON: write \"3600ms\""},
+		{one + `"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"stale":"-1h"`), inAlive + "stale must be a duration from 1s to 24h0m0s, like 1h, or 0 for off; got '-1h0m0s'"},
+		{one + alive(`"stale":"1h"`), inAlive + noSource},
+		{one + alive(`"stale":0`), inAlive + noSource},
+		{`"dynamic_upstreams":{"source":"a","name":"{http.request.host}"},` + alive(`"stale":"1h"`), inAlive + "stale cannot be combined with the dynamic source 'a {http.request.host}': its placeholder {http.request.host} can depend on the request, and then the last answer is of no use for other requests; only global placeholders, such as {env.*}, are allowed; write stale off, or remove stale"},
+		{`"dynamic_upstreams":{"source":"nosuch"},` + alive(`"stale":"1h"`), inAlive + "loading upstream source module: loading module 'nosuch': unknown module: http.reverse_proxy.upstreams.nosuch"},
 		{one + alive(`"retries":"off"`), "json: cannot unmarshal string into Go struct field Selection.retries of type int"},
 		{one + alive(`"observe":{"bogus":1}`), `selection_policies.alive: json: unknown field "bogus"`},
 		{one + alive(`"observe":{"off":true,"stall":"auto"}`), inAlive + "observe: off cannot be combined with status and stall"},
@@ -533,6 +541,36 @@ func TestWeight_ErrorsNameTheOptionAndNoSecret(t *testing.T) {
 	// a path can have spaces
 	if err := validate(t, `"upstreams":[{"dial":"unix//run/my app.sock"}],`+alive(`"weights":{"unix//run/my app.sock":3}`), nil); err != nil {
 		t.Errorf("a unix socket: %v", err)
+	}
+}
+
+// The policy loads the dynamic source in place of the handler. Its pool has the name, and
+// its upstreams are watched on over a reload, as if the handler did.
+func TestProvision_LoadsTheDynamicSource(t *testing.T) {
+	const raw = `{"name":"app1","port":"80","source":"a"}`
+	keys := func(pool *caddy.UsagePool) (keys []string) {
+		pool.Range(func(key, _ any) bool { keys = append(keys, key.(string)); return true })
+		return keys
+	}
+	for options, want := range map[string][]string{``: {raw}, `"stale":"2h"`: {raw}, `"stale":0`: nil} {
+		err := validate(t, `"dynamic_upstreams":`+raw+`,`+alive(options), func(ctx caddy.Context) error {
+			if got := keys(shared.Sources); !slices.Equal(got, want) {
+				t.Errorf("%s: sources whose last answer is kept: got %q, want %q", options, got, want)
+			}
+			if got := keys(shared.WatchLists); !slices.Equal(got, []string{"source " + raw}) {
+				t.Errorf("%s: watch lists: got %q", options, got)
+			}
+			if got := balancers(t, ctx)[0].Name(); got != "dynamic a app1 80" {
+				t.Errorf("%s: name of the pool: got %q", options, got)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Errorf("%s: %v", options, err)
+		}
+		if left := keys(shared.Sources); len(left) > 0 {
+			t.Errorf("%s: left behind: %q", options, left)
+		}
 	}
 }
 

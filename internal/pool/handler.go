@@ -87,8 +87,9 @@ type Handler struct {
 	// be nil.
 	OnQueued func(waited time.Duration)
 	// OnRefused is called when a request gets no upstream although some serve: they are full,
-	// and it has waited in vain, or must not wait. It may be nil.
-	OnRefused func(reason string)
+	// and it has waited in vain, which is the argument, or too many others wait. It may be
+	// nil.
+	OnRefused func(timedOut bool)
 	// Remember returns what is remembered of a request from one selection to the next. It
 	// may be nil if the handler does not retry.
 	Remember func(*http.Request) *Tried

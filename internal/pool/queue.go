@@ -13,14 +13,6 @@ import (
 // limits and health, and the verdicts after its config has ended.
 const lookEvery = 50 * time.Millisecond
 
-// Reasons why a request that would wait gets no upstream.
-const (
-	// RefusedFull: too many requests wait.
-	RefusedFull = "full"
-	// RefusedTimeout: it has waited as long as a request may.
-	RefusedTimeout = "timeout"
-)
-
 // queueing is what a decision knows of upstreams that are full, and of its wait.
 type queueing struct {
 	full        []int         // could take the request if they were not full
@@ -55,14 +47,14 @@ func (d *decision) queue() int {
 	h := d.pool.handler
 	began := time.Now()
 	if !h.enterQueue() {
-		return d.giveUp(RefusedFull)
+		return d.giveUp(false)
 	}
 	i, gaveUp := d.wait()
 	h.leaveQueue(time.Since(began))
 	d.noteWait(time.Since(began))
 	d.queues = false
 	if gaveUp {
-		return d.giveUp(RefusedTimeout)
+		return d.giveUp(true)
 	}
 	return i
 }
@@ -158,14 +150,15 @@ func (d *decision) take(a *slots.Address) int {
 	return none
 }
 
-// giveUp returns the upstream to take after a wait in vain. That may be none.
-func (d *decision) giveUp(reason string) int {
+// giveUp returns the upstream to take after a wait in vain, or without one because too many
+// requests wait. That may be none.
+func (d *decision) giveUp(timedOut bool) int {
 	d.gaveUp = true
 	if i := d.choose(); i != none {
 		return i
 	}
 	if h := d.pool.handler; h.OnRefused != nil {
-		h.OnRefused(reason)
+		h.OnRefused(timedOut)
 	}
 	d.refuse()
 	return none

@@ -177,10 +177,10 @@ func TestLimits_FullIsNotDown(t *testing.T) {
 // timeout.
 func TestQueue_KeepsTheOrder(t *testing.T) {
 	testkit.Bubble(t, func(t *testing.T) {
-		waits, refused := make(chan time.Duration, 10), make(chan string, 10)
+		waits, refused := make(chan time.Duration, 10), make(chan bool, 10)
 		p := newPolicy(t, "uu", limited(t, 3, 1, 1), func(p *policy) {
 			p.handler.OnQueued = func(waited time.Duration) { waits <- waited }
-			p.handler.OnRefused = func(reason string) { refused <- reason }
+			p.handler.OnRefused = func(timedOut bool) { refused <- timedOut }
 		})
 		requests, got := p.ask(6)
 		if !slices.Equal(sorted(got[:2]), []int{0, 1}) || !slices.Equal(got[2:], []int{-2, -2, -2, -1}) {
@@ -205,8 +205,8 @@ func TestQueue_KeepsTheOrder(t *testing.T) {
 		if got, want := drained(waits), []time.Duration{time.Second, time.Second, 10 * time.Second}; !slices.Equal(got, want) {
 			t.Errorf("waited %v, want %v", got, want)
 		}
-		if got, want := drained(refused), []string{RefusedFull, RefusedTimeout}; !slices.Equal(got, want) {
-			t.Errorf("refused %v, want %v", got, want)
+		if got, want := drained(refused), []bool{false, true}; !slices.Equal(got, want) {
+			t.Errorf("refused with a timeout: %v, want %v", got, want)
 		}
 		finishAll(requests[2:4])
 	})

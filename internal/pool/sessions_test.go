@@ -89,6 +89,9 @@ func TestSticky_BoundClientsStayWhileUp(t *testing.T) {
 	}{
 		{"up", func(*testing.T, *accusable) {}, 0, false},
 		{"draining", func(_ *testing.T, a *accusable) { a.setMode(0, settings.Drain) }, 0, false},
+		{"draining, and its clients move", func(_ *testing.T, a *accusable) {
+			a.set(0, settings.Change{Mode: new(settings.Mode(settings.Drain)), Rebind: true})
+		}, 1, true},
 		{"in maintenance", func(_ *testing.T, a *accusable) { a.setMode(0, settings.Maintenance) }, 1, true},
 		{"of weight 0", func(_ *testing.T, a *accusable) { a.set(0, settings.Change{Pool: "shop", Weight: weightOf(0)}) }, 1, true},
 		{"down", func(_ *testing.T, a *accusable) { a.decide("d?") }, 1, true},

@@ -43,6 +43,12 @@ var (
 	// requests.
 	WatchLists = caddy.NewUsagePool()
 
+	// Sources are what dynamic sources of upstreams have answered, and whether they fail. Key:
+	// the config of the source, as JSON. Value: a source.memory. Owner: each handler whose
+	// source is used beyond its failure. They outlive a config so that a reload does not
+	// lose the last answer of a source that fails.
+	Sources = caddy.NewUsagePool()
+
 	// Slots are the requests at addresses that have a limit. Key: the dial address. Value: a
 	// slots.Address. Owner: each upstream of a handler with limits. They outlive a config so
 	// that requests that are in flight at a reload count in the new config, too.

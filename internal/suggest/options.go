@@ -12,7 +12,7 @@ import (
 // The names of options, in the order in which they are documented.
 var (
 	// PolicyOptions are those of lb_policy alive.
-	PolicyOptions = []string{"name", "check", "weight", "backup", "spill", "slow_start", "fail_open", "hold", "retries", "observe", "eject", "max_requests", "queue", "sticky", "select"}
+	PolicyOptions = []string{"name", "check", "weight", "backup", "spill", "slow_start", "fail_open", "hold", "retries", "observe", "eject", "max_requests", "queue", "sticky", "stale", "select"}
 	// CheckOptions are those of every check, whatever its kind.
 	CheckOptions = []string{
 		"name", "interval", "fast_interval", "down_interval", "timeout", "passes", "fails", "jitter",

@@ -24,6 +24,7 @@ func WantNothingShared(t *testing.T) {
 	}{
 		"targets": shared.Targets, "watch lists": shared.WatchLists, "limits of warnings": shared.WarningLimits,
 		"witnesses": shared.Witnesses, "slots": shared.Slots, "counters of checks": shared.CheckCounters, "counters of pools": shared.PoolCounters,
+		"dynamic sources": shared.Sources,
 	} {
 		entries.Range(func(key, _ any) bool {
 			t.Errorf("%s: %v is left", name, key)

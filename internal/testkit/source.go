@@ -20,7 +20,7 @@ func init() { caddy.RegisterModule(testSource{}) }
 type testSource struct {
 	ID string `json:"id,omitempty"`
 
-	handler *reverseproxy.Handler
+	handler *reverseproxy.Handler // nil outside of one
 }
 
 // CaddyModule returns the Caddy module information.
@@ -57,7 +57,9 @@ func (s *testSource) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, er
 		return nil, fmt.Errorf("no source %s", s.ID)
 	}
 	of := v.(*Source)
-	of.policy.Store(&s.handler.LoadBalancing.SelectionPolicy)
+	if s.handler != nil {
+		of.policy.Store(&s.handler.LoadBalancing.SelectionPolicy)
+	}
 	dials, err := (*of.answer.Load())(r)
 	return pool(dials...), err
 }
