@@ -14,10 +14,9 @@ import (
 	"slices"
 	"strings"
 
-	"go.uber.org/zap"
-
 	"github.com/caddyserver/caddy/v2"
 
+	"github.com/caddy-alive/caddy-alive/internal/apierror"
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
@@ -38,7 +37,10 @@ const maxBody = 64 << 10
 //   - `GET /alive/upstreams[?pool=…][&upstream=…]` lists upstreams by pool.
 //   - `PATCH /alive/upstreams?upstream=…[&pool=…]` with `{"mode": "ready"}`, `drain`
 //     or `maintenance`, and/or `{"weight": 3}`, sets what applies from now on; null
-//     removes it.
+//     removes it. With `{"mode": "drain", "rebind": true}`, clients that are bound to the
+//     upstream move.
+//   - `GET /alive/pools[?pool=…]` lists pools: how many upstreams serve, and how many
+//     requests wait.
 //   - `POST /alive/check?upstream=…` probes at once.
 type Admin struct{}
 
@@ -53,8 +55,9 @@ func (Admin) CaddyModule() caddy.ModuleInfo {
 // Routes returns the routes of the API.
 func (a Admin) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
-		{Pattern: "/alive/upstreams", Handler: withCode(a.upstreams)},
-		{Pattern: "/alive/check", Handler: withCode(a.check)},
+		{Pattern: "/alive/upstreams", Handler: apierror.Answer(a.upstreams)},
+		{Pattern: "/alive/pools", Handler: apierror.Answer(a.pools)},
+		{Pattern: "/alive/check", Handler: apierror.Answer(a.check)},
 	}
 }
 
@@ -72,6 +75,7 @@ var (
 	duplicateParameter = errorKind{"duplicate_parameter", http.StatusBadRequest}
 	missingUpstream    = errorKind{"missing_upstream", http.StatusBadRequest}
 	unknownUpstream    = errorKind{"unknown_upstream", http.StatusNotFound}
+	unknownPool        = errorKind{"unknown_pool", http.StatusNotFound}
 	upstreamGone       = errorKind{"upstream_gone", http.StatusNotFound}
 	poolGone           = errorKind{"pool_gone", http.StatusBadRequest}
 	ambiguousPool      = errorKind{"ambiguous_pool", http.StatusConflict}
@@ -79,6 +83,7 @@ var (
 	bodyTooLarge       = errorKind{"body_too_large", http.StatusRequestEntityTooLarge}
 	nothingToChange    = errorKind{"nothing_to_change", http.StatusBadRequest}
 	invalidMode        = errorKind{"invalid_mode", http.StatusBadRequest}
+	invalidRebind      = errorKind{"invalid_rebind", http.StatusBadRequest}
 	invalidWeight      = errorKind{"invalid_weight", http.StatusBadRequest}
 	notChecked         = errorKind{"not_checked", http.StatusBadRequest}
 	checkFailed        = errorKind{"check_failed", http.StatusServiceUnavailable}
@@ -86,37 +91,7 @@ var (
 
 // errorf returns an error of that kind, which says what is wrong, and what is allowed.
 func (k errorKind) errorf(format string, args ...any) error {
-	return &apiError{Message: fmt.Sprintf(format, args...), Code: k.code, status: k.status}
-}
-
-// apiError is an error that is answered with its code.
-type apiError struct {
-	Message string `json:"error"`
-	Code    string `json:"code"`
-	status  int
-}
-
-// Error returns the message, without the code.
-func (e *apiError) Error() string { return e.Message }
-
-// withCode answers and logs errors as Caddy does, and adds the code, which Caddy's own
-// error has no place for.
-func withCode(handle caddy.AdminHandlerFunc) caddy.AdminHandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) error {
-		err := handle(w, r)
-		var failure *apiError
-		if !errors.As(err, &failure) {
-			return err
-		}
-		logger := caddy.Log().Named("admin.api")
-		logger.Error("request error", zap.Error(failure), zap.Int("status_code", failure.status))
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(failure.status)
-		if err := json.NewEncoder(w).Encode(failure); err != nil {
-			logger.Error("failed to encode error response", zap.Error(err))
-		}
-		return nil
-	}
+	return apierror.New(k.code, k.status, format, args...)
 }
 
 func errMethod(w http.ResponseWriter, allowed string) error {
@@ -150,13 +125,41 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 	return writeRows(w, balancer.List(only))
 }
 
+// pools lists pools.
+func (Admin) pools(w http.ResponseWriter, r *http.Request) error {
+	only, err := parseFilter(r, "pool")
+	if err != nil {
+		return err
+	}
+	switch r.Method {
+	case http.MethodHead:
+		w.Header().Set("Content-Type", "application/json")
+		return nil
+	case http.MethodGet:
+	default:
+		return errMethod(w, "GET, HEAD")
+	}
+	list := balancer.CurrentListing()
+	if only.Pool == "" {
+		return write(w, list.PoolsJSON)
+	}
+	if names := list.Pools(); !slices.Contains(names, only.Pool) {
+		return unknownPool.errorf("unknown pool '%s'; caddy alive status (GET /alive/pools) lists all pools%s", only.Pool, suggest.DidYouMean(only.Pool, names))
+	}
+	return write(w, func() ([]byte, error) { return list.PoolJSON(only.Pool) })
+}
+
 // writeList writes the list of all pools or of one, which all viewers share.
 func writeList(w http.ResponseWriter, pool string) error {
 	list := balancer.CurrentListing()
-	render := list.JSON
-	if pool != "" {
-		render = func() ([]byte, error) { return list.JSONOf(pool) }
+	if pool == "" {
+		return write(w, list.JSON)
 	}
+	return write(w, func() ([]byte, error) { return list.JSONOf(pool) })
+}
+
+// write writes what is rendered.
+func write(w http.ResponseWriter, render func() ([]byte, error)) error {
 	text, err := render()
 	if err != nil {
 		return err
@@ -193,6 +196,7 @@ func parseFilter(r *http.Request, allowed ...string) (balancer.Filter, error) {
 // is null is removed.
 type request struct {
 	Mode   json.RawMessage `json:"mode"`
+	Rebind json.RawMessage `json:"rebind"`
 	Weight json.RawMessage `json:"weight"`
 }
 
@@ -246,7 +250,7 @@ func patch(w http.ResponseWriter, r *http.Request, only balancer.Filter) (balanc
 
 // change returns the change that the request asks for.
 func (r request) change() (c settings.Change, err error) {
-	if r.Mode == nil && r.Weight == nil {
+	if r.Mode == nil && r.Weight == nil && r.Rebind == nil {
 		return c, nothingToChange.errorf(`nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to remove it`)
 	}
 	if r.Mode != nil {
@@ -257,6 +261,14 @@ func (r request) change() (c settings.Change, err error) {
 			}
 		}
 		c.Mode = &m
+	}
+	if r.Rebind != nil {
+		if json.Unmarshal(r.Rebind, &c.Rebind) != nil { // null is false
+			return c, invalidRebind.errorf("rebind must be true, false or null; got %s", r.Rebind)
+		}
+		if c.Mode == nil || *c.Mode != settings.Drain {
+			return c, invalidRebind.errorf(`rebind is part of the mode drain; give both, like {"mode": "drain", "rebind": true}`)
+		}
 	}
 	if r.Weight != nil {
 		var weight *int

@@ -13,6 +13,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/selector"
+	"github.com/caddy-alive/caddy-alive/internal/session"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 )
 
@@ -37,8 +38,9 @@ import (
 //		}
 //		weight     <upstream> <n>
 //		backup     <upstreams...>
+//		spill      <percent>
 //		slow_start <window> [<floor>]
-//		fail_open  none_up|<percent>|off
+//		fail_open  none_up|<percent>|<n>|off
 //		hold       <duration>|off
 //		retries    <n>|off
 //		observe    off | {
@@ -49,13 +51,19 @@ import (
 //			for   <base> [<longest>]
 //			share <percent>
 //		}
+//		max_requests <n> [<upstreams...>]
+//		queue      <timeout> [<length>]
+//		sticky     [<cookie>] {
+//			secret  <text>
+//			max_age <duration>
+//		}
 //		stale      <duration>|off
 //		select     <policy> [<args...>] {
 //			...
 //		}
 //	}
 //
-// Given a URI, upstreams are checked by an HTTP request for it; without any
+// Each backup line is one more group. Given a URI, upstreams are checked by an HTTP request for it; without any
 // check, by a TCP connection. The kinds of check and the options of each are
 // those of the modules in alive.probes.
 func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
@@ -79,13 +87,33 @@ func (s *Selection) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return d.Errf("lb_policy alive takes one URI at most; got '%s' too", d.Val())
 		}
 	}
-	repeats := func(option string) bool { return option == "check" || option == "weight" || option == "backup" }
-	return grammar.ReadBlock(d, func(option string) error {
+	repeats := func(option string) bool {
+		return slices.Contains([]string{"check", "weight", "backup", "max_requests"}, option)
+	}
+	places := make(map[string]caddyfile.Token) // of the options
+	err := grammar.ReadBlock(d, func(option string) error {
 		if inline && option == "check" {
 			return d.Err("lb_policy alive takes a URI or check blocks, not both; write the URI as check http <uri>")
 		}
+		places[option] = d.Token()
 		return s.unmarshalOption(d, option, uri)
 	}, repeats)
+	if err != nil {
+		return err
+	}
+	return s.checkTogether(places)
+}
+
+// checkTogether reports options that need each other, or exclude each other, at one of
+// their places.
+func (s *Selection) checkTogether(places map[string]caddyfile.Token) error {
+	if _, err := resolveSpill(s); err != nil {
+		return errAt(places["spill"], err)
+	}
+	if s.Sticky != nil && s.SelectRaw != nil {
+		return errAt(places["sticky"], errStickySelect)
+	}
+	return nil
 }
 
 // unmarshalOption reads the option that d is at, in the block of a policy that has
@@ -101,14 +129,20 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 		return s.parseWeight(d)
 	case "backup":
 		return s.parseBackups(d)
+	case "spill":
+		if s.Spill, err = parseArg(d, limits.SpillRange); err != nil {
+			return err
+		}
+		_, err = limits.Spill(s.Spill)
+		return grammar.At(d, err)
 	case "slow_start":
 		s.SlowStart = new(SlowStart)
 		return s.SlowStart.parse(d)
 	case "fail_open":
-		if s.FailOpen, err = parseArg(d, "none_up, off or one "+limits.PercentRange+", like 50%"); err != nil {
+		if s.FailOpen, err = parseArg(d, limits.FailOpenRange); err != nil {
 			return err
 		}
-		_, err = limits.FailOpen(s.FailOpen)
+		_, _, err = limits.FailOpen(s.FailOpen)
 		return grammar.At(d, err)
 	case "hold":
 		text, err := parseArg(d, "off, or one "+limits.DurationRange+", like 2s")
@@ -124,6 +158,14 @@ func (s *Selection) unmarshalOption(d *caddyfile.Dispenser, option, uri string) 
 		return parseObserve(s, d)
 	case "eject":
 		return parseEject(s, d)
+	case "max_requests":
+		return s.parseMaxRequests(d)
+	case "queue":
+		s.Queue = new(Queue)
+		return s.Queue.parse(d)
+	case "sticky":
+		s.Sticky = new(Sticky)
+		return s.Sticky.parse(d)
 	case "stale":
 		text, err := parseArg(d, "off, or one "+limits.StaleRange)
 		if err != nil {
@@ -157,22 +199,117 @@ func (s *Selection) addCheck(d *caddyfile.Dispenser) error {
 	return nil
 }
 
-// parseBackups reads the option that d is at: upstreams.
+// parseBackups reads the option that d is at: the upstreams of one more group.
 func (s *Selection) parseBackups(d *caddyfile.Dispenser) error {
 	names := d.RemainingArgs()
 	if len(names) == 0 {
 		return d.Err("backup takes upstreams, as reverse_proxy accepts them")
 	}
+	s.Backups = append(s.Backups, nil)
+	group := &s.Backups[len(s.Backups)-1]
 	for _, name := range names {
-		if slices.Contains(s.Backups, name) {
+		if slices.ContainsFunc(s.Backups, func(group []string) bool { return slices.Contains(group, name) }) {
 			return d.WrapErr(grammar.GivenTwice("backup " + name))
 		}
 		if err := s.backupNames.Note(name); err != nil {
 			return d.Errf("backup: %v", err)
 		}
-		s.Backups = append(s.Backups, name)
+		*group = append(*group, name)
 	}
 	return nil
+}
+
+// parseMaxRequests reads the option that d is at: a limit, and the upstreams that it is for
+// if it is not for all.
+func (s *Selection) parseMaxRequests(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) == 0 {
+		return d.Errf("max_requests takes a %s, and the upstreams that it is for if it is not for all, like max_requests 20 or max_requests 5 app1:8080", limits.LimitRange)
+	}
+	limit, err := limits.ParseLimit(args[0])
+	if err != nil {
+		return d.WrapErr(err)
+	}
+	if s.MaxRequests == nil {
+		s.MaxRequests = new(MaxRequests)
+	}
+	m := s.MaxRequests
+	if len(args) == 1 {
+		if m.Default != nil {
+			return d.WrapErr(grammar.GivenTwice("max_requests of all upstreams"))
+		}
+		m.Default = &limit
+		return nil
+	}
+	for _, name := range args[1:] {
+		if _, given := m.Upstreams[name]; given {
+			return d.WrapErr(grammar.GivenTwice("max_requests of " + name))
+		}
+		if err := s.limitNames.Note(name); err != nil {
+			return d.Errf("max_requests: %v", err)
+		}
+		if m.Upstreams == nil {
+			m.Upstreams = make(map[string]int)
+		}
+		m.Upstreams[name] = limit
+	}
+	return nil
+}
+
+// parse reads the option that d is at: a timeout, and perhaps a length.
+func (q *Queue) parse(d *caddyfile.Dispenser) error {
+	args := d.RemainingArgs()
+	if len(args) < 1 || len(args) > 2 {
+		return d.Err("queue takes a timeout and perhaps how many requests can wait, like queue 10s 1000")
+	}
+	timeout, err := limits.ParseQueueTimeout(args[0])
+	if err != nil {
+		return d.WrapErr(err)
+	}
+	q.Timeout = caddy.Duration(timeout)
+	if len(args) == 2 {
+		length, err := limits.ParseQueueLength(args[1])
+		if err != nil {
+			return d.WrapErr(err)
+		}
+		q.Length = &length
+	}
+	return nil
+}
+
+// parse reads the option that d is at: perhaps the name of a cookie, and perhaps a block.
+// No error shows the secret.
+func (c *Sticky) parse(d *caddyfile.Dispenser) error {
+	if d.NextArg() {
+		c.Cookie = d.Val()
+		if err := limits.CookieName(c.Cookie); err != nil {
+			return d.WrapErr(err)
+		}
+		if d.NextArg() {
+			return d.Err("sticky takes one argument at most, the name of a cookie; write a secret in its block: sticky lb { secret <text> }")
+		}
+	}
+	return grammar.ReadBlock(d, func(option string) (err error) {
+		switch option {
+		case "secret":
+			if c.Secret, err = parseArg(d, "one text, in quotes if it has spaces"); err != nil {
+				return err
+			}
+			return grammar.At(d, session.CheckSecret(c.Secret))
+		case "max_age":
+			text, err := parseArg(d, "one duration, like 24h")
+			if err != nil {
+				return err
+			}
+			age, err := limits.ParseMaxAge(text)
+			c.MaxAge = caddy.Duration(age)
+			return grammar.At(d, err)
+		case "name", "cookie":
+			return d.Err("the name of the cookie is the argument of sticky: write sticky <cookie>")
+		default:
+			return d.Err(suggest.InBlock("sticky", option, suggest.StickyOptions))
+		}
+	}, nil)
 }
 
 // parseSelect reads the option that d is at: a selection policy.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/placeholder"
+	"github.com/caddy-alive/caddy-alive/internal/redact"
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 )
 
@@ -204,6 +206,54 @@ func parseName(d *caddyfile.Dispenser, what string) (string, error) {
 		return "", d.Err("name must not be empty")
 	}
 	return name, grammar.At(d, limits.Name(name))
+}
+
+// Port is where a check probes an upstream: a port, such as `8081`; a text with a plus,
+// such as `+1000`, for a port that is so much above that of each upstream; or a text with
+// placeholders that stand for one of them.
+type Port string
+
+// UnmarshalJSON reads a number or a text. What is wrong with it is known when the config
+// is loaded.
+func (p *Port) UnmarshalJSON(data []byte) error {
+	text := string(data)
+	if err := json.Unmarshal(data, &text); err != nil && data[0] == '"' {
+		return err
+	}
+	if text == "0" || text == "null" {
+		text = ""
+	}
+	*p = portFromText(text)
+	return nil
+}
+
+// MarshalJSON writes a port as a number, and other forms as a text.
+func (p Port) MarshalJSON() ([]byte, error) {
+	if number, added, err := limits.Port(string(p)); err == nil && !added {
+		return strconv.AppendInt(nil, int64(number), 10), nil
+	}
+	return json.Marshal(string(p))
+}
+
+// check returns an error if the text is none of the forms of a port.
+func (p Port) check() error {
+	if p == "" || redact.HasPlaceholder(string(p)) {
+		return placeholder.Check("port", string(p))
+	}
+	_, _, err := limits.Port(string(p))
+	return err
+}
+
+// portFromText returns a port in one form for all ways to write it.
+func portFromText(text string) Port {
+	switch number, added, err := limits.Port(text); {
+	case err != nil:
+		return Port(text)
+	case added:
+		return Port("+" + strconv.Itoa(number))
+	default:
+		return Port(strconv.Itoa(number))
+	}
 }
 
 // errAt adds the place of a token to an error.

@@ -3,6 +3,7 @@
 package alive
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -100,8 +101,28 @@ var policies = []struct{ name, input, want string }{
 		"which upstreams get requests", "alive /healthz {\nweight app1 5\nweight https://app2 0\nweight unix//run/app.sock 256\nbackup app3 app4:8080\nbackup app5\n" +
 			"slow_start 30s 35%\nfail_open 50%\nhold 1s\n}",
 		`{"checks":[{"probe":{"kind":"http","uri":"/healthz"}}],"hold":1000000000,` +
-			`"weights":{"app1":5,"https://app2":0,"unix//run/app.sock":256},"backups":["app3","app4:8080","app5"],` +
+			`"weights":{"app1":5,"https://app2":0,"unix//run/app.sock":256},"backups":[["app3","app4:8080"],["app5"]],` +
 			`"fail_open":"50%","slow_start":{"window":30000000000,"floor":"35%"}}`,
+	},
+	{
+		"one group, and spill", "alive {\nbackup app3 app4:8080\nspill 70%\nfail_open 2\n}",
+		`{"backups":["app3","app4:8080"],"spill":"70%","fail_open":"2"}`,
+	},
+	{
+		"ranges of addresses", "alive {\nweight 10.2.0.0/16 3\nweight 10.2.0.5/32 0\nspill 100%\nbackup 10.3.0.0/16 2001:db8::/32\nbackup {env.NET}\nbackup 0.0.0.0/0\nmax_requests 3 10.2.0.0/16\n}",
+		`{"weights":{"10.2.0.0/16":3,"10.2.0.5/32":0},"backups":[["10.3.0.0/16","2001:db8::/32"],["{env.NET}"],["0.0.0.0/0"]],"spill":"100%","max_requests":{"upstreams":{"10.2.0.0/16":3}}}`,
+	},
+	{"a limit of all", "alive {\nmax_requests 20\nqueue 10s\n}", `{"max_requests":{"default":20},"queue":{"timeout":10000000000}}`},
+	{
+		"limits, and a queue with its length", "alive {\nmax_requests 5 app2:80 app3\nmax_requests 1000000\nqueue 1ms 100000\nmax_requests 1 {env.APP} 10.2.0.0/16\n}",
+		`{"max_requests":{"default":1000000,"upstreams":{"10.2.0.0/16":1,"app2:80":5,"app3":5,"{env.APP}":1}},"queue":{"timeout":1000000,"length":100000}}`,
+	},
+	{"a queue without a limit of its own", "alive {\nqueue 1d 1\n}", `{"queue":{"timeout":86400000000000,"length":1}}`},
+	{"sticky", "alive {\nsticky\n}", `{"sticky":{}}`},
+	{"sticky, empty block", "alive {\nsticky {\n}\n}", `{"sticky":{}}`},
+	{
+		"sticky with all of it", "alive {\nsticky shop_1 {\nmax_age 30d\nsecret \"{env.LB_SECRET} and \\{more\\}\"\n}\nweight app1 2\n}",
+		`{"weights":{"app1":2},"sticky":{"cookie":"shop_1","secret":"{env.LB_SECRET} and \\{more\\}","max_age":2592000000000000}}`,
 	},
 	{
 		"placeholders of upstreams and weights", "alive {\nweight {env.APP} 3\nweight app2:80 {env.W}\nbackup {env.SPARE}:80\n}",
@@ -262,6 +283,7 @@ func TestCaddyfile_IsReadAfterSnippetsAndEnvironment(t *testing.T) {
 		{"imported options", "lb_policy alive {\ncheck http /a {\nimport header one\ntimeout 1s\nimport header two\n}\n}", `{"checks":[` +
 			`{"probe":{"header":{"X-Token":["one","two"]},"kind":"http","uri":"/a"},"timeout":1000000000}],"policy":"alive"}`},
 		{"what the traffic says", "lb_policy alive {\nretries {$ALIVE_TEST_UNSET:off}\nobserve {\nstatus 502\nstall auto\n}\neject 3 {\nshare 10%\n}\n}", `{"eject":{"after":3,"share":"10%"},"observe":{"stall":"auto","status":["502"]},"policy":"alive","retries":-1}`},
+		{"groups, limits and sessions", "lb_policy alive {\nbackup app3\nbackup app4\nspill {$ALIVE_TEST_UNSET:70%}\nmax_requests 4\nmax_requests 2 app1\nqueue 10s\nsticky {\nsecret {$ALIVE_TEST_UNSET:hunter2}\n}\n}", `{"backups":[["app3"],["app4"]],"max_requests":{"default":4,"upstreams":{"app1":2}},"policy":"alive","queue":{"timeout":10000000000},"spill":"70%","sticky":{"secret":"hunter2"}}`},
 		{"name", "lb_policy alive {\nname shop\n}", `{"name":"shop","policy":"alive"}`},
 		{"environment", "lb_policy alive {$ALIVE_TEST_URI} {\nhold {$ALIVE_TEST_UNSET:3s}\n}", `{"checks":[{"probe":{"kind":"http","uri":"/from-env"}}],"hold":3000000000,"policy":"alive"}`},
 		{"placeholder", "lb_policy alive /{env.ALIVE_TEST_URI}", `{"checks":[{"probe":{"kind":"http","uri":"/{env.ALIVE_TEST_URI}"}}],"policy":"alive"}`},
@@ -288,7 +310,7 @@ func TestCaddyfile_IsReadAfterSnippetsAndEnvironment(t *testing.T) {
 // it is: `Testfile:2` is the first line of the block.
 func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	const (
-		ofAlive  = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold, retries, observe, eject, stale and select"
+		ofAlive  = "lb_policy alive has name, check, weight, backup, spill, slow_start, fail_open, hold, retries, observe, eject, max_requests, queue, sticky, stale and select"
 		weight   = "weight takes an upstream and a whole number from 0 to 256, like weight app1:8080 3, at Testfile:2"
 		slow     = "slow_start takes a window and perhaps a floor, like slow_start 30s 10%%, at Testfile:2"
 		ofEvery  = "besides the options of every check (name, interval, fast_interval, down_interval, timeout, passes, fails, jitter, port, address, proxy_protocol, keep_connection), "
@@ -435,12 +457,97 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		inPolicy("slow_start 1s "+bad, "slow_start: floor must be a percentage from 0%% to 100%%, like 10%%; got '%s', at Testfile:2", bad)
 	}
 	inPolicy("slow_start 1s ``", "the floor of slow_start must not be empty, at Testfile:2")
-	inPolicy("fail_open", "fail_open takes none_up, off or one percentage from 0%% to 100%%, like 50%%, at Testfile:2")
-	inPolicy("fail_open off on", "fail_open takes none_up, off or one percentage from 0%% to 100%%, like 50%%, at Testfile:2")
+	const open = "none_up, off, a percentage from 0%% to 100%%, like 50%%, or a whole number of at least 1, like 2"
+	inPolicy("fail_open", "fail_open takes "+open+", at Testfile:2")
+	inPolicy("fail_open off on", "fail_open takes "+open+", at Testfile:2")
 	inPolicy("fail_open off\nfail_open off", twice, "fail_open", 3)
-	for _, bad := range []string{"50", "101%", "-1%", "on", "none", ""} {
-		inPolicy("fail_open `"+bad+"`", "fail_open must be none_up, off or a percentage from 0%% to 100%%, like 50%%; got '%s', at Testfile:2", bad)
+	for _, bad := range []string{"0", "-2", "1.5", "101%", "-1%", "on", "none", ""} {
+		inPolicy("fail_open `"+bad+"`", "fail_open must be "+open+"; got '%s', at Testfile:2", bad)
 	}
+
+	// Groups, ranges of addresses, limits and the queue.
+	const (
+		spill   = "a percentage above 0%% and up to 100%%, like 70%%"
+		limit   = "max_requests must be a whole number from 1 to 1000000, like 20; got '%s', at Testfile:2"
+		queue   = "queue takes a timeout and perhaps how many requests can wait, like queue 10s 1000, at Testfile:2"
+		timeout = "queue: timeout must be a duration from 1ms to 24h0m0s, like 10s; got '%s', at Testfile:2"
+		length  = "queue: length must be a whole number from 1 to 100000, like 1000; got '%s', at Testfile:2"
+		form    = ": a range of addresses is like 10.2.0.0/16 or 2001:db8::/32, without a port, at Testfile:2"
+		host    = "10.2.0.7/16: write 10.2.0.0/16 for the whole range, or 10.2.0.7/32 for the one address, at Testfile:2"
+	)
+	inPolicy("backup app1\nbackup app2 app1", "backup app1 is given twice, at Testfile:3")
+	inPolicy("backup app1\nbackup", "backup takes upstreams, as reverse_proxy accepts them, at Testfile:3")
+	inPolicy("backup 10.2.0.0/16\nbackup app1 10.2.0.0/16", "backup 10.2.0.0/16 is given twice, at Testfile:3")
+	inPolicy("backup 2001:db8::/32\nbackup 2001:DB8::/32", "backup: 2001:db8::/32 and 2001:DB8::/32 are the same range of addresses, at Testfile:3")
+	inPolicy("weight 10.2.0.0/16 1\nweight 10.2.0.0/16 2", "the weight of 10.2.0.0/16 is given twice, at Testfile:3")
+	for _, option := range []string{"weight %s 3", "backup %s", "max_requests 3 %s"} {
+		name, _, _ := strings.Cut(option, " ")
+		inPolicy(fmt.Sprintf(option, "10.2.0.7/16"), "%s: %s", name, host)
+		for _, bad := range []string{"10.2.0.0/33", "10.2.0.0/16:80", "10.2/16", "[2001:db8::]/32"} {
+			inPolicy(fmt.Sprintf(option, bad), "%s: %s%s", name, bad, form)
+		}
+		inPolicy(fmt.Sprintf(option, "ftp://app1"), "%s: ftp://app1: not an address that reverse_proxy accepts, at Testfile:2", name)
+	}
+	inPolicy("spill", "spill takes "+spill+", at Testfile:2")
+	inPolicy("spill 1% 2%", "spill takes "+spill+", at Testfile:2")
+	inPolicy("backup app1\nspill 1%\nspill 1%", twice, "spill", 4)
+	for _, bad := range []string{"0%", "-1%", "101%", "70", "0.7", "off", "NaN%", "{env.P}", ""} {
+		inPolicy("spill `"+bad+"`\nbackup app1", "spill must be "+spill+"; got '%s', at Testfile:2", bad)
+	}
+	inPolicy("hold 1s\nspill 70%\nhold_ 1s", "unrecognized option 'hold_': %s; did you mean 'hold'?, at Testfile:4", ofAlive)
+	inPolicy("hold 1s\nspill 70%\nretries 1", "spill has no meaning without backup, since there is no group that could help, at Testfile:3")
+	inPolicy("max_requests", "max_requests takes a whole number from 1 to 1000000, and the upstreams that it is for if it is not for all, like max_requests 20 or max_requests 5 app1:8080, at Testfile:2")
+	for _, bad := range []string{"0", "-1", "1.5", "1000001", "off", "{env.N}", "app1:80", ""} {
+		inPolicy("max_requests `"+bad+"`", limit, bad)
+		inPolicy("max_requests `"+bad+"` app1", limit, bad)
+	}
+	inPolicy("max_requests 1\nmax_requests 2 app1\nmax_requests 3", "max_requests of all upstreams is given twice, at Testfile:4")
+	inPolicy("max_requests 1 app1 app2\nmax_requests 2 app2", "max_requests of app2 is given twice, at Testfile:3")
+	inPolicy("max_requests 1 app1 app1", "max_requests of app1 is given twice, at Testfile:2")
+	inPolicy("max_requests 1 app1\nmax_requests 2 http://app1", "max_requests: app1 and http://app1 are the same upstream, at Testfile:3")
+	inPolicy("max_requests 1 app1:80-82\nmax_requests 2 app1:81", "max_requests: app1:80-82 and app1:81 are the same upstream, at Testfile:3")
+	for _, line := range []string{"queue", "queue 1s 2 3", "queue {\ntimeout 1s\n}"} {
+		inPolicy(line, queue)
+	}
+	inPolicy("queue 1s\nqueue 1s", twice, "queue", 3)
+	for _, bad := range []string{"0", "0s", "-1s", "999us", "25h", "soon", "10", "off", "{env.T}", ""} {
+		inPolicy("queue `"+bad+"`", timeout, bad)
+	}
+	for _, bad := range []string{"0", "-1", "100001", "1.5", "10s", "all", ""} {
+		inPolicy("queue 1s `"+bad+"`", length, bad)
+	}
+
+	// Sessions.
+	const (
+		name    = "sticky: the name of the cookie must be of letters, digits and !#$%%&'*+-.^_`|~ only, and of 200 bytes at most, like lb; got '%s', at Testfile:2"
+		prefix  = "sticky: the name of the cookie must not begin with %s: browsers would drop such a cookie wherever it is set without TLS; got '%s', at Testfile:2"
+		age     = "sticky: max_age must be a duration from 1s to 9600h0m0s, like 24h; got '%s', at Testfile:3"
+		empty   = "sticky: secret must not be empty, at Testfile:3"
+		exclude = "sticky cannot be combined with select, which decides by itself where a client goes; remove one of them, or write select cookie, at Testfile:%d"
+	)
+	for _, bad := range []string{"", "a b", "a=b", "a;b", "a/b", "a\"b", "bücher", "{env.N}", strings.Repeat("x", 201)} {
+		inPolicy("sticky `"+bad+"`", name, bad)
+	}
+	inPolicy("sticky __Host-lb", prefix, "__Host-", "__Host-lb")
+	inPolicy("sticky __secure-lb {\nsecret x\n}", prefix, "__Secure-", "__secure-lb")
+	inPolicy("sticky lb hunter2", "sticky takes one argument at most, the name of a cookie; write a secret in its block: sticky lb { secret <text> }, at Testfile:2")
+	inPolicy("sticky\nsticky lb", twice, "sticky", 3)
+	inPolicy("sticky {\nsecret\n}", args, "secret", "one text, in quotes if it has spaces", 3)
+	inPolicy("sticky {\nsecret hunter2 hunter2\n}", args, "secret", "one text, in quotes if it has spaces", 3)
+	inPolicy("sticky {\nsecret a\nsecret b\n}", twice, "secret", 4)
+	inPolicy("sticky {\nsecret ``\n}", empty)
+	inPolicy("sticky {\nsecret ` `\n}", empty)
+	inPolicy("sticky {\nsecret \"hunter2\t\"\n}", "sticky: secret must be one line without control characters; only what a placeholder such as {file.*} stands for may have them, at Testfile:3")
+	inPolicy("sticky {\nmax_age\n}", args, "max_age", "one duration, like 24h", 3)
+	inPolicy("sticky {\nmax_age 1h 2h\n}", args, "max_age", "one duration, like 24h", 3)
+	inPolicy("sticky {\nmax_age 1h\nmax_age 1h\n}", twice, "max_age", 4)
+	for _, bad := range []string{"0", "999ms", "401d", "-1s", "soon", "3600", "off", ""} {
+		inPolicy("sticky {\nmax_age `"+bad+"`\n}", age, bad)
+	}
+	inPolicy("sticky {\nname shop\n}", "the name of the cookie is the argument of sticky: write sticky <cookie>, at Testfile:3")
+	inPolicy("hold 1s\nsticky\nselect first", exclude, 3)
+	inPolicy("select first\nsticky lb {\nsecret x\n}\nhold 1s", exclude, 3)
+
 	// What the traffic says.
 	const (
 		retries = "off, or one whole number from 1 to 100, like 2"
@@ -574,6 +681,16 @@ func FuzzCaddyfile(f *testing.F) {
 		if _, invalid := resolveWitness(after.Observe, after.Eject); errors.Join(err, invalid) != nil && (after.Observe == nil || !redact.HasPlaceholder(strings.Join(after.Observe.Status, ""))) {
 			t.Errorf("accepted by the parser, but not by Provision: %v", errors.Join(err, invalid))
 		}
+		_, _, badFailOpen := limits.FailOpen(cmp.Or(after.FailOpen, "off"))
+		_, badSpill := resolveSpill(after)
+		_, _, badLimits := after.MaxRequests.resolve()
+		_, badQueue := after.Queue.resolve()
+		if err := errors.Join(badFailOpen, badSpill, badLimits, badQueue); err != nil {
+			t.Errorf("accepted by the parser, but not by Provision: %v", err)
+		}
+		if _, err := after.Sticky.resolve(); err != nil && !redact.HasPlaceholder(after.Sticky.Secret) {
+			t.Errorf("accepted by the parser, but not by Provision: %v", err)
+		}
 		for name, weight := range after.Weights {
 			if _, err := weight.resolve(); err != nil && !redact.HasPlaceholder(string(weight)) {
 				t.Errorf("accepted by the parser, but not by Provision: weight of %s: %v", name, err)
@@ -649,7 +766,7 @@ func TestGlobalOption_IsTheApp(t *testing.T) {
 
 // A mistake in the Caddyfile is answered with its place, and with what to write.
 func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
-	const ofAlive = "lb_policy alive has name, check, weight, backup, slow_start, fail_open, hold, retries, observe, eject, stale and select"
+	const ofAlive = "lb_policy alive has name, check, weight, backup, spill, slow_start, fail_open, hold, retries, observe, eject, max_requests, queue, sticky, stale and select"
 	kinds := kinds.List()
 	for _, test := range []struct{ input, want string }{
 		// a name that is close to a known one
@@ -678,6 +795,15 @@ func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 		// options of observe and eject elsewhere, and others there
 		{"alive {\nstall 1s\n}", "'stall' is an option of observe; write it in its block: observe { stall }, at Testfile:2"},
 		{"alive {\nshare 30%\n}", "'share' is an option of eject; write it in its block: eject 5 { share }, at Testfile:2"},
+		{"alive {\nsecret hunter2\n}", "'secret' is an option of sticky; write it in its block: sticky { secret }, at Testfile:2"},
+		{"alive {\nmax_age 1h\n}", "'max_age' is an option of sticky; write it in its block: sticky { max_age }, at Testfile:2"},
+		{"alive {\nsticky {\nsecrte hunter2\n}\n}", "unrecognized option 'secrte': sticky has secret and max_age; did you mean 'secret'?, at Testfile:3"},
+		{"alive {\nsticky {\nqueue 10s\n}\n}", "'queue' is an option of lb_policy alive; write it beside sticky, not in its block, at Testfile:3"},
+		{"alive {\nmax_request 3\n}", "unrecognized option 'max_request': " + ofAlive + "; did you mean 'max_requests'?, at Testfile:2"},
+		{"alive {\nstick\n}", "unrecognized option 'stick': " + ofAlive + "; did you mean 'sticky'?, at Testfile:2"},
+		{"alive {\nqueu 10s\n}", "unrecognized option 'queu': " + ofAlive + "; did you mean 'queue'?, at Testfile:2"},
+		{"alive {\nspil 70%\n}", "unrecognized option 'spil': " + ofAlive + "; did you mean 'spill'?, at Testfile:2"},
+		{"alive {\nunhealthy_request_count 3\n}", "'unhealthy_request_count' is an option of reverse_proxy; write it beside lb_policy, outside of the block of lb_policy alive, at Testfile:2"},
 		{"alive {\nretires 3\n}", "unrecognized option 'retires': " + ofAlive + "; did you mean 'retries'?, at Testfile:2"},
 		{"alive {\nobserve {\nstatsu 502\n}\n}", "unrecognized option 'statsu': observe has status and stall; did you mean 'status'?, at Testfile:3"},
 		{"alive {\neject 5 {\nlongest 5m\n}\n}", "unrecognized option 'longest': eject has for and share, at Testfile:3"},

@@ -23,24 +23,33 @@ package alive
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
+	"github.com/caddy-alive/caddy-alive/internal/kinds"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	_ "github.com/caddy-alive/caddy-alive/internal/statuspage" // the handler alive_status
 	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 	"github.com/caddy-alive/caddy-alive/internal/view"
+	"github.com/caddy-alive/caddy-alive/internal/witness"
 	_ "github.com/caddy-alive/caddy-alive/probe" // the kinds of checks
 )
 
@@ -179,6 +188,112 @@ func (a *App) Cleanup() error {
 		a.unsubscribe()
 	}
 	return settings.Close(a.scope)
+}
+
+// readPool reads what decides about the name of a pool from a config.
+func readPool(policy, handler []byte) (poolname.Pool, error) {
+	s, h := new(Selection), new(reverseproxy.Handler)
+	if err := errors.Join(json.Unmarshal(policy, s), json.Unmarshal(handler, h)); err != nil {
+		return poolname.Pool{}, err
+	}
+	return identifyPool(s, h), nil
+}
+
+// identifyPool returns what decides about the name of the pool of a policy. Its key has
+// all that is configured about which upstreams get requests. Nothing must be provisioned
+// yet.
+func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
+	type check struct {
+		Probe    string
+		Settings any
+		Where    []any
+	}
+	different := struct {
+		Checks   []string
+		Weights  map[string]string
+		Backups  [][]string
+		Spill    float64
+		FailOpen string
+		Select   any
+		Source   any
+		Stale    *caddy.Duration
+		Limits   []int
+		Limit    int
+		Own      map[string]int
+		Queue    pool.Queue
+		Sticky   *Sticky
+		Witness  witness.Settings
+		Health   *reverseproxy.HealthChecks
+		Breaker  any
+	}{
+		FailOpen: cmp.Or(s.FailOpen, "none_up"),
+		Select:   poolname.Decode(s.SelectRaw),
+		Source:   poolname.Decode(h.DynamicUpstreamsRaw),
+		Stale:    s.Stale,
+		Health:   h.HealthChecks,
+		Breaker:  poolname.Decode(h.CBRaw),
+		Weights:  make(map[string]string),
+		Own:      make(map[string]int),
+	}
+	checks := s.Checks
+	if len(checks) == 0 {
+		checks = []*HealthCheck{defaultCheck()}
+	}
+	for _, c := range checks {
+		if c == nil {
+			continue // an error, as soon as it is provisioned
+		}
+		_, probe, _ := kinds.Identify(c.ProbeRaw)
+		settings, _ := c.resolve()
+		encoded, _ := json.Marshal(check{probe, settings, []any{c.Port, c.Address, c.ProxyProtocol, c.KeepConnection, c.defaultHost(h)}})
+		different.Checks = append(different.Checks, string(encoded))
+	}
+	slices.Sort(different.Checks)
+	for name, weight := range s.Weights {
+		share := string(weight)
+		if number, err := weight.resolve(); err == nil {
+			share = fmt.Sprint(number)
+		}
+		for _, address := range upstreamname.Addresses(name) {
+			if share != "1" {
+				different.Weights[address] = share
+			}
+		}
+	}
+	for _, names := range s.Backups {
+		group := make([]string, 0, len(names))
+		for _, name := range names {
+			group = append(group, upstreamname.Addresses(name)...)
+		}
+		slices.Sort(group)
+		different.Backups = append(different.Backups, group)
+	}
+	different.Spill, _ = limits.Spill(s.Spill)
+	limit, requests, _ := s.MaxRequests.resolve()
+	for name, own := range requests {
+		for _, address := range upstreamname.Addresses(name) {
+			if own != limit {
+				different.Own[address] = own
+			}
+		}
+	}
+	different.Limit = limit
+	var cookie poolname.Cookie
+	if s.Sticky != nil {
+		sticky := *s.Sticky
+		sticky.Cookie = sticky.name()
+		different.Sticky = &sticky
+		cookie = poolname.Cookie{Name: sticky.Cookie, Secret: sha256.Sum256([]byte(sticky.Secret))}
+	}
+	different.Queue, _ = s.Queue.resolve()
+	dials := make([]string, 0, len(h.Upstreams))
+	for _, u := range h.Upstreams {
+		dials = append(dials, u.Dial)
+		different.Limits = append(different.Limits, u.MaxRequests)
+	}
+	different.Witness, _ = resolveWitness(s.Observe, s.Eject)
+	encoded, _ := json.Marshal(different) // what cannot be encoded was never decoded
+	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded), Cookie: cookie}
 }
 
 // parseGlobalOption reads the global option of the app. Syntax:

@@ -72,13 +72,27 @@ type Selection struct {
 	Weights map[string]Weight `json:"weights,omitempty"`
 
 	// The addresses of upstreams, or placeholders for them, that get requests only
-	// while no other one can serve. Default: none.
-	Backups []string `json:"backups,omitempty"`
+	// while no other one can serve. In groups, such as `[["b1"], ["c1", "c2"]]`, each one
+	// gets requests only while those before it cannot serve; `["b1", "b2"]` is one group.
+	// Upstreams of a dynamic source are named as those of `weights`. Default: none.
+	Backups Backups `json:"backups,omitempty"`
+
+	// The share of the weight, above `0%`, below which the next group of backups helps those
+	// before it, with the weights of its own upstreams. It is a share of the base: the sum of
+	// the weights of all upstreams that are not backups, whether they serve or not. For a
+	// dynamic source, the base is the largest such sum of the last 10 minutes. If the weight
+	// that serves in the groups in use is less than this share of the base, the next group
+	// joins. It leaves when the groups before it have had 10 percentage points more, or the
+	// whole base, for 5 seconds. It needs `backups`. Default: none, a group gets requests
+	// only while none before it serves.
+	Spill string `json:"spill,omitempty"`
 
 	// When the health of upstreams that are not backups is ignored: `none_up` as
 	// the last resort, while no upstream serves; a percentage, such as `50%`, also
-	// while a smaller share of those with a verdict serves, and no backup does;
-	// `off` never, and requests are answered 503 then. Default: `none_up`.
+	// while a smaller share of those with a verdict serves, and no backup does; a number in
+	// a text, such as `2`, also while fewer of them serve, and no backup does. All of them
+	// are enough if they are fewer. `off` never, and requests are answered 503 then.
+	// Default: `none_up`.
 	FailOpen string `json:"fail_open,omitempty"`
 
 	// Gives upstreams that come back, or that join others, their share of
@@ -102,6 +116,21 @@ type Selection struct {
 	// in a row.
 	Eject *Eject `json:"eject,omitempty"`
 
+	// How many requests each upstream gets at once. While all that could take a request are
+	// at their limits, it waits in the `queue`, or is answered 503 without one. Caddy's own
+	// limits, `max_requests` of an upstream and `unhealthy_request_count`, count beside
+	// these. Default: no limit.
+	MaxRequests *MaxRequests `json:"max_requests,omitempty"`
+
+	// Where requests wait while all upstreams that could take them are at their limits. It
+	// needs a limit: `max_requests`, also that of an upstream, or `unhealthy_request_count`.
+	// Default: none, such requests are answered 503.
+	Queue *Queue `json:"queue,omitempty"`
+
+	// Binds each client to one upstream, by a cookie. It cannot be combined with `select`.
+	// Default: a client goes to any upstream.
+	Sticky *Sticky `json:"sticky,omitempty"`
+
 	// How long the last good answer of the dynamic source (`dynamic_upstreams`) is used
 	// while that source fails, from `1s` to `24h`; 0 is off. When it is over, the upstreams in
 	// the list of the handler are used, as Caddy does it by itself. A name that does not
@@ -113,12 +142,12 @@ type Selection struct {
 
 	// Another selection policy to pick among the upstreams that are alive. Not
 	// `alive` or `weighted_round_robin`, also not as its fallback, and not together
-	// with `slow_start` or weights other than 0. Default: none, they take turns by
+	// with `slow_start`, `sticky` or weights other than 0. Default: none, they take turns by
 	// their weights.
 	SelectRaw json.RawMessage `json:"select,omitempty" caddy:"namespace=http.reverse_proxy.selection_policies inline_key=policy"`
 
-	// what a Caddyfile has named by weight and by backup, by address
-	weightNames, backupNames upstreamname.Given
+	// what a Caddyfile has named by weight, backup and max_requests, by address
+	weightNames, backupNames, limitNames upstreamname.Given
 
 	app       *App
 	proxy     *reverseproxy.Handler
@@ -169,20 +198,10 @@ func (s *Selection) Provision(ctx caddy.Context) error {
 	if config.Transport, err = monitor.NewTransport(ctx, s.proxy); err != nil {
 		return err
 	}
-	listed, err := upstreamname.List(s.proxy)
-	if err != nil {
+	if err := provisionUpstreams(s, &config); err != nil {
 		return err
 	}
-	weights, err := resolveWeights(s.Weights)
-	if err != nil {
-		return fmt.Errorf("weights: %v", err)
-	}
-	if config.Weights, err = listed.Weights(weights); err != nil {
-		return fmt.Errorf("weights: %v", err)
-	}
-	if config.Groups, err = listed.Groups([][]string{s.Backups}); err != nil {
-		return fmt.Errorf("backups: %v", err)
-	}
+	warnSticky(s, ctx, config.Name)
 	if err := s.balancer.Init(s.app.registry, config); err != nil {
 		return err
 	}
@@ -271,7 +290,19 @@ func (s *Selection) provisionRules(ctx caddy.Context, checks []*monitor.Check) (
 	if r.FailOpen, err = resolveFailOpen(s.FailOpen); err != nil {
 		return r, err
 	}
-	r.CountsHealthy = r.FailOpen.Percent > 0 && s.proxy.HealthChecks != nil
+	r.CountsHealthy = (r.FailOpen.Percent > 0 || r.FailOpen.Number > 0) && s.proxy.HealthChecks != nil
+	if r.Spill, err = resolveSpill(s); err != nil {
+		return r, err
+	}
+	if r.Queue, err = s.Queue.resolve(); err != nil {
+		return r, err
+	}
+	if s.Queue != nil && !hasLimit(s) {
+		return r, errQueueNoLimit
+	}
+	if r.Sticky, err = s.Sticky.resolve(); err != nil {
+		return r, err
+	}
 	if s.SlowStart != nil {
 		if r.SlowStart, r.Floor, err = s.SlowStart.resolve(); err != nil {
 			return r, err
@@ -285,6 +316,9 @@ func (s *Selection) provisionRules(ctx caddy.Context, checks []*monitor.Check) (
 
 // provisionSelect loads the policy that picks instead of round robin.
 func (s *Selection) provisionSelect(ctx caddy.Context) (reverseproxy.Selector, string, error) {
+	if s.Sticky != nil {
+		return nil, "", errStickySelect
+	}
 	if s.SlowStart != nil {
 		return nil, "", errors.New("slow_start cannot be combined with select, which decides by itself how often an upstream is picked")
 	}

@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -98,6 +99,8 @@ func (b *Balancer) configure(r *Registry, c Config) {
 	h.Settings, h.Exiting = r.Settings, r.Exiting
 	h.Remember = b.traffic.remember
 	h.OnHold = func() { b.counters.CountHeld() }
+	h.OnQueued = func(waited time.Duration) { b.counters.ObserveWait(waited) }
+	h.OnRefused = b.reportRefused
 	h.OnFailOpen = b.reportFailOpen
 	b.dynamic = newDynamic(b) // before the first change of a status
 }
@@ -316,6 +319,21 @@ func (b *Balancer) Selections() map[string]uint64 {
 		all[m.Address] += n
 	}
 	return all
+}
+
+// Waiting returns how many requests wait for an upstream that is not full, and how many may:
+// 0 if the handler has no queue.
+func (b *Balancer) Waiting() (n, limit int) {
+	return b.handler.Waiting(), b.config.Rules.Queue.Length
+}
+
+// reportRefused reports that a request got no upstream because all were full.
+func (b *Balancer) reportRefused(timedOut bool) {
+	reason := telemetry.RefusedFull
+	if timedOut {
+		reason = telemetry.RefusedTimeout
+	}
+	b.traffic.report(func(l *telemetry.TrafficLog) { l.Refused(reason) })
 }
 
 // reportFailOpen counts a pool that begins to ignore health, or no longer does, and

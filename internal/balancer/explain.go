@@ -4,6 +4,7 @@ package balancer
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,7 +23,31 @@ type explanation struct {
 	member    *pool.Member
 	upstream  *reverseproxy.Upstream
 	situation pool.Situation
+	groups    groups
 	healthy   bool // by Caddy's own health checks
+}
+
+// groups are those of a pool.
+type groups struct {
+	number      int // how many there are
+	first, last int // the first and the last of those that get requests, both 0 if none does
+}
+
+// groupsOf returns the groups of members that get requests with these weights, by position.
+func groupsOf(members []*pool.Member, weights []float64) groups {
+	g := groups{number: 1, first: -1}
+	for i, m := range members {
+		g.number = max(g.number, m.Group+1)
+		if weights[i] == 0 {
+			continue
+		}
+		g.last = max(g.last, m.Group)
+		if g.first < 0 || m.Group < g.first {
+			g.first = m.Group
+		}
+	}
+	g.first = max(0, g.first)
+	return g
 }
 
 // serves reports whether the upstream gets requests because it is alive, or would get them
@@ -35,7 +60,7 @@ func (e explanation) serves() bool {
 	case row.EffectiveWeight > 0:
 		return true
 	default:
-		return row.Suspect && row.Weight > 0 && !row.Backup && !e.situation.BreakerOpen
+		return row.Suspect && row.Weight > 0 && row.Group <= e.groups.last && !e.situation.BreakerOpen
 	}
 }
 
@@ -49,6 +74,8 @@ func (e explanation) sentence() string {
 		return "in maintenance since " + since() + ": no requests and no probes"
 	case row.Weight == 0:
 		return "its weight is 0: no requests"
+	case row.Mode == settings.Drain && row.Rebind && e.balancer.config.Rules.KeepsClients():
+		return e.draining("draining since " + since() + ", and its bound clients move")
 	case row.Mode == settings.Drain:
 		return e.draining("draining since " + since())
 	case up && e.member.Draining():
@@ -68,26 +95,112 @@ func (e explanation) sentence() string {
 	case row.Suspect:
 		return e.suspect()
 	case row.EffectiveWeight == 0 && row.Backup:
-		return "up, and a backup: gets requests when no primary can serve"
+		return e.standby()
 	case row.EffectiveWeight == 0:
 		return "up, but others come first"
-	case e.upstream.Host != nil && e.upstream.Full():
-		return fmt.Sprintf("up, but full: its limit is %d requests at once", e.upstream.MaxRequests)
+	case e.isFull():
+		return e.full()
 	}
 	how := "gets requests in turn"
 	if r := e.balancer.config.Rules; r.Select != nil {
 		how = "gets the requests for which " + r.SelectName + " picks it"
 	}
+	is := "up: "
+	if row.Group > e.groups.first {
+		is = "up, and " + e.backup() + ": "
+	}
+	how += e.joined()
 	switch {
 	case row.EffectiveWeight < float64(row.Weight):
-		return fmt.Sprintf("up, in its slow start: gets requests with %.0f %% of its weight", 100*row.EffectiveWeight/float64(row.Weight))
+		return fmt.Sprintf("up, in its slow start: gets requests with %.0f %% of its weight%s", 100*row.EffectiveWeight/float64(row.Weight), e.joined())
 	case len(e.member.Checks) > 0:
-		return "up: " + how
+		return is + how
 	case strings.Contains(e.member.Address, "{"):
 		return "not checked, since its address depends on the request, so neither suspect nor ejected: " + how
 	default:
 		return "not checked, since no check can reach its address, so never suspect: " + how
 	}
+}
+
+// isFull reports whether the upstream has as many requests as it may, by its own limit or
+// by that of Caddy.
+func (e explanation) isFull() bool {
+	return e.row.Limit > 0 && e.member.Slots.InUse() >= e.row.Limit || e.upstream.Host != nil && e.upstream.Full()
+}
+
+// full says what the limit of a full upstream is, and what becomes of further requests.
+func (e explanation) full() string {
+	limit := e.row.Limit
+	if core := e.upstream.MaxRequests; limit == 0 || core > 0 && core < limit {
+		limit = core
+	}
+	text := fmt.Sprintf("up, but full: its limit is %s at once", plural(limit, "request"))
+	if limit == e.row.Limit && limit < e.member.Limit {
+		text += " in its slow start"
+	}
+	if e.balancer.config.Rules.Queue.Length > 0 {
+		text += "; requests wait while no other upstream has room"
+	}
+	return text
+}
+
+// plural returns a number and the word for so many.
+func plural(n int, word string) string {
+	if n == 1 {
+		return "1 " + word
+	}
+	return fmt.Sprintf("%d %ss", n, word)
+}
+
+// backup names the group of a backup, by its number if there are several.
+func (e explanation) backup() string {
+	if e.groups.number <= 2 {
+		return "a backup"
+	}
+	return fmt.Sprintf("a backup of group %d", e.row.Group)
+}
+
+// standby says when a backup that gets no requests would get some.
+func (e explanation) standby() string {
+	spill := e.balancer.config.Rules.Spill
+	text := "up, and " + e.backup() + ": gets requests when "
+	if e.row.Group == 1 {
+		text += "no primary can serve"
+	} else {
+		text += "no upstream of the groups before it can serve"
+	}
+	switch {
+	case spill == 0:
+	case e.row.Group == 1:
+		text += fmt.Sprintf(", or while less than %g %% of their weight serves", spill)
+	default:
+		text += fmt.Sprintf(", or while less than %g %% of the weight of the primaries serves in these", spill)
+	}
+	return text + e.stay()
+}
+
+// stay ends a sentence about an upstream to which clients can be bound that go on with it,
+// although it gets no other requests.
+func (e explanation) stay() string {
+	if e.balancer.config.Rules.Sticky == nil {
+		return ""
+	}
+	return "; clients that are bound to it stay"
+}
+
+// joined says why a backup gets requests beside the groups before it, and until when. They
+// can serve with more than the percentage already: it leaves with some distance. It is empty
+// for all others.
+func (e explanation) joined() string {
+	if e.row.Group <= e.groups.first {
+		return ""
+	}
+	rules := &e.balancer.config.Rules
+	where := ""
+	if e.row.Group > 1 {
+		where = " in the groups before it"
+	}
+	return fmt.Sprintf(", since less than %g %% of the weight of the primaries served%s, until %g %% does", rules.Spill, where, rules.SpillEnds())
 }
 
 // suspect says what made the upstream suspect, and when it gets requests.
@@ -103,8 +216,11 @@ func (e explanation) suspect() string {
 		return text + e.although()
 	case e.row.EffectiveWeight > 0:
 		return text + ": gets requests, since all that serve are suspect"
-	default:
+	case slices.ContainsFunc(e.member.Checks, func(c pool.Check) bool { return c.Target.IsSuspect() }):
+		// no request could connect to it, so that bound clients go elsewhere, too
 		return text + ": gets requests only while no other upstream serves"
+	default:
+		return text + ": gets requests only while no other upstream serves" + e.stay()
 	}
 }
 
@@ -147,6 +263,8 @@ func (e explanation) draining(text string) string {
 		return text + ", and Caddy's own health checks consider it unhealthy: no requests"
 	case e.row.EffectiveWeight > 0:
 		return text + ", but gets requests, since no other upstream serves"
+	case e.balancer.config.Rules.KeepsClients() && !e.row.Rebind:
+		return text + ": no new clients while another upstream can take them; clients that are bound to it stay"
 	default:
 		return text + ": no new requests while another upstream can take them"
 	}

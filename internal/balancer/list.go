@@ -34,9 +34,11 @@ func (f Filter) wants(pool, upstream string) bool {
 // List returns what the newest started config balances over: pools by name, since Caddy
 // provisions servers in any order, their upstreams as the config lists them, and in the
 // end the settings of addresses that no pool has. It changes nothing.
-func List(only Filter) []view.Upstream {
+func List(only Filter) []view.Upstream { return list(Newest(), only) }
+
+// list is List for a registry, which can be nil.
+func list(r *Registry, only Filter) []view.Upstream {
 	rows := []view.Upstream{}
-	r := Newest()
 	if r == nil {
 		return rows
 	}
@@ -91,7 +93,7 @@ func leftOver(r *Registry, only Filter) []view.Upstream {
 				where = fmt.Sprintf("not in the pool '%s'", pool)
 			}
 			return view.Upstream{
-				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: string(set.ModeNow()), Weight: weight, Checks: []view.Check{},
+				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: string(set.ModeNow()), Rebind: set.RebindNow(), Weight: weight, Checks: []view.Check{},
 				Why:       fmt.Sprintf("%s; what was set at %s is kept in case it returns", where, set.Newest().Format(time.RFC3339)),
 				Persisted: notPersisted(r.Settings, address), Gone: true,
 			}
@@ -185,12 +187,16 @@ func (l lister) rowsOf(p *pool.Pool, now *pool.Snapshot) []view.Upstream {
 	var rows []view.Upstream
 	at := make(map[*pool.Member]int)
 	upstreams, here := p.Upstreams(), p.Situation(now)
+	weights := make([]float64, len(upstreams))
+	for i, u := range upstreams {
+		weights[i] = here.Weight(i, u)
+	}
+	groups := groupsOf(now.Members(), weights)
 	for i, m := range now.Members() {
 		if !l.only.wants(l.Name(), m.Address) || m.Address == "" {
 			continue
 		}
-		u := upstreams[i]
-		weight := here.Weight(i, u)
+		u, weight := upstreams[i], weights[i]
 		if j, seen := at[m]; seen {
 			rows[j].EffectiveWeight += weight // it is listed twice
 			continue
@@ -201,7 +207,7 @@ func (l lister) rowsOf(p *pool.Pool, now *pool.Snapshot) []view.Upstream {
 		row.EffectiveWeight = math.Round(weight*1000) / 1000
 		row.FailOpen = here.State.IgnoresHealth()
 		row.Limit = now.LimitOf(i)
-		e := explanation{row: &row, set: set, balancer: l.Balancer, member: m, upstream: u, situation: here, healthy: u.Host == nil || u.Healthy()}
+		e := explanation{row: &row, set: set, balancer: l.Balancer, member: m, upstream: u, situation: here, groups: groups, healthy: u.Host == nil || u.Healthy()}
 		row.Serving = e.serves()
 		if !l.only.Brief {
 			row.Why = e.sentence()
@@ -216,7 +222,7 @@ func (l lister) rowsOf(p *pool.Pool, now *pool.Snapshot) []view.Upstream {
 func (l lister) row(u *reverseproxy.Upstream, m *pool.Member, set *settings.Setting) view.Upstream {
 	status := m.Status()
 	row := view.Upstream{
-		Pool: l.Name(), Upstream: m.Address, Status: status.String(), Mode: string(set.ModeNow()),
+		Pool: l.Name(), Upstream: m.Address, Status: status.String(), Mode: string(set.ModeNow()), Rebind: set.RebindNow(),
 		Weight: set.WeightIn(l.Name(), m.Weight), ConfiguredWeight: m.Weight, Group: m.Group, Backup: m.Group > 0, Persisted: notPersisted(l.registry.Settings, m.Address),
 		Checks: []view.Check{},
 	}

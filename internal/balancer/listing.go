@@ -29,12 +29,19 @@ type Listing struct {
 	changes  uint64 // of operators, before it was begun
 	at       time.Time
 	rows     []view.Upstream
+	pools    []view.Pool
 	took     atomic.Int64 // to build and to render it, in nanoseconds
 
-	mu      sync.Mutex // guards what follows; held while one form is rendered
-	json    []byte     // of all rows
-	jsonRow [][]byte   // the same, by row
-	html    []byte
+	mu       sync.Mutex // guards what follows; held while one form is rendered
+	rowJSON  array
+	poolJSON array
+	html     []byte
+}
+
+// array is a list as JSON: the whole, and by element.
+type array struct {
+	text     []byte // nil before it is rendered
+	elements [][]byte
 }
 
 // listings has the newest listing of the process.
@@ -92,7 +99,9 @@ func (s *sharedListing) get() (l *Listing, built chan struct{}) {
 		}
 		close(done)
 	}()
-	now.rows = List(Filter{})
+	r := Newest()
+	now.rows = list(r, Filter{})
+	now.pools = listPools(r, now.rows)
 	now.took.Store(int64(time.Since(now.at)))
 	return now, nil
 }
@@ -117,58 +126,84 @@ func (l *Listing) servesFor(now *Listing) bool {
 }
 
 // JSON returns all rows as JSON.
-func (l *Listing) JSON() ([]byte, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.renderJSON()
-}
-
-// renderJSON is JSON. l.mu must be held.
-func (l *Listing) renderJSON() ([]byte, error) {
-	if l.json != nil {
-		return l.json, nil
-	}
-	began := time.Now()
-	var list bytes.Buffer
-	encoder := json.NewEncoder(&list)
-	list.WriteByte('[')
-	ends := make([]int, 0, len(l.rows))
-	for i := range l.rows {
-		if err := encoder.Encode(&l.rows[i]); err != nil {
-			return nil, err
-		}
-		list.Truncate(list.Len() - 1) // the end of the line
-		ends = append(ends, list.Len())
-		list.WriteByte(',')
-	}
-	if len(ends) > 0 {
-		list.Truncate(list.Len() - 1)
-	}
-	list.WriteString("]\n")
-	l.json = list.Bytes()
-	begin := 1
-	for _, end := range ends {
-		l.jsonRow = append(l.jsonRow, l.json[begin:end])
-		begin = end + 1
-	}
-	l.took.Add(int64(time.Since(began)))
-	return l.json, nil
-}
+func (l *Listing) JSON() ([]byte, error) { return renderAll(l, &l.rowJSON, l.rows) }
 
 // JSONOf returns the rows of one pool as JSON.
 func (l *Listing) JSONOf(pool string) ([]byte, error) {
+	return renderSome(l, &l.rowJSON, l.rows, func(row *view.Upstream) bool { return row.Pool == pool })
+}
+
+// Pools returns the names of all pools of the config, sorted.
+func (l *Listing) Pools() []string {
+	names := make([]string, 0, len(l.pools))
+	for i := range l.pools {
+		names = append(names, l.pools[i].Pool)
+	}
+	return names
+}
+
+// PoolsJSON returns all pools as JSON.
+func (l *Listing) PoolsJSON() ([]byte, error) { return renderAll(l, &l.poolJSON, l.pools) }
+
+// PoolJSON returns a list of the one pool of that name as JSON.
+func (l *Listing) PoolJSON(name string) ([]byte, error) {
+	return renderSome(l, &l.poolJSON, l.pools, func(p *view.Pool) bool { return p.Pool == name })
+}
+
+// renderAll returns a list as JSON, which is rendered once.
+func renderAll[T any](l *Listing, to *array, list []T) ([]byte, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, err := l.renderJSON(); err != nil {
+	err := render(l, to, list)
+	return to.text, err
+}
+
+// renderSome returns the elements of a list that are wanted.
+func renderSome[T any](l *Listing, to *array, list []T, isWanted func(*T) bool) ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := render(l, to, list); err != nil {
 		return nil, err
 	}
-	var rows [][]byte
-	for i := range l.rows {
-		if l.rows[i].Pool == pool {
-			rows = append(rows, l.jsonRow[i])
+	var some [][]byte
+	for i := range list {
+		if isWanted(&list[i]) {
+			some = append(some, to.elements[i])
 		}
 	}
-	return append(append([]byte{'['}, bytes.Join(rows, []byte{','})...), "]\n"...), nil
+	return append(append([]byte{'['}, bytes.Join(some, []byte{','})...), "]\n"...), nil
+}
+
+// render renders a list as JSON, unless that is done already. l.mu must be held.
+func render[T any](l *Listing, to *array, list []T) error {
+	if to.text != nil {
+		return nil
+	}
+	began := time.Now()
+	var text bytes.Buffer
+	encoder := json.NewEncoder(&text)
+	text.WriteByte('[')
+	ends := make([]int, 0, len(list))
+	for i := range list {
+		if err := encoder.Encode(&list[i]); err != nil {
+			return err
+		}
+		text.Truncate(text.Len() - 1) // the end of the line
+		ends = append(ends, text.Len())
+		text.WriteByte(',')
+	}
+	if len(ends) > 0 {
+		text.Truncate(text.Len() - 1)
+	}
+	text.WriteString("]\n")
+	to.text = text.Bytes()
+	begin := 1
+	for _, end := range ends {
+		to.elements = append(to.elements, to.text[begin:end])
+		begin = end + 1
+	}
+	l.took.Add(int64(time.Since(began)))
+	return nil
 }
 
 // HTML returns the page.
@@ -179,7 +214,7 @@ func (l *Listing) HTML() ([]byte, error) {
 		return l.html, nil
 	}
 	began := time.Now()
-	html, err := page.Render(l.rows, l.at)
+	html, err := page.Render(l.rows, l.pools, l.at)
 	l.html = html
 	l.took.Add(int64(time.Since(began)))
 	return html, err

@@ -41,7 +41,7 @@ func TestListing_OneBuildForAllViewers(t *testing.T) {
 			built, texts := make(map[*Listing]bool), make(map[*byte]bool)
 			var viewers sync.WaitGroup
 			for range 50 {
-				for _, render := range []func(*Listing) ([]byte, error){(*Listing).HTML, (*Listing).JSON} {
+				for _, render := range []func(*Listing) ([]byte, error){(*Listing).HTML, (*Listing).JSON, (*Listing).PoolsJSON} {
 					viewers.Go(func() {
 						l := CurrentListing()
 						text, err := render(l)
@@ -65,8 +65,8 @@ func TestListing_OneBuildForAllViewers(t *testing.T) {
 				})
 			}
 			viewers.Wait()
-			if len(built) != 1 || built[before] || len(texts) != 2 {
-				t.Errorf("second %d: %d listings and %d texts, want a new one, once as a page and once as JSON", second, len(built), len(texts))
+			if len(built) != 1 || built[before] || len(texts) != 3 {
+				t.Errorf("second %d: %d listings and %d texts, want a new one, once as a page and once as JSON, and once its pools", second, len(built), len(texts))
 			}
 			for before = range built {
 			}
@@ -103,6 +103,9 @@ func TestListing_ShowsAChangeAtOnce(t *testing.T) {
 			"list": (*Listing).JSON,
 			"pool": func(l *Listing) ([]byte, error) { return l.JSONOf("shop") },
 			"page": (*Listing).HTML,
+
+			"pools":    (*Listing).PoolsJSON,
+			"the pool": func(l *Listing) ([]byte, error) { return l.PoolJSON("shop") },
 		}
 		read := func(form string) string {
 			text, err := forms[form](CurrentListing())
@@ -120,6 +123,13 @@ func TestListing_ShowsAChangeAtOnce(t *testing.T) {
 				var rows []view.Upstream
 				if err := json.Unmarshal([]byte(read(form)), &rows); err != nil || len(rows) != 3 || rows[0].Mode != string(m) {
 					t.Errorf("change %d: %s shows %+v, %v", i, form, rows, err)
+				}
+			}
+			states := map[settings.Mode]string{settings.Drain: "draining", settings.Maintenance: "maintenance", settings.Ready: "up"}
+			for _, form := range []string{"pools", "the pool"} {
+				var pools []view.Pool
+				if err := json.Unmarshal([]byte(read(form)), &pools); err != nil || len(pools) != 1 || pools[0].Upstreams != 3 || pools[0].States[states[m]] == 0 {
+					t.Errorf("change %d: %s shows %+v, %v", i, form, pools, err)
 				}
 			}
 			if page := read("page"); m != settings.Ready && !strings.Contains(page, "<span>"+string(m)+"</span>") {
@@ -187,6 +197,27 @@ func TestListing_IsTheRowsAsJSON(t *testing.T) {
 		got, err := l.JSONOf(pool)
 		if err != nil || string(got) != want(part) {
 			t.Errorf("pool %s: got %s, %v, want %s", pool, got, err, want(part))
+		}
+	}
+}
+
+// The pools are rendered as encoding them gives, and one pool is the part of it that it was.
+func TestListing_IsThePoolsAsJSON(t *testing.T) {
+	l := &Listing{pools: []view.Pool{view.NewPool("a<b>"), view.NewPool("b")}}
+	l.pools[1].Queue = &view.Queue{Waiting: 3, Limit: 1000}
+	want := func(pools []view.Pool) string {
+		text, err := json.Marshal(pools)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text) + "\n"
+	}
+	if got, err := l.PoolsJSON(); err != nil || string(got) != want(l.pools) {
+		t.Errorf("got %s, %v, want %s", got, err, want(l.pools))
+	}
+	for name, part := range map[string][]view.Pool{"a<b>": l.pools[:1], "b": l.pools[1:], "c": {}} {
+		if got, err := l.PoolJSON(name); err != nil || string(got) != want(part) {
+			t.Errorf("pool %s: got %s, %v, want %s", name, got, err, want(part))
 		}
 	}
 }

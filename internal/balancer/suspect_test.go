@@ -107,8 +107,8 @@ func TestExplain_Suspect(t *testing.T) {
 		const all = "suspect, serves true: up, but suspect since a request to it failed (%s): gets requests, since all that serve are suspect"
 		p.want("all are accused", fmt.Sprintf(all, "connection refused"), fmt.Sprintf(all, "status 502"),
 			"suspect, serves false: up, but suspect since a request to it failed (status 502): gets requests only while no other upstream serves")
-		if rows := (lister{p.Balancer, Filter{}}).rows(); len(view.Alarms(rows)) > 0 || view.Summary(rows) != "2 of 3 upstreams serve, 3 are suspect" {
-			t.Errorf("alarms %v, summary %q", view.Alarms(rows), view.Summary(rows))
+		if rows := (lister{p.Balancer, Filter{}}).rows(); view.Pools(rows)[0].Alarm() != "" || view.Summary(rows) != "2 of 3 upstreams serve, 3 are suspect" {
+			t.Errorf("alarm %q, summary %q", view.Pools(rows)[0].Alarm(), view.Summary(rows))
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -152,7 +152,7 @@ func TestExplain_Ejected(t *testing.T) {
 		if got, want := rows[0].Why, strings.TrimPrefix(ejected, "ejected, serves false: ")+"; gets requests, since no upstream serves"; got != want || rows[0].EffectiveWeight != 1 {
 			t.Errorf("the last one is ejected: %q, want %q", got, want)
 		}
-		if got, want := view.Alarms(rows)["shop"], "No upstream serves: requests go to upstreams that drain, are ejected, or have no verdict yet."; got != want {
+		if got, want := view.Pools(rows)[0].Alarm(), "No upstream serves: requests go to upstreams that drain, are ejected, or have no verdict yet."; got != want {
 			t.Errorf("alarm %q, want %q", got, want)
 		}
 		p.registry.Settings.Change("b:80", settings.Change{Mode: new(settings.Mode(settings.Ready))})

@@ -16,8 +16,13 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
-// waitInterval is the pause between two requests of --wait.
-const waitInterval = 200 * time.Millisecond
+const (
+	// waitInterval is the pause between two requests of --wait.
+	waitInterval = 200 * time.Millisecond
+	// progressInterval is how often --wait says what it waits for, while clients are bound to
+	// the upstream.
+	progressInterval = 5 * time.Second
+)
 
 // runMode sets the mode of an upstream. With --wait, it waits until the requests in
 // flight have ended.
@@ -34,21 +39,45 @@ func runMode(cmd *cobra.Command, upstream, mode string) error {
 	if wait > 0 {
 		limit = timeoutUntil(time.Now().Add(wait))
 	}
-	rows, err := c.patch(limit, upstream, "", map[string]any{"mode": mode})
+	change, done := map[string]any{"mode": mode}, mode
+	if rebind, _ := cmd.Flags().GetBool("rebind"); rebind {
+		change["rebind"] = true
+		done += ", and clients that are bound to it move"
+	}
+	rows, err := c.patch(limit, upstream, "", change)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(upstream), mode)
+	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(upstream), done)
 	if mode == settings.Maintenance {
 		c.warnOfOutages(limit, rows)
 	}
 	if wait > 0 {
 		return c.waitUntilIdle(upstream, mode, wait)
 	}
-	if warning := newRequestsWarning(rows); mode == settings.Drain && warning != "" {
-		c.warn(warning)
+	if mode == settings.Drain {
+		for _, warning := range []string{newRequestsWarning(rows), boundTraffic(rows)} {
+			if warning != "" {
+				c.warn(warning)
+			}
+		}
 	}
 	return nil
+}
+
+// boundTraffic says how many requests clients send that are bound to an upstream which
+// drains, and what moves them. It is empty if there are none, or they move already.
+func boundTraffic(rows []view.Upstream) string {
+	var all view.Upstream
+	for _, row := range rows {
+		if row.Mode == settings.Drain && !row.Rebind {
+			all.Bound += row.Bound
+		}
+	}
+	if all.Bound == 0 {
+		return ""
+	}
+	return all.BoundTraffic() + ", which --rebind moves"
 }
 
 // newRequestsWarning names the pools in which an upstream gets new requests although
@@ -105,6 +134,7 @@ func (c *client) waitUntilIdle(upstream, mode string, wait time.Duration) error 
 	// A request may have been on its way to the upstream when the mode changed, and
 	// other members of a fleet have not read the change yet.
 	settled := time.Now().Add(syncInterval)
+	next := time.Now().Add(progressInterval)
 	for {
 		if err := c.pause(max(0, min(waitInterval, time.Until(deadline)))); err != nil {
 			return err
@@ -118,8 +148,14 @@ func (c *client) waitUntilIdle(upstream, mode string, wait time.Duration) error 
 			return fmt.Errorf("%s: no pool has it any more, so it is not known what is in flight", name)
 		}
 		var pending string
-		warning := newRequestsWarning(rows)
+		warning, bound := newRequestsWarning(rows), boundTraffic(rows)
+		but := ""
+		if bound != "" {
+			but = ", but " + bound
+		}
 		switch n := requestsInFlight(rows); {
+		case n > 0 && bound != "":
+			pending = fmt.Sprintf("requests in flight: %d; %s", n, bound)
 		case n > 0:
 			pending = fmt.Sprintf("requests in flight: %d", n)
 		case mode != settings.Ready && warning != "":
@@ -127,14 +163,18 @@ func (c *client) waitUntilIdle(upstream, mode string, wait time.Duration) error 
 		case time.Now().Before(settled):
 			pending = fmt.Sprintf("other members of the fleet %s may not have read the change yet; they read every %s", fleet, syncInterval)
 		case fleet != "":
-			fmt.Fprintf(c.cmd.OutOrStdout(), "%s: nothing is in flight at this Caddy; ask each of the fleet %s, by --address\n", name, fleet)
+			fmt.Fprintf(c.cmd.OutOrStdout(), "%s: nothing is in flight at this Caddy%s; ask each of the fleet %s, by --address\n", name, but, fleet)
 			return nil
 		default:
-			fmt.Fprintf(c.cmd.OutOrStdout(), "%s: nothing is in flight\n", name)
+			fmt.Fprintf(c.cmd.OutOrStdout(), "%s: nothing is in flight%s\n", name, but)
 			return nil
 		}
 		if !time.Now().Before(deadline) {
 			return fmt.Errorf("%s: after %s, %s", name, wait, pending)
+		}
+		if bound != "" && !time.Now().Before(next) { // it may never end
+			next = time.Now().Add(progressInterval)
+			fmt.Fprintf(c.cmd.OutOrStdout(), "%s: %s\n", name, pending)
 		}
 	}
 }

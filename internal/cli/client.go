@@ -68,6 +68,23 @@ func (c *client) list(limit time.Duration, query url.Values) ([]view.Upstream, [
 	return rows, text, err
 }
 
+// pools returns the pools that a query selects. It returns none if Caddy does not list pools:
+// it may run since before it could.
+func (c *client) pools(limit time.Duration, query url.Values) ([]view.Pool, error) {
+	text, err := c.ask(limit, http.MethodGet, "/alive/pools", query, nil)
+	if err != nil {
+		if failed := new(answerError); errors.As(err, &failed) && failed.isMissing {
+			return nil, nil
+		}
+		return nil, err
+	}
+	var pools []view.Pool
+	if err := json.Unmarshal(text, &pools); err != nil {
+		return nil, errNoAnswer(err)
+	}
+	return pools, nil
+}
+
 // patch changes an upstream, and warns if that could not be stored.
 func (c *client) patch(limit time.Duration, upstream, pool string, change map[string]any) ([]view.Upstream, error) {
 	query := url.Values{"upstream": {upstream}}
@@ -142,10 +159,28 @@ func (c *client) pause(wait time.Duration) error {
 func parseRows(text []byte) ([]view.Upstream, error) {
 	var rows []view.Upstream
 	if err := json.Unmarshal(text, &rows); err != nil {
-		return nil, fmt.Errorf("this is no answer of Caddy's admin API: %v", err)
+		return nil, errNoAnswer(err)
+	}
+	for i := range rows {
+		if rows[i].Backup { // a Caddy that runs since before there were groups has no number
+			rows[i].Group = max(1, rows[i].Group)
+		}
 	}
 	return rows, nil
 }
+
+func errNoAnswer(err error) error {
+	return fmt.Errorf("this is no answer of Caddy's admin API: %v", err)
+}
+
+// answerError is an answer that is an error.
+type answerError struct {
+	text, code string // the code is empty if the answer has none
+	isMissing  bool   // there is no such part of the admin API
+}
+
+// Error returns the text.
+func (e *answerError) Error() string { return e.text }
 
 // ask sends one request, and gives up after the time limit.
 func (c *client) ask(limit time.Duration, method, path string, query url.Values, body []byte) ([]byte, error) {
@@ -210,9 +245,10 @@ func (c *client) explain(err error) error {
 	_ = json.Unmarshal([]byte(body), &answer) // no JSON is an answer without both
 	switch {
 	case status == strconv.Itoa(http.StatusNotFound) && answer.Code == "":
-		return fmt.Errorf("the Caddy at %s has no %s: it is a build without this plugin, or no Caddy", c.address, caddy.ModuleID("admin.api.alive"))
+		text := fmt.Sprintf("the Caddy at %s has no %s: it is a build without this plugin, or no Caddy", c.address, caddy.ModuleID("admin.api.alive"))
+		return &answerError{text: text, isMissing: true}
 	case answer.Error == "":
 		return fmt.Errorf("the server at %s answers with the status %s", c.address, status)
 	}
-	return errors.New(printable(answer.Error))
+	return &answerError{text: printable(answer.Error), code: answer.Code}
 }

@@ -62,12 +62,13 @@ func addCommands(root *cobra.Command) {
 
 func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "status [--watch|--check] [--not-serving] [--json]", Short: "Shows all upstreams by pool", Args: exactly(0, "no arguments"),
+		Use: "status [--watch|--check] [--pool <name>] [--not-serving] [--json]", Short: "Shows all upstreams by pool", Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return runStatus(cmd) },
 	}
 	cmd.Flags().BoolP("watch", "w", false, "Show the upstreams again each second, until interrupted")
 	cmd.Flags().Bool("json", false, "Print JSON, for scripts")
 	cmd.Flags().Bool("check", false, "Show one line for each pool in which no upstream serves. Exit with 3 if there is one.")
+	cmd.Flags().String("pool", "", "Show only the pool of this name")
 	cmd.Flags().Bool("not-serving", false, "Show only upstreams that do not serve, or are suspect or ejected")
 	cmd.MarkFlagsMutuallyExclusive("watch", "check")
 	cmd.MarkFlagsMutuallyExclusive("not-serving", "check")
@@ -84,6 +85,10 @@ func modeCommand(mode, short string) *cobra.Command {
 		until = "no request is in flight"
 	}
 	cmd.Flags().Duration("wait", 0, "Wait at most this long until "+until+". Exit with 1 if that takes longer.")
+	if mode == settings.Drain {
+		cmd.Use += " [--rebind]"
+		cmd.Flags().Bool("rebind", false, "Move clients that are bound to the upstream, by the option sticky, to others. Without it, their requests go on.")
+	}
 	return cmd
 }
 

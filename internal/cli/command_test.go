@@ -60,7 +60,11 @@ func TestCommand_GivesUpIfCaddyHangs(t *testing.T) {
 // status --watch goes on after a request that fails.
 func TestStatus_WatchesOnAfterAnError(t *testing.T) {
 	var n atomic.Int64
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/alive/pools" {
+			fmt.Fprint(w, `[{"pool":"shop"}]`)
+			return
+		}
 		if n.Add(1) == 2 {
 			w.WriteHeader(http.StatusInternalServerError)
 			return

@@ -5,7 +5,9 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/url"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -24,19 +26,20 @@ func runStatus(cmd *cobra.Command) error {
 	check, _ := cmd.Flags().GetBool("check")
 	asJSON, _ := cmd.Flags().GetBool("json")
 	notServing, _ := cmd.Flags().GetBool("not-serving")
+	pool, _ := cmd.Flags().GetString("pool")
 	c, err := newClient(cmd)
 	if err != nil {
 		return err
 	}
 	if check {
-		return checkPools(c, asJSON)
+		return checkPools(c, pool, asJSON)
 	}
 	out := cmd.OutOrStdout()
 	var last []byte // what was shown of the last answer
 	for {
 		screen := screenOf(out)
 		inPlace := watch && !asJSON && screen.columns > 0
-		rows, text, err := c.list(askTimeout, nil)
+		shown, err := c.listing(pool)
 		var show bytes.Buffer
 		switch {
 		case err != nil && (!watch || last == nil):
@@ -47,15 +50,16 @@ func runStatus(cmd *cobra.Command) error {
 		case err != nil:
 			c.warn(err.Error())
 		case asJSON:
+			text := shown.text
 			if notServing {
-				if text, err = inTrouble(rows, text); err != nil {
+				if text, err = inTrouble(shown.rows, text); err != nil {
 					return err
 				}
 			}
 			last = printableJSON(text)
 			show.Write(last)
 		default:
-			screen.writeStatus(&show, rows, notServing, time.Now())
+			screen.writeStatus(&show, shown, notServing, time.Now())
 			last = bytes.Clone(show.Bytes())
 		}
 		drawn := show.Bytes()
@@ -69,6 +73,36 @@ func runStatus(cmd *cobra.Command) error {
 			return nil
 		}
 	}
+}
+
+// listing is what Caddy lists.
+type listing struct {
+	rows  []view.Upstream
+	pools []view.Pool
+	text  []byte // the rows as they were answered
+}
+
+// listing returns all pools and their upstreams, or those of one pool.
+func (c *client) listing(pool string) (listing, error) {
+	var query url.Values
+	if pool != "" {
+		query = url.Values{"pool": {pool}}
+	}
+	rows, text, err := c.list(askTimeout, query)
+	if err != nil {
+		return listing{}, err
+	}
+	pools, err := c.pools(askTimeout, query)
+	if failed := new(answerError); errors.As(err, &failed) && failed.code == "unknown_pool" && len(rows) > 0 {
+		err = nil // the pool is gone, and what was set for it at run time is not
+	}
+	if err != nil {
+		return listing{}, err
+	}
+	if len(pools) == 0 {
+		pools = view.Pools(rows)
+	}
+	return listing{rows, pools, text}, nil
 }
 
 // inTrouble returns the part of an answer that has the rows of upstreams in trouble.
@@ -90,21 +124,21 @@ func inTrouble(rows []view.Upstream, text []byte) ([]byte, error) {
 // exitOutage is the exit status of status --check if no upstream of some pool serves.
 const exitOutage = 3
 
-// checkPools shows the pools in which no upstream serves. With JSON, the lines go to
-// the standard error.
-func checkPools(c *client, asJSON bool) error {
-	rows, text, err := c.list(askTimeout, nil)
+// checkPools shows the pools in which no upstream serves, of all or of one. With JSON, the
+// lines go to the standard error.
+func checkPools(c *client, pool string, asJSON bool) error {
+	shown, err := c.listing(pool)
 	if err != nil {
 		return err
 	}
 	out := c.cmd.OutOrStdout()
 	if asJSON {
-		if _, err := out.Write(printableJSON(text)); err != nil {
+		if _, err := out.Write(printableJSON(shown.text)); err != nil {
 			return err
 		}
 		out = c.cmd.ErrOrStderr()
 	}
-	lines := view.Outages(rows)
+	lines := view.Outages(shown.rows)
 	for _, line := range lines {
 		if _, err := fmt.Fprintln(out, printable(line)); err != nil {
 			return err

@@ -40,7 +40,11 @@ func listOf(t *testing.T, rows ...view.Upstream) (address string) {
 				shown = append(shown, e)
 			}
 		}
-		if err := json.NewEncoder(w).Encode(shown); err != nil {
+		var answer any = shown
+		if r.URL.Path == "/alive/pools" {
+			answer = view.Pools(shown)
+		}
+		if err := json.NewEncoder(w).Encode(answer); err != nil {
 			t.Error(err)
 		}
 	}))
@@ -66,7 +70,7 @@ func TestStatusCheck_ExitStatus(t *testing.T) {
 		{listOf(t, view.Upstream{Pool: "x", Gone: true}, well), "status --check", 0, "", ""},
 		{listOf(t, dead, well), "status --check --json", 3, "[", line},
 		{listOf(t, well), "status --check --json", 0, "[", ""},
-		{listOf(t, dead, well), "status", 0, "pool api\n!! No upstream serves, and none gets requests", ""},
+		{listOf(t, dead, well), "status", 0, "pool api\n0 of 1 serve, 1 down, 0 in flight\n!! No upstream serves, and none gets requests", ""},
 		{testkit.Refused(t), "status --check", 1, "", "Error: cannot reach Caddy"},
 		{testkit.Refused(t), "status --check --watch", 1, "", "Error: if any flags in the group [watch check] are set none of the others can be"},
 	} {
@@ -95,9 +99,9 @@ func TestStatus_NotServing(t *testing.T) {
 		want []string
 		says string
 	}{
-		{[]view.Upstream{well, suspect, ejected, elsewhere, down}, []string{"suspect:80", "ejected:80", "elsewhere:80", "down:80"}, "pool shop\nUPSTREAM"},
-		{[]view.Upstream{well, down}, []string{"down:80"}, "pool shop\nUPSTREAM"},
-		{[]view.Upstream{down}, []string{"down:80"}, "pool shop\n!! No upstream serves, and none gets requests"},
+		{[]view.Upstream{well, suspect, ejected, elsewhere, down}, []string{"suspect:80", "ejected:80", "elsewhere:80", "down:80"}, "pool shop\n3 of 5 serve, 1 suspect, 2 ejected, 1 down, 0 in flight\nUPSTREAM"},
+		{[]view.Upstream{well, down}, []string{"down:80"}, "pool shop\n1 of 2 serve, 1 down, 0 in flight\nUPSTREAM"},
+		{[]view.Upstream{down}, []string{"down:80"}, "pool shop\n0 of 1 serve, 1 down, 0 in flight\n!! No upstream serves, and none gets requests"},
 		{[]view.Upstream{well}, []string{}, "all upstreams serve, and none is suspect or ejected\n"},
 		{nil, []string{}, "no upstreams: no reverse_proxy uses lb_policy alive\n"},
 	} {

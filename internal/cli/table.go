@@ -33,55 +33,87 @@ type table struct {
 	widths []int // of the columns
 }
 
-// writeStatus writes upstreams by pool, all or only those in trouble. Alarms are those of
-// all.
-func (s screen) writeStatus(to *bytes.Buffer, all []view.Upstream, onlyInTrouble bool, now time.Time) {
-	if len(all) == 0 {
+// writeStatus writes pools and their upstreams, all or only those in trouble. What it says
+// of a pool is by all of its upstreams.
+func (s screen) writeStatus(to *bytes.Buffer, all listing, onlyInTrouble bool, now time.Time) {
+	if len(all.rows) == 0 && len(all.pools) == 0 {
 		to.WriteString("no upstreams: no reverse_proxy uses lb_policy alive\n")
 		return
 	}
-	rows := all
+	shown := all
 	if onlyInTrouble {
-		rows = slices.DeleteFunc(slices.Clone(all), func(row view.Upstream) bool { return !row.InTrouble() })
+		shown.rows = slices.DeleteFunc(slices.Clone(all.rows), func(row view.Upstream) bool { return !row.InTrouble() })
+		if len(shown.rows) == 0 {
+			to.WriteString("all upstreams serve, and none is suspect or ejected\n")
+			return
+		}
 	}
-	if len(rows) == 0 {
-		to.WriteString("all upstreams serve, and none is suspect or ejected\n")
-		return
+	s.writeTable(to, shown, now)
+	for i := range all.pools {
+		if p := &all.pools[i]; p.Upstreams == 0 && !onlyInTrouble && !hasRows(all.rows, p) {
+			s.writePool(to, "pool "+p.Pool, p)
+		}
 	}
-	s.writeTable(to, rows, view.Alarms(all), now)
 }
 
-// writeTable writes upstreams by pool, with the alarms of the pools.
-func (s screen) writeTable(to *bytes.Buffer, rows []view.Upstream, alarms map[string]string, now time.Time) {
+// hasRows reports whether there are upstreams of a pool, those that requests no longer bring
+// included.
+func hasRows(rows []view.Upstream, p *view.Pool) bool {
+	return slices.ContainsFunc(rows, func(row view.Upstream) bool { return !row.Gone && row.Pool == p.Pool })
+}
+
+// writePool writes what there is to say of a pool, above its upstreams. Where they are in no
+// pool, it is nil.
+func (s screen) writePool(to *bytes.Buffer, title string, p *view.Pool) {
+	if to.Len() > 0 {
+		to.WriteByte('\n')
+	}
+	for _, text := range []string{printable(title), strings.Join(p.Facts(), ", ")} {
+		if text == "" {
+			continue
+		}
+		for _, line := range wrap(text, s.columns) {
+			to.WriteString(line + "\n")
+		}
+	}
+	if text := p.Alarm(); text != "" {
+		s.alarm(to, text)
+	}
+}
+
+// writeTable writes upstreams by pool.
+func (s screen) writeTable(to *bytes.Buffer, shown listing, now time.Time) {
 	t := &table{screen: s, to: to, widths: make([]int, len(tableHeader))}
 	t.measure(tableHeader)
-	lines := make([][]string, 0, len(rows))
-	for _, row := range rows {
-		line := cells(row, now)
+	pools := view.ByName(shown.pools)
+	lines := make([][]string, 0, len(shown.rows))
+	for i := range shown.rows {
+		line := cells(&shown.rows[i], pools.Of(&shown.rows[i]), now)
 		lines = append(lines, line)
 		t.measure(line)
 	}
 	above := ""
-	for i, row := range rows {
+	for i := range shown.rows {
+		row := &shown.rows[i]
 		if title := row.Title(); i == 0 || title != above {
-			if above = title; i > 0 {
-				to.WriteByte('\n')
-			}
-			shown := title
+			above = title
 			if !row.Gone {
-				shown = "pool " + title
+				title = "pool " + title
 			}
-			for _, line := range wrap(printable(shown), s.columns) {
-				to.WriteString(line + "\n")
-			}
-			if text := alarms[title]; text != "" && !row.Gone {
-				s.alarm(to, text)
-			}
+			s.writePool(to, title, pools.Of(row))
 			t.writeRow(tableHeader, "")
 		}
 		t.writeRow(lines[i], statusColour(row))
-		t.writeReason(printable(row.Why))
+		t.writeReason(printable(reason(row)))
 	}
+}
+
+// reason is what the line below a row says.
+func reason(row *view.Upstream) string {
+	if bound := row.BoundTraffic(); bound != "" && row.Why != "" {
+		return row.Why + "; " + bound
+	}
+	return row.Why
 }
 
 // measure makes the columns wide enough for a row.
@@ -144,14 +176,14 @@ func (t *table) indented() int {
 	return max(1, t.columns-len(indent))
 }
 
-// cells returns the row of an upstream.
-func cells(row view.Upstream, now time.Time) []string {
-	return []string{printable(row.Upstream), printable(statusCell(row, now)), printable(row.Mode), weightCell(row), strconv.Itoa(row.Requests), sinceCell(row.Since, now)}
+// cells returns the row of an upstream of a pool, which is nil if it is in none.
+func cells(row *view.Upstream, p *view.Pool, now time.Time) []string {
+	return []string{printable(row.Upstream), printable(statusCell(row, now)), printable(row.Mode), weightCell(row, p), row.InFlight(), sinceCell(row.Since, now)}
 }
 
 // statusCell shows the status, or what traffic says of an upstream that is up: that it is
 // suspect, or for how long it is still ejected.
-func statusCell(row view.Upstream, now time.Time) string {
+func statusCell(row *view.Upstream, now time.Time) string {
 	switch state := row.State(); state {
 	case "suspect":
 		return state
@@ -162,7 +194,7 @@ func statusCell(row view.Upstream, now time.Time) string {
 	}
 }
 
-func statusColour(row view.Upstream) string {
+func statusColour(row *view.Upstream) string {
 	switch state := row.State(); {
 	case row.Status == "down", state == "ejected":
 		return red
@@ -173,14 +205,15 @@ func statusColour(row view.Upstream) string {
 	}
 }
 
-// weightCell shows the weight, and the effective weight before it if that differs.
-func weightCell(row view.Upstream) string {
+// weightCell shows the weight, the effective weight before it if that differs, and the group
+// of a backup.
+func weightCell(row *view.Upstream, p *view.Pool) string {
 	text := strconv.Itoa(row.Weight)
 	if row.EffectiveWeight != float64(row.Weight) && row.EffectiveWeight > 0 {
 		text = strconv.FormatFloat(row.EffectiveWeight, 'g', 3, 64) + "/" + text
 	}
-	if row.Backup {
-		text += " (backup)"
+	if name := p.GroupName(row.Group); name != "" {
+		text += " (" + name + ")"
 	}
 	return text
 }

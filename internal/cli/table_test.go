@@ -13,6 +13,9 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
+// listed is what a Caddy lists that has these rows.
+func listed(rows ...view.Upstream) listing { return listing{rows: rows, pools: view.Pools(rows)} }
+
 // The table has one layout at every width. Its lines fit the terminal, nothing is left
 // out, no character is a command to the terminal, and fail-open is shown once.
 func TestTable_FitsTheTerminal(t *testing.T) {
@@ -20,13 +23,14 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 	since := now.Add(-90 * time.Second)
 	rows := []view.Upstream{
 		{Pool: "shop", Upstream: "app1.internal:8080", Status: "up", Mode: settings.Ready, Weight: 3, EffectiveWeight: 1.5, Serving: true, Why: "up, in its slow start: gets requests with 50 % of its weight", Since: &since},
-		{Pool: "shop", Upstream: "unix//run/\x1b[2Jevil\n.sock", Status: "down", Mode: settings.Drain, Weight: 1, Backup: true, Why: "check 'http /' failed: \x1b]0;title\x07 \u202e reversed", Requests: 12},
+		{Pool: "shop", Upstream: "unix//run/\x1b[2Jevil\n.sock", Status: "down", Mode: settings.Drain, Weight: 1, Group: 1, Backup: true, Why: "check 'http /' failed: \x1b]0;title\x07 \u202e reversed", Requests: 12},
+		{Pool: "shop", Upstream: "10.11.12.13:8080", Status: "up", Mode: settings.Ready, Weight: 256, Group: 2, Backup: true, Requests: 1000, Limit: 1000, Bound: 123456, Why: "up, and a backup of group 2: …"},
 		{Pool: strings.Repeat("app.internal:8080 ", 10) + "end-of-title", Upstream: "app9:80", Status: "unknown", Mode: settings.Ready, Weight: 1, FailOpen: true, Why: strings.Repeat("long ", 100) + "end-of-reason"},
 		{Pool: "漢字", Upstream: "漢字漢字漢字漢字漢字.example:80", Status: "up", Mode: settings.Maintenance, Weight: 1, Why: strings.Repeat("絵", 100) + "e\u0301nd"},
 	}
 	for _, columns := range []int{0, 1, 2, 20, 40, 60, 80, 120, 200} {
 		var to bytes.Buffer
-		screen{columns: columns}.writeStatus(&to, rows, false, now)
+		screen{columns: columns}.writeStatus(&to, listed(rows...), false, now)
 		for line := range strings.Lines(to.String()) {
 			line = strings.TrimSuffix(line, "\n")
 			for _, r := range line {
@@ -44,7 +48,7 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 		}
 		// also where it is broken into lines
 		whole = strings.Join(strings.Fields(to.String()), "")
-		for _, want := range []string{"app1.internal:8080", "50%ofitsweight", "end-of-title", "end-of-reason", "漢字漢字漢字漢字漢字.example:80", "reversed", "絵e\u0301nd"} {
+		for _, want := range []string{"app1.internal:8080", "50%ofitsweight", "end-of-title", "end-of-reason", "漢字漢字漢字漢字漢字.example:80", "reversed", "1000of1000", "256(backup2)", "1(backup1)", "123456requestsinthelastminuteofclientsboundtoit", "1of3serve,1draining,", "絵e\u0301nd"} {
 			if !strings.Contains(whole, want) {
 				t.Errorf("%d columns: it lacks %q:\n%s", columns, want, to.String())
 			}
@@ -55,15 +59,18 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 		want   string
 	}{
 		{screen{colours: true}, "pool shop\n" +
+			"1 of 1 serve, 0 in flight\n" +
 			"UPSTREAM            STATUS  MODE   WEIGHT  REQUESTS  SINCE\n" +
 			"app1.internal:8080  \x1b[32mup\x1b[0m      ready  1.5/3   0         1m\n" +
 			"    up, in its slow start: gets requests with 50 % of its weight\n"},
 		{screen{columns: 59}, "pool shop\n" +
+			"1 of 1 serve, 0 in flight\n" +
 			"UPSTREAM            STATUS  MODE   WEIGHT  REQUESTS  SINCE\n" +
 			"app1.internal:8080  up      ready  1.5/3   0         1m\n" +
 			"    up, in its slow start: gets requests with 50 % of its\n" +
 			"    weight\n"},
 		{screen{columns: 40}, "pool shop\n" +
+			"1 of 1 serve, 0 in flight\n" +
 			"UPSTREAM            STATUS  MODE\n" +
 			"    WEIGHT  REQUESTS  SINCE\n" +
 			"app1.internal:8080  up      ready\n" +
@@ -71,6 +78,8 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 			"    up, in its slow start: gets requests\n" +
 			"    with 50 % of its weight\n"},
 		{screen{columns: 16, colours: true}, "pool shop\n" +
+			"1 of 1 serve, 0\n" +
+			"in flight\n" +
 			"UPSTREAM\n" +
 			"    STATUS\n" +
 			"    MODE\n" +
@@ -92,13 +101,13 @@ func TestTable_FitsTheTerminal(t *testing.T) {
 			"    its weight\n"},
 	} {
 		var to bytes.Buffer
-		tc.screen.writeStatus(&to, rows[:1], false, now)
+		tc.screen.writeStatus(&to, listed(rows[0]), false, now)
 		if got := to.String(); got != tc.want {
 			t.Errorf("%+v: got\n%s\nwant\n%s", tc.screen, got, tc.want)
 		}
 	}
 	var to bytes.Buffer
-	screen{columns: 80}.writeStatus(&to, nil, false, now)
+	screen{columns: 80}.writeStatus(&to, listed(), false, now)
 	if to.String() != "no upstreams: no reverse_proxy uses lb_policy alive\n" {
 		t.Errorf("without any: %s", to.String())
 	}
@@ -120,7 +129,7 @@ func TestTable_ShowsAlarms(t *testing.T) {
 		rows := []view.Upstream{{Pool: "other", Upstream: "x:80", Serving: true, EffectiveWeight: 1}, tc.entry}
 		rows[1].Pool = "shop"
 		var to bytes.Buffer
-		screen{}.writeStatus(&to, rows, false, time.Now())
+		screen{}.writeStatus(&to, listed(rows...), false, time.Now())
 		_, below, found := strings.Cut(to.String(), "\n"+tc.alarm)
 		if !found || strings.Contains(below, "!! ") {
 			t.Errorf("%+v: want %q:\n%s", tc.entry, tc.alarm, to.String())
@@ -146,7 +155,7 @@ func TestTable_ShowsSuspectAndEjected(t *testing.T) {
 	} {
 		tc.row.Pool, tc.row.Upstream = "shop", "a:80"
 		var to bytes.Buffer
-		screen{colours: true}.writeStatus(&to, []view.Upstream{tc.row}, false, now)
+		screen{colours: true}.writeStatus(&to, listed(tc.row), false, now)
 		if got := strings.Join(strings.Fields(to.String()), " "); !strings.Contains(got, " a:80 "+strings.Join(strings.Fields(tc.want), " ")+" ") {
 			t.Errorf("want %q:\n%q", tc.want, got)
 		}

@@ -29,7 +29,11 @@ const (
 	MinSyncInterval = 100 * time.Millisecond
 	MinStall        = 10 * time.Millisecond
 	MinEjection     = 10 * time.Millisecond
+	MinQueueTimeout = time.Millisecond
+	MinMaxAge       = time.Second
 	MaxDuration     = 24 * time.Hour
+	// MaxMaxAge is how long browsers keep a cookie at most.
+	MaxMaxAge = 400 * 24 * time.Hour
 )
 
 // DefaultSyncInterval is how often the members of a fleet read the storage, if the
@@ -41,11 +45,17 @@ const (
 	MaxWeight = 256
 	// MaxRetries is how often a request goes to another upstream at most.
 	MaxRetries = 100
+	// MaxLimit is the largest limit of requests that an upstream gets at once.
+	MaxLimit = 1_000_000
+	// MaxQueueLength is how many requests can wait for a pool at most.
+	MaxQueueLength = 100_000
+	// DefaultQueueLength is how many, if the config does not say.
+	DefaultQueueLength = 1000
 	// MaxEjectAfter is the largest number of failures that ejects an upstream.
 	MaxEjectAfter = 1000
 	// Off stands for off where a config in JSON has a count.
 	Off = -1
-	// MaxName is the longest name of a pool or a check, in bytes.
+	// MaxName is the longest name of a pool, a check or a cookie, in bytes.
 	MaxName = 200
 )
 
@@ -63,6 +73,7 @@ var (
 	WeightRange     = fmt.Sprintf("whole number from 0 to %d", MaxWeight)
 	RetriesRange    = retries.String()
 	EjectAfterRange = ejectAfter.String()
+	LimitRange      = limit.String()
 )
 
 // Duration returns an error if the value of an option is out of its range.
@@ -121,6 +132,8 @@ var (
 	syncInterval = durationRange{"sync_interval", "2s", MinSyncInterval, MaxDuration}
 	ejectFor     = durationRange{"eject: for", "30s", MinEjection, MaxDuration}
 	ejectLongest = durationRange{"eject: longest", "5m", MinEjection, MaxDuration}
+	queueTimeout = durationRange{"queue: timeout", "10s", MinQueueTimeout, MaxDuration}
+	stickyMaxAge = durationRange{"sticky: max_age", "24h", MinMaxAge, MaxMaxAge}
 )
 
 // errOutside returns the error for a value that is none, or out of the range.
@@ -185,19 +198,6 @@ func parsePercent(text string) (percent float64, ok bool) {
 	number, ok := strings.CutSuffix(text, "%")
 	percent, err := strconv.ParseFloat(number, 64)
 	return percent, ok && err == nil && percent >= 0 && percent <= 100 // NaN is not
-}
-
-// FailOpen reads when health is ignored: the share of upstreams that must serve, 0 for
-// none_up and off.
-func FailOpen(text string) (percent float64, err error) {
-	if text == "none_up" || text == "off" {
-		return 0, nil
-	}
-	percent, ok := parsePercent(text)
-	if !ok {
-		return 0, fmt.Errorf("fail_open must be none_up, off or a %s, like 50%%; got '%s'", PercentRange, text)
-	}
-	return percent, nil
 }
 
 // Count returns an error if the value of an option cannot be a count; 0 stands for its

@@ -29,7 +29,6 @@ func TestLimits_ErrorsHaveOptionRangeAndValue(t *testing.T) {
 		window  = "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got "
 		sync    = "sync_interval must be a duration from 100ms to 24h0m0s, like 2s; got "
 		percent = "jitter must be a percentage from 0% to 100%, like 10%; got "
-		open    = "fail_open must be none_up, off or a percentage from 0% to 100%, like 50%; got "
 		count   = "fails must be a whole number of at least 1; got "
 		weight  = "weight must be a whole number from 0 to 256"
 		name    = "name must be one line of 200 bytes at most"
@@ -90,11 +89,6 @@ func TestLimits_ErrorsHaveOptionRangeAndValue(t *testing.T) {
 		{"Percent without a sign", sayOf(Percent("jitter", "10")), percent + "'10'"},
 		{"Percent of more than all", sayOf(Percent("jitter", "100.1%")), percent + "'100.1%'"},
 		{"Percent of no number", sayOf(Percent("jitter", "NaN%")), percent + "'NaN%'"},
-		{"FailOpen of none_up", sayOf(FailOpen("none_up")), ""},
-		{"FailOpen of off", sayOf(FailOpen("off")), ""},
-		{"FailOpen of a half", sayOf(FailOpen("50%")), ""},
-		{"FailOpen of a text", sayOf(FailOpen("on")), open + "'on'"},
-		{"FailOpen below 0", sayOf(FailOpen("-1%")), open + "'-1%'"},
 
 		{"Count of the default", say(Count("fails", 0)), ""},
 		{"Count below 0", say(Count("fails", -1)), "fails must not be negative"},
@@ -150,11 +144,18 @@ func TestLimits_ValuesAreRead(t *testing.T) {
 	if interval != MaxDuration || hold != 2*time.Second || off != 0 || window != 30*time.Second || sync != 2*time.Second {
 		t.Errorf("durations: got %s, %s, %s, %s and %s, want 24h0m0s, 2s, 0s, 30s and 2s", interval, hold, off, window, sync)
 	}
-	percent, _ := Percent("jitter", "12.5%")
-	share, _ := FailOpen("50%")
-	none, _ := FailOpen("none_up")
-	if percent != 12.5 || share != 50 || none != 0 {
-		t.Errorf("percentages: got %v, %v and %v, want 12.5, 50 and 0", percent, share, none)
+	timeout, _ := ParseQueueTimeout("10s")
+	age, _ := ParseMaxAge("30d")
+	if timeout != 10*time.Second || age != 720*time.Hour {
+		t.Errorf("durations: got %s and %s, want 10s and 720h0m0s", timeout, age)
+	}
+	if percent, _ := Percent("jitter", "12.5%"); percent != 12.5 {
+		t.Errorf("percentage: got %v, want 12.5", percent)
+	}
+	limit, _ := ParseLimit("20")
+	length, _ := ParseQueueLength("500")
+	if limit != 20 || length != 500 {
+		t.Errorf("numbers: got %d and %d, want 20 and 500", limit, length)
 	}
 	count, _ := ParseCount("fails", "3")
 	weight, _ := ParseWeight("256", "")

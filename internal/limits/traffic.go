@@ -67,40 +67,6 @@ func ParseStall(text string) (time.Duration, error) {
 	return stall, nil
 }
 
-// countRange is the range of an option that is a count or off, with an example.
-type countRange struct {
-	option, example string
-	most            int
-}
-
-var (
-	retries    = countRange{"retries", "2", MaxRetries}
-	ejectAfter = countRange{"eject", "5", MaxEjectAfter}
-)
-
-// String is what messages call such a count, after "a" or "one".
-func (r countRange) String() string { return fmt.Sprintf("whole number from 1 to %d", r.most) }
-
-// check returns an error if a count in JSON is neither in the range nor off.
-func (r countRange) check(option string, count int) error {
-	if count != Off && (count < 1 || count > r.most) {
-		return fmt.Errorf("%s must be a %s, like %s, or %d for off; got %d", option, r, r.example, Off, count)
-	}
-	return nil
-}
-
-// parse reads a count of a Caddyfile, or off.
-func (r countRange) parse(text string) (int, error) {
-	if text == "off" {
-		return Off, nil
-	}
-	count, err := strconv.Atoi(text)
-	if err != nil || count < 1 || count > r.most {
-		return 0, fmt.Errorf("%s must be off or a %s, like %s; got '%s'", r.option, r, r.example, text)
-	}
-	return count, nil
-}
-
 // Retries returns an error if a request cannot go to other upstreams that often.
 func Retries(count int) error { return retries.check("retries", count) }
 

@@ -80,35 +80,6 @@ func TestParseStall_AutoOffOrDuration(t *testing.T) {
 	}
 }
 
-// A count that can be off is -1 for it in JSON, and the word in a Caddyfile, but never 0.
-func TestCounts_CanBeOff(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		check func(int) error
-		parse func(string) (int, error)
-		most  int
-	}{{Retries, ParseRetries, 100}, {EjectAfter, ParseEjectAfter, 1000}} {
-		for _, count := range []int{Off, 1, test.most} {
-			if err := test.check(count); err != nil {
-				t.Errorf("%d: %v", count, err)
-			}
-		}
-		for _, count := range []int{-2, 0, test.most + 1} {
-			if test.check(count) == nil {
-				t.Errorf("%d of %d at most: no error", count, test.most)
-			}
-		}
-		if got, err := test.parse("off"); err != nil || got != Off {
-			t.Errorf("off: got %d, %v, want %d", got, err, Off)
-		}
-		for _, text := range []string{"-1", "0", "", "1.0"} {
-			if got, err := test.parse(text); err == nil {
-				t.Errorf("%q: got %d, want an error", text, got)
-			}
-		}
-	}
-}
-
 // A share is a number from above 0 to 1.
 func TestEjectShare_IsAboveZero(t *testing.T) {
 	t.Parallel()

@@ -45,15 +45,15 @@ func sourceHash(source string) string {
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// Render returns the page that shows the rows as they are at a moment.
-func Render(rows []view.Upstream, now time.Time) ([]byte, error) {
+// Render returns the page that shows the rows and their pools as they are at a moment.
+func Render(rows []view.Upstream, pools []view.Pool, now time.Time) ([]byte, error) {
 	var out bytes.Buffer
 	err := page.Execute(&out, map[string]any{
 		"Style":    template.CSS(style), //nolint:gosec // it is part of the program
 		"Script":   template.JS(script), //nolint:gosec // it is part of the program
 		"Summary":  view.Summary(rows),
 		"Now":      utc(now),
-		"Sections": sections(rows, now),
+		"Sections": sections(rows, pools, now),
 	})
 	if err != nil {
 		return nil, err
@@ -64,6 +64,7 @@ func Render(rows []view.Upstream, now time.Time) ([]byte, error) {
 // section is a heading and the rows below it. The title is its key.
 type section struct {
 	Title string
+	Facts []string // of the pool, none if it is no pool
 	Alarm string
 	Rows  []row
 }
@@ -72,8 +73,9 @@ type section struct {
 // script finds it again in the next page.
 type row struct {
 	Key, Address, State, Ejection, Mode, Share, Since, Why string
-	Weight, Requests                                       int
-	Serving, Backup, InTrouble                             bool
+	Group, InFlight, Bound                                 string // empty if there is nothing to say
+	Weight                                                 int
+	Serving, InTrouble                                     bool
 	Checks                                                 []check
 }
 
@@ -84,22 +86,31 @@ type check struct {
 	LastFailed    *view.Result
 }
 
-// sections groups consecutive rows by their titles, as they are at a moment.
-func sections(rows []view.Upstream, now time.Time) []section {
+// sections groups consecutive rows by their titles, as they are at a moment. Pools without
+// rows come after them.
+func sections(rows []view.Upstream, pools []view.Pool, now time.Time) []section {
 	totals := make(map[string]float64)
 	for i := range rows {
 		totals[rows[i].Title()] += rows[i].EffectiveWeight
 	}
-	alarms := view.Alarms(rows)
 	var all []section
+	byName, titles := view.ByName(pools), make(map[string]bool)
 	for i := range rows {
 		u := &rows[i]
-		title := u.Title()
+		title, pool := u.Title(), byName.Of(u)
+		titles[title] = true
 		if len(all) == 0 || title != all[len(all)-1].Title {
-			all = append(all, section{Title: title, Alarm: alarms[title]})
+			all = append(all, section{Title: title, Facts: pool.Facts(), Alarm: pool.Alarm()})
 		}
 		s := &all[len(all)-1]
-		s.Rows = append(s.Rows, newRow(u, totals[title], now))
+		r := newRow(u, totals[title], now)
+		r.Group = pool.GroupName(u.Group)
+		s.Rows = append(s.Rows, r)
+	}
+	for i := range pools {
+		if p := &pools[i]; !titles[p.Pool] {
+			all = append(all, section{Title: p.Pool, Facts: p.Facts()})
+		}
 	}
 	return all
 }
@@ -109,7 +120,7 @@ func sections(rows []view.Upstream, now time.Time) []section {
 func newRow(u *view.Upstream, total float64, now time.Time) row {
 	r := row{
 		Key: u.Upstream, Address: u.Upstream, State: u.State(), Mode: u.Mode, Share: share(u.EffectiveWeight, total), Since: "—", Why: u.Why,
-		Weight: u.Weight, Requests: u.Requests, Serving: u.Serving, Backup: u.Backup, InTrouble: u.InTrouble(),
+		InFlight: u.InFlight(), Bound: u.BoundTraffic(), Weight: u.Weight, Serving: u.Serving, InTrouble: u.InTrouble(),
 		Ejection: u.Ejection(now, func(until time.Time) string { return "until " + utc(until) }),
 		Checks:   make([]check, len(u.Checks)),
 	}

@@ -94,6 +94,9 @@ func (b *builder) spill(ramps []int) {
 	for i, m := range b.made.members {
 		st := &b.standings[i]
 		full[m.Group] += float64(st.full)
+		if st.ready && st.status == health.Unknown { // else groups would join at each cold start
+			serving[m.Group] += float64(st.weight)
+		}
 		if st.ready && st.status == health.Up && !st.ejected {
 			serving[m.Group] += float64(st.weight) * float64(ramps[i]) / rampSteps
 			serves[m.Group] = serves[m.Group] || !st.suspect

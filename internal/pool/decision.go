@@ -78,17 +78,23 @@ func (d *decision) decide() int {
 		return none
 	}
 	d.waited = d.Tried.hasWaited()
-	if i := d.choose(); i != none || !d.anyFull() || !d.mayWait() {
+	i := d.choose()
+	switch {
+	case i != none || !d.anyFull() || d.pool.handler.Rules.Queue.Timeout == 0:
 		return i
+	case !d.mayWait(): // it has waited before, or must not any more
+		d.refuse()
+		return none
+	default:
+		return d.queue()
 	}
-	return d.queue()
 }
 
 // choose goes through the tiers, from the best on.
 func (d *decision) choose() int {
 	now := d.snapshot()
 	d.drawn, d.allTried, d.accused = false, false, false
-	d.full, d.fullByCaddy, d.unsignaled, d.own, d.again = d.full[:0], false, false, false, none
+	d.full, d.fullByCaddy, d.unsignaled = d.full[:0], false, false
 	if i, settled := d.pickBound(now); settled {
 		return i
 	}
@@ -153,6 +159,14 @@ func (d *decision) claim(i int) bool {
 	}
 	d.slot = a
 	return true
+}
+
+// unclaim undoes claim.
+func (d *decision) unclaim() {
+	if d.slot != nil {
+		d.slot.Free()
+		d.slot = nil
+	}
 }
 
 // report logs the state that the decision saw, if it has changed. Requests are what

@@ -5,9 +5,10 @@
 // them may get requests and in which order. The package knows neither how upstreams are
 // probed nor where lists come from.
 //
-// Locks, in the order in which they are taken: Pool.making, then counters.mu or those of
-// targets. Handler.mu and waiters.mu are taken alone. None is held while a log line, a callback, another
-// policy, a circuit breaker or Caddy's health checks run.
+// Locks, in the order in which they are taken: Pool.making, then one of counters.mu,
+// spills.mu, that of slots or those of targets. Handler.mu and waiters.mu are taken alone.
+// None is held while a log line, a callback, another policy, a circuit breaker or Caddy's
+// health checks run.
 package pool
 
 import (
@@ -87,8 +88,9 @@ type Handler struct {
 	// be nil.
 	OnQueued func(waited time.Duration)
 	// OnRefused is called when a request gets no upstream although some serve: they are full,
-	// and it has waited in vain, or must not wait. It may be nil.
-	OnRefused func(reason string)
+	// and it has waited in vain, which is the argument, or too many others wait. It may be
+	// nil.
+	OnRefused func(timedOut bool)
 	// Remember returns what is remembered of a request from one selection to the next. It
 	// may be nil if the handler does not retry.
 	Remember func(*http.Request) *Tried

@@ -109,13 +109,14 @@ func (d *decision) pickUntried(tiers ...*tier) (i, retry int, serves bool) {
 func (d *decision) pickTrial(now *Snapshot) int {
 	for _, i := range now.trials {
 		u := d.Upstreams[i]
-		if !u.Available() || d.Tried.has(u) || d.isFull(i) {
+		if !u.Available() || d.Tried.has(u) || d.isFull(i) || !d.claim(i) {
 			continue
 		}
-		if now.members[i].Witness.ClaimTrial(d.bound == none && isSafe(d.Request)) && d.claim(i) {
+		if now.members[i].Witness.ClaimTrial(d.bound == none && isSafe(d.Request)) {
 			d.state = now.state
 			return i
 		}
+		d.unclaim()
 	}
 	return none
 }
@@ -124,7 +125,6 @@ func (d *decision) pickTrial(now *Snapshot) int {
 // While another one is full that was not tried, the request waits for that if it can.
 func (d *decision) startOver(next int) int {
 	if d.anyFull() && d.mayWait() {
-		d.again = next
 		return none
 	}
 	if !d.claim(next) {

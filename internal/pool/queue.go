@@ -13,21 +13,11 @@ import (
 // limits and health, and the verdicts after its config has ended.
 const lookEvery = 50 * time.Millisecond
 
-// Reasons why a request that would wait gets no upstream.
-const (
-	// RefusedFull: too many requests wait.
-	RefusedFull = "full"
-	// RefusedTimeout: it has waited as long as a request may.
-	RefusedTimeout = "timeout"
-)
-
 // queueing is what a decision knows of upstreams that are full, and of its wait.
 type queueing struct {
 	full        []int         // could take the request if they were not full
 	fullByCaddy bool          // another one could, but is full by Caddy's own limit
 	unsignaled  bool          // another one may become able to without a signal
-	own         bool          // the client is bound to the one that is full
-	again       int           // the one that was tried to take if the wait is in vain, or none
 	queues      bool          // the request is in the queue
 	gaveUp      bool          // it has waited in vain
 	waited      time.Duration // how long it has waited in all its selections
@@ -57,14 +47,14 @@ func (d *decision) queue() int {
 	h := d.pool.handler
 	began := time.Now()
 	if !h.enterQueue() {
-		return d.giveUp(RefusedFull)
+		return d.giveUp(false)
 	}
 	i, gaveUp := d.wait()
 	h.leaveQueue(time.Since(began))
 	d.noteWait(time.Since(began))
 	d.queues = false
 	if gaveUp {
-		return d.giveUp(RefusedTimeout)
+		return d.giveUp(true)
 	}
 	return i
 }
@@ -149,7 +139,7 @@ func (d *decision) take(a *slots.Address) int {
 	}
 	for _, i := range d.full {
 		if d.now.members[i].Slots == a {
-			d.slot = a
+			d.slot, d.binds = a, d.binds && i != d.bound
 			if d.Tried.has(d.Upstreams[i]) {
 				d.Tried.startOver()
 			}
@@ -160,22 +150,25 @@ func (d *decision) take(a *slots.Address) int {
 	return none
 }
 
-// giveUp returns the upstream to take after a wait in vain. That may be none.
-func (d *decision) giveUp(reason string) int {
+// giveUp returns the upstream to take after a wait in vain, or without one because too many
+// requests wait. That may be none.
+func (d *decision) giveUp(timedOut bool) int {
 	d.gaveUp = true
-	again := d.again
-	if d.own || again != none {
-		if i := d.choose(); i != none {
-			return i
-		}
+	if i := d.choose(); i != none {
+		return i
 	}
 	if h := d.pool.handler; h.OnRefused != nil {
-		h.OnRefused(reason)
+		h.OnRefused(timedOut)
 	}
+	d.refuse()
+	return none
+}
+
+// refuse makes the request get no upstream in its later selections, either.
+func (d *decision) refuse() {
 	if t := d.remember(); t != nil {
 		t.refused = true
 	}
-	return none
 }
 
 // noteWait notes how long the request has waited, for its later selections.

@@ -9,6 +9,10 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
+// KeepsClients reports whether clients can be bound to upstreams, so that they go on with one
+// that drains.
+func (r *Rules) KeepsClients() bool { return r.Sticky != nil || r.bindsBySelect() }
+
 // bindsBySelect reports whether the policy of select binds clients to upstreams.
 func (r *Rules) bindsBySelect() bool { return r.Select != nil && r.SelectName == "cookie" }
 

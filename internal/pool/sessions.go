@@ -62,7 +62,6 @@ func (d *decision) pickBound(now *Snapshot) (i int, settled bool) {
 		return i, true
 	}
 	if d.noteFull(i); d.mayWait() {
-		d.own = true
 		return none, true
 	}
 	d.full, d.fullByCaddy = d.full[:0], false

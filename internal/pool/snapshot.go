@@ -147,7 +147,7 @@ func (h *Handler) standingOf(m *Member) standing {
 	if mode == settings.Maintenance || mode == settings.Drain && !up {
 		s.weight = 0
 	}
-	s.keeps = up && s.weight > 0 && !s.ejected
+	s.keeps = up && s.weight > 0 && !s.ejected && !set.RebindNow()
 	return s
 }
 

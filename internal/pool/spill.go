@@ -17,6 +17,9 @@ const (
 	spillBaseFor = 10 * time.Minute
 )
 
+// SpillEnds returns from which percentage on a group that has joined leaves again.
+func (r *Rules) SpillEnds() float64 { return min(100, r.Spill+spillMargin) }
+
 // spillState is how many backup groups have joined those before them because too little
 // of their weight serves.
 type spillState struct {

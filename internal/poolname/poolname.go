@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package poolname names the pools of a config: by their upstreams, with a number where
-// pools of the same upstreams differ. It reads configs as JSON, and does not know what
+// pools of the same upstreams differ. It also finds pools that use the same cookie. It reads configs as JSON, and does not know what
 // makes two pools different: its caller gives a key. It has no locks: Caddy provisions the
 // handlers of a config one after the other.
 package poolname
@@ -28,6 +28,7 @@ type Pool struct {
 	Given   string // the name that the config gives, empty if none
 	Default string // the name that it would have
 	Key     Key    // what tells it apart from others of the same default name
+	Cookie  Cookie // that binds clients to its upstreams, the zero value if none does
 }
 
 // Key tells whether two pools of the same upstreams are the same.
@@ -39,9 +40,10 @@ type Key [sha256.Size]byte
 // pool keeps its number, and with it the weights that were set at run time. It is not safe
 // for concurrent use.
 type Names struct {
-	apps  map[*caddyhttp.App]bool // whose config was read
-	given map[string]bool         // names that the config gives
-	keys  map[string][]Key        // by default name
+	apps   map[*caddyhttp.App]bool // whose config was read
+	given  map[string]bool         // names that the config gives
+	keys   map[string][]Key        // by default name
+	shared []SharedCookie          // not yet asked for
 }
 
 // Of returns the name of a pool without a given one. Read decodes a policy alive and the
@@ -70,12 +72,17 @@ func (n *Names) add(p Pool) string {
 	return numbered
 }
 
-// readAll finds the pools of the whole config before the first one gets its name. At that
-// moment, everything from the first one on is still to be loaded.
-func (n *Names) readAll(ctx caddy.Context, read func(policy, handler []byte) (Pool, error)) {
+// init makes the maps.
+func (n *Names) init() {
 	if n.apps == nil {
 		n.apps, n.given, n.keys = make(map[*caddyhttp.App]bool), make(map[string]bool), make(map[string][]Key)
 	}
+}
+
+// readAll finds the pools of the whole config before the first one gets its name. At that
+// moment, everything from the first one on is still to be loaded.
+func (n *Names) readAll(ctx caddy.Context, read func(policy, handler []byte) (Pool, error)) {
+	n.init()
 	for _, m := range ctx.Modules() {
 		app, ok := m.(*caddyhttp.App)
 		if !ok || n.apps[app] {
@@ -86,23 +93,29 @@ func (n *Names) readAll(ctx caddy.Context, read func(policy, handler []byte) (Po
 		if err != nil {
 			continue
 		}
-		var pools []Pool
-		findPools(Decode(encoded), func(policy, handler any) {
-			encodedPolicy, _ := json.Marshal(policy) // both were decoded from JSON
-			encodedHandler, _ := json.Marshal(handler)
-			if p, err := read(encodedPolicy, encodedHandler); err == nil {
-				pools = append(pools, p)
-			}
-		})
-		for _, p := range pools {
-			n.given[p.Given] = true
+		n.readApp(Decode(encoded), read)
+	}
+}
+
+// readApp finds the pools in the config of an app http.
+func (n *Names) readApp(app any, read func(policy, handler []byte) (Pool, error)) {
+	var pools []placed
+	findAll(app, func(policy, handler any, at place) {
+		encodedPolicy, _ := json.Marshal(policy) // both were decoded from JSON
+		encodedHandler, _ := json.Marshal(handler)
+		if p, err := read(encodedPolicy, encodedHandler); err == nil {
+			pools = append(pools, placed{p, at})
 		}
-		for _, p := range pools {
-			if p.Given == "" {
-				n.add(p)
-			}
+	})
+	for _, p := range pools {
+		n.given[p.Given] = true
+	}
+	for _, p := range pools {
+		if p.Given == "" {
+			n.add(p.Pool)
 		}
 	}
+	n.shared = append(n.shared, n.findShared(pools)...)
 }
 
 // Decode returns JSON as maps, lists and so on, nil if it is none.
@@ -114,18 +127,29 @@ func Decode(encoded []byte) any {
 	return value
 }
 
-// findPools calls found for each policy alive in a part of a config, with the handler
-// that has it.
-func findPools(part any, found func(policy, handler any)) {
+// findAll calls found for each policy alive in the config of an app http, with the handler
+// that has it and its place.
+func findAll(app any, found func(policy, handler any, at place)) {
+	options, _ := app.(map[string]any)
+	servers, _ := options["servers"].(map[string]any)
+	for _, name := range slices.Sorted(maps.Keys(servers)) {
+		findPools(servers[name], place{server: name}, found)
+	}
+}
+
+// findPools calls found for each policy alive in a part of a config at a place, with the
+// handler that has it.
+func findPools(part any, at place, found func(policy, handler any, at place)) {
 	switch part := part.(type) {
 	case []any:
 		for _, element := range part {
-			findPools(element, found)
+			findPools(element, at, found)
 		}
 	case map[string]any:
+		at = at.within(part)
 		if balancing, ok := part["load_balancing"].(map[string]any); ok {
 			for _, policy := range findPolicies(balancing["selection_policy"]) {
-				found(policy, part)
+				found(policy, part, at)
 			}
 		}
 		// what a server does first stands first, and what follows by name
@@ -142,7 +166,7 @@ func findPools(part any, found func(policy, handler any)) {
 			}
 		})
 		for _, key := range keys {
-			findPools(part[key], found)
+			findPools(part[key], at, found)
 		}
 	}
 }

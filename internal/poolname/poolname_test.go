@@ -13,7 +13,7 @@ import (
 
 // Policies are found wherever a config can have them, also as the fallback of another
 // one, each with its handler: what a server does first comes first.
-func TestFindPools_InTheOrderOfTheConfig(t *testing.T) {
+func TestFindAll_InTheOrderOfTheConfig(t *testing.T) {
 	proxy := func(name, policy string) string {
 		return `{"handler":"reverse_proxy","name":"` + name + `","load_balancing":{"selection_policy":` + policy + `}}`
 	}
@@ -27,7 +27,7 @@ func TestFindPools_InTheOrderOfTheConfig(t *testing.T) {
 		]}
 	}}`
 	var got []string
-	findPools(Decode([]byte(config)), func(policy, handler any) {
+	findAll(Decode([]byte(config)), func(policy, handler any, _ place) {
 		name, _ := policy.(map[string]any)["name"].(string)
 		if of := handler.(map[string]any)["name"]; of != name {
 			t.Errorf("the policy %s comes with the handler %v", name, of)

@@ -103,6 +103,7 @@ func (s *Set) notify(address string) {
 // Change is what an operator wants of an address. A part that is nil stays as it is.
 type Change struct {
 	Mode   *Mode
+	Rebind bool   // with the mode drain: clients that are bound to the upstream move
 	Pool   string // of the weight
 	Weight **int  // a pointer to nil: that of the config again
 	Clear  bool   // takes back everything, instead
@@ -125,7 +126,7 @@ func (s *Set) Change(address string, c Change) *Setting {
 		}
 	}
 	if c.Mode != nil {
-		changed.Mode, changed.Changed = *c.Mode, now
+		changed.Mode, changed.Rebind, changed.Changed = *c.Mode, c.Rebind && *c.Mode == Drain, now
 	}
 	if c.Weight != nil {
 		changed.Weights = map[string]Weight{c.Pool: {Weight: *c.Weight, Changed: now}}

@@ -39,7 +39,8 @@ func (m Mode) Valid() bool { return m == Ready || m == Drain || m == Maintenance
 type Setting struct {
 	Address string            `json:"address"`
 	Mode    Mode              `json:"mode"`
-	Changed time.Time         `json:"changed"`           // of the mode
+	Rebind  bool              `json:"rebind,omitempty"`  // of the mode drain: clients that are bound to it move, too
+	Changed time.Time         `json:"changed"`           // of both
 	Weights map[string]Weight `json:"weights,omitempty"` // by pool
 
 	// Left is when the last pool lost the address, and Returned when one had it again.
@@ -62,6 +63,10 @@ func (s *Setting) ModeNow() Mode {
 	return s.Mode
 }
 
+// RebindNow reports whether the upstream drains, and clients that are bound to it are to
+// move to others.
+func (s *Setting) RebindNow() bool { return s.ModeNow() == Drain && s.Rebind }
+
 // WeightIn returns the weight in a pool, or that of the config if none was set.
 func (s *Setting) WeightIn(pool string, configured int) int {
 	if s == nil || s.Weights[pool].Weight == nil {
@@ -73,6 +78,9 @@ func (s *Setting) WeightIn(pool string, configured int) int {
 // Fields describe the setting in a log line.
 func (s *Setting) Fields() []zap.Field {
 	fields := []zap.Field{zap.String("upstream", s.Address), zap.String("mode", string(s.ModeNow()))}
+	if s.RebindNow() {
+		fields = append(fields, zap.Bool("rebind", true))
+	}
 	for _, pool := range slices.Sorted(maps.Keys(s.Weights)) {
 		if weight := s.Weights[pool].Weight; weight != nil {
 			fields = append(fields, zap.String("pool", pool), zap.Int("weight", *weight))
@@ -148,8 +156,8 @@ func Merge(a, b *Setting) *Setting {
 		return cmp.Or(a, b)
 	}
 	m := *a
-	if cmp.Or(b.Changed.Compare(a.Changed), strings.Compare(string(b.Mode), string(a.Mode))) > 0 {
-		m.Mode, m.Changed = b.Mode, b.Changed
+	if cmp.Or(b.Changed.Compare(a.Changed), strings.Compare(string(b.Mode), string(a.Mode)), compareBools(b.Rebind, a.Rebind)) > 0 {
+		m.Mode, m.Rebind, m.Changed = b.Mode, b.Rebind, b.Changed
 	}
 	m.Left, m.Returned = later(a.Left, b.Left), later(a.Returned, b.Returned)
 	m.Weights = maps.Clone(a.Weights)
@@ -165,6 +173,18 @@ func Merge(a, b *Setting) *Setting {
 	return &m
 }
 
+// compareBools is 1 if only a is true, and -1 if only b is.
+func compareBools(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	default:
+		return -1
+	}
+}
+
 func later(a, b time.Time) time.Time {
 	if b.After(a) {
 		return b
@@ -174,7 +194,7 @@ func later(a, b time.Time) time.Time {
 
 // equal reports whether both say the same.
 func (s *Setting) equal(other *Setting) bool {
-	return s.Address == other.Address && s.Mode == other.Mode && s.Changed.Equal(other.Changed) &&
+	return s.Address == other.Address && s.Mode == other.Mode && s.Rebind == other.Rebind && s.Changed.Equal(other.Changed) &&
 		s.Left.Equal(other.Left) && s.Returned.Equal(other.Returned) &&
 		maps.EqualFunc(s.Weights, other.Weights, func(a, b Weight) bool {
 			return a.Changed.Equal(b.Changed) && (a.Weight == nil) == (b.Weight == nil) && (a.Weight == nil || *a.Weight == *b.Weight)

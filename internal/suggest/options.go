@@ -12,16 +12,17 @@ import (
 // The names of options, in the order in which they are documented.
 var (
 	// PolicyOptions are those of lb_policy alive.
-	PolicyOptions = []string{"name", "check", "weight", "backup", "slow_start", "fail_open", "hold", "retries", "observe", "eject", "stale", "select"}
+	PolicyOptions = []string{"name", "check", "weight", "backup", "spill", "slow_start", "fail_open", "hold", "retries", "observe", "eject", "max_requests", "queue", "sticky", "stale", "select"}
 	// CheckOptions are those of every check, whatever its kind.
 	CheckOptions = []string{
 		"name", "interval", "fast_interval", "down_interval", "timeout", "passes", "fails", "jitter",
 		"port", "address", "proxy_protocol", "keep_connection",
 	}
-	// ObserveOptions and EjectOptions are those in the blocks of these options of
-	// lb_policy alive.
+	// ObserveOptions, EjectOptions and StickyOptions are those in the blocks of these
+	// options of lb_policy alive.
 	ObserveOptions = []string{"status", "stall"}
 	EjectOptions   = []string{"for", "share"}
+	StickyOptions  = []string{"secret", "max_age"}
 	// GlobalOptions are those of the global option alive.
 	GlobalOptions = []string{"fleet", "sync_interval"}
 )
@@ -88,6 +89,8 @@ func InPolicy(option string, args []string, uri string) string {
 		return fmt.Sprintf("'%s' is an option of observe; write it in its block: observe { %[1]s }", option)
 	case slices.Contains(EjectOptions, option):
 		return fmt.Sprintf("'%s' is an option of eject; write it in its block: eject 5 { %[1]s }", option)
+	case slices.Contains(StickyOptions, option):
+		return fmt.Sprintf("'%s' is an option of sticky; write it in its block: sticky { %[1]s }", option)
 	}
 	if hint := ofProxy(option, "the block of lb_policy alive"); hint != "" {
 		return hint

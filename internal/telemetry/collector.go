@@ -22,6 +22,8 @@ var (
 	accusationsDesc = desc("accusations_total", "How often a request spoke against an upstream, by cause: connect, outcome or stall.", "pool", "upstream", "cause")
 	ejectionsDesc   = desc("ejections_total", "How often an upstream was ejected because its requests failed while its checks passed.", "pool", "upstream")
 	heldDesc        = desc("held_requests_total", "Requests that waited for verdicts at a cold start.", "pool")
+	queueDesc       = desc("queue_length", "Requests that wait for an upstream that is not full.", "pool")
+	refusedDesc     = desc("queue_refused_total", "Requests that the queue refused, by reason: full or timeout.", "pool", "reason")
 
 	checkDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Namespace: "caddy", Subsystem: "alive", Name: "check_duration_seconds",
@@ -54,10 +56,11 @@ func Register(registry *prometheus.Registry, rows func() []view.Upstream) error 
 
 // Describe sends the descriptions of all metrics.
 func (Collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{upDesc, checksDesc, transitionsDesc, poolDesc, failOpenDesc, selectionsDesc, accusationsDesc, ejectionsDesc, heldDesc} {
+	for _, d := range []*prometheus.Desc{upDesc, checksDesc, transitionsDesc, poolDesc, failOpenDesc, selectionsDesc, accusationsDesc, ejectionsDesc, heldDesc, queueDesc, refusedDesc} {
 		ch <- d
 	}
 	checkDuration.Describe(ch)
+	newQueueSeconds().Describe(ch)
 }
 
 // Collect sends all metrics.
@@ -105,6 +108,7 @@ func (out output) poolCounters() {
 	})
 	for _, p := range all {
 		out.counter(heldDesc, p.Held(), p.name)
+		out.queue(p)
 		traffic := p.traffic.read()
 		for upstream, n := range p.Selections() { // those that are in the pool now
 			out.counter(selectionsDesc, n, p.name, upstream)
@@ -116,27 +120,25 @@ func (out output) poolCounters() {
 	}
 }
 
+// queue sends what is known of the queue of a pool, if it has one.
+func (out output) queue(p *PoolCounters) {
+	waiting, limit := p.Waiting()
+	if limit == 0 {
+		return
+	}
+	out.gauge(queueDesc, waiting, p.name)
+	for reason, n := range p.queue.refusals() {
+		out.counter(refusedDesc, n, p.name, reason)
+	}
+	out <- p.queue.waited
+}
+
 // gauges sends the gauges.
 func (out output) gauges(rows []view.Upstream) {
 	up := make(map[checkKey]int)
-	states := make(map[string]map[string]int)
-	failOpen := make(map[string]int)
 	for i := range rows {
 		row := &rows[i]
-		if row.Gone {
-			continue
-		}
-		if states[row.Pool] == nil {
-			states[row.Pool] = map[string]int{"up": 0, "suspect": 0, "ejected": 0, "down": 0, "unknown": 0, "draining": 0, "maintenance": 0}
-			failOpen[row.Pool] = 0
-		}
-		if !row.Stale {
-			states[row.Pool][row.State()]++
-		}
-		if row.FailOpen {
-			failOpen[row.Pool] = 1
-		}
-		if row.Stale || row.Mode == "maintenance" {
+		if row.Gone || row.Stale || row.Mode == "maintenance" {
 			continue // its status is no alarm, or there is none
 		}
 		for _, c := range row.Checks {
@@ -153,11 +155,15 @@ func (out output) gauges(rows []view.Upstream) {
 	for key, value := range up {
 		out.gauge(upDesc, value, key.upstream, key.check)
 	}
-	for pool, counts := range states {
-		for state, n := range counts {
-			out.gauge(poolDesc, n, pool, state)
+	for _, p := range view.Pools(rows) {
+		for state, n := range p.States {
+			out.gauge(poolDesc, n, p.Pool, state)
 		}
-		out.gauge(failOpenDesc, failOpen[pool], pool)
+		failOpen := 0
+		if p.FailOpen {
+			failOpen = 1
+		}
+		out.gauge(failOpenDesc, failOpen, p.Pool)
 	}
 }
 

@@ -28,6 +28,9 @@ type Source interface {
 	// Selections returns how often each upstream was picked, those that were not
 	// included, by addresses that are valid UTF-8.
 	Selections() map[string]uint64
+	// Waiting returns how many requests wait for an upstream that is not full, and how many
+	// may: 0 if the source has no queue.
+	Waiting() (n, limit int)
 }
 
 // PoolCounters count for a pool, in all configs and handlers of the process that have
@@ -37,6 +40,7 @@ type PoolCounters struct {
 	held     atomic.Uint64
 	failOpen failOpenEvents
 	traffic  trafficCounts
+	queue    queueCounts
 	reports  *trafficReports
 
 	mu      sync.Mutex // guards what follows; traffic.mu may be taken while it is held
@@ -70,7 +74,9 @@ func JoinPool(name string, s Source) (*PoolCounters, error) {
 }
 
 func newPoolCounters(name string) *PoolCounters {
-	return &PoolCounters{name: name, reports: newTrafficReports(), sources: make(map[Source]struct{}), settled: make(map[string]uint64)}
+	p := &PoolCounters{name: name, reports: newTrafficReports(), sources: make(map[Source]struct{}), settled: make(map[string]uint64)}
+	p.queue.init(name)
+	return p
 }
 
 // Leave undoes JoinPool. What the source counted stays while other sources have joined.
@@ -98,6 +104,24 @@ func (p *PoolCounters) CountHeld() { p.held.Add(1) }
 
 // Held returns how many requests have waited for verdicts.
 func (p *PoolCounters) Held() uint64 { return p.held.Load() }
+
+// ObserveWait counts a request that has waited for an upstream that is not full, however the
+// wait ended.
+func (p *PoolCounters) ObserveWait(waited time.Duration) { p.queue.observe(waited) }
+
+// CountRefused counts a request that the queue refused, by the reason: [RefusedFull] or
+// [RefusedTimeout].
+func (p *PoolCounters) CountRefused(reason string) { p.queue.refuse(reason) }
+
+// Waiting returns how many requests wait in all configs that have the pool, and how many may:
+// 0 if no source has a queue.
+func (p *PoolCounters) Waiting() (n, limit int) {
+	for _, s := range p.Sources() {
+		waiting, most := s.Waiting()
+		n, limit = n+waiting, limit+most
+	}
+	return n, limit
+}
 
 // CountAccusation counts a request that speaks against an upstream, by its cause: connect,
 // outcome or stall.

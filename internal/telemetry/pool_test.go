@@ -19,6 +19,21 @@ import (
 type source struct {
 	mu     sync.Mutex // guards what follows
 	counts map[string]uint64
+
+	waiting, limit int
+}
+
+func (s *source) Waiting() (n, limit int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiting, s.limit
+}
+
+// queue sets how many requests wait, and how many may.
+func (s *source) queue(waiting, limit int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.waiting, s.limit = waiting, limit
 }
 
 func (s *source) Selections() map[string]uint64 {

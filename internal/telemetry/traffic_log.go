@@ -19,9 +19,9 @@ import (
 const maxPerMinute = 10
 
 // TrafficLog counts and reports what the requests of one handler say of the upstreams of its
-// pool: suspicions, ejections and their ends. All handlers of a pool share the limits of how
-// much is reported, and a new config takes them over from the one before. No method waits
-// for an event handler.
+// pool: suspicions, ejections and their ends; and those that its queue refuses. All handlers
+// of a pool share the limits of how much is reported, and a new config takes them over from
+// the one before. No method waits for an event handler.
 type TrafficLog struct {
 	pool    *PoolCounters
 	logger  *zap.Logger
@@ -33,7 +33,7 @@ type TrafficLog struct {
 type trafficReports struct {
 	mu     sync.Mutex    // guards what follows
 	open   []*TrafficLog // the oldest first
-	limits [3]minuteLimit
+	limits [reportKinds]minuteLimit
 	timer  *time.Timer // nil until something is held back
 }
 
@@ -42,11 +42,14 @@ const (
 	suspicions = iota // all are held back: there is one line a minute
 	ejections
 	returns
+	refusals // all are held back, too
+
+	reportKinds
 )
 
 // newTrafficReports returns the limits of a pool.
 func newTrafficReports() *trafficReports {
-	return &trafficReports{limits: [...]minuteLimit{suspicions: {}, ejections: {most: maxPerMinute}, returns: {most: maxPerMinute}}}
+	return &trafficReports{limits: [reportKinds]minuteLimit{ejections: {most: maxPerMinute}, returns: {most: maxPerMinute}}}
 }
 
 // NewTrafficLog returns the log of a handler of this pool. [TrafficLog.Close] must follow.
@@ -102,6 +105,13 @@ func (l *TrafficLog) Returned(upstream string) {
 	}
 }
 
+// Refused counts a request that the queue of the pool refused, and reports it in one line a
+// minute. The reason is [RefusedFull] or [RefusedTimeout].
+func (l *TrafficLog) Refused(reason string) {
+	l.pool.CountRefused(reason)
+	l.passes(refusals, "", reason)
+}
+
 // Close ends the log. What it is told afterwards is counted, but not reported, except for
 // debugging. If it is the last one of the pool, it reports what is held back.
 func (l *TrafficLog) Close() {
@@ -113,7 +123,7 @@ func (l *TrafficLog) Close() {
 		return
 	}
 	r.open = slices.Delete(r.open, i, i+1)
-	var all [3]heldBack
+	var all [reportKinds]heldBack
 	if len(r.open) == 0 {
 		for kind := range r.limits {
 			all[kind] = r.limits[kind].take()
@@ -170,7 +180,7 @@ func (r *trafficReports) reportDue() {
 	l := r.open[len(r.open)-1]
 	l.writing.Add(1)
 	defer l.writing.Done()
-	var due [3]heldBack
+	var due [reportKinds]heldBack
 	for kind := range r.limits {
 		if at, some := r.limits[kind].due(); some && !at.After(now) {
 			due[kind] = r.limits[kind].take()
@@ -182,7 +192,7 @@ func (r *trafficReports) reportDue() {
 }
 
 // writeAll reports what was held back, if there is something.
-func (l *TrafficLog) writeAll(all [3]heldBack, now time.Time) {
+func (l *TrafficLog) writeAll(all [reportKinds]heldBack, now time.Time) {
 	for kind, held := range all {
 		if held.total == 0 {
 			continue
@@ -198,6 +208,8 @@ func (l *TrafficLog) writeAll(all [3]heldBack, now time.Time) {
 			l.events.MoreEjected(l.pool.name, reason, held.total)
 		case returns:
 			l.logger.Info(fmt.Sprintf("upstreams are no longer ejected: and %d more in the last %s", held.total, span), upstreams)
+		case refusals:
+			l.logger.Warn(fmt.Sprintf("the queue refused requests: %d in the last %s: %s", held.total, span, held.byCause()))
 		}
 	}
 }

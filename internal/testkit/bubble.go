@@ -23,7 +23,7 @@ func WantNothingShared(t *testing.T) {
 		Range(f func(key, value any) bool)
 	}{
 		"targets": shared.Targets, "watch lists": shared.WatchLists, "limits of warnings": shared.WarningLimits,
-		"witnesses": shared.Witnesses, "counters of checks": shared.CheckCounters, "counters of pools": shared.PoolCounters,
+		"witnesses": shared.Witnesses, "slots": shared.Slots, "counters of checks": shared.CheckCounters, "counters of pools": shared.PoolCounters,
 		"dynamic sources": shared.Sources,
 	} {
 		entries.Range(func(key, _ any) bool {

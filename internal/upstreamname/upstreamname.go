@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package upstreamname says which upstreams an option of the config means by a name: what
-// stands in the list of the handler, another way to write it, a range of ports, or what
-// placeholders stand for. It knows no option's meaning beyond weights and backups. It has
-// no state and no locks.
+// stands in the list of the handler, another way to write it, a range of ports or of
+// addresses, or what placeholders stand for. It knows no option's meaning beyond weights
+// and backups. It has no state and no locks.
 package upstreamname
 
 import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -21,14 +22,21 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
-// Given are the names by which an option means upstreams, by dial address. The zero value
-// has none.
+// Given are the names by which an option means upstreams, by dial address or range of
+// addresses. The zero value has none.
 type Given map[string]string
 
-// Note records that an option names an upstream, and returns an error if that is no
-// address, or if the option has named the same upstream in another way. What
+// Note records that an option names an upstream or a range of addresses, and returns an
+// error if that is neither, or if the option has named the same in another way. What
 // placeholders stand for is known when the config is loaded.
 func (n *Given) Note(name string) error {
+	r, isRange, err := parseRange(name)
+	if err != nil {
+		return fmt.Errorf("%s: %v", name, err)
+	}
+	if isRange {
+		return n.addRange(r, name)
+	}
 	dials, err := Dials(name)
 	if err != nil {
 		return fmt.Errorf("%s: %v", name, err)
@@ -44,101 +52,147 @@ func (n *Given) Note(name string) error {
 // add records that an option means an upstream by a name, and returns an error if it
 // means the same one by another name, too.
 func (n *Given) add(dial, name string) error {
-	if other, given := (*n)[dial]; given && other != name {
+	if other, same := n.record(dial, name); same {
 		return fmt.Errorf("%s and %s are the same upstream", other, name)
+	}
+	return nil
+}
+
+// addRange is add, but for a range of addresses.
+func (n *Given) addRange(r netip.Prefix, name string) error {
+	if other, same := n.record(r.String(), name); same {
+		return fmt.Errorf("%s and %s are the same range of addresses", other, name)
+	}
+	return nil
+}
+
+// record records the name of something. It reports whether that has another name, too.
+func (n *Given) record(what, name string) (other string, same bool) {
+	if other, given := (*n)[what]; given && other != name {
+		return other, true
 	}
 	if *n == nil {
 		*n = make(Given)
 	}
-	(*n)[dial] = name
-	return nil
+	(*n)[what] = name
+	return "", false
 }
 
 // Listed are the upstreams that the config of a handler lists.
 type Listed struct {
-	proxy     *reverseproxy.Handler
+	dials     []string          // in their order
 	addresses map[string]string // by dial address, as operators see it
+	dynamic   bool              // a dynamic source can bring others
 }
 
 // List returns those of a handler.
 func List(h *reverseproxy.Handler) (Listed, error) {
-	listed := Listed{h, make(map[string]string)}
+	listed := Listed{addresses: make(map[string]string), dynamic: h.DynamicUpstreamsRaw != nil || h.DynamicUpstreams != nil}
 	for _, u := range h.Upstreams {
 		address := monitor.DisplayAddress(u.Dial)
 		if err := monitor.CheckSpaces(address); err != nil {
 			return listed, fmt.Errorf("upstream %s: %v", u.Dial, err)
 		}
+		listed.dials = append(listed.dials, u.Dial)
 		listed.addresses[u.Dial] = address
 	}
 	return listed, nil
 }
 
-// Weights returns the weights that are configured by name, by dial address.
+// Weights returns the weights that are configured by name.
 func (l Listed) Weights(configured map[string]int) (Numbers, error) {
-	var names Given
-	weights := make(map[string]int)
-	for _, name := range slices.Sorted(maps.Keys(configured)) {
-		dials, err := l.resolveName(name)
-		if err != nil {
-			return Numbers{}, err
-		}
-		for _, dial := range dials {
-			if err := names.add(dial, name); err != nil {
-				return Numbers{}, err
-			}
-			weights[dial] = configured[name]
-		}
+	weights, err := l.Numbers(configured)
+	if err != nil {
+		return Numbers{}, err
 	}
-	if l.isAllListed(func(dial string) bool { weight, given := weights[dial]; return given && weight == 0 }) {
+	if l.isAllListed(func(dial string) bool { weight, given := weights.Of(dial); return given && weight == 0 }) {
 		return Numbers{}, errors.New("every upstream has the weight 0, so none would ever get a request; give at least one a weight above 0")
 	}
-	return NumbersOf(weights), nil
+	return weights, nil
 }
 
-// Groups returns the groups of the upstreams that are configured as backups, by dial
-// address: 1 for the first group, and so on. All others are primaries.
+// Numbers returns the numbers that are configured by name.
+func (l Listed) Numbers(configured map[string]int) (Numbers, error) {
+	c := l.collect()
+	for _, name := range slices.Sorted(maps.Keys(configured)) {
+		if err := c.add(name, configured[name]); err != nil {
+			return Numbers{}, err
+		}
+	}
+	return c.finish()
+}
+
+// Groups returns the groups of the upstreams that are configured as backups: 1 for the
+// first group, and so on. All others are primaries.
 func (l Listed) Groups(configured [][]string) (Numbers, error) {
-	var names Given
-	groups := make(map[string]int)
+	c := l.collect()
 	for i, group := range configured {
 		for _, name := range group {
-			dials, err := l.resolveName(name)
-			if err != nil {
+			if err := c.add(name, i+1); err != nil {
 				return Numbers{}, err
-			}
-			for _, dial := range dials {
-				if err := names.add(dial, name); err != nil {
-					return Numbers{}, err
-				}
-				groups[dial] = i + 1
 			}
 		}
 	}
-	if len(groups) > 0 && l.isAllListed(func(dial string) bool { return groups[dial] > 0 }) {
+	groups, err := c.finish()
+	if err != nil {
+		return Numbers{}, err
+	}
+	if l.isAllListed(func(dial string) bool { group, _ := groups.Of(dial); return group > 0 }) {
 		return Numbers{}, errors.New("every upstream is a backup; at least one must be a primary")
 	}
-	return NumbersOf(groups), nil
+	return groups, nil
 }
 
 // isAllListed reports whether there are only listed upstreams, and something is true of
 // each.
 func (l Listed) isAllListed(is func(dial string) bool) bool {
-	if len(l.addresses) == 0 || l.proxy.DynamicUpstreamsRaw != nil {
-		return false
-	}
-	for dial := range l.addresses {
-		if !is(dial) {
-			return false
+	return !l.dynamic && len(l.dials) > 0 && !slices.ContainsFunc(l.dials, func(dial string) bool { return !is(dial) })
+}
+
+// Primaries returns how many upstreams are in no group, and whether that is known: not
+// with a dynamic source. One that is listed twice counts twice, and one of the weight 0
+// does not.
+func (l Listed) Primaries(weights, groups Numbers) (count int, known bool) {
+	for _, dial := range l.dials {
+		weight, given := weights.Of(dial)
+		if group, _ := groups.Of(dial); group == 0 && (!given || weight > 0) {
+			count++
 		}
 	}
-	return true
+	return count, !l.dynamic
+}
+
+// hasIn reports whether any upstream has an address in a range.
+func (l Listed) hasIn(r netip.Prefix) bool {
+	return slices.ContainsFunc(l.dials, func(dial string) bool {
+		address, ok := addressOf(l.addresses[dial])
+		return ok && r.Contains(address)
+	})
+}
+
+// rangeOf returns the range of addresses that an option means by a name, and reports
+// whether it means one. Placeholders can stand for it.
+func rangeOf(name string) (r netip.Prefix, isRange bool, err error) {
+	r, isRange, err = parseRange(name)
+	if resolved := monitor.DisplayAddress(name); !isRange && resolved != name {
+		if r, isRange, err = parseRange(resolved); err != nil {
+			err = errors.New("what its placeholders stand for is no range of addresses, like 10.2.0.0/16 or 2001:db8::/32") // and may be secret
+		}
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %v", name, err)
+	}
+	return r, isRange, err
 }
 
 // resolveName returns the dial addresses that an option means by a name: what stands in
 // the list, another way to write it, or what its placeholders stand for.
 func (l Listed) resolveName(name string) ([]string, error) {
-	if len(l.addresses) == 0 {
-		return nil, fmt.Errorf("%s: weight and backup can name only upstreams in the list of reverse_proxy, which is empty", name)
+	if len(l.dials) == 0 && l.dynamic {
+		return nil, fmt.Errorf("%s: upstreams of a dynamic source are named by %s", name, howToName(name))
+	}
+	if len(l.dials) == 0 {
+		return nil, fmt.Errorf("%s: only upstreams in the list of reverse_proxy can be named, and it is empty", name)
 	}
 	dials, err := l.matching(name)
 	if resolved := monitor.DisplayAddress(name); len(dials) == 0 && err == nil && resolved != name {
@@ -151,11 +205,11 @@ func (l Listed) resolveName(name string) ([]string, error) {
 		return nil, fmt.Errorf("%s: %v", name, err)
 	}
 	if len(dials) == 0 {
-		known := make([]string, 0, len(l.proxy.Upstreams))
-		for _, u := range l.proxy.Upstreams {
-			known = append(known, u.Dial)
+		hint := suggest.DidYouMean(name, l.dials)
+		if l.dynamic {
+			hint += "; those of the dynamic source are named by " + howToName(name)
 		}
-		return nil, fmt.Errorf("%s is not one of the upstreams, which are %s%s", name, strings.Join(view.Few(known), ", "), suggest.DidYouMean(name, known))
+		return nil, fmt.Errorf("%s is not one of the upstreams, which are %s%s", name, strings.Join(view.Few(l.dials), ", "), hint)
 	}
 	return dials, nil
 }
@@ -209,6 +263,9 @@ func Dials(name string) ([]string, error) {
 // or not.
 func Addresses(name string) []string {
 	name = monitor.DisplayAddress(name)
+	if r, isRange, err := parseRange(name); isRange && err == nil {
+		return []string{r.String()}
+	}
 	if dials, err := Dials(name); err == nil {
 		return dials
 	}

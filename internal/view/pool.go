@@ -2,73 +2,209 @@
 
 package view
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
-// Pool is how well a pool serves at present.
+// States are the words for the state of an upstream, as [Upstream.State] has them.
+var States = []string{"up", "suspect", "ejected", "down", "unknown", "draining", "maintenance"}
+
+// Pool is one pool: all handlers whose pools have the same name.
 type Pool struct {
-	Title     string // the heading above its rows
-	Serving   bool   // at least one upstream serves
-	Receiving bool   // at least one upstream gets requests
-	FailOpen  bool   // health is ignored
+	Pool string `json:"pool"`
+	// Upstreams is how many there are, and States how many of them are in each of the states.
+	// Those that requests no longer bring do not count.
+	Upstreams int            `json:"upstreams"`
+	States    map[string]int `json:"states"`
+	// Idle is how many of the upstreams requests do not bring at present.
+	Idle int `json:"idle"`
+	// Serving is how many upstreams serve, and Receiving how many get requests now.
+	Serving   int `json:"serving"`
+	Receiving int `json:"receiving"`
+	// Groups is how many groups of upstreams there are, that of the primaries included.
+	// GroupsInUse are those of which an upstream gets requests now, by number.
+	Groups      int   `json:"groups"`
+	GroupsInUse []int `json:"groups_in_use"`
+	// Requests are those in flight to its upstreams.
+	Requests int `json:"requests"`
+	// Queue is null if the pool has none.
+	Queue *Queue `json:"queue"`
+	// FailOpen says that the pool ignores health at this moment.
+	FailOpen bool `json:"fail_open"`
 }
 
-// Pools returns how well each pool serves, in the order of the rows. Pools that
-// balance nothing at present are left out: those that are gone, and upstreams that
-// requests do not bring now.
+// Queue is how many requests wait for an upstream that is not full, and how many may.
+type Queue struct {
+	Waiting int `json:"waiting"`
+	Limit   int `json:"limit"`
+}
+
+// NewPool returns a pool of that name without upstreams.
+func NewPool(name string) Pool {
+	p := Pool{Pool: name, States: make(map[string]int, len(States)), Groups: 1, GroupsInUse: []int{}}
+	for _, state := range States {
+		p.States[state] = 0
+	}
+	return p
+}
+
+// Pools returns the pools that have upstreams, in the order of the rows. The rows do not
+// know of queues.
 func Pools(rows []Upstream) []Pool {
 	var pools []Pool
-	at := make(map[string]int) // by title
+	at := make(map[string]int) // by name
 	for i := range rows {
-		row := &rows[i]
-		if row.Gone || row.Idle {
+		if rows[i].Gone {
 			continue
 		}
-		place, seen := at[row.Title()]
+		place, seen := at[rows[i].Pool]
 		if !seen {
 			place = len(pools)
-			at[row.Title()] = place
-			pools = append(pools, Pool{Title: row.Title()})
+			at[rows[i].Pool] = place
+			pools = append(pools, NewPool(rows[i].Pool))
 		}
-		p := &pools[place]
-		p.Serving = p.Serving || row.Serving
-		p.Receiving = p.Receiving || row.EffectiveWeight > 0
-		p.FailOpen = p.FailOpen || row.FailOpen
+		pools[place].add(&rows[i])
 	}
 	return pools
 }
 
-// Alarm is what must not be overlooked of a pool, empty if there is nothing.
-func (p Pool) Alarm() string {
+// add adds an upstream to the sums.
+func (p *Pool) add(row *Upstream) {
+	p.Requests += row.Requests
+	if row.Stale {
+		return
+	}
+	p.Upstreams++
+	p.States[row.State()]++
+	p.Groups = max(p.Groups, row.Group+1)
+	if row.Idle {
+		p.Idle++
+		return
+	}
+	if row.Serving {
+		p.Serving++
+	}
+	p.FailOpen = p.FailOpen || row.FailOpen
+	if row.EffectiveWeight > 0 {
+		p.Receiving++
+		if i, known := slices.BinarySearch(p.GroupsInUse, row.Group); !known {
+			p.GroupsInUse = slices.Insert(p.GroupsInUse, i, row.Group)
+		}
+	}
+}
+
+// isPresent reports whether the pool balances over anything at present: requests bring
+// upstreams, or the config lists them.
+func (p *Pool) isPresent() bool { return p.Upstreams > p.Idle }
+
+// isOut reports whether no upstream of a pool that balances serves.
+func (p *Pool) isOut() bool { return p.isPresent() && p.Serving == 0 }
+
+// Alarm is what must not be overlooked of a pool, empty if there is nothing. It can be
+// called on nil.
+func (p *Pool) Alarm() string {
 	switch {
-	case p.FailOpen && !p.Serving:
+	case p == nil, !p.isPresent():
+		return ""
+	case p.FailOpen && p.Serving == 0:
 		return "Fail-open: no upstream serves, so requests go to upstreams whatever their health."
 	case p.FailOpen:
 		return "Fail-open: too few upstreams serve, so requests go to upstreams whatever their health."
-	case p.Serving:
+	case p.Serving > 0:
 		return ""
-	case p.Receiving:
+	case p.Receiving > 0:
 		return "No upstream serves: requests go to upstreams that drain, are ejected, or have no verdict yet."
 	default:
 		return "No upstream serves, and none gets requests: they are answered 503."
 	}
 }
 
-// Alarms returns the alarms of the pools that have one, by title.
-func Alarms(rows []Upstream) map[string]string {
-	alarms := make(map[string]string)
-	for _, p := range Pools(rows) {
-		if alarm := p.Alarm(); alarm != "" {
-			alarms[p.Title] = alarm
+// Facts say in a few words how the pool is: how many upstreams serve, what the others are,
+// which backups get requests, and how many requests are in flight and wait. It can be
+// called on nil, of which there are none.
+func (p *Pool) Facts() []string {
+	if p == nil {
+		return nil
+	}
+	facts := []string{"no upstreams at present"}
+	if p.Upstreams > 0 {
+		facts[0] = fmt.Sprintf("%d of %d serve", p.Serving, p.Upstreams)
+	}
+	for _, state := range States {
+		switch n := p.States[state]; {
+		case n == 0 || state == "up":
+		case state == "maintenance":
+			facts = append(facts, fmt.Sprintf("%d in maintenance", n))
+		default:
+			facts = append(facts, fmt.Sprintf("%d %s", n, state))
 		}
 	}
-	return alarms
+	if p.Idle > 0 {
+		facts = append(facts, fmt.Sprintf("%d idle", p.Idle))
+	}
+	if backups := p.backupsInUse(); len(backups) > 0 {
+		facts = append(facts, strings.Join(backups, " and ")+" in use")
+	}
+	if p.FailOpen {
+		facts = append(facts, "fail-open")
+	}
+	facts = append(facts, fmt.Sprintf("%d in flight", p.Requests))
+	if p.Queue != nil {
+		facts = append(facts, fmt.Sprintf("%d of %d wait", p.Queue.Waiting, p.Queue.Limit))
+	}
+	return facts
+}
+
+// backupsInUse returns the names of the groups of backups that get requests.
+func (p *Pool) backupsInUse() (names []string) {
+	for _, group := range p.GroupsInUse {
+		if name := p.GroupName(group); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// GroupName is what an upstream of a group is called: "backup", or "backup 2" if the pool
+// has several groups of backups. It is empty for a primary. It can be called on nil.
+func (p *Pool) GroupName(group int) string {
+	switch {
+	case group == 0:
+		return ""
+	case p == nil, p.Groups <= 2:
+		return "backup"
+	default:
+		return fmt.Sprintf("backup %d", group)
+	}
+}
+
+// PoolsByName finds the pool of a row.
+type PoolsByName map[string]*Pool
+
+// ByName returns an index of pools.
+func ByName(pools []Pool) PoolsByName {
+	index := make(PoolsByName, len(pools))
+	for i := range pools {
+		index[pools[i].Pool] = &pools[i]
+	}
+	return index
+}
+
+// Of returns the pool of a row, nil if the row is of none.
+func (index PoolsByName) Of(row *Upstream) *Pool {
+	if row.Gone {
+		return nil
+	}
+	return index[row.Pool]
 }
 
 // Outages returns one line for each pool in which no upstream serves.
 func Outages(rows []Upstream) (lines []string) {
 	for _, p := range Pools(rows) {
-		if !p.Serving {
-			lines = append(lines, fmt.Sprintf("pool %s: %s", p.Title, p.Alarm()))
+		if p.isOut() {
+			lines = append(lines, fmt.Sprintf("pool %s: %s", p.Pool, p.Alarm()))
 		}
 	}
 	return lines
@@ -100,21 +236,23 @@ func Summary(rows []Upstream) string {
 			text += fmt.Sprintf(", %d are %s", n, state)
 		}
 	}
-	open, out := 0, 0
-	pools := Pools(rows)
-	for _, p := range pools {
+	present, open, out := 0, 0, 0
+	for _, p := range Pools(rows) {
 		switch {
+		case !p.isPresent():
+			continue
 		case p.FailOpen:
 			open++
-		case !p.Serving:
+		case p.isOut():
 			out++
 		}
+		present++
 	}
 	if open > 0 {
-		text = fmt.Sprintf("Fail-open in %d of %d pools: %s", open, len(pools), text)
+		text = fmt.Sprintf("Fail-open in %d of %d pools: %s", open, present, text)
 	}
 	if out > 0 {
-		text = fmt.Sprintf("No upstream serves in %d of %d pools. %s", out, len(pools), text)
+		text = fmt.Sprintf("No upstream serves in %d of %d pools. %s", out, present, text)
 	}
 	return text
 }

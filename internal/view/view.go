@@ -6,7 +6,9 @@
 package view
 
 import (
+	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -23,6 +25,8 @@ type Upstream struct {
 	Status string `json:"status"`
 	// Mode is ready, drain or maintenance.
 	Mode string `json:"mode"`
+	// Rebind says that it drains, and that clients that are bound to it move, too.
+	Rebind bool `json:"rebind,omitempty"`
 	// Weight is the one in force: that of the config, or the one set at run time.
 	Weight int `json:"weight"`
 	// ConfiguredWeight is that of the config, 0 if the pool does not have the upstream.
@@ -159,6 +163,8 @@ func (u *Upstream) Merge(other Upstream) {
 	u.ConfiguredWeight = max(u.ConfiguredWeight, other.ConfiguredWeight)
 	u.EffectiveWeight = max(u.EffectiveWeight, other.EffectiveWeight)
 	u.Requests = max(u.Requests, other.Requests) // Caddy counts by address
+	u.mergeLimit(other)
+	u.Bound += other.Bound
 	u.Fails = max(u.Fails, other.Fails)
 	u.Group = min(u.Group, other.Group)
 	u.Backup = u.Group > 0
@@ -178,6 +184,37 @@ func (u *Upstream) Merge(other Upstream) {
 		u.AddCheck(c)
 	}
 	slices.SortFunc(u.Checks, func(a, b Check) int { return strings.Compare(a.Check, b.Check) })
+}
+
+// mergeLimit lets the row have the largest limit: up to that, some handler sends requests to
+// the upstream. One handler without a limit sends any number.
+func (u *Upstream) mergeLimit(other Upstream) {
+	if u.Limit > 0 && other.Limit > 0 {
+		u.Limit = max(u.Limit, other.Limit)
+	} else {
+		u.Limit = 0
+	}
+}
+
+// InFlight says how many requests are in flight, and of how many at most if there is a limit.
+func (u *Upstream) InFlight() string {
+	if u.Limit > 0 {
+		return fmt.Sprintf("%d of %d", u.Requests, u.Limit)
+	}
+	return strconv.Itoa(u.Requests)
+}
+
+// BoundTraffic says how many requests came from clients that are bound to the upstream,
+// empty if there were none.
+func (u *Upstream) BoundTraffic() string {
+	switch u.Bound {
+	case 0:
+		return ""
+	case 1:
+		return "1 request in the last minute of a client bound to it"
+	default:
+		return fmt.Sprintf("%d requests in the last minute of clients bound to it", u.Bound)
+	}
 }
 
 // AddCheck adds a check. Of several checks with one label the worst is shown.

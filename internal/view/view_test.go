@@ -76,7 +76,7 @@ func TestAlarms_SayWhetherAPoolServes(t *testing.T) {
 				tc.rows[i].Pool = "shop"
 			}
 			rows := append([]Upstream{{Pool: "other", Upstream: "x:80", Serving: true, EffectiveWeight: 1}}, tc.rows...)
-			if got := Alarms(rows)["shop"]; !strings.HasPrefix(got, tc.alarm) || (got == "") != (tc.alarm == "") {
+			if got := ByName(Pools(rows))["shop"].Alarm(); !strings.HasPrefix(got, tc.alarm) || (got == "") != (tc.alarm == "") {
 				t.Errorf("alarm %q, want %q", got, tc.alarm)
 			}
 			lines := Outages(rows)
