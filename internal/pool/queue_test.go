@@ -225,13 +225,22 @@ func TestQueue_WakesWhenThereIsRoom(t *testing.T) {
 		{"an upstream returns", "ud", nil, nil, func(p *policy) { p.decide("?u") }, []int{1, 1, -2}},
 		{"one has its first verdict", "u?", nil, nil, func(p *policy) { p.decide("?u") }, []int{1, 1, -2}},
 		{"one is resumed", "uu", nil, func(p *policy) { p.setMode(1, settings.Drain) }, func(p *policy) { p.setMode(1, settings.Ready) }, []int{1, 1, -2}},
-		{"one gets a weight", "uu", nil, func(p *policy) { p.set(1, settings.Change{Pool: "shop", Weight: weightOf(0)}) },
-			func(p *policy) { p.set(1, settings.Change{Pool: "shop", Weight: weightOf(1)}) }, []int{1, 1, -2}},
+		{
+			"one gets a weight", "uu", nil, func(p *policy) { p.set(1, settings.Change{Pool: "shop", Weight: weightOf(0)}) },
+			func(p *policy) { p.set(1, settings.Change{Pool: "shop", Weight: weightOf(1)}) },
+			[]int{1, 1, -2},
+		},
 		{"Caddy considers one healthy again", "uu", nil, func(p *policy) { setAllHealthy(p.list, "10") }, func(p *policy) { setAllHealthy(p.list, "11") }, []int{1, 1, -2}},
-		{"Caddy's own limit has room", "uu", nil, func(p *policy) { testkit.SetRequests(p.list[1], 1); p.list[1].MaxRequests = 1 },
-			func(p *policy) { testkit.SetRequests(p.list[1], 0) }, []int{1, 1, -2}},
-		{"the only one dies, and the backup serves", "uu", func(p *policy) { p.members[1].Group = 1; p.members[1].Limit = 2 }, func(p *policy) { p.decide("?d") },
-			func(p *policy) { p.decide("?u") }, []int{1, 1, -2}},
+		{
+			"Caddy's own limit has room", "uu", nil, func(p *policy) { testkit.SetRequests(p.list[1], 1); p.list[1].MaxRequests = 1 },
+			func(p *policy) { testkit.SetRequests(p.list[1], 0) },
+			[]int{1, 1, -2},
+		},
+		{
+			"the only one dies, and the backup serves", "uu", func(p *policy) { p.members[1].Group = 1; p.members[1].Limit = 2 }, func(p *policy) { p.decide("?d") },
+			func(p *policy) { p.decide("?u") },
+			[]int{1, 1, -2},
+		},
 		{"the only one dies: the last resort has the same limit", "ud", nil, nil, func(p *policy) { p.decide("d?") }, []int{1, 1, -2}},
 		{"the only one dies: nothing is left to wait for", "ud", func(p *policy) { p.handler.Rules.FailOpen.Never = true }, nil, func(p *policy) { p.decide("d?") }, []int{-1, -1, -1}},
 	} {
