@@ -408,3 +408,45 @@ func TestLimits_GrowInASlowStart(t *testing.T) {
 		}
 	})
 }
+
+// A slot that was given while Caddy considers its upstream unhealthy, or full by its own limit,
+// goes on to a request that can use it. Those that wait go to others, and come back.
+func TestQueue_GivesNoSlotsOfUpstreamsThatCaddyRefuses(t *testing.T) {
+	for _, tc := range []struct {
+		rule          string
+		refuse, admit func(*policy)
+	}{
+		{"unhealthy", func(p *policy) { setAllHealthy(p.list, "01") }, func(p *policy) { setAllHealthy(p.list, "11") }},
+		{"full", func(p *policy) { p.list[0].MaxRequests = 1; testkit.SetRequests(p.list[0], 1) }, func(p *policy) { testkit.SetRequests(p.list[0], 0) }},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
+				p := newPolicy(t, "uu", limited(t, 10, 1, 1))
+				requests, got := p.ask(5)
+				if !slices.Equal(sorted(got[:2]), []int{0, 1}) || !slices.Equal(got[2:], []int{-2, -2, -2}) {
+					t.Fatalf("before: got %v", got)
+				}
+				first := slices.Index(got[:2], 0) // the request that the first upstream got
+				tc.refuse(p)
+				requests[first].finish()
+				for i, r := range requests[2:] {
+					if got := r.got(); got != -2 {
+						t.Errorf("request %d got %d, want it to wait", i, got)
+					}
+				}
+				requests[1-first].finish()
+				if got := requests[2].got(); got != 1 {
+					t.Errorf("the first got %d, want the other upstream", got)
+				}
+				tc.admit(p)
+				time.Sleep(lookEvery)
+				if got := sorted([]int{requests[3].got(), requests[4].got()}); !slices.Equal(got, []int{-2, 0}) {
+					t.Errorf("afterwards: got %v, want one of the two to go there", got)
+				}
+				for range requests {
+					finishAll(requests)
+				}
+			})
+		})
+	}
+}
