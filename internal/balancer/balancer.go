@@ -216,7 +216,7 @@ func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 	if !b.Owns(upstreams) {
 		p = b.dynamic.poolOf(upstreams)
 	}
-	return b.choose(p, pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.traffic.tried(r)}).Upstream
+	return b.traffic.choose(p, pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.traffic.tried(r)}).Upstream
 }
 
 // Observe puts around the transport of the handler what sees how round trips end. If

@@ -15,22 +15,14 @@ type awaited struct {
 	positions []int
 }
 
-// LimitOf returns how many requests a member gets at once, 0 for any number.
-func (s *Snapshot) LimitOf(i int) int {
-	if s.limits == nil {
-		return 0
-	}
-	return s.limits[i]
-}
-
 // awaitedSlots returns the slots for which requests wait that have tried no upstream.
-func (s *Snapshot) awaitedSlots() *awaited {
+func awaitedSlots(s *Snapshot) *awaited {
 	if known := s.awaited.Load(); known != nil {
 		return known
 	}
 	limits := make(map[*slots.Address]int)
 	a := new(awaited)
-	for _, t := range s.leading() {
+	for _, t := range leading(s) {
 		for i, weight := range t.weights {
 			if limit := s.LimitOf(i); weight > 0 && limit > 0 {
 				a.positions = append(a.positions, i)
@@ -47,15 +39,15 @@ func (s *Snapshot) awaitedSlots() *awaited {
 }
 
 // leading returns the tiers whose members a request waits for while all of them are full.
-func (s *Snapshot) leading() (leading []*tier) {
+func leading(s *Snapshot) (tiers []*tier) {
 	for _, t := range s.serving {
 		if first := s.serving[0]; t.suspect == first.suspect && t.fallback == first.fallback {
-			leading = append(leading, t)
+			tiers = append(tiers, t)
 		}
 	}
 	switch {
-	case len(leading) > 0:
-		return leading
+	case len(tiers) > 0:
+		return tiers
 	case !s.unknown().empty():
 		return []*tier{s.unknown()}
 	default:
@@ -65,9 +57,9 @@ func (s *Snapshot) leading() (leading []*tier) {
 
 // moveWaiting makes the requests that wait by s wait by another snapshot, which is used from
 // now on. They keep their order.
-func (s *Snapshot) moveWaiting(made *Snapshot) {
+func moveWaiting(s, made *Snapshot) {
 	if a := s.awaited.Load(); a != nil {
-		slots.Move(a.set, made.awaitedSlots().set)
+		slots.Move(a.set, awaitedSlots(made).set)
 	}
 }
 

@@ -78,7 +78,7 @@ func (b *builder) bind() {
 	for i, m := range s.members {
 		st := &b.standings[i]
 		if r.Sticky != nil {
-			s.bindings = append(s.bindings, b.handler.bindingOf(m, st))
+			s.bindings = append(s.bindings, bindingOf(r, m, st))
 		}
 		if r.bindsBySelect() && st.keeps && !st.ready {
 			s.draining = append(s.draining, i)

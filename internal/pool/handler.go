@@ -82,6 +82,22 @@ type Handler struct {
 	Ended    <-chan struct{} // closed when the config ends
 	Exiting  <-chan struct{} // closed when the process begins to exit
 
+	Hooks
+
+	running atomic.Bool // probes run, so changes are logged
+	// retrying is how many requests are under way of which a try has failed. While there are
+	// any, every pick has to find out whether it is for one of them.
+	retrying atomic.Int64
+	waiting  atomic.Int64  // requests in the queue
+	version  atomic.Uint64 // counts changes, for pools whose snapshots are made later
+	spills   spills        // of answers of a dynamic source
+
+	mu      sync.Mutex    // guards awaited
+	awaited map[*Pool]int // pools for which requests wait, and how many
+}
+
+// Hooks are called by picks, with no lock held. Each may be nil.
+type Hooks struct {
 	// OnHold is called when a request is held. It may be nil.
 	OnHold func()
 	// OnQueued is called when a request leaves the queue, with how long it waited there. It may
@@ -97,17 +113,6 @@ type Handler struct {
 	// OnFailOpen is called when a pool begins to ignore health, and when it no longer
 	// does. It may be nil.
 	OnFailOpen func(begins bool)
-
-	running atomic.Bool // probes run, so changes are logged
-	// retrying is how many requests are under way of which a try has failed. While there are
-	// any, every pick has to find out whether it is for one of them.
-	retrying atomic.Int64
-	waiting  atomic.Int64  // requests in the queue
-	version  atomic.Uint64 // counts changes, for pools whose snapshots are made later
-	spills   spills        // of answers of a dynamic source
-
-	mu      sync.Mutex    // guards awaited
-	awaited map[*Pool]int // pools for which requests wait, and how many
 }
 
 // SetRunning says whether the probes run. Before, nothing is logged, and Caddy's own
@@ -166,6 +171,37 @@ func (h *Handler) await(p *Pool) (done func()) {
 func (h *Handler) breakerOpen() bool {
 	return h.Proxy != nil && h.Proxy.CB != nil && !h.Proxy.CB.OK()
 }
+
+// isExiting reports whether the process has begun to exit.
+func (h *Handler) isExiting() bool {
+	select {
+	case <-h.Exiting:
+		return true
+	default:
+		return false
+	}
+}
+
+// enterQueue reports whether one more request may wait, and counts it. leaveQueue must
+// follow if it may.
+func (h *Handler) enterQueue() bool {
+	if h.waiting.Add(1) <= int64(h.Rules.Queue.Length) {
+		return true
+	}
+	h.waiting.Add(-1)
+	return false
+}
+
+// leaveQueue undoes enterQueue.
+func (h *Handler) leaveQueue(waited time.Duration) {
+	h.waiting.Add(-1)
+	if h.OnQueued != nil {
+		h.OnQueued(waited)
+	}
+}
+
+// Waiting returns how many requests wait in the queue.
+func (h *Handler) Waiting() int { return int(h.waiting.Load()) }
 
 // reportFailOpen reports when a pool begins to ignore health, and when it no longer does.
 func (h *Handler) reportFailOpen(before, now State) {

@@ -147,7 +147,7 @@ func (d *decision) pick(t *tier) (chosen, tried int, serves bool) {
 		return d.bound, none, true
 	}
 	if d.pool.handler.Rules.Select != nil {
-		if i := d.pickBySelect(t); i != none {
+		if i := pickBySelect(d, t); i != none {
 			return i, none, true
 		}
 	}

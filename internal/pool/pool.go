@@ -38,6 +38,11 @@ type Pool struct {
 	// before the first pick.
 	OnResume func()
 
+	refreshing
+}
+
+// refreshing is how a pool gets new snapshots.
+type refreshing struct {
 	making sync.Mutex  // held while a snapshot is made; guards what follows
 	due    atomic.Bool // Refresh waits for making, and will see all that changed
 	first  uint64      // the ticket with which the first snapshot begins
@@ -164,7 +169,7 @@ func (p *Pool) install(made *Snapshot) (before *Snapshot) {
 	}
 	p.current.Store(made)
 	if before != nil {
-		before.moveWaiting(made)
+		moveWaiting(before, made)
 	}
 	return before
 }

@@ -90,6 +90,14 @@ func (s *Snapshot) Draw() int { return s.best.At(s.tickets.Add(1)) }
 // Skip says that the upstream drawn does not get the request.
 func (s *Snapshot) Skip(position int) { s.members[position].Extra.Add(-1) }
 
+// LimitOf returns how many requests a member gets at once, 0 for any number.
+func (s *Snapshot) LimitOf(i int) int {
+	if s.limits == nil {
+		return 0
+	}
+	return s.limits[i]
+}
+
 // Members returns the members of the pool, by position.
 func (s *Snapshot) Members() []*Member { return s.members }
 
