@@ -45,7 +45,8 @@ func startService(t *testing.T, kind string, n *testkit.NameServer, name string)
 	}
 	return service{
 		n.ServiceSource(name), "transport http {\nresolvers " + n.Addr() + "\n}", all,
-		testkit.Records{SRV: targets}, testkit.Records{SRV: targets[1:]},
+		testkit.Records{SRV: targets},
+		testkit.Records{SRV: targets[1:]},
 	}
 }
 

@@ -3,6 +3,7 @@
 package balancer
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -48,56 +49,72 @@ func TestExplain_Groups(t *testing.T) {
 		serving   string // s where one serves
 	}{
 		{
-			"one group of backups", "uuu", []func(*setup){inGroups(0, 0, 1)},
-			[]string{inTurn, inTurn, "up, and a backup: gets requests when no primary can serve"}, "ss.",
+			"one group of backups", "uuu",
+			[]func(*setup){inGroups(0, 0, 1)},
+			[]string{inTurn, inTurn, "up, and a backup: gets requests when no primary can serve"},
+			"ss.",
 		},
 		{
-			"several groups", "uuu", []func(*setup){inGroups(0, 1, 2)},
+			"several groups", "uuu",
+			[]func(*setup){inGroups(0, 1, 2)},
 			[]string{
 				inTurn,
 				"up, and a backup of group 1: gets requests when no primary can serve",
 				"up, and a backup of group 2: gets requests when no upstream of the groups before it can serve",
-			}, "s..",
+			},
+			"s..",
 		},
 		{
-			"the second group serves", "ddu", []func(*setup){inGroups(0, 1, 2)},
-			[]string{"check 'test' failed: sick", "check 'test' failed: sick", inTurn}, "..s",
+			"the second group serves", "ddu",
+			[]func(*setup){inGroups(0, 1, 2)},
+			[]string{"check 'test' failed: sick", "check 'test' failed: sick", inTurn},
+			"..s",
 		},
 		{
-			"spill, and enough serves", "uuuu", []func(*setup){inGroups(0, 0, 1, 2), spilling(70)},
+			"spill, and enough serves", "uuuu",
+			[]func(*setup){inGroups(0, 0, 1, 2), spilling(70)},
 			[]string{
 				inTurn, inTurn,
 				"up, and a backup of group 1: gets requests when no primary can serve, or while less than 70 % of their weight serves",
 				"up, and a backup of group 2: gets requests when no upstream of the groups before it can serve, or while less than 70 % of the weight of the primaries serves in these",
-			}, "ss..",
+			},
+			"ss..",
 		},
 		{
-			"spill to the first group", "uduu", []func(*setup){inGroups(0, 0, 1, 2), spilling(70)},
+			"spill to the first group", "uduu",
+			[]func(*setup){inGroups(0, 0, 1, 2), spilling(70)},
 			[]string{
 				inTurn, "check 'test' failed: sick",
 				"up, and a backup of group 1: gets requests in turn, since less than 70 % of the weight of the primaries served, until 80 % does",
 				"up, and a backup of group 2: gets requests when no upstream of the groups before it can serve, or while less than 70 % of the weight of the primaries serves in these",
-			}, "s.s.",
+			},
+			"s.s.",
 		},
 		{
-			"spill to all groups", "udduddu", []func(*setup){inGroups(0, 0, 0, 0, 0, 1, 2), spilling(95)},
+			"spill to all groups", "udduddu",
+			[]func(*setup){inGroups(0, 0, 0, 0, 0, 1, 2), spilling(95)},
 			[]string{
 				inTurn, "check 'test' failed: sick", "check 'test' failed: sick", inTurn, "check 'test' failed: sick", "check 'test' failed: sick",
 				"up, and a backup of group 2: gets requests in turn, since less than 95 % of the weight of the primaries served in the groups before it, until 100 % does",
-			}, "s..s..s",
+			},
+			"s..s..s",
 		},
 		{
-			"spill by another policy", "udu", []func(*setup){inGroups(0, 0, 1), spilling(70), func(s *setup) {
+			"spill by another policy", "udu",
+			[]func(*setup){inGroups(0, 0, 1), spilling(70), func(s *setup) {
 				s.Rules.Select, s.Rules.SelectName = reverseproxy.LeastConnSelection{}, "least_conn"
 			}},
 			[]string{
 				"up: gets the requests for which least_conn picks it", "check 'test' failed: sick",
 				"up, and a backup: gets the requests for which least_conn picks it, since less than 70 % of the weight of the primaries served, until 80 % does",
-			}, "s.s",
+			},
+			"s.s",
 		},
 		{
-			"no primary is left, without a spill of their weight", "du", []func(*setup){inGroups(0, 1), spilling(70)},
-			[]string{"check 'test' failed: sick", inTurn}, ".s",
+			"no primary is left, without a spill of their weight", "du",
+			[]func(*setup){inGroups(0, 1), spilling(70)},
+			[]string{"check 'test' failed: sick", inTurn},
+			".s",
 		},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
@@ -161,6 +178,31 @@ func TestExplain_SuspectBackup(t *testing.T) {
 				t.Errorf("%d: serving %v, want %v: %+v", i, row.Serving, i == 1, row)
 			}
 		}
+	})
+}
+
+// TestExplain_BoundClientsStay: where clients are bound to upstreams, a backup that waits and a
+// suspect say that these go on. They do not if no request could connect to it.
+func TestExplain_BoundClientsStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork("a:80", "b:80", "c:80")
+		p := newAccusedPool(t, "shop", n, func(c *Config) {
+			c.Groups = upstreamname.NumbersOf(map[string]int{"c:80": 1})
+			c.Rules.Sticky = &session.Cookie{Name: "lb"}
+		}, "a:80", "b:80", "c:80")
+		const (
+			up      = "up, serves true: up: gets requests in turn"
+			backup  = "up, serves false: up, and a backup: gets requests when no primary can serve; clients that are bound to it stay"
+			suspect = "suspect, serves true: up, but suspect since a request to it failed (%s): gets requests only while no other upstream serves"
+		)
+		p.want("at first", up, up, backup)
+		p.fail("a:80", 1, witness.Outcome, "status 502")
+		p.want("by an outcome", fmt.Sprintf(suspect, "status 502")+"; clients that are bound to it stay", up, backup)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		p.want("the checks pass", up, up, backup)
+		p.fail("a:80", 1, witness.Connect, "connection refused")
+		p.want("by a connection", fmt.Sprintf(suspect, "connection refused"), up, backup)
 	})
 }
 

@@ -161,6 +161,14 @@ func (d *decision) claim(i int) bool {
 	return true
 }
 
+// unclaim undoes claim.
+func (d *decision) unclaim() {
+	if d.slot != nil {
+		d.slot.Free()
+		d.slot = nil
+	}
+}
+
 // report logs the state that the decision saw, if it has changed. Requests are what
 // notices a change of Caddy's own health: there is no signal of it. While it makes a
 // difference, every pick is a decision, so that the first one afterwards notices the

@@ -109,13 +109,14 @@ func (d *decision) pickUntried(tiers ...*tier) (i, retry int, serves bool) {
 func (d *decision) pickTrial(now *Snapshot) int {
 	for _, i := range now.trials {
 		u := d.Upstreams[i]
-		if !u.Available() || d.Tried.has(u) || d.isFull(i) {
+		if !u.Available() || d.Tried.has(u) || d.isFull(i) || !d.claim(i) {
 			continue
 		}
-		if now.members[i].Witness.ClaimTrial(d.bound == none && isSafe(d.Request)) && d.claim(i) {
+		if now.members[i].Witness.ClaimTrial(d.bound == none && isSafe(d.Request)) {
 			d.state = now.state
 			return i
 		}
+		d.unclaim()
 	}
 	return none
 }

@@ -197,6 +197,7 @@ func TestFindPlaceholders_LooksAtAllTexts(t *testing.T) {
 // The answers of a name server for `dynamic a` and `dynamic srv`, each after a good one and
 // before another one: what is a failure, and what is obeyed.
 func TestLoad_AnswersOfANameServer(t *testing.T) {
+	t.Parallel()
 	const missing = "no such host"
 	many := make([]string, 200)
 	for i := range many {

@@ -81,12 +81,13 @@ func newSource(ctx context.Context, inner reverseproxy.UpstreamSource, key strin
 // its last good answer. It is an error only if there is no name, or if the source fails
 // and has no answer that may be used.
 func (s *Source) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
-	if s.background {
-		if a := s.memory.newest.Load(); a != nil && s.isFresh(a, time.Now()) {
-			return a.result()
-		}
-	} else if s.memory.failure.Load() == nil {
+	now, f := time.Now(), s.memory.failure.Load()
+	if f == nil && !s.background {
 		return s.askFor(r)
+	}
+	// without the lock, if there is nothing else to do
+	if a := s.memory.usable(now, s.stale); a != nil && (s.isFresh(a, now) || f != nil && now.Before(f.next)) {
+		return a.result()
 	}
 	return s.await(r)
 }
