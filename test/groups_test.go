@@ -169,7 +169,7 @@ func TestSpill_JoinsBelowAndLeavesAbove(t *testing.T) {
 		t.Helper()
 		want := make(map[string]int)
 		n := 0
-		for _, name := range strings.FieldsSeq(letters) {
+		for name := range strings.FieldsSeq(letters) {
 			want[name] += 4
 			n += 4
 		}
