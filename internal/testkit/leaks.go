@@ -46,7 +46,7 @@ func leftovers() []string {
 	for what, pool := range map[string]*caddy.UsagePool{
 		"target": shared.Targets, "counters of the check": shared.CheckCounters, "counters of the pool": shared.PoolCounters,
 		"watch list": shared.WatchLists, "settings": shared.Settings, "witness": shared.Witnesses,
-		"dynamic source": shared.Sources,
+		"dynamic source": shared.Sources, "slots": shared.Slots,
 	} {
 		pool.Range(func(key, _ any) bool {
 			left = append(left, fmt.Sprintf("%s %v", what, key))
