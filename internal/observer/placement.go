@@ -41,7 +41,7 @@ func (t *Transport) send(p *Placement, roundTrip func() (*http.Response, error))
 	if p.Cookie != "" {
 		res.Header.Add("Set-Cookie", p.Cookie)
 	}
-	if t.hooks.Handles(res) && readWhole(res) {
+	if p.Held() && t.hooks.Handles(res) && readWhole(res) {
 		p.End()
 		return res, nil
 	}
@@ -56,7 +56,7 @@ func readWhole(res *http.Response) bool {
 		return false
 	}
 	read, err := io.ReadAll(res.Body)
-	res.Body.Close()
+	_ = res.Body.Close()
 	whole := io.Reader(bytes.NewReader(read))
 	if err != nil {
 		whole = io.MultiReader(whole, failing{err})

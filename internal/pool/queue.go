@@ -129,24 +129,36 @@ func (d *decision) set() *slots.Set {
 }
 
 // take returns the upstream at whose address the request was given a slot. It frees the slot
-// and returns none if the request must not go there any more.
+// and returns none if the request must not go there any more: the snapshot has changed, or
+// Caddy's own health or limit, of which the slot knows nothing.
 func (d *decision) take(a *slots.Address) int {
-	if d.now != d.pool.snapshot(false) {
-		if i := d.choose(); i != none {
+	i := d.fullAt(a)
+	if d.now != d.pool.snapshot(false) || i == none || !d.Upstreams[i].Available() {
+		if chosen := d.choose(); chosen != none {
 			a.Free()
-			return i
+			return chosen
 		}
+		i = d.fullAt(a)
 	}
+	if i == none {
+		a.Free()
+		return none
+	}
+	d.slot, d.binds = a, d.binds && i != d.bound
+	if d.Tried.has(d.Upstreams[i]) {
+		d.Tried.startOver()
+	}
+	return i
+}
+
+// fullAt returns the upstream at an address that could take the request, none if there is
+// none.
+func (d *decision) fullAt(a *slots.Address) int {
 	for _, i := range d.full {
 		if d.now.members[i].Slots == a {
-			d.slot, d.binds = a, d.binds && i != d.bound
-			if d.Tried.has(d.Upstreams[i]) {
-				d.Tried.startOver()
-			}
 			return i
 		}
 	}
-	a.Free()
 	return none
 }
 

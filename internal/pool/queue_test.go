@@ -225,13 +225,22 @@ func TestQueue_WakesWhenThereIsRoom(t *testing.T) {
 		{"an upstream returns", "ud", nil, nil, func(p *policy) { p.decide("?u") }, []int{1, 1, -2}},
 		{"one has its first verdict", "u?", nil, nil, func(p *policy) { p.decide("?u") }, []int{1, 1, -2}},
 		{"one is resumed", "uu", nil, func(p *policy) { p.setMode(1, settings.Drain) }, func(p *policy) { p.setMode(1, settings.Ready) }, []int{1, 1, -2}},
-		{"one gets a weight", "uu", nil, func(p *policy) { p.set(1, settings.Change{Pool: "shop", Weight: weightOf(0)}) },
-			func(p *policy) { p.set(1, settings.Change{Pool: "shop", Weight: weightOf(1)}) }, []int{1, 1, -2}},
+		{
+			"one gets a weight", "uu", nil, func(p *policy) { p.set(1, settings.Change{Pool: "shop", Weight: weightOf(0)}) },
+			func(p *policy) { p.set(1, settings.Change{Pool: "shop", Weight: weightOf(1)}) },
+			[]int{1, 1, -2},
+		},
 		{"Caddy considers one healthy again", "uu", nil, func(p *policy) { setAllHealthy(p.list, "10") }, func(p *policy) { setAllHealthy(p.list, "11") }, []int{1, 1, -2}},
-		{"Caddy's own limit has room", "uu", nil, func(p *policy) { testkit.SetRequests(p.list[1], 1); p.list[1].MaxRequests = 1 },
-			func(p *policy) { testkit.SetRequests(p.list[1], 0) }, []int{1, 1, -2}},
-		{"the only one dies, and the backup serves", "uu", func(p *policy) { p.members[1].Group = 1; p.members[1].Limit = 2 }, func(p *policy) { p.decide("?d") },
-			func(p *policy) { p.decide("?u") }, []int{1, 1, -2}},
+		{
+			"Caddy's own limit has room", "uu", nil, func(p *policy) { testkit.SetRequests(p.list[1], 1); p.list[1].MaxRequests = 1 },
+			func(p *policy) { testkit.SetRequests(p.list[1], 0) },
+			[]int{1, 1, -2},
+		},
+		{
+			"the only one dies, and the backup serves", "uu", func(p *policy) { p.members[1].Group = 1; p.members[1].Limit = 2 }, func(p *policy) { p.decide("?d") },
+			func(p *policy) { p.decide("?u") },
+			[]int{1, 1, -2},
+		},
 		{"the only one dies: the last resort has the same limit", "ud", nil, nil, func(p *policy) { p.decide("d?") }, []int{1, 1, -2}},
 		{"the only one dies: nothing is left to wait for", "ud", func(p *policy) { p.handler.Rules.FailOpen.Never = true }, nil, func(p *policy) { p.decide("d?") }, []int{-1, -1, -1}},
 	} {
@@ -398,4 +407,46 @@ func TestLimits_GrowInASlowStart(t *testing.T) {
 			time.Sleep(10 * time.Second)
 		}
 	})
+}
+
+// A slot that was given while Caddy considers its upstream unhealthy, or full by its own limit,
+// goes on to a request that can use it. Those that wait go to others, and come back.
+func TestQueue_GivesNoSlotsOfUpstreamsThatCaddyRefuses(t *testing.T) {
+	for _, tc := range []struct {
+		rule          string
+		refuse, admit func(*policy)
+	}{
+		{"unhealthy", func(p *policy) { setAllHealthy(p.list, "01") }, func(p *policy) { setAllHealthy(p.list, "11") }},
+		{"full", func(p *policy) { p.list[0].MaxRequests = 1; testkit.SetRequests(p.list[0], 1) }, func(p *policy) { testkit.SetRequests(p.list[0], 0) }},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
+				p := newPolicy(t, "uu", limited(t, 10, 1, 1))
+				requests, got := p.ask(5)
+				if !slices.Equal(sorted(got[:2]), []int{0, 1}) || !slices.Equal(got[2:], []int{-2, -2, -2}) {
+					t.Fatalf("before: got %v", got)
+				}
+				first := slices.Index(got[:2], 0) // the request that the first upstream got
+				tc.refuse(p)
+				requests[first].finish()
+				for i, r := range requests[2:] {
+					if got := r.got(); got != -2 {
+						t.Errorf("request %d got %d, want it to wait", i, got)
+					}
+				}
+				requests[1-first].finish()
+				if got := requests[2].got(); got != 1 {
+					t.Errorf("the first got %d, want the other upstream", got)
+				}
+				tc.admit(p)
+				time.Sleep(lookEvery)
+				if got := sorted([]int{requests[3].got(), requests[4].got()}); !slices.Equal(got, []int{-2, 0}) {
+					t.Errorf("afterwards: got %v, want one of the two to go there", got)
+				}
+				for range requests {
+					finishAll(requests)
+				}
+			})
+		})
+	}
 }

@@ -96,9 +96,13 @@ func TestSpill_JoinsBelowAndLeavesAbove(t *testing.T) {
 		steps    []step
 	}{
 		{"below, not at the threshold", 50, []int{0, 0, 0, 0, 1}, nil, "uuuuu", []step{
-			{"d????", 0, []int{1, 2, 3}}, {"?d???", 0, []int{2, 3}}, {"??d??", 0, []int{3, 4}},
-			{"??u??", 0, []int{2, 3, 4}}, {"?????", 6 * time.Second, []int{2, 3, 4}}, // 50 %, and it leaves at 60 %
-			{"?u???", 4 * time.Second, []int{1, 2, 3, 4}}, {"?????", time.Second, []int{1, 2, 3}},
+			{"d????", 0, []int{1, 2, 3}},
+			{"?d???", 0, []int{2, 3}},
+			{"??d??", 0, []int{3, 4}},
+			{"??u??", 0, []int{2, 3, 4}},
+			{"?????", 6 * time.Second, []int{2, 3, 4}}, // 50 %, and it leaves at 60 %
+			{"?u???", 4 * time.Second, []int{1, 2, 3, 4}},
+			{"?????", time.Second, []int{1, 2, 3}},
 		}},
 		{"above for too short a time", 50, []int{0, 0, 0, 1}, nil, "uuuu", []step{
 			{"dd??", 0, []int{2, 3}}, {"u???", 4 * time.Second, []int{0, 2, 3}}, {"d???", 2 * time.Second, []int{2, 3}}, {"u???", 4 * time.Second, []int{0, 2, 3}}, {"????", time.Second, []int{0, 2}},
@@ -214,8 +218,15 @@ func TestFailOpen_ByNumber(t *testing.T) {
 		members string
 		want    State
 	}{
-		{2, "u1 u1 d1", Normal}, {2, "u1 d1 d1", FailedOpen}, {1, "u1 d1", Normal}, {1, "d1 d1", FailedOpen},
-		{3, "u1 u1", Normal}, {3, "u1 d1", FailedOpen}, {2, "u1 d1 d1 u1b", Normal}, {2, "u1 d1 d1 u1bb", Normal}, {2, "u1 ?1 ?1", Normal},
+		{2, "u1 u1 d1", Normal},
+		{2, "u1 d1 d1", FailedOpen},
+		{1, "u1 d1", Normal},
+		{1, "d1 d1", FailedOpen},
+		{3, "u1 u1", Normal},
+		{3, "u1 d1", FailedOpen},
+		{2, "u1 d1 d1 u1b", Normal},
+		{2, "u1 d1 d1 u1bb", Normal},
+		{2, "u1 ?1 ?1", Normal},
 	} {
 		h := &Handler{Rules: Rules{FailOpen: FailOpen{Number: tc.number}}}
 		if got := h.newSnapshot(handMade(tc.members), time.Now(), new(spills)).state; got != tc.want {

@@ -19,8 +19,30 @@ type Grant struct {
 	address *Address   // nil if it has none
 	running bool       // a round trip is under way
 	ended   bool       // the context of the request has ended
-	stop    func() bool
+	ending  *ending
+	stop    func() bool   // keeps ending from being called
 	inner   io.ReadCloser // the body of the answer
+}
+
+// ending tells a grant that its request has ended. One that was never called is used again
+// for another grant, so it costs no allocation.
+type ending struct {
+	grant *Grant
+	call  func()
+}
+
+// endings are those that can be used again.
+var endings sync.Pool
+
+// newEnding returns one for a grant.
+func newEnding(g *Grant) *ending {
+	e, ok := endings.Get().(*ending)
+	if !ok {
+		e = new(ending)
+		e.call = func() { e.grant.end() }
+	}
+	e.grant = g
+	return e
 }
 
 // Hold makes g the slot at an address that was taken for a request.
@@ -28,19 +50,31 @@ func (g *Grant) Hold(ctx context.Context, a *Address) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.address = a
-	g.stop = context.AfterFunc(ctx, g.end) // it calls nothing before this returns
+	g.ending = newEnding(g)
+	g.stop = context.AfterFunc(ctx, g.ending.call) // end waits until this returns
+}
+
+// Held reports whether g is a slot that is yet to be given back.
+func (g *Grant) Held() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.address != nil
 }
 
 // Free gives the slot back, unless that was done.
 func (g *Grant) Free() {
 	g.mu.Lock()
-	a, stop := g.address, g.stop
-	g.address, g.stop = nil, nil
+	a, stop, ending := g.address, g.stop, g.ending
+	g.address, g.stop, g.ending = nil, nil, nil
 	g.mu.Unlock()
-	if a != nil {
-		stop()
-		a.Free()
+	if a == nil {
+		return
 	}
+	if stop() {
+		ending.grant = nil
+		endings.Put(ending)
+	}
+	a.Free()
 }
 
 // end follows the end of the request.
@@ -74,10 +108,11 @@ func (g *Grant) End() {
 func (g *Grant) Answered(res *http.Response) {
 	g.mu.Lock()
 	g.running = false
-	ended := g.ended
+	held, ended := g.address != nil, g.ended
 	g.inner = res.Body
 	g.mu.Unlock()
 	switch {
+	case !held:
 	case ended, res.Body == nil, res.Body == http.NoBody:
 		g.Free()
 	case res.StatusCode == http.StatusSwitchingProtocols:
