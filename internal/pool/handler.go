@@ -5,8 +5,8 @@
 // them may get requests and in which order. The package knows neither how upstreams are
 // probed nor where lists come from.
 //
-// Locks, in the order in which they are taken: Pool.making, then one of counters.mu,
-// spills.mu, that of slots or those of targets. Handler.mu and waiters.mu are taken alone.
+// Locks, in the order in which they are taken: Pool.making, then counters.mu or those of
+// targets; counters.mu, then spills.mu or that of slots. Handler.mu and waiters.mu are taken alone.
 // None is held while a log line, a callback, another policy, a circuit breaker or Caddy's
 // health checks run.
 package pool
