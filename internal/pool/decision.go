@@ -119,6 +119,9 @@ func (d *decision) choose() int {
 			d.pool.OnResume()
 		}
 		now = d.snapshot()
+		if i, settled := pickBound(d, now); settled {
+			return i
+		}
 		if i, serves = d.pickServing(now); i != none || serves {
 			return i
 		}
