@@ -61,7 +61,9 @@ func (d *decision) pickNotServing(now *Snapshot) int {
 	if i != none {
 		return i
 	}
-	d.full, d.fullByCaddy = d.full[:0], false // they may also be in the last resort, and count there
+	if !lastResort.empty() {
+		d.full, d.fullByCaddy = d.full[:0], false // they may also be in the last resort, and count there
+	}
 	i, other, _ := d.pickUntried(lastResort)
 	if i != none {
 		return i

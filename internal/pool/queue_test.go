@@ -463,3 +463,28 @@ func TestQueue_UpstreamsWithoutALimitHaveNoSlots(t *testing.T) {
 		t.Errorf("full: %v, by Caddy: %v, to look again: %v", d.full, d.fullByCaddy, d.unsignaled)
 	}
 }
+
+// While none serves, a request waits for a slot of one without a verdict, also if health is
+// never ignored.
+func TestQueue_WaitsForUpstreamsWithoutAVerdict(t *testing.T) {
+	for _, never := range []bool{true, false} {
+		testkit.Bubble(t, func(t *testing.T) {
+			p := newPolicy(t, "?d", limited(t, 10, 1, 1), func(p *policy) {
+				p.handler.Rules.FailOpen.Never, p.handler.Rules.Hold = never, 0
+			})
+			p.members[1].Slots.Take(1)
+			requests, got := p.ask(3)
+			if !slices.Equal(got, []int{0, -2, -2}) {
+				t.Fatalf("fail_open off: %v: got %v", never, got)
+			}
+			for n := range 2 {
+				requests[n].finish()
+				if got := requests[n+1].got(); got != 0 {
+					t.Errorf("fail_open off: %v: when there was a slot, %d got %v", never, n+1, got)
+				}
+			}
+			finishAll(requests)
+			p.members[1].Slots.Free()
+		})
+	}
+}
