@@ -488,3 +488,51 @@ func TestQueue_WaitsForUpstreamsWithoutAVerdict(t *testing.T) {
 		})
 	}
 }
+
+// Requests that wait for upstreams of a dynamic source follow every new snapshot: one that
+// another request makes when they have looked, and one that is due at a time.
+func TestQueue_DynamicPoolsWakeWaitingRequests(t *testing.T) {
+	waits := func(p *policy) (*Pool, *limitedRequest) {
+		d := New(p.handler, p.members, p.list, new(LoggedState))
+		p.members[0].Slots.Take(1)
+		return d, (&policy{Pool: d, list: p.list}).newLimited().begin()
+	}
+	t.Run("another request makes the snapshot", func(t *testing.T) {
+		testkit.Bubble(t, func(t *testing.T) {
+			p := newPolicy(t, "ud", limited(t, 10, 1))
+			d, r := waits(p)
+			if got := r.got(); got != -2 {
+				t.Fatalf("got %d, want it to wait", got)
+			}
+			d.making.Lock() // the other request is at it
+			p.decide("?u")
+			if got := r.got(); got != -2 {
+				t.Fatalf("got %d by the old snapshot", got)
+			}
+			d.making.Unlock()
+			d.Pick(Attempt{Upstreams: p.list, Request: testkit.Get()})
+			if got := r.got(); got != 1 {
+				t.Errorf("got %d, want the upstream that is up now", got)
+			}
+			r.finish()
+			p.members[0].Slots.Free()
+		})
+	})
+	t.Run("an ejection ends", func(t *testing.T) {
+		testkit.Bubble(t, func(t *testing.T) {
+			a := newAccusable(t, "uu", limited(t, 10, 1))
+			a.handler.Rules.Queue.Timeout = time.Minute
+			a.eject(t, 1)
+			_, r := waits(a.policy)
+			if got := r.got(); got != -2 {
+				t.Fatalf("got %d, want it to wait", got)
+			}
+			time.Sleep(time.Until(a.members[1].Ejection()) + time.Second)
+			if got := r.got(); got != 1 {
+				t.Errorf("got %d, want the upstream for a trial", got)
+			}
+			r.finish()
+			a.members[0].Slots.Free()
+		})
+	})
+}
