@@ -536,3 +536,22 @@ func TestQueue_DynamicPoolsWakeWaitingRequests(t *testing.T) {
 		})
 	})
 }
+
+// A request that waits tries an upstream whose ejection is over, also one with a limit.
+func TestQueue_WaitingRequestsAreTrials(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		a := newAccusable(t, "uu", limited(t, 10, 1, 1))
+		a.handler.Rules.Queue.Timeout = time.Minute
+		a.eject(t, 1)
+		requests, got := a.ask(3)
+		if !slices.Equal(got, []int{0, -2, -2}) {
+			t.Fatalf("got %v, want the last two to wait", got)
+		}
+		time.Sleep(time.Until(a.members[1].Ejection()) + 2*time.Second)
+		if got := []int{requests[1].got(), requests[2].got()}; !slices.Equal(sorted(got), []int{-2, 1}) {
+			t.Errorf("got %v, want a trial by one of them", got)
+		}
+		finishAll(requests[:1])
+		finishAll(requests)
+	})
+}
