@@ -36,7 +36,7 @@ func TestQueue_WaitingCostsNothing(t *testing.T) {
 		sent = append(sent, begin(t, client, c.URL()))
 	}
 	awaitWaiting(t, c, "shop", many)
-	const during, most = time.Second, 250 * time.Millisecond // of which the checks are a part
+	const during, most = time.Second, 80 * time.Millisecond // of which the checks are a part
 	var used time.Duration
 	if !testkit.Poll(testkit.Patience, func() bool { // the collector may have work left from before
 		before := processorTime(t)

@@ -142,7 +142,7 @@ func (d *decision) pick(t *tier) (chosen, tried int, serves bool) {
 	if t.empty() || t.anyHealth && d.pool.handler.breakerOpen() {
 		return none, none, false
 	}
-	if t.anyHealth && d.bound != none && t.weights[d.bound] > 0 && d.takes(t, d.bound) && d.claim(d.bound) {
+	if d.bound != none && t.weights[d.bound] > 0 && d.takes(t, d.bound) && d.claim(d.bound) {
 		d.binds = false
 		return d.bound, none, true
 	}

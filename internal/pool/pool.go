@@ -30,9 +30,10 @@ type Pool struct {
 	counters  counters
 	waiters   waiters
 
-	lastProbed atomic.Int64   // when requests last caused probes, since probingSince
-	lastLooked atomic.Int64   // when requests that wait last looked for verdicts, in the same way
-	sessions   map[string]int // positions by the cookies that bind clients to them; nil if none do
+	lastProbed  atomic.Int64   // when requests last caused probes, since probingSince
+	lastBrought atomic.Int64   // when a request last noted for spill that it brought the pool, in the same way
+	lastLooked  atomic.Int64   // when requests that wait last looked for verdicts, in the same way
+	sessions    map[string]int // positions by the cookies that bind clients to them; nil if none do
 
 	// OnResume is called when a request that was held goes on. It may be nil, and is set
 	// before the first pick.
@@ -196,6 +197,9 @@ func (p *Pool) snapshot(patient bool) *Snapshot {
 	}
 	now := time.Now()
 	if p.isCurrent(known, now) {
+		if p.handler.Rules.Spill > 0 && isFirst(&p.lastBrought, spillBaseEvery) {
+			p.spills.remember(known, now)
+		}
 		return known
 	}
 	if known == nil || patient || len(known.serving) == 0 {

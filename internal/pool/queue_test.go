@@ -450,3 +450,16 @@ func TestQueue_GivesNoSlotsOfUpstreamsThatCaddyRefuses(t *testing.T) {
 		})
 	}
 }
+
+// An upstream that has no limit, and was full by Caddy's a moment ago, has no slots to wait
+// for: the request looks again.
+func TestQueue_UpstreamsWithoutALimitHaveNoSlots(t *testing.T) {
+	p := newPolicy(t, "uu", limited(t, 10, 0, 1))
+	d := decision{Attempt: Attempt{Upstreams: p.list, Request: testkit.Get()}, pool: p.Pool}
+	d.snapshot()
+	d.noteFull(0)
+	d.noteFull(1)
+	if !slices.Equal(d.full, []int{1}) || !d.fullByCaddy || !d.unsignaled {
+		t.Errorf("full: %v, by Caddy: %v, to look again: %v", d.full, d.fullByCaddy, d.unsignaled)
+	}
+}
