@@ -301,6 +301,8 @@ func TestQueue_OutlivesItsConfig(t *testing.T) {
 	}
 	third := begin(t, client, c.URL()+"/third")
 	next.awaitArrivals(t, 1)
+	awaitWaiting(t, c, "shop", 1) // the second one still counts
+	c.WantMetrics("after the reload", map[string]float64{`queue_length{pool="shop"}`: 1})
 	app.letOut(t)
 	app.letOut(t)
 	next.letOut(t)

@@ -100,6 +100,8 @@ type Handler struct {
 type Hooks struct {
 	// OnHold is called when a request is held. It may be nil.
 	OnHold func()
+	// OnWaiting is called when a request enters the queue. It may be nil.
+	OnWaiting func()
 	// OnQueued is called when a request leaves the queue, with how long it waited there. It may
 	// be nil.
 	OnQueued func(waited time.Duration)
@@ -186,6 +188,9 @@ func (h *Handler) isExiting() bool {
 // follow if it may.
 func (h *Handler) enterQueue() bool {
 	if h.waiting.Add(1) <= int64(h.Rules.Queue.Length) {
+		if h.OnWaiting != nil {
+			h.OnWaiting()
+		}
 		return true
 	}
 	h.waiting.Add(-1)
