@@ -230,3 +230,71 @@ http:// {
 	}
 	t.Logf("%d requests in %s", clients.Answered(), time.Since(began).Round(time.Millisecond))
 }
+
+// When a config ends, Caddy cancels its own checks, and counts those under way as failed. Requests
+// of that config that still wait are not refused for that, and bound clients do not move.
+func TestReload_ChecksOfCaddyThatEndDoNotCount(t *testing.T) {
+	for name, test := range map[string]struct {
+		options string
+		bound   bool
+	}{
+		"new clients":                 {"", false},
+		"new clients, fail_open off":  {"fail_open off", false},
+		"new clients, fail_open 100%": {"fail_open 100%", false},
+		"bound clients":               {"sticky {\nsecret s3cret\n}", true},
+	} {
+		t.Run(strings.NewReplacer("%", "", ",", "").Replace(name), func(t *testing.T) {
+			backends := testkit.StartBackends(t, "a", "sick")
+			backends[1].Set(testkit.Sick)
+			held := testkit.NewGate(t)
+			for _, b := range backends {
+				b.Hook = func(r *http.Request) {
+					switch r.URL.Path {
+					case "/healthz/core": // one is always under way
+						select {
+						case <-r.Context().Done():
+						case <-time.After(200 * time.Millisecond):
+						}
+					case "/held":
+						held.Pass(r)
+					}
+				}
+			}
+			site := func(version int) string {
+				return stickySite(backends, testkit.QuickCheck+"\nmax_requests 1\nqueue 30s\nobserve off\neject off\nretries off\n"+test.options,
+					fmt.Sprintf("header_up X-Version %d", version), "health_uri /healthz/core", "health_interval 100ms", "health_timeout 30s", "health_status 2xx")
+			}
+			c := testkit.StartCaddy(t, site(1))
+			testkit.Eventually(t, testkit.Patience, "a is up, and the other is down", func() bool { return c.Up(backends[0].Addr) && c.Down(backends[1].Addr) })
+			cookie := ""
+			if test.bound {
+				cookie = "lb=" + valueOf("s3cret", backends[0].Addr)
+			}
+			answers := make(chan testkit.Answer, 3)
+			client := c.Client()
+			holds := 1
+			if strings.Contains(test.options, "100%") {
+				holds = 2 // health is ignored
+			}
+			for range holds {
+				go func() { answers <- askWith(client, c.URL()+"/held", cookie) }()
+			}
+			testkit.Eventually(t, testkit.Patience, "all are full", func() bool { return c.One(backends[0].Addr).Requests+c.One(backends[1].Addr).Requests == holds })
+			go func() { answers <- askWith(client, c.URL(), cookie) }()
+			testkit.Eventually(t, testkit.Patience, "a request waits", func() bool { return c.Metrics()[`queue_length{pool="shop"}`] == 1 })
+			c.Load(site(2))
+			select {
+			case got := <-answers:
+				t.Errorf("answer %v with the cookies %q, want it to wait", got, got.Header.Values("Set-Cookie"))
+			case <-time.After(500 * time.Millisecond):
+			}
+			held.Open()
+			for range holds + 1 {
+				got := testkit.Wait(t, answers, testkit.Patience)
+				if got.Status != http.StatusOK || holds == 1 && got.Body != "a" || test.bound && len(got.Header.Values("Set-Cookie")) > 0 {
+					t.Errorf("answer %v with the cookies %q, want one of a without any", got, got.Header.Values("Set-Cookie"))
+				}
+			}
+		})
+	}
+}

@@ -135,14 +135,33 @@ func (h *Handler) Changed() {
 	}
 }
 
-// hasEnded reports whether the config has ended.
-func (h *Handler) hasEnded() bool {
+// isHealthy reports whether Caddy itself considers an upstream healthy. When a config ends,
+// Caddy cancels its active checks, and counts those under way as failed. So from then on these do
+// not count: requests may still wait.
+func (h *Handler) isHealthy(u *reverseproxy.Upstream) bool {
+	if u.Healthy() {
+		return true
+	}
 	select {
 	case <-h.Ended:
-		return true
 	default:
 		return false
 	}
+	if h.Proxy == nil || h.Proxy.HealthChecks == nil || h.Proxy.HealthChecks.Active == nil || h.breakerOpen() {
+		return false
+	}
+	passive := h.Proxy.HealthChecks.Passive
+	return passive == nil || u.Host.Fails() < passive.MaxFails
+}
+
+// countHealthy counts the upstreams with a weight that Caddy itself considers healthy.
+func (h *Handler) countHealthy(weights []int, upstreams reverseproxy.UpstreamPool) (n int) {
+	for i, weight := range weights {
+		if weight > 0 && h.isHealthy(upstreams[i]) {
+			n++
+		}
+	}
+	return n
 }
 
 // HasRetries reports whether requests are under way of which a try has failed.

@@ -18,7 +18,7 @@ const maxDraws = 8
 func (d *decision) pickServing(now *Snapshot) (i int, serves bool) {
 	tiers := now.serving
 	d.state = Normal
-	if now.isTooFewHealthy(&d.pool.handler.Rules, d.Upstreams) {
+	if now.isTooFewHealthy(d.pool.handler, d.Upstreams) {
 		tiers = append([]*tier{now.allPrimaries()}, tiers...)
 		d.state = FailedOpen
 	} else if now.state == FailedOpen {
@@ -185,7 +185,7 @@ func (d *decision) scan(t *tier) (chosen, tried int, serves bool) {
 			continue
 		}
 		u := d.Upstreams[i]
-		if !t.serves(u) {
+		if !t.serves(d.pool.handler, u) {
 			d.unsignaled = true
 			continue
 		}
@@ -216,7 +216,7 @@ func (d *decision) scan(t *tier) (chosen, tried int, serves bool) {
 // takes reports whether a member of t can take the request and was not tried by it.
 func (d *decision) takes(t *tier, i int) bool {
 	u := d.Upstreams[i]
-	return t.serves(u) && !d.isFull(i) && !d.Tried.has(u)
+	return t.serves(d.pool.handler, u) && !d.isFull(i) && !d.Tried.has(u)
 }
 
 // isLast reports whether the last try of the request was at the upstream at a position.

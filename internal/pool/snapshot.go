@@ -112,16 +112,16 @@ func (s *Snapshot) probeUnknown() {
 // isTooFewHealthy reports whether fail_open ignores health because Caddy itself considers
 // too many upstreams unhealthy, which do not serve either. The snapshot knows of the
 // checks only.
-func (s *Snapshot) isTooFewHealthy(r *Rules, upstreams reverseproxy.UpstreamPool) bool {
-	if !r.CountsHealthy || s.state == FailedOpen {
+func (s *Snapshot) isTooFewHealthy(h *Handler, upstreams reverseproxy.UpstreamPool) bool {
+	if !h.Rules.CountsHealthy || s.state == FailedOpen {
 		return false
 	}
 	for _, weights := range s.up[1:] {
-		if countHealthy(weights, upstreams) > 0 {
+		if h.countHealthy(weights, upstreams) > 0 {
 			return false
 		}
 	}
-	return r.FailOpen.isTooFew(countHealthy(s.up[0], upstreams), s.decided)
+	return h.Rules.FailOpen.isTooFew(h.countHealthy(s.up[0], upstreams), s.decided)
 }
 
 // standing is what decides about one member in a snapshot.

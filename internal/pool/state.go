@@ -51,7 +51,7 @@ type Situation struct {
 // Weight returns the weight with which the upstream at a position gets requests.
 func (s Situation) Weight(i int, u *reverseproxy.Upstream) float64 {
 	t := s.receiving
-	if t == nil || t.weights[i] == 0 || u.Host != nil && !t.serves(u) {
+	if t == nil || t.weights[i] == 0 || u.Host != nil && !t.anyHealth && !u.Healthy() {
 		return 0
 	}
 	return float64(t.weights[i]) / float64(max(1, t.scale))
@@ -72,11 +72,11 @@ func situationOf(h *Handler, now *Snapshot, upstreams reverseproxy.UpstreamPool)
 		if t.empty() || t.anyHealth || !ownHealth {
 			return !t.empty()
 		}
-		return t.countHealthy(upstreams) > 0
+		return h.countHealthy(t.weights, upstreams) > 0
 	}
 	is := func(s State, t *tier) Situation { return Situation{State: s, ByCaddy: s != now.state, receiving: t} }
 
-	if ownHealth && now.isTooFewHealthy(&h.Rules, upstreams) {
+	if ownHealth && now.isTooFewHealthy(h, upstreams) {
 		return is(FailedOpen, now.allPrimaries())
 	}
 	for _, t := range now.serving {

@@ -80,21 +80,8 @@ func allPositions(n int, is func(i int) bool) bool {
 func (t *tier) empty() bool { return t.order.Len() == 0 }
 
 // serves reports whether Caddy itself considers u healthy, where that counts.
-func (t *tier) serves(u *reverseproxy.Upstream) bool { return t.anyHealth || u.Healthy() }
-
-// countHealthy counts the members that Caddy itself considers healthy.
-func (t *tier) countHealthy(upstreams reverseproxy.UpstreamPool) int {
-	return countHealthy(t.weights, upstreams)
-}
-
-// countHealthy counts the upstreams with a weight that Caddy itself considers healthy.
-func countHealthy(weights []int, upstreams reverseproxy.UpstreamPool) (n int) {
-	for i, weight := range weights {
-		if weight > 0 && upstreams[i].Healthy() {
-			n++
-		}
-	}
-	return n
+func (t *tier) serves(h *Handler, u *reverseproxy.Upstream) bool {
+	return t.anyHealth || h.isHealthy(u)
 }
 
 // ramps returns which part of its weight each member that serves gets, in steps, and after
