@@ -5,6 +5,7 @@ package test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -21,12 +22,14 @@ type chaotic struct {
 	mode    string
 	own     int // weight by the config
 	set     int // weight set at run time, below 0 for none
-	backup  bool
+	group   int
+	rebind  bool // its clients move while it drains
 	check   string
 	core    bool         // Caddy has checks of its own
 	shunned *atomic.Bool // it does not pass them
 	// ejected is what the list says: whether requests eject it depends on their order.
 	ejected bool
+	load    *chaosLoad
 }
 
 func (u *chaotic) weight() int {
@@ -67,11 +70,17 @@ func (u *chaotic) isEjected() bool { return u.isAlive() && u.ejected }
 func (u *chaotic) isUnsteady() bool { return u.conduct == testkit.Shallow && u.up() || u.ejected }
 
 func (u *chaotic) answers() bool { return u.conduct == testkit.Well || u.conduct == testkit.Sick }
-func (u *chaotic) primary() bool { return !u.backup }
+func (u *chaotic) primary() bool { return u.group == 0 }
 func (u *chaotic) drained() bool {
 	return u.mode == "drain" && u.weight() > 0 && u.up() && u.healthy()
 }
-func (u *chaotic) isBackup() bool { return u.backup }
+func (u *chaotic) isBackup() bool { return u.group > 0 }
+
+// keeps reports whether clients that are bound to it stay there.
+func (u *chaotic) keeps() bool {
+	return u.mode != "maintenance" && !u.rebind && u.weight() > 0 && u.up() && u.healthy() && !u.ejected
+}
+
 func (u *chaotic) String() string {
 	return fmt.Sprintf("%s:%d/%s×%d/%v", u.Name, u.conduct, u.mode, u.weight(), u.healthy())
 }
@@ -94,6 +103,9 @@ const (
 	chaosTimeout  = time.Second
 	chaosRamp     = 200 * time.Millisecond
 	chaosEjected  = time.Second // at most, at a time
+	chaosGroups   = 3
+	chaosSecret   = "chaos"
+	spillHeld     = 5 * time.Second // how long enough must serve until a group leaves
 
 	coreCheck = "/healthz/core" // of Caddy itself
 	// mayCheckItself: Caddy's health checks begin before its events app starts, and emit
@@ -116,7 +128,63 @@ type chaosPool struct {
 	all      []*chaotic
 	failOpen string
 	ramps    bool
+	sticky   bool
+	spill    int  // a percentage, 0 if it is off
+	limit    int  // of each upstream, 0 for none
+	queues   bool // at the limit
 	version  int
+
+	// joined is how many groups have joined the primaries, because too little serves. While
+	// upstreams are ejected and return it may change in between, and is unsure.
+	joined int
+	unsure bool
+}
+
+// spills returns the percentage of spill. Where the weight changes without a sign, because of
+// Caddy's own checks or a slow start, the config has none.
+func (p *chaosPool) spills() int {
+	if p.all[0].core || p.ramps {
+		return 0
+	}
+	return p.spill
+}
+
+// serving returns the weight that serves in the first groups, up to one, and the base.
+func (p *chaosPool) serving(group int) (serving, base int) {
+	for first := 0; base == 0 && first < chaosGroups; first++ {
+		for _, u := range p.all {
+			if u.group == first {
+				base += u.weight()
+			}
+		}
+	}
+	for _, u := range p.all {
+		if u.group <= group && u.ready() && u.up() && !u.ejected {
+			serving += u.weight()
+		}
+	}
+	return serving, base
+}
+
+// joining returns how many groups have to join the primaries, and how many may stay: those
+// after them leave after a while.
+func (p *chaosPool) joining() (least, most int) {
+	if p.spills() == 0 {
+		return 0, 0
+	}
+	for least < chaosGroups-1 {
+		if serving, base := p.serving(least); 100*serving >= p.spills()*base {
+			break
+		}
+		least++
+	}
+	for most < chaosGroups-1 {
+		if serving, base := p.serving(most); 100*serving >= min(100, p.spills()+10)*base {
+			break
+		}
+		most++
+	}
+	return least, most
 }
 
 // those returns the upstreams with all of these properties.
@@ -133,19 +201,39 @@ next:
 	return some
 }
 
+// byGroup returns the upstreams with a property by their groups. The first groups are one, as
+// many as have joined the primaries.
+func (p *chaosPool) byGroup(joined int, has func(*chaotic) bool) (tiers [][]*chaotic) {
+	for group := joined; group < chaosGroups; group++ {
+		tiers = append(tiers, p.those(has, func(u *chaotic) bool {
+			return u.group == group || group == joined && u.group < group
+		}))
+	}
+	return tiers
+}
+
+// tooFew reports whether so few primaries serve that their health is ignored.
+func (p *chaosPool) tooFew(serving, all int) bool {
+	if text, ok := strings.CutSuffix(p.failOpen, "%"); ok {
+		percent, _ := strconv.Atoi(text)
+		return 100*serving < percent*all
+	}
+	number, err := strconv.Atoi(p.failOpen)
+	return err == nil && serving < min(number, all)
+}
+
 // gets returns the upstreams that get requests, and whether their health is ignored.
-func (p *chaosPool) gets() (some []*chaotic, failsOpen bool) {
+func (p *chaosPool) gets() (some []*chaotic, failsOpen bool) { return p.getsWith(p.joined) }
+
+// getsWith is gets while so many groups have joined the primaries.
+func (p *chaosPool) getsWith(joined int) (some []*chaotic, failsOpen bool) {
 	primaries := p.those((*chaotic).primary, (*chaotic).ready)
 	alive := p.those((*chaotic).primary, (*chaotic).isAlive) // ejected ones count as serving
 	backups := p.those((*chaotic).isBackup, (*chaotic).isAlive)
-	if percent, err := strconv.Atoi(strings.TrimSuffix(p.failOpen, "%")); err == nil && len(backups) == 0 && 100*len(alive) < percent*len(primaries) {
+	if len(backups) == 0 && p.tooFew(len(alive), len(primaries)) {
 		return primaries, true
 	}
-	for _, tier := range [][]*chaotic{
-		p.those((*chaotic).primary, (*chaotic).serves), p.those((*chaotic).isBackup, (*chaotic).serves),
-		p.those((*chaotic).primary, (*chaotic).drained), p.those((*chaotic).isBackup, (*chaotic).drained),
-		p.those((*chaotic).primary, (*chaotic).isEjected), p.those((*chaotic).isBackup, (*chaotic).isEjected),
-	} {
+	for _, tier := range slices.Concat(p.byGroup(joined, (*chaotic).serves), p.byGroup(0, (*chaotic).drained), p.byGroup(0, (*chaotic).isEjected)) {
 		if len(tier) > 0 {
 			return tier, false
 		}
@@ -153,11 +241,12 @@ func (p *chaosPool) gets() (some []*chaotic, failsOpen bool) {
 	if p.failOpen == "off" {
 		return nil, false
 	}
-	if len(primaries) > 0 {
-		return primaries, true
+	for _, tier := range p.byGroup(0, (*chaotic).ready) {
+		if len(tier) > 0 {
+			return tier, true
+		}
 	}
-	readyBackups := p.those((*chaotic).isBackup, (*chaotic).ready)
-	return readyBackups, len(readyBackups) > 0
+	return nil, false
 }
 
 // mayTry returns the upstreams that a request with retries may try, each once: all that
@@ -184,17 +273,28 @@ func (p *chaosPool) reliable() map[string]bool {
 // sites is a config of the pool. Requests for /retried have enough retries to try every
 // upstream once; all others have none.
 func (p *chaosPool) sites() string {
-	var addrs, weights, backups []string
+	var addrs, options []string
 	for _, u := range p.all {
 		addrs = append(addrs, u.Addr)
-		weights = append(weights, fmt.Sprintf("weight %s %d", u.Addr, u.own))
-		if u.backup {
-			backups = append(backups, u.Addr)
+		options = append(options, fmt.Sprintf("weight %s %d", u.Addr, u.own))
+		if u.group > 0 { // one in each
+			options = append(options, "backup "+u.Addr)
 		}
 	}
-	ramp := ""
 	if p.ramps {
-		ramp = "slow_start " + chaosRamp.String()
+		options = append(options, "slow_start "+chaosRamp.String())
+	}
+	if p.spills() > 0 {
+		options = append(options, fmt.Sprintf("spill %d%%", p.spills()))
+	}
+	if p.limit > 0 {
+		options = append(options, fmt.Sprintf("max_requests %d", p.limit))
+	}
+	if p.queues {
+		options = append(options, "queue 20s")
+	}
+	if p.sticky {
+		options = append(options, "sticky {\n\t\t\t\t\tsecret "+chaosSecret+"\n\t\t\t\t}")
 	}
 	core := ""
 	if p.all[0].core {
@@ -209,21 +309,19 @@ func (p *chaosPool) sites() string {
 					timeout %s
 				}
 				%s
-				backup %s
 				fail_open %s
 				retries off
 				eject 3 {
 					for 200ms %s
 					share 60%%
 				}
-				%s
 			}
 			%s
 			transport http {
 				response_header_timeout 2s
 				keepalive off
 			}`, strings.Join(addrs, " "), p.all[0].check, chaosInterval, chaosFast, chaosTimeout,
-		strings.Join(weights, "\n\t\t\t\t"), strings.Join(backups, " "), p.failOpen, chaosEjected, ramp, core)
+		strings.Join(options, "\n\t\t\t\t"), p.failOpen, chaosEjected, core)
 	return fmt.Sprintf(`
 http:// {
 	header Version %d
@@ -263,12 +361,16 @@ func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*testkit.Caddy
 		return func(c *testkit.Caddy) { c.Patch(u.Addr, fmt.Sprintf(format, args...)) }
 	}
 	reload := func(c *testkit.Caddy) { c.Load(p.sites()) }
-	switch draw := chance.IntN(15); draw {
+	switch draw := chance.IntN(19); draw {
 	case 0, 1, 2, 3, 4:
 		u.conduct = other(chance, u.conduct, testkit.Well, testkit.Well, testkit.Well, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Refusing, testkit.Refusing, testkit.Resetting, testkit.Resetting, testkit.Hanging, testkit.Shallow, testkit.Shallow, testkit.Shallow)
 		return fmt.Sprintf("%s behaves like %d", u.Name, u.conduct), func(*testkit.Caddy) { u.Backend.Set(u.conduct) }
 	case 5, 6:
 		u.mode = other(chance, u.mode, "ready", "ready", "drain", "maintenance")
+		u.rebind = u.mode == "drain" && chance.IntN(3) == 0
+		if u.rebind {
+			return u.Name + ": drain, and its clients move", patch(`{"mode": "drain", "rebind": true}`)
+		}
 		return fmt.Sprintf("%s: %s", u.Name, u.mode), patch(`{"mode": %q}`, u.mode)
 	case 7:
 		if u.set = other(chance, u.set, -1, 0, 1, 2); u.set < 0 {
@@ -280,9 +382,10 @@ func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*testkit.Caddy
 		return fmt.Sprintf("%s fails the checks of Caddy itself: %v", u.Name, u.shunned.Load()), func(*testkit.Caddy) {}
 	default:
 		p.version++
+		p.joined, p.unsure = 0, false // a new config begins anew
 		switch draw {
 		case 8:
-			p.failOpen = other(chance, p.failOpen, "none_up", "off", "50%", "100%")
+			p.failOpen = other(chance, p.failOpen, "none_up", "off", "50%", "100%", "2")
 			return "reload with fail_open " + p.failOpen, reload
 		case 9:
 			check := other(chance, u.check, "http /healthz", "http /healthz/deep", "http /")
@@ -298,8 +401,27 @@ func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*testkit.Caddy
 				u.core = !u.core && mayCheckItself
 			}
 			return fmt.Sprintf("reload with checks of Caddy itself: %v", u.core), reload
+		case 15:
+			p.sticky = !p.sticky
+			return fmt.Sprintf("reload with sticky: %v", p.sticky), reload
+		case 16, 17:
+			p.drawLimit(other(chance, p.limit, 0, chaosLimit, chaosRoom))
+			return fmt.Sprintf("reload with a limit of %d, queue: %v", p.limit, p.queues), reload
+		case 18:
+			p.spill = other(chance, p.spill, 0, 40, 70, 100)
+			return fmt.Sprintf("reload with spill %d%%", p.spill), reload
 		default:
 			return "reload", reload
 		}
 	}
 }
+
+const (
+	// chaosLimit is a limit at which requests queue, and chaosRoom one that the clients of the
+	// test do not reach by themselves.
+	chaosLimit = 2
+	chaosRoom  = 12
+)
+
+// drawLimit sets the limit. At the lower one, requests wait.
+func (p *chaosPool) drawLimit(limit int) { p.limit, p.queues = limit, limit == chaosLimit }

@@ -34,6 +34,8 @@ type chaos struct {
 	t     *testing.T
 	caddy *testkit.Caddy
 	flips map[string][]string // of each upstream
+	bound []*visitor
+	fills int // how often all upstreams that serve were full
 
 	mu         sync.Mutex
 	reloads    int
@@ -46,16 +48,21 @@ type chaos struct {
 // TestCaddyChaos has many random faults, changes by operators and reloads. After each of
 // them, the list and the shares of requests are as the rules say, in the time that the
 // rules say. What requests say of upstreams makes suspects and ejects: a suspicion ends, an
-// upstream that is mended returns, and none is down because of it. Each change of a status is logged once and is one event. While an upstream
-// serves and answers, no request with retries fails. There are as many tries as upstreams,
-// so each upstream is tried once.
+// upstream that is mended returns, and none is down because of it. Each change of a status is
+// logged once and is one event. While an upstream serves and answers, no request with retries
+// fails. There are as many tries as upstreams, so each upstream is tried once. Clients that are
+// bound to an upstream stay there while they may, and move with one cookie. No upstream gets
+// more requests at once than its limit. While all are full, requests wait in the queue, and get
+// the first place that there is.
 func TestCaddyChaos(t *testing.T) {
 	if *chaosSeed == 0 {
 		*chaosSeed = rand.Uint64()
 	}
 	t.Logf("go test -run TestCaddyChaos -chaos %d -seed %d ./test", *chaosSteps, *chaosSeed)
 	chance := rand.New(rand.NewPCG(*chaosSeed, 0))
-	c := &chaos{t: t, chaosPool: &chaosPool{failOpen: "none_up", ramps: chance.IntN(2) == 0}, flips: make(map[string][]string)}
+	c := &chaos{t: t, chaosPool: &chaosPool{failOpen: "none_up", ramps: chance.IntN(3) == 0}, flips: make(map[string][]string)}
+	c.sticky, c.spill = chance.IntN(2) == 0, []int{0, 70}[chance.IntN(2)]
+	c.drawLimit([]int{0, chaosLimit, chaosLimit, chaosRoom}[chance.IntN(4)])
 	core := chance.IntN(2) == 0 && mayCheckItself
 	for i, name := range []string{"a", "b", "c", "d", "e"} {
 		shunned := new(atomic.Bool)
@@ -65,39 +72,48 @@ func TestCaddyChaos(t *testing.T) {
 			}
 		})
 		c.all = append(c.all, &chaotic{
-			Backend: b, mode: "ready", own: []int{1, 2, 3, 1, 2}[i], set: -1, backup: i > 2, check: "http /healthz",
-			core: core, shunned: shunned,
+			Backend: b, mode: "ready", own: []int{1, 2, 3, 1, 2}[i], set: -1, group: max(0, i-2), check: "http /healthz",
+			core: core, shunned: shunned, load: loadOf(b),
 		})
 		c.flips[b.Addr] = []string{"from unknown to up"}
 	}
 	testkit.RecordEvents(t, nil)
 	c.caddy = testkit.StartCaddyWith(t, testkit.EventsOption, c.sites())
+	c.bound = newVisitors(t, c.caddy, 3)
 	c.settles(0)
 	steps := []string{"start"}
 	for range *chaosSteps {
+		unsteady, began := slices.ContainsFunc(c.all, (*chaotic).isUnsteady), time.Now()
 		steps = append(steps, c.happens(chance))
 		if !t.Failed() {
-			c.check()
+			c.check(unsteady, began)
 		}
 		if t.Failed() {
-			t.Fatalf("after %d steps: %s; now %v, fail_open %s", len(steps)-1, strings.Join(steps, "; "), c.all, c.failOpen)
+			t.Fatalf("after %d steps: %s; now %v, fail_open %s, spill %d%% with %d groups joined, limit %d, queue %v, sticky %v",
+				len(steps)-1, strings.Join(steps, "; "), c.all, c.failOpen, c.spills(), c.joined, c.limit, c.queues, c.sticky)
 		}
 	}
-	t.Logf("%d reloads, after which %d requests were asked again; %v ejections, %v accusations; %s",
-		c.reloads, c.again, c.sum("ejections_total"), c.sum("accusations_total"), strings.Join(steps, "; "))
+	t.Logf("%d reloads, after which %d requests were asked again; %v ejections, %v accusations; all were full %d times; %s",
+		c.reloads, c.again, c.sum("ejections_total"), c.sum("accusations_total"), c.fills, strings.Join(steps, "; "))
 	if limit := chaosClients * c.reloads; c.again > limit {
 		t.Errorf("%d reloads reset %d requests, want at most %d", c.reloads, c.again, limit)
 	}
 }
 
-// happens does one thing under traffic, waits until it is noticed, and returns a
-// description.
+// happens does one thing under traffic, or while all upstreams that serve are full, waits
+// until it is noticed, and returns a description.
 func (c *chaos) happens(chance *rand.Rand) string {
 	client := c.caddy.Client()
-	reliable, before := c.reliable(), c.states()
+	var full *fullPool
+	if c.mayFill() && chance.IntN(3) == 0 {
+		full = c.fill()
+	}
+	reliable, before, limit := c.reliable(), c.states(), c.limit
 	var clients *testkit.Traffic
-	if len(reliable) > 0 {
+	var visits *chaosVisits
+	if len(reliable) > 0 && full == nil {
 		clients = testkit.StartTraffic(c.t, chaosClients, func() testkit.Answer { return c.ask(client) })
+		visits = c.startVisits()
 	}
 	what, do := c.step(chance)
 	reload := strings.HasPrefix(what, "reload")
@@ -105,6 +121,12 @@ func (c *chaos) happens(chance *rand.Rand) string {
 		c.reload(do)
 	} else {
 		do(c.caddy)
+	}
+	if full != nil {
+		what = "all are full, and " + what
+		if reload {
+			full.gate.Open() // a config that ends does not wait for long
+		}
 	}
 	began := time.Now()
 	within := time.Duration(0)
@@ -119,21 +141,26 @@ func (c *chaos) happens(chance *rand.Rand) string {
 		}
 	}
 	c.settles(within - time.Since(began))
+	// requests may fail if this takes away the last one that served
+	fair := slices.ContainsFunc(slices.Collect(maps.Keys(c.reliable())), func(name string) bool { return reliable[name] })
+	if full != nil {
+		full.end(what, fair)
+	}
 	if clients != nil {
 		if slices.ContainsFunc(c.all, (*chaotic).isUnsteady) { // so that requests decide about it
 			answered := clients.Answered()
 			testkit.Poll(testkit.Slack, func() bool { return clients.Answered() > answered+100 })
 		}
+		visits.end(what)
 		clients.Stop()
-		// requests may fail if this takes away the last one that served
-		fair := slices.ContainsFunc(slices.Collect(maps.Keys(c.reliable())), func(name string) bool { return reliable[name] })
 		if err := clients.Err(); err != nil && fair {
 			c.t.Errorf("of %d requests meanwhile: %v", clients.Answered(), err)
 		}
-		if err := c.unanswered.Err(); err != nil {
-			c.t.Errorf("not answered, and not asked again: %v", err)
-		}
 	}
+	if err := c.unanswered.Err(); err != nil {
+		c.t.Errorf("not answered, and not asked again: %v", err)
+	}
+	c.wantLimit(what, limit)
 	return what
 }
 
@@ -151,13 +178,14 @@ func (c *chaos) settles(within time.Duration) {
 	c.t.Helper()
 	wrong := ""
 	settled := func() bool {
-		c.look()
+		// while requests accuse some, others get requests
+		suspect := c.look()
 		some, failsOpen := c.gets()
 		for _, u := range c.all {
 			// of what Caddy itself finds out, there is no other sign. That a backup is
 			// unhealthy may show by fail-open only
 			gets := slices.Contains(some, u)
-			if e := c.caddy.One(u.Addr); u.core && (e.Serving != (u.serves() && gets) || e.FailOpen != failsOpen || (e.EffectiveWeight > 0) != gets) {
+			if e := c.caddy.One(u.Addr); u.core && !suspect && (e.Serving != (u.serves() && gets) || e.FailOpen != failsOpen || (e.EffectiveWeight > 0) != gets) {
 				wrong = fmt.Sprintf("%s is shown as serving: %v, %s; fail-open: %v, weight %g", u, e.Serving, e.Why, e.FailOpen, e.EffectiveWeight)
 				return false
 			}
@@ -249,9 +277,11 @@ func (c *chaos) ask(client *http.Client) testkit.Answer {
 }
 
 // check compares the list, the metrics and the shares of requests with the model.
-func (c *chaos) check() {
+func (c *chaos) check(wasUnsteady bool, began time.Time) {
 	c.t.Helper()
 	c.calmsDown()
+	testkit.Poll(testkit.Slack, func() bool { return !c.all[0].core || c.isInUse(c.joined) })
+	c.awaitGroups(wasUnsteady || slices.ContainsFunc(c.all, (*chaotic).isUnsteady), began)
 	some, failsOpen := c.gets()
 	gets := make(map[*chaotic]bool)
 	all := 0
@@ -276,13 +306,14 @@ func (c *chaos) check() {
 	}
 	if c.ramps {
 		testkit.Eventually(c.t, chaosRamp+testkit.Slack, "the slow start is over", func() bool {
-			return !slices.ContainsFunc(some, func(u *chaotic) bool { return c.caddy.One(u.Addr).EffectiveWeight != float64(u.weight()) })
+			return !slices.ContainsFunc(some, func(u *chaotic) bool { return c.caddy.One(u.Addr).EffectiveWeight != float64(u.weight()) }) &&
+				!slices.ContainsFunc(c.all, func(u *chaotic) bool { return c.caddy.One(u.Addr).Limit != c.limit })
 		})
 	}
 	states := map[string]float64{"up": 0, "down": 0, "draining": 0, "maintenance": 0, "unknown": 0, "suspect": 0, "ejected": 0}
 	for _, u := range c.all {
 		e := c.caddy.One(u.Addr)
-		if e.Serving != (gets[u] && u.serves()) || e.Mode != u.mode || e.Weight != u.weight() || e.Backup != u.backup || e.FailOpen != failsOpen || e.Why == "" {
+		if e.Serving != (gets[u] && u.serves()) || e.Mode != u.mode || e.Weight != u.weight() || e.Group != u.group || e.Limit != c.limit || e.Rebind != u.rebind || e.FailOpen != failsOpen || e.Why == "" {
 			c.t.Errorf("%s is shown as %+v, fail-open is %v", u, e, failsOpen)
 		}
 		if (e.EffectiveWeight > 0) != gets[u] || gets[u] && e.EffectiveWeight != float64(u.weight()) {
@@ -320,6 +351,11 @@ func (c *chaos) check() {
 		c.wantAnswersOf(testkit.Tally(c.caddy.Client(), c.caddy.URL(), cycles*all), some)
 	default:
 		testkit.Shares(c.t, "after that", testkit.Tally(c.caddy.Client(), c.caddy.URL(), cycles*all), want)
+	}
+	if !slow && !unsteady {
+		for _, v := range c.bound {
+			c.visit(v, some, failsOpen)
+		}
 	}
 	tries := c.mayTry()
 	if !slices.ContainsFunc(tries, func(u *chaotic) bool { return u.conduct == testkit.Hanging }) {

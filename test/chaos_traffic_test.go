@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
@@ -75,4 +76,53 @@ func (c *chaos) wantAnswersOf(got map[string]int, some []*chaotic) {
 			c.t.Errorf("answers by backend: %v, want some of %s", got, u.Name)
 		}
 	}
+}
+
+// awaitGroups waits until the groups in use are as spill says. One joins at once, and leaves
+// when enough has served for a while, not before. If the weight may have changed in between,
+// which of them are in use follows from the list.
+func (c *chaos) awaitGroups(unsteady bool, began time.Time) {
+	c.t.Helper()
+	least, most := c.joining()
+	c.unsure = (c.unsure || unsteady) && c.spills() > 0
+	if c.unsure {
+		var could []int
+		if !testkit.Poll(time.Duration(chaosGroups-1)*spillHeld+testkit.Slack, func() bool {
+			could = could[:0]
+			for joined := least; joined <= max(least, most); joined++ {
+				if c.isInUse(joined) {
+					could = append(could, joined)
+				}
+			}
+			return len(could) > 0
+		}) {
+			c.t.Errorf("the groups in use are not those of any number from %d to %d that may have joined: %v", least, most, c.all)
+			return
+		}
+		c.joined, c.unsure = could[0], len(could) > 1
+		return
+	}
+	for c.joined = max(c.joined, least); c.joined > max(least, most); c.joined-- {
+		if !c.isInUse(c.joined - 1) { // else it makes no difference when it leaves
+			for time.Since(began) < spillHeld {
+				if c.isInUse(c.joined - 1) {
+					c.t.Errorf("group %d has left %s after it began", c.joined, time.Since(began))
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+		}
+		began = time.Now()
+		if !testkit.Poll(spillHeld+testkit.Slack, func() bool { return c.isInUse(c.joined - 1) }) {
+			c.t.Errorf("group %d has not left: %v", c.joined, c.all)
+		}
+	}
+}
+
+// isInUse reports whether the list has the upstreams that get requests while so many groups
+// have joined the primaries.
+func (c *chaos) isInUse(joined int) bool {
+	some, _ := c.getsWith(joined)
+	return !slices.ContainsFunc(c.all, func(u *chaotic) bool {
+		return (c.caddy.One(u.Addr).EffectiveWeight > 0) != slices.Contains(some, u)
+	})
 }
