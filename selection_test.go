@@ -3,6 +3,7 @@
 package alive
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -1189,8 +1190,8 @@ type contest struct {
 
 // inContest runs a function with a contest of n upstreams, of which a share of percent is
 // down, in a config that Caddy has set up. If weighted, they have the weights 1 to 10 in
-// turn.
-func inContest(tb testing.TB, n, percentDown int, weighted bool, run func(contest)) {
+// turn. The policy can have further options.
+func inContest(tb testing.TB, n, percentDown int, weighted bool, run func(contest), further ...string) {
 	tb.Helper()
 	down := verdicts(n, percentDown)
 	c := contest{theirs: new(reverseproxy.RoundRobinSelection), theirName: "round_robin"}
@@ -1208,7 +1209,7 @@ func inContest(tb testing.TB, n, percentDown int, weighted bool, run func(contes
 			core.Weights = append(core.Weights, 1+i%10)
 		}
 	}
-	options := ""
+	options := strings.Join(further, ",")
 	if weighted {
 		if err := core.Provision(caddy.Context{}); err != nil {
 			tb.Fatal(err)
@@ -1301,6 +1302,28 @@ func TestBudgets(t *testing.T) {
 	})
 }
 
+// TestBudgets_Limits shows what a pick with limits costs beside least_conn, with which Caddy
+// keeps its own. It takes a slot, and frees that of the pick before: the request is one that is
+// selected for again and again.
+func TestBudgets_Limits(t *testing.T) {
+	if !*budgets {
+		t.Skip("takes a quiet minute; run with -budgets")
+	}
+	for _, n := range []int{3, 10, 100, 1000} {
+		inContest(t, n, 0, false, func(c contest) {
+			core := new(reverseproxy.LeastConnSelection)
+			for _, goroutines := range []int{1, 2} {
+				ratio, took, theirs := compare(func(r *http.Request) {
+					if c.ours.Select(c.ourPool, r, nil) == nil {
+						t.Error("all are full")
+					}
+				}, func(r *http.Request) { core.Select(c.theirPool, r, nil) }, goroutines)
+				t.Logf("%4d upstreams with limits, %d at once: %7.1f ns a pick, least_conn %9.1f ns: ratio %.3f", n, goroutines, took, theirs, ratio)
+			}
+		}, `"max_requests":{"default":4}`)
+	}
+}
+
 // compare returns the median of the ratio of two functions' times, pair by pair,
 // and the median times of one call in nanoseconds.
 func compare(ours, theirs func(*http.Request), goroutines int) (ratio, a, b float64) {
@@ -1310,6 +1333,9 @@ func compare(ours, theirs func(*http.Request), goroutines int) (ratio, a, b floa
 		for range goroutines {
 			wg.Go(func() {
 				r := testkit.Get()
+				ctx, end := context.WithCancel(r.Context())
+				defer end()
+				r = r.WithContext(ctx)
 				for range calls {
 					f(r)
 				}
