@@ -88,7 +88,7 @@ func TestQueue_ClientsThatLeaveOverEveryHTTPVersion(t *testing.T) {
 	app := startTurnstile(t)
 	c := testkit.StartCaddy(t, "https://localhost {\ntls internal\nrespond /ready 204\n"+limitedProxy("shop", app.Addr, "max_requests 1\nqueue 30s")+"\n}")
 	awaitServing(t, c, app.Addr)
-	for i, version := range []int{1, 2, 3} {
+	for i, version := range clientVersions() {
 		client := c.ClientOf(version)
 		testkit.Eventually(t, testkit.Patience, "the site has its certificate", func() bool { return testkit.Ask(client, c.SecureURL()+"/ready").Err == nil })
 		first := begin(t, client, c.SecureURL())
