@@ -202,19 +202,29 @@ func (p *Pool) snapshot(patient bool) *Snapshot {
 		}
 		return known
 	}
+	made, isNew := p.remake(known, now, patient)
+	if isNew { // those that were quicker wait by the old one
+		p.waiters.wake()
+	}
+	return made
+}
+
+// remake makes the snapshot for a request, in place of one that is outdated. It reports
+// whether it has: another request may have been quicker, or be at it.
+func (p *Pool) remake(known *Snapshot, now time.Time, patient bool) (s *Snapshot, isNew bool) {
 	if known == nil || patient || len(known.serving) == 0 {
 		p.making.Lock()
 	} else if !p.making.TryLock() {
-		return known
+		return known, false
 	}
 	defer p.making.Unlock()
 	if known = p.current.Load(); p.isCurrent(known, now) {
-		return known // made meanwhile
+		return known, false
 	}
 	made := p.handler.newSnapshot(p.members, now, p.spills)
 	p.install(made)
 	made.calmSuspects()
-	return made
+	return made, true
 }
 
 // lookAgain makes the pool follow verdicts although its config has ended, so that nothing
