@@ -286,7 +286,7 @@ func TestExplain_Full(t *testing.T) {
 				m.Limit = 4
 			}
 			if tc.limit > 0 {
-				opened, err := slots.Open("a:80")
+				opened, err := slots.Open("a:80", m.Limit)
 				if err != nil {
 					t.Fatal(err)
 				}
