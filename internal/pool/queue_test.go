@@ -28,7 +28,7 @@ func limited(t *testing.T, length int, limits ...int) func(*policy) {
 				continue
 			}
 			m := p.members[i]
-			a, err := slots.Open(t.Name() + m.Address)
+			a, err := slots.Open(t.Name()+m.Address, limit)
 			if err != nil {
 				t.Fatal(err)
 			}
