@@ -4,6 +4,7 @@ package test
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -208,5 +209,37 @@ func TestMaxRequests_CountsForAllHandlers(t *testing.T) {
 	}
 	for _, pool := range []string{"one", "two", "free"} {
 		wantIdle(t, c, pool)
+	}
+}
+
+// forward_auth asks the upstream to which the request goes afterwards, and both have its limit
+// of one request. The answer of the first does not keep the second waiting, whether or not it
+// tells its length.
+func TestMaxRequests_ForwardAuthAtTheSameAddress(t *testing.T) {
+	for _, length := range []string{"known", "unknown"} {
+		t.Run(length, func(t *testing.T) {
+			app := startCounting(t, func() {}, "a")[0]
+			app.Answer(func(w http.ResponseWriter, r *http.Request) bool {
+				app.enter()
+				defer app.now.Add(-1)
+				if r.URL.Path == "/auth" && length == "unknown" {
+					_ = http.NewResponseController(w).Flush()
+				}
+				_, _ = io.WriteString(w, r.URL.Path)
+				return true
+			})
+			c := testkit.StartCaddy(t, fmt.Sprintf("http:// {\nforward_auth %s {\nuri /auth\nlb_policy alive {\nname auth\n%s\nmax_requests 1\nqueue %s\n}\n}\n%s\n}",
+				app.Addr, testkit.QuickCheck, longestRun, limitedProxy("app", app.Addr, "max_requests 1\nqueue "+longestRun.String())))
+			awaitServing(t, c, app.Addr)
+			client := c.Client()
+			began := time.Now()
+			r := limitedRun{clients: 5, requests: 50, longest: longestRun, ask: func() testkit.Answer { return testkit.Ask(client, c.URL()+"/page") }}.run()
+			if r.statuses[http.StatusOK] != r.sent || r.sent < 50 || time.Since(began) > longestRun {
+				t.Errorf("length %s: statuses %v after %s", length, r.statuses, time.Since(began))
+			}
+			for _, pool := range []string{"auth", "app"} {
+				wantIdle(t, c, pool)
+			}
+		})
 	}
 }
