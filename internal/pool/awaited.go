@@ -8,8 +8,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/slots"
 )
 
-// awaited are the slots for which the requests of a snapshot wait that have tried no
-// upstream.
+// awaited are slots for which requests of a snapshot wait.
 type awaited struct {
 	set       *slots.Set
 	positions []int
@@ -44,6 +43,24 @@ func (s *Snapshot) awaitedSlots() *awaited {
 		return s.awaited.Load()
 	}
 	return a
+}
+
+// awaitedAt returns the slots of the members at some positions, in their order. Requests that
+// wait for the same ones share them: many sets at one address would make each slot that is
+// freed, and each request that looks again, as expensive as there are waiting requests.
+func (s *Snapshot) awaitedAt(positions []int) *slots.Set {
+	for _, known := range []*awaited{s.awaitedSlots(), s.partly.Load()} {
+		if known != nil && slices.Equal(positions, known.positions) {
+			return known.set
+		}
+	}
+	limits := make(map[*slots.Address]int, len(positions))
+	for _, i := range positions {
+		limits[s.members[i].Slots] = s.LimitOf(i)
+	}
+	made := &awaited{slots.NewSet(limits), slices.Clone(positions)}
+	s.partly.Store(made)
+	return made.set
 }
 
 // leading returns the tiers whose members a request waits for while all of them are full.

@@ -3,7 +3,6 @@
 package pool
 
 import (
-	"slices"
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/slots"
@@ -118,14 +117,7 @@ func leave(place *slots.Waiter) {
 // set returns the slots that the request can use.
 func (d *decision) set() *slots.Set {
 	d.full = inOrder(d.full)
-	if all := d.now.awaitedSlots(); slices.Equal(d.full, all.positions) {
-		return all.set
-	}
-	limits := make(map[*slots.Address]int, len(d.full))
-	for _, i := range d.full {
-		limits[d.now.members[i].Slots] = d.now.LimitOf(i)
-	}
-	return slots.NewSet(limits)
+	return d.now.awaitedAt(d.full)
 }
 
 // take returns the upstream at whose address the request was given a slot. It frees the slot

@@ -441,3 +441,25 @@ func TestQueue_GivesNoSlotsOfUpstreamsThatCaddyRefuses(t *testing.T) {
 		})
 	}
 }
+
+// Requests that wait for the same upstreams share what they wait for, also if that is only a
+// part of those that serve. Else each slot that is freed would cost as much as requests wait.
+func TestQueue_RequestsShareWhatTheyWaitFor(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		p := newPolicy(t, "uuu", limited(t, 10, 1, 1, 1))
+		now := p.Current()
+		for _, positions := range [][]int{{0, 1, 2}, {0, 1}, {2}} {
+			set := now.awaitedAt(positions)
+			if again := now.awaitedAt(slices.Clone(positions)); again != set {
+				t.Errorf("%v: two requests have sets of their own", positions)
+			}
+			if whole := now.awaitedSlots().set; (set == whole) != (len(positions) == 3) {
+				t.Errorf("%v: it has the set of all: %v", positions, set == whole)
+			}
+		}
+		p.decide("?d?")
+		if p.Current().awaitedAt([]int{2}) == now.awaitedAt([]int{2}) {
+			t.Error("another snapshot has the same set")
+		}
+	})
+}

@@ -28,8 +28,9 @@ type Snapshot struct {
 	spill    spillState
 	firstSum float64
 
-	// awaited are the slots for which requests wait; nil before one does.
-	awaited atomic.Pointer[awaited]
+	// awaited are the slots for which requests wait; nil before one does. If that is for a
+	// part of them, such as when Caddy's own health leaves others out, partly has it.
+	awaited, partly atomic.Pointer[awaited]
 
 	// fast: the upstream of the next ticket gets the request if it can take it. canBeFast is
 	// the same by the checks alone; Caddy's own health can forbid it.
