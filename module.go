@@ -261,7 +261,7 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 		}
 	}
 	for _, names := range s.Backups {
-		var group []string
+		group := make([]string, 0, len(names))
 		for _, name := range names {
 			group = append(group, upstreamname.Addresses(name)...)
 		}

@@ -40,6 +40,7 @@ import (
 // Caddy loads every Caddyfile, and every part of one. TestReadmeOptions reads the one
 // that shows the grammar.
 func TestReadmeCaddyfiles(t *testing.T) {
+	t.Setenv("LB_SECRET", "as an operator sets it")
 	blocks, _ := testkit.Documentation(t)
 	for _, b := range testkit.BlocksIn("caddyfile", blocks) {
 		if strings.HasPrefix(b.Text, "lb_policy") {
@@ -621,6 +622,10 @@ func TestCaddyReadme(t *testing.T) {
 			}
 			sameKeys(t, b.String(), string(got.Checks[0]), string(want.Checks[0]),
 				"consecutive_fails", "last", "last_failed", "recent_ms", "next")
+		case strings.HasPrefix(b.Text, `{"pool"`):
+			testkit.Eventually(t, testkit.Patience, "the list has what the commands have changed", func() bool { return c.Pools("")[0].States["draining"] == 1 })
+			_, text := c.Call(http.MethodGet, "/alive/pools", nil, "")
+			sameKeys(t, b.String(), asShown.Replace(strings.Trim(strings.TrimSpace(text), "[]")), b.Text)
 		case strings.HasPrefix(b.Text, "$ curl -s localhost:2019/metrics"):
 			_, text := c.Call(http.MethodGet, "/metrics", nil, "")
 			for line := range strings.Lines(asShown.Replace(text)) {

@@ -248,7 +248,7 @@ func (c *Sticky) name() string { return cmp.Or(c.Cookie, session.DefaultName) }
 // resolve returns what pools need of it. It can be nil.
 func (c *Sticky) resolve() (*session.Cookie, error) {
 	if c == nil {
-		return nil, nil //nolint:nilnil // no cookie is not an error
+		return nil, nil
 	}
 	cookie := &session.Cookie{Name: c.name(), MaxAge: time.Duration(c.MaxAge)}
 	if err := limits.CookieName(cookie.Name); err != nil {

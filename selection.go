@@ -41,7 +41,8 @@ func init() { caddy.RegisterModule(new(Selection)) }
 // out for a while although it passes them (`eject`).
 //
 // Upstreams from a dynamic source are checked from when a request first brings
-// them along, until requests no longer do. Those with a placeholder in their
+// them along, until requests no longer do. While that source fails, its last answer is
+// used for a while (`stale`). Upstreams with a placeholder in their
 // address that depends on the request, or that can change while Caddy runs, such as
 // `{file.*}`, are not checked: they count as alive.
 type Selection struct {
@@ -130,13 +131,13 @@ type Selection struct {
 	// Default: a client goes to any upstream.
 	Sticky *Sticky `json:"sticky,omitempty"`
 
-	// How long requests use the last good answer of the dynamic source (`dynamic`) while
-	// that source fails, from `1s` to `24h`. Afterwards, the upstreams in the list of the
-	// handler are used, as without this option; 0 is off, and has that effect at once. A
-	// name that does not exist is an answer and no failure. It has no meaning without a
-	// dynamic source, and is an error there, and also for a source with a placeholder that
-	// depends on the request. Default: `1h` for the sources `a` and `srv`, also those in a
-	// source `multi`, unless they have such a placeholder; off for all other sources.
+	// How long the last good answer of the dynamic source (`dynamic_upstreams`) is used
+	// while that source fails, from `1s` to `24h`; 0 is off. When it is over, the upstreams in
+	// the list of the handler are used, as Caddy does it by itself. A name that does not
+	// exist is an answer and no failure. It is an error without a dynamic source, and a
+	// duration is an error for a source with a placeholder that depends on the request.
+	// Default: `1h` for the sources `a` and `srv`, also in a source `multi`, unless they have
+	// such a placeholder; off for all other sources.
 	Stale *caddy.Duration `json:"stale,omitempty"`
 
 	// Another selection policy to pick among the upstreams that are alive. Not

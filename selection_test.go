@@ -30,10 +30,13 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/kinds"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
+	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
 	"github.com/caddy-alive/caddy-alive/internal/selector"
+	"github.com/caddy-alive/caddy-alive/internal/session"
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
+	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 	"github.com/caddy-alive/caddy-alive/internal/witness"
 )
 
@@ -114,7 +117,7 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{options(`"timeout":-1`), inAlive + "checks: position 0: timeout must not be negative"},
 		{options(`"passes":-1`), inAlive + "checks: position 0: passes must not be negative"},
 		{one + alive(`"checks":[{"probe":{"kind":"tcp"}},{"probe":{"kind":"tcp"},"fails":-1}]`), inAlive + "checks: position 1: fails must not be negative"},
-		{options(`"timeout":"25h"`), inAlive + "checks: position 0: timeout must not be longer than 24h0m0s"},
+		{options(`"timeout":"25h"`), inAlive + "checks: position 0: timeout must not be longer than 24h"},
 		{options(`"fast_interval":"6s"`), inAlive + "checks: position 0: fast_interval (6s) must not be longer than interval (5s)"},
 		{options(`"jitter":"10"`), inAlive + "checks: position 0: jitter must be a percentage from 0% to 100%, like 10%; got '10'"},
 
@@ -159,13 +162,14 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{one + alive(`"weights":{"127.0.0.1:1":1,"http://127.0.0.1:1":1}`), inAlive + "weights: 127.0.0.1:1 and http://127.0.0.1:1 are the same upstream"},
 		{one + alive(`"weights":{"ftp://x":1}`), inAlive + "weights: ftp://x: not an address that reverse_proxy accepts"},
 		{one + alive(`"backups":["127.0.0.1:1"]`), inAlive + "backups: every upstream is a backup; at least one must be a primary"},
-		{one + alive(`"fail_open":"50"`), inAlive + "fail_open must be none_up, off or a percentage from 0% to 100%, like 50%; got '50'"},
-		{one + alive(`"slow_start":{}`), inAlive + "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '0s'"},
+		{one + alive(`"fail_open":"0"`), inAlive + "fail_open must be none_up, off, a percentage from 0% to 100%, like 50%, or a whole number of at least 1, like 2; got '0'"},
+		{one + alive(`"fail_open":2`), "json: cannot unmarshal number into Go struct field Selection.fail_open of type string"},
+		{one + alive(`"slow_start":{}`), inAlive + "slow_start: window must be a duration from 10ms to 24h, like 30s; got '0s'"},
 		{one + alive(`"slow_start":{"window":"1s","floor":"x"}`), inAlive + "slow_start: floor must be a percentage from 0% to 100%, like 10%; got 'x'"},
 		{one + alive(`"select":{"policy":"alive"}`), inAlive + selector.ErrCannot("alive").Error()},
 		{one + alive(`"select":{"policy":"weighted_round_robin","weights":[1]}`), inAlive + selector.ErrCannot("weighted_round_robin").Error()},
 		{one + alive(`"weights":{"":1}`), inAlive + "weights: : not an address that reverse_proxy accepts"},
-		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: weight and backup can name only upstreams in the list of reverse_proxy, which is empty"},
+		{`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"weights":{"x":1}`), inAlive + "weights: x: upstreams of a dynamic source are named by a range of addresses, like 10.2.0.0/16, or 10.2.0.5/32 for one"},
 		{`"dynamic_upstreams":{"source":"a","name":"x"},"transport":{"protocol":"fastcgi"},` + alive(`"checks":[{"probe":{"kind":"grpc"}}]`), inAlive + "dynamic upstreams: check 'grpc': a grpc check needs HTTP, and localhost:80 is not reached over HTTP; use a tcp check, or set scheme and port of an HTTP port"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"alive"}}`), inAlive + "alive cannot be used by a policy that alive itself selects with"},
 		{one + alive(`"select":{"policy":"cookie","fallback":{"policy":"weighted_round_robin","weights":[1]}}`), inAlive + "select: " + selector.ErrPositional.Error()},
@@ -178,8 +182,8 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{one + alive(`"retries":0`), inAlive + "retries must be a whole number from 1 to 100, like 2, or -1 for off; got 0"},
 		{one + alive(`"retries":101`), inAlive + "retries must be a whole number from 1 to 100, like 2, or -1 for off; got 101"},
 		{one + alive(`"retries":-2`), inAlive + "retries must be a whole number from 1 to 100, like 2, or -1 for off; got -2"},
-		{one + `"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"stale":3600`), inAlive + "stale must be a duration from 1s to 24h0m0s, like 1h, or 0 for off; got '3.6µs'; a number without a unit is in nanoseconds in JSON: write \"3600ms\""},
-		{one + `"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"stale":"-1h"`), inAlive + "stale must be a duration from 1s to 24h0m0s, like 1h, or 0 for off; got '-1h0m0s'"},
+		{one + `"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"stale":3600`), inAlive + "stale must be a duration from 1s to 24h, like 1h, or 0 for off; got '3.6µs'; a number without a unit is in nanoseconds in JSON: write \"3600ms\""},
+		{one + `"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"stale":"-1h"`), inAlive + "stale must be a duration from 1s to 24h, like 1h, or 0 for off; got '-1h0m0s'"},
 		{one + alive(`"stale":"1h"`), inAlive + noSource},
 		{one + alive(`"stale":0`), inAlive + noSource},
 		{`"dynamic_upstreams":{"source":"a","name":"{http.request.host}"},` + alive(`"stale":"1h"`), inAlive + "stale cannot be combined with the dynamic source 'a {http.request.host}': its placeholder {http.request.host} can depend on the request, and then the last answer is of no use for other requests; only global placeholders, such as {env.*}, are allowed; write stale off, or remove stale"},
@@ -192,12 +196,12 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		{one + alive(`"observe":{"status":["502","off"]}`), inAlive + "observe: status must be off alone, or a code from 200 to 599, a class like 2xx or a range like 200-399; got 'off'"},
 		{one + alive(`"observe":{"status":["{env.ALIVE_TEST_PORTS}"]}`), inAlive + "observe: status must be off alone, or a code from 200 to 599, a class like 2xx or a range like 200-399; got '{env.ALIVE_TEST_PORTS}'"},
 		{one + alive(`"observe":{"status":["{http.request.host}"]}`), inAlive + "observe: status: unrecognized placeholder {http.request.host}; only global placeholders, such as {env.*}, can stand for a status"},
-		{one + alive(`"observe":{"stall":"9ms"}`), inAlive + "observe: stall must be auto, off or a duration from 10ms to 24h0m0s, like 500ms; got '9ms'"},
+		{one + alive(`"observe":{"stall":"9ms"}`), inAlive + "observe: stall must be auto, off or a duration from 10ms to 24h, like 500ms; got '9ms'"},
 		{one + alive(`"eject":{"after":0}`), inAlive + "eject: after must be a whole number from 1 to 1000, like 5, or -1 for off; got 0"},
 		{one + alive(`"eject":{"after":1001}`), inAlive + "eject: after must be a whole number from 1 to 1000, like 5, or -1 for off; got 1001"},
-		{one + alive(`"eject":{"for":30}`), inAlive + `eject: for must be a duration from 10ms to 24h0m0s, like 30s; got '30ns'; a number without a unit is in nanoseconds in JSON: write "30s"`},
-		{one + alive(`"eject":{"for":"-1s"}`), inAlive + "eject: for must be a duration from 10ms to 24h0m0s, like 30s; got '-1s'"},
-		{one + alive(`"eject":{"longest":"25h"}`), inAlive + "eject: longest must be a duration from 10ms to 24h0m0s, like 5m; got '25h0m0s'"},
+		{one + alive(`"eject":{"for":30}`), inAlive + `eject: for must be a duration from 10ms to 24h, like 30s; got '30ns'; a number without a unit is in nanoseconds in JSON: write "30s"`},
+		{one + alive(`"eject":{"for":"-1s"}`), inAlive + "eject: for must be a duration from 10ms to 24h, like 30s; got '-1s'"},
+		{one + alive(`"eject":{"longest":"25h"}`), inAlive + "eject: longest must be a duration from 10ms to 24h, like 5m; got '25h0m0s'"},
 		{one + alive(`"eject":{"longest":"10s"}`), inAlive + "eject: for (30s) must not be longer than longest (10s)"},
 		{one + alive(`"eject":{"share":"0%"}`), inAlive + "eject: share must be a percentage above 0% and up to 100%, like 30%; got '0%'; eject off ejects none"},
 		{one + alive(`"eject":{"after":-1,"for":"30s"}`), inAlive + "eject: for, longest and share have no meaning while after is -1, which is off"},
@@ -223,6 +227,295 @@ func TestProvision_ChecksJSONAsCloselyAsTheCaddyfile(t *testing.T) {
 		err := validate(t, test.proxy, nil)
 		if err == nil || !strings.HasSuffix(err.Error(), test.want) {
 			t.Errorf("%s\n got error %v\nwant one that ends in %s", test.proxy, err, test.want)
+		}
+	}
+}
+
+// What decides which upstreams get requests is checked in JSON as in a Caddyfile, and so is
+// what only the whole config can tell.
+func TestProvision_ChecksGroupsLimitsAndSessions(t *testing.T) {
+	t.Setenv("ALIVE_TEST_NET", "10.9.0.0/16")
+	const (
+		two     = `"upstreams":[{"dial":"10.2.0.1:80"},{"dial":"app2:80"}],`
+		dynamic = `"dynamic_upstreams":{"source":"a","name":"x"},`
+		forms   = `backups must be a list of upstreams, like ["app3:80"], or for several groups a list of such lists, like [["app3:80"], ["app4:80"]]`
+		unused  = ": no upstream in the list of reverse_proxy has an address in this range, and there is no dynamic source that could bring one"
+		limited = "max_requests: upstreams: "
+		full    = "queue has no meaning without a limit, since no upstream is ever full: add max_requests, or unhealthy_request_count beside lb_policy"
+		range2  = " must be a whole number from 1 to 1000000, like 20; got "
+	)
+	for _, test := range []struct{ proxy, want string }{ // "" is no error
+		{two + alive(`"backups":["app2"]`), ""},
+		{two + alive(`"backups":[["app2"]]`), ""},
+		{two + alive(`"backups":[]`), ""},
+		{two + alive(`"backups":null`), ""},
+		{two + alive(`"backups":["10.2.0.0/16"]`), ""},
+		{dynamic + alive(`"backups":[["10.2.0.0/16"],["10.3.0.0/16"]],"weights":{"10.4.0.0/16":5,"{env.ALIVE_TEST_NET}":0}`), ""},
+		{two + alive(`"backups":["app2",["10.2.0.1"]]`), forms + "; got a list with both"},
+		{two + alive(`"backups":[["app2"],"10.2.0.1"]`), forms + "; got a list with both"},
+		{two + alive(`"backups":"app2"`), forms},
+		{two + alive(`"backups":{"app2":1}`), forms},
+		{two + alive(`"backups":["app2",3]`), forms + "; got 3"},
+		{two + alive(`"backups":["app2",null]`), forms + "; got null"},
+		{two + alive(`"backups":[["app2",3]]`), forms + `; got ["app2",3]`},
+		{two + alive(`"backups":[["app2",null]]`), forms + `; got ["app2",null]`},
+		{two + alive(`"backups":[[["app2"]]]`), forms + `; got [["app2"]]`},
+		{two + alive(`"backups":[[]]`), "backups: a group must not be empty"},
+		{two + alive(`"backups":[["app2"],[]]`), "backups: a group must not be empty"},
+		{two + alive(`"backups":[["app2"],["app2"]]`), "backups: app2 is given twice"},
+		{two + alive(`"backups":["app2","app2"]`), "backups: app2 is given twice"},
+		{two + alive(`"backups":[["app2"],["http://app2:80"]]`), "backups: app2 and http://app2:80 are the same upstream"},
+		{two + alive(`"backups":[["app2"],["10.2.0.1"]]`), "backups: every upstream is a backup; at least one must be a primary"},
+		{two + alive(`"backups":[["app2"],["10.2.0.0/16"]]`), "backups: every upstream is a backup; at least one must be a primary"},
+		{two + alive(`"backups":[["app2"],["10.3.0.0/16"]]`), "backups: 10.3.0.0/16" + unused},
+		{two + alive(`"weights":{"10.2.0.7/16":2}`), "weights: 10.2.0.7/16: write 10.2.0.0/16 for the whole range, or 10.2.0.7/32 for the one address"},
+		{two + alive(`"weights":{"{env.ALIVE_TEST_NET}":2}`), "weights: {env.ALIVE_TEST_NET}" + unused},
+		{dynamic + alive(`"backups":["10.2.0.5:80"]`), "backups: 10.2.0.5:80: upstreams of a dynamic source are named by a range of addresses: write 10.2.0.5/32 for this one, whatever its port"},
+		{dynamic + alive(`"backups":[["10.9.0.0/16"],["{env.ALIVE_TEST_NET}"]]`), "backups: 10.9.0.0/16 and {env.ALIVE_TEST_NET} are the same range of addresses"},
+		{dynamic + alive(`"weights":{"10.2.0.0/16":2},"select":{"policy":"first"}`), "weights: 10.2.0.0/16: only a weight of 0 can be combined with select, which decides by itself how often an upstream is picked"},
+
+		{two + alive(`"backups":["app2"],"spill":"70%"`), ""},
+		{two + alive(`"backups":["app2"],"spill":"0%"`), "spill must be a percentage above 0% and up to 100%, like 70%; got '0%'"},
+		{two + alive(`"backups":["app2"],"spill":"70"`), "spill must be a percentage above 0% and up to 100%, like 70%; got '70'"},
+		{two + alive(`"spill":"70%"`), "spill has no meaning without backup, since there is no group that could help"},
+		{two + alive(`"backups":[],"spill":"70%"`), "spill has no meaning without backup, since there is no group that could help"},
+
+		{two + alive(`"max_requests":{"default":1}`), ""},
+		{two + alive(`"max_requests":{"upstreams":{"app2":1000000,"10.2.0.0/16":1}},"queue":{"timeout":"1s"}`), ""},
+		{two + alive(`"max_requests":{"default":1},"select":{"policy":"first"}`), ""},
+		{two + alive(`"max_requests":{"default":1},"slow_start":{"window":"1s"}`), ""},
+		{dynamic + alive(`"max_requests":{"upstreams":{"10.2.0.0/16":1}}`), ""},
+		{two + alive(`"max_requests":20`), "json: cannot unmarshal number into Go struct field Selection.max_requests of type alive.MaxRequests"},
+		{two + alive(`"max_requests":{"bogus":1}`), `json: unknown field "bogus"`},
+		{two + alive(`"max_requests":{}`), "max_requests needs default, upstreams, or both"},
+		{two + alive(`"max_requests":{"upstreams":{}}`), "max_requests needs default, upstreams, or both"},
+		{two + alive(`"max_requests":{"default":0}`), "max_requests: default" + range2 + "0"},
+		{two + alive(`"max_requests":{"default":-1}`), "max_requests: default" + range2 + "-1"},
+		{two + alive(`"max_requests":{"default":1000001}`), "max_requests: default" + range2 + "1000001"},
+		{two + alive(`"max_requests":{"upstreams":{"app2":0}}`), limited + "app2" + range2 + "0"},
+		{two + alive(`"max_requests":{"default":3,"upstreams":{"app2:80":-3}}`), limited + "app2:80" + range2 + "-3"},
+		{two + alive(`"max_requests":{"upstreams":{"app2:8080":3}}`), limited + "app2:8080 is not one of the upstreams, which are 10.2.0.1:80, app2:80; did you mean 'app2:80'?"},
+		{two + alive(`"max_requests":{"upstreams":{"app2":3,"http://app2":3}}`), limited + "app2 and http://app2 are the same upstream"},
+		{two + alive(`"max_requests":{"upstreams":{"10.3.0.0/16":3}}`), limited + "10.3.0.0/16" + unused},
+		{dynamic + alive(`"max_requests":{"upstreams":{"x":3}}`), limited + "x: upstreams of a dynamic source are named by a range of addresses, like 10.2.0.0/16, or 10.2.0.5/32 for one"},
+
+		{two + alive(`"max_requests":{"default":1},"queue":{"timeout":"24h","length":100000}`), ""},
+		{two + `"health_checks":{"passive":{"unhealthy_request_count":3}},` + alive(`"queue":{"timeout":"1ms"}`), ""},
+		{`"upstreams":[{"dial":"app1:80"},{"dial":"app2:80","max_requests":3}],` + alive(`"queue":{"timeout":"1s","length":1}`), ""},
+		{dynamic + `"health_checks":{"passive":{"unhealthy_request_count":3}},` + alive(`"queue":{"timeout":"1s"}`), ""},
+		{two + alive(`"queue":{"timeout":"1s"}`), full},
+		{dynamic + alive(`"queue":{"timeout":"1s"}`), full},
+		{two + `"health_checks":{"passive":{"fail_duration":"1s"}},` + alive(`"queue":{"timeout":"1s"}`), full},
+		{two + alive(`"max_requests":{"default":1},"queue":{}`), "queue: timeout must be a duration from 1ms to 24h, like 10s; got '0s'"},
+		{two + alive(`"max_requests":{"default":1},"queue":{"timeout":10}`), `queue: timeout must be a duration from 1ms to 24h, like 10s; got '10ns'; a number without a unit is in nanoseconds in JSON: write "10s"`},
+		{two + alive(`"max_requests":{"default":1},"queue":{"timeout":"25h"}`), "queue: timeout must be a duration from 1ms to 24h, like 10s; got '25h0m0s'"},
+		{two + alive(`"max_requests":{"default":1},"queue":{"timeout":"1s","length":0}`), "queue: length must be a whole number from 1 to 100000, like 1000; got 0"},
+		{two + alive(`"max_requests":{"default":1},"queue":{"timeout":"1s","length":100001}`), "queue: length must be a whole number from 1 to 100000, like 1000; got 100001"},
+
+		{two + alive(`"sticky":{}`), ""},
+		{two + alive(`"sticky":{"cookie":"shop","secret":"x","max_age":"9600h"}`), ""},
+		{two + alive(`"sticky":{"secret":""}`), ""},
+		{two + alive(`"sticky":{"cookie":"a b"}`), "sticky: the name of the cookie must be of letters, digits and !#$%&'*+-.^_`|~ only, and of 200 bytes at most, like lb; got 'a b'"},
+		{two + alive(`"sticky":{"cookie":"__Host-lb"}`), "sticky: the name of the cookie must not begin with __Host-: browsers would drop such a cookie wherever it is set without TLS; got '__Host-lb'"},
+		{two + alive(`"sticky":{"max_age":3600}`), `sticky: max_age must be a duration from 1s to 400d, like 24h; got '3.6µs'; a number without a unit is in nanoseconds in JSON: write "3600ms"`},
+		{two + alive(`"sticky":{"max_age":-1}`), "sticky: max_age must be a duration from 1s to 400d, like 24h; got '-1ns'"},
+		{two + alive(`"sticky":{"secret":" "}`), "sticky: secret must not be empty"},
+		{two + alive(`"sticky":{"secret":"{env.ALIVE_TEST_UNSET}"}`), "sticky: secret: evaluated placeholder {env.ALIVE_TEST_UNSET} is empty"},
+		{two + alive(`"sticky":{},"select":{"policy":"first"}`), errStickySelect.Error()},
+		{two + alive(`"sticky":{"bogus":1}`), `json: unknown field "bogus"`},
+	} {
+		err := validate(t, test.proxy, nil)
+		if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.HasSuffix(err.Error(), test.want)) {
+			t.Errorf("%s\n got error %v\nwant one that ends in %q", test.proxy, err, test.want)
+		}
+	}
+}
+
+// One group is written flat, as configs had it before there were several. Either form is
+// read, and stays what it was.
+func TestBackups_OneGroupIsFlatInJSON(t *testing.T) {
+	for text, want := range map[string]string{
+		`["b1"]`:                   `["b1"]`,
+		`["b1","b2"]`:              `["b1","b2"]`,
+		`[["b1","b2"]]`:            `["b1","b2"]`,
+		`[["b1"],["c1","c2"]]`:     `[["b1"],["c1","c2"]]`,
+		` [ [ "b1" ] , [ "c1" ] ]`: `[["b1"],["c1"]]`,
+		`[[]]`:                     `[[]]`,
+		`[["b1"],[]]`:              `[["b1"],[]]`,
+	} {
+		var b, again Backups
+		if err := json.Unmarshal([]byte(text), &b); err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		got := encode(t, b)
+		if got != want {
+			t.Errorf("%s: got %s, want %s", text, got, want)
+		}
+		if err := json.Unmarshal([]byte(got), &again); err != nil || !reflect.DeepEqual(again, b) {
+			t.Errorf("%s: read again as %v, error %v, want %v", got, again, err, b)
+		}
+	}
+}
+
+// What is configured arrives where pools decide.
+func TestProvision_RulesOfGroupsLimitsAndSessions(t *testing.T) {
+	t.Setenv("ALIVE_TEST_SECRET", "hunter2")
+	const passive = `"health_checks":{"passive":{"fail_duration":"1s"}},`
+	for _, test := range []struct {
+		proxy, options string
+		want           pool.Rules // as far as these options go
+	}{
+		{"", "", pool.Rules{}},
+		{"", `"backups":["c:80"],"spill":"70%"`, pool.Rules{Spill: 70}},
+		{"", `"fail_open":"2"`, pool.Rules{FailOpen: pool.FailOpen{Number: 2, Text: "2"}}},
+		{passive, `"fail_open":"2"`, pool.Rules{FailOpen: pool.FailOpen{Number: 2, Text: "2"}, CountsHealthy: true}},
+		{passive, `"fail_open":"50%"`, pool.Rules{FailOpen: pool.FailOpen{Percent: 50, Text: "50%"}, CountsHealthy: true}},
+		{passive, `"fail_open":"off"`, pool.Rules{FailOpen: pool.FailOpen{Never: true, Text: "off"}}},
+		{"", `"max_requests":{"default":1},"queue":{"timeout":"3s"}`, pool.Rules{Queue: pool.Queue{Timeout: 3 * time.Second, Length: 1000}}},
+		{"", `"max_requests":{"default":1},"queue":{"timeout":"3s","length":7}`, pool.Rules{Queue: pool.Queue{Timeout: 3 * time.Second, Length: 7}}},
+		{"", `"sticky":{}`, pool.Rules{Sticky: &session.Cookie{Name: "lb"}}},
+		{
+			"", `"sticky":{"cookie":"shop","secret":"x-{env.ALIVE_TEST_SECRET}","max_age":"1h"}`,
+			pool.Rules{Sticky: &session.Cookie{Name: "shop", Secret: "x-hunter2", MaxAge: time.Hour}},
+		},
+	} {
+		var got pool.Rules
+		proxy := `"upstreams":[{"dial":"a:80"},{"dial":"b:80"},{"dial":"c:80"}],` + test.proxy + alive(test.options)
+		if err := validate(t, proxy, func(ctx caddy.Context) error {
+			r := balancers(t, ctx)[0].Rules()
+			got = pool.Rules{FailOpen: r.FailOpen, Spill: r.Spill, Queue: r.Queue, Sticky: r.Sticky, CountsHealthy: r.CountsHealthy}
+			return nil
+		}); err != nil || !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%s\n got %+v, error %v\nwant %+v", proxy, got, err, test.want)
+		}
+	}
+}
+
+// The limits of upstreams, and their groups and weights by ranges, arrive where members are
+// made, also of those that only a dynamic source brings.
+func TestProvision_NumbersOfUpstreams(t *testing.T) {
+	s := &Selection{
+		Backups:     Backups{{"b"}, {"10.3.0.0/16"}},
+		Weights:     map[string]Weight{"10.2.0.0/16": "7"},
+		MaxRequests: &MaxRequests{Default: new(20), Upstreams: map[string]int{"b": 5, "10.2.0.0/16": 3, "10.2.0.9/32": 1}},
+		proxy: &reverseproxy.Handler{
+			Upstreams:           reverseproxy.UpstreamPool{{Dial: "a:80"}, {Dial: "b:80"}},
+			DynamicUpstreamsRaw: json.RawMessage(`{"source":"a","name":"x"}`),
+		},
+	}
+	var config balancer.Config
+	if err := provisionUpstreams(s, &config); err != nil {
+		t.Fatal(err)
+	}
+	if config.Limit != 20 {
+		t.Errorf("limit of all: got %d, want 20", config.Limit)
+	}
+	of := func(numbers upstreamname.Numbers, dial string) int {
+		number, given := numbers.Of(dial)
+		if !given {
+			return -1
+		}
+		return number
+	}
+	for dial, want := range map[string][3]int{ // weight, group and limit, -1 for none of its own
+		"a:80":        {-1, -1, -1},
+		"b:80":        {-1, 1, 5},
+		"10.2.0.8:80": {7, -1, 3},
+		"10.2.0.9:80": {7, -1, 1},
+		"10.3.0.1:80": {-1, 2, -1},
+	} {
+		got := [3]int{of(config.Weights, dial), of(config.Groups, dial), of(config.Limits, dial)}
+		if got != want {
+			t.Errorf("%s: got %v, want %v", dial, got, want)
+		}
+	}
+}
+
+// A number of fail_open above that of the primaries, such as a share without its sign, is
+// warned of. With a dynamic source, their number is not known.
+func TestFailOpen_NumberAboveThePrimariesIsWarnedOf(t *testing.T) {
+	const three = `"upstreams":[{"dial":"a:80"},{"dial":"b:80"},{"dial":"c:80"}],`
+	for proxy, want := range map[string]bool{
+		three + alive(`"fail_open":"3"`):                                                    false,
+		three + alive(`"fail_open":"4"`):                                                    true,
+		three + alive(`"fail_open":"50"`):                                                   true,
+		three + alive(`"fail_open":"50%"`):                                                  false,
+		three + alive(`"fail_open":"3","backups":["c"]`):                                    true,
+		three + alive(`"fail_open":"3","weights":{"c":0}`):                                  true,
+		three + `"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"fail_open":"9"`): false,
+		`"dynamic_upstreams":{"source":"a","name":"x"},` + alive(`"fail_open":"9"`):         false,
+	} {
+		logged := recordLog(t)
+		if err := validate(t, proxy, nil); err != nil {
+			t.Errorf("%s: %v", proxy, err)
+		}
+		if got := strings.Contains(logged(), "fail_open is a number above that of the primaries"); got != want {
+			t.Errorf("%s: warned: %t, want %t", proxy, got, want)
+		}
+	}
+}
+
+// Without a secret there is one warning, and a secret is never in the log.
+func TestSticky_SecretIsMissedAndNotLogged(t *testing.T) {
+	t.Setenv("ALIVE_TEST_SECRET", "hunter2")
+	const one = `"upstreams":[{"dial":"a:80"}],`
+	for proxy, want := range map[string]int{
+		one + alive(`"sticky":{}`):                                   1,
+		one + alive(`"sticky":{"secret":"hunter2"}`):                 0,
+		one + alive(`"sticky":{"secret":"{env.ALIVE_TEST_SECRET}"}`): 0,
+		one + alive(``): 0,
+	} {
+		logged := recordLog(t)
+		if err := validate(t, proxy, nil); err != nil {
+			t.Errorf("%s: %v", proxy, err)
+		}
+		text := logged()
+		if got := strings.Count(text, "sticky has no secret, so anyone could compute the cookie"); got != want {
+			t.Errorf("%s: got %d warnings, want %d", proxy, got, want)
+		}
+		if strings.Contains(text, "hunter2") {
+			t.Errorf("%s: the log has the secret: %s", proxy, text)
+		}
+	}
+}
+
+// Pools of one server that use one cookie are warned of once, with the names of all.
+func TestSticky_OneCookieOfTwoPoolsIsWarnedOf(t *testing.T) {
+	sticky := func(dial, options string) string {
+		return `{"handler":"reverse_proxy","upstreams":[{"dial":"` + dial + `"}],` + alive(options) + `}`
+	}
+	port := 0
+	server := func(name string, handlers ...string) string {
+		port++
+		return `"` + name + `":{"listen":["127.0.0.1:` + fmt.Sprint(port) + `"],"routes":[{"handle":[` + strings.Join(handlers, ",") + `]},{"handle":[{"handler":"alive_inspector"}]}]}`
+	}
+	const warning = "pools of one server bind clients by one cookie"
+	for _, test := range []struct {
+		servers string
+		want    []string // parts of the lines
+	}{
+		{
+			server("s", sticky("a:80", `"sticky":{"secret":"x"}`), sticky("b:80", `"name":"shop","sticky":{"cookie":"lb","secret":"x"}`), sticky("c:80", ``)),
+			[]string{`"cookie":"lb","server":"s","pools":["a:80","shop (b:80)"]`},
+		},
+		{server("s", sticky("a:80", `"sticky":{"secret":"x"}`), sticky("b:80", `"sticky":{"cookie":"other","secret":"x"}`)), nil},
+		{server("s", sticky("a:80", `"sticky":{"secret":"x"}`)) + "," + server("r", sticky("b:80", `"sticky":{"secret":"x"}`)), nil},
+	} {
+		for range 5 { // Caddy provisions servers in the order of a map
+			logged := recordLog(t)
+			if err := validateServers(t, test.servers, func(caddy.Context) error { return nil }); err != nil {
+				t.Fatalf("%s: %v", test.servers, err)
+			}
+			text := logged()
+			if got := strings.Count(text, warning); got != len(test.want) {
+				t.Errorf("%s\n got %d warnings, want %d: %s", test.servers, got, len(test.want), text)
+			}
+			for _, want := range test.want {
+				if !strings.Contains(text, want) {
+					t.Errorf("%s\nthe log does not have %s: %s", test.servers, want, text)
+				}
+			}
 		}
 	}
 }
@@ -313,14 +606,14 @@ func TestProvision_DurationsHaveAShortest(t *testing.T) {
 		{one + check("tcp", `"timeout":2`), "timeout must be at least 1ms; got 2ns" + unit + `"2s"`},
 		{one + check("tcp", `"interval":"9ms"`), "interval must be at least 10ms; got 9ms"},
 		{one + alive(`"hold":5`), "hold must be at least 1ms; got 5ns" + unit + `"5s"`},
-		{one + alive(`"slow_start":{"window":30}`), "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '30ns'" + unit + `"30s"`},
-		{one + alive(`"slow_start":{"window":"9ms"}`), "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '9ms'"},
+		{one + alive(`"slow_start":{"window":30}`), "slow_start: window must be a duration from 10ms to 24h, like 30s; got '30ns'" + unit + `"30s"`},
+		{one + alive(`"slow_start":{"window":"9ms"}`), "slow_start: window must be a duration from 10ms to 24h, like 30s; got '9ms'"},
 	} {
 		if err := validate(t, test.proxy, nil); err == nil || !strings.HasSuffix(err.Error(), test.want) {
 			t.Errorf("%s\n got error %v\nwant one that ends in %s", test.proxy, err, test.want)
 		}
 	}
-	if _, err := (&App{Fleet: "a", SyncInterval: 5}).validate(); err == nil || err.Error() != "sync_interval must be a duration from 100ms to 24h0m0s, like 2s; got '5ns'"+unit+`"5s"` {
+	if _, err := (&App{Fleet: "a", SyncInterval: 5}).validate(); err == nil || err.Error() != "sync_interval must be a duration from 100ms to 24h, like 2s; got '5ns'"+unit+`"5s"` {
 		t.Errorf("sync_interval of 5: got error %v", err)
 	}
 	for _, proxy := range []string{
@@ -792,6 +1085,7 @@ func TestPoolName_DiffersWithWhichUpstreamsGetRequests(t *testing.T) {
 		{two, `"observe":{"stall":"auto"},"eject":{"after":5,"for":"30s","longest":"5m","share":"30%"}`},
 		{two, `"retries":3`},
 		{two, `"retries":-1`},
+		{two, `"backups":[]`},
 		{two + `"load_balancing":{"retries":2},`, ""},
 		{two + `"load_balancing":{"try_duration":"2s"},`, ""},
 		{two + `"load_balancing_":1,"flush_interval":-1,`, ""},
@@ -808,6 +1102,24 @@ func TestPoolName_DiffersWithWhichUpstreamsGetRequests(t *testing.T) {
 		{two, `"weights":{"app2":2}`},
 		{two, `"weights":{"127.0.0.1:1":2}`},
 		{two, `"backups":["app2"]`},
+		{two, `"backups":[["127.0.0.1:1"],["app2"]]`},
+		{two, `"backups":[["app2"],["127.0.0.1:1"]]`},
+		{two, `"backups":["127.0.0.1:1","app2"]`},
+		{two, `"backups":["127.0.0.0/8"]`},
+		{two, `"weights":{"127.0.0.0/8":2}`},
+		{two, `"backups":["app2"],"spill":"70%"`},
+		{two, `"backups":["app2"],"spill":"71%"`},
+		{two, `"max_requests":{"default":2}`},
+		{two, `"max_requests":{"default":3}`},
+		{two, `"max_requests":{"upstreams":{"app2":2}}`},
+		{two, `"max_requests":{"default":2},"queue":{"timeout":"1s"}`},
+		{two, `"max_requests":{"default":2},"queue":{"timeout":"2s"}`},
+		{two, `"max_requests":{"default":2},"queue":{"timeout":"1s","length":2}`},
+		{two, `"sticky":{}`},
+		{two, `"sticky":{"cookie":"shop"}`},
+		{two, `"sticky":{"secret":"x"}`},
+		{two, `"sticky":{"secret":"y"}`},
+		{two, `"fail_open":"2"`},
 		{two, `"fail_open":"off"`},
 		{two, `"select":{"policy":"first"}`},
 		{two, `"observe":{"off":true}`},
@@ -832,6 +1144,18 @@ func TestPoolName_DiffersWithWhichUpstreamsGetRequests(t *testing.T) {
 	}
 	if handler(two, `"weights":{"app2":2},"backups":["app2"]`) != handler(two, `"backups":["http://app2"],"weights":{"app2:80":2}`) {
 		t.Error("the same in two spellings: two pools, want one")
+	}
+	for _, same := range [][2]string{
+		{`"backups":["app2","127.0.0.1:1"]`, `"backups":[["127.0.0.1:1","http://app2"]]`},
+		{`"backups":["app2"],"spill":"70%"`, `"backups":[["app2"]],"spill":"70.0%"`},
+		{`"max_requests":{"default":2}`, `"max_requests":{"default":2,"upstreams":{"app2":2}}`},
+		{`"max_requests":{"upstreams":{"app2":2}}`, `"max_requests":{"upstreams":{"http://app2:80":2}}`},
+		{`"queue":{"timeout":"1s"}`, `"queue":{"timeout":"1000ms","length":1000}`},
+		{`"sticky":{}`, `"sticky":{"cookie":"lb","secret":""}`},
+	} {
+		if handler(two, same[0]) != handler(two, same[1]) {
+			t.Errorf("%s and %s: two pools, want one", same[0], same[1])
+		}
 	}
 	if handler(two, `"observe":{"status":["504","502","502"],"stall":"1s"}`) != handler(two, `"observe":{"status":["502","504"],"stall":"1000ms"}`) {
 		t.Error("the same statuses and times in two spellings: two pools, want one")

@@ -83,6 +83,8 @@ func TestAdminErrors_HaveCodes(t *testing.T) {
 		{"POST", "check", a, "", strings.Repeat(" ", 64<<10+1), 413, "body_too_large"},
 		{"PATCH", "upstreams", a, "", `{}`, 400, "nothing_to_change"},
 		{"PATCH", "upstreams", a, "", `{"mode":"off"}`, 400, "invalid_mode"},
+		{"PATCH", "upstreams", a, "", `{"rebind":true}`, 400, "invalid_rebind"},
+		{"GET", "pools", "", "frist", "", 404, "unknown_pool"},
 		{"PATCH", "upstreams", a, "", `{"weight":-1}`, 400, "invalid_weight"},
 		{"POST", "check", placeholder, "", "", 400, "not_checked"},
 	} {

@@ -41,7 +41,7 @@ func TestAdmin_ListHasWhatIsDocumented(t *testing.T) {
 		}
 	}
 	for _, e := range list {
-		has(e, "pool", "upstream", "status", "mode", "weight", "effective_weight", "backup", "serving", "why", "requests", "fails", "since", "checks")
+		has(e, "pool", "upstream", "status", "mode", "weight", "effective_weight", "group", "backup", "serving", "why", "requests", "limit", "bound", "fails", "since", "checks")
 		check := e["checks"].([]any)[0].(map[string]any)
 		has(check, "check", "status", "consecutive_passes", "consecutive_fails", "last", "next")
 		has(check["last"].(map[string]any), "at", "duration_ms", "passed", "reason")
@@ -86,6 +86,17 @@ func TestAdmin_ErrorsSayWhatIsAllowed(t *testing.T) {
 		{"PATCH", "upstreams", url.Values{"upstream": {"127.0.0.1"}, "pool": {"third"}}, `{"mode":"drain"}`, 404, "lists all upstreams; did you mean '127.0.0.1:1'?"},
 		{"PATCH", "upstreams", a, `{"mode":"off"}`, 400, "mode must be ready, drain, maintenance or null"},
 		{"PATCH", "upstreams", a, `{"mode":3}`, 400, "mode must be ready, drain, maintenance or null"},
+		{"PATCH", "upstreams", a, `{"rebind":true}`, 400, `rebind is part of the mode drain; give both, like {\"mode\": \"drain\", \"rebind\": true}`},
+		{"PATCH", "upstreams", a, `{"mode":"ready","rebind":true}`, 400, "rebind is part of the mode drain"},
+		{"PATCH", "upstreams", a, `{"mode":"maintenance","rebind":false}`, 400, "rebind is part of the mode drain"},
+		{"PATCH", "upstreams", a, `{"mode":null,"rebind":true}`, 400, "rebind is part of the mode drain"},
+		{"PATCH", "upstreams", a, `{"weight":3,"rebind":true}`, 400, "rebind is part of the mode drain"},
+		{"PATCH", "upstreams", a, `{"mode":"drain","rebind":"yes"}`, 400, `rebind must be true, false or null; got \"yes\"`},
+		{"PATCH", "upstreams", a, `{"mode":"drain","rebind":1}`, 400, "rebind must be true, false or null; got 1"},
+		{"GET", "pools", url.Values{"pool": {"frist"}}, "", 404, "unknown pool 'frist'; caddy alive status (GET /alive/pools) lists all pools; did you mean 'first'?"},
+		{"GET", "pools", url.Values{"pool": {"zzz"}}, "", 404, "unknown pool 'zzz'; caddy alive status (GET /alive/pools) lists all pools\""},
+		{"GET", "pools", a, "", 400, "unknown parameter 'upstream'; allowed: pool"},
+		{"PATCH", "pools", url.Values{"pool": {"first"}}, `{"mode":"drain"}`, 405, "allowed: GET, HEAD"},
 		{"PATCH", "upstreams", a, `{"weight":-1}`, 400, "weight must be a whole number from 0 to 256, or null"},
 		{"PATCH", "upstreams", a, `{"weight":257}`, 400, "weight must be a whole number from 0 to 256, or null"},
 		{"PATCH", "upstreams", a, `{"weight":1.5}`, 400, "weight must be a whole number from 0 to 256, or null"},

@@ -56,7 +56,7 @@ func TestCommands_DoWhatTheySay(t *testing.T) {
 		t.Errorf("status --json: %q, %v, %v", stdout, err, broken)
 	}
 	stdout, _, err = testkit.Command(t.Context(), c.Admin, "status")
-	if err != nil || !strings.HasPrefix(stdout, "pool shop\n!! No upstream serves: ") || !strings.Contains(stdout, "\nUPSTREAM ") || !strings.Contains(stdout, b.Addr) || strings.Contains(stdout, "\x1b") {
+	if err != nil || !strings.HasPrefix(stdout, "pool shop\n0 of 2 serve, 2 draining, 0 in flight\n!! No upstream serves: ") || !strings.Contains(stdout, "\nUPSTREAM ") || !strings.Contains(stdout, b.Addr) || strings.Contains(stdout, "\x1b") {
 		t.Errorf("status: %q, %v", stdout, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -106,52 +106,66 @@ func TestDynamic_GoneAddressGetsNoRequests(t *testing.T) {
 	testkit.Shares(t, "it returned within five minutes, still watched", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "c": 3})
 }
 
-// Caddy's own rules hold: when the source fails, the static upstreams serve; without them,
-// or with an empty answer, Caddy answers 503.
+// Caddy's own rules hold with `stale off`: when the source fails, the static upstreams
+// serve; without them, or with an empty answer, Caddy answers 503. By default, they hold for
+// a name that does not exist, and a source that fails goes on with its last answer.
 func TestDynamic_FailedSourceFallsBack(t *testing.T) {
 	port, _ := testkit.StartLoopbacks(t, testkit.Well)
 	static := testkit.StartBackend(t, "static", nil)
 	n, name := testkit.StartNameServer(t), testkit.NewName()
 	source := n.Source(name, port)
-	site := func(host, upstreams, source string) string {
-		return fmt.Sprintf("http://%s {\nreverse_proxy %s {\ndynamic %s\nlb_policy alive {\n%s\n}\n}\n}\n", host, upstreams, source, testkit.QuickCheck)
+	sites := ""
+	for _, stale := range []string{"", "stale off"} {
+		site := func(host, upstreams, source string) {
+			host += strings.ReplaceAll(stale, "stale ", ".")
+			sites += fmt.Sprintf("http://%s.test {\nreverse_proxy %s {\ndynamic %s\nlb_policy alive {\n%s\n%s\n}\n}\n}\n", host, upstreams, source, stale, testkit.QuickCheck)
+		}
+		site("fallback", static.Addr, source)
+		site("alone", "", source)
+		site("multi", static.Addr, "multi {\n"+source+"\n}")
 	}
 	n.Set(name, testkit.Records{A: []string{"127.0.0.1"}})
-	c := testkit.StartCaddy(t, site("fallback.test", static.Addr, source)+site("alone.test", "", source)+
-		site("multi.test", static.Addr, "multi {\n"+source+"\n}"))
+	c := testkit.StartCaddy(t, sites)
 	client := c.Client()
-	expect := func(what, fallback, alone, multi string) {
+	expect := func(what string, want map[string]string) {
 		t.Helper()
-		for host, want := range map[string]string{"fallback.test": fallback, "alone.test": alone, "multi.test": multi} {
-			testkit.Eventually(t, testkit.Patience, fmt.Sprintf("%s: %s answers %s", what, host, want), func() bool {
-				a := testkit.AskHost(client, c.URL(), host, nil)
+		for _, host := range slices.Sorted(maps.Keys(want)) {
+			testkit.Eventually(t, testkit.Patience, fmt.Sprintf("%s: %s answers %s", what, host, want[host]), func() bool {
+				a := testkit.AskHost(client, c.URL(), host+".test", nil)
 				got := strconv.Itoa(a.Status)
 				if a.Status == http.StatusOK {
 					got = a.Body
 				}
-				return got == want
+				return got == want[host]
 			})
 		}
 	}
+	well := map[string]string{"fallback": "a", "alone": "a", "multi": "a", "fallback.off": "a", "alone.off": "a", "multi.off": "a"}
+	gone := map[string]string{"fallback": "static", "alone": "503", "multi": "503", "fallback.off": "static", "alone.off": "503", "multi.off": "503"}
+	fails := map[string]string{"fallback": "a", "alone": "a", "multi": "a", "fallback.off": "static", "alone.off": "503", "multi.off": "503"}
 	one := testkit.Records{A: []string{"127.0.0.1"}}
-	expect("an address", "a", "a", "a")
+	expect("an address", well)
 	for _, nothing := range []struct {
 		what   string
 		answer testkit.Records
+		want   map[string]string
 	}{
-		{"NXDOMAIN", testkit.Records{RCode: dnsmessage.RCodeNameError}},
-		{"SERVFAIL", testkit.Records{RCode: dnsmessage.RCodeServerFailure}},
-		{"an empty answer", testkit.Records{}},
+		{"NXDOMAIN", testkit.Records{RCode: dnsmessage.RCodeNameError}, gone},
+		{"SERVFAIL", testkit.Records{RCode: dnsmessage.RCodeServerFailure}, fails},
+		{"an empty answer", testkit.Records{}, gone},
 	} {
 		n.Set(name, nothing.answer)
-		expect(nothing.what, "static", "503", "503")
+		testkit.Eventually(t, testkit.Patience, nothing.what+" takes effect without stale", func() bool {
+			return testkit.AskHost(client, c.URL(), "alone.off.test", nil).Status == http.StatusServiceUnavailable
+		})
+		expect(nothing.what, nothing.want)
 		n.Set(name, one)
-		expect("after "+nothing.what, "a", "a", "a")
+		expect("after "+nothing.what, well)
 	}
 }
 
-// `dynamic multi` is one pool of all its sources. A source that fails has no effect on the
-// others.
+// `dynamic multi` is one pool of all its sources. One that fails goes on with its last
+// answer, and one whose name does not exist has no effect on the others.
 func TestDynamic_MultiIsOnePool(t *testing.T) {
 	port, backends := testkit.StartLoopbacks(t, testkit.Well, testkit.Well, testkit.Sick)
 	n, first, second := testkit.StartNameServer(t), testkit.NewName(), testkit.NewName()
@@ -164,7 +178,11 @@ func TestDynamic_MultiIsOnePool(t *testing.T) {
 	})
 	n.Set(first, testkit.Records{RCode: dnsmessage.RCodeServerFailure})
 	n.AwaitQuery(t, first, client, c.URL())
-	testkit.Shares(t, "the first fails", testkit.Tally(client, c.URL(), 6), map[string]int{"b": 6})
+	testkit.Shares(t, "the first fails", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "b": 3})
+	n.Set(first, testkit.Records{RCode: dnsmessage.RCodeNameError})
+	testkit.Eventually(t, testkit.Patience, "the first is gone", func() bool {
+		return maps.Equal(testkit.Tally(client, c.URL(), 6), map[string]int{"b": 6})
+	})
 	if requests, _ := backends[2].Seen(); requests != 0 {
 		t.Errorf("requests to the dead one: got %d, want 0", requests)
 	}

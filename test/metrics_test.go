@@ -19,7 +19,7 @@ import (
 // The names and types follow the rules of Prometheus.
 func TestMetrics_NamesAndTypes(t *testing.T) {
 	b := testkit.StartBackend(t, "b", nil)
-	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, b.Addr))
+	c := testkit.StartCaddyWith(t, "", strings.Replace(fmt.Sprintf(testkit.ShopSite, b.Addr), "retries off", "retries off\n\t\t\tmax_requests 9\n\t\t\tqueue 1s", 1))
 	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(b.Addr) })
 	_, text := c.Call(http.MethodGet, "/metrics", nil, "")
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
@@ -31,7 +31,7 @@ func TestMetrics_NamesAndTypes(t *testing.T) {
 			t.Errorf("%s: %s", p.Metric, p.Text)
 		}
 	}
-	for _, name := range []string{"upstream_up", "checks_total", "check_duration_seconds", "transitions_total", "pool_upstreams", "pool_fail_open", "selections_total", "held_requests_total"} {
+	for _, name := range []string{"upstream_up", "checks_total", "check_duration_seconds", "transitions_total", "pool_upstreams", "pool_fail_open", "selections_total", "held_requests_total", "queue_length", "queue_seconds", "queue_refused_total"} {
 		if !strings.Contains(text, "# TYPE caddy_alive_"+name+" ") {
 			t.Errorf("%s is missing", name)
 		}

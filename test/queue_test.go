@@ -301,6 +301,8 @@ func TestQueue_OutlivesItsConfig(t *testing.T) {
 	}
 	third := begin(t, client, c.URL()+"/third")
 	next.awaitArrivals(t, 1)
+	awaitWaiting(t, c, "shop", 1) // the second one still counts
+	c.WantMetrics("after the reload", map[string]float64{`queue_length{pool="shop"}`: 1})
 	app.letOut(t)
 	app.letOut(t)
 	next.letOut(t)
@@ -311,5 +313,57 @@ func TestQueue_OutlivesItsConfig(t *testing.T) {
 	}
 	if got := app.arrived(); !slices.Equal(got, []string{"/first", "/second"}) {
 		t.Errorf("the upstream of the config before got %v", got)
+	}
+}
+
+// Requests that wait have the limit of the config that replaces theirs: a larger one lets them
+// go on at once, in their order and before those that come later. A smaller one holds for them,
+// too.
+func TestQueue_FollowsTheLimitOfTheNextConfig(t *testing.T) {
+	app := startTurnstile(t)
+	c := testkit.StartCaddy(t, limitedSite(app.Addr, "max_requests 1\nqueue 20s"))
+	awaitServing(t, c, app.Addr)
+	client := c.Client()
+	var all []*begun
+	ask := func(path string) { all = append(all, begin(t, client, c.URL()+path)) }
+	ask("/1")
+	app.awaitArrivals(t, 1)
+	for i, path := range []string{"/2", "/3", "/4", "/5"} {
+		ask(path)
+		awaitWaiting(t, c, "shop", i+1)
+	}
+	if err := c.TryLoad(limitedSite(app.Addr, "max_requests 3\nqueue 20s")); err != nil {
+		t.Fatal(err)
+	}
+	app.awaitArrivals(t, 3) // although none has left
+	ask("/6")
+	app.letOut(t)
+	app.awaitArrivals(t, 4)
+	if err := c.TryLoad(limitedSite(app.Addr, "max_requests 1\nqueue 20s")); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, testkit.Patience, "the limit is 1", func() bool {
+		rows := c.List(nil)
+		return len(rows) == 1 && rows[0].Limit == 1
+	})
+	time.Sleep(200 * time.Millisecond) // those that wait have looked again
+	app.letOut(t)
+	app.letOut(t)
+	time.Sleep(100 * time.Millisecond)
+	if got := len(app.arrived()); got != 4 {
+		t.Errorf("%d requests have arrived while one is in and the limit is 1, want 4", got)
+	}
+	for range 3 {
+		app.letOut(t)
+	}
+	for _, s := range all {
+		if a := s.end(t); a.Status != http.StatusOK {
+			t.Error(a)
+		}
+	}
+	got := app.arrived()
+	slices.Sort(got[1:3]) // they go on at the same moment
+	if !slices.Equal(got, []string{"/1", "/2", "/3", "/4", "/5", "/6"}) {
+		t.Errorf("they arrived as %v", got)
 	}
 }

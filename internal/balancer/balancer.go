@@ -99,6 +99,7 @@ func (b *Balancer) configure(r *Registry, c Config) {
 	h.Settings, h.Exiting = r.Settings, r.Exiting
 	h.Remember = b.traffic.remember
 	h.OnHold = func() { b.counters.CountHeld() }
+	h.OnWaiting = func() { b.counters.CountWaiting() }
 	h.OnQueued = func(waited time.Duration) { b.counters.ObserveWait(waited) }
 	h.OnRefused = b.reportRefused
 	h.OnFailOpen = b.reportFailOpen
@@ -216,7 +217,7 @@ func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, 
 	if !b.Owns(upstreams) {
 		p = b.dynamic.poolOf(upstreams)
 	}
-	return b.choose(p, pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.traffic.tried(r)}).Upstream
+	return b.traffic.choose(p, pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.traffic.tried(r)}).Upstream
 }
 
 // Observe puts around the transport of the handler what sees how round trips end. If
@@ -321,11 +322,9 @@ func (b *Balancer) Selections() map[string]uint64 {
 	return all
 }
 
-// Waiting returns how many requests wait for an upstream that is not full, and how many may:
-// 0 if the handler has no queue.
-func (b *Balancer) Waiting() (n, limit int) {
-	return b.handler.Waiting(), b.config.Rules.Queue.Length
-}
+// QueueLength returns how many requests may wait for an upstream that is not full: 0 if the
+// handler has no queue.
+func (b *Balancer) QueueLength() int { return b.config.Rules.Queue.Length }
 
 // reportRefused reports that a request got no upstream because all were full.
 func (b *Balancer) reportRefused(timedOut bool) {

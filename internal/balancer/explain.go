@@ -4,6 +4,7 @@ package balancer
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -73,7 +74,7 @@ func (e explanation) sentence() string {
 		return "in maintenance since " + since() + ": no requests and no probes"
 	case row.Weight == 0:
 		return "its weight is 0: no requests"
-	case row.Mode == settings.Drain && row.Rebind && e.bindsClients():
+	case row.Mode == settings.Drain && row.Rebind && e.balancer.config.Rules.KeepsClients():
 		return e.draining("draining since " + since() + ", and its bound clients move")
 	case row.Mode == settings.Drain:
 		return e.draining("draining since " + since())
@@ -124,7 +125,7 @@ func (e explanation) sentence() string {
 // isFull reports whether the upstream has as many requests as it may, by its own limit or
 // by that of Caddy.
 func (e explanation) isFull() bool {
-	return e.row.Limit > 0 && e.row.Requests >= e.row.Limit || e.upstream.Host != nil && e.upstream.Full()
+	return e.row.Limit > 0 && e.member.Slots.InUse() >= e.row.Limit || e.upstream.Host != nil && e.upstream.Full()
 }
 
 // full says what the limit of a full upstream is, and what becomes of further requests.
@@ -134,7 +135,7 @@ func (e explanation) full() string {
 		limit = core
 	}
 	text := fmt.Sprintf("up, but full: its limit is %s at once", plural(limit, "request"))
-	if limit == e.row.Limit && e.row.EffectiveWeight < float64(e.row.Weight) {
+	if limit == e.row.Limit && limit < e.member.Limit {
 		text += " in its slow start"
 	}
 	if e.balancer.config.Rules.Queue.Length > 0 {
@@ -163,16 +164,28 @@ func (e explanation) backup() string {
 func (e explanation) standby() string {
 	spill := e.balancer.config.Rules.Spill
 	text := "up, and " + e.backup() + ": gets requests when "
-	switch {
-	case e.row.Group == 1 && spill > 0:
-		return text + fmt.Sprintf("no primary can serve, or while less than %g %% of their weight serves", spill)
-	case e.row.Group == 1:
-		return text + "no primary can serve"
-	case spill > 0:
-		return text + fmt.Sprintf("no upstream of the groups before it can serve, or while less than %g %% of the weight of the primaries serves in these", spill)
-	default:
-		return text + "no upstream of the groups before it can serve"
+	if e.row.Group == 1 {
+		text += "no primary can serve"
+	} else {
+		text += "no upstream of the groups before it can serve"
 	}
+	switch {
+	case spill == 0:
+	case e.row.Group == 1:
+		text += fmt.Sprintf(", or while less than %g %% of their weight serves", spill)
+	default:
+		text += fmt.Sprintf(", or while less than %g %% of the weight of the primaries serves in these", spill)
+	}
+	return text + e.stay()
+}
+
+// stay ends a sentence about an upstream to which clients can be bound that go on with it,
+// although it gets no other requests.
+func (e explanation) stay() string {
+	if e.balancer.config.Rules.Sticky == nil {
+		return ""
+	}
+	return "; clients that are bound to it stay"
 }
 
 // joined says why a backup gets requests beside the groups before it, and until when. They
@@ -190,12 +203,6 @@ func (e explanation) joined() string {
 	return fmt.Sprintf(", since less than %g %% of the weight of the primaries served%s, until %g %% does", rules.Spill, where, rules.SpillEnds())
 }
 
-// bindsClients reports whether clients that are bound to an upstream go on with it while it
-// drains.
-func (e explanation) bindsClients() bool {
-	return e.balancer.config.Rules.Sticky != nil || e.row.Bound > 0
-}
-
 // suspect says what made the upstream suspect, and when it gets requests.
 func (e explanation) suspect() string {
 	text := "up, but suspect since "
@@ -209,9 +216,25 @@ func (e explanation) suspect() string {
 		return text + e.although()
 	case e.row.EffectiveWeight > 0:
 		return text + ": gets requests, since all that serve are suspect"
-	default:
+	case e.isUnreachable(): // so bound clients go elsewhere, too
 		return text + ": gets requests only while no other upstream serves"
+	default:
+		return text + ": gets requests only while no other upstream serves" + e.stay()
 	}
+}
+
+// isUnreachable reports whether a request could not connect to the upstream, and its checks
+// have yet to decide.
+func (e explanation) isUnreachable() bool {
+	return slices.ContainsFunc(e.member.Checks, func(c pool.Check) bool { return c.Target.IsSuspect() })
+}
+
+// keepsClients reports whether clients that are bound to the upstream, which is up and drains,
+// go on with it.
+func (e explanation) keepsClients() bool {
+	rules := &e.balancer.config.Rules
+	leaves := e.row.Rebind || e.row.EjectedUntil != nil || rules.Sticky != nil && e.row.Suspect && e.isUnreachable()
+	return rules.KeepsClients() && !leaves
 }
 
 // suspicion is what made the upstream suspect in this pool, empty if it was another.
@@ -253,8 +276,8 @@ func (e explanation) draining(text string) string {
 		return text + ", and Caddy's own health checks consider it unhealthy: no requests"
 	case e.row.EffectiveWeight > 0:
 		return text + ", but gets requests, since no other upstream serves"
-	case e.bindsClients() && !e.row.Rebind:
-		return text + ": no new clients while another upstream can take them, but those that are bound to it stay"
+	case e.keepsClients():
+		return text + ": no new clients while another upstream can take them; clients that are bound to it stay"
 	default:
 		return text + ": no new requests while another upstream can take them"
 	}

@@ -3,6 +3,7 @@
 package balancer
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/session"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/slots"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 	"github.com/caddy-alive/caddy-alive/internal/view"
@@ -47,56 +49,72 @@ func TestExplain_Groups(t *testing.T) {
 		serving   string // s where one serves
 	}{
 		{
-			"one group of backups", "uuu", []func(*setup){inGroups(0, 0, 1)},
-			[]string{inTurn, inTurn, "up, and a backup: gets requests when no primary can serve"}, "ss.",
+			"one group of backups", "uuu",
+			[]func(*setup){inGroups(0, 0, 1)},
+			[]string{inTurn, inTurn, "up, and a backup: gets requests when no primary can serve"},
+			"ss.",
 		},
 		{
-			"several groups", "uuu", []func(*setup){inGroups(0, 1, 2)},
+			"several groups", "uuu",
+			[]func(*setup){inGroups(0, 1, 2)},
 			[]string{
 				inTurn,
 				"up, and a backup of group 1: gets requests when no primary can serve",
 				"up, and a backup of group 2: gets requests when no upstream of the groups before it can serve",
-			}, "s..",
+			},
+			"s..",
 		},
 		{
-			"the second group serves", "ddu", []func(*setup){inGroups(0, 1, 2)},
-			[]string{"check 'test' failed: sick", "check 'test' failed: sick", inTurn}, "..s",
+			"the second group serves", "ddu",
+			[]func(*setup){inGroups(0, 1, 2)},
+			[]string{"check 'test' failed: sick", "check 'test' failed: sick", inTurn},
+			"..s",
 		},
 		{
-			"spill, and enough serves", "uuuu", []func(*setup){inGroups(0, 0, 1, 2), spilling(70)},
+			"spill, and enough serves", "uuuu",
+			[]func(*setup){inGroups(0, 0, 1, 2), spilling(70)},
 			[]string{
 				inTurn, inTurn,
 				"up, and a backup of group 1: gets requests when no primary can serve, or while less than 70 % of their weight serves",
 				"up, and a backup of group 2: gets requests when no upstream of the groups before it can serve, or while less than 70 % of the weight of the primaries serves in these",
-			}, "ss..",
+			},
+			"ss..",
 		},
 		{
-			"spill to the first group", "uduu", []func(*setup){inGroups(0, 0, 1, 2), spilling(70)},
+			"spill to the first group", "uduu",
+			[]func(*setup){inGroups(0, 0, 1, 2), spilling(70)},
 			[]string{
 				inTurn, "check 'test' failed: sick",
 				"up, and a backup of group 1: gets requests in turn, since less than 70 % of the weight of the primaries served, until 80 % does",
 				"up, and a backup of group 2: gets requests when no upstream of the groups before it can serve, or while less than 70 % of the weight of the primaries serves in these",
-			}, "s.s.",
+			},
+			"s.s.",
 		},
 		{
-			"spill to all groups", "udduddu", []func(*setup){inGroups(0, 0, 0, 0, 0, 1, 2), spilling(95)},
+			"spill to all groups", "udduddu",
+			[]func(*setup){inGroups(0, 0, 0, 0, 0, 1, 2), spilling(95)},
 			[]string{
 				inTurn, "check 'test' failed: sick", "check 'test' failed: sick", inTurn, "check 'test' failed: sick", "check 'test' failed: sick",
 				"up, and a backup of group 2: gets requests in turn, since less than 95 % of the weight of the primaries served in the groups before it, until 100 % does",
-			}, "s..s..s",
+			},
+			"s..s..s",
 		},
 		{
-			"spill by another policy", "udu", []func(*setup){inGroups(0, 0, 1), spilling(70), func(s *setup) {
+			"spill by another policy", "udu",
+			[]func(*setup){inGroups(0, 0, 1), spilling(70), func(s *setup) {
 				s.Rules.Select, s.Rules.SelectName = reverseproxy.LeastConnSelection{}, "least_conn"
 			}},
 			[]string{
 				"up: gets the requests for which least_conn picks it", "check 'test' failed: sick",
 				"up, and a backup: gets the requests for which least_conn picks it, since less than 70 % of the weight of the primaries served, until 80 % does",
-			}, "s.s",
+			},
+			"s.s",
 		},
 		{
-			"no primary is left, without a spill of their weight", "du", []func(*setup){inGroups(0, 1), spilling(70)},
-			[]string{"check 'test' failed: sick", inTurn}, ".s",
+			"no primary is left, without a spill of their weight", "du",
+			[]func(*setup){inGroups(0, 1), spilling(70)},
+			[]string{"check 'test' failed: sick", inTurn},
+			".s",
 		},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
@@ -163,6 +181,31 @@ func TestExplain_SuspectBackup(t *testing.T) {
 	})
 }
 
+// TestExplain_BoundClientsStay: where clients are bound to upstreams, a backup that waits and a
+// suspect say that these go on. They do not if no request could connect to it.
+func TestExplain_BoundClientsStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork("a:80", "b:80", "c:80")
+		p := newAccusedPool(t, "shop", n, func(c *Config) {
+			c.Groups = upstreamname.NumbersOf(map[string]int{"c:80": 1})
+			c.Rules.Sticky = &session.Cookie{Name: "lb"}
+		}, "a:80", "b:80", "c:80")
+		const (
+			up      = "up, serves true: up: gets requests in turn"
+			backup  = "up, serves false: up, and a backup: gets requests when no primary can serve; clients that are bound to it stay"
+			suspect = "suspect, serves true: up, but suspect since a request to it failed (%s): gets requests only while no other upstream serves"
+		)
+		p.want("at first", up, up, backup)
+		p.fail("a:80", 1, witness.Outcome, "status 502")
+		p.want("by an outcome", fmt.Sprintf(suspect, "status 502")+"; clients that are bound to it stay", up, backup)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		p.want("the checks pass", up, up, backup)
+		p.fail("a:80", 1, witness.Connect, "connection refused")
+		p.want("by a connection", fmt.Sprintf(suspect, "connection refused"), up, backup)
+	})
+}
+
 // TestExplain_Drain: where clients are bound to upstreams, a drain says whether they stay.
 func TestExplain_Drain(t *testing.T) {
 	sticky := func(s *setup) { s.Rules.Sticky = &session.Cookie{Name: "lb"} }
@@ -176,7 +219,7 @@ func TestExplain_Drain(t *testing.T) {
 	}{
 		{"no clients are bound", plain, false, "uu", ": no new requests while another upstream can take them"},
 		{"no clients are bound that could move", plain, true, "uu", ": no new requests while another upstream can take them"},
-		{"they stay", sticky, false, "uu", ": no new clients while another upstream can take them, but those that are bound to it stay"},
+		{"they stay", sticky, false, "uu", ": no new clients while another upstream can take them; clients that are bound to it stay"},
 		{"they move", sticky, true, "uu", ", and its bound clients move: no new requests while another upstream can take them"},
 		{"they cannot move", sticky, true, "ud", ", and its bound clients move, but gets requests, since no other upstream serves"},
 		{"it is down", sticky, true, "du", ", and its bound clients move, and check 'test' failed: sick: no requests"},
@@ -194,35 +237,80 @@ func TestExplain_Drain(t *testing.T) {
 	}
 }
 
+// TestExplain_DrainOfOneThatFails: bound clients do not stay with an upstream that drains while
+// it is ejected, or while no request can connect to it.
+func TestExplain_DrainOfOneThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork("a:80", "b:80")
+		p := newAccusedPool(t, "shop", n, func(c *Config) { c.Rules.Sticky = &session.Cookie{Name: "lb"} }, "a:80", "b:80")
+		p.registry.Settings.Change("a:80", settings.Change{Mode: new(settings.Mode(settings.Drain))})
+		want := func(rule string, stay bool) {
+			t.Helper()
+			row := (lister{p.Balancer, Filter{}}).rows()[0]
+			if !strings.HasPrefix(row.Why, "draining since") || strings.Contains(row.Why, "bound to it stay") != stay {
+				t.Errorf("%s: %q, want its clients to stay: %v", rule, row.Why, stay)
+			}
+		}
+		want("at first", true)
+		p.fail("a:80", 1, witness.Connect, "connection refused")
+		want("no request can connect", false)
+		time.Sleep(time.Minute)
+		want("the checks pass", true)
+		p.fail("a:80", 5, witness.Outcome, "status 502")
+		want("ejected", false)
+	})
+}
+
 // TestExplain_Full: an upstream that is full names the limit that keeps requests away, and
 // says that they wait if they do.
 func TestExplain_Full(t *testing.T) {
 	for _, tc := range []struct {
 		rule                        string
 		limit, core, requests, wait int
-		effective                   float64
 		want                        string // "" for one that is not full
 	}{
-		{"by its limit", 4, 0, 4, 0, 2, "up, but full: its limit is 4 requests at once"},
-		{"with a queue", 4, 0, 5, 1000, 2, "up, but full: its limit is 4 requests at once; requests wait while no other upstream has room"},
-		{"in its slow start", 1, 0, 1, 0, 0.5, "up, but full: its limit is 1 request at once in its slow start"},
-		{"by the limit of Caddy", 0, 3, 3, 0, 2, "up, but full: its limit is 3 requests at once"},
-		{"by the lower of both", 4, 3, 3, 0, 2, "up, but full: its limit is 3 requests at once"},
-		{"by the lower of both, the other way", 3, 4, 3, 10, 2, "up, but full: its limit is 3 requests at once; requests wait while no other upstream has room"},
-		{"below its limit", 4, 5, 3, 10, 2, ""},
-		{"without a limit", 0, 0, 100, 0, 2, ""},
+		{"by its limit", 4, 0, 4, 0, "up, but full: its limit is 4 requests at once"},
+		{"with a queue", 4, 0, 5, 1000, "up, but full: its limit is 4 requests at once; requests wait while no other upstream has room"},
+		{"in its slow start", 1, 0, 1, 0, "up, but full: its limit is 1 request at once in its slow start"},
+		{"by the limit of Caddy", 0, 3, 3, 0, "up, but full: its limit is 3 requests at once"},
+		{"by the lower of both", 4, 3, 3, 0, "up, but full: its limit is 3 requests at once"},
+		{"by the lower of both, the other way", 3, 4, 3, 10, "up, but full: its limit is 3 requests at once; requests wait while no other upstream has room"},
+		{"below its limit", 4, 5, 3, 10, ""},
+		{"without a limit", 0, 0, 100, 0, ""},
 	} {
-		u := &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: "a:80", MaxRequests: tc.core}
-		testkit.SetRequests(u, tc.requests)
-		e := explanation{
-			row:      &view.Upstream{Status: "up", Mode: settings.Ready, Weight: 2, EffectiveWeight: tc.effective, Limit: tc.limit, Requests: tc.requests},
-			balancer: &Balancer{config: Config{Rules: pool.Rules{Queue: pool.Queue{Length: tc.wait}}}},
-			member:   &pool.Member{Address: "a:80"}, upstream: u, healthy: true,
-		}
-		got := e.sentence()
-		if tc.want == "" && strings.Contains(got, "full") || tc.want != "" && got != tc.want {
-			t.Errorf("%s: %q, want %q", tc.rule, got, tc.want)
-		}
+		t.Run(tc.rule, func(t *testing.T) {
+			u := &reverseproxy.Upstream{Host: new(reverseproxy.Host), Dial: "a:80", MaxRequests: tc.core}
+			testkit.SetRequests(u, tc.requests)
+			m := &pool.Member{Address: "a:80", Limit: tc.limit}
+			if tc.rule == "in its slow start" {
+				m.Limit = 4
+			}
+			if tc.limit > 0 {
+				opened, err := slots.Open("a:80", m.Limit)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for range tc.requests {
+					opened.Take(100)
+					defer opened.Free()
+				}
+				m.Slots = opened
+				defer func() {
+					if err := m.CloseSlots(); err != nil {
+						t.Error(err)
+					}
+				}()
+			}
+			e := explanation{
+				row:      &view.Upstream{Status: "up", Mode: settings.Ready, Weight: 2, EffectiveWeight: 2, Limit: tc.limit},
+				balancer: &Balancer{config: Config{Rules: pool.Rules{Queue: pool.Queue{Length: tc.wait}}}},
+				member:   m, upstream: u, healthy: true,
+			}
+			got := e.sentence()
+			if tc.want == "" && strings.Contains(got, "full") || tc.want != "" && got != tc.want {
+				t.Errorf("%q, want %q", got, tc.want)
+			}
+		})
 	}
 }
 

@@ -13,17 +13,17 @@ import (
 
 // places reports whether anything goes along with requests from their selection to their
 // answer.
-func (b *Balancer) places() bool {
-	return b.config.Rules.Sticky != nil || b.config.Limit > 0 || b.config.Limits.Any()
+func (t *traffic) places() bool {
+	c := &t.balancer.config
+	return c.Rules.Sticky != nil || c.Limit > 0 || c.Limits.Any()
 }
 
 // choose picks an upstream, and keeps with the request what goes along with it. A slot that
 // an earlier selection of the request has taken is free before.
-func (b *Balancer) choose(p *pool.Pool, a pool.Attempt) pool.Choice {
-	if !b.places() {
+func (t *traffic) choose(p *pool.Pool, a pool.Attempt) pool.Choice {
+	if !t.places() {
 		return p.Pick(a)
 	}
-	t := &b.traffic
 	before := t.placed(a.Request.Context(), a.Request.URL)
 	if before != nil {
 		before.Free()
@@ -34,7 +34,7 @@ func (b *Balancer) choose(p *pool.Pool, a pool.Attempt) pool.Choice {
 	}
 	placed := &observer.Placement{URL: a.Request.URL}
 	if c.Binds {
-		cookie := b.config.Rules.Sticky
+		cookie := t.balancer.config.Rules.Sticky
 		placed.Cookie = cookie.Header(a.Request, cookie.Value(c.Upstream.Dial))
 	}
 	if c.Slot != nil {
@@ -59,8 +59,8 @@ func (t *traffic) placed(ctx context.Context, tries *url.URL) *observer.Placemen
 
 // handles reports whether a route of handle_response takes an answer over, as Caddy decides
 // it. It closes the body of the answer only when everything behind it has returned.
-func (b *Balancer) handles(res *http.Response) bool {
-	for _, h := range b.config.Proxy.HandleResponse {
+func (t *traffic) handles(res *http.Response) bool {
+	for _, h := range t.balancer.config.Proxy.HandleResponse {
 		if h.Match == nil || h.Match.Match(res.StatusCode, res.Header) {
 			return h.StatusCode.String() == ""
 		}

@@ -24,7 +24,7 @@ import (
 func limiting(tb testing.TB, limits ...int) func(*setup) {
 	return func(s *setup) {
 		for i, limit := range limits {
-			a, err := slots.Open(tb.Name() + s.members[i].Address)
+			a, err := slots.Open(tb.Name()+s.members[i].Address, limit)
 			if err != nil {
 				tb.Fatal(err)
 			}
@@ -174,7 +174,7 @@ func TestHandles_IsAsCaddyDecides(t *testing.T) {
 		{"the first that matches changes the status", []caddyhttp.ResponseHandler{{Match: ok, StatusCode: "204"}, {}}, false},
 	} {
 		p := newPolicy(t, "u", func(s *setup) { s.Proxy.HandleResponse = tc.routes })
-		if got := p.handles(&http.Response{StatusCode: http.StatusOK, Header: make(http.Header)}); got != tc.want {
+		if got := p.traffic.handles(&http.Response{StatusCode: http.StatusOK, Header: make(http.Header)}); got != tc.want {
 			t.Errorf("%s: %v, want %v", tc.rule, got, tc.want)
 		}
 		p.end(t)

@@ -130,9 +130,9 @@ func (t *traffic) setRunning(running bool) {
 // observe puts an observer around the transport of the handler.
 func (t *traffic) observe(inner http.RoundTripper, retriesAnswers bool) http.RoundTripper {
 	hooks := observer.Hooks{Upstream: t.upstream, Tried: t.noteTried, RetriesAnswers: retriesAnswers}
-	if t.balancer.places() {
+	if t.places() {
 		hooks.Placed = func(r *http.Request) *observer.Placement { return t.placed(r.Context(), r.URL) }
-		hooks.Handles = t.balancer.handles
+		hooks.Handles = t.handles
 	}
 	return observer.New(inner, &t.balancer.config.Rules.Witness, hooks)
 }

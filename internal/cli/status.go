@@ -39,7 +39,7 @@ func runStatus(cmd *cobra.Command) error {
 	for {
 		screen := screenOf(out)
 		inPlace := watch && !asJSON && screen.columns > 0
-		shown, err := c.listing(pool)
+		shown, err := askFor(c, pool)
 		var show bytes.Buffer
 		switch {
 		case err != nil && (!watch || last == nil):
@@ -82,8 +82,8 @@ type listing struct {
 	text  []byte // the rows as they were answered
 }
 
-// listing returns all pools and their upstreams, or those of one pool.
-func (c *client) listing(pool string) (listing, error) {
+// askFor returns all pools and their upstreams, or those of one pool.
+func askFor(c *client, pool string) (listing, error) {
 	var query url.Values
 	if pool != "" {
 		query = url.Values{"pool": {pool}}
@@ -127,7 +127,7 @@ const exitOutage = 3
 // checkPools shows the pools in which no upstream serves, of all or of one. With JSON, the
 // lines go to the standard error.
 func checkPools(c *client, pool string, asJSON bool) error {
-	shown, err := c.listing(pool)
+	shown, err := askFor(c, pool)
 	if err != nil {
 		return err
 	}

@@ -3,8 +3,8 @@
 package limits
 
 import (
+	"errors"
 	"fmt"
-	"net/http"
 	"strconv"
 	"strings"
 	"time"
@@ -65,13 +65,23 @@ func MaxAge(age time.Duration) error { return stickyMaxAge.check(age) }
 // ParseMaxAge reads how long clients keep a cookie.
 func ParseMaxAge(text string) (time.Duration, error) { return stickyMaxAge.parse(text) }
 
+// cookieSigns are what the name of a cookie can have beside letters and digits: it is a
+// token of RFC 6265.
+const cookieSigns = "!#$%&'*+-.^_`|~"
+
 // securePrefixes are those of names of cookies that need the attribute Secure.
 var securePrefixes = []string{"__Secure-", "__Host-", "__Http-"}
 
 // CookieName returns an error if a text cannot be the name of the cookie of sessions.
 func CookieName(name string) error {
-	if (&http.Cookie{Name: name}).Valid() != nil || len(name) > MaxName {
-		return fmt.Errorf("sticky: the name of the cookie must be of letters, digits and !#$%%&'*+-.^_`|~ only, and of %d bytes at most, like lb; got '%s'", MaxName, name)
+	other := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(cookieSigns, r)
+	}
+	if name == "" || len(name) > MaxName || strings.ContainsFunc(name, other) {
+		return fmt.Errorf("sticky: the name of the cookie must be of letters, digits and %s only, and of %d bytes at most, like lb; got '%s'", cookieSigns, MaxName, name)
+	}
+	if name == "off" {
+		return errors.New("sticky: off would be the name of the cookie; leave sticky out to bind no clients, or use another name")
 	}
 	for _, prefix := range securePrefixes {
 		if len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) {

@@ -53,7 +53,7 @@ func Render(rows []view.Upstream, pools []view.Pool, now time.Time) ([]byte, err
 		"Script":   template.JS(script), //nolint:gosec // it is part of the program
 		"Summary":  view.Summary(rows),
 		"Now":      utc(now),
-		"Sections": sections(rows, view.ByName(pools), now),
+		"Sections": sections(rows, pools, now),
 	})
 	if err != nil {
 		return nil, err
@@ -86,16 +86,19 @@ type check struct {
 	LastFailed    *view.Result
 }
 
-// sections groups consecutive rows by their titles, as they are at a moment.
-func sections(rows []view.Upstream, pools view.PoolsByName, now time.Time) []section {
+// sections groups consecutive rows by their titles, as they are at a moment. Pools without
+// rows come after them.
+func sections(rows []view.Upstream, pools []view.Pool, now time.Time) []section {
 	totals := make(map[string]float64)
 	for i := range rows {
 		totals[rows[i].Title()] += rows[i].EffectiveWeight
 	}
 	var all []section
+	byName, titles := view.ByName(pools), make(map[string]bool)
 	for i := range rows {
 		u := &rows[i]
-		title, pool := u.Title(), pools.Of(u)
+		title, pool := u.Title(), byName.Of(u)
+		titles[title] = true
 		if len(all) == 0 || title != all[len(all)-1].Title {
 			all = append(all, section{Title: title, Facts: pool.Facts(), Alarm: pool.Alarm()})
 		}
@@ -103,6 +106,11 @@ func sections(rows []view.Upstream, pools view.PoolsByName, now time.Time) []sec
 		r := newRow(u, totals[title], now)
 		r.Group = pool.GroupName(u.Group)
 		s.Rows = append(s.Rows, r)
+	}
+	for i := range pools {
+		if p := &pools[i]; !titles[p.Pool] {
+			all = append(all, section{Title: p.Pool, Facts: p.Facts()})
+		}
 	}
 	return all
 }

@@ -181,3 +181,44 @@ func TestRender_KeysDiffer(t *testing.T) {
 		}
 	}
 }
+
+// A pool has a line of its own: how many serve, what the others are, and its queue. Rows say
+// which group a backup is of, the limit, and requests of bound clients. What is in no pool has
+// no such line.
+func TestRender_PoolsGroupsAndLimits(t *testing.T) {
+	rows := []view.Upstream{
+		{Pool: "shop", Upstream: "a:80", Status: "up", Mode: "ready", Weight: 1, EffectiveWeight: 1, Serving: true, Requests: 3, Limit: 4, Bound: 12},
+		{Pool: "shop", Upstream: "b:80", Status: "down", Mode: "ready", Weight: 1, Group: 1, Backup: true},
+		{Pool: "shop", Upstream: "c:80", Status: "up", Mode: "ready", Weight: 1, Group: 2, Backup: true},
+		{Upstream: "d:80", Mode: "drain", Gone: true},
+	}
+	pools := append(view.Pools(rows), view.NewPool("zoo"))
+	pools[0].Queue = &view.Queue{Waiting: 3, Limit: 1000}
+	page, err := Render(rows, pools, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	html := string(page)
+	for title, want := range map[string]string{
+		"shop": `<b>1 of 3 serve</b> <span>1 down</span> <span>3 in flight</span> <span>3 of 1000 wait</span>`,
+		"zoo":  `<b>no upstreams at present</b> <span>0 in flight</span>`,
+	} {
+		section := between(t, html, `<section data-key="`+title+`">`, "</section>")
+		if got := between(t, section, `</h2><p class="facts" data-key="facts">`, "</p>"); got != want {
+			t.Errorf("%s: got %s, want %s", title, got, want)
+		}
+	}
+	if section := between(t, html, `<section data-key="Set at run time, but in no pool">`, "</section>"); strings.Contains(section, `data-key="facts"`) {
+		t.Error("what is in no pool has the line of a pool")
+	}
+	for key, want := range map[string]string{
+		"a:80":   "<span>weight 1</span> <span>3 of 4 in flight</span> <span>12 requests in the last minute of clients bound to it</span> <span>since —</span>",
+		"b:80":   "<span>weight 1</span> <span>backup 1</span> <span>0 in flight</span> <span>since —</span>",
+		"c:80":   "<span>weight 1</span> <span>backup 2</span> <span>0 in flight</span> <span>since —</span>",
+		"\nd:80": "<span>weight 0</span> <span>0 in flight</span> <span>since —</span>",
+	} {
+		if facts := between(t, between(t, html, `data-key="`+key+`">`, "</li>"), `<p class="facts">`, "</p>"); !strings.HasSuffix(facts, want) {
+			t.Errorf("%s: got %q, want it to end with %q", key, facts, want)
+		}
+	}
+}

@@ -68,7 +68,7 @@ func (b *builder) limit(ramps []int) {
 		if s.limits == nil {
 			s.limits = make([]int, len(s.members))
 		}
-		s.limits[i] = max(1, m.Limit*ramps[i]/rampSteps)
+		s.limits[i] = max(1, m.limitNow()*ramps[i]/rampSteps)
 	}
 }
 
@@ -78,7 +78,7 @@ func (b *builder) bind() {
 	for i, m := range s.members {
 		st := &b.standings[i]
 		if r.Sticky != nil {
-			s.bindings = append(s.bindings, b.handler.bindingOf(m, st))
+			s.bindings = append(s.bindings, bindingOf(r, m, st))
 		}
 		if r.bindsBySelect() && st.keeps && !st.ready {
 			s.draining = append(s.draining, i)
@@ -103,15 +103,14 @@ func (b *builder) spill(ramps []int) {
 		}
 	}
 	if percent := b.handler.Rules.Spill; percent > 0 {
-		first := full[0]
-		for _, sum := range full[1:] {
-			if first == 0 {
-				first = sum
-			}
-		}
-		base := first
+		base := full[0]
 		if b.spills == &b.handler.spills {
-			base, b.made.firstSum = b.spills.largest(first, b.now), first
+			base, b.made.firstSum = b.spills.largest(full[0], b.now), full[0]
+		}
+		for _, sum := range full[1:] {
+			if base == 0 {
+				base = sum
+			}
 		}
 		var again time.Time
 		b.made.spill, again = b.spills.current().next(percent, base, serving, b.now)

@@ -86,7 +86,7 @@ func (d *decision) decide() int {
 		d.refuse()
 		return none
 	default:
-		return d.queue()
+		return queue(d)
 	}
 }
 
@@ -95,7 +95,7 @@ func (d *decision) choose() int {
 	now := d.snapshot()
 	d.drawn, d.allTried, d.accused = false, false, false
 	d.full, d.fullByCaddy, d.unsignaled = d.full[:0], false, false
-	if i, settled := d.pickBound(now); settled {
+	if i, settled := pickBound(d, now); settled {
 		return i
 	}
 	if i := d.pickTrial(now); i != none {
@@ -110,8 +110,8 @@ func (d *decision) choose() int {
 		d.state = Unavailable
 		return none // nor is there anything to wait for
 	}
-	if now.undecided && d.mayHold() {
-		if !d.holdRequest() {
+	if now.undecided && d.remember().mayHold() {
+		if !hold(d) {
 			d.state = notSeen
 			return none
 		}
@@ -119,6 +119,9 @@ func (d *decision) choose() int {
 			d.pool.OnResume()
 		}
 		now = d.snapshot()
+		if i, settled := pickBound(d, now); settled {
+			return i
+		}
 		if i, serves = d.pickServing(now); i != none || serves {
 			return i
 		}
@@ -159,6 +162,49 @@ func (d *decision) claim(i int) bool {
 	}
 	d.slot = a
 	return true
+}
+
+// unclaim undoes claim.
+func (d *decision) unclaim() {
+	if d.slot != nil {
+		d.slot.Free()
+		d.slot = nil
+	}
+}
+
+// anyFull reports whether an upstream that was not tried is full.
+func (d *decision) anyFull() bool { return len(d.full) > 0 || d.fullByCaddy }
+
+// noteFull notes that an upstream is full that could take the request otherwise. One without
+// a limit of its own was full by Caddy's, even if it is not any more.
+func (d *decision) noteFull(i int) {
+	if d.now.LimitOf(i) == 0 || d.Upstreams[i].Full() {
+		d.fullByCaddy, d.unsignaled = true, true
+	} else {
+		d.full = append(d.full, i)
+	}
+}
+
+// mayWait reports whether the request may wait for an upstream that is full.
+func (d *decision) mayWait() bool {
+	h := d.pool.handler
+	return h.Rules.Queue.Timeout > d.waited && !d.gaveUp && d.Request.Context().Err() == nil && !h.isExiting()
+}
+
+// refuse makes the request get no upstream in its later selections, either.
+func (d *decision) refuse() {
+	if t := d.remember(); t != nil {
+		t.refused = true
+	}
+}
+
+// remember returns what is remembered of the request from one selection to the next, nil if
+// there is only one.
+func (d *decision) remember() *Tried {
+	if d.Tried == nil && d.pool.handler.Remember != nil {
+		d.Tried = d.pool.handler.Remember(d.Request)
+	}
+	return d.Tried
 }
 
 // report logs the state that the decision saw, if it has changed. Requests are what

@@ -6,8 +6,9 @@
 // probed nor where lists come from.
 //
 // Locks, in the order in which they are taken: Pool.making, then counters.mu or those of
-// targets. Handler.mu and waiters.mu are taken alone. None is held while a log line, a callback, another
-// policy, a circuit breaker or Caddy's health checks run.
+// targets; counters.mu, then spills.mu or that of slots. Handler.mu and waiters.mu are taken alone.
+// None is held while a log line, a callback, another policy, a circuit breaker or Caddy's
+// health checks run.
 package pool
 
 import (
@@ -81,8 +82,26 @@ type Handler struct {
 	Ended    <-chan struct{} // closed when the config ends
 	Exiting  <-chan struct{} // closed when the process begins to exit
 
+	Hooks
+
+	running atomic.Bool // probes run, so changes are logged
+	// retrying is how many requests are under way of which a try has failed. While there are
+	// any, every pick has to find out whether it is for one of them.
+	retrying atomic.Int64
+	waiting  atomic.Int64  // requests in the queue
+	version  atomic.Uint64 // counts changes, for pools whose snapshots are made later
+	spills   spills        // of answers of a dynamic source
+
+	mu      sync.Mutex    // guards awaited
+	awaited map[*Pool]int // pools for which requests wait, and how many
+}
+
+// Hooks are called by picks, with no lock held. Each may be nil.
+type Hooks struct {
 	// OnHold is called when a request is held. It may be nil.
 	OnHold func()
+	// OnWaiting is called when a request enters the queue. It may be nil.
+	OnWaiting func()
 	// OnQueued is called when a request leaves the queue, with how long it waited there. It may
 	// be nil.
 	OnQueued func(waited time.Duration)
@@ -96,17 +115,6 @@ type Handler struct {
 	// OnFailOpen is called when a pool begins to ignore health, and when it no longer
 	// does. It may be nil.
 	OnFailOpen func(begins bool)
-
-	running atomic.Bool // probes run, so changes are logged
-	// retrying is how many requests are under way of which a try has failed. While there are
-	// any, every pick has to find out whether it is for one of them.
-	retrying atomic.Int64
-	waiting  atomic.Int64  // requests in the queue
-	version  atomic.Uint64 // counts changes, for pools whose snapshots are made later
-	spills   spills        // of answers of a dynamic source
-
-	mu      sync.Mutex    // guards awaited
-	awaited map[*Pool]int // pools for which requests wait, and how many
 }
 
 // SetRunning says whether the probes run. Before, nothing is logged, and Caddy's own
@@ -165,6 +173,40 @@ func (h *Handler) await(p *Pool) (done func()) {
 func (h *Handler) breakerOpen() bool {
 	return h.Proxy != nil && h.Proxy.CB != nil && !h.Proxy.CB.OK()
 }
+
+// isExiting reports whether the process has begun to exit.
+func (h *Handler) isExiting() bool {
+	select {
+	case <-h.Exiting:
+		return true
+	default:
+		return false
+	}
+}
+
+// enterQueue reports whether one more request may wait, and counts it. leaveQueue must
+// follow if it may.
+func (h *Handler) enterQueue() bool {
+	if h.waiting.Add(1) <= int64(h.Rules.Queue.Length) {
+		if h.OnWaiting != nil {
+			h.OnWaiting()
+		}
+		return true
+	}
+	h.waiting.Add(-1)
+	return false
+}
+
+// leaveQueue undoes enterQueue.
+func (h *Handler) leaveQueue(waited time.Duration) {
+	h.waiting.Add(-1)
+	if h.OnQueued != nil {
+		h.OnQueued(waited)
+	}
+}
+
+// Waiting returns how many requests wait in the queue.
+func (h *Handler) Waiting() int { return int(h.waiting.Load()) }
 
 // reportFailOpen reports when a pool begins to ignore health, and when it no longer does.
 func (h *Handler) reportFailOpen(before, now State) {

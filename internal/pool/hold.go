@@ -8,12 +8,9 @@ import "time"
 // that they do not all go to the quickest.
 const holdGrace = 100 * time.Millisecond
 
-// mayHold reports whether the request may be held, which it is only once.
-func (d *decision) mayHold() bool { return d.remember().mayHold() }
-
-// holdRequest holds a request at a cold start: until every primary has a verdict, or a moment
+// hold holds a request at a cold start: until every primary has a verdict, or a moment
 // after the first passed, or the limit. It returns false if the client left meanwhile.
-func (d *decision) holdRequest() bool {
+func hold(d *decision) bool {
 	h := d.pool.handler
 	if h.Rules.Hold == 0 {
 		return true
@@ -23,7 +20,7 @@ func (d *decision) holdRequest() bool {
 	}
 	d.now.probeUnknown()
 	began := time.Now()
-	defer func() { d.noteWait(time.Since(began)) }()
+	defer func() { noteWait(d, time.Since(began)) }()
 	limit := time.NewTimer(h.Rules.Hold)
 	defer limit.Stop()
 	var grace <-chan time.Time

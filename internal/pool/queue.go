@@ -22,45 +22,27 @@ type queueing struct {
 	waited      time.Duration // how long it has waited in all its selections
 }
 
-// anyFull reports whether an upstream that was not tried is full.
-func (d *decision) anyFull() bool { return len(d.full) > 0 || d.fullByCaddy }
-
-// noteFull notes that an upstream is full that could take the request otherwise.
-func (d *decision) noteFull(i int) {
-	if d.Upstreams[i].Full() {
-		d.fullByCaddy, d.unsignaled = true, true
-	} else {
-		d.full = append(d.full, i)
-	}
-}
-
-// mayWait reports whether the request may wait for an upstream that is full.
-func (d *decision) mayWait() bool {
-	h := d.pool.handler
-	return h.Rules.Queue.Timeout > d.waited && !d.gaveUp && d.Request.Context().Err() == nil && !h.isExiting()
-}
-
 // queue lets the request wait for a slot of one of the full upstreams, or for a change after
 // which it may go to another. It returns none if it waits in vain.
-func (d *decision) queue() int {
+func queue(d *decision) int {
 	h := d.pool.handler
 	began := time.Now()
 	if !h.enterQueue() {
-		return d.giveUp(false)
+		return giveUp(d, false)
 	}
-	i, gaveUp := d.wait()
+	i, gaveUp := wait(d)
 	h.leaveQueue(time.Since(began))
-	d.noteWait(time.Since(began))
+	noteWait(d, time.Since(began))
 	d.queues = false
 	if gaveUp {
-		return d.giveUp(true)
+		return giveUp(d, true)
 	}
 	return i
 }
 
 // wait waits in the queue. It returns none if there is nothing to wait for any more, or if
 // the request gives up, since it has waited for too long.
-func (d *decision) wait() (i int, gaveUp bool) {
+func wait(d *decision) (i int, gaveUp bool) {
 	h := d.pool.handler
 	d.queues = true
 	place := slots.NewWaiter()
@@ -77,11 +59,13 @@ func (d *decision) wait() (i int, gaveUp bool) {
 		var look <-chan time.Time
 		if d.unsignaled || ended == nil {
 			look = time.After(lookEvery)
+		} else if until := d.now.until; !d.pool.atOnce && !until.IsZero() { // else a timer of the pool
+			look = time.After(time.Until(until))
 		}
-		place.Wait(d.set())
+		place.Wait(slotsOf(d))
 		select {
 		case a := <-place.Given():
-			if i := d.take(a); i != none {
+			if i := take(d, a); i != none {
 				return i, false
 			}
 		case <-changed:
@@ -100,7 +84,7 @@ func (d *decision) wait() (i int, gaveUp bool) {
 		}
 	}
 	if a := place.Leave(); a != nil { // at the last moment
-		if i := d.take(a); i != none {
+		if i := take(d, a); i != none {
 			return i, false
 		}
 	}
@@ -114,23 +98,23 @@ func leave(place *slots.Waiter) {
 	}
 }
 
-// set returns the slots that the request can use.
-func (d *decision) set() *slots.Set {
+// slotsOf returns the slots that the request can use.
+func slotsOf(d *decision) *slots.Set {
 	d.full = inOrder(d.full)
-	return d.now.awaitedAt(d.full)
+	return awaitedAt(d.now, d.full)
 }
 
 // take returns the upstream at whose address the request was given a slot. It frees the slot
 // and returns none if the request must not go there any more: the snapshot has changed, or
 // Caddy's own health or limit, of which the slot knows nothing.
-func (d *decision) take(a *slots.Address) int {
-	i := d.fullAt(a)
+func take(d *decision, a *slots.Address) int {
+	i := fullAt(d, a)
 	if d.now != d.pool.snapshot(false) || i == none || !d.Upstreams[i].Available() {
 		if chosen := d.choose(); chosen != none {
 			a.Free()
 			return chosen
 		}
-		i = d.fullAt(a)
+		i = fullAt(d, a)
 	}
 	if i == none {
 		a.Free()
@@ -145,7 +129,7 @@ func (d *decision) take(a *slots.Address) int {
 
 // fullAt returns the upstream at an address that could take the request, none if there is
 // none.
-func (d *decision) fullAt(a *slots.Address) int {
+func fullAt(d *decision, a *slots.Address) int {
 	for _, i := range d.full {
 		if d.now.members[i].Slots == a {
 			return i
@@ -156,7 +140,7 @@ func (d *decision) fullAt(a *slots.Address) int {
 
 // giveUp returns the upstream to take after a wait in vain, or without one because too many
 // requests wait. That may be none.
-func (d *decision) giveUp(timedOut bool) int {
+func giveUp(d *decision, timedOut bool) int {
 	d.gaveUp = true
 	if i := d.choose(); i != none {
 		return i
@@ -168,57 +152,10 @@ func (d *decision) giveUp(timedOut bool) int {
 	return none
 }
 
-// refuse makes the request get no upstream in its later selections, either.
-func (d *decision) refuse() {
-	if t := d.remember(); t != nil {
-		t.refused = true
-	}
-}
-
 // noteWait notes how long the request has waited, for its later selections.
-func (d *decision) noteWait(waited time.Duration) {
+func noteWait(d *decision, waited time.Duration) {
 	d.waited += waited
 	if t := d.remember(); t != nil {
 		t.waited = d.waited
 	}
 }
-
-// remember returns what is remembered of the request from one selection to the next, nil if
-// there is only one.
-func (d *decision) remember() *Tried {
-	if d.Tried == nil && d.pool.handler.Remember != nil {
-		d.Tried = d.pool.handler.Remember(d.Request)
-	}
-	return d.Tried
-}
-
-// isExiting reports whether the process has begun to exit.
-func (h *Handler) isExiting() bool {
-	select {
-	case <-h.Exiting:
-		return true
-	default:
-		return false
-	}
-}
-
-// enterQueue reports whether one more request may wait, and counts it. leaveQueue must
-// follow if it may.
-func (h *Handler) enterQueue() bool {
-	if h.waiting.Add(1) <= int64(h.Rules.Queue.Length) {
-		return true
-	}
-	h.waiting.Add(-1)
-	return false
-}
-
-// leaveQueue undoes enterQueue.
-func (h *Handler) leaveQueue(waited time.Duration) {
-	h.waiting.Add(-1)
-	if h.OnQueued != nil {
-		h.OnQueued(waited)
-	}
-}
-
-// Waiting returns how many requests wait in the queue.
-func (h *Handler) Waiting() int { return int(h.waiting.Load()) }

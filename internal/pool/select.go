@@ -9,13 +9,17 @@ import (
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 )
 
+// KeepsClients reports whether clients can be bound to upstreams, so that they go on with one
+// that drains.
+func (r *Rules) KeepsClients() bool { return r.Sticky != nil || r.bindsBySelect() }
+
 // bindsBySelect reports whether the policy of select binds clients to upstreams.
 func (r *Rules) bindsBySelect() bool { return r.Select != nil && r.SelectName == "cookie" }
 
 // pickBySelect has the policy of select pick among those of t that can take the request
 // and were not tried by it. It may want none of them. Clients that are bound to upstreams
 // that drain go there.
-func (d *decision) pickBySelect(t *tier) int {
+func pickBySelect(d *decision, t *tier) int {
 	for {
 		var candidates []int
 		for i, weight := range t.weights {
@@ -28,10 +32,10 @@ func (d *decision) pickBySelect(t *tier) int {
 		}
 		i := none
 		if !t.fallback && !t.anyHealth {
-			i = d.pickDraining(t, candidates)
+			i = pickDraining(d, t, candidates)
 		}
 		if i == none {
-			i = d.askSelect(candidates, d.Writer)
+			i = askSelect(d, candidates, d.Writer)
 		}
 		if i == none || d.claim(i) {
 			return i
@@ -42,7 +46,7 @@ func (d *decision) pickBySelect(t *tier) int {
 // pickDraining returns the upstream that drains to which the policy of select has bound the
 // client. If it has bound it to a candidate, or binds it to one now, that is returned. It
 // returns none if the policy is to be asked without those that drain.
-func (d *decision) pickDraining(t *tier, candidates []int) int {
+func pickDraining(d *decision, t *tier, candidates []int) int {
 	var draining []int
 	for _, i := range d.now.draining {
 		if d.takes(t, i) {
@@ -53,7 +57,7 @@ func (d *decision) pickDraining(t *tier, candidates []int) int {
 		return none
 	}
 	scratch := discard{header: make(http.Header)}
-	i := d.askSelect(slices.Concat(candidates, draining), scratch)
+	i := askSelect(d, slices.Concat(candidates, draining), scratch)
 	binds := scratch.header.Get("Set-Cookie") != ""
 	switch {
 	case i == none, binds && slices.Contains(draining, i):
@@ -67,7 +71,7 @@ func (d *decision) pickDraining(t *tier, candidates []int) int {
 }
 
 // askSelect returns the one of some upstreams that the policy of select picks.
-func (d *decision) askSelect(positions []int, w http.ResponseWriter) int {
+func askSelect(d *decision, positions []int, w http.ResponseWriter) int {
 	candidates := make(reverseproxy.UpstreamPool, 0, len(positions))
 	for _, i := range positions {
 		candidates = append(candidates, d.Upstreams[i])

@@ -5,6 +5,8 @@ package pool
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
 // binding is what a client does that is bound to an upstream.
@@ -20,11 +22,13 @@ const (
 )
 
 // bindingOf returns what the clients of a member do.
-func (h *Handler) bindingOf(m *Member, s *standing) binding {
+func bindingOf(r *Rules, m *Member, s *standing) binding {
 	switch {
+	case s.ready && s.status == health.Unknown: // at a cold start, or it has just joined
+		return away
 	case !s.keeps:
 		return moves
-	case !h.Rules.Witness.Off && m.isUnreachable():
+	case !r.Witness.Off && m.isUnreachable():
 		return away
 	default:
 		return stays
@@ -33,7 +37,7 @@ func (h *Handler) bindingOf(m *Member, s *standing) binding {
 
 // pickBound returns the upstream that the client is bound to, if it goes there. Settled says
 // that no other is to be chosen: the request waits for its own if that is none.
-func (d *decision) pickBound(now *Snapshot) (i int, settled bool) {
+func pickBound(d *decision, now *Snapshot) (i int, settled bool) {
 	d.bound, d.binds = none, false
 	cookie := d.pool.handler.Rules.Sticky
 	if cookie == nil {

@@ -28,9 +28,8 @@ type Snapshot struct {
 	spill    spillState
 	firstSum float64
 
-	// awaited are the slots for which requests wait; nil before one does. If that is for a
-	// part of them, such as when Caddy's own health leaves others out, partly has it.
-	awaited, partly atomic.Pointer[awaited]
+	// awaited are the slots for which requests wait.
+	awaited awaitedSets
 
 	// fast: the upstream of the next ticket gets the request if it can take it. canBeFast is
 	// the same by the checks alone; Caddy's own health can forbid it.
@@ -90,6 +89,14 @@ func (s *Snapshot) Draw() int { return s.best.At(s.tickets.Add(1)) }
 
 // Skip says that the upstream drawn does not get the request.
 func (s *Snapshot) Skip(position int) { s.members[position].Extra.Add(-1) }
+
+// LimitOf returns how many requests a member gets at once, 0 for any number.
+func (s *Snapshot) LimitOf(i int) int {
+	if s.limits == nil {
+		return 0
+	}
+	return s.limits[i]
+}
 
 // Members returns the members of the pool, by position.
 func (s *Snapshot) Members() []*Member { return s.members }

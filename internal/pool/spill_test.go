@@ -96,9 +96,13 @@ func TestSpill_JoinsBelowAndLeavesAbove(t *testing.T) {
 		steps    []step
 	}{
 		{"below, not at the threshold", 50, []int{0, 0, 0, 0, 1}, nil, "uuuuu", []step{
-			{"d????", 0, []int{1, 2, 3}}, {"?d???", 0, []int{2, 3}}, {"??d??", 0, []int{3, 4}},
-			{"??u??", 0, []int{2, 3, 4}}, {"?????", 6 * time.Second, []int{2, 3, 4}}, // 50 %, and it leaves at 60 %
-			{"?u???", 4 * time.Second, []int{1, 2, 3, 4}}, {"?????", time.Second, []int{1, 2, 3}},
+			{"d????", 0, []int{1, 2, 3}},
+			{"?d???", 0, []int{2, 3}},
+			{"??d??", 0, []int{3, 4}},
+			{"??u??", 0, []int{2, 3, 4}},
+			{"?????", 6 * time.Second, []int{2, 3, 4}}, // 50 %, and it leaves at 60 %
+			{"?u???", 4 * time.Second, []int{1, 2, 3, 4}},
+			{"?????", time.Second, []int{1, 2, 3}},
 		}},
 		{"above for too short a time", 50, []int{0, 0, 0, 1}, nil, "uuuu", []step{
 			{"dd??", 0, []int{2, 3}}, {"u???", 4 * time.Second, []int{0, 2, 3}}, {"d???", 2 * time.Second, []int{2, 3}}, {"u???", 4 * time.Second, []int{0, 2, 3}}, {"????", time.Second, []int{0, 2}},
@@ -214,12 +218,67 @@ func TestFailOpen_ByNumber(t *testing.T) {
 		members string
 		want    State
 	}{
-		{2, "u1 u1 d1", Normal}, {2, "u1 d1 d1", FailedOpen}, {1, "u1 d1", Normal}, {1, "d1 d1", FailedOpen},
-		{3, "u1 u1", Normal}, {3, "u1 d1", FailedOpen}, {2, "u1 d1 d1 u1b", Normal}, {2, "u1 d1 d1 u1bb", Normal}, {2, "u1 ?1 ?1", Normal},
+		{2, "u1 u1 d1", Normal},
+		{2, "u1 d1 d1", FailedOpen},
+		{1, "u1 d1", Normal},
+		{1, "d1 d1", FailedOpen},
+		{3, "u1 u1", Normal},
+		{3, "u1 d1", FailedOpen},
+		{2, "u1 d1 d1 u1b", Normal},
+		{2, "u1 d1 d1 u1bb", Normal},
+		{2, "u1 ?1 ?1", Normal},
 	} {
 		h := &Handler{Rules: Rules{FailOpen: FailOpen{Number: tc.number}}}
 		if got := h.newSnapshot(handMade(tc.members), time.Now(), new(spills)).state; got != tc.want {
 			t.Errorf("fail_open %d with %s: state %d, want %d", tc.number, tc.members, got, tc.want)
 		}
 	}
+}
+
+// For a dynamic source, the base is that of the answers of the last ten minutes. One that
+// requests have brought all the time counts until now.
+func TestSpill_DynamicBaseIsOfTheLastTenMinutes(t *testing.T) {
+	for _, tc := range []struct {
+		rule string
+		idle time.Duration // before the next answer
+		want int           // how many groups have joined
+	}{
+		{"replaced just now", time.Second, 1},
+		{"replaced before less than ten minutes", 9 * time.Minute, 1},
+		{"replaced long ago", 11 * time.Minute, 0},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
+				p := newPolicy(t, "uuuu", inGroups(0, 0, 0, 1), spilling(70))
+				all := New(p.handler, p.members, p.list, new(LoggedState))
+				for range 20 {
+					time.Sleep(time.Minute)
+					all.Pick(Attempt{Upstreams: p.list, Request: testkit.Get()})
+				}
+				time.Sleep(tc.idle)
+				some := New(p.handler, p.members[2:], p.list[2:], new(LoggedState))
+				some.Pick(Attempt{Upstreams: p.list[2:], Request: testkit.Get()})
+				if got := some.Current().spill.joined; got != tc.want {
+					t.Errorf("%d groups have joined, want %d", got, tc.want)
+				}
+			})
+		})
+	}
+}
+
+// An answer without a primary does not make the weight of backups the base of later answers.
+func TestSpill_DynamicBaseIsOfThePrimaries(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		p := newPolicy(t, "uuuu", withWeights(1, -4, -4, -4), spilling(70))
+		backups := New(p.handler, p.members[1:], p.list[1:], new(LoggedState))
+		all := New(p.handler, p.members, p.list, new(LoggedState))
+		backups.Pick(Attempt{Upstreams: p.list[1:], Request: testkit.Get()})
+		for range 2 { // they leave after a while
+			all.Pick(Attempt{Upstreams: p.list, Request: testkit.Get()})
+			time.Sleep(spillHeld)
+		}
+		if got := all.Peek().spill.joined; got != 0 {
+			t.Errorf("%d groups have joined, want none", got)
+		}
+	})
 }

@@ -47,7 +47,7 @@ func newPolicy(tb testing.TB, verdicts string, configure ...func(*policy)) *poli
 		Proxy:    new(reverseproxy.Handler),
 		Logger:   zap.New(core),
 		Ended:    ctx.Done(),
-		Remember: remember,
+		Hooks:    Hooks{Remember: remember},
 	}
 	for i := range verdicts {
 		target := testkit.NewTarget()

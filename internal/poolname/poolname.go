@@ -72,12 +72,17 @@ func (n *Names) add(p Pool) string {
 	return numbered
 }
 
-// readAll finds the pools of the whole config before the first one gets its name. At that
-// moment, everything from the first one on is still to be loaded.
-func (n *Names) readAll(ctx caddy.Context, read func(policy, handler []byte) (Pool, error)) {
+// init makes the maps.
+func (n *Names) init() {
 	if n.apps == nil {
 		n.apps, n.given, n.keys = make(map[*caddyhttp.App]bool), make(map[string]bool), make(map[string][]Key)
 	}
+}
+
+// readAll finds the pools of the whole config before the first one gets its name. At that
+// moment, everything from the first one on is still to be loaded.
+func (n *Names) readAll(ctx caddy.Context, read func(policy, handler []byte) (Pool, error)) {
+	n.init()
 	for _, m := range ctx.Modules() {
 		app, ok := m.(*caddyhttp.App)
 		if !ok || n.apps[app] {
@@ -88,24 +93,29 @@ func (n *Names) readAll(ctx caddy.Context, read func(policy, handler []byte) (Po
 		if err != nil {
 			continue
 		}
-		var pools []placed
-		findAll(Decode(encoded), func(policy, handler any, at place) {
-			encodedPolicy, _ := json.Marshal(policy) // both were decoded from JSON
-			encodedHandler, _ := json.Marshal(handler)
-			if p, err := read(encodedPolicy, encodedHandler); err == nil {
-				pools = append(pools, placed{p, at})
-			}
-		})
-		for _, p := range pools {
-			n.given[p.Given] = true
-		}
-		for _, p := range pools {
-			if p.Given == "" {
-				n.add(p.Pool)
-			}
-		}
-		n.shared = append(n.shared, n.findShared(pools)...)
+		n.readApp(Decode(encoded), read)
 	}
+}
+
+// readApp finds the pools in the config of an app http.
+func (n *Names) readApp(app any, read func(policy, handler []byte) (Pool, error)) {
+	var pools []placed
+	findAll(app, func(policy, handler any, at place) {
+		encodedPolicy, _ := json.Marshal(policy) // both were decoded from JSON
+		encodedHandler, _ := json.Marshal(handler)
+		if p, err := read(encodedPolicy, encodedHandler); err == nil {
+			pools = append(pools, placed{p, at})
+		}
+	})
+	for _, p := range pools {
+		n.given[p.Given] = true
+	}
+	for _, p := range pools {
+		if p.Given == "" {
+			n.add(p.Pool)
+		}
+	}
+	n.shared = append(n.shared, n.findShared(pools)...)
 }
 
 // Decode returns JSON as maps, lists and so on, nil if it is none.

@@ -43,7 +43,7 @@ func (c *Cookie) Of(r *http.Request) string {
 // Header returns the field Set-Cookie with a value, for the answer to a request. Over TLS
 // the cookie goes to TLS only, and works in frames of other sites.
 func (c *Cookie) Header(r *http.Request, value string) string {
-	cookie := http.Cookie{
+	cookie := http.Cookie{ //nolint:gosec // what is missing follows
 		Name: c.Name, Value: value, Path: "/", MaxAge: int(c.MaxAge.Seconds()),
 		HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	}

@@ -17,12 +17,12 @@ import (
 // open opens an address that only this test has.
 func open(t *testing.T, name string) *Address {
 	t.Helper()
-	a, err := Open(t.Name() + name)
+	a, err := Open(t.Name()+name, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
+		if err := a.Close(1); err != nil {
 			t.Error(err)
 		}
 		if _, known := shared.Slots.References(a.dial); known {
@@ -221,20 +221,20 @@ func TestClose_LeavesTheCountsToRequests(t *testing.T) {
 	before.Take(1)
 	dial := before.dial
 	again := func() *Address {
-		a, err := Open(dial)
+		a, err := Open(dial, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return a
 	}
 	second := again()
-	if err := second.Close(); err != nil {
+	if err := second.Close(1); err != nil {
 		t.Fatal(err)
 	}
 	if third := again(); third != before {
 		t.Error("a further user got counts of its own")
 	}
-	if err := before.Close(); err != nil {
+	if err := before.Close(1); err != nil {
 		t.Fatal(err)
 	}
 	if n, _ := shared.Slots.References(dial); n != 3 {
@@ -324,11 +324,11 @@ func takeAny(limits map[*Address]int) *Address {
 
 // BenchmarkAddress_TakeAndFree is what a limit costs a request while nothing waits.
 func BenchmarkAddress_TakeAndFree(b *testing.B) {
-	a, err := Open(b.Name())
+	a, err := Open(b.Name(), 1)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer a.Close()
+	defer a.Close(1)
 	b.ReportAllocs()
 	for b.Loop() {
 		if !a.Take(4) {
@@ -342,11 +342,11 @@ func BenchmarkAddress_TakeAndFree(b *testing.B) {
 func BenchmarkWaiter_HandOver(b *testing.B) {
 	for _, waiting := range []int{1, 1000, 100000} {
 		b.Run(fmt.Sprint(waiting), func(b *testing.B) {
-			a, err := Open(b.Name())
+			a, err := Open(b.Name(), 1)
 			if err != nil {
 				b.Fatal(err)
 			}
-			defer a.Close()
+			defer a.Close(1)
 			a.Take(1)
 			set := NewSet(map[*Address]int{a: 1})
 			var waiters []*Waiter
@@ -369,5 +369,24 @@ func BenchmarkWaiter_HandOver(b *testing.B) {
 			}
 			a.Free()
 		})
+	}
+}
+
+// The largest limit is that of those that have the address open, each as often as it was
+// opened.
+func TestLargest_IsOfThoseThatAreOpen(t *testing.T) {
+	a := open(t, "a") // with 1
+	for _, limit := range []int{3, 5, 3} {
+		if _, err := Open(a.dial, limit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct{ closed, want int }{{5, 3}, {3, 3}, {3, 1}} {
+		if err := a.Close(step.closed); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.Largest(); got != step.want {
+			t.Errorf("after %d was closed: got %d, want %d", step.closed, got, step.want)
+		}
 	}
 }

@@ -151,7 +151,7 @@ func (l *loader) load(raw json.RawMessage) (reverseproxy.UpstreamSource, error) 
 		return inner, nil
 	}
 	o := decode(raw)
-	s, err := newSource(l.ctx, inner, string(raw), stale, l.logger.With(zap.Stringer("source", o)))
+	s, err := newSource(l.ctx.Context, inner, string(raw), stale, l.logger.With(zap.Stringer("source", o)))
 	if err != nil {
 		return nil, err
 	}

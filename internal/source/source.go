@@ -81,12 +81,13 @@ func newSource(ctx context.Context, inner reverseproxy.UpstreamSource, key strin
 // its last good answer. It is an error only if there is no name, or if the source fails
 // and has no answer that may be used.
 func (s *Source) GetUpstreams(r *http.Request) ([]*reverseproxy.Upstream, error) {
-	if s.background {
-		if a := s.memory.newest.Load(); a != nil && s.isFresh(a, time.Now()) {
-			return a.result()
-		}
-	} else if s.memory.failure.Load() == nil {
+	now, f := time.Now(), s.memory.failure.Load()
+	if f == nil && !s.background {
 		return s.askFor(r)
+	}
+	// without the lock, if there is nothing else to do
+	if a := s.memory.usable(now, s.stale); a != nil && (s.isFresh(a, now) || f != nil && now.Before(f.next)) {
+		return a.result()
 	}
 	return s.await(r)
 }
@@ -118,7 +119,7 @@ func (s *Source) askFor(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	if r.Context().Err() != nil {
 		return upstreams, err // the client has left
 	}
-	s.failed(err, now)
+	s.failed(err, now, false)
 	return s.await(r)
 }
 
@@ -247,7 +248,7 @@ func (s *Source) end(c *call, r result, isCancelled bool) {
 		c.answer = r.answer
 		s.succeeded(r.answer, time.Now())
 	case !isCancelled:
-		s.failed(r.err, time.Now())
+		s.failed(r.err, time.Now(), true)
 	}
 	close(c.done)
 }
@@ -273,10 +274,10 @@ func (s *Source) succeeded(a *answer, now time.Time) {
 	}
 }
 
-// failed takes over a failure.
-func (s *Source) failed(err error, now time.Time) {
+// failed takes over a failure of a call, or of a request.
+func (s *Source) failed(err error, now time.Time, ofCall bool) {
 	a := s.memory.usable(now, s.stale)
-	if s.memory.failed(err, now, a != nil) && a != nil { // without an answer, requests say so
+	if s.memory.failed(err, now, ofCall, a != nil) && a != nil { // without an answer, requests say so
 		s.logger.Warn("the dynamic source fails; its last answer is used",
 			zap.Error(err), zap.Duration("age", now.Sub(a.at)), zap.Int("upstreams", len(a.upstreams)), zap.Duration("stale", s.stale))
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -114,6 +115,57 @@ func TestSource_TenMinutesOfFailureCostNothing(t *testing.T) {
 	}
 }
 
+// The time between two calls doubles, up to the longest one.
+func TestSource_WaitDoubles(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		from := &inner{dials: []string{"a:80"}}
+		s := open(t, from, inBackground, time.Hour)
+		defer s.close()
+		s.wants("all is well", "a:80", 0)
+		from.set(0, errDown)
+		time.Sleep(refreshed)
+		begin := time.Now()
+		var at []time.Duration
+		before, _ := from.asked()
+		for time.Since(begin) < 2*time.Minute {
+			s.wants("it fails", "a:80", 0)
+			synctest.Wait()
+			if calls, _ := from.asked(); calls > before {
+				before, at = calls, append(at, time.Since(begin)/time.Second)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if want := []time.Duration{0, 1, 3, 7, 15, 31, 61, 91}; !slices.Equal(at, want) {
+			t.Errorf("asked after %d seconds, want %d", at, want)
+		}
+	})
+}
+
+// Requests that ask by themselves and fail at the same time are one failure: the source is
+// asked again after the first wait.
+func TestSource_ManyFailingRequestsAreOneFailure(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		from := &inner{dials: []string{"a:80"}}
+		s := open(t, from, onRequest, time.Hour)
+		defer s.close()
+		s.wants("all is well", "a:80", 0)
+		from.set(time.Second, errDown)
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(func() { s.wants("it fails", "a:80", time.Second) })
+		}
+		all.Wait()
+		if got := s.lines(); len(got) != 1 {
+			t.Errorf("logged %q, want one line", got)
+		}
+		from.set(0, nil, "b:80")
+		time.Sleep(firstWait)
+		_, _ = s.get()
+		synctest.Wait()
+		s.wants("it answers again", "b:80", 0)
+	})
+}
+
 // As long as there is no answer to go on with, requests get the error at once, and the
 // source is asked each second, so that they are served as soon as it answers.
 func TestSource_WithoutAnAnswerTheErrorComesAtOnce(t *testing.T) {
@@ -168,7 +220,14 @@ func TestSource_OldAnswerIsNotUsed(t *testing.T) {
 		synctest.Wait()
 		s.wants("it answers again", "b:80", 0)
 		if after, _ := from.asked(); after > before+2 {
-			t.Errorf("asked %d times more, want one time", after-before)
+			t.Errorf("asked %d times more, want two times at most", after-before)
+		}
+		s.lines()
+		from.set(0, errDown)
+		time.Sleep(time.Minute)
+		s.wants("it fails again", errDown.Error(), 0)
+		if got := s.lines(); len(got) != 1 {
+			t.Errorf("logged %q when it fails again, want one line", got)
 		}
 	})
 }
@@ -207,6 +266,12 @@ func TestSource_MissingNameIsObeyed(t *testing.T) {
 		if after, _ := from.asked(); background && after > before+10 {
 			t.Errorf("asked %d times in ten seconds, want 10 at most", after-before)
 		}
+		from.set(0, nil, "c:80")
+		time.Sleep(missingInterval)
+		s.wants("the name is back", "c:80", 0)
+		time.Sleep(refreshed)
+		from.set(0, errMissing)
+		s.wants("it is gone again", errMissing.Error(), 0)
 		from.set(0, errDown)
 		time.Sleep(missingInterval)
 		s.wants("it fails", errMissing.Error(), 0)
@@ -214,7 +279,7 @@ func TestSource_MissingNameIsObeyed(t *testing.T) {
 		time.Sleep(firstWait)
 		_, _ = s.get()
 		synctest.Wait()
-		s.wants("the name is back", "b:80", 0)
+		s.wants("the name is back after the failure", "b:80", 0)
 	})
 }
 
@@ -525,7 +590,6 @@ func TestSource_HandlersShareTheirSource(t *testing.T) {
 // Requests, retries and reloads at the same time, over a source that comes and goes: every
 // request gets an answer or its error.
 func TestSource_ManyAtOnce(t *testing.T) {
-	t.Parallel()
 	for _, background := range []bool{inBackground, onRequest} {
 		from := &inner{dials: []string{"a:80"}}
 		around := reverseproxy.UpstreamSource(cached{from})

@@ -22,15 +22,19 @@ type Upstream struct {
 	Upstream        string     `json:"upstream"`
 	Status          string     `json:"status"`
 	Mode            string     `json:"mode"`
+	Rebind          bool       `json:"rebind"`
 	Weight          int        `json:"weight"`
 	Configured      int        `json:"configured_weight"`
 	EffectiveWeight float64    `json:"effective_weight"`
+	Group           int        `json:"group"`
 	Backup          bool       `json:"backup"`
 	Serving         bool       `json:"serving"`
 	Suspect         bool       `json:"suspect"`
 	EjectedUntil    *time.Time `json:"ejected_until"`
 	Why             string     `json:"why"`
 	Requests        int        `json:"requests"`
+	Limit           int        `json:"limit"`
+	Bound           int        `json:"bound"`
 	Fails           int        `json:"fails"`
 	Since           *time.Time `json:"since"`
 	Checks          []Check    `json:"checks"`
@@ -38,6 +42,24 @@ type Upstream struct {
 	Persisted       *bool      `json:"persisted"`
 	Gone            bool       `json:"gone"`
 	Idle            bool       `json:"idle"`
+}
+
+// Pool is a row of the list of pools of the admin API.
+type Pool struct {
+	Pool        string         `json:"pool"`
+	Upstreams   int            `json:"upstreams"`
+	States      map[string]int `json:"states"`
+	Idle        int            `json:"idle"`
+	Serving     int            `json:"serving"`
+	Receiving   int            `json:"receiving"`
+	Groups      int            `json:"groups"`
+	GroupsInUse []int          `json:"groups_in_use"`
+	Requests    int            `json:"requests"`
+	Queue       *struct {
+		Waiting int `json:"waiting"`
+		Limit   int `json:"limit"`
+	} `json:"queue"`
+	FailOpen bool `json:"fail_open"`
 }
 
 // Check is what the list says of one check of an upstream.
@@ -118,6 +140,20 @@ func (c *Caddy) List(query url.Values) []Upstream {
 		c.T.Fatal(err)
 	}
 	return rows
+}
+
+// Pools returns the rows of pools, of all if no name is given.
+func (c *Caddy) Pools(name string) (pools []Pool) {
+	c.T.Helper()
+	query := make(url.Values)
+	if name != "" {
+		query.Set("pool", name)
+	}
+	status, text := c.Call(http.MethodGet, "/alive/pools", query, "")
+	if err := json.Unmarshal([]byte(text), &pools); err != nil || status != http.StatusOK {
+		c.T.Fatalf("GET /alive/pools: status %d: %s: %v", status, text, err)
+	}
+	return pools
 }
 
 // One returns the row of an upstream that has only one.

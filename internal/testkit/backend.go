@@ -183,6 +183,12 @@ func (b *Backend) is() (Conduct, <-chan struct{}) {
 	return b.mode, b.changed
 }
 
+// Conduct returns how it behaves.
+func (b *Backend) Conduct() Conduct {
+	m, _ := b.is()
+	return m
+}
+
 // Seen returns what the backend has seen: the number of requests, and of
 // probes.
 func (b *Backend) Seen() (requests, probes int) {

@@ -7,9 +7,8 @@ import (
 	"slices"
 	"testing"
 
-	_ "github.com/caddyserver/caddy/v2/modules/standard"
-
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+	_ "github.com/caddyserver/caddy/v2/modules/standard"
 )
 
 // listOf returns the upstreams of a handler with these dial addresses, of which "dynamic"
