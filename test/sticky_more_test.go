@@ -408,3 +408,48 @@ func portOf(address string) string {
 	u := url.URL{Host: address}
 	return u.Port()
 }
+
+// When a config ends, Caddy cancels its own checks, and counts those as failed. Requests of that
+// config that still wait go to the upstreams that their clients are bound to all the same.
+func TestSticky_ChecksOfCaddyThatEndMoveNone(t *testing.T) {
+	backends := testkit.StartBackends(t, "a", "b")
+	held := testkit.NewGate(t)
+	for _, b := range backends {
+		b.Hook = func(r *http.Request) {
+			switch r.URL.Path {
+			case "/healthz/core": // one is always under way
+				select {
+				case <-r.Context().Done():
+				case <-time.After(200 * time.Millisecond):
+				}
+			case "/held":
+				held.Pass(r)
+			}
+		}
+	}
+	site := func(version int) string {
+		return stickySite(backends, quickSticky+"\nmax_requests 1\nqueue 30s\nobserve off\neject off",
+			fmt.Sprintf("header_up X-Version %d", version), "health_uri /healthz/core", "health_interval 100ms", "health_timeout 30s")
+	}
+	c := testkit.StartCaddy(t, site(1))
+	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(addresses(backends)...) })
+	bound := "lb=" + valueOf("s3cret", backends[0].Addr)
+	answers := make(chan testkit.Answer, 2)
+	client := c.Client()
+	go func() { answers <- askWith(client, c.URL()+"/held", bound) }()
+	testkit.Eventually(t, testkit.Patience, "a is full", func() bool { return c.One(backends[0].Addr).Requests == 1 })
+	go func() { answers <- askWith(client, c.URL(), bound) }()
+	testkit.Eventually(t, testkit.Patience, "a request waits", func() bool { return c.Metrics()[`queue_length{pool="shop"}`] == 1 })
+	c.Load(site(2))
+	select {
+	case got := <-answers:
+		t.Errorf("answer %v with the cookies %q, want it to wait", got, got.Header.Values("Set-Cookie"))
+	case <-time.After(500 * time.Millisecond):
+	}
+	held.Open()
+	for range 2 {
+		if got := testkit.Wait(t, answers, testkit.Patience); got.Body != "a" || len(got.Header.Values("Set-Cookie")) > 0 {
+			t.Errorf("answer %v with the cookies %q, want one of a without any", got, got.Header.Values("Set-Cookie"))
+		}
+	}
+}

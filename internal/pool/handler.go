@@ -135,6 +135,16 @@ func (h *Handler) Changed() {
 	}
 }
 
+// hasEnded reports whether the config has ended.
+func (h *Handler) hasEnded() bool {
+	select {
+	case <-h.Ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // HasRetries reports whether requests are under way of which a try has failed.
 func (h *Handler) HasRetries() bool { return h.retrying.Load() > 0 }
 

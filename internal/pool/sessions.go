@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
 	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
@@ -54,7 +56,7 @@ func pickBound(d *decision, now *Snapshot) (i int, settled bool) {
 	case now.bindings[i] == away:
 		d.binds = false // it comes back there
 		return none, false
-	case now.bindings[i] == moves || !u.Healthy():
+	case now.bindings[i] == moves || losesClients(d.pool.handler, u):
 		return none, false
 	case d.Tried.has(u):
 		d.binds = false
@@ -72,6 +74,13 @@ func pickBound(d *decision, now *Snapshot) (i int, settled bool) {
 	}
 	d.full, d.fullByCaddy = d.full[:0], false
 	return none, false
+}
+
+// losesClients reports whether the clients of an upstream move because of Caddy's own health. When
+// a config ends, Caddy cancels its active checks, and counts those under way as failed: after
+// that, requests that still wait stay.
+func losesClients(h *Handler, u *reverseproxy.Upstream) bool {
+	return !u.Healthy() && (!h.hasEnded() || h.breakerOpen())
 }
 
 // countEvery is how long one part of the last minute is.
