@@ -64,7 +64,7 @@ func (l limitedRun) run() (r runResult) {
 }
 
 // longestRun is how long the requests of a test may take. A slow machine sends fewer.
-const longestRun = 15 * time.Second
+const longestRun = 10 * time.Second
 
 // 64 clients, and 4 requests at once for each of three upstreams: there are never 5, whatever
 // reloads do. With a queue none gets 503, and none waits longer than the others; without one

@@ -21,7 +21,7 @@ func TestQueue_KeepsTheOrder(t *testing.T) {
 	site := func(version int) string {
 		return fmt.Sprintf("{\nheader Version %d\n%s\n}", version, limitedProxy("shop", app.Addr, "max_requests 1\nqueue 20s"))
 	}
-	c := testkit.StartCaddyWith(t, "grace_period 30s", "http:// "+site(0))
+	c := testkit.StartCaddy(t, "http:// "+site(0))
 	awaitServing(t, c, app.Addr)
 	client := c.Client()
 	var want []string
@@ -33,6 +33,9 @@ func TestQueue_KeepsTheOrder(t *testing.T) {
 			app.awaitArrivals(t, 1)
 		}
 		awaitWaiting(t, c, "shop", i)
+		if i == 5 {
+			c.Load("http:// " + site(1))
+		}
 	}
 	for i := range sent {
 		app.awaitArrivals(t, i+1)
