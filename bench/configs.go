@@ -242,7 +242,7 @@ func (b *bench) describe() {
 		keep("weights", p, balance{upstreams: upstreams, weights: []int{1, 2, 5}, retries: twoRetries})
 	}
 	for what, setups := range map[string][]peer{
-		"probes": b.checkers(), "smallest": b.smallestSetups(), "posts": b.postSetups(), "overload": b.overloadSetups(), "restarts": b.restartSetups(),
+		"probes": b.checkers(), "smallest": b.smallestSetups(), "posts": b.postSetups(), "overload": b.overloadSetups(), "restarts": b.restartSetups(), "limits": b.limitSetups(),
 	} {
 		for _, p := range setups {
 			keep(what, p, balance{upstreams: upstreams})

@@ -16,7 +16,7 @@
 //	go -C bench run . -only faults -rounds 1 -duration 2s -results "$(mktemp -d)"
 //
 // With -quick, on two cores, the parts take about 170, 160, 90, 85, 80, 70, 80, 30, 15, 40,
-// 90 and 50 seconds.
+// 90, 50 and 50 seconds.
 package main
 
 import (
@@ -71,6 +71,7 @@ var parts = []part{
 	{"reloads", (*bench).reloads},
 	{"probes", (*bench).probes},
 	{"picks", (*bench).picks},
+	{"limits", (*bench).limits},
 }
 
 // choose returns the parts of a list of names, in their order.

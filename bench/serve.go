@@ -49,6 +49,8 @@ type upstreamState struct {
 	mode     atomic.Value // string
 	requests atomic.Int64 // without probes, but with those that were reset
 	last     atomic.Int64 // when the last of them came, in Unix nanoseconds
+	now      atomic.Int64 // how many there are now, until just before the end of the answer
+	most     atomic.Int64 // the largest number at once
 	capacity capacity
 
 	addresses []string
@@ -81,7 +83,7 @@ func serveUpstream(addresses []string, control, at string) error {
 		}
 	})
 	orders.HandleFunc("GET /count", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(upstreamCount{s.requests.Load(), s.last.Load()})
+		_ = json.NewEncoder(w).Encode(upstreamCount{s.requests.Load(), s.last.Load(), s.most.Load()})
 	})
 	listener, err := new(net.ListenConfig).Listen(context.Background(), "unix", control)
 	if err != nil {
@@ -155,13 +157,16 @@ func (s *upstreamState) queue(length int) error {
 }
 
 // upstreamCount is what the control interface returns.
-type upstreamCount struct{ Requests, Last int64 }
+type upstreamCount struct{ Requests, Last, Most int64 }
 
 // ServeHTTP answers with the address that got the request.
 func (s *upstreamState) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	probe := r.URL.Path == probePath
+	end := func() {}
 	if !probe {
 		s.seen()
+		s.begin()
+		end = func() { s.now.Add(-1) }
 	}
 	switch mode := s.mode.Load(); mode {
 	case unavailable:
@@ -172,6 +177,7 @@ func (s *upstreamState) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
 			reset(conn)
 		}
+		end()
 		return
 	case limited, limitedProbes:
 		if (!probe || mode == limitedProbes) && !s.capacity.work(workOf(r)) {
@@ -179,6 +185,7 @@ func (s *upstreamState) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	w.Header().Set("Content-Type", "text/plain")
+	end()
 	_, _ = io.WriteString(w, r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()) //nolint:gosec // a local address
 }
 
@@ -186,6 +193,13 @@ func (s *upstreamState) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *upstreamState) seen() {
 	s.requests.Add(1)
 	s.last.Store(time.Now().UnixNano())
+}
+
+// begin records that there is one request more.
+func (s *upstreamState) begin() {
+	now := s.now.Add(1)
+	for most := s.most.Load(); now > most && !s.most.CompareAndSwap(most, now); most = s.most.Load() {
+	}
 }
 
 // resetting resets accepted connections while it is told to.

@@ -83,6 +83,38 @@ func TestQueue_ClientsThatLeaveFreeTheirPlaces(t *testing.T) {
 	wantIdle(t, c, "shop")
 }
 
+// A client that leaves the queue is noticed over every version of HTTP.
+func TestQueue_ClientsThatLeaveOverEveryHTTPVersion(t *testing.T) {
+	app := startTurnstile(t)
+	c := testkit.StartCaddy(t, "https://localhost {\ntls internal\nrespond /ready 204\n"+limitedProxy("shop", app.Addr, "max_requests 1\nqueue 30s")+"\n}")
+	awaitServing(t, c, app.Addr)
+	for i, version := range clientVersions() {
+		client := c.ClientOf(version)
+		testkit.Eventually(t, testkit.Patience, "the site has its certificate", func() bool { return testkit.Ask(client, c.SecureURL()+"/ready").Err == nil })
+		first := begin(t, client, c.SecureURL())
+		app.awaitArrivals(t, 3*i+1)
+		second := begin(t, client, c.SecureURL())
+		awaitWaiting(t, c, "shop", 1)
+		second.leave()
+		awaitWaiting(t, c, "shop", 0)
+		third := begin(t, client, c.SecureURL())
+		awaitWaiting(t, c, "shop", 1)
+		first.leave() // the slot of one that leaves goes to the next
+		app.awaitArrivals(t, 3*i+2)
+		app.letOut(t)
+		if a := third.end(t); a.Status != http.StatusOK || a.Proto != version {
+			t.Errorf("HTTP/%d: %v", version, a)
+		}
+		fourth := begin(t, client, c.SecureURL())
+		app.awaitArrivals(t, 3*i+3)
+		app.letOut(t)
+		if a := fourth.end(t); a.Status != http.StatusOK {
+			t.Errorf("HTTP/%d, afterwards: %v", version, a)
+		}
+	}
+	wantIdle(t, c, "shop")
+}
+
 // A request waits for as long as it may, and is then refused.
 func TestQueue_EndsAfterItsTimeout(t *testing.T) {
 	app := startTurnstile(t)
@@ -269,6 +301,8 @@ func TestQueue_OutlivesItsConfig(t *testing.T) {
 	}
 	third := begin(t, client, c.URL()+"/third")
 	next.awaitArrivals(t, 1)
+	awaitWaiting(t, c, "shop", 1) // the second one still counts
+	c.WantMetrics("after the reload", map[string]float64{`queue_length{pool="shop"}`: 1})
 	app.letOut(t)
 	app.letOut(t)
 	next.letOut(t)

@@ -99,6 +99,7 @@ func (b *Balancer) configure(r *Registry, c Config) {
 	h.Settings, h.Exiting = r.Settings, r.Exiting
 	h.Remember = b.traffic.remember
 	h.OnHold = func() { b.counters.CountHeld() }
+	h.OnWaiting = func() { b.counters.CountWaiting() }
 	h.OnQueued = func(waited time.Duration) { b.counters.ObserveWait(waited) }
 	h.OnRefused = b.reportRefused
 	h.OnFailOpen = b.reportFailOpen
@@ -321,11 +322,9 @@ func (b *Balancer) Selections() map[string]uint64 {
 	return all
 }
 
-// Waiting returns how many requests wait for an upstream that is not full, and how many may:
-// 0 if the handler has no queue.
-func (b *Balancer) Waiting() (n, limit int) {
-	return b.handler.Waiting(), b.config.Rules.Queue.Length
-}
+// QueueLength returns how many requests may wait for an upstream that is not full: 0 if the
+// handler has no queue.
+func (b *Balancer) QueueLength() int { return b.config.Rules.Queue.Length }
 
 // reportRefused reports that a request got no upstream because all were full.
 func (b *Balancer) reportRefused(timedOut bool) {

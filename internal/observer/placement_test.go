@@ -147,7 +147,7 @@ func TestPlacement_RetriesHaveTheirOwnSlots(t *testing.T) {
 		if fails {
 			return nil, errors.New("lost")
 		}
-		return &http.Response{StatusCode: 200, Body: http.NoBody, Header: make(http.Header)}, nil
+		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody, Header: make(http.Header)}, nil
 	}), place)
 	r := w.request(t, http.MethodGet, "http://app", nil)
 	for range 3 {

@@ -48,10 +48,10 @@ func leading(s *Snapshot) (tiers []*tier) {
 	switch {
 	case len(tiers) > 0:
 		return tiers
-	case !s.unknown().empty():
-		return []*tier{s.unknown()}
-	default:
+	case !s.lastResort().empty():
 		return []*tier{s.lastResort()}
+	default:
+		return []*tier{s.unknown()}
 	}
 }
 

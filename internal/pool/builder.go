@@ -103,15 +103,14 @@ func (b *builder) spill(ramps []int) {
 		}
 	}
 	if percent := b.handler.Rules.Spill; percent > 0 {
-		first := full[0]
-		for _, sum := range full[1:] {
-			if first == 0 {
-				first = sum
-			}
-		}
-		base := first
+		base := full[0]
 		if b.spills == &b.handler.spills {
-			base, b.made.firstSum = b.spills.largest(first, b.now), first
+			base, b.made.firstSum = b.spills.largest(full[0], b.now), full[0]
+		}
+		for _, sum := range full[1:] {
+			if base == 0 {
+				base = sum
+			}
 		}
 		var again time.Time
 		b.made.spill, again = b.spills.current().next(percent, base, serving, b.now)

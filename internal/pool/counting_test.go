@@ -114,8 +114,8 @@ func TestCounting_ManySnapshots(t *testing.T) {
 // Selections is what the counters of a pool ask for.
 func (p *policy) Selections() map[string]uint64 { return p.selections(p.members) }
 
-// Waiting is also what they ask for.
-func (p *policy) Waiting() (n, limit int) { return p.handler.Waiting(), p.handler.Rules.Queue.Length }
+// QueueLength is also what they ask for.
+func (p *policy) QueueLength() int { return p.handler.Rules.Queue.Length }
 
 // TestCounting_NeverGoesBack: a counter never goes back, though tickets count before it
 // is known whether they are followed.

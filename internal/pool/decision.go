@@ -119,6 +119,9 @@ func (d *decision) choose() int {
 			d.pool.OnResume()
 		}
 		now = d.snapshot()
+		if i, settled := pickBound(d, now); settled {
+			return i
+		}
 		if i, serves = d.pickServing(now); i != none || serves {
 			return i
 		}
@@ -172,9 +175,10 @@ func (d *decision) unclaim() {
 // anyFull reports whether an upstream that was not tried is full.
 func (d *decision) anyFull() bool { return len(d.full) > 0 || d.fullByCaddy }
 
-// noteFull notes that an upstream is full that could take the request otherwise.
+// noteFull notes that an upstream is full that could take the request otherwise. One without
+// a limit of its own was full by Caddy's, even if it is not any more.
 func (d *decision) noteFull(i int) {
-	if d.Upstreams[i].Full() {
+	if d.now.LimitOf(i) == 0 || d.Upstreams[i].Full() {
 		d.fullByCaddy, d.unsignaled = true, true
 	} else {
 		d.full = append(d.full, i)

@@ -5,8 +5,8 @@
 // them may get requests and in which order. The package knows neither how upstreams are
 // probed nor where lists come from.
 //
-// Locks, in the order in which they are taken: Pool.making, then one of counters.mu,
-// spills.mu, that of slots or those of targets. Handler.mu and waiters.mu are taken alone.
+// Locks, in the order in which they are taken: Pool.making, then counters.mu or those of
+// targets; counters.mu, then spills.mu or that of slots. Handler.mu and waiters.mu are taken alone.
 // None is held while a log line, a callback, another policy, a circuit breaker or Caddy's
 // health checks run.
 package pool
@@ -100,6 +100,8 @@ type Handler struct {
 type Hooks struct {
 	// OnHold is called when a request is held. It may be nil.
 	OnHold func()
+	// OnWaiting is called when a request enters the queue. It may be nil.
+	OnWaiting func()
 	// OnQueued is called when a request leaves the queue, with how long it waited there. It may
 	// be nil.
 	OnQueued func(waited time.Duration)
@@ -186,6 +188,9 @@ func (h *Handler) isExiting() bool {
 // follow if it may.
 func (h *Handler) enterQueue() bool {
 	if h.waiting.Add(1) <= int64(h.Rules.Queue.Length) {
+		if h.OnWaiting != nil {
+			h.OnWaiting()
+		}
 		return true
 	}
 	h.waiting.Add(-1)

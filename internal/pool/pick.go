@@ -61,7 +61,9 @@ func (d *decision) pickNotServing(now *Snapshot) int {
 	if i != none {
 		return i
 	}
-	d.full, d.fullByCaddy = d.full[:0], false // they may also be in the last resort, and count there
+	if !lastResort.empty() {
+		d.full, d.fullByCaddy = d.full[:0], false // they may also be in the last resort, and count there
+	}
 	i, other, _ := d.pickUntried(lastResort)
 	if i != none {
 		return i
@@ -105,8 +107,11 @@ func (d *decision) pickUntried(tiers ...*tier) (i, retry int, serves bool) {
 }
 
 // pickTrial returns an upstream whose ejection is over, if the request is to try it. Of
-// clients that are bound to another upstream it takes a request only if it has to.
+// clients that are bound to another upstream it takes a request only if it has to. No request
+// waits for a slot there, so one that queues takes it at once.
 func (d *decision) pickTrial(now *Snapshot) int {
+	defer func(queues bool) { d.queues = queues }(d.queues)
+	d.queues = false
 	for _, i := range now.trials {
 		u := d.Upstreams[i]
 		if !u.Available() || d.Tried.has(u) || d.isFull(i) || !d.claim(i) {
@@ -142,7 +147,7 @@ func (d *decision) pick(t *tier) (chosen, tried int, serves bool) {
 	if t.empty() || t.anyHealth && d.pool.handler.breakerOpen() {
 		return none, none, false
 	}
-	if t.anyHealth && d.bound != none && t.weights[d.bound] > 0 && d.takes(t, d.bound) && d.claim(d.bound) {
+	if d.bound != none && t.weights[d.bound] > 0 && d.takes(t, d.bound) && d.claim(d.bound) {
 		d.binds = false
 		return d.bound, none, true
 	}

@@ -30,9 +30,10 @@ type Pool struct {
 	counters  counters
 	waiters   waiters
 
-	lastProbed atomic.Int64   // when requests last caused probes, since probingSince
-	lastLooked atomic.Int64   // when requests that wait last looked for verdicts, in the same way
-	sessions   map[string]int // positions by the cookies that bind clients to them; nil if none do
+	lastProbed  atomic.Int64   // when requests last caused probes, since probingSince
+	lastBrought atomic.Int64   // when a request last noted for spill that it brought the pool, in the same way
+	lastLooked  atomic.Int64   // when requests that wait last looked for verdicts, in the same way
+	sessions    map[string]int // positions by the cookies that bind clients to them; nil if none do
 
 	// OnResume is called when a request that was held goes on. It may be nil, and is set
 	// before the first pick.
@@ -196,21 +197,34 @@ func (p *Pool) snapshot(patient bool) *Snapshot {
 	}
 	now := time.Now()
 	if p.isCurrent(known, now) {
+		if p.handler.Rules.Spill > 0 && isFirst(&p.lastBrought, spillBaseEvery) {
+			p.spills.remember(known, now)
+		}
 		return known
 	}
+	made, isNew := p.remake(known, now, patient)
+	if isNew { // those that were quicker wait by the old one
+		p.waiters.wake()
+	}
+	return made
+}
+
+// remake makes the snapshot for a request, in place of one that is outdated. It reports
+// whether it has: another request may have been quicker, or be at it.
+func (p *Pool) remake(known *Snapshot, now time.Time, patient bool) (s *Snapshot, isNew bool) {
 	if known == nil || patient || len(known.serving) == 0 {
 		p.making.Lock()
 	} else if !p.making.TryLock() {
-		return known
+		return known, false
 	}
 	defer p.making.Unlock()
 	if known = p.current.Load(); p.isCurrent(known, now) {
-		return known // made meanwhile
+		return known, false
 	}
 	made := p.handler.newSnapshot(p.members, now, p.spills)
 	p.install(made)
 	made.calmSuspects()
-	return made
+	return made, true
 }
 
 // lookAgain makes the pool follow verdicts although its config has ended, so that nothing

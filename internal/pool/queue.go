@@ -60,6 +60,8 @@ func wait(d *decision) (i int, gaveUp bool) {
 		var look <-chan time.Time
 		if d.unsignaled || ended == nil {
 			look = time.After(lookEvery)
+		} else if until := d.now.until; !d.pool.atOnce && !until.IsZero() { // else a timer of the pool
+			look = time.After(time.Until(until))
 		}
 		place.Wait(slotsOf(d))
 		select {

@@ -450,3 +450,108 @@ func TestQueue_GivesNoSlotsOfUpstreamsThatCaddyRefuses(t *testing.T) {
 		})
 	}
 }
+
+// An upstream that has no limit, and was full by Caddy's a moment ago, has no slots to wait
+// for: the request looks again.
+func TestQueue_UpstreamsWithoutALimitHaveNoSlots(t *testing.T) {
+	p := newPolicy(t, "uu", limited(t, 10, 0, 1))
+	d := decision{Attempt: Attempt{Upstreams: p.list, Request: testkit.Get()}, pool: p.Pool}
+	d.snapshot()
+	d.noteFull(0)
+	d.noteFull(1)
+	if !slices.Equal(d.full, []int{1}) || !d.fullByCaddy || !d.unsignaled {
+		t.Errorf("full: %v, by Caddy: %v, to look again: %v", d.full, d.fullByCaddy, d.unsignaled)
+	}
+}
+
+// While none serves, a request waits for a slot of one without a verdict, also if health is
+// never ignored.
+func TestQueue_WaitsForUpstreamsWithoutAVerdict(t *testing.T) {
+	for _, never := range []bool{true, false} {
+		testkit.Bubble(t, func(t *testing.T) {
+			p := newPolicy(t, "?d", limited(t, 10, 1, 1), func(p *policy) {
+				p.handler.Rules.FailOpen.Never, p.handler.Rules.Hold = never, 0
+			})
+			p.members[1].Slots.Take(1)
+			requests, got := p.ask(3)
+			if !slices.Equal(got, []int{0, -2, -2}) {
+				t.Fatalf("fail_open off: %v: got %v", never, got)
+			}
+			for n := range 2 {
+				requests[n].finish()
+				if got := requests[n+1].got(); got != 0 {
+					t.Errorf("fail_open off: %v: when there was a slot, %d got %v", never, n+1, got)
+				}
+			}
+			finishAll(requests)
+			p.members[1].Slots.Free()
+		})
+	}
+}
+
+// Requests that wait for upstreams of a dynamic source follow every new snapshot: one that
+// another request makes when they have looked, and one that is due at a time.
+func TestQueue_DynamicPoolsWakeWaitingRequests(t *testing.T) {
+	waits := func(p *policy) (*Pool, *limitedRequest) {
+		d := New(p.handler, p.members, p.list, new(LoggedState))
+		p.members[0].Slots.Take(1)
+		return d, (&policy{Pool: d, list: p.list}).newLimited().begin()
+	}
+	t.Run("another request makes the snapshot", func(t *testing.T) {
+		testkit.Bubble(t, func(t *testing.T) {
+			p := newPolicy(t, "ud", limited(t, 10, 1))
+			d, r := waits(p)
+			if got := r.got(); got != -2 {
+				t.Fatalf("got %d, want it to wait", got)
+			}
+			d.making.Lock() // the other request is at it
+			p.decide("?u")
+			if got := r.got(); got != -2 {
+				t.Fatalf("got %d by the old snapshot", got)
+			}
+			d.making.Unlock()
+			d.Pick(Attempt{Upstreams: p.list, Request: testkit.Get()})
+			if got := r.got(); got != 1 {
+				t.Errorf("got %d, want the upstream that is up now", got)
+			}
+			r.finish()
+			p.members[0].Slots.Free()
+		})
+	})
+	t.Run("an ejection ends", func(t *testing.T) {
+		testkit.Bubble(t, func(t *testing.T) {
+			a := newAccusable(t, "uu", limited(t, 10, 1))
+			a.handler.Rules.Queue.Timeout = time.Minute
+			a.eject(t, 1)
+			_, r := waits(a.policy)
+			if got := r.got(); got != -2 {
+				t.Fatalf("got %d, want it to wait", got)
+			}
+			time.Sleep(time.Until(a.members[1].Ejection()) + time.Second)
+			if got := r.got(); got != 1 {
+				t.Errorf("got %d, want the upstream for a trial", got)
+			}
+			r.finish()
+			a.members[0].Slots.Free()
+		})
+	})
+}
+
+// A request that waits tries an upstream whose ejection is over, also one with a limit.
+func TestQueue_WaitingRequestsAreTrials(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		a := newAccusable(t, "uu", limited(t, 10, 1, 1))
+		a.handler.Rules.Queue.Timeout = time.Minute
+		a.eject(t, 1)
+		requests, got := a.ask(3)
+		if !slices.Equal(got, []int{0, -2, -2}) {
+			t.Fatalf("got %v, want the last two to wait", got)
+		}
+		time.Sleep(time.Until(a.members[1].Ejection()) + 2*time.Second)
+		if got := []int{requests[1].got(), requests[2].got()}; !slices.Equal(sorted(got), []int{-2, 1}) {
+			t.Errorf("got %v, want a trial by one of them", got)
+		}
+		finishAll(requests[:1])
+		finishAll(requests)
+	})
+}

@@ -5,6 +5,8 @@ package pool
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
 // binding is what a client does that is bound to an upstream.
@@ -22,6 +24,8 @@ const (
 // bindingOf returns what the clients of a member do.
 func bindingOf(r *Rules, m *Member, s *standing) binding {
 	switch {
+	case s.ready && s.status == health.Unknown: // at a cold start, or it has just joined
+		return away
 	case !s.keeps:
 		return moves
 	case !r.Witness.Off && m.isUnreachable():

@@ -121,6 +121,56 @@ func TestSticky_BoundClientsStayWhileUp(t *testing.T) {
 	}
 }
 
+// At a cold start, held requests of bound clients go to their upstreams, however many others
+// serve by then.
+func TestSticky_HeldRequestsOfBoundClientsStay(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		p := newPolicy(t, "???", sticky)
+		type result struct {
+			i     int
+			moved bool
+		}
+		results := make(chan result, 10)
+		for range cap(results) {
+			go func() {
+				i, moved := p.boundTo(2).pick()
+				results <- result{i, moved}
+			}()
+		}
+		time.Sleep(time.Second)
+		p.decide("uuu")
+		for range cap(results) {
+			if r := <-results; r.i != 2 || r.moved {
+				t.Errorf("went to %d, bound anew: %v", r.i, r.moved)
+			}
+		}
+	})
+}
+
+// Before the first verdict on its upstream a bound client goes to one that serves, and stays
+// bound. While none serves it goes to its own.
+func TestSticky_ClientsStayBoundBeforeTheFirstVerdict(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		p := newPolicy(t, "u?", sticky)
+		for range 4 {
+			if i, moved := p.boundTo(1).pick(); i != 0 || moved {
+				t.Errorf("went to %d, bound anew: %v", i, moved)
+			}
+		}
+		p = newPolicy(t, "???", sticky)
+		for range 4 {
+			if i, moved := p.boundTo(1).pick(); i != 1 || moved {
+				t.Errorf("none has a verdict: went to %d, bound anew: %v", i, moved)
+			}
+		}
+		p = newPolicy(t, "u?", sticky)
+		p.setMode(1, settings.Maintenance)
+		if i, moved := p.boundTo(1).pick(); i != 0 || !moved {
+			t.Errorf("in maintenance: went to %d, bound anew: %v", i, moved)
+		}
+	})
+}
+
 // While an upstream drains, new clients go to others.
 func TestSticky_DrainTakesNoNewClients(t *testing.T) {
 	p := newPolicy(t, "uu", sticky)

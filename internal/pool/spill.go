@@ -13,8 +13,10 @@ const (
 	spillMargin = 10
 	// spillHeld is how long it must be above that.
 	spillHeld = 5 * time.Second
-	// spillBaseFor is how long the base remembers the weights of answers of a dynamic source.
-	spillBaseFor = 10 * time.Minute
+	// spillBaseFor is how long the base remembers the weights of answers of a dynamic source,
+	// and spillBaseEvery is how often requests note what they have brought.
+	spillBaseFor   = 10 * time.Minute
+	spillBaseEvery = time.Second
 )
 
 // SpillEnds returns from which percentage on a group that has joined leaves again.
@@ -99,7 +101,8 @@ func (s *spills) keep(made *Snapshot) {
 	s.state = made.spill
 }
 
-// remember remembers what the upstreams of the first group of an answer weigh.
+// remember remembers what the upstreams of the first group of an answer weigh, which a request
+// has brought now.
 func (s *spills) remember(made *Snapshot, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

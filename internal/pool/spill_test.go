@@ -234,3 +234,51 @@ func TestFailOpen_ByNumber(t *testing.T) {
 		}
 	}
 }
+
+// For a dynamic source, the base is that of the answers of the last ten minutes. One that
+// requests have brought all the time counts until now.
+func TestSpill_DynamicBaseIsOfTheLastTenMinutes(t *testing.T) {
+	for _, tc := range []struct {
+		rule string
+		idle time.Duration // before the next answer
+		want int           // how many groups have joined
+	}{
+		{"replaced just now", time.Second, 1},
+		{"replaced before less than ten minutes", 9 * time.Minute, 1},
+		{"replaced long ago", 11 * time.Minute, 0},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			testkit.Bubble(t, func(t *testing.T) {
+				p := newPolicy(t, "uuuu", inGroups(0, 0, 0, 1), spilling(70))
+				all := New(p.handler, p.members, p.list, new(LoggedState))
+				for range 20 {
+					time.Sleep(time.Minute)
+					all.Pick(Attempt{Upstreams: p.list, Request: testkit.Get()})
+				}
+				time.Sleep(tc.idle)
+				some := New(p.handler, p.members[2:], p.list[2:], new(LoggedState))
+				some.Pick(Attempt{Upstreams: p.list[2:], Request: testkit.Get()})
+				if got := some.Current().spill.joined; got != tc.want {
+					t.Errorf("%d groups have joined, want %d", got, tc.want)
+				}
+			})
+		})
+	}
+}
+
+// An answer without a primary does not make the weight of backups the base of later answers.
+func TestSpill_DynamicBaseIsOfThePrimaries(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		p := newPolicy(t, "uuuu", withWeights(1, -4, -4, -4), spilling(70))
+		backups := New(p.handler, p.members[1:], p.list[1:], new(LoggedState))
+		all := New(p.handler, p.members, p.list, new(LoggedState))
+		backups.Pick(Attempt{Upstreams: p.list[1:], Request: testkit.Get()})
+		for range 2 { // they leave after a while
+			all.Pick(Attempt{Upstreams: p.list, Request: testkit.Get()})
+			time.Sleep(spillHeld)
+		}
+		if got := all.Peek().spill.joined; got != 0 {
+			t.Errorf("%d groups have joined, want none", got)
+		}
+	})
+}

@@ -4,11 +4,14 @@ package slots
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // open opens an address that only this test has.
@@ -241,6 +244,82 @@ func TestClose_LeavesTheCountsToRequests(t *testing.T) {
 	if n, _ := shared.Slots.References(dial); n != 1 {
 		t.Errorf("%d references after the last request, want 1", n)
 	}
+}
+
+// Whatever requests wait for, however they leave and whatever moves: none waits for ever, which
+// would be a deadlock of the bubble, and none gets a slot beyond its limit.
+func TestWaiter_NoneIsForgotten(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		addresses := []*Address{open(t, "a"), open(t, "b"), open(t, "c")}
+		a, b, c := addresses[0], addresses[1], addresses[2]
+		kinds := []map[*Address]int{{a: 1}, {a: 3}, {b: 2, c: 2}, {a: 2, b: 1, c: 2}}
+		var sets [4]atomic.Pointer[Set]
+		for i, limits := range kinds {
+			sets[i].Store(NewSet(limits))
+		}
+		var served, left atomic.Int64
+		ask := func(random *rand.Rand) {
+			kind := random.IntN(len(kinds))
+			got := takeAny(kinds[kind])
+			if got == nil {
+				w := NewWaiter()
+				w.Wait(sets[kind].Load())
+				var leaves <-chan time.Time // nil: it stays until it has its turn
+				if random.IntN(2) > 0 {
+					leaves = time.After(time.Duration(random.IntN(20)) * time.Millisecond)
+				}
+				select {
+				case got = <-w.Given():
+				case <-leaves:
+					got = w.Leave()
+				}
+			}
+			if got == nil {
+				left.Add(1)
+				return
+			}
+			if n := got.InUse(); n > 3 || got != a && n > 2 {
+				t.Errorf("%s has %d in use", got.dial, n)
+			}
+			time.Sleep(time.Duration(random.IntN(3)) * time.Millisecond)
+			served.Add(1)
+			got.Free()
+		}
+		for round := range 50 {
+			var asking sync.WaitGroup
+			for i := range 50 {
+				asking.Go(func() { ask(rand.New(rand.NewPCG(uint64(round), uint64(i)))) })
+			}
+			for i := range kinds {
+				to := NewSet(kinds[i])
+				Move(sets[i].Swap(to), to)
+				time.Sleep(time.Millisecond)
+			}
+			asking.Wait() // nothing arrives that could wake those that are left
+		}
+		t.Logf("%d were served, %d left", served.Load(), left.Load())
+		if served.Load() == 0 || left.Load() == 0 {
+			t.Error("nothing was tested")
+		}
+		for _, a := range addresses {
+			if a.InUse() != 0 || len(a.sets) != 0 {
+				t.Errorf("%s: %d in use, %d sets in the end", a.dial, a.InUse(), len(a.sets))
+			}
+		}
+		if n := waits.count.Load(); n != 0 {
+			t.Errorf("%d wait in the end", n)
+		}
+	})
+}
+
+// takeAny takes a free slot, and returns nil if there is none.
+func takeAny(limits map[*Address]int) *Address {
+	for a, limit := range limits {
+		if a.Take(limit) {
+			return a
+		}
+	}
+	return nil
 }
 
 // BenchmarkAddress_TakeAndFree is what a limit costs a request while nothing waits.

@@ -145,13 +145,17 @@ func (m *memory) succeeded(a *answer) (ended *failure) {
 	return m.failure.Swap(nil)
 }
 
-// failed takes over an error. It reports whether the source answered before.
-func (m *memory) failed(err error, now time.Time, isUsable bool) (first bool) {
+// failed takes over an error, of a call or of a request that has asked by itself. It
+// reports whether the source answered before.
+func (m *memory) failed(err error, now time.Time, ofCall, isUsable bool) (first bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	next := failure{err: err, since: now, wait: firstWait}
 	before := m.failure.Load()
 	if before != nil {
+		if !ofCall { // requests that fail at the same time are one failure
+			return false
+		}
 		next.since = before.since
 		if isUsable { // else requests fail until the source answers
 			next.wait = min(2*before.wait, longestWait)

@@ -119,7 +119,7 @@ func (s *Source) askFor(r *http.Request) ([]*reverseproxy.Upstream, error) {
 	if r.Context().Err() != nil {
 		return upstreams, err // the client has left
 	}
-	s.failed(err, now)
+	s.failed(err, now, false)
 	return s.await(r)
 }
 
@@ -248,7 +248,7 @@ func (s *Source) end(c *call, r result, isCancelled bool) {
 		c.answer = r.answer
 		s.succeeded(r.answer, time.Now())
 	case !isCancelled:
-		s.failed(r.err, time.Now())
+		s.failed(r.err, time.Now(), true)
 	}
 	close(c.done)
 }
@@ -274,10 +274,10 @@ func (s *Source) succeeded(a *answer, now time.Time) {
 	}
 }
 
-// failed takes over a failure.
-func (s *Source) failed(err error, now time.Time) {
+// failed takes over a failure of a call, or of a request.
+func (s *Source) failed(err error, now time.Time, ofCall bool) {
 	a := s.memory.usable(now, s.stale)
-	if s.memory.failed(err, now, a != nil) && a != nil { // without an answer, requests say so
+	if s.memory.failed(err, now, ofCall, a != nil) && a != nil { // without an answer, requests say so
 		s.logger.Warn("the dynamic source fails; its last answer is used",
 			zap.Error(err), zap.Duration("age", now.Sub(a.at)), zap.Int("upstreams", len(a.upstreams)), zap.Duration("stale", s.stale))
 	}

@@ -141,6 +141,31 @@ func TestSource_WaitDoubles(t *testing.T) {
 	})
 }
 
+// Requests that ask by themselves and fail at the same time are one failure: the source is
+// asked again after the first wait.
+func TestSource_ManyFailingRequestsAreOneFailure(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		from := &inner{dials: []string{"a:80"}}
+		s := open(t, from, onRequest, time.Hour)
+		defer s.close()
+		s.wants("all is well", "a:80", 0)
+		from.set(time.Second, errDown)
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(func() { s.wants("it fails", "a:80", time.Second) })
+		}
+		all.Wait()
+		if got := s.lines(); len(got) != 1 {
+			t.Errorf("logged %q, want one line", got)
+		}
+		from.set(0, nil, "b:80")
+		time.Sleep(firstWait)
+		_, _ = s.get()
+		synctest.Wait()
+		s.wants("it answers again", "b:80", 0)
+	})
+}
+
 // As long as there is no answer to go on with, requests get the error at once, and the
 // source is asked each second, so that they are served as soon as it answers.
 func TestSource_WithoutAnAnswerTheErrorComesAtOnce(t *testing.T) {

@@ -28,9 +28,9 @@ type Source interface {
 	// Selections returns how often each upstream was picked, those that were not
 	// included, by addresses that are valid UTF-8.
 	Selections() map[string]uint64
-	// Waiting returns how many requests wait for an upstream that is not full, and how many
-	// may: 0 if the source has no queue.
-	Waiting() (n, limit int)
+	// QueueLength returns how many requests may wait for an upstream that is not full: 0 if
+	// the source has no queue.
+	QueueLength() int
 }
 
 // PoolCounters count for a pool, in all configs and handlers of the process that have
@@ -105,6 +105,10 @@ func (p *PoolCounters) CountHeld() { p.held.Add(1) }
 // Held returns how many requests have waited for verdicts.
 func (p *PoolCounters) Held() uint64 { return p.held.Load() }
 
+// CountWaiting counts a request that waits for an upstream that is not full. ObserveWait must
+// follow.
+func (p *PoolCounters) CountWaiting() { p.queue.waiting.Add(1) }
+
 // ObserveWait counts a request that has waited for an upstream that is not full, however the
 // wait ended.
 func (p *PoolCounters) ObserveWait(waited time.Duration) { p.queue.observe(waited) }
@@ -113,14 +117,13 @@ func (p *PoolCounters) ObserveWait(waited time.Duration) { p.queue.observe(waite
 // [RefusedTimeout].
 func (p *PoolCounters) CountRefused(reason string) { p.queue.refuse(reason) }
 
-// Waiting returns how many requests wait in all configs that have the pool, and how many may:
-// 0 if no source has a queue.
+// Waiting returns how many requests wait, also those of sources that have left, and how many
+// may: 0 if no source has a queue.
 func (p *PoolCounters) Waiting() (n, limit int) {
 	for _, s := range p.Sources() {
-		waiting, most := s.Waiting()
-		n, limit = n+waiting, limit+most
+		limit += s.QueueLength()
 	}
-	return n, limit
+	return int(p.queue.waiting.Load()), limit
 }
 
 // CountAccusation counts a request that speaks against an upstream, by its cause: connect,

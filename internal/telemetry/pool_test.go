@@ -20,20 +20,20 @@ type source struct {
 	mu     sync.Mutex // guards what follows
 	counts map[string]uint64
 
-	waiting, limit int
+	length int
 }
 
-func (s *source) Waiting() (n, limit int) {
+func (s *source) QueueLength() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.waiting, s.limit
+	return s.length
 }
 
-// queue sets how many requests wait, and how many may.
-func (s *source) queue(waiting, limit int) {
+// queue sets how many requests may wait.
+func (s *source) queue(length int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.waiting, s.limit = waiting, limit
+	s.length = length
 }
 
 func (s *source) Selections() map[string]uint64 {

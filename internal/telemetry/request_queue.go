@@ -5,6 +5,7 @@ package telemetry
 import (
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,7 +19,8 @@ const (
 
 // queueCounts count the requests of a pool that wait for an upstream that is not full.
 type queueCounts struct {
-	waited prometheus.Histogram
+	waiting atomic.Int64 // requests that wait now, in all configs
+	waited  prometheus.Histogram
 
 	mu      sync.Mutex // guards refused
 	refused map[string]uint64
@@ -39,8 +41,11 @@ func (q *queueCounts) init(pool string) {
 	q.refused = map[string]uint64{RefusedFull: 0, RefusedTimeout: 0}
 }
 
-// observe counts a wait.
-func (q *queueCounts) observe(waited time.Duration) { q.waited.Observe(waited.Seconds()) }
+// observe counts a wait that has ended.
+func (q *queueCounts) observe(waited time.Duration) {
+	q.waiting.Add(-1)
+	q.waited.Observe(waited.Seconds())
+}
 
 // refuse counts a refusal.
 func (q *queueCounts) refuse(reason string) {

@@ -47,7 +47,7 @@ func queueOf(pool string, length, waits, sum, full, timeout float64) map[string]
 }
 
 // A pool has series of its queue while one of its handlers has one: the requests that wait
-// in all of them, and counts that go on across reloads.
+// in all of them, those of earlier configs included, and counts that go on across reloads.
 func TestCollector_QueueGoesOnAcrossReloads(t *testing.T) {
 	registry := register(t)
 	p, old := join(t, "shop", nil)
@@ -55,8 +55,11 @@ func TestCollector_QueueGoesOnAcrossReloads(t *testing.T) {
 	t.Cleanup(func() { leave(t, plain, other) })
 	wantSeries(t, scrapeQueue(t, registry), nil)
 
-	old.queue(3, 1000)
-	wantSeries(t, scrapeQueue(t, registry), queueOf("shop", 3, 0, 0, 0, 0))
+	old.queue(1000)
+	for range 5 {
+		p.CountWaiting()
+	}
+	wantSeries(t, scrapeQueue(t, registry), queueOf("shop", 5, 0, 0, 0, 0))
 	p.ObserveWait(250 * time.Millisecond)
 	p.ObserveWait(2 * time.Second)
 	p.CountRefused(RefusedTimeout)
@@ -64,21 +67,26 @@ func TestCollector_QueueGoesOnAcrossReloads(t *testing.T) {
 		p.CountRefused(RefusedFull)
 	}
 	next, newer := join(t, "shop", nil)
-	newer.queue(2, 10)
-	wantSeries(t, scrapeQueue(t, registry), queueOf("shop", 5, 2, 2.25, 3, 1))
-	leave(t, p, old)
+	newer.queue(10)
+	next.CountWaiting()
+	wantSeries(t, scrapeQueue(t, registry), queueOf("shop", 4, 2, 2.25, 3, 1))
+	leave(t, p, old) // its requests wait on
 	next.ObserveWait(time.Second)
-	wantSeries(t, scrapeQueue(t, registry), queueOf("shop", 2, 3, 3.25, 3, 1))
+	wantSeries(t, scrapeQueue(t, registry), queueOf("shop", 3, 3, 3.25, 3, 1))
+	p.ObserveWait(time.Second)
+	wantSeries(t, scrapeQueue(t, registry), queueOf("shop", 2, 4, 4.25, 3, 1))
 
-	newer.queue(0, 0) // a config without the queue
+	newer.queue(0) // a config without the queue
 	wantSeries(t, scrapeQueue(t, registry), nil)
-	newer.queue(0, 10)
-	wantSeries(t, scrapeQueue(t, registry), queueOf("shop", 0, 3, 3.25, 3, 1))
+	newer.queue(10)
+	p.ObserveWait(time.Second)
+	p.ObserveWait(time.Second)
+	wantSeries(t, scrapeQueue(t, registry), queueOf("shop", 0, 6, 6.25, 3, 1))
 	leave(t, next, newer)
 	wantSeries(t, scrapeQueue(t, registry), nil)
 
 	again, last := join(t, "shop", nil)
-	last.queue(0, 10)
+	last.queue(10)
 	wantSeries(t, scrapeQueue(t, registry), queueOf("shop", 0, 0, 0, 0, 0))
 	leave(t, again, last)
 }
@@ -94,7 +102,10 @@ func TestCollector_QueuesOfSeveralPools(t *testing.T) {
 	for i, name := range []string{"a", "b", "c \xff"} {
 		p, s := join(t, name, nil)
 		t.Cleanup(func() { leave(t, p, s) })
-		s.queue(i, 10)
+		s.queue(10)
+		for range i + 1 {
+			p.CountWaiting()
+		}
 		p.ObserveWait(time.Second)
 		maps.Copy(want, queueOf(p.name, float64(i), 1, 1, 0, 0))
 	}

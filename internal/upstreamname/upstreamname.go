@@ -58,7 +58,7 @@ func (n *Given) add(dial, name string) error {
 	return nil
 }
 
-// addRange is add, but for a range of addresses.
+// addRange does what add does, with a range of addresses.
 func (n *Given) addRange(r netip.Prefix, name string) error {
 	if other, same := n.record(r.String(), name); same {
 		return fmt.Errorf("%s and %s are the same range of addresses", other, name)
