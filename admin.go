@@ -336,7 +336,7 @@ func complete(registry *balancer.Registry, only balancer.Filter, c settings.Chan
 		return c, nil
 	}
 	if len(pools) > 1 {
-		return c, ambiguousPool.errorf("several pools have the upstream '%s'; name the one whose weight is meant by the parameter pool", only.Upstream)
+		return c, ambiguousPool.errorf("several pools have the upstream '%s'; name the one whose weight is meant, by --pool of the command or pool= in the query", only.Upstream)
 	}
 	for name, b := range pools {
 		if c.Pool = name; b.HasSelect() && *c.Weight != nil && **c.Weight != 0 {

@@ -5,6 +5,7 @@ package alive
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -227,6 +228,11 @@ func (s *Selection) parseMaxRequests(d *caddyfile.Dispenser) error {
 		return d.Errf("max_requests takes a %s, and the upstreams that it is for if it is not for all, like max_requests 20 or max_requests 5 app1:8080", limits.LimitRange)
 	}
 	limit, err := limits.ParseLimit(args[0])
+	if last := len(args) - 1; err != nil && last > 0 {
+		if _, swapped := limits.ParseLimit(args[last]); swapped == nil {
+			return d.Errf("the limit comes first: write max_requests %s %s", args[last], strings.Join(args[:last], " "))
+		}
+	}
 	if err != nil {
 		return d.WrapErr(err)
 	}

@@ -450,9 +450,9 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	inPolicy("slow_start 1s 2% 3", slow)
 	inPolicy("slow_start 1s\nslow_start 1s", twice, "slow_start", 3)
 	for _, bad := range []string{"0", "-1s", "soon", ""} {
-		inPolicy("slow_start `"+bad+"`", "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '%s', at Testfile:2", bad)
+		inPolicy("slow_start `"+bad+"`", "slow_start: window must be a duration from 10ms to 24h, like 30s; got '%s', at Testfile:2", bad)
 	}
-	inPolicy("slow_start 25h", "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '25h', at Testfile:2")
+	inPolicy("slow_start 25h", "slow_start: window must be a duration from 10ms to 24h, like 30s; got '25h', at Testfile:2")
 	for _, bad := range []string{"10", "101%", "-1%", "NaN%"} {
 		inPolicy("slow_start 1s "+bad, "slow_start: floor must be a percentage from 0%% to 100%%, like 10%%; got '%s', at Testfile:2", bad)
 	}
@@ -470,7 +470,7 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		spill   = "a percentage above 0%% and up to 100%%, like 70%%"
 		limit   = "max_requests must be a whole number from 1 to 1000000, like 20; got '%s', at Testfile:2"
 		queue   = "queue takes a timeout and perhaps how many requests can wait, like queue 10s 1000, at Testfile:2"
-		timeout = "queue: timeout must be a duration from 1ms to 24h0m0s, like 10s; got '%s', at Testfile:2"
+		timeout = "queue: timeout must be a duration from 1ms to 24h, like 10s; got '%s', at Testfile:2"
 		length  = "queue: length must be a whole number from 1 to 100000, like 1000; got '%s', at Testfile:2"
 		form    = ": a range of addresses is like 10.2.0.0/16 or 2001:db8::/32, without a port, at Testfile:2"
 		host    = "10.2.0.7/16: write 10.2.0.0/16 for the whole range, or 10.2.0.7/32 for the one address, at Testfile:2"
@@ -501,6 +501,9 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		inPolicy("max_requests `"+bad+"`", limit, bad)
 		inPolicy("max_requests `"+bad+"` app1", limit, bad)
 	}
+	inPolicy("max_requests app1 5", "the limit comes first: write max_requests 5 app1, at Testfile:2")
+	inPolicy("hold 1s\nmax_requests app1 app2:80 5", "the limit comes first: write max_requests 5 app1 app2:80, at Testfile:3")
+	inPolicy("max_requests app1 app2", limit, "app1")
 	inPolicy("max_requests 1\nmax_requests 2 app1\nmax_requests 3", "max_requests of all upstreams is given twice, at Testfile:4")
 	inPolicy("max_requests 1 app1 app2\nmax_requests 2 app2", "max_requests of app2 is given twice, at Testfile:3")
 	inPolicy("max_requests 1 app1 app1", "max_requests of app1 is given twice, at Testfile:2")
@@ -521,7 +524,7 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	const (
 		name    = "sticky: the name of the cookie must be of letters, digits and !#$%%&'*+-.^_`|~ only, and of 200 bytes at most, like lb; got '%s', at Testfile:2"
 		prefix  = "sticky: the name of the cookie must not begin with %s: browsers would drop such a cookie wherever it is set without TLS; got '%s', at Testfile:2"
-		age     = "sticky: max_age must be a duration from 1s to 9600h0m0s, like 24h; got '%s', at Testfile:3"
+		age     = "sticky: max_age must be a duration from 1s to 400d, like 24h; got '%s', at Testfile:3"
 		empty   = "sticky: secret must not be empty, at Testfile:3"
 		exclude = "sticky cannot be combined with select, which decides by itself where a client goes; remove one of them, or write select cookie, at Testfile:%d"
 	)
@@ -530,6 +533,7 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	}
 	inPolicy("sticky __Host-lb", prefix, "__Host-", "__Host-lb")
 	inPolicy("sticky __secure-lb {\nsecret x\n}", prefix, "__Secure-", "__secure-lb")
+	inPolicy("sticky off", "sticky: off would be the name of the cookie; leave sticky out to bind no clients, or use another name, at Testfile:2")
 	inPolicy("sticky lb hunter2", "sticky takes one argument at most, the name of a cookie; write a secret in its block: sticky lb { secret <text> }, at Testfile:2")
 	inPolicy("sticky\nsticky lb", twice, "sticky", 3)
 	inPolicy("sticky {\nsecret\n}", args, "secret", "one text, in quotes if it has spaces", 3)
@@ -554,7 +558,7 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		eject   = "off, or one whole number from 1 to 1000, like 5"
 		observe = "observe takes off, or a block with status and stall"
 		status  = "observe: status must be off alone, or a code from 200 to 599, a class like 2xx or a range like 200-399; got '%s', at Testfile:%d"
-		stall   = "auto, off or a duration from 10ms to 24h0m0s, like 500ms"
+		stall   = "auto, off or a duration from 10ms to 24h, like 500ms"
 		both    = "eject cannot be combined with observe off: what happens to requests ejects, and then nothing of it counts; with status off in observe, stalls and requests without an answer still eject, at Testfile:%d"
 	)
 	inPolicy("retries", args, "retries", retries, 2)
@@ -563,11 +567,11 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	for _, bad := range []string{"0", "-1", "101", "1.5", "on", "{env.N}", ""} {
 		inPolicy("retries `"+bad+"`", "retries must be off or a whole number from 1 to 100, like 2; got '%s', at Testfile:2", bad)
 	}
-	inPolicy("stale", args, "stale", "off, or one duration from 1s to 24h0m0s, like 1h", 2)
-	inPolicy("stale 1h 2h", args, "stale", "off, or one duration from 1s to 24h0m0s, like 1h", 2)
+	inPolicy("stale", args, "stale", "off, or one duration from 1s to 24h, like 1h", 2)
+	inPolicy("stale 1h 2h", args, "stale", "off, or one duration from 1s to 24h, like 1h", 2)
 	inPolicy("hold 1s\nstale 1h\nstale off", twice, "stale", 4)
 	for _, bad := range []string{"0", "999ms", "25h", "-1s", "soon", "3600", "{env.T}", ""} {
-		inPolicy("hold 1s\nstale `"+bad+"`", "stale must be off or a duration from 1s to 24h0m0s, like 1h; got '%s', at Testfile:3", bad)
+		inPolicy("hold 1s\nstale `"+bad+"`", "stale must be off or a duration from 1s to 24h, like 1h; got '%s', at Testfile:3", bad)
 	}
 	inPolicy("observe", observe+", at Testfile:2")
 	inPolicy("hold 1s\nobserve {\n}", observe+", at Testfile:3")
@@ -600,8 +604,8 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 		inPolicy("eject 5 {\n"+line+"\n}", "for takes a duration and perhaps the longest one, like for 30s 5m, at Testfile:3")
 	}
 	for _, bad := range []string{"0", "9ms", "25h", "-1s", "soon", ""} {
-		inPolicy("eject 5 {\nfor `"+bad+"`\n}", "eject: for must be a duration from 10ms to 24h0m0s, like 30s; got '%s', at Testfile:3", bad)
-		inPolicy("eject 5 {\nfor 10ms `"+bad+"`\n}", "eject: longest must be a duration from 10ms to 24h0m0s, like 5m; got '%s', at Testfile:3", bad)
+		inPolicy("eject 5 {\nfor `"+bad+"`\n}", "eject: for must be a duration from 10ms to 24h, like 30s; got '%s', at Testfile:3", bad)
+		inPolicy("eject 5 {\nfor 10ms `"+bad+"`\n}", "eject: longest must be a duration from 10ms to 24h, like 5m; got '%s', at Testfile:3", bad)
 	}
 	inPolicy("eject 5 {\nfor 1m 30s\n}", "eject: for (1m0s) must not be longer than longest (30s), at Testfile:3")
 	inPolicy("eject 5 {\nfor 1s\nfor 1s\n}", twice, "for", 4)
@@ -629,7 +633,9 @@ func TestCaddyfile_ErrorsSayWhatIsAllowedAndWhere(t *testing.T) {
 	inCheck("http /a", "method GET\ninterval 1s\nfast_interval 2s", "fast_interval (2s) must not be longer than interval (1s), at Testfile:2")
 
 	// Blocks where there are none.
-	inPolicy("hold 1s {\n}", "unrecognized option '{': %s, at Testfile:2", ofAlive)
+	const block = "a block cannot begin here: it begins on the line of its option, and of the options of lb_policy alive only check, observe, eject, sticky and select have one, at Testfile:%d"
+	inPolicy("hold 1s {\n}", block, 2)
+	inPolicy("sticky\n{\nsecret hunter2\n}", block, 3)
 	inCheck("tcp", "timeout 1s {\n}", "unrecognized option '{': %s, at Testfile:3", ofTCP)
 	inCheck("http /a", "method GET {\nx\n}", "unrecognized option '{': %s, at Testfile:3", ofHTTP)
 }
@@ -734,8 +740,8 @@ func TestGlobalOption_IsTheApp(t *testing.T) {
 		{"alive {\nfleet\n}", "", "fleet takes the name of a fleet, like shops, at Testfile:2"},
 		{"alive {\nfleet a/b\n}", "", "fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got 'a/b', at Testfile:2"},
 		{"alive {\nfleet a\nfleet b\n}", "", "option 'fleet' is given twice, at Testfile:3"},
-		{"alive {\nfleet a\nsync_interval soon\n}", "", "sync_interval must be a duration from 100ms to 24h0m0s, like 2s; got 'soon', at Testfile:3"},
-		{"alive {\nfleet a\nsync_interval 1ms\n}", "", "sync_interval must be a duration from 100ms to 24h0m0s, like 2s; got '1ms', at Testfile:3"},
+		{"alive {\nfleet a\nsync_interval soon\n}", "", "sync_interval must be a duration from 100ms to 24h, like 2s; got 'soon', at Testfile:3"},
+		{"alive {\nfleet a\nsync_interval 1ms\n}", "", "sync_interval must be a duration from 100ms to 24h, like 2s; got '1ms', at Testfile:3"},
 		{"alive {\nfleet a\nsync_interval 1s\nsync_interval 1s\n}", "", "option 'sync_interval' is given twice, at Testfile:4"},
 		{"alive {\nsync_interval 1s\n}", "", "sync_interval has no meaning without fleet, at Testfile:3"},
 		{"alive {\nsize 3\n}", "", "unrecognized option 'size': alive has fleet and sync_interval, at Testfile:2"},
@@ -985,9 +991,9 @@ func TestCaddyfile_DurationsHaveAShortest(t *testing.T) {
 		"check tcp {\nfast_interval 5us\n}":   "fast_interval must be at least 10ms; got '5us', at Testfile:3",
 		"check tcp {\ndown_interval 5ns\n}":   "down_interval must be at least 10ms; got '5ns', at Testfile:3",
 		"check tcp {\ntimeout 999us\n}":       "timeout must be at least 1ms; got '999us', at Testfile:3",
-		"check tcp {\nfails 1\ntimeout 2d\n}": "timeout must not be longer than 24h0m0s, at Testfile:4",
+		"check tcp {\nfails 1\ntimeout 2d\n}": "timeout must not be longer than 24h, at Testfile:4",
 		"hold 1us":                            "hold must be at least 1ms; got '1us', at Testfile:2",
-		"slow_start 9ms":                      "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got '9ms', at Testfile:2",
+		"slow_start 9ms":                      "slow_start: window must be a duration from 10ms to 24h, like 30s; got '9ms', at Testfile:2",
 	} {
 		err := new(Selection).UnmarshalCaddyfile(caddyfile.NewTestDispenser("alive {\n" + body + "\n}"))
 		if err == nil || err.Error() != want {

@@ -4,6 +4,7 @@ package test
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -63,7 +64,7 @@ func (l limitedRun) run() (r runResult) {
 }
 
 // longestRun is how long the requests of a test may take. A slow machine sends fewer.
-const longestRun = 15 * time.Second
+const longestRun = 10 * time.Second
 
 // 64 clients, and 4 requests at once for each of three upstreams: there are never 5, whatever
 // reloads do. With a queue none gets 503, and none waits longer than the others; without one
@@ -90,8 +91,8 @@ func TestMaxRequests_IsExactUnderLoad(t *testing.T) {
 			}.run()
 			t.Logf("%d requests, statuses %v, the slowest took %v", r.sent, r.statuses, r.slowest)
 			for _, b := range backends {
-				if b.most.Load() != 4 {
-					t.Errorf("%s had %d requests at once, want 4", b.Name, b.most.Load())
+				if most := b.most.Load(); most > 4 || most < 4 && queue != "" {
+					t.Errorf("%s had %d requests at once, want 4", b.Name, most)
 				}
 				if b.all.Load() == 0 {
 					t.Errorf("%s had no requests", b.Name)
@@ -140,7 +141,7 @@ func TestMaxRequests_IsExactOverEveryHTTPVersion(t *testing.T) {
 	}
 	c := testkit.StartCaddy(t, text+"}")
 	awaitServing(t, c, strings.Join(addresses, " "))
-	for _, version := range []int{1, 2, 3} {
+	for _, version := range clientVersions() {
 		client := c.ClientOf(version)
 		testkit.Eventually(t, testkit.Patience, "the site has its certificate", func() bool { return testkit.Ask(client, c.SecureURL()+"/ready").Err == nil })
 		if got := testkit.Ask(client, c.SecureURL()+"/ready").Proto; got != version {
@@ -172,6 +173,15 @@ func TestMaxRequests_IsExactOverEveryHTTPVersion(t *testing.T) {
 	}
 }
 
+// clientVersions are the versions of HTTP that clients speak. The race detector finds that Caddy
+// and the transport read the body of a request over HTTP/3 at once, with any policy.
+func clientVersions() []int {
+	if testkit.RaceDetector {
+		return []int{1, 2}
+	}
+	return []int{1, 2, 3}
+}
+
 // Two handlers with limits of their own count the requests of one upstream together.
 func TestMaxRequests_CountsForAllHandlers(t *testing.T) {
 	app := startTurnstile(t)
@@ -199,5 +209,37 @@ func TestMaxRequests_CountsForAllHandlers(t *testing.T) {
 	}
 	for _, pool := range []string{"one", "two", "free"} {
 		wantIdle(t, c, pool)
+	}
+}
+
+// forward_auth asks the upstream to which the request goes afterwards, and both have its limit
+// of one request. The answer of the first does not keep the second waiting, whether or not it
+// tells its length.
+func TestMaxRequests_ForwardAuthAtTheSameAddress(t *testing.T) {
+	for _, length := range []string{"known", "unknown"} {
+		t.Run(length, func(t *testing.T) {
+			app := startCounting(t, func() {}, "a")[0]
+			app.Answer(func(w http.ResponseWriter, r *http.Request) bool {
+				app.enter()
+				defer app.now.Add(-1)
+				if r.URL.Path == "/auth" && length == "unknown" {
+					_ = http.NewResponseController(w).Flush()
+				}
+				_, _ = io.WriteString(w, r.URL.Path)
+				return true
+			})
+			c := testkit.StartCaddy(t, fmt.Sprintf("http:// {\nforward_auth %s {\nuri /auth\nlb_policy alive {\nname auth\n%s\nmax_requests 1\nqueue %s\n}\n}\n%s\n}",
+				app.Addr, testkit.QuickCheck, longestRun, limitedProxy("app", app.Addr, "max_requests 1\nqueue "+longestRun.String())))
+			awaitServing(t, c, app.Addr)
+			client := c.Client()
+			began := time.Now()
+			r := limitedRun{clients: 5, requests: 50, longest: longestRun, ask: func() testkit.Answer { return testkit.Ask(client, c.URL()+"/page") }}.run()
+			if r.statuses[http.StatusOK] != r.sent || r.sent < 50 || time.Since(began) > longestRun {
+				t.Errorf("length %s: statuses %v after %s", length, r.statuses, time.Since(began))
+			}
+			for _, pool := range []string{"auth", "app"} {
+				wantIdle(t, c, pool)
+			}
+		})
 	}
 }

@@ -21,7 +21,7 @@ func TestQueue_KeepsTheOrder(t *testing.T) {
 	site := func(version int) string {
 		return fmt.Sprintf("{\nheader Version %d\n%s\n}", version, limitedProxy("shop", app.Addr, "max_requests 1\nqueue 20s"))
 	}
-	c := testkit.StartCaddyWith(t, "grace_period 30s", "http:// "+site(0))
+	c := testkit.StartCaddy(t, "http:// "+site(0))
 	awaitServing(t, c, app.Addr)
 	client := c.Client()
 	var want []string
@@ -33,6 +33,9 @@ func TestQueue_KeepsTheOrder(t *testing.T) {
 			app.awaitArrivals(t, 1)
 		}
 		awaitWaiting(t, c, "shop", i)
+		if i == 5 {
+			c.Load("http:// " + site(1))
+		}
 	}
 	for i := range sent {
 		app.awaitArrivals(t, i+1)
@@ -88,7 +91,7 @@ func TestQueue_ClientsThatLeaveOverEveryHTTPVersion(t *testing.T) {
 	app := startTurnstile(t)
 	c := testkit.StartCaddy(t, "https://localhost {\ntls internal\nrespond /ready 204\n"+limitedProxy("shop", app.Addr, "max_requests 1\nqueue 30s")+"\n}")
 	awaitServing(t, c, app.Addr)
-	for i, version := range []int{1, 2, 3} {
+	for i, version := range clientVersions() {
 		client := c.ClientOf(version)
 		testkit.Eventually(t, testkit.Patience, "the site has its certificate", func() bool { return testkit.Ask(client, c.SecureURL()+"/ready").Err == nil })
 		first := begin(t, client, c.SecureURL())
@@ -313,5 +316,57 @@ func TestQueue_OutlivesItsConfig(t *testing.T) {
 	}
 	if got := app.arrived(); !slices.Equal(got, []string{"/first", "/second"}) {
 		t.Errorf("the upstream of the config before got %v", got)
+	}
+}
+
+// Requests that wait have the limit of the config that replaces theirs: a larger one lets them
+// go on at once, in their order and before those that come later. A smaller one holds for them,
+// too.
+func TestQueue_FollowsTheLimitOfTheNextConfig(t *testing.T) {
+	app := startTurnstile(t)
+	c := testkit.StartCaddy(t, limitedSite(app.Addr, "max_requests 1\nqueue 20s"))
+	awaitServing(t, c, app.Addr)
+	client := c.Client()
+	var all []*begun
+	ask := func(path string) { all = append(all, begin(t, client, c.URL()+path)) }
+	ask("/1")
+	app.awaitArrivals(t, 1)
+	for i, path := range []string{"/2", "/3", "/4", "/5"} {
+		ask(path)
+		awaitWaiting(t, c, "shop", i+1)
+	}
+	if err := c.TryLoad(limitedSite(app.Addr, "max_requests 3\nqueue 20s")); err != nil {
+		t.Fatal(err)
+	}
+	app.awaitArrivals(t, 3) // although none has left
+	ask("/6")
+	app.letOut(t)
+	app.awaitArrivals(t, 4)
+	if err := c.TryLoad(limitedSite(app.Addr, "max_requests 1\nqueue 20s")); err != nil {
+		t.Fatal(err)
+	}
+	testkit.Eventually(t, testkit.Patience, "the limit is 1", func() bool {
+		rows := c.List(nil)
+		return len(rows) == 1 && rows[0].Limit == 1
+	})
+	time.Sleep(200 * time.Millisecond) // those that wait have looked again
+	app.letOut(t)
+	app.letOut(t)
+	time.Sleep(100 * time.Millisecond)
+	if got := len(app.arrived()); got != 4 {
+		t.Errorf("%d requests have arrived while one is in and the limit is 1, want 4", got)
+	}
+	for range 3 {
+		app.letOut(t)
+	}
+	for _, s := range all {
+		if a := s.end(t); a.Status != http.StatusOK {
+			t.Error(a)
+		}
+	}
+	got := app.arrived()
+	slices.Sort(got[1:3]) // they go on at the same moment
+	if !slices.Equal(got, []string{"/1", "/2", "/3", "/4", "/5", "/6"}) {
+		t.Errorf("they arrived as %v", got)
 	}
 }

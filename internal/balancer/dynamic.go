@@ -251,7 +251,7 @@ func (d *dynamic) observe(dial string, at time.Duration, as arrival) *pool.Membe
 		if !d.warned && len(d.observed) >= maxObserved {
 			d.warned = true
 			d.deferred = append(d.deferred, func() {
-				b.config.Logger.Warn("too many upstreams from a dynamic source: those past the limit are not checked and count as alive",
+				b.config.Logger.Warn("too many upstreams from a dynamic source: those past the limit are not checked, count as alive, and have no limit, weight or group of their own",
 					zap.Int("limit", maxObserved), zap.String("upstream", dial))
 			})
 		}

@@ -216,12 +216,25 @@ func (e explanation) suspect() string {
 		return text + e.although()
 	case e.row.EffectiveWeight > 0:
 		return text + ": gets requests, since all that serve are suspect"
-	case slices.ContainsFunc(e.member.Checks, func(c pool.Check) bool { return c.Target.IsSuspect() }):
-		// no request could connect to it, so that bound clients go elsewhere, too
+	case e.isUnreachable(): // so bound clients go elsewhere, too
 		return text + ": gets requests only while no other upstream serves"
 	default:
 		return text + ": gets requests only while no other upstream serves" + e.stay()
 	}
+}
+
+// isUnreachable reports whether a request could not connect to the upstream, and its checks
+// have yet to decide.
+func (e explanation) isUnreachable() bool {
+	return slices.ContainsFunc(e.member.Checks, func(c pool.Check) bool { return c.Target.IsSuspect() })
+}
+
+// keepsClients reports whether clients that are bound to the upstream, which is up and drains,
+// go on with it.
+func (e explanation) keepsClients() bool {
+	rules := &e.balancer.config.Rules
+	leaves := e.row.Rebind || e.row.EjectedUntil != nil || rules.Sticky != nil && e.row.Suspect && e.isUnreachable()
+	return rules.KeepsClients() && !leaves
 }
 
 // suspicion is what made the upstream suspect in this pool, empty if it was another.
@@ -263,7 +276,7 @@ func (e explanation) draining(text string) string {
 		return text + ", and Caddy's own health checks consider it unhealthy: no requests"
 	case e.row.EffectiveWeight > 0:
 		return text + ", but gets requests, since no other upstream serves"
-	case e.balancer.config.Rules.KeepsClients() && !e.row.Rebind:
+	case e.keepsClients():
 		return text + ": no new clients while another upstream can take them; clients that are bound to it stay"
 	default:
 		return text + ": no new requests while another upstream can take them"

@@ -237,6 +237,30 @@ func TestExplain_Drain(t *testing.T) {
 	}
 }
 
+// TestExplain_DrainOfOneThatFails: bound clients do not stay with an upstream that drains while
+// it is ejected, or while no request can connect to it.
+func TestExplain_DrainOfOneThatFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork("a:80", "b:80")
+		p := newAccusedPool(t, "shop", n, func(c *Config) { c.Rules.Sticky = &session.Cookie{Name: "lb"} }, "a:80", "b:80")
+		p.registry.Settings.Change("a:80", settings.Change{Mode: new(settings.Mode(settings.Drain))})
+		want := func(rule string, stay bool) {
+			t.Helper()
+			row := (lister{p.Balancer, Filter{}}).rows()[0]
+			if !strings.HasPrefix(row.Why, "draining since") || strings.Contains(row.Why, "bound to it stay") != stay {
+				t.Errorf("%s: %q, want its clients to stay: %v", rule, row.Why, stay)
+			}
+		}
+		want("at first", true)
+		p.fail("a:80", 1, witness.Connect, "connection refused")
+		want("no request can connect", false)
+		time.Sleep(time.Minute)
+		want("the checks pass", true)
+		p.fail("a:80", 5, witness.Outcome, "status 502")
+		want("ejected", false)
+	})
+}
+
 // TestExplain_Full: an upstream that is full names the limit that keeps requests away, and
 // says that they wait if they do.
 func TestExplain_Full(t *testing.T) {
@@ -262,7 +286,7 @@ func TestExplain_Full(t *testing.T) {
 				m.Limit = 4
 			}
 			if tc.limit > 0 {
-				opened, err := slots.Open("a:80")
+				opened, err := slots.Open("a:80", m.Limit)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -24,7 +24,7 @@ import (
 func limiting(tb testing.TB, limits ...int) func(*setup) {
 	return func(s *setup) {
 		for i, limit := range limits {
-			a, err := slots.Open(tb.Name() + s.members[i].Address)
+			a, err := slots.Open(tb.Name()+s.members[i].Address, limit)
 			if err != nil {
 				tb.Fatal(err)
 			}

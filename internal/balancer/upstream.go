@@ -69,7 +69,7 @@ func (b *Balancer) open(dial string) (o opened, err error) {
 	}
 	o.member.Group, _ = b.config.Groups.Of(dial)
 	if o.member.Limit = b.limitOf(dial); o.member.Limit > 0 {
-		if o.member.Slots, err = slots.Open(dial); err != nil {
+		if o.member.Slots, err = slots.Open(dial, o.member.Limit); err != nil {
 			return o, err
 		}
 	}

@@ -87,7 +87,7 @@ func modeCommand(mode, short string) *cobra.Command {
 	cmd.Flags().Duration("wait", 0, "Wait at most this long until "+until+". Exit with 1 if that takes longer.")
 	if mode == settings.Drain {
 		cmd.Use += " [--rebind]"
-		cmd.Flags().Bool("rebind", false, "Move clients that are bound to the upstream, by the option sticky, to others. Without it, their requests go on.")
+		cmd.Flags().Bool("rebind", false, "Move clients that are bound to the upstream, by sticky or select cookie, to others. Without it, their requests go on.")
 	}
 	return cmd
 }

@@ -84,7 +84,7 @@ func Duration(option string, value, shortest, longest time.Duration) error {
 	case value < shortest:
 		return fmt.Errorf("%s must be at least %s; got %s%s", option, shortest, value, missingUnit(value))
 	case value > longest:
-		return fmt.Errorf("%s must not be longer than %s", option, longest)
+		return fmt.Errorf("%s must not be longer than %s", option, inWords(longest))
 	}
 	return nil
 }
@@ -138,7 +138,7 @@ var (
 
 // errOutside returns the error for a value that is none, or out of the range.
 func (r durationRange) errOutside(got, hint string) error {
-	return fmt.Errorf("%s must be a duration from %s to %s, like %s; got '%s'%s", r.option, r.shortest, r.longest, r.example, got, hint)
+	return fmt.Errorf("%s must be a duration from %s to %s, like %s; got '%s'%s", r.option, r.shortest, inWords(r.longest), r.example, got, hint)
 }
 
 // check returns an error if a value is out of the range.
@@ -170,6 +170,21 @@ func SyncInterval(interval time.Duration) error { return syncInterval.check(inte
 
 // ParseSyncInterval reads how often the members of a fleet read the storage.
 func ParseSyncInterval(text string) (time.Duration, error) { return syncInterval.parse(text) }
+
+// inWords returns a duration without units that are zero, and whole days in days.
+func inWords(d time.Duration) string {
+	if day := 24 * time.Hour; d > day && d%day == 0 {
+		return fmt.Sprintf("%dd", d/day)
+	}
+	text := d.String()
+	if before, ok := strings.CutSuffix(text, "m0s"); ok {
+		text = before + "m"
+	}
+	if before, ok := strings.CutSuffix(text, "h0m"); ok {
+		text = before + "h"
+	}
+	return text
+}
 
 // missingUnit says what to write, where a duration is so short that it must be a
 // number without a unit.

@@ -26,8 +26,8 @@ func TestLimits_ErrorsHaveOptionRangeAndValue(t *testing.T) {
 	const (
 		unit    = "; a number without a unit is in nanoseconds in JSON: write "
 		hold    = "hold must be off or a duration above 0, like 2s; got "
-		window  = "slow_start: window must be a duration from 10ms to 24h0m0s, like 30s; got "
-		sync    = "sync_interval must be a duration from 100ms to 24h0m0s, like 2s; got "
+		window  = "slow_start: window must be a duration from 10ms to 24h, like 30s; got "
+		sync    = "sync_interval must be a duration from 100ms to 24h, like 2s; got "
 		percent = "jitter must be a percentage from 0% to 100%, like 10%; got "
 		count   = "fails must be a whole number of at least 1; got "
 		weight  = "weight must be a whole number from 0 to 256"
@@ -47,14 +47,14 @@ func TestLimits_ErrorsHaveOptionRangeAndValue(t *testing.T) {
 		{"Duration too short", interval(9 * time.Millisecond), "interval must be at least 10ms; got 9ms"},
 		{"Duration of seconds without a unit", interval(5), "interval must be at least 10ms; got 5ns" + unit + `"5s"`},
 		{"Duration of milliseconds without a unit", interval(5000), "interval must be at least 10ms; got 5µs" + unit + `"5000ms"`},
-		{"Duration too long", interval(MaxDuration + 1), "interval must not be longer than 24h0m0s"},
+		{"Duration too long", interval(MaxDuration + 1), "interval must not be longer than 24h"},
 
 		{"ParseDuration of the shortest", parseInterval("10ms"), ""},
 		{"ParseDuration of the longest", parseInterval("1d"), ""},
 		{"ParseDuration of 0", parseInterval("0s"), "interval must be a duration above 0, like 5s; got '0s'"},
 		{"ParseDuration of a text", parseInterval("soon"), "interval must be a duration above 0, like 5s; got 'soon'"},
 		{"ParseDuration too short", parseInterval("9ms"), "interval must be at least 10ms; got '9ms'"},
-		{"ParseDuration too long", parseInterval("25h"), "interval must not be longer than 24h0m0s"},
+		{"ParseDuration too long", parseInterval("25h"), "interval must not be longer than 24h"},
 
 		{"Hold of nothing", say(Hold(0)), ""},
 		{"Hold of the shortest", say(Hold(MinHold)), ""},

@@ -3,6 +3,7 @@
 package limits
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -78,6 +79,9 @@ func CookieName(name string) error {
 	}
 	if name == "" || len(name) > MaxName || strings.ContainsFunc(name, other) {
 		return fmt.Errorf("sticky: the name of the cookie must be of letters, digits and %s only, and of %d bytes at most, like lb; got '%s'", cookieSigns, MaxName, name)
+	}
+	if name == "off" {
+		return errors.New("sticky: off would be the name of the cookie; leave sticky out to bind no clients, or use another name")
 	}
 	for _, prefix := range securePrefixes {
 		if len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) {

@@ -47,8 +47,8 @@ func TestSpill_IsAboveZero(t *testing.T) {
 func TestTimes_OfQueueAndSticky(t *testing.T) {
 	t.Parallel()
 	const (
-		timeout = "queue: timeout must be a duration from 1ms to 24h0m0s, like 10s; got "
-		age     = "sticky: max_age must be a duration from 1s to 9600h0m0s, like 24h; got "
+		timeout = "queue: timeout must be a duration from 1ms to 24h, like 10s; got "
+		age     = "sticky: max_age must be a duration from 1s to 400d, like 24h; got "
 		unit    = "; a number without a unit is in nanoseconds in JSON: write "
 	)
 	for _, test := range []struct{ call, got, want string }{

@@ -18,7 +18,7 @@ const (
 
 // StaleRange is what messages call how long the last answer of a source is used, after "a"
 // or "one".
-var StaleRange = fmt.Sprintf("duration from %s to %s, like 1h", MinStale, MaxDuration)
+var StaleRange = fmt.Sprintf("duration from %s to %s, like 1h", MinStale, inWords(MaxDuration))
 
 // Stale returns an error if the last answer of a source cannot be used for that long. 0 is
 // not at all.

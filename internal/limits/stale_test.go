@@ -16,7 +16,7 @@ func TestParseStale_OffOrDuration(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "0", "0s", "999ms", "24h1ns", "-1s", "Off", "3600"} {
-		want := "stale must be off or a duration from 1s to 24h0m0s, like 1h; got '" + text + "'"
+		want := "stale must be off or a duration from 1s to 24h, like 1h; got '" + text + "'"
 		if got, err := ParseStale(text); err == nil || err.Error() != want {
 			t.Errorf("%q: got %v, %v, want the error %q", text, got, err, want)
 		}
@@ -26,7 +26,7 @@ func TestParseStale_OffOrDuration(t *testing.T) {
 // In JSON, 0 is off. A number without a unit is explained.
 func TestStale_ErrorsHaveRangeAndValue(t *testing.T) {
 	t.Parallel()
-	const outside = "stale must be a duration from 1s to 24h0m0s, like 1h, or 0 for off; got "
+	const outside = "stale must be a duration from 1s to 24h, like 1h, or 0 for off; got "
 	for value, want := range map[time.Duration]string{
 		0: "", time.Second: "", MaxDuration: "",
 		-1:                     outside + "'-1ns'",

@@ -49,7 +49,7 @@ func ParseObserved(text string) (StatusRange, error) {
 }
 
 // StallRange is what messages call how long requests may wait.
-var StallRange = fmt.Sprintf("auto, off or a duration from %s to %s, like 500ms", MinStall, MaxDuration)
+var StallRange = fmt.Sprintf("auto, off or a duration from %s to %s, like 500ms", MinStall, inWords(MaxDuration))
 
 // ParseStall reads how long requests may wait without a first byte: 0 for auto, and below
 // 0 for off.

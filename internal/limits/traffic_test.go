@@ -73,7 +73,7 @@ func TestParseStall_AutoOffOrDuration(t *testing.T) {
 		}
 	}
 	for _, text := range []string{"", "0", "9ms", "24h1ns", "-1s", "Auto", "500"} {
-		want := "observe: stall must be auto, off or a duration from 10ms to 24h0m0s, like 500ms; got '" + text + "'"
+		want := "observe: stall must be auto, off or a duration from 10ms to 24h, like 500ms; got '" + text + "'"
 		if got, err := ParseStall(text); err == nil || err.Error() != want {
 			t.Errorf("%q: got %v, %v, want the error %q", text, got, err, want)
 		}

@@ -5,7 +5,7 @@
 // it: everything else is as without it. The package does not know which upstreams get
 // requests.
 //
-// It has no locks.
+// Its only lock, that of a body that is read ahead, is taken alone.
 package observer
 
 import (

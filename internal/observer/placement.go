@@ -11,8 +11,9 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/slots"
 )
 
-// maxWhole is the largest body of an answer that is read at once, where a route of the
-// handler goes on before the body is closed.
+// maxWhole is how much of the body of an answer is read before it is asked for, where a route
+// of the handler goes on before the body is closed: all of it at once if its length is known,
+// else as it comes.
 const maxWhole = 64 << 10
 
 // Placement is what goes along with a request from its selection to its answer.
@@ -46,6 +47,9 @@ func (t *Transport) send(p *Placement, roundTrip func() (*http.Response, error))
 		return res, nil
 	}
 	p.Answered(res)
+	if t.known && p.Held() && res.ContentLength < 0 && res.StatusCode != http.StatusSwitchingProtocols && t.hooks.Handles(res) {
+		return readAhead(res), nil
+	}
 	return res, nil
 }
 

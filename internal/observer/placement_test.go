@@ -42,7 +42,7 @@ func notHandled(*http.Response) bool { return false }
 // openSlots opens an address that only this test has.
 func openSlots(t *testing.T) *slots.Address {
 	t.Helper()
-	a, err := slots.Open(t.Name())
+	a, err := slots.Open(t.Name(), 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func openSlots(t *testing.T) *slots.Address {
 		if n := a.InUse(); n != 0 {
 			t.Errorf("%d slots in use in the end", n)
 		}
-		if err := a.Close(); err != nil {
+		if err := a.Close(1); err != nil {
 			t.Error(err)
 		}
 	})

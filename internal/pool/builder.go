@@ -68,7 +68,7 @@ func (b *builder) limit(ramps []int) {
 		if s.limits == nil {
 			s.limits = make([]int, len(s.members))
 		}
-		s.limits[i] = max(1, m.Limit*ramps[i]/rampSteps)
+		s.limits[i] = max(1, m.limitNow()*ramps[i]/rampSteps)
 	}
 }
 

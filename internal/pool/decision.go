@@ -110,7 +110,7 @@ func (d *decision) choose() int {
 		d.state = Unavailable
 		return none // nor is there anything to wait for
 	}
-	if now.undecided && d.remember().mayHold() {
+	if now.undecided && !d.queues && d.remember().mayHold() {
 		if !hold(d) {
 			d.state = notSeen
 			return none

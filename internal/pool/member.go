@@ -44,7 +44,19 @@ func (m *Member) CloseSlots() error {
 	if m.Slots == nil || m.closedSlots.Swap(true) {
 		return nil
 	}
-	return m.Slots.Close()
+	return m.Slots.Close(m.Limit)
+}
+
+// limitNow is its limit. Requests that outlive their config have the one that holds now,
+// if there is one: those that wait would else get no slot while a larger limit keeps more
+// in use, and too many after it was lowered.
+func (m *Member) limitNow() int {
+	if m.closedSlots.Load() {
+		if limit := m.Slots.Largest(); limit > 0 {
+			return limit
+		}
+	}
+	return m.Limit
 }
 
 // Status is down if any check is, and up if all are.

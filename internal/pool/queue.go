@@ -3,7 +3,6 @@
 package pool
 
 import (
-	"slices"
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/slots"
@@ -102,14 +101,7 @@ func leave(place *slots.Waiter) {
 // slotsOf returns the slots that the request can use.
 func slotsOf(d *decision) *slots.Set {
 	d.full = inOrder(d.full)
-	if all := awaitedSlots(d.now); slices.Equal(d.full, all.positions) {
-		return all.set
-	}
-	limits := make(map[*slots.Address]int, len(d.full))
-	for _, i := range d.full {
-		limits[d.now.members[i].Slots] = d.now.LimitOf(i)
-	}
-	return slots.NewSet(limits)
+	return awaitedAt(d.now, d.full)
 }
 
 // take returns the upstream at whose address the request was given a slot. It frees the slot

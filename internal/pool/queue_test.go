@@ -28,7 +28,7 @@ func limited(t *testing.T, length int, limits ...int) func(*policy) {
 				continue
 			}
 			m := p.members[i]
-			a, err := slots.Open(t.Name() + m.Address)
+			a, err := slots.Open(t.Name()+m.Address, limit)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -449,6 +449,28 @@ func TestQueue_GivesNoSlotsOfUpstreamsThatCaddyRefuses(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Requests that wait for the same upstreams share what they wait for, also if that is only a
+// part of those that serve. Else each slot that is freed would cost as much as requests wait.
+func TestQueue_RequestsShareWhatTheyWaitFor(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		p := newPolicy(t, "uuu", limited(t, 10, 1, 1, 1))
+		now := p.Current()
+		for _, positions := range [][]int{{0, 1, 2}, {0, 1}, {2}} {
+			set := awaitedAt(now, positions)
+			if again := awaitedAt(now, slices.Clone(positions)); again != set {
+				t.Errorf("%v: two requests have sets of their own", positions)
+			}
+			if whole := awaitedSlots(now).set; (set == whole) != (len(positions) == 3) {
+				t.Errorf("%v: it has the set of all: %v", positions, set == whole)
+			}
+		}
+		p.decide("?d?")
+		if awaitedAt(p.Current(), []int{2}) == awaitedAt(now, []int{2}) {
+			t.Error("another snapshot has the same set")
+		}
+	})
 }
 
 // An upstream that has no limit, and was full by Caddy's a moment ago, has no slots to wait

@@ -18,7 +18,8 @@ func (r *Rules) bindsBySelect() bool { return r.Select != nil && r.SelectName ==
 
 // pickBySelect has the policy of select pick among those of t that can take the request
 // and were not tried by it. It may want none of them. Clients that are bound to upstreams
-// that drain go there.
+// that drain go there. What the policy adds to the answer counts only if the request gets a
+// slot there.
 func pickBySelect(d *decision, t *tier) int {
 	for {
 		var candidates []int
@@ -30,23 +31,26 @@ func pickBySelect(d *decision, t *tier) int {
 		if len(candidates) == 0 {
 			return none
 		}
+		var added scratch
 		i := none
 		if !t.fallback && !t.anyHealth {
-			i = pickDraining(d, t, candidates)
+			i, added = pickDraining(d, t, candidates)
 		}
 		if i == none {
-			i = askSelect(d, candidates, d.Writer)
+			i, added = askSelect(d, candidates)
 		}
-		if i == none || d.claim(i) {
-			return i
+		if i != none && !d.claim(i) {
+			continue
 		}
+		added.copyTo(d.Writer)
+		return i
 	}
 }
 
 // pickDraining returns the upstream that drains to which the policy of select has bound the
 // client. If it has bound it to a candidate, or binds it to one now, that is returned. It
 // returns none if the policy is to be asked without those that drain.
-func pickDraining(d *decision, t *tier, candidates []int) int {
+func pickDraining(d *decision, t *tier, candidates []int) (int, scratch) {
 	var draining []int
 	for _, i := range d.now.draining {
 		if d.takes(t, i) {
@@ -54,48 +58,56 @@ func pickDraining(d *decision, t *tier, candidates []int) int {
 		}
 	}
 	if len(draining) == 0 {
-		return none
+		return none, scratch{}
 	}
-	scratch := discard{header: make(http.Header)}
-	i := askSelect(d, slices.Concat(candidates, draining), scratch)
-	binds := scratch.header.Get("Set-Cookie") != ""
-	switch {
-	case i == none, binds && slices.Contains(draining, i):
-		return none
-	case binds && d.Writer != nil:
-		for _, cookie := range scratch.header["Set-Cookie"] {
-			d.Writer.Header().Add("Set-Cookie", cookie)
-		}
+	i, added := askSelect(d, slices.Concat(candidates, draining))
+	if added.header.Get("Set-Cookie") != "" && slices.Contains(draining, i) {
+		return none, scratch{}
 	}
-	return i
+	return i, added
 }
 
-// askSelect returns the one of some upstreams that the policy of select picks.
-func askSelect(d *decision, positions []int, w http.ResponseWriter) int {
+// askSelect returns the one of some upstreams that the policy of select picks, and what it
+// adds to the answer.
+func askSelect(d *decision, positions []int) (int, scratch) {
 	candidates := make(reverseproxy.UpstreamPool, 0, len(positions))
 	for _, i := range positions {
 		candidates = append(candidates, d.Upstreams[i])
 	}
-	if w == nil {
-		w = discard{header: make(http.Header)} // under header and query there is none, and cookie wants one
-	}
-	picked := d.pool.handler.Rules.Select.Select(candidates, d.Request, w)
+	var added scratch
+	picked := d.pool.handler.Rules.Select.Select(candidates, d.Request, &added)
 	for n, i := range positions {
 		if picked == candidates[n] {
-			return i
+			return i, added
 		}
 	}
-	return none
+	return none, scratch{}
 }
 
-// discard is a response that is not sent.
-type discard struct{ header http.Header }
+// scratch is a response that is not sent.
+type scratch struct{ header http.Header }
+
+// copyTo adds its fields to a response, which is nil under header and query.
+func (s *scratch) copyTo(w http.ResponseWriter) {
+	for name, values := range s.header {
+		for _, value := range values {
+			if w != nil {
+				w.Header().Add(name, value)
+			}
+		}
+	}
+}
 
 // Header returns its fields.
-func (d discard) Header() http.Header { return d.header }
+func (s *scratch) Header() http.Header {
+	if s.header == nil {
+		s.header = make(http.Header)
+	}
+	return s.header
+}
 
 // Write takes p and drops it.
-func (discard) Write(p []byte) (int, error) { return len(p), nil }
+func (*scratch) Write(p []byte) (int, error) { return len(p), nil }
 
 // WriteHeader does nothing.
-func (discard) WriteHeader(int) {}
+func (*scratch) WriteHeader(int) {}

@@ -264,6 +264,44 @@ func TestSelectCookie_DrainKeepsBoundClients(t *testing.T) {
 	}
 }
 
+// With select cookie and limits, an answer has one cookie, however often another request was
+// quicker: here the first pick loses its slot each time.
+func TestSelectCookie_LostSlotsAddNoCookies(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		thief := &thieving{Selector: cookiePolicy(t)}
+		p := newPolicy(t, "uu", limited(t, 0, 1, 1), func(p *policy) {
+			p.handler.Rules.Select, p.handler.Rules.SelectName = thief, "cookie"
+			thief.p = p
+		})
+		w := httptest.NewRecorder()
+		choice := p.Pick(Attempt{Upstreams: p.list, Request: testkit.Get(), Writer: w})
+		cookies := w.Result().Cookies()
+		if choice.Slot == nil || len(cookies) != 1 || cookies[0].Value != (&session.Cookie{}).Value(choice.Upstream.Dial) {
+			t.Errorf("went to %v with %v", choice.Upstream, cookies)
+		}
+		for _, m := range p.members {
+			m.Slots.Free()
+		}
+	})
+}
+
+// thieving is a policy whose first choice is full as soon as it has made it.
+type thieving struct {
+	reverseproxy.Selector
+	p    *policy
+	once bool
+}
+
+// Select lets the policy choose, and takes the last slot there, once.
+func (s *thieving) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
+	u := s.Selector.Select(upstreams, r, w)
+	if !s.once {
+		s.once = true
+		s.p.members[slices.Index(s.p.list, u)].Slots.Take(1)
+	}
+	return u
+}
+
 // cookiePolicy returns the policy cookie of Caddy, as it is by default.
 func cookiePolicy(t *testing.T) reverseproxy.Selector {
 	t.Helper()

@@ -28,8 +28,8 @@ type Snapshot struct {
 	spill    spillState
 	firstSum float64
 
-	// awaited are the slots for which requests wait; nil before one does.
-	awaited atomic.Pointer[awaited]
+	// awaited are the slots for which requests wait.
+	awaited awaitedSets
 
 	// fast: the upstream of the next ticket gets the request if it can take it. canBeFast is
 	// the same by the checks alone; Caddy's own health can forbid it.

@@ -31,13 +31,15 @@ func (c *Cookie) Value(dial string) string {
 	return hex.EncodeToString(sum.Sum(nil))
 }
 
-// Of returns the value that a request has, empty if it has none that can be one.
+// Of returns the value that a request has, empty if it has none that can be one. A browser
+// sends several cookies of the name if an application has set one, too, for another path.
 func (c *Cookie) Of(r *http.Request) string {
-	found, err := r.Cookie(c.Name)
-	if err != nil || len(found.Value) != hex.EncodedLen(sha256.Size) {
-		return ""
+	for _, found := range r.CookiesNamed(c.Name) {
+		if len(found.Value) == hex.EncodedLen(sha256.Size) {
+			return found.Value
+		}
 	}
-	return found.Value
+	return ""
 }
 
 // Header returns the field Set-Cookie with a value, for the answer to a request. Over TLS

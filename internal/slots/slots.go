@@ -26,7 +26,8 @@ type Address struct {
 	inUse   atomic.Int64
 	leaving atomic.Int64 // how often Close is yet to be done, after the last request
 
-	sets []*Set // those that have it, and for which requests wait; guarded by waits.mu
+	sets   []*Set // those that have it, and for which requests wait; guarded by waits.mu
+	limits []int  // of those that have opened it and not closed it; guarded by waits.mu
 }
 
 // waits is what waits in the process.
@@ -34,21 +35,31 @@ var waits struct {
 	count atomic.Int64 // how many requests; changed while mu is held
 	last  atomic.Uint64
 
-	mu sync.Mutex // guards the sets of addresses, and the waiters of sets
+	mu sync.Mutex // guards the sets and limits of addresses, and the waiters of sets
 }
 
-// Open returns the counts of an address, which all share. Close must follow.
-func Open(dial string) (*Address, error) {
+// Open returns the counts of an address, which all share, for one that has a limit there.
+// Close must follow, with the same limit.
+func Open(dial string, limit int) (*Address, error) {
 	found, _, err := shared.Slots.LoadOrNew(dial, func() (caddy.Destructor, error) { return &Address{dial: dial}, nil })
 	if err != nil {
 		return nil, err
 	}
-	return found.(*Address), nil
+	a := found.(*Address)
+	waits.mu.Lock()
+	defer waits.mu.Unlock()
+	a.limits = append(a.limits, limit)
+	return a, nil
 }
 
 // Close undoes Open. As long as requests have a slot, a further config that opens the
 // address shares it with them.
-func (a *Address) Close() error {
+func (a *Address) Close(limit int) error {
+	waits.mu.Lock()
+	if i := slices.Index(a.limits, limit); i >= 0 {
+		a.limits = slices.Delete(a.limits, i, i+1)
+	}
+	waits.mu.Unlock()
 	a.leaving.Add(1)
 	if a.inUse.Load() > 0 {
 		return nil
@@ -66,6 +77,16 @@ func (a *Address) leave() (err error) {
 
 // Destruct does nothing: requests in flight may still have slots.
 func (*Address) Destruct() error { return nil }
+
+// Largest returns the largest limit of those that have the address open, 0 if none has.
+func (a *Address) Largest() (limit int) {
+	waits.mu.Lock()
+	defer waits.mu.Unlock()
+	for _, open := range a.limits {
+		limit = max(limit, open)
+	}
+	return limit
+}
 
 // InUse returns how many requests have a slot.
 func (a *Address) InUse() int { return int(a.inUse.Load()) }

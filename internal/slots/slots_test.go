@@ -4,22 +4,25 @@ package slots
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/shared"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
 
 // open opens an address that only this test has.
 func open(t *testing.T, name string) *Address {
 	t.Helper()
-	a, err := Open(t.Name() + name)
+	a, err := Open(t.Name()+name, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := a.Close(); err != nil {
+		if err := a.Close(1); err != nil {
 			t.Error(err)
 		}
 		if _, known := shared.Slots.References(a.dial); known {
@@ -218,20 +221,20 @@ func TestClose_LeavesTheCountsToRequests(t *testing.T) {
 	before.Take(1)
 	dial := before.dial
 	again := func() *Address {
-		a, err := Open(dial)
+		a, err := Open(dial, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return a
 	}
 	second := again()
-	if err := second.Close(); err != nil {
+	if err := second.Close(1); err != nil {
 		t.Fatal(err)
 	}
 	if third := again(); third != before {
 		t.Error("a further user got counts of its own")
 	}
-	if err := before.Close(); err != nil {
+	if err := before.Close(1); err != nil {
 		t.Fatal(err)
 	}
 	if n, _ := shared.Slots.References(dial); n != 3 {
@@ -243,13 +246,89 @@ func TestClose_LeavesTheCountsToRequests(t *testing.T) {
 	}
 }
 
+// Whatever requests wait for, however they leave and whatever moves: none waits for ever, which
+// would be a deadlock of the bubble, and none gets a slot beyond its limit.
+func TestWaiter_NoneIsForgotten(t *testing.T) {
+	testkit.Bubble(t, func(t *testing.T) {
+		addresses := []*Address{open(t, "a"), open(t, "b"), open(t, "c")}
+		a, b, c := addresses[0], addresses[1], addresses[2]
+		kinds := []map[*Address]int{{a: 1}, {a: 3}, {b: 2, c: 2}, {a: 2, b: 1, c: 2}}
+		var sets [4]atomic.Pointer[Set]
+		for i, limits := range kinds {
+			sets[i].Store(NewSet(limits))
+		}
+		var served, left atomic.Int64
+		ask := func(random *rand.Rand) {
+			kind := random.IntN(len(kinds))
+			got := takeAny(kinds[kind])
+			if got == nil {
+				w := NewWaiter()
+				w.Wait(sets[kind].Load())
+				var leaves <-chan time.Time // nil: it stays until it has its turn
+				if random.IntN(2) > 0 {
+					leaves = time.After(time.Duration(random.IntN(20)) * time.Millisecond)
+				}
+				select {
+				case got = <-w.Given():
+				case <-leaves:
+					got = w.Leave()
+				}
+			}
+			if got == nil {
+				left.Add(1)
+				return
+			}
+			if n := got.InUse(); n > 3 || got != a && n > 2 {
+				t.Errorf("%s has %d in use", got.dial, n)
+			}
+			time.Sleep(time.Duration(random.IntN(3)) * time.Millisecond)
+			served.Add(1)
+			got.Free()
+		}
+		for round := range 50 {
+			var asking sync.WaitGroup
+			for i := range 50 {
+				asking.Go(func() { ask(rand.New(rand.NewPCG(uint64(round), uint64(i)))) })
+			}
+			for i := range kinds {
+				to := NewSet(kinds[i])
+				Move(sets[i].Swap(to), to)
+				time.Sleep(time.Millisecond)
+			}
+			asking.Wait() // nothing arrives that could wake those that are left
+		}
+		t.Logf("%d were served, %d left", served.Load(), left.Load())
+		if served.Load() == 0 || left.Load() == 0 {
+			t.Error("nothing was tested")
+		}
+		for _, a := range addresses {
+			if a.InUse() != 0 || len(a.sets) != 0 {
+				t.Errorf("%s: %d in use, %d sets in the end", a.dial, a.InUse(), len(a.sets))
+			}
+		}
+		if n := waits.count.Load(); n != 0 {
+			t.Errorf("%d wait in the end", n)
+		}
+	})
+}
+
+// takeAny takes a free slot, and returns nil if there is none.
+func takeAny(limits map[*Address]int) *Address {
+	for a, limit := range limits {
+		if a.Take(limit) {
+			return a
+		}
+	}
+	return nil
+}
+
 // BenchmarkAddress_TakeAndFree is what a limit costs a request while nothing waits.
 func BenchmarkAddress_TakeAndFree(b *testing.B) {
-	a, err := Open(b.Name())
+	a, err := Open(b.Name(), 1)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer a.Close()
+	defer a.Close(1)
 	b.ReportAllocs()
 	for b.Loop() {
 		if !a.Take(4) {
@@ -263,11 +342,11 @@ func BenchmarkAddress_TakeAndFree(b *testing.B) {
 func BenchmarkWaiter_HandOver(b *testing.B) {
 	for _, waiting := range []int{1, 1000, 100000} {
 		b.Run(fmt.Sprint(waiting), func(b *testing.B) {
-			a, err := Open(b.Name())
+			a, err := Open(b.Name(), 1)
 			if err != nil {
 				b.Fatal(err)
 			}
-			defer a.Close()
+			defer a.Close(1)
 			a.Take(1)
 			set := NewSet(map[*Address]int{a: 1})
 			var waiters []*Waiter
@@ -290,5 +369,24 @@ func BenchmarkWaiter_HandOver(b *testing.B) {
 			}
 			a.Free()
 		})
+	}
+}
+
+// The largest limit is that of those that have the address open, each as often as it was
+// opened.
+func TestLargest_IsOfThoseThatAreOpen(t *testing.T) {
+	a := open(t, "a") // with 1
+	for _, limit := range []int{3, 5, 3} {
+		if _, err := Open(a.dial, limit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct{ closed, want int }{{5, 3}, {3, 3}, {3, 1}} {
+		if err := a.Close(step.closed); err != nil {
+			t.Fatal(err)
+		}
+		if got := a.Largest(); got != step.want {
+			t.Errorf("after %d was closed: got %d, want %d", step.closed, got, step.want)
+		}
 	}
 }

@@ -149,7 +149,7 @@ func TestLoad_ErrorsSayWhatIsAllowed(t *testing.T) {
 		want  string
 	}{
 		{``, &hour, "stale has no meaning without a dynamic source: it is how long the last answer of one is used while the source fails; add a source, like dynamic a, or remove stale"},
-		{`{"source":"a","name":"app1"}`, &nanosecond, `stale must be a duration from 1s to 24h0m0s, like 1h, or 0 for off; got '1ns'; a number without a unit is in nanoseconds in JSON: write "1s"`},
+		{`{"source":"a","name":"app1"}`, &nanosecond, `stale must be a duration from 1s to 24h, like 1h, or 0 for off; got '1ns'; a number without a unit is in nanoseconds in JSON: write "1s"`},
 		{`{"source":"a","name":"{http.request.host}","port":"80"}`, &second, "stale cannot be combined with the dynamic source 'a {http.request.host} 80': its placeholder {http.request.host}" + depends},
 		{`{"source":"own","token":"x","filters":[{"tag":"{http.vars.tag}"}]}`, &second, "stale cannot be combined with the dynamic source 'own': its placeholder {http.vars.tag}" + depends},
 		{`{"source":"multi","sources":[{"source":"a","name":"app1"},{"source":"a","name":"{app}"}]}`, &second, "sources: position 1: stale cannot be combined with the dynamic source 'a {app}': its placeholder {app}" + depends},

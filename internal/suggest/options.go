@@ -85,6 +85,8 @@ func InPolicy(option string, args []string, uri string) string {
 		return fmt.Sprintf("'%s' is an option of a check; write it in the block of one: check %s { %s }", option, kind, example)
 	}
 	switch {
+	case option == "{":
+		return "a block cannot begin here: it begins on the line of its option, and of the options of lb_policy alive only check, observe, eject, sticky and select have one"
 	case slices.Contains(ObserveOptions, option):
 		return fmt.Sprintf("'%s' is an option of observe; write it in its block: observe { %[1]s }", option)
 	case slices.Contains(EjectOptions, option):
