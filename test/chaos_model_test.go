@@ -361,18 +361,18 @@ func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*testkit.Caddy
 		return func(c *testkit.Caddy) { c.Patch(u.Addr, fmt.Sprintf(format, args...)) }
 	}
 	reload := func(c *testkit.Caddy) { c.Load(p.sites()) }
-	switch draw := chance.IntN(19); draw {
-	case 0, 1, 2, 3, 4:
+	switch draw := chance.IntN(24); draw {
+	case 0, 1, 2, 3, 4, 19, 20, 21:
 		u.conduct = other(chance, u.conduct, testkit.Well, testkit.Well, testkit.Well, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Refusing, testkit.Refusing, testkit.Resetting, testkit.Resetting, testkit.Hanging, testkit.Shallow, testkit.Shallow, testkit.Shallow)
 		return fmt.Sprintf("%s behaves like %d", u.Name, u.conduct), func(*testkit.Caddy) { u.Backend.Set(u.conduct) }
-	case 5, 6:
+	case 5, 6, 22:
 		u.mode = other(chance, u.mode, "ready", "ready", "drain", "maintenance")
 		u.rebind = u.mode == "drain" && chance.IntN(3) == 0
 		if u.rebind {
 			return u.Name + ": drain, and its clients move", patch(`{"mode": "drain", "rebind": true}`)
 		}
 		return fmt.Sprintf("%s: %s", u.Name, u.mode), patch(`{"mode": %q}`, u.mode)
-	case 7:
+	case 7, 23:
 		if u.set = other(chance, u.set, -1, 0, 1, 2); u.set < 0 {
 			return u.Name + ": weight as in the config", patch(`{"weight": null}`)
 		}
