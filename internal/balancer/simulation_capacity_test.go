@@ -30,6 +30,9 @@ func (s *simulation) begin(tb testing.TB, check *monitor.Check, dials []string) 
 	c.Rules.FailOpen, c.Rules.Retries = s.failOpen, s.retries > 0
 	c.Rules.Witness = witness.DefaultSettings()
 	c.Rules.Witness.Off = s.unobserved
+	if c.Limit = s.limit; s.limit > 0 {
+		c.Rules.Queue = pool.Queue{Timeout: 15 * time.Second, Length: 10_000}
+	}
 	s.policy = &policy{Balancer: new(Balancer), unload: unload}
 	registry := newRegistry(tb, settings.NewSet())
 	if err := s.policy.Init(registry, c); err != nil {

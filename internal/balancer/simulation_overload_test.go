@@ -88,3 +88,45 @@ func (o *overload) run(t *testing.T, seed uint64, steady time.Duration, unobserv
 		sum.ejected += s.ejected()
 	})
 }
+
+// TestSimulation_LimitsAndQueue has a load of more than servers can answer, because of a spike
+// or because one of them is gone for a while. With limits and a queue, requests wait instead of
+// being shed, and no more fail than without.
+func TestSimulation_LimitsAndQueue(t *testing.T) {
+	const service, lead, trouble = 40 * time.Millisecond, 3 * time.Second, 8 * time.Second
+	table := newResults(t, "servers", "trouble", "retries", "requests", "failed: no limit", "limit and queue")
+	for _, gone := range []bool{false, true} {
+		for _, retries := range []int{0, 2} {
+			var failed, sent [2]int
+			for i, limit := range []int{0, 12} {
+				p := plan{seed: 3, servers: 3, workers: 4, queue: 24, retries: retries, interval: time.Second, limit: limit}
+				simulate(t, p, func(s *simulation) {
+					full := float64(100 * s.plan.servers)
+					s.open(0.8*full, lead+trouble+9*time.Second, work(service))
+					time.Sleep(lead)
+					if gone {
+						s.servers[0].become(crashed)
+					} else {
+						s.open(0.7*full, trouble, work(service))
+					}
+					time.Sleep(trouble)
+					s.servers[0].become(working)
+					s.finish()
+					sent[i], failed[i] = s.sent(normal), s.failed(normal, 0, forever)
+				})
+			}
+			what := "a spike of 150 %"
+			if gone {
+				what = "one is gone, 120 % for the others"
+			}
+			table.add(3, what, retries, sent[0], failed[0], failed[1])
+			if failed[0] < 100 {
+				t.Errorf("%s, %d retries: %d of %d failed without a limit, too few to compare", what, retries, failed[0], sent[0])
+			}
+			// the clients whose requests break when it goes
+			if failed[1] > 12 {
+				t.Errorf("%s, %d retries: %d of %d failed with a limit and a queue, want 12 at most", what, retries, failed[1], sent[1])
+			}
+		}
+	}
+}

@@ -52,6 +52,7 @@ type plan struct {
 	connectOnly   bool          // the check only connects
 	failOpen      pool.FailOpen
 	headerTimeout time.Duration
+	limit         int // of requests at a server at once, with a queue for more; 0 for none
 }
 
 // simulation is a plan that runs.
