@@ -91,6 +91,9 @@ func TestStale_FailingNameServerStopsNothing(t *testing.T) {
 			}
 			wantAllQuick(t, "it fails", load.Stop())
 			testkit.Shares(t, "it fails", testkit.Tally(client, c.URL(), 6), map[string]int{"a": 3, "b": 3})
+			if kind == "srv" {
+				return // what follows is the same for both
+			}
 
 			c.Load(strings.Replace(site, "http:// {", "http:// {\nheader Version 2", 1))
 			client = c.Client()
