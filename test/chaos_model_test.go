@@ -366,8 +366,8 @@ func (p *chaosPool) step(chance *rand.Rand) (what string, do func(*testkit.Caddy
 		u.conduct = other(chance, u.conduct, testkit.Well, testkit.Well, testkit.Well, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Sick, testkit.Refusing, testkit.Refusing, testkit.Resetting, testkit.Resetting, testkit.Hanging, testkit.Shallow, testkit.Shallow, testkit.Shallow)
 		return fmt.Sprintf("%s behaves like %d", u.Name, u.conduct), func(*testkit.Caddy) { u.Backend.Set(u.conduct) }
 	case 5, 6, 22:
-		u.mode = other(chance, u.mode, "ready", "ready", "drain", "maintenance")
-		u.rebind = u.mode == "drain" && chance.IntN(3) == 0
+		u.mode = other(chance, u.mode, "ready", "ready", "drain", "drain", "maintenance")
+		u.rebind = u.mode == "drain" && chance.IntN(2) == 0
 		if u.rebind {
 			return u.Name + ": drain, and its clients move", patch(`{"mode": "drain", "rebind": true}`)
 		}

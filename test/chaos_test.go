@@ -61,7 +61,7 @@ func TestCaddyChaos(t *testing.T) {
 	t.Logf("go test -run TestCaddyChaos -chaos %d -seed %d ./test", *chaosSteps, *chaosSeed)
 	chance := rand.New(rand.NewPCG(*chaosSeed, 0))
 	c := &chaos{t: t, chaosPool: &chaosPool{failOpen: "none_up", ramps: chance.IntN(3) == 0}, flips: make(map[string][]string)}
-	c.sticky, c.spill = chance.IntN(2) == 0, []int{0, 70}[chance.IntN(2)]
+	c.sticky, c.spill = chance.IntN(3) > 0, []int{0, 70}[chance.IntN(2)]
 	c.drawLimit([]int{0, chaosLimit, chaosLimit, chaosRoom}[chance.IntN(4)])
 	core := chance.IntN(2) == 0 && mayCheckItself
 	for i, name := range []string{"a", "b", "c", "d", "e"} {
