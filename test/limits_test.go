@@ -80,7 +80,7 @@ func TestMaxRequests_IsExactUnderLoad(t *testing.T) {
 			awaitServing(t, c, addressesOf(backends))
 			client := c.Client()
 			r := limitedRun{
-				clients: 64, requests: 6000, longest: longestRun, ask: testkit.AskTwice(client, c.URL()),
+				clients: 64, requests: 6000, longest: longestRun, ask: testkit.AskThrough(2, client, c.URL()),
 				halfway: func() {
 					for version := range 2 {
 						if err := c.TryLoad(site(version + 1)); err != nil {

@@ -97,7 +97,7 @@ func TestFailedReload_ChangesNothing(t *testing.T) {
 	}
 	defer taken.Close()
 	client := c.Client()
-	clients := testkit.StartTraffic(t, 2, testkit.AskTwice(client, c.URL()))
+	clients := testkit.StartTraffic(t, 2, testkit.AskThrough(1, client, c.URL()))
 	for what, addition := range map[string]string{
 		"an upstream that is not known": "\nhttp://x.localhost {\nreverse_proxy " + a.Addr + " {\nlb_policy alive {\nweight unknown 1\n}\n}\n}",
 		"a port that is taken":          "\nhttp://" + taken.Addr().String() + " {\nrespond ok\n}",

@@ -127,13 +127,14 @@ func Hammer(client *http.Client, url string, clients int, n int64) map[int]int64
 	return count
 }
 
-// AskTwice asks again, once, if there is no answer at all: at a reload Caddy itself
-// may drop a connection that has just been opened.
-func AskTwice(client *http.Client, url string) func() Answer {
-	return func() Answer {
-		a := Ask(client, url)
-		if a.Status == 0 {
-			a = Ask(client, url)
+// AskThrough asks again if there is no answer at all, once for each reload that there is
+// meanwhile: Caddy itself may drop a connection that has just been opened.
+func AskThrough(reloads int, client *http.Client, url string) func() Answer {
+	return func() (a Answer) {
+		for range reloads + 1 {
+			if a = Ask(client, url); a.Status != 0 {
+				break
+			}
 		}
 		return a
 	}
