@@ -132,7 +132,7 @@ func (c *chaos) startVisits() *chaosVisits {
 					s.seen[u] = append(s.seen[u], got)
 					mu.Unlock()
 				}
-				time.Sleep(time.Millisecond)
+				time.Sleep(3 * time.Millisecond)
 			}
 		})
 	}

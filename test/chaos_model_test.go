@@ -420,7 +420,7 @@ const (
 	// chaosLimit is a limit at which requests queue, and chaosRoom one that the clients of the
 	// test do not reach by themselves.
 	chaosLimit = 2
-	chaosRoom  = 12
+	chaosRoom  = 20
 )
 
 // drawLimit sets the limit. At the lower one, requests wait.

@@ -79,7 +79,7 @@ func TestCaddyChaos(t *testing.T) {
 	}
 	testkit.RecordEvents(t, nil)
 	c.caddy = testkit.StartCaddyWith(t, testkit.EventsOption, c.sites())
-	c.bound = newVisitors(t, c.caddy, 3)
+	c.bound = newVisitors(t, c.caddy, 6)
 	c.settles(0)
 	steps := []string{"start"}
 	for range *chaosSteps {
