@@ -198,7 +198,8 @@ func TestStraggler_CutOffEarlyFailsNothing(t *testing.T) {
 			set.FastInterval = 900 * time.Millisecond
 			target := NewTarget(set)
 			older, newer := newScript((&unresponsive{takes: tc.takes}).probe), newScript(pass)
-			stay := target.Attach(newer.driver(), 0)
+			const first = time.Millisecond // when the first probe begins: not before both are attached
+			stay := target.Attach(newer.driver(), first)
 			defer stay()
 			leave := target.Attach(older.driver(), 0)
 			advance(500 * time.Millisecond)
@@ -212,8 +213,8 @@ func TestStraggler_CutOffEarlyFailsNothing(t *testing.T) {
 				t.Errorf("takes %v: status %v, want %v", tc.takes, got, tc.want)
 			}
 			advance(8100 * time.Millisecond)
-			if got := newer.probes(); len(got) == 0 || got[0] != tc.begins[0] {
-				t.Errorf("takes %v: probes began at %v, want the first at %v", tc.takes, got, tc.begins)
+			if got := newer.probes(); len(got) == 0 || got[0] != tc.begins[0]+first {
+				t.Errorf("takes %v: probes began at %v, want the first a millisecond after %v", tc.takes, got, tc.begins)
 			}
 		})
 	}
