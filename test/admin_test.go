@@ -156,7 +156,8 @@ func TestDrain_EndsNewRequests(t *testing.T) {
 	testkit.Eventually(t, testkit.Patience, "checks go on", func() bool { _, now := b.Seen(); return now > probes+2 })
 
 	a.Set(testkit.Sick)
-	testkit.Eventually(t, testkit.Patience, "the other one is down", func() bool { return c.Down(a.Addr) })
+	// the status is seen a moment before requests follow it
+	testkit.Eventually(t, testkit.Patience, "the other one is down", func() bool { return c.Down(a.Addr) && c.One(b.Addr).EffectiveWeight == 1 })
 	testkit.Shares(t, "alone", testkit.Tally(client, c.URL(), 20), map[string]int{"b": 20})
 	if got := c.One(b.Addr); got.EffectiveWeight != 1 || !strings.Contains(got.Why, "no other upstream serves") {
 		t.Errorf("alone: %+v", got)
