@@ -89,11 +89,7 @@ func TestGroups_EveryDeathAndReturn(t *testing.T) {
 			}
 			t.FailNow()
 		}
-		all := 0
-		for _, n := range want {
-			all += n
-		}
-		testkit.Shares(t, what, testkit.Tally(client, c.URL(), all), want)
+		testkit.Settles(t, what, client, c.URL(), want)
 		if step%5 != 1 {
 			continue // the list of pools can be a second old
 		}
@@ -168,12 +164,10 @@ func TestSpill_JoinsBelowAndLeavesAbove(t *testing.T) {
 	shares := func(what, letters string) {
 		t.Helper()
 		want := make(map[string]int)
-		n := 0
 		for name := range strings.FieldsSeq(letters) {
 			want[name] += 4
-			n += 4
 		}
-		testkit.Shares(t, what, testkit.Tally(client, c.URL(), n), want)
+		testkit.Settles(t, what, client, c.URL(), want)
 	}
 	leaves := func(groups int, from time.Time) {
 		t.Helper()
@@ -265,11 +259,7 @@ func TestFailOpen_ByNumber(t *testing.T) {
 		testkit.Eventually(t, testkit.Patience, what, func() bool {
 			return (c.One(all[step.upstream]).Status == "up") == (step.conduct == testkit.Well) && c.One(all[0]).FailOpen == step.failsOpen
 		})
-		n := 0
-		for _, share := range step.want {
-			n += share
-		}
-		testkit.Shares(t, what, testkit.Tally(client, c.URL(), n), step.want)
+		testkit.Settles(t, what, client, c.URL(), step.want)
 	}
 	var events []string
 	for _, e := range testkit.RecordedEvents() {

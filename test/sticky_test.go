@@ -184,7 +184,9 @@ func TestSticky_OneCookieAfterARetry(t *testing.T) {
 func TestSticky_NoCookieWithoutAnUpstream(t *testing.T) {
 	c, backends := startSticky(t, []string{"a"}, func(b []*testkit.Backend) string { return stickySite(b, quickSticky+"\nfail_open off") })
 	backends[0].Set(testkit.Sick)
-	testkit.Eventually(t, testkit.Patience, "it is down", func() bool { return c.Down(backends[0].Addr) })
+	testkit.Eventually(t, testkit.Patience, "it is down", func() bool {
+		return c.Down(backends[0].Addr) && c.One(backends[0].Addr).EffectiveWeight == 0
+	})
 	for _, cookie := range []string{"", "lb=" + valueOf("s3cret", backends[0].Addr)} {
 		got := askWith(c.Client(), c.URL(), cookie)
 		if cookies := got.Header.Values("Set-Cookie"); got.Status != http.StatusServiceUnavailable || len(cookies) != 0 {
