@@ -267,9 +267,13 @@ func (w *Waiter) leave() {
 // waiters are a heap: the one that has waited longest is the first.
 type waiters []*Waiter
 
-func (w waiters) Len() int           { return len(w) }
+// Len returns how many there are.
+func (w waiters) Len() int { return len(w) }
+
+// Less reports whether one has waited longer than another.
 func (w waiters) Less(i, j int) bool { return w[i].number < w[j].number }
 
+// Swap swaps two, and their places.
 func (w waiters) Swap(i, j int) {
 	w[i], w[j] = w[j], w[i]
 	w[i].at, w[j].at = i, j
