@@ -7,12 +7,14 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // Registry has the balancers of one config, and starts and stops their probes.
@@ -24,6 +26,7 @@ type Registry struct {
 	Events   *telemetry.Queue
 	Logger   *zap.Logger
 	Exiting  <-chan struct{} // closed when the process begins to exit
+	Fleet    Fleet           // nil without a fleet
 
 	beside        atomic.Bool // it has started beside another, and its config not yet as a whole
 	configStarted signal      // given when the config has started as a whole
@@ -37,6 +40,20 @@ type Registry struct {
 	mu        sync.Mutex // guards what follows
 	balancers []*Balancer
 	started   bool
+}
+
+// Fleet is what this Caddy knows of all members of its fleet, itself included. Its methods
+// are safe for concurrent use, and only Wait waits for the storage.
+type Fleet interface {
+	// View returns what is known of all members. For an upstream, which can be empty, it also
+	// has what each of them says of the newest wait.
+	View(upstream string) view.Fleet
+	// DownAt returns at how many live members an upstream is down, and how many there are.
+	DownAt(upstream string) (down, members int)
+	// Wait announces to all members that this one waits for an upstream, for so long at most.
+	// It returns when that is stored, or with an error that says that only this Caddy is
+	// known.
+	Wait(ctx context.Context, upstream string, longest time.Duration) error
 }
 
 // signal is given once.

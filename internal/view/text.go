@@ -39,3 +39,11 @@ func Few(names []string) []string {
 	}
 	return append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
 }
+
+// count returns a number of things in words, such as "1 member" or "12 members".
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
