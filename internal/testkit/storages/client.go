@@ -31,16 +31,19 @@ type unreachableError struct{ error }
 // Unwrap returns the reason.
 func (e unreachableError) Unwrap() error { return e.error }
 
+// levels returns what can go wrong on the way to the engine, and there.
+func (c *Client) levels() []*controls { return []*controls{&c.controls, &c.engine.controls} }
+
 // use makes a call: do is what it does at the engine.
 func (c *Client) use(ctx context.Context, call Call, do func() error) error {
 	call.Client = c.number
-	levels := []*controls{&c.controls, &c.engine.controls}
+	levels := c.levels()
 	for _, level := range levels {
 		if err := level.enter(ctx, call); err != nil {
 			return err
 		}
 	}
-	if c.engine.quirk.IgnoresContext {
+	if c.engine.Has(IgnoresContext) {
 		ctx = context.WithoutCancel(ctx)
 	}
 	if err := ctx.Err(); err != nil {
@@ -67,11 +70,10 @@ func (c *Client) use(ctx context.Context, call Call, do func() error) error {
 	return nil
 }
 
-// looksEmpty reports whether the error of a call that reads does not reach the caller,
-// which is told that there is nothing.
-func (c *Client) looksEmpty(err error) bool {
+// hides reports whether the caller does not learn of an error, by one of some quirks.
+func (c *Client) hides(err error, quirks Quirks) bool {
 	var unreachable unreachableError
-	return c.engine.quirk.OutageLooksEmpty && errors.As(err, &unreachable)
+	return c.engine.Has(quirks) && errors.As(err, &unreachable)
 }
 
 // Store is that of certmagic.Storage.
@@ -93,7 +95,7 @@ func (c *Client) Load(ctx context.Context, key string) (value []byte, err error)
 		value = []byte(*text)
 		return nil
 	})
-	if c.looksEmpty(err) {
+	if c.hides(err, OutageLooksEmpty) {
 		err = notFound(key)
 	}
 	if err != nil {
@@ -104,7 +106,7 @@ func (c *Client) Load(ctx context.Context, key string) (value []byte, err error)
 
 // Delete is that of certmagic.Storage.
 func (c *Client) Delete(ctx context.Context, key string) error {
-	return c.use(ctx, Call{Op: Delete, Key: key}, func() error {
+	err := c.use(ctx, Call{Op: Delete, Key: key}, func() error {
 		deleted := false
 		for other := range c.engine.state(time.Now()) {
 			if other == key || strings.HasPrefix(other, key+"/") {
@@ -112,17 +114,21 @@ func (c *Client) Delete(ctx context.Context, key string) error {
 				deleted = true
 			}
 		}
-		if !deleted && c.engine.quirk.DeleteNotFound {
+		if !deleted && c.engine.Has(DeleteNotFound) {
 			return notFound(key)
 		}
 		return nil
 	})
+	if c.hides(err, OutageDeletes) {
+		return notFound(key)
+	}
+	return err
 }
 
 // Exists is that of certmagic.Storage.
 func (c *Client) Exists(ctx context.Context, key string) (exists bool) {
 	err := c.use(ctx, Call{Op: Exists, Key: key}, func() error {
-		exists = !c.engine.quirk.ExistsNothing && (c.engine.seen(key) != nil || c.engine.hasFolder(key))
+		exists = !c.engine.Has(ExistsNothing) && (c.engine.seen(key) != nil || c.engine.hasFolder(key))
 		return nil
 	})
 	return exists && err == nil
@@ -131,16 +137,15 @@ func (c *Client) Exists(ctx context.Context, key string) (exists bool) {
 // Stat is that of certmagic.Storage.
 func (c *Client) Stat(ctx context.Context, key string) (info certmagic.KeyInfo, err error) {
 	err = c.use(ctx, Call{Op: Stat, Key: key}, func() error {
-		quirk := c.engine.quirk
 		text := c.engine.seen(key)
 		switch {
-		case quirk.StatUnsupported:
+		case c.engine.Has(StatUnsupported):
 			return errors.ErrUnsupported
-		case quirk.StatNothing:
+		case c.engine.Has(StatNothing):
 			return notFound(key)
 		case text != nil:
 			info = certmagic.KeyInfo{Key: key, Size: int64(len(*text)), IsTerminal: true}
-			if quirk.StatZero {
+			if c.engine.Has(StatZero) {
 				info.Size = 0
 			}
 		case c.engine.hasFolder(key):
@@ -150,7 +155,7 @@ func (c *Client) Stat(ctx context.Context, key string) (info certmagic.KeyInfo, 
 		}
 		return nil
 	})
-	if c.looksEmpty(err) {
+	if c.hides(err, OutageLooksEmpty) {
 		err = notFound(key)
 	}
 	if err != nil {
@@ -163,15 +168,23 @@ func (c *Client) Stat(ctx context.Context, key string) (info certmagic.KeyInfo, 
 func (c *Client) List(ctx context.Context, prefix string, recursive bool) (keys []string, err error) {
 	err = c.use(ctx, Call{Op: List, Key: prefix, Recursive: recursive}, func() (err error) {
 		keys, err = c.engine.list(prefix, recursive)
-		if err == nil && len(keys) > 0 && (c.breaksOff() || c.engine.breaksOff()) {
-			keys, err = keys[:len(keys)/2], notFound(keys[len(keys)/2])
+		if err != nil || len(keys) == 0 {
+			return err
 		}
-		return err
+		for _, level := range c.levels() {
+			if breaks, err := level.breaksOff(); breaks {
+				keys = keys[:len(keys)/2]
+				return err
+			}
+		}
+		return nil
 	})
-	if c.looksEmpty(err) {
-		if c.engine.quirk.NothingNotFound {
-			return nil, notFound(prefix)
-		}
+	switch {
+	case c.hides(err, OutageListsEmptyKey):
+		return []string{""}, nil
+	case c.hides(err, OutageLooksEmpty) && c.engine.Has(NothingNotFound):
+		return nil, notFound(prefix)
+	case c.hides(err, OutageLooksEmpty):
 		return nil, nil
 	}
 	return keys, err
@@ -179,50 +192,69 @@ func (c *Client) List(ctx context.Context, prefix string, recursive bool) (keys 
 
 // list returns the keys that readers see under a prefix.
 func (e *Engine) list(prefix string, recursive bool) ([]string, error) {
-	if recursive && e.quirk.NoRecursive {
+	state := e.state(time.Now().Add(-e.Lag()))
+	switch {
+	case recursive && e.Has(NoRecursive):
 		return nil, fmt.Errorf("a recursive list of %s is not supported", prefix)
+	case len(state) == 0 && e.Has(EmptyFails):
+		return nil, errors.New("there are no keys")
 	}
 	found := make(map[string]bool)
-	for key := range e.state(time.Now().Add(-e.quirk.Lag)) {
+	for key := range state {
 		rest, ok := strings.CutPrefix(key, prefix)
-		if !ok || (!e.quirk.PrefixMatch && prefix != "" && !strings.HasPrefix(rest, "/")) {
+		if !ok || (!e.Has(PrefixMatch) && prefix != "" && !strings.HasPrefix(rest, "/")) {
 			continue
 		}
-		slash := strings.Index(rest[min(len(rest), 1):], "/") + 1 // of the next level, 0 if there is none
-		switch {
-		case !recursive && e.quirk.OnlyFolders:
-			// up to the next slash after the prefix
-			if head, _, deeper := strings.Cut(rest, "/"); deeper {
-				key = prefix + head + "/"
-			}
-		case !recursive && !e.quirk.Flat && slash > 0:
-			key = prefix + rest[:slash]
-		case recursive && e.quirk.ListsFolders:
-			for i := range rest {
-				if i > 0 && rest[i] == '/' {
-					found[prefix+rest[:i]] = true
-				}
-			}
+		for _, name := range e.names(rest, recursive) {
+			found[prefix+name] = true
 		}
-		found[key] = true
 	}
-	if len(found) == 0 && e.quirk.NothingNotFound {
+	if len(found) == 0 && e.Has(NothingNotFound) {
 		return nil, notFound(prefix)
 	}
-	if e.quirk.ListsTwice {
-		// in the order of the map, which is another one each time
-		return append(slices.Collect(maps.Keys(found)), slices.Collect(maps.Keys(found))...), nil
+	if len(found) > 0 && e.Has(ListsPhantoms) {
+		found[prefix+"/phantom.json"] = true
 	}
-	return slices.Sorted(maps.Keys(found)), nil
+	keys := slices.Sorted(maps.Keys(found))
+	if e.Has(ListsTwice) {
+		// in the order of the map, which is another one each time
+		keys = append(slices.Collect(maps.Keys(found)), slices.Collect(maps.Keys(found))...)
+	}
+	if e.Has(LeadingSlash) {
+		for i, key := range keys {
+			keys[i] = "/" + key
+		}
+	}
+	return keys, nil
+}
+
+// names returns what a list has of a key, of which rest is what follows the prefix.
+func (e *Engine) names(rest string, recursive bool) []string {
+	var folders []string // the way to the key
+	for i := range rest {
+		if i > 0 && rest[i] == '/' {
+			folders = append(folders, rest[:i])
+		}
+	}
+	switch head, _, deeper := strings.Cut(rest, "/"); {
+	case recursive && e.Has(ListsFolders):
+		return append(folders, rest)
+	case !recursive && e.Has(OnlyFolders) && deeper:
+		return []string{head + "/"}
+	case !recursive && !e.Has(OnlyFolders|Flat) && len(folders) > 0:
+		return folders[:1]
+	default:
+		return []string{rest}
+	}
 }
 
 // Lock is that of certmagic.Storage.
 func (c *Client) Lock(ctx context.Context, name string) error {
 	return c.use(ctx, Call{Op: Lock, Key: name}, func() error {
 		switch e := c.engine; {
-		case e.quirk.LockFails:
+		case e.Has(LockFails):
 			return errNoLocks
-		case e.quirk.LocksNothing:
+		case e.Has(LocksNothing):
 			return nil
 		default:
 			return e.lock(ctx, name)
@@ -234,9 +266,9 @@ func (c *Client) Lock(ctx context.Context, name string) error {
 func (c *Client) Unlock(ctx context.Context, name string) error {
 	return c.use(ctx, Call{Op: Unlock, Key: name}, func() error {
 		switch e := c.engine; {
-		case e.quirk.LockFails:
+		case e.Has(LockFails):
 			return errNoLocks
-		case e.quirk.LocksNothing:
+		case e.Has(LocksNothing):
 			return nil
 		default:
 			return e.unlock(name)

@@ -39,13 +39,14 @@ type controls struct {
 	err     error
 	hang    chan struct{} // until it is closed
 	latency time.Duration
-	breaks  int // so many lists break off
+	breaks  int   // so many lists break off
+	broken  error // what these return
 	before  func(ctx context.Context, call Call) error
 	counts  map[Op]map[string]int // by key
 }
 
-// Fail makes each call fail, until Mend: the engine is down. Where an outage looks empty,
-// see Quirk, the calls that read do not return the error.
+// Fail makes each call fail, until Mend: the engine is down. By some quirks, calls do not
+// return the error.
 func (c *controls) Fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -80,12 +81,13 @@ func (c *controls) SetLatency(latency time.Duration) {
 	c.latency = latency
 }
 
-// BreakLists makes so many of the next lists break off, as that of a folder from which
-// another client removes a file: with a part of the keys, and fs.ErrNotExist.
-func (c *controls) BreakLists(lists int) {
+// BreakLists makes so many of the next lists break off, with a part of the keys and an
+// error. It is fs.ErrNotExist for a folder from which another client removes a file, and nil
+// for a storage that does not notice that its connection broke.
+func (c *controls) BreakLists(lists int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.breaks = lists
+	c.breaks, c.broken = lists, err
 }
 
 // Before sets what is called before each call, with no lock held. An error is what the call
@@ -182,13 +184,13 @@ func (c *controls) outage() error {
 	return c.err
 }
 
-// breaksOff reports whether a list breaks off.
-func (c *controls) breaksOff() bool {
+// breaksOff reports whether a list breaks off, and with which error.
+func (c *controls) breaksOff() (breaks bool, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.breaks == 0 {
-		return false
+		return false, nil
 	}
 	c.breaks--
-	return true
+	return true, c.broken
 }

@@ -25,7 +25,7 @@ import (
 type Engine struct {
 	controls
 
-	quirk Quirk
+	quirks Quirks
 
 	mu      sync.Mutex               // guards what follows
 	keys    map[string][]version     // the versions of each, the oldest first
@@ -39,26 +39,35 @@ type version struct {
 	value *string // nil: nothing
 }
 
-// New returns an engine without quirks.
-func New() *Engine { return With(Quirk{Name: "plain"}) }
-
-// With returns an engine with a quirk.
-func With(quirk Quirk) *Engine {
-	return &Engine{quirk: quirk, keys: make(map[string][]version), locks: make(map[string]chan struct{})}
+// New returns an empty engine: without an argument, one without quirks.
+func New(quirks ...Quirks) *Engine {
+	e := &Engine{keys: make(map[string][]version), locks: make(map[string]chan struct{})}
+	for _, q := range quirks {
+		e.quirks |= q
+	}
+	return e
 }
 
-// Each runs a test for each quirk of All, in virtual time.
+// Each runs a test for each storage of All, in virtual time. The engine is empty.
 func Each(t *testing.T, f func(t *testing.T, e *Engine)) {
 	t.Helper()
-	for _, quirk := range All() {
-		t.Run(quirk.Name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { f(t, With(quirk)) })
+	for _, kind := range All() {
+		t.Run(kind.Name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { f(t, New(kind.Quirks)) })
 		})
 	}
 }
 
-// Quirk returns how the engine is.
-func (e *Engine) Quirk() Quirk { return e.quirk }
+// Has reports whether the engine has one of some quirks.
+func (e *Engine) Has(quirks Quirks) bool { return e.quirks&quirks != 0 }
+
+// Lag returns how old the state is that clients see.
+func (e *Engine) Lag() time.Duration {
+	if e.Has(Lags) {
+		return Lag
+	}
+	return 0
+}
 
 // Client returns a storage of the engine. Its faults are its own: with several clients, a
 // test can cut one off.
@@ -70,7 +79,7 @@ func (e *Engine) Client() *Client {
 }
 
 // Settle waits until what is stored now is what clients read.
-func (e *Engine) Settle() { time.Sleep(e.quirk.Lag) }
+func (e *Engine) Settle() { time.Sleep(e.Lag()) }
 
 // Put stores a value as if it had been there for long: it is seen without a lag.
 func (e *Engine) Put(key, value string) {
@@ -116,7 +125,7 @@ func (e *Engine) write(key string, value *string) {
 	now := time.Now()
 	versions := append(e.keys[key], version{now, value})
 	// what no reader can see any more
-	seen := now.Add(-e.quirk.Lag)
+	seen := now.Add(-e.Lag())
 	for len(versions) > 1 && !versions[1].since.After(seen) {
 		versions = versions[1:]
 	}
@@ -154,12 +163,15 @@ func (e *Engine) state(when time.Time) map[string]string {
 func (e *Engine) seen(key string) *string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.at(key, time.Now().Add(-e.quirk.Lag))
+	return e.at(key, time.Now().Add(-e.Lag()))
 }
 
-// hasFolder reports whether readers see keys below a key.
+// hasFolder reports whether readers see keys below a key, and that there are folders.
 func (e *Engine) hasFolder(key string) bool {
-	for other := range e.state(time.Now().Add(-e.quirk.Lag)) {
+	if e.Has(ExistsNoFolder) {
+		return false
+	}
+	for other := range e.state(time.Now().Add(-e.Lag())) {
 		if strings.HasPrefix(other, key+"/") {
 			return true
 		}

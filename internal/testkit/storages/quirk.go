@@ -4,80 +4,90 @@ package storages
 
 import "time"
 
-// Quirk is how a storage differs from one that keeps all promises of certmagic.Storage.
-// The zero value keeps them all.
-type Quirk struct {
-	Name string
+// Quirks are ways in which a storage differs from one that keeps all promises of
+// certmagic.Storage. They can be combined with |. With none, it keeps them all.
+type Quirks uint
 
-	// Lists.
+// The quirks.
+const (
+	// Of lists.
 
-	OnlyFolders     bool // List(p, false) has only "p/", a recursive list works
-	PrefixMatch     bool // a list is a match of text: that of "a/shop" has "a/shops/x", too
-	Flat            bool // a list that is not recursive has the keys of all levels
-	NoRecursive     bool // a recursive list is an error
-	ListsFolders    bool // a recursive list has folders, too
-	ListsTwice      bool // each key comes twice, in no order
-	NothingNotFound bool // a list of nothing is fs.ErrNotExist
+	OnlyFolders     Quirks = 1 << iota // List(p, false) has only "p/", a recursive list works
+	PrefixMatch                        // a list is a match of text: that of "a/shop" has "a/shops/x", too
+	Flat                               // a list that is not recursive has the keys of all levels
+	NoRecursive                        // a recursive list is an error
+	ListsFolders                       // a recursive list has folders, too
+	ListsTwice                         // each key comes twice, in no order
+	ListsPhantoms                      // a list that is not empty has a key that is not there, too
+	LeadingSlash                       // the keys of a list begin with a slash
+	NothingNotFound                    // a list of nothing is fs.ErrNotExist
+	EmptyFails                         // any list is another error while the engine has no key at all
 
-	// Single keys.
+	// Of single keys.
 
-	DeleteNotFound  bool // to delete what is not there is fs.ErrNotExist
-	ExistsNothing   bool // Exists is always false
-	StatNothing     bool // Stat is always fs.ErrNotExist
-	StatZero        bool // Stat knows which keys there are, and says that each has 0 bytes
-	StatUnsupported bool // Stat is always errors.ErrUnsupported
+	DeleteNotFound  // to delete what is not there is fs.ErrNotExist
+	ExistsNothing   // Exists is always false
+	ExistsNoFolder  // Exists and Stat know no folders
+	StatNothing     // Stat is always fs.ErrNotExist
+	StatZero        // Stat knows which keys there are, and says that each has 0 bytes
+	StatUnsupported // Stat is always errors.ErrUnsupported
+	Lags            // what Load, List, Stat and Exists see is as old as Lag
 
-	// The engine.
+	// Of an engine that is down, or that hangs until the context of a call ends.
 
-	// OutageLooksEmpty is that of a storage that takes each error for "not found": while
-	// the engine is down, and after a deadline while it hangs, Load and Stat are
-	// fs.ErrNotExist, List has no keys and no error, and Exists is false. Store and Delete
-	// are errors.
-	OutageLooksEmpty bool
-	// IgnoresContext is that of a storage whose calls wait for the engine, not for the
-	// context: a call that hangs goes on, and has its effect, after its deadline.
-	IgnoresContext bool
-	// Lag is how old the state is that Load, List, Stat and Exists see.
-	Lag time.Duration
+	OutageLooksEmpty    // Load and Stat are fs.ErrNotExist, List has no keys and no error
+	OutageListsEmptyKey // List has one key, which is empty, and no error
+	OutageDeletes       // Delete is fs.ErrNotExist
+	IgnoresContext      // a call that hangs goes on, and has its effect, after its context ends
 
-	// Locks.
+	// Of locks.
 
-	LocksNothing bool // Lock and Unlock do nothing
-	LockFails    bool // Lock and Unlock are errors
+	LocksNothing // Lock and Unlock do nothing
+	LockFails    // Lock and Unlock are errors
+)
+
+// Lag is how old the state is that the clients of an engine that lags see: longer than
+// members of a fleet wait between two looks.
+const Lag = 3 * time.Second
+
+// Kind is a storage of the table.
+type Kind struct {
+	Name   string
+	Quirks Quirks
 }
 
-// lag is that of the storage that lags: longer than members of a fleet wait between two
-// looks.
-const lag = 3 * time.Second
-
-// All returns one quirk each, and some storages that have several. The first one has
-// none.
-func All() []Quirk {
-	return []Quirk{
-		{Name: "plain"},
-		{Name: "only folders in lists", OnlyFolders: true},
-		{Name: "lists by prefix", PrefixMatch: true},
-		{Name: "flat lists", Flat: true},
-		{Name: "no recursive lists", NoRecursive: true},
-		{Name: "folders in recursive lists", ListsFolders: true},
-		{Name: "keys listed twice", ListsTwice: true},
-		{Name: "a list of nothing is not found", NothingNotFound: true},
-		{Name: "a deletion of nothing is not found", DeleteNotFound: true},
-		{Name: "nothing exists", ExistsNothing: true},
-		{Name: "stat finds nothing", StatNothing: true},
-		{Name: "stat says 0 bytes", StatZero: true},
-		{Name: "stat is unsupported", StatUnsupported: true},
-		{Name: "an outage looks empty", OutageLooksEmpty: true},
-		{Name: "the context is ignored", IgnoresContext: true},
-		{Name: "reads lag", Lag: lag},
-		{Name: "locks do nothing", LocksNothing: true},
-		{Name: "locks fail", LockFails: true},
-		{Name: "like files", ListsFolders: true, NothingNotFound: true},
-		{Name: "like Postgres", PrefixMatch: true, Flat: true, NoRecursive: true},
-		{Name: "like S3", OnlyFolders: true, PrefixMatch: true, OutageLooksEmpty: true, LocksNothing: true},
-		{
-			Name: "like Redis", Flat: true, ListsTwice: true, NothingNotFound: true, DeleteNotFound: true,
-			IgnoresContext: true,
-		},
+// All returns a storage without quirks, one for each quirk, and some that have several.
+func All() []Kind {
+	return []Kind{
+		{"plain", 0},
+		{"only folders in lists", OnlyFolders},
+		{"lists by prefix", PrefixMatch},
+		{"flat lists", Flat},
+		{"no recursive lists", NoRecursive},
+		{"folders in recursive lists", ListsFolders},
+		{"keys listed twice", ListsTwice},
+		{"phantoms in lists", ListsPhantoms},
+		{"a slash before keys", LeadingSlash},
+		{"a list of nothing is not found", NothingNotFound},
+		{"a list of an empty engine fails", EmptyFails},
+		{"a deletion of nothing is not found", DeleteNotFound},
+		{"nothing exists", ExistsNothing},
+		{"no folder exists", ExistsNoFolder},
+		{"stat finds nothing", StatNothing},
+		{"stat says 0 bytes", StatZero},
+		{"stat is unsupported", StatUnsupported},
+		{"reads lag", Lags},
+		{"an outage looks empty", OutageLooksEmpty},
+		{"an outage lists an empty key", OutageListsEmptyKey},
+		{"an outage looks like a deletion", OutageDeletes},
+		{"the context is ignored", IgnoresContext},
+		{"locks do nothing", LocksNothing},
+		{"locks fail", LockFails},
+		{"like files", ListsFolders | NothingNotFound},
+		{"like Postgres", PrefixMatch | Flat | NoRecursive | ExistsNoFolder},
+		{"like S3", OnlyFolders | PrefixMatch | LeadingSlash | ExistsNoFolder | OutageLooksEmpty | OutageListsEmptyKey | LocksNothing},
+		{"like Consul", PrefixMatch | NothingNotFound | DeleteNotFound | ExistsNoFolder | OutageDeletes},
+		{"like NATS", PrefixMatch | Flat | EmptyFails | ExistsNoFolder | IgnoresContext},
+		{"like Redis", Flat | ListsTwice | ListsPhantoms | ExistsNoFolder | OutageLooksEmpty},
 	}
 }

@@ -34,7 +34,7 @@ func TestEngine_ValuesAreReadBack(t *testing.T) {
 		if value, ok := e.Get("f/shop/a"); !ok || value != "1" {
 			t.Errorf("the test sees %q, %v", value, ok)
 		}
-		if _, err := two.Load(t.Context(), "f/shop/a"); (err != nil) != (e.Quirk().Lag > 0) {
+		if _, err := two.Load(t.Context(), "f/shop/a"); (err != nil) != e.Has(Lags) {
 			t.Errorf("read at once: %v", err)
 		}
 		e.Settle()
@@ -44,7 +44,7 @@ func TestEngine_ValuesAreReadBack(t *testing.T) {
 		if err := one.Store(t.Context(), "f/shop/a", []byte("2")); err != nil {
 			t.Fatal(err)
 		}
-		if value, _ := two.Load(t.Context(), "f/shop/a"); (string(value) == "1") != (e.Quirk().Lag > 0) {
+		if value, _ := two.Load(t.Context(), "f/shop/a"); (string(value) == "1") != e.Has(Lags) {
 			t.Errorf("the next value, read at once: %q", value)
 		}
 		e.Settle()
@@ -55,10 +55,10 @@ func TestEngine_ValuesAreReadBack(t *testing.T) {
 		if value, err := one.Load(t.Context(), "f/shop/a"); !errors.Is(err, fs.ErrNotExist) || value != nil {
 			t.Errorf("after it was deleted: %q, %v", value, err)
 		}
-		if err := two.Delete(t.Context(), "f/shop/a"); errors.Is(err, fs.ErrNotExist) != e.Quirk().DeleteNotFound {
+		if err := two.Delete(t.Context(), "f/shop/a"); errors.Is(err, fs.ErrNotExist) != e.Has(DeleteNotFound) {
 			t.Errorf("deleted again: %v", err)
 		}
-		if len(e.keys) > 0 && e.Quirk().Lag == 0 {
+		if len(e.keys) > 0 && !e.Has(Lags) {
 			t.Errorf("kept: %v", e.keys)
 		}
 	})
@@ -66,20 +66,25 @@ func TestEngine_ValuesAreReadBack(t *testing.T) {
 
 // Each quirk of lists is what its comment says.
 func TestEngine_ListsByQuirk(t *testing.T) {
-	for name, tc := range map[string]struct{ flat, recursive []string }{
-		"plain":                          {[]string{"f/shop/a", "f/shop/b", "f/shop/sub"}, []string{"f/shop/a", "f/shop/b", "f/shop/sub/c"}},
-		"only folders in lists":          {[]string{"f/shop/"}, []string{"f/shop/a", "f/shop/b", "f/shop/sub/c"}},
-		"lists by prefix":                {[]string{"f/shop/a", "f/shop/b", "f/shop/sub", "f/shops"}, []string{"f/shop/a", "f/shop/b", "f/shop/sub/c", "f/shops/x"}},
-		"flat lists":                     {[]string{"f/shop/a", "f/shop/b", "f/shop/sub/c"}, []string{"f/shop/a", "f/shop/b", "f/shop/sub/c"}},
-		"no recursive lists":             {[]string{"f/shop/a", "f/shop/b", "f/shop/sub"}, nil},
-		"folders in recursive lists":     {[]string{"f/shop/a", "f/shop/b", "f/shop/sub"}, []string{"f/shop/a", "f/shop/b", "f/shop/sub", "f/shop/sub/c"}},
-		"a list of nothing is not found": {[]string{"f/shop/a", "f/shop/b", "f/shop/sub"}, []string{"f/shop/a", "f/shop/b", "f/shop/sub/c"}},
-		"like Postgres":                  {[]string{"f/shop/a", "f/shop/b", "f/shop/sub/c", "f/shops/x"}, nil},
-		"like S3":                        {[]string{"f/shop/", "f/shops/"}, []string{"f/shop/a", "f/shop/b", "f/shop/sub/c", "f/shops/x"}},
+	direct, below := []string{"f/shop/a", "f/shop/b", "f/shop/sub"}, []string{"f/shop/a", "f/shop/b", "f/shop/sub/c"}
+	for name, tc := range map[string]struct {
+		quirks          Quirks
+		flat, recursive []string
+	}{
+		"none":                           {0, direct, below},
+		"only folders":                   {OnlyFolders, []string{"f/shop/"}, below},
+		"by prefix":                      {PrefixMatch, append(slices.Clone(direct), "f/shops"), append(slices.Clone(below), "f/shops/x")},
+		"flat":                           {Flat, below, below},
+		"no recursive ones":              {NoRecursive, direct, nil},
+		"folders":                        {ListsFolders, direct, append(slices.Clone(direct), "f/shop/sub/c")},
+		"phantoms":                       {ListsPhantoms, []string{"f/shop/a", "f/shop/b", "f/shop/phantom.json", "f/shop/sub"}, []string{"f/shop/a", "f/shop/b", "f/shop/phantom.json", "f/shop/sub/c"}},
+		"a slash":                        {LeadingSlash, []string{"/f/shop/a", "/f/shop/b", "/f/shop/sub"}, []string{"/f/shop/a", "/f/shop/b", "/f/shop/sub/c"}},
+		"nothing is not found":           {NothingNotFound, direct, below},
+		"only folders, by prefix":        {OnlyFolders | PrefixMatch, []string{"f/shop/", "f/shops/"}, append(slices.Clone(below), "f/shops/x")},
+		"flat, by prefix, not recursive": {PrefixMatch | Flat | NoRecursive, append(slices.Clone(below), "f/shops/x"), nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			quirk := All()[slices.IndexFunc(All(), func(q Quirk) bool { return q.Name == name })]
-			c := filled(With(quirk))
+			c := filled(New(tc.quirks))
 			keys, err := c.List(t.Context(), "f/shop", false)
 			if err != nil || !slices.Equal(keys, tc.flat) {
 				t.Errorf("%q, %v; want %q", keys, err, tc.flat)
@@ -89,32 +94,39 @@ func TestEngine_ListsByQuirk(t *testing.T) {
 				t.Errorf("recursive: %q, %v; want %q", keys, err, tc.recursive)
 			}
 			keys, err = c.List(t.Context(), "nothing", false)
-			if len(keys) > 0 || errors.Is(err, fs.ErrNotExist) != quirk.NothingNotFound {
+			if len(keys) > 0 || errors.Is(err, fs.ErrNotExist) != (tc.quirks&NothingNotFound != 0) {
 				t.Errorf("of nothing: %q, %v", keys, err)
 			}
 		})
 	}
-	twice, err := filled(With(Quirk{ListsTwice: true})).List(t.Context(), "g", true)
+	twice, err := filled(New(ListsTwice)).List(t.Context(), "g", true)
 	if err != nil || !slices.Equal(twice, []string{"g/y", "g/y"}) {
 		t.Errorf("twice: %q, %v", twice, err)
+	}
+	e := New(EmptyFails)
+	if _, err := e.Client().List(t.Context(), "g", true); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of an empty engine: %v", err)
+	}
+	if keys, err := filled(e).List(t.Context(), "nothing", true); err != nil || keys != nil {
+		t.Errorf("of nothing in an engine that is not empty: %q, %v", keys, err)
 	}
 }
 
 // Stat and Exists tell the truth, unless the quirk is that they lie.
 func TestEngine_StatAndExistsByQuirk(t *testing.T) {
 	Each(t, func(t *testing.T, e *Engine) {
-		c, q := filled(e), e.Quirk()
-		for key, there := range map[string]bool{"f/shop/a": true, "f/shop": true, "f/sho": false, "f/shop/z": false} {
-			if got := c.Exists(t.Context(), key); got != (there && !q.ExistsNothing) {
+		c := filled(e)
+		for key, there := range map[string]bool{"f/shop/a": true, "f/shop": !e.Has(ExistsNoFolder), "f/sho": false, "f/shop/z": false} {
+			if got := c.Exists(t.Context(), key); got != (there && !e.Has(ExistsNothing)) {
 				t.Errorf("%s exists: %v", key, got)
 			}
 		}
 		info, err := c.Stat(t.Context(), "f/shop/a")
 		var size int64
-		if !q.StatZero && !q.StatNothing && !q.StatUnsupported {
+		if !e.Has(StatZero) && !e.Has(StatNothing) && !e.Has(StatUnsupported) {
 			size = int64(len("value of f/shop/a"))
 		}
-		if info.Size != size || errors.Is(err, fs.ErrNotExist) != q.StatNothing || errors.Is(err, errors.ErrUnsupported) != q.StatUnsupported {
+		if info.Size != size || errors.Is(err, fs.ErrNotExist) != e.Has(StatNothing) || errors.Is(err, errors.ErrUnsupported) != e.Has(StatUnsupported) {
 			t.Errorf("stat: %+v, %v", info, err)
 		}
 	})
@@ -131,7 +143,7 @@ func TestEngine_OutageByQuirk(t *testing.T) {
 		}{"engine": e, "client": one} {
 			fail.Fail(errDown)
 			want := errDown
-			if e.Quirk().OutageLooksEmpty {
+			if e.Has(OutageLooksEmpty) {
 				want = fs.ErrNotExist
 			}
 			if value, err := one.Load(t.Context(), "f/shop/a"); !errors.Is(err, want) || value != nil {
@@ -140,14 +152,18 @@ func TestEngine_OutageByQuirk(t *testing.T) {
 			if _, err := one.Stat(t.Context(), "f/shop/a"); !errors.Is(err, want) {
 				t.Errorf("%s: stat: %v", name, err)
 			}
-			if keys, err := one.List(t.Context(), "f/shop", true); errors.Is(err, errDown) == e.Quirk().OutageLooksEmpty && !e.Quirk().NoRecursive || keys != nil {
+			keys, err := one.List(t.Context(), "f/shop", true)
+			if (err == nil) != e.Has(OutageLooksEmpty|OutageListsEmptyKey) || slices.Equal(keys, []string{""}) != e.Has(OutageListsEmptyKey) || len(keys) > 1 {
 				t.Errorf("%s: list: %q, %v", name, keys, err)
+			}
+			if err := one.Delete(t.Context(), "f/shop/a"); err == nil || errors.Is(err, fs.ErrNotExist) != e.Has(OutageDeletes) {
+				t.Errorf("%s: delete: %v", name, err)
 			}
 			if one.Exists(t.Context(), "f/shop/a") {
 				t.Errorf("%s: it exists", name)
 			}
-			if one.Store(t.Context(), "f/shop/a", nil) == nil || one.Delete(t.Context(), "f/shop/a") == nil {
-				t.Errorf("%s: a write succeeds", name)
+			if err := one.Store(t.Context(), "f/shop/a", nil); !errors.Is(err, errDown) {
+				t.Errorf("%s: store: %v", name, err)
 			}
 			if _, err := two.Load(t.Context(), "f/shop/a"); (err != nil) != (name == "engine") {
 				t.Errorf("%s: load of the other client: %v", name, err)
@@ -177,7 +193,7 @@ func TestEngine_HangByQuirk(t *testing.T) {
 		for key, ctx := range map[string]context.Context{"impatient": ctx, "patient": t.Context()} {
 			calls.Go(func() {
 				err := c.Store(ctx, key, nil)
-				took, late := time.Since(began), key == "patient" || e.Quirk().IgnoresContext
+				took, late := time.Since(began), key == "patient" || e.Has(IgnoresContext)
 				if late != (took == time.Minute) || late != (err == nil) || (err != nil && !errors.Is(err, context.DeadlineExceeded)) {
 					t.Errorf("%s: %v after %v", key, err, took)
 				}
@@ -187,7 +203,7 @@ func TestEngine_HangByQuirk(t *testing.T) {
 		e.Mend()
 		calls.Wait()
 		want := []string{"patient"}
-		if e.Quirk().IgnoresContext {
+		if e.Has(IgnoresContext) {
 			want = []string{"impatient", "patient"}
 		}
 		if got := e.Keys(""); !slices.Equal(got, want) {
@@ -200,24 +216,24 @@ func TestEngine_HangByQuirk(t *testing.T) {
 // context.
 func TestEngine_LocksByQuirk(t *testing.T) {
 	Each(t, func(t *testing.T, e *Engine) {
-		one, two, q := e.Client(), e.Client(), e.Quirk()
-		if err := one.Lock(t.Context(), "x"); (err != nil) != q.LockFails {
+		one, two := e.Client(), e.Client()
+		if err := one.Lock(t.Context(), "x"); (err != nil) != e.Has(LockFails) {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := two.Lock(ctx, "x"); (err == nil) != q.LocksNothing {
+		if err := two.Lock(ctx, "x"); (err == nil) != e.Has(LocksNothing) {
 			t.Errorf("locked twice: %v", err)
 		}
 		var waiting sync.WaitGroup
 		waiting.Go(func() {
-			if err := two.Lock(t.Context(), "x"); (err != nil) != q.LockFails {
+			if err := two.Lock(t.Context(), "x"); (err != nil) != e.Has(LockFails) {
 				t.Errorf("after a wait: %v", err)
 			}
 		})
 		synctest.Wait()
 		for range 2 {
-			if err := one.Unlock(t.Context(), "x"); (err != nil) != q.LockFails {
+			if err := one.Unlock(t.Context(), "x"); (err != nil) != e.Has(LockFails) {
 				t.Errorf("unlock: %v", err)
 			}
 			waiting.Wait()
@@ -277,9 +293,11 @@ func TestEngine_CountsAndHooks(t *testing.T) {
 		}
 		e.Before(nil)
 
-		e.BreakLists(1)
-		if keys, err := c.List(t.Context(), "f", true); !errors.Is(err, fs.ErrNotExist) || len(keys) != 2 {
-			t.Errorf("a list that breaks off: %q, %v", keys, err)
+		for _, want := range []error{fs.ErrNotExist, nil} {
+			e.BreakLists(1, want)
+			if keys, err := c.List(t.Context(), "f", true); !errors.Is(err, want) || len(keys) != 2 {
+				t.Errorf("a list that breaks off: %q, %v", keys, err)
+			}
 		}
 		if keys, err := c.List(t.Context(), "f", true); err != nil || len(keys) != 4 {
 			t.Errorf("the next list: %q, %v", keys, err)
