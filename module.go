@@ -38,6 +38,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
+	"github.com/caddy-alive/caddy-alive/internal/fleet"
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/kinds"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
@@ -116,6 +117,15 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.registry = r
 	r.Settings, r.Logger = set, ctx.Logger()
 	r.Store = settings.NewStore(set, storage, scope, every, r.Logger)
+	if a.Fleet != "" {
+		if r.Fleet, err = fleet.Open(scope); err != nil {
+			return err
+		}
+		r.Part = r.Fleet.Join(r.Store, fleet.Config{
+			Fleet: a.Fleet, Member: a.memberName(), Probers: a.Probers, Every: every,
+			Local: balancer.InFleet{Registry: r}, Set: set, Logger: r.Logger,
+		})
+	}
 	r.Store.Sync(ctx, true)
 	if r.Events, err = telemetry.Connect(ctx, r.ConfigStarted, balancer.Queues); err != nil {
 		return err
@@ -186,6 +196,11 @@ func (a *App) Cleanup() error {
 	a.registry.Close()
 	if a.unsubscribe != nil {
 		a.unsubscribe()
+	}
+	if a.registry.Fleet != nil {
+		if err := fleet.Close(a.scope); err != nil {
+			return err
+		}
 	}
 	return settings.Close(a.scope)
 }

@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-alive/caddy-alive/internal/fleet"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
@@ -24,12 +25,15 @@ type Registry struct {
 	Events   *telemetry.Queue
 	Logger   *zap.Logger
 	Exiting  <-chan struct{} // closed when the process begins to exit
+	// Fleet is what is known of other members, nil without a fleet, and Part how this config
+	// takes part in it.
+	Fleet *fleet.Fleet
+	Part  *fleet.Part
 
 	beside        atomic.Bool // it has started beside another, and its config not yet as a whole
 	configStarted signal      // given when the config has started as a whole
 	stopOnce      sync.Once   // of stopProbes
-	working       sync.WaitGroup
-	stop          context.CancelFunc // ends working; nil before the start
+	background    background
 	carried       carriedWeights
 	// carryOver is used while the config is provisioned, one balancer after the other.
 	carryOver monitor.CarryOver
@@ -37,6 +41,12 @@ type Registry struct {
 	mu        sync.Mutex // guards what follows
 	balancers []*Balancer
 	started   bool
+}
+
+// background are the goroutines of a registry.
+type background struct {
+	sync.WaitGroup
+	stop context.CancelFunc // ends them; nil before the start
 }
 
 // signal is given once.
@@ -167,9 +177,12 @@ func (r *Registry) Start() {
 	running.registries = append(running.registries, r)
 	running.Unlock()
 	ctx, stop := context.WithCancel(context.Background())
-	r.stop = stop
-	r.working.Go(func() { r.Store.Run(ctx) })
-	r.working.Go(func() { r.keepSettings(ctx) })
+	r.background.stop = stop
+	if r.Part != nil {
+		r.Part.Start(ctx)
+	}
+	r.background.Go(func() { r.Store.Run(ctx) })
+	r.background.Go(func() { r.keepSettings(ctx) })
 }
 
 // ConfigStarted says that the config has started as a whole.
@@ -210,10 +223,13 @@ func (r *Registry) Stop() {
 // Close ends what Start began. It may follow without a start.
 func (r *Registry) Close() {
 	r.stopProbes()
-	if r.stop != nil {
-		r.stop()
-		r.working.Wait()
+	if r.background.stop != nil {
+		r.background.stop()
+		r.background.Wait()
 		r.carried.storeCarried(r)
+		if r.Part != nil {
+			r.Part.Stop(context.Background())
+		}
 		r.Store.Wait()
 	}
 	r.carried.drop(r.Settings)

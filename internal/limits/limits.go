@@ -265,6 +265,14 @@ func Name(name string) error {
 // fleetName is what can be part of a key of any storage.
 var fleetName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
+// Member checks the name of a member of a fleet.
+func Member(name string) error {
+	if !fleetName.MatchString(name) {
+		return fmt.Errorf("member must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got '%s'", name)
+	}
+	return nil
+}
+
 // Fleet returns an error if a text cannot be the name of a fleet.
 func Fleet(name string) error {
 	if !fleetName.MatchString(name) {

@@ -121,6 +121,9 @@ func (e Engine) Load(ctx context.Context, key string, most int, stat bool) ([]by
 	return text, nil
 }
 
+// IsTooLong reports whether an error says that a value is too long.
+func (Engine) IsTooLong(err error) bool { return errors.Is(err, ErrTooLong) }
+
 func tooLong(most int) error { return fmt.Errorf("%w: more than %d bytes", ErrTooLong, most) }
 
 // Store stores the value of a key.
