@@ -189,11 +189,11 @@ func (p *Part) follow(fresh []news.Entry, _ *news.Board) {
 
 // Found is told that a target failed twice in a row, or that its status changed. If this
 // member is one of its probers, it tells the others.
-func (f *Fleet) Found(upstream, check string, status health.Status, changed bool) {
+func (p *Part) Found(upstream, check string, status health.Status, changed bool) {
+	f := p.fleet
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p := f.acting()
-	if p == nil || p.config.Probers == 0 {
+	if !p.acts() || p.config.Probers == 0 {
 		return
 	}
 	id := targetID(upstream, check)

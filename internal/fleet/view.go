@@ -118,7 +118,7 @@ func (f *Fleet) DownAt(upstream string, here bool) (down, members int) {
 			continue
 		}
 		members++
-		if slices.ContainsFunc(m.NotUp, func(n notUp) bool { return n.Upstream == upstream && n.Status == statusDown }) {
+		if m.down[upstream] {
 			down++
 		}
 	}
