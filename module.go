@@ -36,6 +36,7 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
+	"github.com/caddy-alive/caddy-alive/internal/fleet"
 	"github.com/caddy-alive/caddy-alive/internal/kinds"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
@@ -128,6 +129,11 @@ func (a *App) Provision(ctx caddy.Context) error {
 	a.registry = r
 	r.Settings, r.Logger = set, ctx.Logger()
 	r.Store = settings.NewStore(set, storage, scope, every, r.Logger)
+	if a.Fleet != "" {
+		if err := a.join(r, every); err != nil {
+			return err
+		}
+	}
 	r.Store.Sync(ctx, true)
 	if r.Events, err = telemetry.Connect(ctx, r.ConfigStarted, balancer.Queues); err != nil {
 		return err
@@ -140,6 +146,24 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	a.unsubscribe = set.Subscribe(r.ApplySetting)
+	return nil
+}
+
+// join makes the config a part of its fleet.
+func (a *App) join(r *balancer.Registry, every time.Duration) error {
+	f, err := fleet.Open(a.scope)
+	if err != nil {
+		return err
+	}
+	probers := 0
+	if a.Probers != nil {
+		probers = max(0, *a.Probers)
+	}
+	r.Fleet = f
+	r.Part = f.Join(r.Store, fleet.Config{
+		Fleet: a.Fleet, Member: cmp.Or(a.Member, fleet.HostName()), Probers: probers, Every: every,
+		Local: balancer.InFleet{Registry: r}, Set: r.Settings, Logger: r.Logger,
+	})
 	return nil
 }
 
@@ -219,6 +243,11 @@ func (a *App) Cleanup() error {
 	a.registry.Close()
 	if a.unsubscribe != nil {
 		a.unsubscribe()
+	}
+	if a.registry.Fleet != nil {
+		if err := fleet.Close(a.scope); err != nil {
+			return err
+		}
 	}
 	return settings.Close(a.scope)
 }

@@ -68,7 +68,7 @@ func list(r *Registry, only Filter) []view.Upstream {
 	if r.Fleet != nil {
 		for i := range rows {
 			row := &rows[i]
-			down, members := r.Fleet.DownAt(row.Upstream)
+			down, members := r.Fleet.DownAt(row.Upstream, row.Status == health.Down.String())
 			row.DownAt, row.Members = &down, members
 		}
 	}

@@ -9,14 +9,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-alive/caddy-alive/internal/news"
 )
 
 const (
@@ -26,8 +26,6 @@ const (
 	batchShare = 16
 	// maxStored bounds what is read of one setting, in bytes.
 	maxStored = 1 << 20
-	// listTries is how often a list is asked for while it changes.
-	listTries = 20
 	// keepDefault is how long a setting that changes nothing any more is kept, so that
 	// the whole fleet learns that it does not.
 	keepDefault = 24 * time.Hour
@@ -39,28 +37,81 @@ const (
 // key returns where the setting of an address is stored. Addresses can be paths, and
 // longer than the name of a file.
 func (s *Store) key(address string) string {
-	sum := sha256.Sum256([]byte(address))
-	return path.Join(s.prefix, hex.EncodeToString(sum[:])+".json")
+	return s.keyOf(Hash(address))
 }
+
+// Hash returns by what an address is told from others in keys.
+func Hash(address string) string {
+	sum := sha256.Sum256([]byte(address))
+	return hex.EncodeToString(sum[:])
+}
+
+// keyOf returns where the setting with the hash of an address is stored.
+func (s *Store) keyOf(hash string) string { return path.Join(s.prefix, hash+".json") }
 
 // load reads all that is stored.
 func (s *Store) load(ctx context.Context) error {
 	began := time.Now()
-	keys, err := s.list(ctx)
+	keys, err := s.engine.List(ctx, s.prefix, ".json")
 	if err != nil {
 		return err
 	}
 	defer func() { s.rest(len(keys), began) }()
 	s.mu.Lock()
-	s.listed, s.ahead = true, false
-	for key := range s.invalidKeys {
-		if !slices.Contains(keys, key) {
-			delete(s.invalidKeys, key)
+	s.reads.list(keys)
+	s.mu.Unlock()
+	listed, err := s.readAll(ctx, keys)
+	if err == nil && !s.IsLoaded() { // there is one read at a time
+		close(s.loaded)
+	}
+	s.set.storeAllExcept(listed)
+	return err
+}
+
+// rest sets when the next read of all is due, after one of so many keys.
+func (s *Store) rest(keys int, began time.Time) {
+	now := time.Now()
+	rest := restFactor * now.Sub(began)
+	if s.IsFleet() {
+		rest = max(rest, fullInterval)
+		if s.fellows != nil {
+			rest = max(rest, time.Duration(s.fellows.Size())*fullPerMember)
 		}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.IsFleet() && s.IsLoaded() {
+		if s.reads.ahead {
+			rest = max(rest, aheadInterval)
+		}
+		if rest = max(rest, s.reads.empty); keys == 0 {
+			s.reads.empty = min(max(2*s.reads.empty, emptyInterval), maxEmptyInterval)
+			rest = max(rest, s.reads.empty)
+		}
+	}
+	if keys > 0 {
+		s.reads.empty = 0
+	}
+	s.reads.next = now.Add(rest)
+}
+
+// readOwed reads the settings of which the news say that they are newer than those here.
+func (s *Store) readOwed(ctx context.Context) error {
+	s.mu.Lock()
+	keys := make([]string, 0, len(s.reads.owed))
+	for hash := range s.reads.owed {
+		keys = append(keys, s.keyOf(hash))
+	}
 	s.mu.Unlock()
+	_, err := s.readAll(ctx, keys)
+	return err
+}
+
+// readAll reads keys, and takes over what is newer there. It returns the addresses that
+// were read.
+func (s *Store) readAll(ctx context.Context, keys []string) (listed map[string]bool, err error) {
 	var mu sync.Mutex // guards what follows
-	listed := make(map[string]bool)
+	listed = make(map[string]bool)
 	var batch []*Setting // read, and not yet taken over
 	var errs []error
 
@@ -70,6 +121,9 @@ func (s *Store) load(ctx context.Context) error {
 		reading.Go(func() {
 			for key := range next {
 				setting, err := s.readOrExpire(ctx, key)
+				s.mu.Lock()
+				s.reads.settle(strings.TrimSuffix(path.Base(key), ".json"), setting, err)
+				s.mu.Unlock()
 				var due []*Setting
 				mu.Lock()
 				if err != nil {
@@ -89,18 +143,12 @@ func (s *Store) load(ctx context.Context) error {
 		})
 	}
 	for _, key := range keys {
-		if strings.HasSuffix(key, ".json") {
-			next <- key
-		}
+		next <- key
 	}
 	close(next)
 	reading.Wait()
 	s.takeOver(batch)
-	if len(errs) == 0 && !s.IsLoaded() { // there is one read at a time
-		close(s.loaded)
-	}
-	s.set.storeAllExcept(listed)
-	return errors.Join(errs...)
+	return listed, errors.Join(errs...)
 }
 
 // readOrExpire returns what is stored at a key: nil if it makes no sense, or changes
@@ -111,7 +159,7 @@ func (s *Store) readOrExpire(ctx context.Context, key string) (*Setting, error) 
 		return nil, err
 	}
 	if s.isExpired(setting) {
-		return nil, s.storage.Delete(ctx, key)
+		return nil, s.engine.Delete(ctx, key)
 	}
 	return setting, nil
 }
@@ -126,53 +174,20 @@ func (s *Store) takeOver(stored []*Setting) {
 	}
 }
 
-// list returns the keys of all that is stored.
-func (s *Store) list(ctx context.Context) (keys []string, err error) {
-	for range listTries {
-		keys, err = s.storage.List(ctx, s.prefix, false)
-		if !errors.Is(err, fs.ErrNotExist) {
-			return keys, err
-		}
-		if !s.storage.Exists(ctx, s.prefix) {
-			return nil, nil // nothing was stored yet
-		}
-		// A folder is walked file by file: one that another instance was about to
-		// replace is gone, and the rest of the folder is missing.
-	}
-	return nil, err
-}
-
 // isExpired reports whether a setting changes nothing, and all that share the storage
 // know.
 func (s *Store) isExpired(setting *Setting) bool {
 	return setting.IsDefault() && (!s.IsFleet() || time.Since(setting.Newest()) > keepDefault)
 }
 
-// errTooLong is what is wrong with a stored setting that is too long to be one.
-var errTooLong = fmt.Errorf("it is longer than %d bytes", maxStored)
-
 // errAhead is what is wrong with a setting from the future.
 var errAhead = errors.New("its time is more than a day ahead of the clock of this machine")
 
 // read returns a stored setting, nil if there is none that makes sense.
 func (s *Store) read(ctx context.Context, key string) (*Setting, error) {
-	var text []byte
-	// What is too long should not even be read. Stat is not to be relied on: some
-	// storages cannot do it, and some say that what is there is not.
-	info, err := s.storage.Stat(ctx, key)
-	if err == nil && info.Size > maxStored {
-		err = errTooLong
-	} else {
-		text, err = s.storage.Load(ctx, key)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if len(text) > maxStored {
-			err = errTooLong
-		}
+	text, err := s.engine.Load(ctx, key, maxStored, true)
+	if err != nil && !s.engine.IsTooLong(err) || text == nil && err == nil {
+		return nil, err
 	}
 	var setting *Setting
 	if err == nil {
@@ -186,9 +201,9 @@ func (s *Store) read(ctx context.Context, key string) (*Setting, error) {
 	}
 	if err != nil {
 		s.mu.Lock()
-		logged := s.invalidKeys[key]
-		s.invalidKeys[key] = true
-		s.ahead = s.ahead || errors.Is(err, errAhead)
+		logged := s.reads.invalid[key]
+		s.reads.invalid[key] = true
+		s.reads.ahead = s.reads.ahead || errors.Is(err, errAhead)
 		s.mu.Unlock()
 		if !logged {
 			s.logger.Warn("ignoring a stored mode or weight that is not valid: the next change of it replaces it", zap.String("key", key), zap.Error(err))
@@ -213,7 +228,7 @@ func (s *Store) write(ctx context.Context, address string) error {
 		return nil
 	}
 	if s.isExpired(setting) {
-		if err := s.storage.Delete(ctx, key); err != nil {
+		if err := s.engine.Delete(ctx, key); err != nil {
 			return err
 		}
 		s.set.forget(setting)
@@ -223,9 +238,17 @@ func (s *Store) write(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	if err := s.storage.Store(ctx, key, text); err != nil {
+	if err := s.engine.Store(ctx, key, text); err != nil {
 		return err
 	}
 	s.set.markStored(setting)
+	s.tell(setting)
 	return nil
+}
+
+// tell adds to the news that a setting was stored.
+func (s *Store) tell(setting *Setting) {
+	if s.IsFleet() {
+		s.board.Add(news.Entry{Kind: news.Setting, Key: Hash(setting.Address), At: setting.Newest()})
+	}
 }

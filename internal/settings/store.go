@@ -6,11 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"sync"
 	"time"
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
+
+	"github.com/caddy-alive/caddy-alive/internal/news"
+	"github.com/caddy-alive/caddy-alive/internal/storage"
 )
 
 const (
@@ -20,48 +24,80 @@ const (
 	backgroundTimeout = time.Minute
 	// retryInterval is how often a storage that failed is tried again.
 	retryInterval = 2 * time.Second
-	// After each read the store pauses for restFactor times the duration of that read. The
-	// pause is limited to restPerKey for each stored key, so a slow storage is not read
-	// less often.
+	// fullInterval is the least time between two reads of all that a fleet has stored. What
+	// others change meanwhile is in the news.
+	fullInterval = 30 * time.Second
+	// fullPerMember is how much of that time there is for each member, so that a large fleet
+	// does not read more often than a storage can bear.
+	fullPerMember = 500 * time.Millisecond
+	// After a read of all the store also pauses for restFactor times its duration.
 	restFactor = 10
-	restPerKey = time.Millisecond
 	// aheadInterval is how often settings are read again that were too far ahead, in case
 	// that this clock was wrong.
 	aheadInterval = time.Minute
+	// An empty storage is read again after emptyInterval, and then after twice that, up to
+	// maxEmptyInterval: some engines say that nothing is there while they are gone.
+	emptyInterval    = 30 * time.Second
+	maxEmptyInterval = time.Hour
 )
 
+// Fellows are the other members of a fleet. They are told and heard of in the same uses of
+// the storage in which a Store reads the news. An error is that of the storage.
+type Fellows interface {
+	// Announce adds to the board what is to be told, and stores what that is about.
+	Announce(ctx context.Context, engine storage.Engine, board *news.Board) error
+	// Follow is given what is new on the board. With all, members may have come of which the
+	// news do not say.
+	Follow(ctx context.Context, engine storage.Engine, board *news.Board, fresh []news.Entry, all bool) error
+	// Ended is told how each use of the storage ended: with nil if it did what it had to.
+	Ended(board *news.Board, err error)
+	// Size is how many members there are.
+	Size() int
+}
+
 // Store keeps a Set in Caddy's storage, one key an address, and follows what the other
-// members of its fleet do there. A storage may be slow, gone or full of garbage: no
-// change and no start waits for it longer than Timeout.
+// members of its fleet do there: at once by the news, and by reading all from time to time.
+// A storage may be slow, gone or full of garbage: no change and no start waits for it longer
+// than Timeout.
 type Store struct {
 	set     *Set
-	storage certmagic.Storage // nil if there is none that can be used
-	prefix  string            // of the keys
-	every   time.Duration     // between two reads of what others did, 0 if there are none
+	engine  storage.Engine
+	prefix  string        // of the keys
+	every   time.Duration // between two looks at the news, 0 if no others share the scope
+	board   *news.Board   // nil if no others do
+	fellows Fellows       // nil without
 	logger  *zap.Logger
 
 	busy   chan struct{} // has an element while the storage is used
 	wake   chan struct{} // has an element when there is something to store
 	loaded chan struct{} // closed when all that the storage had at the start is known
 
-	mu          sync.Mutex      // guards what follows
-	listed      bool            // the storage has told what is in it
-	failing     bool            // the last use of the storage failed, and that was logged
-	invalidKeys map[string]bool // that were logged
-	ahead       bool            // the last read found times that are too far ahead
-	next        time.Time       // when to read again, at the earliest
+	mu      sync.Mutex // guards what follows
+	failing bool       // the last use of the storage failed, and that was logged
+	reads   reads
 }
 
 // NewStore returns a Store of a Set under the prefix of a scope. Every is how often to
-// read what others have set, 0 if no others share the scope. Where storage is nil,
+// look for what others have set, 0 if no others share the scope. Where storage is nil,
 // nothing can be stored, and the log says so.
-func NewStore(set *Set, storage certmagic.Storage, prefix string, every time.Duration, logger *zap.Logger) *Store {
-	return &Store{
-		set: set, storage: storage, prefix: prefix, every: every, logger: logger,
+func NewStore(set *Set, engine certmagic.Storage, prefix string, every time.Duration, logger *zap.Logger) *Store {
+	s := &Store{
+		set: set, engine: storage.New(engine), prefix: prefix, every: every, logger: logger,
 		busy: make(chan struct{}, 1), wake: make(chan struct{}, 1), loaded: make(chan struct{}),
-		invalidKeys: make(map[string]bool),
+		reads: newReads(),
 	}
+	if s.IsFleet() {
+		s.board = news.NewBoard(path.Join("alive/news", path.Base(prefix)+".json"), logger)
+	}
+	return s
 }
+
+// Join makes the store use the storage together with the other members of its fleet. It is
+// called before the first use.
+func (s *Store) Join(fellows Fellows) { s.fellows = fellows }
+
+// Board returns the news of the fleet, nil if the store is of none.
+func (s *Store) Board() *news.Board { return s.board }
 
 // IsFleet reports whether others share the scope.
 func (s *Store) IsFleet() bool { return s.every > 0 }
@@ -102,36 +138,39 @@ func (s *Store) Run(ctx context.Context) {
 		case <-ticker.C:
 		case <-s.wake:
 		}
-		if load := s.isDue(time.Now()); load || len(s.set.toStore()) > 0 {
+		if load := s.isDue(time.Now()); load || s.IsFleet() || len(s.set.toStore()) > 0 {
 			s.Sync(ctx, load)
 		}
 	}
 }
 
-// isDue reports whether to read the storage again: for what others do, or for what could
-// not be read at the start.
+// isDue reports whether to read all again: for what others do, or for what could not be read
+// at the start.
 func (s *Store) isDue(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return (s.IsFleet() || !s.IsLoaded() || s.ahead) && !now.Before(s.next)
+	return (s.IsFleet() || !s.IsLoaded() || s.reads.ahead || s.reads.empty > 0) && !now.Before(s.reads.next)
 }
 
-// rest sets when the next read is due, after one of so many keys.
-func (s *Store) rest(keys int, began time.Time) {
-	now := time.Now()
-	rest := min(restFactor*now.Sub(began), time.Duration(keys)*restPerKey)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ahead && !s.IsFleet() && s.IsLoaded() {
-		rest = max(rest, aheadInterval)
-	}
-	s.next = now.Add(rest)
-}
-
-// Sync stores what is yet to be stored. With load it also reads all that is stored. It
-// returns when that is done, after Timeout, or when the context ends: it then goes on in
-// the background, and Wait waits for it.
+// Sync stores what is yet to be stored, and looks at the news. With load it also reads all
+// that is stored. It returns when that is done, after Timeout, or when the context ends: it
+// then goes on in the background, and Wait waits for it.
 func (s *Store) Sync(ctx context.Context, load bool) {
+	s.use(ctx, func(ctx context.Context) error { return s.syncOnce(ctx, load) })
+}
+
+// Use calls a function with the storage, in the way of Sync.
+func (s *Store) Use(ctx context.Context, f func(context.Context, storage.Engine) error) {
+	s.use(ctx, func(ctx context.Context) error {
+		if s.engine.IsMissing() {
+			return errNoStorage
+		}
+		return f(ctx, s.engine)
+	})
+}
+
+// use lets a function use the storage, one at a time.
+func (s *Store) use(ctx context.Context, f func(context.Context) error) {
 	patience := time.NewTimer(Timeout)
 	defer patience.Stop()
 	select {
@@ -148,7 +187,7 @@ func (s *Store) Sync(ctx context.Context, load bool) {
 		defer close(done)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), backgroundTimeout)
 		defer cancel()
-		s.reportFailure(s.syncOnce(ctx, load))
+		s.reportFailure(f(ctx))
 	}()
 	select {
 	case <-done:
@@ -177,9 +216,12 @@ func (s *Store) Wait() {
 // what no error means.
 func (s *Store) reportFailure(err error) {
 	s.mu.Lock()
-	before, listed := s.failing, s.listed
+	before, listed := s.failing, s.reads.listed
 	s.failing = err != nil
 	s.mu.Unlock()
+	if s.fellows != nil {
+		s.fellows.Ended(s.board, err)
+	}
 	if err != nil && !listed {
 		s.set.storeAllExcept(nil) // what is in it is not known
 	}
@@ -194,23 +236,50 @@ func (s *Store) reportFailure(err error) {
 // syncOnce is Sync without bounds. One address that fails does not keep others from
 // being stored.
 func (s *Store) syncOnce(ctx context.Context, load bool) error {
-	if s.storage == nil {
+	if s.engine.IsMissing() {
 		return errNoStorage
 	}
-	var errs []error
-	write := func() {
-		for _, address := range s.set.toStore() {
-			if err := s.write(ctx, address); err != nil {
-				errs = append(errs, err)
-			}
-		}
+	errs := s.writeAll(ctx)
+	if s.IsFleet() {
+		missed, err := s.look(ctx, load)
+		errs = append(errs, err)
+		load = load || missed
 	}
-	write()
 	if load {
 		if err := s.load(ctx); err != nil {
 			errs = append(errs, err)
 		}
-		write() // what load found to be missing there
+		errs = append(errs, s.writeAll(ctx)...) // what load found to be missing there
+	} else if err := s.readOwed(ctx); err != nil {
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// writeAll stores what is yet to be stored.
+func (s *Store) writeAll(ctx context.Context) (errs []error) {
+	for _, address := range s.set.toStore() {
+		if err := s.write(ctx, address); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errs
+}
+
+// look exchanges news with the other members. It reports whether more may have changed than
+// the news say.
+func (s *Store) look(ctx context.Context, all bool) (missed bool, err error) {
+	var errs []error
+	if s.fellows != nil {
+		errs = append(errs, s.fellows.Announce(ctx, s.engine, s.board))
+	}
+	fresh, missed, err := s.board.Look(ctx, s.engine)
+	errs = append(errs, err)
+	s.mu.Lock()
+	s.reads.owe(fresh)
+	s.mu.Unlock()
+	if s.fellows != nil {
+		errs = append(errs, s.fellows.Follow(ctx, s.engine, s.board, fresh, all || missed))
+	}
+	return missed, errors.Join(errs...)
 }

@@ -58,7 +58,7 @@ func (f *Fleet) View(upstream string) view.Fleet {
 }
 
 // DownAt returns at how many members an upstream is down.
-func (f *Fleet) DownAt(upstream string) (down, members int) {
+func (f *Fleet) DownAt(upstream string, _ bool) (down, members int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.down[upstream], len(f.known.Members)

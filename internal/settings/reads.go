@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package settings
+
+import (
+	"slices"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/news"
+)
+
+// maxOwedReads is how often a setting is read that is not yet what the news say: an engine
+// may answer with an earlier value for a while.
+const maxOwedReads = 10
+
+// reads is what a Store has read, and has yet to read. Store.mu guards it.
+type reads struct {
+	listed  bool            // the storage has told what is in it
+	invalid map[string]bool // keys that make no sense, and were logged
+	ahead   bool            // the last read of all found times that are too far ahead
+	empty   time.Duration   // the last read of all found nothing: how long until the next
+	next    time.Time       // when to read all again, at the earliest
+	owed    map[string]owed // by the hash of the address
+}
+
+// owed is a setting of which the news say that it changed.
+type owed struct {
+	at    time.Time // when it did
+	reads int
+}
+
+func newReads() reads { return reads{invalid: make(map[string]bool), owed: make(map[string]owed)} }
+
+// list notes that the storage has these keys.
+func (r *reads) list(keys []string) {
+	r.listed, r.ahead = true, false
+	for key := range r.invalid {
+		if !slices.Contains(keys, key) {
+			delete(r.invalid, key)
+		}
+	}
+}
+
+// owe notes what the news say of settings.
+func (r *reads) owe(fresh []news.Entry) {
+	for _, e := range fresh {
+		if e.Kind == news.Setting && !e.At.Before(r.owed[e.Key].at) {
+			r.owed[e.Key] = owed{at: e.At}
+		}
+	}
+}
+
+// settle notes that a setting was read: nil if there is none that makes sense.
+func (r *reads) settle(hash string, setting *Setting, err error) {
+	o, ok := r.owed[hash]
+	if !ok || err != nil {
+		return
+	}
+	if o.reads++; o.reads >= maxOwedReads || setting != nil && !setting.Newest().Before(o.at) {
+		delete(r.owed, hash)
+		return
+	}
+	r.owed[hash] = o
+}
