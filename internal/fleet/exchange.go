@@ -193,7 +193,13 @@ func (p *Part) Found(upstream, check string, status health.Status, changed bool)
 	f := p.fleet
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !p.acts() || p.config.Probers == 0 {
+	if !p.acts() {
+		return
+	}
+	if changed {
+		f.roster.hasten()
+	}
+	if p.config.Probers == 0 {
 		return
 	}
 	id := targetID(upstream, check)
