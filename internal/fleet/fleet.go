@@ -236,7 +236,8 @@ func (p *Part) Follow(ctx context.Context, engine storage.Engine, board *news.Bo
 	if err := p.read(ctx, engine, due); err != nil {
 		return err
 	}
-	p.follow(fresh, board)
+	p.follow(fresh)
+	f.settle()
 	return p.forget(ctx, engine)
 }
 

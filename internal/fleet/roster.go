@@ -20,6 +20,8 @@ const (
 	// A member is live until it has missed livePeriods of its periods, and liveGrace.
 	livePeriods = 3
 	liveGrace   = 2 * time.Second
+	// hastenFactor is how many times as often a member stores what has changed.
+	hastenFactor = 4
 	// forgetAfter is how long a lost member is remembered.
 	forgetAfter = 24 * time.Hour
 	// maxMembers bounds how many are remembered.
@@ -129,6 +131,16 @@ func (r *roster) wrote(own value, now time.Time) {
 	r.own = member{value: own, heard: now}
 	r.joined, r.missing = true, false
 	r.write = now.Add(r.period())
+	if slices.ContainsFunc(own.NotUp, func(n notUp) bool { return n.Status == statusUnknown }) {
+		r.hasten() // it will soon be known
+	}
+}
+
+// hasten makes this member store its value before its time, because it changed.
+func (r *roster) hasten() {
+	if soon := r.own.heard.Add(r.period() / hastenFactor); soon.Before(r.write) {
+		r.write = soon
+	}
 }
 
 // list notes which members are in the storage.

@@ -120,7 +120,7 @@ func parseValue(text []byte, fleet, id string) (*value, error) {
 	}
 	v.Has = ""
 	v.NotUp = slices.DeleteFunc(v.NotUp, func(n notUp) bool {
-		return n.Upstream == "" || max(len(n.Upstream), len(n.Check), len(n.Why)) > maxText || n.Status != "down" && n.Status != "unknown"
+		return n.Upstream == "" || max(len(n.Upstream), len(n.Check), len(n.Why)) > maxText || n.Status != statusDown && n.Status != statusUnknown
 	})
 	v.More = max(0, v.More)
 	v.index()

@@ -61,13 +61,28 @@ func (f *Fleet) View(upstream string) view.Fleet {
 		}
 	}
 	if w != nil {
-		all.Wait = f.evaluate(p, w, all.Members, now)
+		all.Wait = f.evaluate(p, w, all.Members)
 	}
 	return all
 }
 
+// settle notes which waits of this member have succeeded.
+func (f *Fleet) settle() {
+	f.mu.Lock()
+	running := slices.Clone(f.waits.own)
+	f.mu.Unlock()
+	for _, w := range running {
+		row := f.View(w.upstream).Wait
+		f.mu.Lock()
+		if row != nil && row.Done && w.done.IsZero() {
+			w.done = time.Now()
+		}
+		f.mu.Unlock()
+	}
+}
+
 // evaluate returns how far a wait is. f.mu must be held.
-func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member, now time.Time) *view.Wait {
+func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member) *view.Wait {
 	row := &view.Wait{Pending: []string{}, Lost: []string{}}
 	set := p.config.Set.Of(w.upstream)
 	for _, m := range members {
@@ -97,10 +112,7 @@ func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member, now time.Time)
 	case len(row.Pending) == 0 && w.lists < 2:
 		row.Pending = append(row.Pending, "members that joined meanwhile are looked for")
 	case len(row.Pending) == 0:
-		row.Quiet = true
-		if row.Done = len(row.Lost) == 0; row.Done {
-			w.done = now
-		}
+		row.Quiet, row.Done = true, len(row.Lost) == 0
 	}
 	return row
 }

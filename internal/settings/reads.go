@@ -20,6 +20,8 @@ type reads struct {
 	ahead   bool            // the last read of all found times that are too far ahead
 	empty   time.Duration   // the last read of all found nothing: how long until the next
 	next    time.Time       // when to read all again, at the earliest
+	missed  bool            // more may have changed than the news say
+	again   time.Time       // when to read all again in this case
 	owed    map[string]owed // by the hash of the address
 }
 

@@ -24,6 +24,8 @@ const (
 	backgroundTimeout = time.Minute
 	// retryInterval is how often a storage that failed is tried again.
 	retryInterval = 2 * time.Second
+	// writers is how many settings are stored at once.
+	writers = 16
 	// fullInterval is the least time between two reads of all that a fleet has stored. What
 	// others change meanwhile is in the news.
 	fullInterval = 30 * time.Second
@@ -69,6 +71,7 @@ type Store struct {
 	logger  *zap.Logger
 
 	busy   chan struct{} // has an element while the storage is used
+	going  chan struct{} // has an element when some of many uses has ended
 	wake   chan struct{} // has an element when there is something to store
 	loaded chan struct{} // closed when all that the storage had at the start is known
 
@@ -83,7 +86,7 @@ type Store struct {
 func NewStore(set *Set, engine certmagic.Storage, prefix string, every time.Duration, logger *zap.Logger) *Store {
 	s := &Store{
 		set: set, engine: storage.New(engine), prefix: prefix, every: every, logger: logger,
-		busy: make(chan struct{}, 1), wake: make(chan struct{}, 1), loaded: make(chan struct{}),
+		busy: make(chan struct{}, 1), going: make(chan struct{}, 1), wake: make(chan struct{}, 1), loaded: make(chan struct{}),
 		reads: newReads(),
 	}
 	if s.IsFleet() {
@@ -139,7 +142,7 @@ func (s *Store) Run(ctx context.Context) {
 		case <-s.wake:
 		}
 		if load := s.isDue(time.Now()); load || s.IsFleet() || len(s.set.toStore()) > 0 {
-			s.Sync(ctx, load)
+			s.use(ctx, true, func(ctx context.Context) error { return s.syncOnce(ctx, load) })
 		}
 	}
 }
@@ -149,6 +152,9 @@ func (s *Store) Run(ctx context.Context) {
 func (s *Store) isDue(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.reads.missed && !now.Before(s.reads.again) {
+		return true
+	}
 	return (s.IsFleet() || !s.IsLoaded() || s.reads.ahead || s.reads.empty > 0) && !now.Before(s.reads.next)
 }
 
@@ -156,12 +162,12 @@ func (s *Store) isDue(now time.Time) bool {
 // that is stored. It returns when that is done, after Timeout, or when the context ends: it
 // then goes on in the background, and Wait waits for it.
 func (s *Store) Sync(ctx context.Context, load bool) {
-	s.use(ctx, func(ctx context.Context) error { return s.syncOnce(ctx, load) })
+	s.use(ctx, false, func(ctx context.Context) error { return s.syncOnce(ctx, load) })
 }
 
 // Use calls a function with the storage, in the way of Sync.
 func (s *Store) Use(ctx context.Context, f func(context.Context, storage.Engine) error) {
-	s.use(ctx, func(ctx context.Context) error {
+	s.use(ctx, false, func(ctx context.Context) error {
 		if s.engine.IsMissing() {
 			return errNoStorage
 		}
@@ -169,8 +175,9 @@ func (s *Store) Use(ctx context.Context, f func(context.Context, storage.Engine)
 	})
 }
 
-// use lets a function use the storage, one at a time.
-func (s *Store) use(ctx context.Context, f func(context.Context) error) {
+// use lets a function use the storage, one at a time. With patient set it waits for longer
+// than Timeout while the storage answers.
+func (s *Store) use(ctx context.Context, patient bool, f func(context.Context) error) {
 	patience := time.NewTimer(Timeout)
 	defer patience.Stop()
 	select {
@@ -189,11 +196,28 @@ func (s *Store) use(ctx context.Context, f func(context.Context) error) {
 		defer cancel()
 		s.reportFailure(f(ctx))
 	}()
+	for {
+		select {
+		case <-done:
+			return
+		case <-s.going:
+			if patient {
+				patience.Reset(Timeout)
+			}
+			continue
+		case <-patience.C:
+			s.reportFailure(errNoAnswer)
+		case <-ctx.Done():
+		}
+		return
+	}
+}
+
+// goOn says that the storage has answered one of many uses.
+func (s *Store) goOn() {
 	select {
-	case <-done:
-	case <-patience.C:
-		s.reportFailure(errNoAnswer)
-	case <-ctx.Done():
+	case s.going <- struct{}{}:
+	default:
 	}
 }
 
@@ -241,9 +265,7 @@ func (s *Store) syncOnce(ctx context.Context, load bool) error {
 	}
 	errs := s.writeAll(ctx)
 	if s.IsFleet() {
-		missed, err := s.look(ctx, load)
-		errs = append(errs, err)
-		load = load || missed
+		errs = append(errs, s.look(ctx, load))
 	}
 	if load {
 		if err := s.load(ctx); err != nil {
@@ -258,17 +280,32 @@ func (s *Store) syncOnce(ctx context.Context, load bool) error {
 
 // writeAll stores what is yet to be stored.
 func (s *Store) writeAll(ctx context.Context) (errs []error) {
-	for _, address := range s.set.toStore() {
-		if err := s.write(ctx, address); err != nil {
-			errs = append(errs, err)
-		}
+	addresses := s.set.toStore()
+	var mu sync.Mutex // guards errs
+	var writing sync.WaitGroup
+	next := make(chan string)
+	for range min(writers, len(addresses)) {
+		writing.Go(func() {
+			for address := range next {
+				err := s.write(ctx, address)
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
+				s.goOn()
+			}
+		})
 	}
+	for _, address := range addresses {
+		next <- address
+	}
+	close(next)
+	writing.Wait()
 	return errs
 }
 
-// look exchanges news with the other members. It reports whether more may have changed than
-// the news say.
-func (s *Store) look(ctx context.Context, all bool) (missed bool, err error) {
+// look exchanges news with the other members. More may have changed than the news say: then
+// all is to be read again.
+func (s *Store) look(ctx context.Context, all bool) error {
 	var errs []error
 	if s.fellows != nil {
 		errs = append(errs, s.fellows.Announce(ctx, s.engine, s.board))
@@ -277,9 +314,13 @@ func (s *Store) look(ctx context.Context, all bool) (missed bool, err error) {
 	errs = append(errs, err)
 	s.mu.Lock()
 	s.reads.owe(fresh)
+	s.reads.missed = s.reads.missed || missed
 	s.mu.Unlock()
-	if s.fellows != nil {
-		errs = append(errs, s.fellows.Follow(ctx, s.engine, s.board, fresh, all || missed))
+	if missed {
+		s.Wake()
 	}
-	return missed, errors.Join(errs...)
+	if s.fellows != nil {
+		errs = append(errs, s.fellows.Follow(ctx, s.engine, s.board, fresh, all))
+	}
+	return errors.Join(errs...)
 }
