@@ -97,30 +97,66 @@ func TestFleetWait_EndsWhenAllMembersAreQuiet(t *testing.T) {
 		waits        []*view.Wait
 		stdout, says string // says is the error
 	}{
-		{"drain a:80 --wait 60s", `{"mode":"drain","wait":"1m10s"}`, allLive, []*view.Wait{busy, settling, done},
-			"a:80: drain\na:80: all 2 members of the fleet shops are quiet: nothing is in flight\n", ""},
-		{"maintenance a:80 --wait 1500ms", `{"mode":"maintenance","wait":"11.5s"}`, alone, []*view.Wait{done},
-			"a:80: maintenance\na:80: the only member of the fleet shops is quiet: nothing is in flight\n", ""},
-		{"drain a:80 --wait 24h", `{"mode":"drain","wait":"24h0m0s"}`, allLive, []*view.Wait{bound},
-			"a:80: drain\na:80: all 2 members of the fleet shops are quiet: nothing is in flight, but 12 requests in the last minute of clients bound to it, which --rebind moves\n", ""},
-		{"drain a:80 --rebind --wait 60s", `{"mode":"drain","rebind":true,"wait":"1m10s"}`, allLive, []*view.Wait{bound},
-			"a:80: drain, and clients that are bound to it move\na:80: all 2 members of the fleet shops are quiet: nothing is in flight\n", ""},
-		{"drain a:80 --wait 500ms", `{"mode":"drain","wait":"10.5s"}`, threeMembers, []*view.Wait{busyAndLost},
-			"a:80: drain\n", "a:80: after 500ms, edge-7: 3 in flight; " + lost},
-		{"drain a:80 --wait 500ms", `{"mode":"drain","wait":"10.5s"}`, threeMembers, []*view.Wait{onlyLost},
-			"a:80: drain\n", "a:80: after 500ms, " + lost},
-		{"drain a:80 --wait 500ms --ignore-lost", `{"mode":"drain","wait":"10.5s"}`, threeMembers, []*view.Wait{busyAndLost},
-			"a:80: drain\n", "a:80: after 500ms, edge-7: 3 in flight"},
-		{"drain a:80 --wait 60s --ignore-lost", `{"mode":"drain","wait":"1m10s"}`, threeMembers, []*view.Wait{busyAndLost, onlyLost},
-			"a:80: drain\na:80: all 2 members of the fleet shops are quiet: nothing is in flight; ignored: " + lost + "\n", ""},
-		{"drain a:80 --wait 500ms --ignore-lost", `{"mode":"drain","wait":"10.5s"}`, threeMembers, []*view.Wait{settling},
-			"a:80: drain\n", "a:80: after 500ms, members may be there that have had no time to answer"},
-		{"drain a:80 --wait 500ms", `{"mode":"drain","wait":"10.5s"}`, threeMembers, []*view.Wait{{Bound: 1, Pending: []string{"edge\x1b[2J: 1 in flight"}}},
-			"a:80: drain\n", "a:80: after 500ms, edge?[2J: 1 in flight; 1 request in the last minute of a client bound to it, which --rebind moves"},
-		{"drain a:80 --wait 60s", `{"mode":"drain","wait":"1m10s"}`, threeMembers, []*view.Wait{busy, {Failed: notStored}},
-			"a:80: drain\n", "a:80: " + notStored},
-		{"drain a:80 --wait 60s", `{"mode":"drain","wait":"1m10s"}`, threeMembers, []*view.Wait{busy, nil},
-			"a:80: drain\n", "does not know of this wait any more: it was restarted, or is in another fleet now"},
+		{
+			"drain a:80 --wait 60s", `{"mode":"drain","wait":"1m10s"}`, allLive,
+			[]*view.Wait{busy, settling, done},
+			"a:80: drain\na:80: all 2 members of the fleet shops are quiet: nothing is in flight\n", "",
+		},
+		{
+			"maintenance a:80 --wait 1500ms", `{"mode":"maintenance","wait":"11.5s"}`, alone,
+			[]*view.Wait{done},
+			"a:80: maintenance\na:80: the only member of the fleet shops is quiet: nothing is in flight\n", "",
+		},
+		{
+			"drain a:80 --wait 24h", `{"mode":"drain","wait":"24h0m0s"}`, allLive,
+			[]*view.Wait{bound},
+			"a:80: drain\na:80: all 2 members of the fleet shops are quiet: nothing is in flight, but 12 requests in the last minute of clients bound to it, which --rebind moves\n", "",
+		},
+		{
+			"drain a:80 --rebind --wait 60s", `{"mode":"drain","rebind":true,"wait":"1m10s"}`, allLive,
+			[]*view.Wait{bound},
+			"a:80: drain, and clients that are bound to it move\na:80: all 2 members of the fleet shops are quiet: nothing is in flight\n", "",
+		},
+		{
+			"drain a:80 --wait 500ms", `{"mode":"drain","wait":"10.5s"}`, threeMembers,
+			[]*view.Wait{busyAndLost},
+			"a:80: drain\n", "a:80: after 500ms, edge-7: 3 in flight; " + lost,
+		},
+		{
+			"drain a:80 --wait 500ms", `{"mode":"drain","wait":"10.5s"}`, threeMembers,
+			[]*view.Wait{onlyLost},
+			"a:80: drain\n", "a:80: after 500ms, " + lost,
+		},
+		{
+			"drain a:80 --wait 500ms --ignore-lost", `{"mode":"drain","wait":"10.5s"}`, threeMembers,
+			[]*view.Wait{busyAndLost},
+			"a:80: drain\n", "a:80: after 500ms, edge-7: 3 in flight",
+		},
+		{
+			"drain a:80 --wait 60s --ignore-lost", `{"mode":"drain","wait":"1m10s"}`, threeMembers,
+			[]*view.Wait{busyAndLost, onlyLost},
+			"a:80: drain\na:80: all 2 members of the fleet shops are quiet: nothing is in flight; ignored: " + lost + "\n", "",
+		},
+		{
+			"drain a:80 --wait 500ms --ignore-lost", `{"mode":"drain","wait":"10.5s"}`, threeMembers,
+			[]*view.Wait{settling},
+			"a:80: drain\n", "a:80: after 500ms, members may be there that have had no time to answer",
+		},
+		{
+			"drain a:80 --wait 500ms", `{"mode":"drain","wait":"10.5s"}`, threeMembers,
+			[]*view.Wait{{Bound: 1, Pending: []string{"edge\x1b[2J: 1 in flight"}}},
+			"a:80: drain\n", "a:80: after 500ms, edge?[2J: 1 in flight; 1 request in the last minute of a client bound to it, which --rebind moves",
+		},
+		{
+			"drain a:80 --wait 60s", `{"mode":"drain","wait":"1m10s"}`, threeMembers,
+			[]*view.Wait{busy, {Failed: notStored}},
+			"a:80: drain\n", "a:80: " + notStored,
+		},
+		{
+			"drain a:80 --wait 60s", `{"mode":"drain","wait":"1m10s"}`, threeMembers,
+			[]*view.Wait{busy, nil},
+			"a:80: drain\n", "does not know of this wait any more: it was restarted, or is in another fleet now",
+		},
 		{"drain a:80 --wait 25h", "", threeMembers, []*view.Wait{busy}, "", "--wait must not be longer than 24h in a fleet"},
 	} {
 		caddy := &memberCaddy{fleet: tc.fleet, waits: tc.waits, row: serving}

@@ -104,15 +104,15 @@ func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member) *view.Wait {
 	}
 	switch {
 	case !w.done.IsZero():
-		return &view.Wait{Done: true, Pending: []string{}, Lost: []string{}, Bound: row.Bound}
+		return &view.Wait{Done: true, Quiet: true, Pending: []string{}, Lost: []string{}, Bound: row.Bound}
 	case f.problem != "":
 		row.Failed = "only this Caddy is known: " + f.problem
 	case set == nil || !set.Changed.Equal(w.entry.At):
 		row.Failed = fmt.Sprintf("its mode was changed meanwhile, to %s", set.ModeNow())
 	case len(row.Pending) == 0 && w.lists < 2:
 		row.Pending = append(row.Pending, "members that joined meanwhile are looked for")
-	case len(row.Pending) == 0 && len(row.Lost) == 0:
-		row.Done = true
+	case len(row.Pending) == 0:
+		row.Quiet, row.Done = true, len(row.Lost) == 0
 	}
 	return row
 }
