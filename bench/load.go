@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	vegeta "github.com/tsenart/vegeta/v12/lib"
@@ -27,6 +28,7 @@ type result struct {
 	status  int           // 0 if there was no answer
 	from    string        // the upstream that answered
 	again   bool          // the client sent it twice, because a kept connection ended without an answer
+	dropped bool          // a new connection ended without an answer
 }
 
 func (r result) ok() bool { return r.status == http.StatusOK }
@@ -48,7 +50,7 @@ func attack(ctx context.Context, url string, rate int, during time.Duration) []r
 		if r.Timestamp.Before(due) {
 			due = r.Timestamp
 		}
-		results = append(results, result{due, r.Timestamp.Add(r.Latency).Sub(due), int(r.Code), string(r.Body), r.Headers.Get(againHeader) != ""})
+		results = append(results, result{due, r.Timestamp.Add(r.Latency).Sub(due), int(r.Code), string(r.Body), r.Headers.Get(againHeader) != "", r.Code == 0 && isDrop(r.Error)})
 	}
 	return inOrder(results)
 }
@@ -155,6 +157,22 @@ func (a attentive) RoundTrip(r *http.Request) (*http.Response, error) {
 func failures(results []result) (n int) {
 	for _, r := range results {
 		if !r.ok() {
+			n++
+		}
+	}
+	return n
+}
+
+// isDrop reports whether the error of a request says that its connection ended. Go's client
+// sends a request again by itself if the connection was a kept one, so it was new.
+func isDrop(problem string) bool {
+	return strings.HasSuffix(problem, ": EOF") || strings.HasSuffix(problem, syscall.ECONNRESET.Error())
+}
+
+// drops counts the results of requests whose new connection ended without an answer.
+func drops(results []result) (n int) {
+	for _, r := range results {
+		if r.dropped {
 			n++
 		}
 	}

@@ -20,9 +20,9 @@ const toNotice = 6 * time.Second
 // start HAProxy checks the first upstream at once, and the others one after the other
 // within the interval.
 func (b *bench) reloads(ctx context.Context) error {
-	t := b.table("Reload every second", fmt.Sprintf("The load is %d requests a second for %s in a round (%s), over three upstreams, without retries. The last upstream answers all requests and probes with 503. nginx of Debian has no health checks, so it does not know this, with a reload or without, and sends the dead upstream its share. HAProxy could read its state from a file that a script saves before each reload; this is not configured here. A reload of nginx or HAProxy counts when all its workers are new.",
+	t := b.table("Reload every second", fmt.Sprintf("The load is %d requests a second for %s in a round (%s), over three upstreams, without retries. The last upstream answers all requests and probes with 503. nginx of Debian has no health checks, so it does not know this, with a reload or without, and sends the dead upstream its share. HAProxy could read its state from a file that a script saves before each reload; this is not configured here. A reload of nginx or HAProxy counts when all its workers are new. A server that ends can drop a connection which has just been opened, without an answer. Caddy does, whatever the policy: its listener is a new socket, and what waits at the old one is lost; and Go's server drops a request that it reads from a new connection after the end has begun. Such requests have a column of their own.",
 		b.rate/2, b.duration, rounds(b.rounds)),
-		label("proxy"), total("reloads"), total("failed requests"), total("requests to the dead upstream"), typical("p99 (ms)"))
+		label("proxy"), total("reloads"), total("failed requests"), total("dropped connections"), total("requests to the dead upstream"), typical("p99 (ms)"))
 	addresses, err := freeAddresses(ctx, 5, 3)
 	if err != nil {
 		return err
@@ -73,6 +73,6 @@ func (b *bench) reloadUnderLoad(ctx context.Context, t *table, round int, p *pro
 	if err := errors.Join(err, failed); err != nil {
 		return fmt.Errorf("%s: %w", p.name, err)
 	}
-	t.sample(round, p.name, reloads, failures(results), int(after.Requests-before.Requests), milliseconds(percentile(results, 99)))
+	t.sample(round, p.name, reloads, failures(results)-drops(results), drops(results), int(after.Requests-before.Requests), milliseconds(percentile(results, 99)))
 	return nil
 }

@@ -7,12 +7,15 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
+	"github.com/caddy-alive/caddy-alive/internal/fleet"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // Registry has the balancers of one config, and starts and stops their probes.
@@ -24,12 +27,13 @@ type Registry struct {
 	Events   *telemetry.Queue
 	Logger   *zap.Logger
 	Exiting  <-chan struct{} // closed when the process begins to exit
+	Fleet    Fleet           // what is known of other members, nil without a fleet
+	Part     *fleet.Part     // how this config takes part in it, nil without
 
 	beside        atomic.Bool // it has started beside another, and its config not yet as a whole
 	configStarted signal      // given when the config has started as a whole
 	stopOnce      sync.Once   // of stopProbes
-	working       sync.WaitGroup
-	stop          context.CancelFunc // ends working; nil before the start
+	background    background
 	carried       carriedWeights
 	// carryOver is used while the config is provisioned, one balancer after the other.
 	carryOver monitor.CarryOver
@@ -37,6 +41,27 @@ type Registry struct {
 	mu        sync.Mutex // guards what follows
 	balancers []*Balancer
 	started   bool
+}
+
+// background are the goroutines of a registry.
+type background struct {
+	sync.WaitGroup
+	stop context.CancelFunc // ends them; nil before the start
+}
+
+// Fleet is what this Caddy knows of all members of its fleet, itself included. Its methods
+// are safe for concurrent use, and only Wait waits for the storage.
+type Fleet interface {
+	// View returns what is known of all members. For an upstream, which can be empty, it also
+	// has what each of them says of the newest wait.
+	View(upstream string) view.Fleet
+	// DownAt returns at how many live members an upstream is down, and how many there are. Of
+	// this one, here says whether it is.
+	DownAt(upstream string, here bool) (down, members int)
+	// Wait announces to all members that this one waits for an upstream, for so long at most.
+	// It returns when that is stored, or with an error that says that only this Caddy is
+	// known.
+	Wait(ctx context.Context, upstream string, longest time.Duration) error
 }
 
 // signal is given once.
@@ -167,9 +192,12 @@ func (r *Registry) Start() {
 	running.registries = append(running.registries, r)
 	running.Unlock()
 	ctx, stop := context.WithCancel(context.Background())
-	r.stop = stop
-	r.working.Go(func() { r.Store.Run(ctx) })
-	r.working.Go(func() { r.keepSettings(ctx) })
+	r.background.stop = stop
+	if r.Part != nil {
+		r.Part.Start(ctx)
+	}
+	r.background.Go(func() { r.Store.Run(ctx) })
+	r.background.Go(func() { r.keepSettings(ctx) })
 }
 
 // ConfigStarted says that the config has started as a whole.
@@ -210,10 +238,13 @@ func (r *Registry) Stop() {
 // Close ends what Start began. It may follow without a start.
 func (r *Registry) Close() {
 	r.stopProbes()
-	if r.stop != nil {
-		r.stop()
-		r.working.Wait()
+	if r.background.stop != nil {
+		r.background.stop()
+		r.background.Wait()
 		r.carried.storeCarried(r)
+		if r.Part != nil {
+			r.Part.Stop(context.Background())
+		}
 		r.Store.Wait()
 	}
 	r.carried.drop(r.Settings)

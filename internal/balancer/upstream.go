@@ -141,6 +141,11 @@ func (b *Balancer) hooks() monitor.Hooks {
 		Emit: func(upstream string, check *monitor.Check, change health.Transition) {
 			events.StatusChanged(upstream, check.Label, change)
 		},
+		Found: func(upstream string, check *monitor.Check, status health.Status, changed bool) {
+			if p := b.registry.Part; p != nil {
+				p.Found(upstream, check.Label, status, changed)
+			}
+		},
 		Stale: func(m *monitor.Monitor) bool { return b.isStale(m.Upstream.Dial) && isStaleElsewhere(m) },
 	}
 }

@@ -4,24 +4,6 @@ package health
 
 import "time"
 
-// schedule is when probes begin, from the first driver that is attached to the last one
-// that is detached. One timer does everything: it begins the next probe, and fires for the
-// heartbeats of the one in flight. All is guarded by Target.mu.
-type schedule struct {
-	timer     *time.Timer
-	due       time.Time     // when the next probe is due
-	slot      slot          // of due
-	atOnce    bool          // the next probe follows the one in flight at once
-	probing   bool          // a probe is in flight, or its result is being delivered
-	attempt   *attempt      // the probe in flight, nil if there is none
-	spread    bool          // the first interval is over, or its length has been decided
-	delayed   bool          // the next probe was overdue, and was put off to be spread again
-	early     early         // whether the next probe begins before its turn
-	turn      turn          // when it would be
-	postponed bool          // the next probe waits for a straggler
-	idle      chan struct{} // closed when probing ends; nil unless detach waits for it
-}
-
 // startSchedule starts the probes, the first of them after a delay. t.mu must be held.
 func (t *Target) startSchedule(delay time.Duration) {
 	s := &schedule{due: time.Now().Add(delay)}
@@ -56,28 +38,6 @@ func (t *Target) stopSchedule() (delivered, ended <-chan struct{}) {
 	}
 	t.requeue(nil)
 	return delivered, ended
-}
-
-// arm sets when the next probe begins.
-func (s *schedule) arm(at time.Time) {
-	slots.free(&s.slot)
-	s.due, s.postponed, s.delayed, s.early = at, false, false, inTurn
-	s.timer.Reset(time.Until(at))
-}
-
-// armSlot sets that the next probe begins at a slot that was taken.
-func (s *schedule) armSlot(at time.Time, taken slot) {
-	s.arm(at)
-	s.slot = taken
-}
-
-// probeNow makes the next probe begin at once, or right after the one in flight.
-func (s *schedule) probeNow() {
-	if s.probing {
-		s.atOnce = true
-	} else {
-		s.arm(time.Now())
-	}
 }
 
 // armEarly sets that the next probe begins before its turn, but no sooner than a part of
@@ -126,15 +86,6 @@ func (t *Target) admit(s *schedule, now time.Time) bool {
 	case inTurn, admitted:
 	}
 	return true
-}
-
-// discard cancels the probe in flight. Its result counts for nothing.
-func (s *schedule) discard(now time.Time) {
-	a := s.attempt
-	a.discarded = true
-	a.cancel()
-	a.heartbeat.end(now)
-	s.timer.Reset(a.heartbeat.due.Sub(now))
 }
 
 // fire is called when the timer of a schedule fires: for a heartbeat of the probe in
@@ -352,7 +303,11 @@ func (t *Target) interval(now time.Time) time.Duration {
 	if t.state.status == Down && t.burst.conviction.isRecent(now, &t.settings) {
 		return t.settings.FastInterval
 	}
-	return t.state.interval(&t.settings)
+	interval := t.state.interval(&t.settings)
+	if s := t.schedule; s != nil && s.thin > 1 && t.state.isCertain() {
+		return max(interval, min(interval*time.Duration(s.thin), maxThin))
+	}
+	return interval
 }
 
 // scheduleNext sets when the next probe begins, after the one before is over: at a time,

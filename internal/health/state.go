@@ -108,3 +108,15 @@ func (s *state) interval(set *Settings) time.Duration {
 	}
 	return set.Interval
 }
+
+// startState is how far the start of a target is.
+type startState int
+
+const (
+	// notStarted: no driver was ever attached.
+	notStarted startState = iota
+	// startAtOnce: the same, and the first probe is to begin without a delay.
+	startAtOnce
+	// started: a driver was attached.
+	started
+)

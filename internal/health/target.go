@@ -42,18 +42,6 @@ type Target struct {
 	began       time.Time // when the last probe began, the zero time before the first
 }
 
-// startState is how far the start of a target is.
-type startState int
-
-const (
-	// notStarted: no driver was ever attached.
-	notStarted startState = iota
-	// startAtOnce: the same, and the first probe is to begin without a delay.
-	startAtOnce
-	// started: a driver was attached.
-	started
-)
-
 // ErrEnded says that no more probes are made.
 var ErrEnded = errors.New("the probes have ended")
 
@@ -178,6 +166,9 @@ func (t *Target) brief() View {
 	return v
 }
 
+// FailsInRow returns how many probes have failed since the last one that passed.
+func (t *Target) FailsInRow() int { return t.Brief().Fails }
+
 // LastFailed returns when the last probe that failed began, the zero time if none did.
 func (t *Target) LastFailed() time.Time {
 	t.mu.Lock()
@@ -275,6 +266,17 @@ func (t *Target) ProbeNow() {
 		return
 	}
 	t.armEarly(optional, time.Now())
+}
+
+// Thin makes the probes factor times as far apart while the status is certain, 5 minutes at
+// most: others probe the same, and accuse the target if it fails there. 1 takes it back. It
+// has no effect while no probes run.
+func (t *Target) Thin(factor int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s := t.schedule; s != nil && max(s.thin, 1) != factor {
+		t.thinOut(s, factor, time.Now())
+	}
 }
 
 // Check probes at once, or as soon as the probe in flight is over, on a fresh

@@ -103,6 +103,9 @@ type Hooks struct {
 	Counters func(upstream string, check *Check) (Counters, error)
 	// Emit emits the event of a change. It may be nil.
 	Emit func(upstream string, check *Check, change health.Transition)
+	// Found is told that a target has failed twice in a row, or that its status changed. It
+	// may be nil.
+	Found func(upstream string, check *Check, status health.Status, changed bool)
 	// Answers returns how many requests the upstream has answered so far. It may be nil.
 	Answers func() uint64
 	// Stale reports whether no handler has the upstream of a monitor at present. It may be
@@ -222,6 +225,9 @@ func (m *Monitor) newDriver(hooks Hooks, limit *warningLimit) health.Driver {
 		Probed: func(result health.Result) {
 			counters.Probed(result)
 			log.probed(result)
+			if !result.Passed() && hooks.Found != nil && m.Target.FailsInRow() == 2 {
+				hooks.Found(m.Upstream.Address, m.Check, m.Target.Status(), false)
+			}
 		},
 		Inconclusive: func(why *health.InconclusiveError) {
 			counters.Inconclusive()
@@ -229,6 +235,9 @@ func (m *Monitor) newDriver(hooks Hooks, limit *warningLimit) health.Driver {
 		},
 		Report: func(change health.Transition) {
 			counters.Changed(change)
+			if hooks.Found != nil && change.From != change.To {
+				hooks.Found(m.Upstream.Address, m.Check, change.To, true)
+			}
 			stale := hooks.Stale != nil && hooks.Stale(m)
 			log.changed(change, stale)
 			// That a stale upstream is down is no alarm. That it is up is an event, since an

@@ -12,8 +12,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-
-	"github.com/caddy-alive/caddy-alive/internal/storage"
 )
 
 const (
@@ -30,6 +28,16 @@ const (
 	// waitGrace is how much longer than it lasts a wait of another member is kept.
 	waitGrace = 10 * time.Second
 )
+
+// Storage is where the news are stored.
+type Storage interface {
+	// Load returns the value of a key, nil if there is none.
+	Load(ctx context.Context, key string, most int, stat bool) ([]byte, error)
+	// IsTooLong reports whether an error of Load says that the value is longer than most.
+	IsTooLong(err error) bool
+	// Store stores the value of a key.
+	Store(ctx context.Context, key string, value []byte) error
+}
 
 // Board is the news as one member knows them. Look is called by one goroutine at a time.
 type Board struct {
@@ -110,9 +118,9 @@ func (b *Board) isOver(e *Entry, now time.Time) bool {
 // Look reads the news, and writes what this member adds. It returns the entries of others
 // that were not there at the last look; at the first look, none. If missed is set, more may
 // have happened than the news say.
-func (b *Board) Look(ctx context.Context, engine storage.Engine) (fresh []Entry, missed bool, err error) {
+func (b *Board) Look(ctx context.Context, engine Storage) (fresh []Entry, missed bool, err error) {
 	text, err := engine.Load(ctx, b.key, maxSize, false)
-	if err != nil && !errors.Is(err, storage.ErrTooLong) {
+	if err != nil && !engine.IsTooLong(err) {
 		return nil, false, err
 	}
 	b.mu.Lock()

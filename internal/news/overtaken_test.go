@@ -4,30 +4,20 @@ package news
 
 import (
 	"context"
-	"io/fs"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
-
-	"github.com/caddy-alive/caddy-alive/internal/storage"
 )
 
 // one is a storage with one value.
-type one struct {
-	certmagic.Storage
-	value []byte
-}
+type one struct{ value []byte }
 
-func (s *one) Load(context.Context, string) ([]byte, error) {
-	if s.value == nil {
-		return nil, fs.ErrNotExist
-	}
-	return s.value, nil
-}
+func (s *one) Load(context.Context, string, int, bool) ([]byte, error) { return s.value, nil }
+
+func (s *one) IsTooLong(error) bool { return false }
 
 func (s *one) Store(_ context.Context, _ string, value []byte) error {
 	s.value = value
@@ -39,11 +29,10 @@ func (s *one) Store(_ context.Context, _ string, value []byte) error {
 func TestBoard_OvertakenEntryIsWrittenAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stored := new(one)
-		engine := storage.New(stored)
 		board := NewBoard("news", zap.NewNop())
 		look := func() (missed bool) {
 			t.Helper()
-			_, missed, err := board.Look(t.Context(), engine)
+			_, missed, err := board.Look(t.Context(), stored)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -79,7 +68,7 @@ func TestBoard_RepairsAreLimited(t *testing.T) {
 		repairs := 0
 		for i := range 100 {
 			stored.value = nil
-			_, missed, err := board.Look(t.Context(), storage.New(stored))
+			_, missed, err := board.Look(t.Context(), stored)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -17,7 +17,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/caddy-alive/caddy-alive/internal/news"
-	"github.com/caddy-alive/caddy-alive/internal/storage"
 )
 
 const (
@@ -187,7 +186,7 @@ var errAhead = errors.New("its time is more than a day ahead of the clock of thi
 // read returns a stored setting, nil if there is none that makes sense.
 func (s *Store) read(ctx context.Context, key string) (*Setting, error) {
 	text, err := s.engine.Load(ctx, key, maxStored, true)
-	if err != nil && !errors.Is(err, storage.ErrTooLong) || text == nil && err == nil {
+	if err != nil && !s.engine.IsTooLong(err) || text == nil && err == nil {
 		return nil, err
 	}
 	var setting *Setting

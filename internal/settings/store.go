@@ -153,10 +153,24 @@ func (s *Store) isDue(now time.Time) bool {
 }
 
 // Sync stores what is yet to be stored, and looks at the news. With load it also reads all
-// that is stored. It
-// returns when that is done, after Timeout, or when the context ends: it then goes on in
-// the background, and Wait waits for it.
+// that is stored. It returns when that is done, after Timeout, or when the context ends: it
+// then goes on in the background, and Wait waits for it.
 func (s *Store) Sync(ctx context.Context, load bool) {
+	s.use(ctx, func(ctx context.Context) error { return s.syncOnce(ctx, load) })
+}
+
+// Use calls a function with the storage, in the way of Sync.
+func (s *Store) Use(ctx context.Context, f func(context.Context, storage.Engine) error) {
+	s.use(ctx, func(ctx context.Context) error {
+		if s.engine.IsMissing() {
+			return errNoStorage
+		}
+		return f(ctx, s.engine)
+	})
+}
+
+// use lets a function use the storage, one at a time.
+func (s *Store) use(ctx context.Context, f func(context.Context) error) {
 	patience := time.NewTimer(Timeout)
 	defer patience.Stop()
 	select {
@@ -173,7 +187,7 @@ func (s *Store) Sync(ctx context.Context, load bool) {
 		defer close(done)
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), backgroundTimeout)
 		defer cancel()
-		s.reportFailure(s.syncOnce(ctx, load))
+		s.reportFailure(f(ctx))
 	}()
 	select {
 	case <-done:

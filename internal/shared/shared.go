@@ -58,4 +58,9 @@ var (
 	// Value: the settings by address. Owner: the app of each config. They outlive a config
 	// so that a reload does not lose what could not be stored.
 	Settings = caddy.NewUsagePool()
+
+	// Fleets are what is known of the members of fleets. Key: where the settings of the fleet
+	// are stored. Value: a fleet.Fleet. Owner: the app of each config. They outlive a config
+	// so that a reload is no new member, and ends no wait.
+	Fleets = caddy.NewUsagePool()
 )

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/certmagic"
@@ -31,19 +32,22 @@ func New(storage certmagic.Storage) Engine { return Engine{storage} }
 // IsMissing reports whether there is none.
 func (e Engine) IsMissing() bool { return e.storage == nil }
 
-// List returns the keys below a prefix, none if there are none. Each ends with the suffix.
+// List returns the keys below a prefix in their order, none if there are none. Each ends with
+// the suffix. What is listed need not be there.
 //
 // Engines differ in what a list has. That of S3 has what is further below only if the list
 // is recursive; that of Postgres has keys of other prefixes that begin with the same letters;
-// that of Consul fails with fs.ErrNotExist if it is empty. A recursive list, which is
-// filtered here, works with all of them.
+// that of Consul fails with fs.ErrNotExist if it is empty; that of Redis can have a key twice.
+// A recursive list, which is filtered here, works with all of them.
 func (e Engine) List(ctx context.Context, prefix, suffix string) ([]string, error) {
 	found, err := e.list(ctx, prefix, true)
-	if err != nil {
-		var again error
-		if found, again = e.list(ctx, prefix, false); again != nil {
-			return nil, err
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // one that breaks off does so again
+		if flat, again := e.list(ctx, prefix, false); again == nil && !hasFolder(flat, prefix) {
+			found, err = flat, nil
 		}
+	}
+	if err != nil {
+		return nil, err
 	}
 	keys := make([]string, 0, len(found))
 	for _, key := range found {
@@ -52,14 +56,30 @@ func (e Engine) List(ctx context.Context, prefix, suffix string) ([]string, erro
 			keys = append(keys, key)
 		}
 	}
-	return keys, nil
+	slices.Sort(keys)
+	return slices.Compact(keys), nil
 }
+
+// hasFolder reports whether a list has the folder of the prefix in place of what is in it.
+func hasFolder(keys []string, prefix string) bool {
+	return slices.ContainsFunc(keys, func(key string) bool { return strings.TrimPrefix(key, "/") == prefix+"/" })
+}
+
+// errEmptyKey is what is wrong with a list of a storage that takes the error in place of a
+// key for a key.
+var errEmptyKey = errors.New("the list has an empty key, as that of an S3 storage has after an error")
 
 // list returns what the engine lists, nothing if it says that there is nothing.
 func (e Engine) list(ctx context.Context, prefix string, recursive bool) (keys []string, err error) {
 	some := false
 	for range listTries {
 		keys, err = e.storage.List(ctx, prefix, recursive)
+		if ctx.Err() != nil {
+			return nil, ctx.Err() // which some report as if there were nothing
+		}
+		if err == nil && slices.Contains(keys, "") {
+			return nil, errEmptyKey
+		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return keys, err
 		}
@@ -87,6 +107,8 @@ func (e Engine) Load(ctx context.Context, key string, most int, stat bool) ([]by
 	}
 	text, err := e.storage.Load(ctx, key)
 	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, ctx.Err() // which some report as if there were nothing
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
 	case err != nil:
@@ -99,6 +121,9 @@ func (e Engine) Load(ctx context.Context, key string, most int, stat bool) ([]by
 	return text, nil
 }
 
+// IsTooLong reports whether an error says that a value is too long.
+func (Engine) IsTooLong(err error) bool { return errors.Is(err, ErrTooLong) }
+
 func tooLong(most int) error { return fmt.Errorf("%w: more than %d bytes", ErrTooLong, most) }
 
 // Store stores the value of a key.
@@ -108,8 +133,20 @@ func (e Engine) Store(ctx context.Context, key string, value []byte) error {
 
 // Delete deletes a key. That it is not there is no error.
 func (e Engine) Delete(ctx context.Context, key string) error {
-	if err := e.storage.Delete(ctx, key); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := e.storage.Delete(ctx, key)
+	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return nil
+	// That of Consul says so of each error, but only if it deletes.
+	_, there := e.storage.Load(ctx, key)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(there, fs.ErrNotExist):
+		return nil
+	case there != nil:
+		return there
+	default:
+		return err // it is there
+	}
 }

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fleet
+
+import (
+	"context"
+	"errors"
+	"path"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
+	"github.com/caddy-alive/caddy-alive/internal/news"
+	"github.com/caddy-alive/caddy-alive/internal/storage"
+)
+
+// readers is how many members are read at once.
+const readers = 16
+
+// acks returns what this member says of addresses, by hash.
+func (p *Part) acks(addresses map[string]string, now time.Time) map[string]ack {
+	if len(addresses) == 0 {
+		return nil
+	}
+	acks := make(map[string]ack, len(addresses))
+	for hash, address := range addresses {
+		set := p.config.Set.Of(address)
+		if address == "" || set == nil {
+			continue // what is waited for has not come here yet
+		}
+		a := ack{Revision: set.Changed}
+		a.InFlight, a.Bound, a.Gets = p.config.Local.Requests(address)
+		p.fleet.mu.Lock()
+		since := p.fleet.waits.follows(hash, a.Revision, now)
+		p.fleet.mu.Unlock()
+		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(since) >= p.config.Every
+		acks[hash] = a
+	}
+	return acks
+}
+
+// write returns what this member stores of itself.
+func (p *Part) write(acks map[string]ack, now time.Time) ([]byte, value) {
+	f := p.fleet
+	notUpHere, targets := p.config.Local.NotUp(), p.config.Local.Targets()
+	f.mu.Lock()
+	v := value{
+		Version: valueVersion, Fleet: p.config.Fleet, ID: f.id, Name: p.config.Member,
+		Seq: f.roster.own.Seq + 1, Seconds: f.roster.period().Seconds(), Since: f.since, At: now.UTC(),
+	}
+	f.mu.Unlock()
+	if p.config.Probers > 0 {
+		ids := make([]uint64, 0, len(targets))
+		for _, t := range targets {
+			ids = append(ids, targetID(t.Upstream, t.Check))
+		}
+		v.setTargets(ids)
+	}
+	text, err := v.encode(notUpHere, acks)
+	if err != nil { // no value of it can cause that
+		p.config.Logger.Error("encoding what this member of the fleet stores", zap.Error(err))
+	}
+	return text, v
+}
+
+// list returns the IDs of all members in the storage.
+func (p *Part) list(ctx context.Context, engine storage.Engine) (ids []string, err error) {
+	keys, err := engine.List(ctx, p.memberPrefix(), ".json")
+	for _, key := range keys {
+		if id, ok := isKey(path.Base(key)); ok && key == p.memberKey(id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, err
+}
+
+// read reads members and takes over what they have stored.
+func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) error {
+	var mu sync.Mutex // guards what follows
+	found := make(map[string]*value, len(ids))
+	var errs []error
+	var reading sync.WaitGroup
+	next := make(chan string)
+	for range min(readers, len(ids)) {
+		reading.Go(func() {
+			for id := range next {
+				v, err := p.readOne(ctx, engine, id)
+				mu.Lock()
+				if err != nil {
+					errs = append(errs, err)
+				} else {
+					found[id] = v
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for _, id := range ids {
+		next <- id
+	}
+	close(next)
+	reading.Wait()
+	f := p.fleet
+	f.mu.Lock()
+	f.roster.take(found, time.Now())
+	missing, crowded := f.roster.missing, f.roster.crowded
+	f.roster.crowded = false
+	f.mu.Unlock()
+	if crowded {
+		p.warnOnce("", "the fleet has more members than are followed", zap.Int("most", maxMembers))
+	}
+	if missing && slices.Contains(ids, f.id) {
+		errs = append(errs, errNotReadBack)
+	}
+	return errors.Join(errs...)
+}
+
+var errNotReadBack = errors.New("what this member has stored of itself is not there")
+
+// readOne reads a member: nil if there is none that makes sense.
+func (p *Part) readOne(ctx context.Context, engine storage.Engine, id string) (*value, error) {
+	text, err := engine.Load(ctx, p.memberKey(id), maxValue, false)
+	if text == nil && err == nil {
+		return nil, nil
+	}
+	var v *value
+	if err == nil {
+		v, err = parseValue(text, p.config.Fleet, id)
+	} else if !engine.IsTooLong(err) {
+		return nil, err
+	}
+	if err != nil {
+		p.warnOnce(id, "ignoring a member of the fleet: what it has stored is not valid", zap.String("key", p.memberKey(id)), zap.Error(err))
+		return nil, nil
+	}
+	return v, nil
+}
+
+// warnOnce logs a warning once for each member.
+func (p *Part) warnOnce(id, text string, fields ...zap.Field) {
+	f := p.fleet
+	f.mu.Lock()
+	logged := f.roster.invalid[id]
+	f.roster.invalid[id] = true
+	f.mu.Unlock()
+	if !logged {
+		p.config.Logger.Warn(text, fields...)
+	}
+}
+
+// forget deletes the members that are lost for long, or came back by another ID.
+func (p *Part) forget(ctx context.Context, engine storage.Engine) error {
+	f := p.fleet
+	f.mu.Lock()
+	ids := f.roster.drop(time.Now())
+	f.mu.Unlock()
+	var errs []error
+	for _, id := range ids {
+		errs = append(errs, engine.Delete(ctx, p.memberKey(id)))
+	}
+	return errors.Join(errs...)
+}
+
+// follow probes what others doubt.
+func (p *Part) follow(fresh []news.Entry, _ *news.Board) {
+	doubts := slices.DeleteFunc(slices.Clone(fresh), func(e news.Entry) bool { return e.Kind != news.Doubt })
+	if len(doubts) == 0 || p.config.Probers == 0 {
+		return
+	}
+	targets := byID(p.config.Local.Targets())
+	now := time.Now()
+	f := p.fleet
+	f.mu.Lock()
+	for _, e := range doubts {
+		f.roster.doubt(e, now)
+	}
+	f.mu.Unlock()
+	for _, e := range doubts {
+		for _, t := range targets[parseID(e.Key)] {
+			if !t.Accuse(false, func(health.Verdict) {}) && e.Status != statusDown {
+				t.ProbeNow()
+			}
+		}
+	}
+}
+
+// Found is told that a target failed twice in a row, or that its status changed. If this
+// member is one of its probers, it tells the others.
+func (p *Part) Found(upstream, check string, status health.Status, changed bool) {
+	f := p.fleet
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !p.acts() || p.config.Probers == 0 {
+		return
+	}
+	id := targetID(upstream, check)
+	if !f.sharing.isProber(id) {
+		return
+	}
+	e := news.Entry{Kind: news.Doubt, Key: formatID(id), From: f.id, Status: statusFails}
+	if changed {
+		e.Status = status.String()
+	}
+	p.store.Board().Add(e)
+}
+
+// arrange decides which targets this member probes less often, because others probe them.
+func (p *Part) arrange() {
+	f := p.fleet
+	if p.config.Probers == 0 {
+		return
+	}
+	targets := p.config.Local.Targets()
+	f.mu.Lock()
+	if !p.acts() {
+		f.mu.Unlock()
+		return
+	}
+	thin := f.sharing.arrange(f, p.config.Probers, targets, time.Now())
+	f.mu.Unlock()
+	for _, t := range thin {
+		t.Thin(t.factor)
+	}
+}

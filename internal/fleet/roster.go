@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fleet
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/news"
+)
+
+const (
+	// leastPeriod is the least time between two readings of all members. There are also
+	// periodPerMember for each of them, so that a large fleet does not read more often than a
+	// storage can bear.
+	leastPeriod     = 10 * time.Second
+	periodPerMember = 100 * time.Millisecond
+	// A member is live until it has missed livePeriods of its periods, and liveGrace.
+	livePeriods = 3
+	liveGrace   = 2 * time.Second
+	// forgetAfter is how long a lost member is remembered.
+	forgetAfter = 24 * time.Hour
+	// maxMembers bounds how many are remembered.
+	maxMembers = 1000
+	// rereads is how often all members are read at each look after the storage was gone: they
+	// write as soon as it works, but not at the same moment.
+	rereads = 3
+)
+
+// roster is what is known of the members. Fleet.mu guards it.
+type roster struct {
+	own     member             // this member, as it was last stored
+	joined  bool               // it was stored once
+	others  map[string]*member // by ID
+	invalid map[string]bool    // IDs whose values make no sense, and were logged
+	listed  time.Time          // when all were last listed
+	write   time.Time          // when to store the own value, at the latest
+	next    time.Time          // when to read all others
+	again   int                // how often to read all others at each look
+	missing bool               // the own value was not there when it was read
+	crowded bool               // more than maxMembers, which was logged
+}
+
+// member is what is known of one.
+type member struct {
+	value
+	heard time.Time // when seq was last seen to change, by the clock of this process
+	first time.Time // when it was first seen
+	flips map[uint64]flip
+}
+
+// flip is what a prober found after its value was stored.
+type flip struct {
+	status string
+	at     time.Time
+}
+
+func newRoster() roster {
+	return roster{others: make(map[string]*member), invalid: make(map[string]bool)}
+}
+
+// period is the time between two readings of all members.
+func (r *roster) period() time.Duration {
+	return max(leastPeriod, time.Duration(len(r.others)+1)*periodPerMember)
+}
+
+// isLive reports whether something new of a member was heard lately.
+func (m *member) isLive(now time.Time) bool {
+	return now.Sub(m.heard) <= livePeriods*m.every()+liveGrace
+}
+
+// size is how many members live, with this one.
+func (r *roster) size(now time.Time) int {
+	n := 1
+	for _, m := range r.others {
+		if m.isLive(now) {
+			n++
+		}
+	}
+	return n
+}
+
+// isSuperseded reports whether a member that is lost has come back by another ID: a live one
+// of its name began after the last time that it was heard of. It goes by the times that both
+// wrote, since they have the same clock.
+func (r *roster) isSuperseded(lost *member, now time.Time) bool {
+	if r.own.Name == lost.Name && r.own.Since.After(lost.At) {
+		return true
+	}
+	for _, m := range r.others {
+		if m.Name == lost.Name && m.isLive(now) && m.Since.After(lost.At) {
+			return true
+		}
+	}
+	return false
+}
+
+// live returns the members that live, without this one, by name.
+func (r *roster) live(now time.Time) []*member {
+	return r.sorted(func(m *member) bool { return m.isLive(now) })
+}
+
+// lost returns the members that are lost, and not superseded, by name.
+func (r *roster) lost(now time.Time) []*member {
+	return r.sorted(func(m *member) bool { return !m.isLive(now) && !r.isSuperseded(m, now) })
+}
+
+func (r *roster) sorted(isWanted func(*member) bool) []*member {
+	members := make([]*member, 0, len(r.others))
+	for _, m := range r.others {
+		if isWanted(m) {
+			members = append(members, m)
+		}
+	}
+	slices.SortFunc(members, func(a, b *member) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
+	return members
+}
+
+// isDue reports whether this member has to store its value: it is time, or what it says of
+// upstreams that are waited for has changed.
+func (r *roster) isDue(acks map[string]ack, now time.Time) bool {
+	return !r.joined || r.missing || !now.Before(r.write) || !maps.EqualFunc(acks, r.own.Acks, ack.equal)
+}
+
+// wrote notes that this member has stored its value.
+func (r *roster) wrote(own value, now time.Time) {
+	r.own = member{value: own, heard: now}
+	r.joined, r.missing = true, false
+	r.write = now.Add(r.period())
+}
+
+// list notes which members are in the storage.
+func (r *roster) list(ids []string, now time.Time) {
+	r.listed = now
+	for id := range r.invalid {
+		if !slices.Contains(ids, id) {
+			delete(r.invalid, id)
+		}
+	}
+	for _, id := range ids {
+		r.add(id)
+	}
+}
+
+// add makes a member known, to be read.
+func (r *roster) add(id string) {
+	if id == r.own.ID || r.others[id] != nil {
+		return
+	}
+	if len(r.others) >= maxMembers {
+		r.crowded = true
+		return
+	}
+	r.others[id] = &member{}
+}
+
+// toRead returns the IDs of the members that are to be read now: all at their time or while
+// this member waits for them, and those of which the news say that they joined. After a list
+// those are read of which nothing is known yet.
+func (r *roster) toRead(fresh []news.Entry, listed, waiting bool, now time.Time) (ids []string) {
+	for _, e := range fresh {
+		if e.Kind == news.Member {
+			r.add(e.Key)
+		}
+	}
+	if waiting || r.again > 0 || !now.Before(r.next) {
+		r.again = max(0, r.again-1)
+		r.next = now.Add(r.period())
+		return append(slices.Sorted(maps.Keys(r.others)), r.own.ID)
+	}
+	for id, m := range r.others {
+		if m.first.IsZero() && (listed || isNamed(fresh, id)) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func isNamed(fresh []news.Entry, id string) bool {
+	return slices.ContainsFunc(fresh, func(e news.Entry) bool { return e.Kind == news.Member && e.Key == id })
+}
+
+// restart makes the next looks read all members, because the storage works again.
+func (r *roster) restart(now time.Time) { r.again, r.write, r.next = rereads, now, now }
+
+// take notes what members have stored, nil where there is nothing. Where this member does
+// not find what it has stored itself, the others may be missing for the same reason, and not
+// because they left.
+func (r *roster) take(found map[string]*value, now time.Time) {
+	if own, read := found[r.own.ID]; read {
+		r.missing = own == nil || own.Seq+1 < r.own.Seq // an engine may answer with the value before
+	}
+	for id, v := range found {
+		m := r.others[id]
+		switch {
+		case m == nil:
+		case v == nil:
+			if _, read := found[r.own.ID]; read && !r.missing {
+				delete(r.others, id) // it has left
+			}
+		case m.first.IsZero():
+			*m = member{value: *v, heard: now, first: now}
+		case v.Seq != m.Seq:
+			m.value, m.heard = *v, now
+		}
+	}
+}
+
+// drop removes the lost members that are to be forgotten, and returns their IDs.
+func (r *roster) drop(now time.Time) (ids []string) {
+	for id, m := range r.others {
+		if m.first.IsZero() || m.isLive(now) {
+			continue
+		}
+		old := now.Sub(m.heard) > forgetAfter || !m.At.IsZero() && now.Sub(m.At) > forgetAfter
+		if old || r.isSuperseded(m, now) {
+			delete(r.others, id)
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
