@@ -18,8 +18,12 @@ const (
 	// maxWrites is how often an entry is written that gets lost again and again. After that
 	// the others find what it says of when they read all.
 	maxWrites = 4
-	// repairInterval is the time between two repairs of news that are missing or invalid
-	// again and again.
+	// settleTime is how long an entry that is in the news can still get lost: another member
+	// may have read them before, and writes them after. The entry is looked for until then.
+	settleTime = 2 * time.Second
+	// News that are missing or invalid are repaired, at most maxRepairs times in each
+	// repairInterval, as they may be so again and again.
+	maxRepairs     = 3
 	repairInterval = 30 * time.Second
 	// waitGrace is how much longer than it lasts a wait of another member is kept.
 	waitGrace = 10 * time.Second
@@ -49,14 +53,16 @@ type Board struct {
 	pending  []pending
 	own      map[string]Entry // waits of this member that run, by ID
 	over     map[string]bool  // IDs of waits that have ended
+	repairs  int              // in the repairInterval that began at repaired
 	repaired time.Time
 	problem  string // that was logged
 }
 
-// pending is an entry of this member that was not seen in the news yet.
+// pending is an entry of this member that was not seen in the news yet, or only just now.
 type pending struct {
 	entry  Entry
 	writes int
+	wrote  time.Time // the last time
 }
 
 // NewBoard returns the board of the news at a key.
@@ -149,10 +155,13 @@ func (b *Board) follow(text []byte, err error, now time.Time) (fresh []Entry, mi
 	}
 	repair := d == nil
 	if repair {
-		if b.born != "" && now.Sub(b.repaired) < repairInterval && len(b.pending) == 0 && len(b.own) == 0 {
+		if now.Sub(b.repaired) >= repairInterval {
+			b.repairs, b.repaired = 0, now
+		}
+		if b.repairs >= maxRepairs && len(b.pending) == 0 && len(b.own) == 0 {
 			return nil, false, nil, err
 		}
-		b.repaired = now
+		b.repairs++
 		d = newDocument()
 	}
 	fresh, missed = b.compare(d, now)
@@ -215,11 +224,17 @@ func (b *Board) merge(d *document, now time.Time) (changed bool) {
 	there := d.ids()
 	left := b.pending[:0]
 	for _, p := range b.pending {
-		if there[p.entry.ID] || p.writes >= maxWrites {
+		if there[p.entry.ID] {
+			if now.Sub(p.wrote) < settleTime {
+				left = append(left, p)
+			}
+			continue
+		}
+		if p.writes >= maxWrites {
 			continue
 		}
 		d.add(p.entry)
-		p.writes++
+		p.writes, p.wrote = p.writes+1, now
 		left = append(left, p)
 		changed = true
 	}
