@@ -42,6 +42,7 @@ type roster struct {
 	next    time.Time          // when to read all others
 	again   int                // how often to read all others at each look
 	missing bool               // the own value was not there when it was read
+	refill  time.Time          // until then, others may be yet to store themselves again
 	crowded bool               // more than maxMembers, which was logged
 }
 
@@ -194,8 +195,12 @@ func isNamed(fresh []news.Entry, id string) bool {
 	return slices.ContainsFunc(fresh, func(e news.Entry) bool { return e.Kind == news.Member && e.Key == id })
 }
 
-// restart makes the next looks read all members, because the storage works again.
-func (r *roster) restart(now time.Time) { r.again, r.write, r.next = rereads, now, now }
+// restart makes the next looks read all members, because the storage works again. It may be
+// empty now.
+func (r *roster) restart(now time.Time) {
+	r.again, r.write, r.next = rereads, now, now
+	r.refill = now.Add(r.period())
+}
 
 // take notes what members have stored, nil where there is nothing. Where this member does
 // not find what it has stored itself, the others may be missing for the same reason, and not
@@ -203,13 +208,16 @@ func (r *roster) restart(now time.Time) { r.again, r.write, r.next = rereads, no
 func (r *roster) take(found map[string]*value, now time.Time) {
 	if own, read := found[r.own.ID]; read {
 		r.missing = own == nil || own.Seq+1 < r.own.Seq // an engine may answer with the value before
+		if r.missing {
+			r.refill = now.Add(r.period())
+		}
 	}
 	for id, v := range found {
 		m := r.others[id]
 		switch {
 		case m == nil:
 		case v == nil:
-			if _, read := found[r.own.ID]; read && !r.missing {
+			if _, read := found[r.own.ID]; read && !now.Before(r.refill) {
 				delete(r.others, id) // it has left
 			}
 		case m.first.IsZero():
