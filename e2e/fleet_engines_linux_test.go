@@ -10,7 +10,9 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,19 +22,56 @@ import (
 
 func init() { servers[s3Address] = serveS3 }
 
-// followTime is how long a change may take to be known at another Caddy, and healTime how
-// long it may take both to agree after the engine serves again.
 const (
+	// followTime is how long a change may take to be known at another Caddy.
 	followTime = 5 * time.Second
-	healTime   = 15 * time.Second
+	// aloneTime is how long it may take a Caddy to know that the engine does not serve.
+	aloneTime = 5 * time.Second
+	// healTime is how long it may take all to agree after the engine serves again.
+	healTime = 10 * time.Second
 )
 
 // member starts a Caddy of a fleet.
-func (e *engine) member(t *testing.T, fleet, site string) *instance {
+func (e *engine) member(t *testing.T, fleet, name string, interval time.Duration, site string) *instance {
 	t.Helper()
-	c := prepare(t, buildWithStorages, e.storage, fmt.Sprintf("alive {\n\t\tfleet %s\n\t\tsync_interval 1s\n\t}", fleet), site)
+	c := prepare(t, buildWithStorages, e.storage, fmt.Sprintf("alive {\n\t\tfleet %s\n\t\tmember %s\n\t\tsync_interval %s\n\t}", fleet, name, interval), site)
 	c.start()
 	return c
+}
+
+// known is what a Caddy says of its fleet.
+type known struct {
+	Problem string
+	Members []struct {
+		ID, Member, State string
+		Self              bool
+	}
+	Wait *struct{ Pending, Lost []string }
+}
+
+// fleet returns what a Caddy says of its fleet, and of the wait for an upstream.
+func (c *instance) fleet(upstream string) (f known) {
+	c.t.Helper()
+	query := url.Values{}
+	if upstream != "" {
+		query.Set("upstream", upstream)
+	}
+	if err := c.call(http.MethodGet, "/alive/fleet", query, "", &f); err != nil {
+		c.t.Error(err)
+	}
+	return f
+}
+
+// live returns the names of the members that a Caddy takes for live, in order.
+func (f known) live() string {
+	var names []string
+	for _, m := range f.Members {
+		if m.State == "live" {
+			names = append(names, m.Member)
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, " ")
 }
 
 // shown is what a Caddy lists of an upstream.
@@ -162,8 +201,8 @@ func traffic(t *testing.T, caddys ...*instance) (stop func() error) {
 		cancel()
 		clients.Wait()
 		for _, n := range sent {
-			if n < 10 {
-				failed = append(failed, fmt.Errorf("only %v requests were sent", sent))
+			if n == 0 {
+				failed = append(failed, fmt.Errorf("a Caddy got no requests: %v", sent))
 			}
 		}
 		return errors.Join(failed...)
@@ -178,8 +217,8 @@ func TestFleet_OnEngines(t *testing.T) {
 	onEachEngine(t, func(t *testing.T, e *engine) {
 		a, b, c := startBackend(t), startBackend(t), startBackend(t)
 		site := operated(a.addr, b.addr, c.addr)
-		one, two := e.member(t, "shops", site), e.member(t, "shops", site)
-		other := e.member(t, "shop", site)
+		one, two := e.member(t, "shops", "edge-1", time.Second, site), e.member(t, "shops", "edge-2", time.Second, site)
+		other := e.member(t, "shop", "edge-3", time.Second, site)
 		modes := map[string]string{a.addr: "ready up", b.addr: "ready up", c.addr: "ready up"}
 		within(t, patience, modes, one, two, other)
 		for upstream := range modes {
@@ -227,18 +266,35 @@ func TestFleet_OnEngines(t *testing.T) {
 			stop := traffic(t, one, two, other)
 			began := time.Now()
 			begin()
-			changes := []struct {
+			opposite := map[string]string{"ready": "drain", "drain": "ready"}
+			modes[b.addr] = opposite[modes[b.addr]]
+			var changing sync.WaitGroup
+			for _, change := range []struct {
 				at             *instance
 				upstream, mode string
-			}{{one, b.addr, "ready"}, {two, c.addr, "drain"}, {one, c.addr, "maintenance"}}
-			if modes[b.addr] == "ready" {
-				changes[0].mode = "drain"
+			}{{one, b.addr, modes[b.addr]}, {two, c.addr, "maintenance"}} {
+				changing.Go(func() {
+					if got := change.at.set(change.upstream, change.mode); !strings.HasPrefix(got, change.upstream+" "+change.mode+" ") || !strings.HasSuffix(got, " persisted:false") {
+						t.Errorf("a change during the outage: %s", got)
+					}
+				})
 			}
-			for _, change := range changes {
-				if got := change.at.set(change.upstream, change.mode); !strings.HasPrefix(got, change.upstream+" "+change.mode+" ") || !strings.HasSuffix(got, " persisted:false") {
-					t.Errorf("a change during the outage: %s", got)
-				}
-				modes[change.upstream] = change.mode
+			for _, c := range []*instance{one, two} {
+				changing.Go(func() {
+					if !poll(func() bool { return c.fleet("").Problem != "" }) {
+						t.Error("a Caddy does not know that it is alone")
+					} else if took := time.Since(began); took > aloneTime {
+						t.Errorf("a Caddy knew that it is alone after %v, want %v at most", took, aloneTime)
+					} else {
+						t.Logf("a Caddy knew that it is alone after %v", took)
+					}
+				})
+			}
+			changing.Wait()
+			// newer than what the other one has set
+			modes[c.addr] = "drain"
+			if got := one.drain(c.addr, patience); !got.ended(1, "only this Caddy is known: ") || time.Since(began) > patience/2 {
+				t.Errorf("a wait during the outage: status %d after %v: %s", got.status, time.Since(began), got.out)
 			}
 			if answered := one.answers(6); modes[b.addr] == "drain" && answered[b.addr] > 0 || answered[c.addr] > 0 {
 				t.Errorf("the modes do not apply: %v", answered)
@@ -251,6 +307,16 @@ func TestFleet_OnEngines(t *testing.T) {
 				}
 			}()
 			t.Logf("both agree %v after the outage", within(t, healTime, modes, one, two))
+			ended := time.Now()
+			eventually(t, "both know each other again", func() bool {
+				for _, c := range []*instance{one, two} {
+					if f := c.fleet(""); f.Problem != "" || f.live() != "edge-1 edge-2" {
+						return false
+					}
+				}
+				return true
+			})
+			t.Logf("both know each other again %v later", time.Since(ended))
 			untouched(t)
 			if err := stop(); err != nil {
 				t.Errorf("requests failed: %v", err)
@@ -297,5 +363,143 @@ func TestFleet_OnEngines(t *testing.T) {
 			within(t, followTime, modes, one)
 			untouched(t)
 		})
+	})
+}
+
+// slowBackend is an upstream that takes its time for /slow.
+type slowBackend struct {
+	addr string
+	mu   sync.Mutex
+	busy int
+	last time.Time // when the last slow answer ended
+}
+
+func startSlow(t *testing.T, takes time.Duration) *slowBackend {
+	s := new(slowBackend)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/slow" {
+			return
+		}
+		s.mu.Lock()
+		s.busy++
+		s.mu.Unlock()
+		time.Sleep(takes)
+		s.mu.Lock()
+		s.busy--
+		s.last = time.Now()
+		s.mu.Unlock()
+	}))
+	t.Cleanup(server.Close)
+	s.addr = server.Listener.Addr().String()
+	return s
+}
+
+// state returns how many slow requests there are, and when the last one ended.
+func (s *slowBackend) state() (busy int, last time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.busy, s.last
+}
+
+// drained says how drain with a wait ends, and when.
+type drained struct {
+	out    string
+	status int
+	at     time.Time
+}
+
+// drain drains an upstream, and waits.
+func (c *instance) drain(upstream string, most time.Duration, flags ...string) drained {
+	c.t.Helper()
+	args := append([]string{"drain", upstream, "--wait", most.String(), "--address", c.admin}, flags...)
+	out, errs, status := c.runFor(most+patience, args...)
+	return drained{out + errs, status, time.Now()}
+}
+
+// ended reports whether it ended like this: with this status, and this text in what it prints.
+func (d drained) ended(status int, text string) bool {
+	return d.status == status && strings.Contains(d.out, text)
+}
+
+// A drain with a wait at one Caddy ends after the last request that another one has in flight,
+// and not before. While a member is lost, the wait fails and names it, unless lost members are
+// ignored. When the member is back, all is as before.
+func TestFleet_DrainWaitsForAllMembers(t *testing.T) {
+	const takes = 3 * time.Second
+	onEachEngine(t, func(t *testing.T, e *engine) {
+		a, b := startSlow(t, takes), startSlow(t, takes)
+		site := operated(a.addr, b.addr)
+		members := make([]*instance, 3)
+		for i := range members {
+			members[i] = e.member(t, "shops", fmt.Sprintf("edge-%d", i+1), 250*time.Millisecond, site)
+		}
+		asked, killed, busy := members[0], members[1], members[2]
+		within(t, patience, map[string]string{a.addr: "ready up", b.addr: "ready up"}, members...)
+		eventually(t, "all know all", func() bool {
+			for _, c := range members {
+				if c.fleet("").live() != "edge-1 edge-2 edge-3" {
+					return false
+				}
+			}
+			return true
+		})
+
+		var requests sync.WaitGroup
+		defer requests.Wait()
+		for range 2 { // one of them to each
+			requests.Go(func() {
+				response, err := http.Get("http://" + busy.site + "/slow")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				response.Body.Close()
+				if response.StatusCode != http.StatusOK {
+					t.Errorf("a request in flight got status %d", response.StatusCode)
+				}
+			})
+		}
+		eventually(t, "each has a request", func() bool {
+			one, _ := a.state()
+			other, _ := b.state()
+			return one == 1 && other == 1
+		})
+		named := make(chan bool, 1)
+		go func() {
+			named <- poll(func() bool {
+				f := asked.fleet(b.addr)
+				return f.Wait != nil && slices.Contains(f.Wait.Pending, "edge-3: 1 in flight")
+			})
+		}()
+		got := asked.drain(b.addr, patience)
+		left, last := b.state()
+		if !got.ended(0, "all 3 members of the fleet shops are quiet") || left > 0 || got.at.Before(last) {
+			t.Errorf("the wait: status %d, %d requests left: %s", got.status, left, got.out)
+		} else if took := got.at.Sub(last); took > patience/4 {
+			t.Errorf("the wait ended %v after the last request", took)
+		} else {
+			t.Logf("the wait ended %v after the last request", took)
+		}
+		if !<-named {
+			t.Error("the member with the request is not named")
+		}
+		killed.kill()
+		if got := asked.drain(b.addr, 2*time.Second); !got.ended(1, "edge-2: ") {
+			t.Errorf("with a member that was just killed: status %d: %s", got.status, got.out)
+		}
+		if got := asked.drain(b.addr, time.Minute, "--ignore-lost"); !got.ended(0, "ignored: edge-2: not heard for ") {
+			t.Errorf("with a lost member that is ignored: status %d: %s", got.status, got.out)
+		}
+		if got := asked.drain(b.addr, 3*time.Second); !got.ended(1, "edge-2: not heard for ") {
+			t.Errorf("with a lost member: status %d: %s", got.status, got.out)
+		}
+		killed.start()
+		if got := asked.drain(b.addr, patience); !got.ended(0, "all 3 members of the fleet shops are quiet") {
+			t.Errorf("with a member that has returned: status %d: %s", got.status, got.out)
+		}
+		killed.stop()
+		if got := asked.drain(b.addr, patience); !got.ended(0, "all 2 members of the fleet shops are quiet") {
+			t.Errorf("with a member that has left: status %d: %s", got.status, got.out)
+		}
 	})
 }

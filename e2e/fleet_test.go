@@ -27,7 +27,7 @@ func TestFleet_DrainReachesAllMembers(t *testing.T) {
 	}
 
 	out, errs, status := one.run("drain", b.addr, "--wait", "10s", "--config", one.config)
-	if status != 0 || !strings.HasSuffix(out, b.addr+": nothing is in flight at this Caddy; ask each of the fleet shops, by --address\n") {
+	if status != 0 || !strings.HasSuffix(out, b.addr+": all 2 members of the fleet shops are quiet: nothing is in flight\n") {
 		t.Errorf("drain: status %d, %s%s", status, out, errs)
 	}
 	eventually(t, "the other one follows", func() bool { return two.modes()[b.addr] == "drain up" })
