@@ -218,7 +218,8 @@ func (r *roster) restart(now time.Time) {
 // because they left.
 func (r *roster) take(found map[string]*value, now time.Time) {
 	if own, read := found[r.own.ID]; read {
-		if r.missing = r.isMissing(own); r.missing {
+		r.missing = r.isMissing(own)
+		if own == nil || r.missing {
 			r.refill = now.Add(r.period())
 		}
 	}
