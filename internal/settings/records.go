@@ -72,14 +72,17 @@ func (s *Store) load(ctx context.Context) error {
 func (s *Store) rest(keys int, began time.Time) {
 	now := time.Now()
 	rest := restFactor * now.Sub(began)
+	hurry := max(rest, missedInterval)
 	if s.IsFleet() {
 		rest = max(rest, fullInterval)
 		if s.fellows != nil {
-			rest = max(rest, time.Duration(s.fellows.Size())*fullPerMember)
+			size := s.fellows.Size()
+			rest, hurry = max(rest, time.Duration(size)*fullPerMember), max(hurry, time.Duration(size)*missedPerMember)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.reads.missed = now.Add(hurry)
 	if !s.IsFleet() && s.IsLoaded() {
 		if s.reads.ahead {
 			rest = max(rest, aheadInterval)

@@ -30,6 +30,10 @@ const (
 	// fullPerMember is how much of that time there is for each member, so that a large fleet
 	// does not read more often than a storage can bear.
 	fullPerMember = 500 * time.Millisecond
+	// missedInterval and missedPerMember are the same where the news do not say all that has
+	// changed: something may write them again and again.
+	missedInterval  = 10 * time.Second
+	missedPerMember = 100 * time.Millisecond
 	// After a read of all the store also pauses for restFactor times its duration.
 	restFactor = 10
 	// aheadInterval is how often settings are read again that were too far ahead, in case
@@ -138,8 +142,9 @@ func (s *Store) Run(ctx context.Context) {
 		case <-ticker.C:
 		case <-s.wake:
 		}
-		if load := s.isDue(time.Now()); load || s.IsFleet() || len(s.set.toStore()) > 0 {
-			s.Sync(ctx, load)
+		if s.IsFleet() || s.isDue(time.Now()) || len(s.set.toStore()) > 0 {
+			// it may be due no longer when the storage is free
+			s.use(ctx, func(ctx context.Context) error { return s.syncOnce(ctx, s.isDue(time.Now())) })
 		}
 	}
 }
@@ -243,7 +248,7 @@ func (s *Store) syncOnce(ctx context.Context, load bool) error {
 	if s.IsFleet() {
 		missed, err := s.look(ctx, load)
 		errs = append(errs, err)
-		load = load || missed
+		load = load || missed && s.mayHurry()
 	}
 	if load {
 		if err := s.load(ctx); err != nil {
@@ -254,6 +259,13 @@ func (s *Store) syncOnce(ctx context.Context, load bool) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// mayHurry reports whether to read all now, because the news do not say all.
+func (s *Store) mayHurry() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.reads.hurry(time.Now())
 }
 
 // writeAll stores what is yet to be stored.
