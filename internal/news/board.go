@@ -25,6 +25,8 @@ const (
 	// repairInterval, as they may be so again and again.
 	maxRepairs     = 3
 	repairInterval = 30 * time.Second
+	// warnInterval is the time between two warnings of news that are invalid.
+	warnInterval = time.Hour
 	// waitGrace is how much longer than it lasts a wait of another member is kept.
 	waitGrace = 10 * time.Second
 )
@@ -54,8 +56,8 @@ type Board struct {
 	own      map[string]Entry // waits of this member that run, by ID
 	over     map[string]bool  // IDs of waits that have ended
 	repairs  int              // in the repairInterval that began at repaired
-	repaired time.Time
-	problem  string // that was logged
+	repaired time.Time        // when news that were missing or invalid were first replaced
+	warned   time.Time        // when the last warning was logged
 }
 
 // pending is an entry of this member that was not seen in the news yet, or only just now.
@@ -70,16 +72,19 @@ func NewBoard(key string, logger *zap.Logger) *Board {
 	return &Board{key: key, logger: logger, known: make(map[string]bool), since: make(map[string]time.Time), own: make(map[string]Entry), over: make(map[string]bool)}
 }
 
-// Add makes the next look write entries. Their IDs are new.
-func (b *Board) Add(entries ...Entry) {
+// Add makes the next look write entries. Their IDs are new. It reports whether there was
+// nothing to write before.
+func (b *Board) Add(entries ...Entry) (isFirst bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	isFirst = len(b.pending) == 0
 	for _, e := range entries {
 		e.ID = NewID()
 		b.pending = append(b.pending, pending{entry: e})
 	}
 	// what cannot be told while the storage fails must not pile up
 	b.pending = b.pending[max(0, len(b.pending)-maxChanges-maxDoubts):]
+	return isFirst
 }
 
 // Announce makes the news have a wait until it ends.
@@ -135,6 +140,9 @@ func (b *Board) Look(ctx context.Context, engine Storage) (fresh []Entry, missed
 	}
 	b.mu.Lock()
 	b.text = write
+	if text == nil || problem != nil {
+		b.repaired = time.Now()
+	}
 	b.mu.Unlock()
 	return fresh, missed, nil
 }
@@ -252,17 +260,19 @@ func (b *Board) merge(d *document, now time.Time) (changed bool) {
 	return changed
 }
 
-// report logs what is wrong with the news, once until something else is, or nothing.
+// report logs what is wrong with the news, if it did not do so lately.
 func (b *Board) report(problem error) {
-	text := ""
-	if problem != nil {
-		text = problem.Error()
+	if problem == nil {
+		return
 	}
 	b.mu.Lock()
-	logged := b.problem
-	b.problem = text
+	now := time.Now()
+	due := b.warned.IsZero() || now.Sub(b.warned) >= warnInterval
+	if due {
+		b.warned = now
+	}
 	b.mu.Unlock()
-	if text != "" && text != logged {
+	if due {
 		b.logger.Warn("the news of the fleet are not valid: changes of other members are followed late", zap.String("key", b.key), zap.Error(problem))
 	}
 }

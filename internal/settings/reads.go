@@ -13,6 +13,10 @@ import (
 // may answer with an earlier value for a while.
 const maxOwedReads = 10
 
+// maxOwed bounds the settings that are read because of the news. Of more, the next read of all
+// takes care.
+const maxOwed = 128
+
 // reads is what a Store has read, and has yet to read. Store.mu guards it.
 type reads struct {
 	listed  bool            // the storage has told what is in it
@@ -20,8 +24,7 @@ type reads struct {
 	ahead   bool            // the last read of all found times that are too far ahead
 	empty   time.Duration   // the last read of all found nothing: how long until the next
 	next    time.Time       // when to read all again, at the earliest
-	missed  bool            // more may have changed than the news say
-	again   time.Time       // when to read all again in this case
+	missed  time.Time       // when to do that where the news do not say all, at the earliest
 	owed    map[string]owed // by the hash of the address
 }
 
@@ -46,10 +49,21 @@ func (r *reads) list(keys []string) {
 // owe notes what the news say of settings.
 func (r *reads) owe(fresh []news.Entry) {
 	for _, e := range fresh {
-		if e.Kind == news.Setting && !e.At.Before(r.owed[e.Key].at) {
+		known, ok := r.owed[e.Key]
+		if e.Kind == news.Setting && !e.At.Before(known.at) && (ok || len(r.owed) < maxOwed) {
 			r.owed[e.Key] = owed{at: e.At}
 		}
 	}
+}
+
+// hurry reports whether to read all now, since the news do not say all. If that was done
+// a moment ago, it is done again as soon as it may.
+func (r *reads) hurry(now time.Time) bool {
+	if now.Before(r.missed) {
+		r.next = r.missed
+		return false
+	}
+	return true
 }
 
 // settle notes that a setting was read: nil if there is none that makes sense.

@@ -7,10 +7,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/caddy-alive/caddy-alive/internal/testkit/storages"
 )
 
 // Rebind belongs to the mode drain: each change of the mode decides about it anew, and a
@@ -78,13 +79,11 @@ func TestStore_RebindOutlivesAnEarlierVersion(t *testing.T) {
 		Changed time.Time         `json:"changed"`
 		Weights map[string]Weight `json:"weights,omitempty"`
 	}
-	synctest.Test(t, func(t *testing.T) {
-		storage := newFaulty()
-		store, _ := runStore(t, storage, "alive/fleets/a", time.Second)
+	eachStorage(t, func(t *testing.T, e *storages.Engine) {
+		store, _ := runStore(t, e.Client(), "alive/fleets/a", time.Second)
 		stored := func() string {
-			storage.mu.Lock()
-			defer storage.mu.Unlock()
-			return storage.values[store.key("a:80")]
+			value, _ := e.Get(store.key("a:80"))
+			return value
 		}
 		store.set.Change("a:80", Change{Mode: new(Mode(Drain))})
 		store.Sync(t.Context(), false)
@@ -105,10 +104,8 @@ func TestStore_RebindOutlivesAnEarlierVersion(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		storage.mu.Lock()
-		storage.values[store.key("a:80")] = string(text)
-		storage.mu.Unlock()
-		time.Sleep(10 * time.Second)
+		e.Put(store.key("a:80"), string(text))
+		time.Sleep(fullInterval + time.Second) // an earlier version does not write news
 		if s := store.set.Of("a:80"); !s.RebindNow() || s.WeightIn("shop", 1) != 3 {
 			t.Errorf("the setting is %+v", s)
 		}

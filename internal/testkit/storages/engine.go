@@ -58,6 +58,9 @@ func Each(t *testing.T, f func(t *testing.T, e *Engine)) {
 	}
 }
 
+// Quirks returns how the engine is.
+func (e *Engine) Quirks() Quirks { return e.quirks }
+
 // Has reports whether the engine has one of some quirks.
 func (e *Engine) Has(quirks Quirks) bool { return e.quirks&quirks != 0 }
 
