@@ -69,7 +69,7 @@ func TestCommand_FailurePrintsOneLine(t *testing.T) {
 		{"status --address " + a.addr, "this is no answer of Caddy's admin API"},
 		{"drain unlisted:80 --address " + c.admin, "unknown upstream 'unlisted:80'"},
 		{"weight " + a.addr + " 1000 --address " + c.admin, "weight must be a whole number from 0 to 256"},
-		{"sleep", "there are status, ready, drain, maintenance, weight and check"},
+		{"sleep", "there are status, ready, drain, maintenance, weight, check and fleet"},
 	} {
 		out, errs, status := c.run(strings.Fields(tc.args)...)
 		if status != 1 || out != "" || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, tc.says) {
