@@ -10,15 +10,16 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/url"
 	"slices"
-	"strings"
+	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/caddy-alive/caddy-alive/internal/apierror"
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
-	"github.com/caddy-alive/caddy-alive/internal/grammar"
+	"github.com/caddy-alive/caddy-alive/internal/fleetapi"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
@@ -38,7 +39,8 @@ const maxBody = 64 << 10
 //   - `PATCH /alive/upstreams?upstream=…[&pool=…]` with `{"mode": "ready"}`, `drain`
 //     or `maintenance`, and/or `{"weight": 3}`, sets what applies from now on; null
 //     removes it. With `{"mode": "drain", "rebind": true}`, clients that are bound to the
-//     upstream move.
+//     upstream move. With `{"mode": "drain", "wait": "60s"}`, all members of the fleet say
+//     when they have ended their requests to it, which `GET /alive/fleet` shows.
 //   - `GET /alive/pools[?pool=…]` lists pools: how many upstreams serve, and how many
 //     requests wait.
 //   - `POST /alive/check?upstream=…` probes at once.
@@ -61,43 +63,23 @@ func (a Admin) Routes() []caddy.AdminRoute {
 	}
 }
 
-// errorKind is a kind of error: the code by which programs tell it, and the status of
-// the answer.
-type errorKind struct {
-	code   string
-	status int
-}
-
 var (
-	methodNotAllowed   = errorKind{"method_not_allowed", http.StatusMethodNotAllowed}
-	invalidQuery       = errorKind{"invalid_query", http.StatusBadRequest}
-	unknownParameter   = errorKind{"unknown_parameter", http.StatusBadRequest}
-	duplicateParameter = errorKind{"duplicate_parameter", http.StatusBadRequest}
-	missingUpstream    = errorKind{"missing_upstream", http.StatusBadRequest}
-	unknownUpstream    = errorKind{"unknown_upstream", http.StatusNotFound}
-	unknownPool        = errorKind{"unknown_pool", http.StatusNotFound}
-	upstreamGone       = errorKind{"upstream_gone", http.StatusNotFound}
-	poolGone           = errorKind{"pool_gone", http.StatusBadRequest}
-	ambiguousPool      = errorKind{"ambiguous_pool", http.StatusConflict}
-	invalidBody        = errorKind{"invalid_body", http.StatusBadRequest}
-	bodyTooLarge       = errorKind{"body_too_large", http.StatusRequestEntityTooLarge}
-	nothingToChange    = errorKind{"nothing_to_change", http.StatusBadRequest}
-	invalidMode        = errorKind{"invalid_mode", http.StatusBadRequest}
-	invalidRebind      = errorKind{"invalid_rebind", http.StatusBadRequest}
-	invalidWeight      = errorKind{"invalid_weight", http.StatusBadRequest}
-	notChecked         = errorKind{"not_checked", http.StatusBadRequest}
-	checkFailed        = errorKind{"check_failed", http.StatusServiceUnavailable}
+	missingUpstream = apierror.NewKind("missing_upstream", http.StatusBadRequest)
+	unknownUpstream = apierror.NewKind("unknown_upstream", http.StatusNotFound)
+	unknownPool     = apierror.NewKind("unknown_pool", http.StatusNotFound)
+	upstreamGone    = apierror.NewKind("upstream_gone", http.StatusNotFound)
+	poolGone        = apierror.NewKind("pool_gone", http.StatusBadRequest)
+	ambiguousPool   = apierror.NewKind("ambiguous_pool", http.StatusConflict)
+	invalidBody     = apierror.NewKind("invalid_body", http.StatusBadRequest)
+	bodyTooLarge    = apierror.NewKind("body_too_large", http.StatusRequestEntityTooLarge)
+	nothingToChange = apierror.NewKind("nothing_to_change", http.StatusBadRequest)
+	invalidMode     = apierror.NewKind("invalid_mode", http.StatusBadRequest)
+	invalidRebind   = apierror.NewKind("invalid_rebind", http.StatusBadRequest)
+	invalidWait     = apierror.NewKind("invalid_wait", http.StatusBadRequest)
+	invalidWeight   = apierror.NewKind("invalid_weight", http.StatusBadRequest)
+	notChecked      = apierror.NewKind("not_checked", http.StatusBadRequest)
+	checkFailed     = apierror.NewKind("check_failed", http.StatusServiceUnavailable)
 )
-
-// errorf returns an error of that kind, which says what is wrong, and what is allowed.
-func (k errorKind) errorf(format string, args ...any) error {
-	return apierror.New(k.code, k.status, format, args...)
-}
-
-func errMethod(w http.ResponseWriter, allowed string) error {
-	w.Header().Set("Allow", allowed)
-	return methodNotAllowed.errorf("method not allowed; allowed: %s", allowed)
-}
 
 // upstreams lists upstreams, or changes one.
 func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
@@ -120,7 +102,7 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 		}
 		only = changed
 	default:
-		return errMethod(w, "GET, HEAD, PATCH")
+		return apierror.Method(w, "GET, HEAD, PATCH")
 	}
 	return writeRows(w, balancer.List(only))
 }
@@ -131,22 +113,16 @@ func (Admin) pools(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	switch r.Method {
-	case http.MethodHead:
-		w.Header().Set("Content-Type", "application/json")
-		return nil
-	case http.MethodGet:
-	default:
-		return errMethod(w, "GET, HEAD")
-	}
-	list := balancer.CurrentListing()
-	if only.Pool == "" {
-		return write(w, list.PoolsJSON)
-	}
-	if names := list.Pools(); !slices.Contains(names, only.Pool) {
-		return unknownPool.errorf("unknown pool '%s'; caddy alive status (GET /alive/pools) lists all pools%s", only.Pool, suggest.DidYouMean(only.Pool, names))
-	}
-	return write(w, func() ([]byte, error) { return list.PoolJSON(only.Pool) })
+	return apierror.Read(w, r, func() error {
+		list := balancer.CurrentListing()
+		if only.Pool == "" {
+			return write(w, list.PoolsJSON)
+		}
+		if names := list.Pools(); !slices.Contains(names, only.Pool) {
+			return unknownPool.Errorf("unknown pool '%s'; caddy alive status (GET /alive/pools) lists all pools%s", only.Pool, suggest.DidYouMean(only.Pool, names))
+		}
+		return write(w, func() ([]byte, error) { return list.PoolJSON(only.Pool) })
+	})
 }
 
 // writeList writes the list of all pools or of one, which all viewers share.
@@ -177,19 +153,8 @@ func writeRows(w http.ResponseWriter, rows []view.Upstream) error {
 
 // parseFilter reads the query, which can have only these parameters.
 func parseFilter(r *http.Request, allowed ...string) (balancer.Filter, error) {
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil { // the part before the error is not the whole query
-		return balancer.Filter{}, invalidQuery.errorf("reading the parameters: %v", err)
-	}
-	for name, values := range query {
-		if !slices.Contains(allowed, name) {
-			return balancer.Filter{}, unknownParameter.errorf("unknown parameter '%s'; allowed: %s", name, strings.Join(allowed, ", "))
-		}
-		if len(values) > 1 {
-			return balancer.Filter{}, duplicateParameter.errorf("%v", grammar.GivenTwice("parameter '"+name+"'"))
-		}
-	}
-	return balancer.Filter{Pool: query.Get("pool"), Upstream: query.Get("upstream")}, nil
+	query, err := apierror.Query(r, allowed...)
+	return balancer.Filter{Pool: query.Get("pool"), Upstream: query.Get("upstream")}, err
 }
 
 // request is the body of a PATCH. A part that is left out stays as it is, and one that
@@ -197,6 +162,7 @@ func parseFilter(r *http.Request, allowed ...string) (balancer.Filter, error) {
 type request struct {
 	Mode   json.RawMessage `json:"mode"`
 	Rebind json.RawMessage `json:"rebind"`
+	Wait   json.RawMessage `json:"wait"`
 	Weight json.RawMessage `json:"weight"`
 }
 
@@ -204,9 +170,9 @@ type request struct {
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
-		return nil, bodyTooLarge.errorf("the body is larger than %d bytes", maxBody)
+		return nil, bodyTooLarge.Errorf("the body is larger than %d bytes", maxBody)
 	} else if err != nil {
-		return nil, invalidBody.errorf("reading the body: %v", err)
+		return nil, invalidBody.Errorf("reading the body: %v", err)
 	}
 	return body, nil
 }
@@ -226,9 +192,13 @@ func patch(w http.ResponseWriter, r *http.Request, only balancer.Filter) (balanc
 		err = errors.New("more than one value")
 	}
 	if err != nil {
-		return only, invalidBody.errorf(`decoding the body: %v; it must be like {"mode": "drain"} or {"weight": 3}`, err)
+		return only, invalidBody.Errorf(`decoding the body: %v; it must be like {"mode": "drain"} or {"weight": 3}`, err)
 	}
 	c, err := requested.change()
+	if err != nil {
+		return only, err
+	}
+	wait, err := requested.wait(c.Mode)
 	if err != nil {
 		return only, err
 	}
@@ -236,12 +206,20 @@ func patch(w http.ResponseWriter, r *http.Request, only balancer.Filter) (balanc
 	if err != nil {
 		return only, err
 	}
+	if wait > 0 && registry.Fleet == nil {
+		return only, fleetapi.ErrNoFleet()
+	}
 	if c, err = complete(registry, only, c); err != nil {
 		return only, err
 	}
 	set := registry.Settings.Change(only.Upstream, c)
 	registry.Logger.Info("set by an operator", set.Fields()...)
 	registry.Store.Sync(r.Context(), false)
+	if wait > 0 {
+		if err := registry.Fleet.Wait(r.Context(), only.Upstream, wait); err != nil { // which the view of the wait says
+			registry.Logger.Warn("the wait for the fleet fails", zap.String("upstream", only.Upstream), zap.Error(err))
+		}
+	}
 	if c.Mode != nil {
 		only.Pool = "" // a mode applies to all pools
 	}
@@ -250,24 +228,24 @@ func patch(w http.ResponseWriter, r *http.Request, only balancer.Filter) (balanc
 
 // change returns the change that the request asks for.
 func (r request) change() (c settings.Change, err error) {
-	if r.Mode == nil && r.Weight == nil && r.Rebind == nil {
-		return c, nothingToChange.errorf(`nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to remove it`)
+	if r.Mode == nil && r.Weight == nil && r.Rebind == nil && r.Wait == nil {
+		return c, nothingToChange.Errorf(`nothing to change: give a mode, like {"mode": "drain"}, or a weight, like {"weight": 3}, or null to remove it`)
 	}
 	if r.Mode != nil {
 		m := settings.Mode(settings.Ready)
 		if !isNull(r.Mode) {
 			if err := json.Unmarshal(r.Mode, &m); err != nil || !m.Valid() {
-				return c, invalidMode.errorf("mode must be ready, drain, maintenance or null; got %s", r.Mode)
+				return c, invalidMode.Errorf("mode must be ready, drain, maintenance or null; got %s", r.Mode)
 			}
 		}
 		c.Mode = &m
 	}
 	if r.Rebind != nil {
 		if json.Unmarshal(r.Rebind, &c.Rebind) != nil { // null is false
-			return c, invalidRebind.errorf("rebind must be true, false or null; got %s", r.Rebind)
+			return c, invalidRebind.Errorf("rebind must be true, false or null; got %s", r.Rebind)
 		}
 		if c.Mode == nil || *c.Mode != settings.Drain {
-			return c, invalidRebind.errorf(`rebind is part of the mode drain; give both, like {"mode": "drain", "rebind": true}`)
+			return c, invalidRebind.Errorf(`rebind is part of the mode drain; give both, like {"mode": "drain", "rebind": true}`)
 		}
 	}
 	if r.Weight != nil {
@@ -275,13 +253,33 @@ func (r request) change() (c settings.Change, err error) {
 		if !isNull(r.Weight) {
 			number, err := limits.ParseWeight(string(r.Weight), "or null")
 			if err != nil {
-				return c, invalidWeight.errorf("%v", err)
+				return c, invalidWeight.Errorf("%v", err)
 			}
 			weight = &number
 		}
 		c.Weight = &weight
 	}
 	return c, nil
+}
+
+// wait returns for how long the fleet waits until it has ended its requests, 0 if it does not
+// wait. The mode is the one that the request sets, nil if it sets none.
+func (r request) wait(mode *settings.Mode) (time.Duration, error) {
+	if r.Wait == nil || isNull(r.Wait) {
+		return 0, nil
+	}
+	if mode == nil || *mode == settings.Ready {
+		return 0, invalidWait.Errorf(`wait is part of the modes drain and maintenance; give both, like {"mode": "drain", "wait": "60s"}`)
+	}
+	var text string
+	if json.Unmarshal(r.Wait, &text) != nil {
+		text = string(r.Wait) // no number: its unit would be a guess
+	}
+	wait, err := limits.ParseWait(text)
+	if err != nil {
+		return 0, invalidWait.Errorf("%v", err)
+	}
+	return wait, nil
 }
 
 func isNull(raw json.RawMessage) bool { return string(raw) == "null" }
@@ -291,9 +289,9 @@ func registryWith(only balancer.Filter) (*balancer.Registry, error) {
 	registry := balancer.Newest()
 	switch {
 	case only.Upstream == "":
-		return nil, missingUpstream.errorf("name one upstream by the parameter upstream, as the list of upstreams has it")
+		return nil, missingUpstream.Errorf("name one upstream by the parameter upstream, as the list of upstreams has it")
 	case registry == nil || !balancer.Has(registry, only):
-		return nil, unknownUpstream.errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists all upstreams%s", only.Upstream, inPool(only.Pool), suggest.DidYouMean(only.Upstream, knownUpstreams(only.Pool)))
+		return nil, unknownUpstream.Errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists all upstreams%s", only.Upstream, inPool(only.Pool), suggest.DidYouMean(only.Upstream, knownUpstreams(only.Pool)))
 	}
 	return registry, nil
 }
@@ -321,13 +319,13 @@ func complete(registry *balancer.Registry, only balancer.Filter, c settings.Chan
 	maps.DeleteFunc(pools, func(name string, _ *balancer.Balancer) bool { return only.Pool != "" && only.Pool != name })
 	if len(pools) == 0 {
 		if c.Mode != nil && *c.Mode != settings.Ready || c.Weight != nil && *c.Weight != nil {
-			return c, upstreamGone.errorf("no pool has the upstream '%s' any more; its settings can only be removed, with mode ready or weight null", only.Upstream)
+			return c, upstreamGone.Errorf("no pool has the upstream '%s' any more; its settings can only be removed, with mode ready or weight null", only.Upstream)
 		}
 		if only.Pool == "" {
 			return settings.Change{Clear: true}, nil
 		}
 		if c.Weight == nil {
-			return c, poolGone.errorf("the pool '%s' no longer exists; its weight can only be removed, with null", only.Pool)
+			return c, poolGone.Errorf("the pool '%s' no longer exists; its weight can only be removed, with null", only.Pool)
 		}
 		c.Pool = only.Pool
 		return c, nil
@@ -336,11 +334,11 @@ func complete(registry *balancer.Registry, only balancer.Filter, c settings.Chan
 		return c, nil
 	}
 	if len(pools) > 1 {
-		return c, ambiguousPool.errorf("several pools have the upstream '%s'; name the one whose weight is meant, by --pool of the command or pool= in the query", only.Upstream)
+		return c, ambiguousPool.Errorf("several pools have the upstream '%s'; name the one whose weight is meant, by --pool of the command or pool= in the query", only.Upstream)
 	}
 	for name, b := range pools {
 		if c.Pool = name; b.HasSelect() && *c.Weight != nil && **c.Weight != 0 {
-			return c, invalidWeight.errorf("the pool '%s' uses select, so only a weight of 0 or null can be set", name)
+			return c, invalidWeight.Errorf("the pool '%s' uses select, so only a weight of 0 or null can be set", name)
 		}
 	}
 	return c, nil
@@ -349,7 +347,7 @@ func complete(registry *balancer.Registry, only balancer.Filter, c settings.Chan
 // check probes an upstream at once, and lists it with the results.
 func (Admin) check(w http.ResponseWriter, r *http.Request) error {
 	if r.Method != http.MethodPost {
-		return errMethod(w, "POST")
+		return apierror.Method(w, "POST")
 	}
 	only, err := parseFilter(r, "pool", "upstream")
 	if err != nil {
@@ -364,12 +362,12 @@ func (Admin) check(w http.ResponseWriter, r *http.Request) error {
 	}
 	monitors := registry.Monitors(only)
 	if len(monitors) == 0 {
-		return notChecked.errorf("the upstream '%s' is not checked", only.Upstream)
+		return notChecked.Errorf("the upstream '%s' is not checked", only.Upstream)
 	}
 	err = monitor.CheckAll(r.Context(), monitors)
 	balancer.InvalidateListing()
 	if err != nil {
-		return checkFailed.errorf("checking '%s': %v", only.Upstream, err)
+		return checkFailed.Errorf("checking '%s': %v", only.Upstream, err)
 	}
 	return writeRows(w, balancer.List(only))
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 
 	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/kinds"
@@ -261,4 +262,66 @@ func errAt(token caddyfile.Token, err error) error {
 	d := caddyfile.NewDispenser([]caddyfile.Token{token})
 	d.Next()
 	return d.WrapErr(err)
+}
+
+// parseGlobalOption reads the global option of the app. Syntax:
+//
+//	alive {
+//		fleet         <name>
+//		member        <name>
+//		sync_interval <duration>
+//		probers       <n>|off
+//	}
+func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
+	d.Next() // consume the option's name
+	if existing != nil {
+		return nil, d.WrapErr(grammar.OptionTwice(d.Val()))
+	}
+	if d.NextArg() {
+		return nil, d.Err("alive takes a block with " + suggest.Enumerate(suggest.GlobalOptions))
+	}
+	app := new(App)
+	if err := grammar.ReadBlock(d, func(option string) error { return app.unmarshalOption(d, option) }, nil); err != nil {
+		return nil, err
+	}
+	if app.Fleet == "" {
+		if err := app.needsFleet(); err != nil {
+			return nil, d.WrapErr(err)
+		}
+	}
+	return httpcaddyfile.App{Name: "alive", Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+// unmarshalOption reads the option that d is at.
+func (a *App) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
+	switch option {
+	case "fleet":
+		if a.Fleet, err = parseArg(d, "the name of a fleet, like shops"); err != nil {
+			return err
+		}
+		return grammar.At(d, limits.Fleet(a.Fleet))
+	case "member":
+		if a.Member, err = parseArg(d, "the name of this Caddy in the fleet, like edge-1"); err != nil {
+			return err
+		}
+		return grammar.At(d, limits.Member(a.Member))
+	case "sync_interval":
+		text, err := parseArg(d, "a duration, like 2s")
+		if err != nil {
+			return err
+		}
+		interval, err := limits.ParseSyncInterval(text)
+		a.SyncInterval = caddy.Duration(interval)
+		return grammar.At(d, err)
+	case "probers":
+		text, err := parseArg(d, "off, or one "+limits.ProbersRange+", like 3")
+		if err != nil {
+			return err
+		}
+		probers, err := limits.ParseProbers(text)
+		a.Probers = &probers
+		return grammar.At(d, err)
+	default:
+		return d.Err(suggest.InGlobal(option))
+	}
 }

@@ -736,7 +736,7 @@ func TestGlobalOption_IsTheApp(t *testing.T) {
 		{"alive {\n}", "{}", ""},
 		{"alive {\nfleet shops\n}", `{"fleet":"shops"}`, ""},
 		{"alive {\nsync_interval 5s\nfleet shops\n}", `{"fleet":"shops","sync_interval":5000000000}`, ""},
-		{"alive shops", "", "alive takes a block with fleet and sync_interval, at Testfile:1"},
+		{"alive shops", "", "alive takes a block with fleet, member, sync_interval and probers, at Testfile:1"},
 		{"alive {\nfleet\n}", "", "fleet takes the name of a fleet, like shops, at Testfile:2"},
 		{"alive {\nfleet a/b\n}", "", "fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got 'a/b', at Testfile:2"},
 		{"alive {\nfleet a\nfleet b\n}", "", "option 'fleet' is given twice, at Testfile:3"},
@@ -744,7 +744,21 @@ func TestGlobalOption_IsTheApp(t *testing.T) {
 		{"alive {\nfleet a\nsync_interval 1ms\n}", "", "sync_interval must be a duration from 100ms to 24h, like 2s; got '1ms', at Testfile:3"},
 		{"alive {\nfleet a\nsync_interval 1s\nsync_interval 1s\n}", "", "option 'sync_interval' is given twice, at Testfile:4"},
 		{"alive {\nsync_interval 1s\n}", "", "sync_interval has no meaning without fleet, at Testfile:3"},
-		{"alive {\nsize 3\n}", "", "unrecognized option 'size': alive has fleet and sync_interval, at Testfile:2"},
+		{"alive {\nmember edge-1\nprobers 3\nfleet shops\n}", `{"fleet":"shops","member":"edge-1","probers":3}`, ""},
+		{"alive {\nfleet shops\nprobers off\n}", `{"fleet":"shops","probers":-1}`, ""},
+		{"alive {\nfleet a\nmember\n}", "", "member takes the name of this Caddy in the fleet, like edge-1, at Testfile:3"},
+		{"alive {\nfleet a\nmember edge 1\n}", "", "member takes the name of this Caddy in the fleet, like edge-1, at Testfile:3"},
+		{"alive {\nfleet a\nmember -1\n}", "", "member must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got '-1', at Testfile:3"},
+		{"alive {\nfleet a\nmember \"\"\n}", "", "member must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got '', at Testfile:3"},
+		{"alive {\nfleet a\nmember b\nmember b\n}", "", "option 'member' is given twice, at Testfile:4"},
+		{"alive {\nmember edge-1\n}", "", "member has no meaning without fleet, at Testfile:3"},
+		{"alive {\nfleet a\nprobers\n}", "", "probers takes off, or one whole number from 1 to 1000, like 3, at Testfile:3"},
+		{"alive {\nfleet a\nprobers 0\n}", "", "probers must be off or a whole number from 1 to 1000, like 3; got '0', at Testfile:3"},
+		{"alive {\nfleet a\nprobers 1001\n}", "", "probers must be off or a whole number from 1 to 1000, like 3; got '1001', at Testfile:3"},
+		{"alive {\nfleet a\nprobers 30%\n}", "", "probers must be off or a whole number from 1 to 1000, like 3; got '30%', at Testfile:3"},
+		{"alive {\nprobers 3\n}", "", "probers has no meaning without fleet, at Testfile:3"},
+		{"alive {\nprobers off\n}", "", "probers has no meaning without fleet, at Testfile:3"},
+		{"alive {\nsize 3\n}", "", "unrecognized option 'size': alive has fleet, member, sync_interval and probers, at Testfile:2"},
 	} {
 		got, err := parseGlobalOption(caddyfile.NewTestDispenser(tc.option), nil)
 		if tc.err != "" {
@@ -860,9 +874,10 @@ func TestCaddyfile_MistakesAreAnsweredWithWhatToWrite(t *testing.T) {
 		}
 	}
 	for input, want := range map[string]string{
-		"alive {\nflet shops\n}":          "unrecognized option 'flet': alive has fleet and sync_interval; did you mean 'fleet'?, at Testfile:2",
-		"alive {\nsync-interval 1s\n}":    "unrecognized option 'sync-interval': alive has fleet and sync_interval; did you mean 'sync_interval'?, at Testfile:2",
-		"alive {\nfleet a\ncolour red\n}": "unrecognized option 'colour': alive has fleet and sync_interval, at Testfile:3",
+		"alive {\nflet shops\n}":          "unrecognized option 'flet': alive has fleet, member, sync_interval and probers; did you mean 'fleet'?, at Testfile:2",
+		"alive {\nsync-interval 1s\n}":    "unrecognized option 'sync-interval': alive has fleet, member, sync_interval and probers; did you mean 'sync_interval'?, at Testfile:2",
+		"alive {\nfleet a\nprober 3\n}":   "unrecognized option 'prober': alive has fleet, member, sync_interval and probers; did you mean 'probers'?, at Testfile:3",
+		"alive {\nfleet a\ncolour red\n}": "unrecognized option 'colour': alive has fleet, member, sync_interval and probers, at Testfile:3",
 	} {
 		if _, err := parseGlobalOption(caddyfile.NewTestDispenser(input), nil); err == nil || err.Error() != want {
 			t.Errorf("%s\n got error %v\nwant error %s", input, err, want)

@@ -31,22 +31,18 @@ import (
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
-	"github.com/caddyserver/caddy/v2/caddyconfig"
-	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
 	"github.com/caddy-alive/caddy-alive/internal/balancer"
 	_ "github.com/caddy-alive/caddy-alive/internal/cli" // the command caddy alive
 	"github.com/caddy-alive/caddy-alive/internal/fleet"
-	"github.com/caddy-alive/caddy-alive/internal/grammar"
 	"github.com/caddy-alive/caddy-alive/internal/kinds"
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/pool"
 	"github.com/caddy-alive/caddy-alive/internal/poolname"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	_ "github.com/caddy-alive/caddy-alive/internal/statuspage" // the handler alive_status
-	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/upstreamname"
 	"github.com/caddy-alive/caddy-alive/internal/view"
@@ -71,13 +67,29 @@ func init() {
 type App struct {
 	// The name of a group of Caddy instances that share their storage: up to 64
 	// letters, digits, dots, dashes and underscores, the first a letter or digit.
-	// Modes and weights that are set at one of them apply to all. Default: none, they
-	// apply to this instance only.
+	// Modes and weights that are set at one of them apply to all, and each shows what
+	// the others see. Default: none, they apply to this instance only.
 	Fleet string `json:"fleet,omitempty"`
 
-	// How often to read what others of the fleet have set, from `100ms` to `24h`. It
-	// has no meaning without `fleet`, and is rejected there. Default: `2s`.
+	// The name under which the others of the fleet show this instance, made of the
+	// same characters as `fleet`. No two instances of a fleet should have the same
+	// one: while one of them is alive, none waits for another of its name that
+	// stopped without saying so. It has no meaning without `fleet`, and is rejected
+	// there. Default: the name of the host.
+	Member string `json:"member,omitempty"`
+
+	// How often to look for what others of the fleet have set, from `100ms` to `24h`.
+	// It has no meaning without `fleet`, and is rejected there. Default: `1s`.
 	SyncInterval caddy.Duration `json:"sync_interval,omitempty"`
+
+	// How many instances of the fleet, from `1` to `1000`, probe each upstream at the
+	// `interval` of its check, or `-1` for off. All others probe it less often, and at
+	// once when one of these finds fault with it. Whether an upstream is up is always
+	// decided by an instance's own probes. An instance that cannot reach the others
+	// probes everything itself. This is a new option. It has no meaning without
+	// `fleet`, and is rejected there. Default: off, every instance probes every
+	// upstream at its `interval`.
+	Probers *int `json:"probers,omitempty"`
 
 	registry    *balancer.Registry
 	names       poolname.Names // of the pools of this config
@@ -118,13 +130,9 @@ func (a *App) Provision(ctx caddy.Context) error {
 	r.Settings, r.Logger = set, ctx.Logger()
 	r.Store = settings.NewStore(set, storage, scope, every, r.Logger)
 	if a.Fleet != "" {
-		if r.Fleet, err = fleet.Open(scope); err != nil {
+		if err := a.join(r, every); err != nil {
 			return err
 		}
-		r.Part = r.Fleet.Join(r.Store, fleet.Config{
-			Fleet: a.Fleet, Member: a.memberName(), Probers: a.Probers, Every: every,
-			Local: balancer.InFleet{Registry: r}, Set: set, Logger: r.Logger,
-		})
 	}
 	r.Store.Sync(ctx, true)
 	if r.Events, err = telemetry.Connect(ctx, r.ConfigStarted, balancer.Queues); err != nil {
@@ -141,6 +149,24 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return nil
 }
 
+// join makes the config a part of its fleet.
+func (a *App) join(r *balancer.Registry, every time.Duration) error {
+	f, err := fleet.Open(a.scope)
+	if err != nil {
+		return err
+	}
+	probers := 0
+	if a.Probers != nil {
+		probers = max(0, *a.Probers)
+	}
+	r.Fleet = f
+	r.Part = f.Join(r.Store, fleet.Config{
+		Fleet: a.Fleet, Member: cmp.Or(a.Member, fleet.HostName()), Probers: probers, Every: every,
+		Local: balancer.InFleet{Registry: r}, Set: r.Settings, Logger: r.Logger,
+	})
+	return nil
+}
+
 // noScope is where settings would be stored of an instance that has no ID.
 const noScope = "alive/instances/none"
 
@@ -151,9 +177,19 @@ func (a *App) validate() (prefix string, err error) {
 			return "", err
 		}
 	}
+	if a.Member != "" {
+		if err := limits.Member(a.Member); err != nil {
+			return "", err
+		}
+	}
+	if a.Probers != nil {
+		if err := limits.Probers(*a.Probers); err != nil {
+			return "", err
+		}
+	}
 	if a.Fleet == "" {
-		if a.SyncInterval != 0 {
-			return "", errNoFleet
+		if err := a.needsFleet(); err != nil {
+			return "", err
 		}
 		id, err := caddy.InstanceID()
 		if err != nil { // nowhere to write to: no reason not to balance
@@ -167,9 +203,20 @@ func (a *App) validate() (prefix string, err error) {
 	return "alive/fleets/" + a.Fleet, nil
 }
 
-var errNoFleet = errors.New("sync_interval has no meaning without fleet")
+// needsFleet returns an error if an option is given that has no meaning without a fleet.
+func (a *App) needsFleet() error {
+	for _, option := range []struct {
+		name    string
+		isGiven bool
+	}{{"sync_interval", a.SyncInterval != 0}, {"member", a.Member != ""}, {"probers", a.Probers != nil}} {
+		if option.isGiven {
+			return fmt.Errorf("%s has no meaning without fleet", option.name)
+		}
+	}
+	return nil
+}
 
-// syncInterval is how often the members of a fleet read the storage.
+// syncInterval is how often the members of a fleet look for news.
 func (a *App) syncInterval() time.Duration {
 	return cmp.Or(time.Duration(a.SyncInterval), limits.DefaultSyncInterval)
 }
@@ -309,51 +356,6 @@ func identifyPool(s *Selection, h *reverseproxy.Handler) poolname.Pool {
 	different.Witness, _ = resolveWitness(s.Observe, s.Eject)
 	encoded, _ := json.Marshal(different) // what cannot be encoded was never decoded
 	return poolname.Pool{Given: s.Name, Default: poolname.Default(dials, h.DynamicUpstreamsRaw), Key: sha256.Sum256(encoded), Cookie: cookie}
-}
-
-// parseGlobalOption reads the global option of the app. Syntax:
-//
-//	alive {
-//		fleet         <name>
-//		sync_interval <duration>
-//	}
-func parseGlobalOption(d *caddyfile.Dispenser, existing any) (any, error) {
-	d.Next() // consume the option's name
-	if existing != nil {
-		return nil, d.WrapErr(grammar.OptionTwice(d.Val()))
-	}
-	if d.NextArg() {
-		return nil, d.Err("alive takes a block with fleet and sync_interval")
-	}
-	app := new(App)
-	if err := grammar.ReadBlock(d, func(option string) error { return app.unmarshalOption(d, option) }, nil); err != nil {
-		return nil, err
-	}
-	if app.SyncInterval != 0 && app.Fleet == "" {
-		return nil, d.WrapErr(errNoFleet)
-	}
-	return httpcaddyfile.App{Name: "alive", Value: caddyconfig.JSON(app, nil)}, nil
-}
-
-// unmarshalOption reads the option that d is at.
-func (a *App) unmarshalOption(d *caddyfile.Dispenser, option string) (err error) {
-	switch option {
-	case "fleet":
-		if a.Fleet, err = parseArg(d, "the name of a fleet, like shops"); err != nil {
-			return err
-		}
-		return grammar.At(d, limits.Fleet(a.Fleet))
-	case "sync_interval":
-		text, err := parseArg(d, "a duration, like 2s")
-		if err != nil {
-			return err
-		}
-		interval, err := limits.ParseSyncInterval(text)
-		a.SyncInterval = caddy.Duration(interval)
-		return grammar.At(d, err)
-	default:
-		return d.Err(suggest.InGlobal(option))
-	}
 }
 
 // Interface guards

@@ -31,6 +31,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
 	_ "github.com/caddyserver/caddy/v2/modules/standard"
 
+	"github.com/caddy-alive/caddy-alive/internal/limits"
+	"github.com/caddy-alive/caddy-alive/internal/suggest"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
 )
@@ -109,11 +111,12 @@ func TestReadmeOptions(t *testing.T) {
 			common = append(common, name)
 		}
 	}
-	const everyCheck = "## Options of every check"
+	const everyCheck, everyMember = "## Options of every check", "## The global option"
 	of := map[string][]string{ // by the line before the table
 		"## Options":               policy,
 		"## Options of the policy": policy,
 		everyCheck:                 slices.Sorted(slices.Values(common)),
+		everyMember:                slices.Sorted(slices.Values(suggest.GlobalOptions)),
 		"## HTTP":                  optionsOf(t, parse("check http / {\nnonsense\n}")),
 		"## TCP":                   optionsOf(t, parse("check tcp {\nnonsense\n}")),
 		"## TLS":                   optionsOf(t, parse("check tls {\nnonsense\n}")),
@@ -125,7 +128,7 @@ func TestReadmeOptions(t *testing.T) {
 	}
 	byDefault := map[string]string{
 		"interval": defaults.Interval.String(), "timeout": defaults.Timeout.String(),
-		"passes": fmt.Sprint(defaults.Passes), "fails": fmt.Sprint(defaults.Fails), "jitter": fmt.Sprintf("%.0f%%", 100*defaults.Jitter),
+		"sync_interval": limits.DefaultSyncInterval.String(), "passes": fmt.Sprint(defaults.Passes), "fails": fmt.Sprint(defaults.Fails), "jitter": fmt.Sprintf("%.0f%%", 100*defaults.Jitter),
 	}
 
 	missing := maps.Clone(of)
@@ -145,7 +148,7 @@ func TestReadmeOptions(t *testing.T) {
 				if option, _, _ = strings.Cut(option, " "); option != "<uri>" {
 					got = append(got, option)
 				}
-				if value := byDefault[option]; table.About == everyCheck && value != "" && row[1] != value {
+				if value := byDefault[option]; (table.About == everyCheck || table.About == everyMember) && value != "" && row[1] != value {
 					t.Errorf("%s: default of %s: got %s, want %s", table, option, row[1], value)
 				}
 			}
@@ -253,8 +256,10 @@ func TestReadmeCommands(t *testing.T) {
 		}
 	}
 	var paths []string
-	for _, route := range (Admin{}).Routes() {
-		paths = append(paths, route.Pattern)
+	for _, module := range caddy.GetModules("admin.api") {
+		for _, route := range module.New().(caddy.AdminRouter).Routes() {
+			paths = append(paths, route.Pattern)
+		}
 	}
 	for _, table := range testkit.TablesOf(t, "request", tables) {
 		for _, row := range table.Rows {
@@ -269,12 +274,8 @@ func TestReadmeCommands(t *testing.T) {
 // The table has exactly the error codes of the admin API.
 func TestReadmeErrorCodes(t *testing.T) {
 	_, tables := testkit.Documentation(t)
-	source, err := os.ReadFile("admin.go")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var want, got []string
-	for _, m := range regexp.MustCompile(`errorKind\{"(\w+)"`).FindAllStringSubmatch(string(source), -1) {
+	for _, m := range regexp.MustCompile(`NewKind\("(\w+)"`).FindAllStringSubmatch(codeOf(t, ".", "./...", isNoTest), -1) {
 		want = append(want, m[1])
 	}
 	for _, table := range testkit.TablesOf(t, "code", tables) {

@@ -626,6 +626,41 @@ func TestProvision_DurationsHaveAShortest(t *testing.T) {
 	}
 }
 
+// In JSON, an app that is wrong is rejected with what is allowed. What describes the members
+// of a fleet has no meaning without one.
+func TestApp_FleetOptionsAreChecked(t *testing.T) {
+	const (
+		name  = "must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got "
+		count = "probers must be a whole number from 1 to 1000, like 3, or -1 for off; got "
+	)
+	for config, want := range map[string]string{
+		`{"fleet":"a","member":"edge-1.example.com","probers":1000}`: "",
+		`{"fleet":"a","probers":-1}`:                                 "",
+		`{"fleet":"a b"}`:                                            "fleet " + name + "'a b'",
+		`{"fleet":"a","member":"edge/1"}`:                            "member " + name + "'edge/1'",
+		`{"fleet":"a","member":"` + strings.Repeat("x", 65) + `"}`:   "member " + name + "'" + strings.Repeat("x", 65) + "'",
+		`{"fleet":"a","probers":0}`:                                  count + "0",
+		`{"fleet":"a","probers":-2}`:                                 count + "-2",
+		`{"fleet":"a","probers":1001}`:                               count + "1001",
+		`{"member":"edge-1"}`:                                        "member has no meaning without fleet",
+		`{"probers":3}`:                                              "probers has no meaning without fleet",
+		`{"probers":-1}`:                                             "probers has no meaning without fleet",
+		`{"sync_interval":"1s"}`:                                     "sync_interval has no meaning without fleet",
+	} {
+		app := new(App)
+		if err := json.Unmarshal([]byte(config), app); err != nil {
+			t.Fatal(err)
+		}
+		prefix, err := app.validate()
+		if got := fmt.Sprint(err); want == "" && (err != nil || prefix != "alive/fleets/a") || want != "" && got != want {
+			t.Errorf("%s: got %q, error %v, want error %q", config, prefix, err, want)
+		}
+	}
+	if got := new(App).syncInterval(); got != time.Second {
+		t.Errorf("default of sync_interval: got %s, want 1s", got)
+	}
+}
+
 // What a placeholder in the address of a check stands for is in no error of the config.
 func TestCheckAddress_ErrorsShowItAsWritten(t *testing.T) {
 	for _, tc := range []struct {

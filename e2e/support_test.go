@@ -2,10 +2,12 @@
 
 // Package e2e has the tests that need several processes, or a browser: Caddy as it is
 // built, its commands, and its page. It knows only what users know: it imports nothing
-// of the plugin.
+// of the plugin. The tests of fleets run on real storage engines, by the storages of the
+// package storages.
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -20,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -30,28 +33,48 @@ const patience = 20 * time.Second
 // built is the folder with the build, "" if there is none.
 var built string
 
-// build builds Caddy with this plugin, once for all tests.
-var build = sync.OnceValues(func() (caddy string, err error) {
-	if built, err = os.MkdirTemp("", "e2e"); err != nil {
+// build builds Caddy with this plugin, and buildWithStorages with the storages of the tests,
+// too. Each builds once for all tests.
+var (
+	build             = sync.OnceValues(func() (string, error) { return buildIn("..", "./cmd/caddy") })
+	buildWithStorages = sync.OnceValues(func() (string, error) { return buildIn(".", "./caddy") })
+)
+
+// buildFolder makes the folder for what is built.
+var buildFolder = sync.OnceValues(func() (folder string, err error) {
+	built, err = os.MkdirTemp("", "e2e")
+	return built, err
+})
+
+// buildIn builds a package of the module in a folder.
+func buildIn(module, name string) (caddy string, err error) {
+	folder, err := buildFolder()
+	if err != nil {
 		return "", err
 	}
-	caddy = filepath.Join(built, "caddy")
+	caddy = filepath.Join(folder, strings.ReplaceAll(name, "/", "-")[2:])
 	args := []string{"build", "-o", caddy}
 	if *race {
 		args = append(args, "-race")
 	}
-	command := exec.Command("go", append(args, "./cmd/caddy")...)
-	command.Dir = ".."
+	command := exec.Command("go", append(args, name)...)
+	command.Dir = module
 	if out, err := command.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%v: %s", err, out)
 	}
 	return caddy, nil
-})
+}
+
+// servers are the main functions of processes of tests: by the variable of the environment
+// that makes the test binary one, and has its address.
+var servers = map[string]func(address string) error{workerAddress: work}
 
 func TestMain(m *testing.M) {
-	if address := os.Getenv(workerAddress); address != "" {
-		fmt.Fprintln(os.Stderr, work(address))
-		os.Exit(1)
+	for variable, serve := range servers {
+		if address := os.Getenv(variable); address != "" {
+			fmt.Fprintln(os.Stderr, serve(address))
+			os.Exit(1)
+		}
 	}
 	status := m.Run()
 	if built != "" {
@@ -128,7 +151,8 @@ type instance struct {
 	caddy       string
 	config      string
 	text        string // the config, with %s for the site
-	folder      string
+	folder      string // has the config and the log
+	data        string // where Caddy keeps what is not in the storage: "" is the folder
 	admin, site string
 	client      *http.Client              // for the admin API
 	inside      func(*exec.Cmd) *exec.Cmd // runs the process elsewhere if it is not nil
@@ -139,17 +163,25 @@ type instance struct {
 // startCaddy runs Caddy with an admin API, further global options, and a site.
 func startCaddy(t *testing.T, storage, global, site string) *instance {
 	t.Helper()
+	c := prepare(t, build, fmt.Sprintf("file_system %q", storage), global, site)
+	c.start()
+	return c
+}
+
+// prepare returns a Caddy of a build that is yet to be started. It stops with the test.
+func prepare(t *testing.T, build func() (string, error), storage, global, site string) *instance {
+	t.Helper()
 	caddy, err := build()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &instance{t: t, caddy: caddy, client: http.DefaultClient, folder: t.TempDir(), admin: fmt.Sprintf("127.0.0.1:%d", freePort(t)), site: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	folder := t.TempDir()
+	c := &instance{t: t, caddy: caddy, client: http.DefaultClient, folder: folder, admin: fmt.Sprintf("127.0.0.1:%d", freePort(t)), site: fmt.Sprintf("127.0.0.1:%d", freePort(t)), stop: func() {}}
 	c.config = filepath.Join(c.folder, "Caddyfile")
-	c.text = fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tstorage file_system %q\n\t%s\n}\nhttp://%s {\n\t%%s\n}\n", c.admin, storage, global, c.site)
+	c.text = fmt.Sprintf("{\n\tadmin %s\n\tpersist_config off\n\tauto_https off\n\tstorage %s\n\t%s\n}\nhttp://%s {\n\t%%s\n}\n", c.admin, storage, global, c.site)
 	if err := os.WriteFile(c.config, fmt.Appendf(nil, c.text, site), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.start()
 	t.Cleanup(func() { c.stop() })
 	return c
 }
@@ -168,7 +200,7 @@ func (c *instance) start() {
 	if c.inside != nil {
 		command = c.inside(command)
 	}
-	command.Env = append(os.Environ(), "XDG_DATA_HOME="+c.folder, "XDG_CONFIG_HOME="+c.folder)
+	command.Env = append(os.Environ(), "XDG_DATA_HOME="+cmp.Or(c.data, c.folder), "XDG_CONFIG_HOME="+c.folder)
 	command.Stdout, command.Stderr = log, log
 	if err := command.Start(); err != nil {
 		c.t.Fatal(err)
@@ -194,6 +226,12 @@ func (c *instance) start() {
 		response.Body.Close()
 		return response.StatusCode == http.StatusOK
 	})
+}
+
+// kill ends the process at once, as kill -9 does.
+func (c *instance) kill() {
+	_ = syscall.Kill(c.pid, syscall.SIGKILL)
+	c.stop()
 }
 
 // log returns what Caddy logged, without the requests to its admin API.
@@ -230,7 +268,7 @@ func (c *instance) run(args ...string) (stdout, stderr string, status int) {
 	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
 	defer cancel()
 	command := exec.CommandContext(ctx, c.caddy, append([]string{"alive"}, args...)...)
-	command.Env = append(os.Environ(), "XDG_DATA_HOME="+c.folder, "XDG_CONFIG_HOME="+c.folder)
+	command.Env = append(os.Environ(), "XDG_DATA_HOME="+cmp.Or(c.data, c.folder), "XDG_CONFIG_HOME="+c.folder)
 	var out, errs strings.Builder
 	command.Stdout, command.Stderr = &out, &errs
 	if err := command.Run(); err != nil && command.ProcessState == nil {

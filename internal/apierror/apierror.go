@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package apierror has the errors of the admin API: a text for humans, and a code by which
-// programs tell one from another. It must not know what the API does. It has no state and no
-// locks.
+// programs tell one from another. It also has what all parts of the API do before they
+// answer: they check the method and the parameters of a request. It must not know what the
+// API does. It has no state and no locks.
 package apierror
 
 import (
@@ -16,17 +17,26 @@ import (
 	"github.com/caddyserver/caddy/v2"
 )
 
+// Kind is a kind of error: the code by which programs tell it, and the status of the
+// answer.
+type Kind struct {
+	code   string
+	status int
+}
+
+// NewKind returns a kind of error.
+func NewKind(code string, status int) Kind { return Kind{code, status} }
+
+// Errorf returns an error of that kind, which says what is wrong, and what is allowed.
+func (k Kind) Errorf(format string, args ...any) error {
+	return &Error{Message: fmt.Sprintf(format, args...), Code: k.code, status: k.status}
+}
+
 // Error is an error that is answered with its code.
 type Error struct {
 	Message string `json:"error"`
 	Code    string `json:"code"`
 	status  int
-}
-
-// New returns an error with the status of its answer. The message says what is wrong, and
-// what is allowed.
-func New(code string, status int, format string, args ...any) *Error {
-	return &Error{Message: fmt.Sprintf(format, args...), Code: code, status: status}
 }
 
 // Error returns the message, without the code.

@@ -64,7 +64,15 @@ func list(r *Registry, only Filter) []view.Upstream {
 	if only.Brief {
 		return rows
 	}
-	return append(rows, leftOver(r, only)...)
+	rows = append(rows, leftOver(r, only)...)
+	if r.Fleet != nil {
+		for i := range rows {
+			row := &rows[i]
+			down, members := r.Fleet.DownAt(row.Upstream, row.Status == health.Down.String())
+			row.DownAt, row.Members = &down, members
+		}
+	}
+	return rows
 }
 
 // Has reports whether the list of a registry has a row that a filter wants, which names an

@@ -51,6 +51,35 @@ func TestList_BriefLeavesOutRecentResults(t *testing.T) {
 	}
 }
 
+// In a fleet, each row says at how many members its upstream is down, also if it is up here,
+// and if no pool has it any more. Metrics do not ask.
+func TestList_SaysWhatTheFleetSees(t *testing.T) {
+	p := newPolicy(t, "uuu")
+	fleet := new(testkit.Fleet)
+	fleet.Know(view.Fleet{Members: make([]view.Member, 12)}, map[string]int{address(1): 3, "gone:80": 1})
+	mode := settings.Mode(settings.Drain)
+	p.registry.Settings.Change("gone:80", settings.Change{Mode: &mode})
+	if row := list(p.registry, Filter{})[1]; row.DownAt != nil || row.Members != 0 {
+		t.Errorf("without a fleet: %+v", row)
+	}
+	p.registry.Fleet = fleet
+	var got []string
+	for _, row := range list(p.registry, Filter{}) {
+		got = append(got, row.Upstream+" "+row.InFleet())
+		if row.DownAt == nil || row.Members != 12 {
+			t.Errorf("%+v", row)
+		}
+	}
+	if want := []string{address(0) + " ", address(1) + " down at 3 of 12 members", address(2) + " ", "gone:80 down at 1 of 12 members"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for _, row := range list(p.registry, Filter{Brief: true}) {
+		if row.DownAt != nil || row.Members != 0 {
+			t.Errorf("brief: %+v", row)
+		}
+	}
+}
+
 // Upstreams of a dynamic source whose addresses are not UTF-8 can be named and set.
 func TestList_AddressesThatAreNotUTF8CanBeNamed(t *testing.T) {
 	p := newPolicy(t, "u")

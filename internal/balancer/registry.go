@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/telemetry"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 // Registry has the balancers of one config, and starts and stops their probes.
@@ -25,10 +27,8 @@ type Registry struct {
 	Events   *telemetry.Queue
 	Logger   *zap.Logger
 	Exiting  <-chan struct{} // closed when the process begins to exit
-	// Fleet is what is known of other members, nil without a fleet, and Part how this config
-	// takes part in it.
-	Fleet *fleet.Fleet
-	Part  *fleet.Part
+	Fleet    Fleet           // what is known of other members, nil without a fleet
+	Part     *fleet.Part     // how this config takes part in it, nil without
 
 	beside        atomic.Bool // it has started beside another, and its config not yet as a whole
 	configStarted signal      // given when the config has started as a whole
@@ -47,6 +47,21 @@ type Registry struct {
 type background struct {
 	sync.WaitGroup
 	stop context.CancelFunc // ends them; nil before the start
+}
+
+// Fleet is what this Caddy knows of all members of its fleet, itself included. Its methods
+// are safe for concurrent use, and only Wait waits for the storage.
+type Fleet interface {
+	// View returns what is known of all members. For an upstream, which can be empty, it also
+	// has what each of them says of the newest wait.
+	View(upstream string) view.Fleet
+	// DownAt returns at how many live members an upstream is down, and how many there are. Of
+	// this one, here says whether it is.
+	DownAt(upstream string, here bool) (down, members int)
+	// Wait announces to all members that this one waits for an upstream, for so long at most.
+	// It returns when that is stored, or with an error that says that only this Caddy is
+	// known.
+	Wait(ctx context.Context, upstream string, longest time.Duration) error
 }
 
 // signal is given once.

@@ -142,8 +142,8 @@ func (b *Balancer) hooks() monitor.Hooks {
 			events.StatusChanged(upstream, check.Label, change)
 		},
 		Found: func(upstream string, check *monitor.Check, status health.Status, changed bool) {
-			if f := b.registry.Fleet; f != nil {
-				f.Found(upstream, check.Label, status, changed)
+			if p := b.registry.Part; p != nil {
+				p.Found(upstream, check.Label, status, changed)
 			}
 		},
 		Stale: func(m *monitor.Monitor) bool { return b.isStale(m.Upstream.Dial) && isStaleElsewhere(m) },

@@ -28,8 +28,12 @@ type bindingCaddy struct {
 func (b *bindingCaddy) start(t *testing.T) string {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/config/apps/alive" {
+		switch r.URL.Path {
+		case "/config/apps/alive":
 			fmt.Fprint(w, "null")
+			return
+		case "/alive/fleet":
+			http.NotFound(w, r) // it runs since before there was one
 			return
 		}
 		b.mu.Lock()

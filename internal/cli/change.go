@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"slices"
@@ -19,17 +20,21 @@ import (
 const (
 	// waitInterval is the pause between two requests of --wait.
 	waitInterval = 200 * time.Millisecond
-	// progressInterval is how often --wait says what it waits for, while clients are bound to
-	// the upstream.
+	// progressInterval is how often --wait says what it waits for: in a fleet, and while
+	// clients are bound to the upstream.
 	progressInterval = 5 * time.Second
 )
 
 // runMode sets the mode of an upstream. With --wait, it waits until the requests in
-// flight have ended.
+// flight have ended, in a fleet at all members.
 func runMode(cmd *cobra.Command, upstream, mode string) error {
 	wait, err := waitFlag(cmd)
 	if err != nil {
 		return err
+	}
+	ignoreLost, _ := cmd.Flags().GetBool("ignore-lost")
+	if ignoreLost && wait == 0 {
+		return errors.New("--ignore-lost has no meaning without --wait")
 	}
 	c, err := newClient(cmd)
 	if err != nil {
@@ -40,9 +45,22 @@ func runMode(cmd *cobra.Command, upstream, mode string) error {
 		limit = timeoutUntil(time.Now().Add(wait))
 	}
 	change, done := map[string]any{"mode": mode}, mode
-	if rebind, _ := cmd.Flags().GetBool("rebind"); rebind {
+	rebind, _ := cmd.Flags().GetBool("rebind")
+	if rebind {
 		change["rebind"] = true
 		done += ", and clients that are bound to it move"
+	}
+	inFleet := false
+	if wait > 0 && mode != settings.Ready {
+		if inFleet, err = isInFleet(c, limit); err != nil {
+			return err
+		}
+	}
+	if inFleet {
+		if change["wait"], err = announcedWait(wait); err != nil {
+			return err
+		}
+		limit = askTimeout
 	}
 	rows, err := c.patch(limit, upstream, "", change)
 	if err != nil {
@@ -51,6 +69,10 @@ func runMode(cmd *cobra.Command, upstream, mode string) error {
 	fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", printable(upstream), done)
 	if mode == settings.Maintenance {
 		c.warnOfOutages(limit, rows)
+	}
+	if inFleet {
+		w := fleetWait{client: c, setting: view.Upstream{Upstream: upstream, Mode: mode, Rebind: rebind}, longest: wait, ignoreLost: ignoreLost}
+		return w.run()
 	}
 	if wait > 0 {
 		return c.waitUntilIdle(upstream, mode, wait)
@@ -78,6 +100,14 @@ func boundTraffic(rows []view.Upstream) string {
 		return ""
 	}
 	return all.BoundTraffic() + ", which --rebind moves"
+}
+
+// butBound is what a line ends with that says that nothing is in flight.
+func butBound(bound string) string {
+	if bound == "" {
+		return ""
+	}
+	return ", but " + bound
 }
 
 // newRequestsWarning names the pools in which an upstream gets new requests although
@@ -149,10 +179,7 @@ func (c *client) waitUntilIdle(upstream, mode string, wait time.Duration) error 
 		}
 		var pending string
 		warning, bound := newRequestsWarning(rows), boundTraffic(rows)
-		but := ""
-		if bound != "" {
-			but = ", but " + bound
-		}
+		but := butBound(bound)
 		switch n := requestsInFlight(rows); {
 		case n > 0 && bound != "":
 			pending = fmt.Sprintf("requests in flight: %d; %s", n, bound)

@@ -72,10 +72,10 @@ func (c *client) list(limit time.Duration, query url.Values) ([]view.Upstream, [
 // it may run since before it could.
 func (c *client) pools(limit time.Duration, query url.Values) ([]view.Pool, error) {
 	text, err := c.ask(limit, http.MethodGet, "/alive/pools", query, nil)
+	if isNotFound(err, "") {
+		return nil, nil
+	}
 	if err != nil {
-		if failed := new(answerError); errors.As(err, &failed) && failed.isMissing {
-			return nil, nil
-		}
 		return nil, err
 	}
 	var pools []view.Pool
@@ -83,6 +83,24 @@ func (c *client) pools(limit time.Duration, query url.Values) ([]view.Pool, erro
 		return nil, errNoAnswer(err)
 	}
 	return pools, nil
+}
+
+// members returns the fleet as Caddy answers it, with the wait for an upstream unless that is
+// empty.
+func (c *client) members(limit time.Duration, upstream string) (*view.Fleet, []byte, error) {
+	var query url.Values
+	if upstream != "" {
+		query = url.Values{"upstream": {upstream}}
+	}
+	text, err := c.ask(limit, http.MethodGet, "/alive/fleet", query, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	fleet := new(view.Fleet)
+	if err := json.Unmarshal(text, fleet); err != nil {
+		return nil, nil, errNoAnswer(err)
+	}
+	return fleet, text, nil
 }
 
 // patch changes an upstream, and warns if that could not be stored.
@@ -176,11 +194,18 @@ func errNoAnswer(err error) error {
 // answerError is an answer that is an error.
 type answerError struct {
 	text, code string // the code is empty if the answer has none
-	isMissing  bool   // there is no such part of the admin API
+	isNotFound bool
 }
 
 // Error returns the text.
 func (e *answerError) Error() string { return e.text }
+
+// isNotFound reports whether an error is that there is no such thing, as the code says. If the
+// code is empty, there is no such part of the admin API: Caddy may run since before it had it.
+func isNotFound(err error, code string) bool {
+	failed, isAnswer := errors.AsType[*answerError](err)
+	return isAnswer && failed.isNotFound && failed.code == code
+}
 
 // ask sends one request, and gives up after the time limit.
 func (c *client) ask(limit time.Duration, method, path string, query url.Values, body []byte) ([]byte, error) {
@@ -243,12 +268,13 @@ func (c *client) explain(err error) error {
 		Code  string `json:"code"` // only the plugin's own answers have one
 	}
 	_ = json.Unmarshal([]byte(body), &answer) // no JSON is an answer without both
+	isNotFound := status == strconv.Itoa(http.StatusNotFound)
 	switch {
-	case status == strconv.Itoa(http.StatusNotFound) && answer.Code == "":
+	case isNotFound && answer.Code == "":
 		text := fmt.Sprintf("the Caddy at %s has no %s: it is a build without this plugin, or no Caddy", c.address, caddy.ModuleID("admin.api.alive"))
-		return &answerError{text: text, isMissing: true}
+		return &answerError{text: text, isNotFound: true}
 	case answer.Error == "":
 		return fmt.Errorf("the server at %s answers with the status %s", c.address, status)
 	}
-	return &answerError{text: printable(answer.Error), code: answer.Code}
+	return &answerError{text: printable(answer.Error), code: answer.Code, isNotFound: isNotFound}
 }

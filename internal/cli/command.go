@@ -25,7 +25,8 @@ func init() {
 		Short: "Shows and changes the upstreams that lb_policy alive balances over",
 		Long: `
 Shows the upstreams of a running Caddy, and why each of them gets requests or none. Sets
-their modes (ready, drain and maintenance) and their weights, and checks them at once.
+their modes (ready, drain and maintenance) and their weights, and checks them at once. Shows
+the members of a fleet.
 The commands use the admin API: at --address, otherwise at the address in the --config
 file, otherwise at localhost:2019.`,
 		CobraFunc: addCommands,
@@ -45,7 +46,7 @@ func addCommands(root *cobra.Command) {
 	root.PersistentFlags().String("address", "", "The address to use to reach the admin API endpoint, if not the default")
 	root.Args = func(_ *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return fmt.Errorf("unknown command %q: there are status, ready, drain, maintenance, weight and check", args[0])
+			return fmt.Errorf("unknown command %q: there are status, ready, drain, maintenance, weight, check and fleet", args[0])
 		}
 		return nil
 	}
@@ -57,6 +58,7 @@ func addCommands(root *cobra.Command) {
 		modeCommand(settings.Maintenance, "Stops all requests and probes of an upstream"),
 		weightCommand(),
 		checkCommand(),
+		fleetCommand(),
 	)
 }
 
@@ -80,9 +82,12 @@ func modeCommand(mode, short string) *cobra.Command {
 		Use: mode + " <upstream> [--wait <duration>]", Short: short, Args: exactly(1, oneUpstream),
 		RunE: func(cmd *cobra.Command, args []string) error { return runMode(cmd, args[0], mode) },
 	}
-	until := "no request is in flight and no new ones come"
+	until := "no request is in flight and no new ones come, at any member of a fleet"
 	if mode == settings.Ready {
 		until = "no request is in flight"
+	} else {
+		cmd.Use += " [--ignore-lost]"
+		cmd.Flags().Bool("ignore-lost", false, "With --wait in a fleet, do not wait for members that are lost. They may still send requests.")
 	}
 	cmd.Flags().Duration("wait", 0, "Wait at most this long until "+until+". Exit with 1 if that takes longer.")
 	if mode == settings.Drain {
@@ -118,6 +123,16 @@ func checkCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error { return runCheck(cmd, args[0]) },
 	}
 	cmd.Flags().Duration("wait", 0, "Check each second until the upstream is up, at most this long")
+	return cmd
+}
+
+func fleetCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "fleet [--upstream <upstream>] [--json]", Short: "Shows the members of the fleet, and which upstreams are not up there", Args: exactly(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error { return runFleet(cmd) },
+	}
+	cmd.Flags().String("upstream", "", "Show only this upstream, and what each member says of a wait for it")
+	cmd.Flags().Bool("json", false, "Print JSON, for scripts")
 	return cmd
 }
 

@@ -38,6 +38,8 @@ func TestCommand_GivesUpIfCaddyHangs(t *testing.T) {
 		switch {
 		case r.URL.Path == "/config/apps/alive":
 			fmt.Fprint(w, "null")
+		case r.URL.Path == "/alive/fleet":
+			http.NotFound(w, r)
 		case answers.Add(-1) >= 0:
 			fmt.Fprint(w, `[{"pool":"shop","upstream":"a:80","mode":"drain","requests":1}]`)
 		default:
@@ -115,13 +117,24 @@ func TestCommand_ErrorsAreOneLine(t *testing.T) {
 		{stopped, "drain", "caddy alive drain takes one upstream"},
 		{stopped, "drain a b", "caddy alive drain takes one upstream"},
 		{stopped, "drain a --wait -1s", "--wait must not be below 0"},
+		{stopped, "drain a --wait 1s", "cannot reach Caddy at " + stopped},
+		{stopped, "drain a --ignore-lost", "--ignore-lost has no meaning without --wait"},
+		{stopped, "maintenance a --ignore-lost", "--ignore-lost has no meaning without --wait"},
+		{stopped, "ready a --wait 1s --ignore-lost", "unknown flag: --ignore-lost"},
+		{stopped, "fleet", "cannot reach Caddy at " + stopped},
+		{stopped, "fleet shops", "caddy alive fleet takes no arguments"},
+		{answers(404, "404 page not found"), "fleet", "shows no fleet: it is a build without this plugin or with an older one, or no Caddy"},
+		{answers(404, `{"error":"this Caddy is in no fleet","code":"no_fleet"}`), "fleet", "this Caddy is in no fleet"},
+		{answers(200, "hello"), "fleet", "this is no answer of Caddy's admin API"},
+		{answers(200, "hello"), "fleet --json", "this is no answer of Caddy's admin API"},
+		{answers(500, "oops"), "drain a --wait 1s", "answers with the status 500"},
 		{stopped, "weight a", "caddy alive weight takes an upstream, and a whole number or reset"},
 		{stopped, "weight a many", "weight must be a whole number from 0 to 256, or reset; got 'many'"},
 		{stopped, "weight a 257", "weight must be a whole number from 0 to 256, or reset; got '257'"},
 		{stopped, "weight a 1\x1b[31m", "weight must be a whole number from 0 to 256, or reset; got '1?[31m'"},
 		{stopped, "check", "caddy alive check takes one upstream"},
 		{stopped, "status now", "caddy alive status takes no arguments"},
-		{stopped, "sleep a", `unknown command "sleep": there are status, ready, drain, maintenance, weight and check`},
+		{stopped, "sleep a", `unknown command "sleep": there are status, ready, drain, maintenance, weight, check and fleet`},
 	} {
 		stdout, stderr, err := command(t.Context(), tc.address, strings.Fields(tc.args)...)
 		if err == nil || !strings.Contains(err.Error(), tc.says) || strings.Contains(err.Error(), "\n") {

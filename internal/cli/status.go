@@ -5,7 +5,6 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/url"
 	"time"
@@ -93,7 +92,7 @@ func askFor(c *client, pool string) (listing, error) {
 		return listing{}, err
 	}
 	pools, err := c.pools(askTimeout, query)
-	if failed := new(answerError); errors.As(err, &failed) && failed.code == "unknown_pool" && len(rows) > 0 {
+	if isNotFound(err, "unknown_pool") && len(rows) > 0 {
 		err = nil // the pool is gone, and what was set for it at run time is not
 	}
 	if err != nil {

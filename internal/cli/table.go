@@ -24,9 +24,9 @@ const statusColumn = 1
 
 var tableHeader = []string{"UPSTREAM", "STATUS", "MODE", "WEIGHT", "REQUESTS", "SINCE"}
 
-// table is the list of upstreams as a terminal shows it: for each upstream a row of
-// cells, which continues on the next line where the terminal is too narrow, and below
-// it the reason.
+// table is a list as a terminal shows it, of upstreams or of the members of a fleet: for each
+// a row of cells, which continues on the next line where the terminal is too narrow, and
+// below it the reason.
 type table struct {
 	screen
 	to     *bytes.Buffer
@@ -83,8 +83,7 @@ func (s screen) writePool(to *bytes.Buffer, title string, p *view.Pool) {
 
 // writeTable writes upstreams by pool.
 func (s screen) writeTable(to *bytes.Buffer, shown listing, now time.Time) {
-	t := &table{screen: s, to: to, widths: make([]int, len(tableHeader))}
-	t.measure(tableHeader)
+	t := s.newTable(to, tableHeader)
 	pools := view.ByName(shown.pools)
 	lines := make([][]string, 0, len(shown.rows))
 	for i := range shown.rows {
@@ -110,10 +109,11 @@ func (s screen) writeTable(to *bytes.Buffer, shown listing, now time.Time) {
 
 // reason is what the line below a row says.
 func reason(row *view.Upstream) string {
-	if bound := row.BoundTraffic(); bound != "" && row.Why != "" {
-		return row.Why + "; " + bound
+	parts := []string{row.Why, row.InFleet()}
+	if row.Why != "" {
+		parts = []string{row.Why, row.BoundTraffic(), row.InFleet()}
 	}
-	return row.Why
+	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), "; ")
 }
 
 // measure makes the columns wide enough for a row.
@@ -123,7 +123,14 @@ func (t *table) measure(row []string) {
 	}
 }
 
-// writeRow writes the cells of one upstream, or the header. Where a line ends depends on
+// newTable returns a table without rows.
+func (s screen) newTable(to *bytes.Buffer, header []string) *table {
+	t := &table{screen: s, to: to, widths: make([]int, len(header))}
+	t.measure(header)
+	return t
+}
+
+// writeRow writes one row, or the header. Where a line ends depends on
 // the widths of the columns only, so all rows stay aligned.
 func (t *table) writeRow(row []string, colour string) {
 	var line strings.Builder
@@ -158,7 +165,7 @@ func (t *table) writeRow(row []string, colour string) {
 	t.to.WriteString(strings.TrimRight(line.String(), " ") + "\n")
 }
 
-// writeReason writes the reason below an upstream.
+// writeReason writes the reason below a row.
 func (t *table) writeReason(reason string) {
 	if reason == "" {
 		return

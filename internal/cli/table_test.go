@@ -16,6 +16,25 @@ import (
 // listed is what a Caddy lists that has these rows.
 func listed(rows ...view.Upstream) listing { return listing{rows: rows, pools: view.Pools(rows)} }
 
+// The line below a row also says how many requests bound clients send, and at how many
+// members of the fleet the upstream is down.
+func TestTable_ReasonHasWhatTheFleetSees(t *testing.T) {
+	down := 3
+	for _, test := range []struct {
+		row  view.Upstream
+		want string
+	}{
+		{view.Upstream{Why: "up", Bound: 1, DownAt: &down, Members: 12}, "up; 1 request in the last minute of a client bound to it; down at 3 of 12 members"},
+		{view.Upstream{Why: "up", DownAt: &down, Members: 12}, "up; down at 3 of 12 members"},
+		{view.Upstream{Bound: 1, DownAt: &down, Members: 12}, "down at 3 of 12 members"},
+		{view.Upstream{Why: "up", DownAt: new(int), Members: 12}, "up"},
+	} {
+		if got := reason(&test.row); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
+
 // The table has one layout at every width. Its lines fit the terminal, nothing is left
 // out, no character is a command to the terminal, and fail-open is shown once.
 func TestTable_FitsTheTerminal(t *testing.T) {

@@ -165,7 +165,7 @@ func (p *Part) forget(ctx context.Context, engine storage.Engine) error {
 }
 
 // follow probes what others doubt.
-func (p *Part) follow(fresh []news.Entry, _ *news.Board) {
+func (p *Part) follow(fresh []news.Entry) {
 	doubts := slices.DeleteFunc(slices.Clone(fresh), func(e news.Entry) bool { return e.Kind != news.Doubt })
 	if len(doubts) == 0 || p.config.Probers == 0 {
 		return
@@ -189,11 +189,17 @@ func (p *Part) follow(fresh []news.Entry, _ *news.Board) {
 
 // Found is told that a target failed twice in a row, or that its status changed. If this
 // member is one of its probers, it tells the others.
-func (f *Fleet) Found(upstream, check string, status health.Status, changed bool) {
+func (p *Part) Found(upstream, check string, status health.Status, changed bool) {
+	f := p.fleet
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	p := f.acting()
-	if p == nil || p.config.Probers == 0 {
+	if !p.acts() {
+		return
+	}
+	if changed {
+		f.roster.hasten()
+	}
+	if p.config.Probers == 0 {
 		return
 	}
 	id := targetID(upstream, check)

@@ -118,7 +118,8 @@ func (p *Part) Start(ctx context.Context) {
 	f := p.fleet
 	f.mu.Lock()
 	f.taking = append(f.taking, p)
-	f.sharing.ready = time.Now().Add(f.roster.period())
+	f.roster.write = time.Now() // its name or what it probes may have changed
+	f.sharing.ready = f.roster.write.Add(f.roster.period())
 	first := len(f.taking) == 1
 	f.mu.Unlock()
 	if first {
@@ -217,9 +218,25 @@ func (p *Part) Follow(ctx context.Context, engine storage.Engine, board *news.Bo
 		return nil
 	}
 	now := time.Now()
-	lists := f.waits.needList(&p.config, now)
-	all = all || len(lists) > 0 || f.roster.listed.IsZero()
+	all = all || f.waits.needList(now) || f.roster.listed.IsZero()
 	f.mu.Unlock()
+	if err := p.refresh(ctx, engine, fresh, all); err != nil {
+		return err
+	}
+	p.follow(fresh)
+	if f.settle(all) {
+		if err := p.refresh(ctx, engine, nil, true); err != nil {
+			return err
+		}
+		f.settle(true)
+	}
+	return p.forget(ctx, engine)
+}
+
+// refresh reads the members that are due, after a list of all if that is wanted.
+func (p *Part) refresh(ctx context.Context, engine storage.Engine, fresh []news.Entry, all bool) error {
+	f := p.fleet
+	now := time.Now()
 	if all {
 		ids, err := p.list(ctx, engine)
 		if err != nil {
@@ -227,17 +244,13 @@ func (p *Part) Follow(ctx context.Context, engine storage.Engine, board *news.Bo
 		}
 		f.mu.Lock()
 		f.roster.list(ids, now)
-		f.waits.listed(lists)
+		f.waits.list()
 		f.mu.Unlock()
 	}
 	f.mu.Lock()
 	due := f.roster.toRead(fresh, all, f.waits.areOwn(now), now)
 	f.mu.Unlock()
-	if err := p.read(ctx, engine, due); err != nil {
-		return err
-	}
-	p.follow(fresh, board)
-	return p.forget(ctx, engine)
+	return p.read(ctx, engine, due)
 }
 
 // Ended notes whether the storage works. While it does not, this member probes all.

@@ -20,6 +20,8 @@ const (
 	// A member is live until it has missed livePeriods of its periods, and liveGrace.
 	livePeriods = 3
 	liveGrace   = 2 * time.Second
+	// hastenFactor is how many times as often a member stores what has changed.
+	hastenFactor = 4
 	// forgetAfter is how long a lost member is remembered.
 	forgetAfter = 24 * time.Hour
 	// maxMembers bounds how many are remembered.
@@ -40,6 +42,7 @@ type roster struct {
 	next    time.Time          // when to read all others
 	again   int                // how often to read all others at each look
 	missing bool               // the own value was not there when it was read
+	marks   [2]mark            // the own value as it was leastPeriod ago, at least; and later
 	crowded bool               // more than maxMembers, which was logged
 }
 
@@ -49,6 +52,12 @@ type member struct {
 	heard time.Time // when seq was last seen to change, by the clock of this process
 	first time.Time // when it was first seen
 	flips map[uint64]flip
+}
+
+// mark is that the own value was written.
+type mark struct {
+	seq uint64
+	at  time.Time
 }
 
 // flip is what a prober found after its value was stored.
@@ -75,7 +84,7 @@ func (m *member) isLive(now time.Time) bool {
 func (r *roster) size(now time.Time) int {
 	n := 1
 	for _, m := range r.others {
-		if m.isLive(now) {
+		if !m.first.IsZero() && m.isLive(now) {
 			n++
 		}
 	}
@@ -97,7 +106,8 @@ func (r *roster) isSuperseded(lost *member, now time.Time) bool {
 	return false
 }
 
-// live returns the members that live, without this one, by name.
+// live returns the members that live, without this one and those that are yet to be read, by
+// name.
 func (r *roster) live(now time.Time) []*member {
 	return r.sorted(func(m *member) bool { return m.isLive(now) })
 }
@@ -110,7 +120,7 @@ func (r *roster) lost(now time.Time) []*member {
 func (r *roster) sorted(isWanted func(*member) bool) []*member {
 	members := make([]*member, 0, len(r.others))
 	for _, m := range r.others {
-		if isWanted(m) {
+		if !m.first.IsZero() && isWanted(m) {
 			members = append(members, m)
 		}
 	}
@@ -128,7 +138,20 @@ func (r *roster) isDue(acks map[string]ack, now time.Time) bool {
 func (r *roster) wrote(own value, now time.Time) {
 	r.own = member{value: own, heard: now}
 	r.joined, r.missing = true, false
+	if now.Sub(r.marks[1].at) >= leastPeriod {
+		r.marks = [2]mark{r.marks[1], {own.Seq, now}}
+	}
 	r.write = now.Add(r.period())
+	if slices.ContainsFunc(own.NotUp, func(n notUp) bool { return n.Status == statusUnknown }) {
+		r.hasten() // it will soon be known
+	}
+}
+
+// hasten makes this member store its value before its time, because it changed.
+func (r *roster) hasten() {
+	if soon := r.own.heard.Add(r.period() / hastenFactor); soon.Before(r.write) {
+		r.write = soon
+	}
 }
 
 // list notes which members are in the storage.
@@ -190,7 +213,7 @@ func (r *roster) restart(now time.Time) { r.again, r.write, r.next = rereads, no
 // because they left.
 func (r *roster) take(found map[string]*value, now time.Time) {
 	if own, read := found[r.own.ID]; read {
-		r.missing = own == nil || own.Seq+1 < r.own.Seq // an engine may answer with the value before
+		r.missing = r.isMissing(own)
 	}
 	for id, v := range found {
 		m := r.others[id]
@@ -206,6 +229,13 @@ func (r *roster) take(found map[string]*value, now time.Time) {
 			m.value, m.heard = *v, now
 		}
 	}
+}
+
+// isMissing reports whether the own value is not there. An engine may answer with an earlier
+// one for a while.
+func (r *roster) isMissing(own *value) bool {
+	before := r.marks[0].seq
+	return before > 0 && (own == nil || own.Seq < before)
 }
 
 // drop removes the lost members that are to be forgotten, and returns their IDs.

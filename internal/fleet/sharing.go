@@ -14,9 +14,10 @@ import (
 // The status of a target in the news, beside those of package health: it failed twice in a
 // row.
 const (
-	statusFails = "fails"
-	statusDown  = "down"
-	statusUp    = "up"
+	statusFails   = "fails"
+	statusDown    = "down"
+	statusUp      = "up"
+	statusUnknown = "unknown"
 )
 
 const (

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sort"
 	"strings"
@@ -58,6 +59,7 @@ type value struct {
 
 	has    []byte            // Has, decoded
 	status map[uint64]string // NotUp, by the ID of the target
+	down   map[string]bool   // upstreams that are down
 }
 
 // notUp is a target that is not up.
@@ -118,17 +120,18 @@ func parseValue(text []byte, fleet, id string) (*value, error) {
 	}
 	v.Has = ""
 	v.NotUp = slices.DeleteFunc(v.NotUp, func(n notUp) bool {
-		return n.Upstream == "" || max(len(n.Upstream), len(n.Check), len(n.Why)) > maxText || n.Status != "down" && n.Status != "unknown"
+		return n.Upstream == "" || max(len(n.Upstream), len(n.Check), len(n.Why)) > maxText || n.Status != statusDown && n.Status != statusUnknown
 	})
 	v.More = max(0, v.More)
 	v.index()
 	return v, nil
 }
 
-// index makes the status findable by target.
+// index makes what is not up findable.
 func (v *value) index() {
-	v.status = make(map[uint64]string, len(v.NotUp))
+	v.status, v.down = make(map[uint64]string, len(v.NotUp)), make(map[string]bool)
 	for _, n := range v.NotUp {
+		v.down[n.Upstream] = v.down[n.Upstream] || n.Status == statusDown
 		v.status[targetID(n.Upstream, n.Check)] = n.Status
 	}
 }
@@ -203,4 +206,18 @@ func (v *value) encode(notUpHere []view.NotUp, acks map[string]ack) ([]byte, err
 func isKey(name string) (id string, ok bool) {
 	id, ok = strings.CutSuffix(name, ".json")
 	return id, ok && news.IsID(id)
+}
+
+// HostName returns the name of a member that the config gives none: that of the host, with
+// dashes in place of what a name cannot have.
+func HostName() string {
+	name, _ := os.Hostname()
+	name = strings.Map(func(r rune) rune {
+		if limits.Member("a"+string(r)) != nil {
+			return '-'
+		}
+		return r
+	}, name)
+	name = strings.TrimLeft(name[:min(len(name), 64)], "-._")
+	return cmp.Or(name, "unnamed")
 }

@@ -33,41 +33,72 @@ func (f *Fleet) View(upstream string) view.Fleet {
 	if upstream != "" {
 		w = f.waits.of(upstream)
 	}
-	hash := settings.Hash(upstream)
-	add := func(m *member, state string, self bool) {
-		row := view.Member{ID: m.ID, Member: m.Name, Self: self, State: state, NotUp: make([]view.NotUp, 0, len(m.NotUp)), More: m.More}
-		if !self {
-			row.Heard = now.Sub(m.heard).Seconds()
-		}
-		for _, n := range m.NotUp {
-			row.NotUp = append(row.NotUp, view.NotUp{Upstream: view.ValidText(n.Upstream), Check: view.ValidText(n.Check), Status: n.Status, Reason: view.ValidText(n.Why), Lasts: n.For})
-		}
-		if a, ok := m.Acks[hash]; ok && upstream != "" {
-			row.Ack = &view.Ack{Follows: w == nil || a.Revision.Equal(w.entry.At), InFlight: a.InFlight, Bound: a.Bound, Gets: a.Gets, Quiet: a.Quiet}
-		}
-		all.Members = append(all.Members, row)
-	}
-	own := f.roster.own
-	own.ID, own.Name = f.id, p.config.Member
-	add(&own, view.MemberLive, true)
-	for _, m := range f.roster.live(now) {
-		if !m.first.IsZero() {
-			add(m, view.MemberLive, false)
-		}
-	}
-	for _, m := range f.roster.lost(now) {
-		if !m.first.IsZero() {
-			add(m, view.MemberLost, false)
-		}
-	}
+	all.Members = f.members(upstream, w, now)
 	if w != nil {
-		all.Wait = f.evaluate(p, w, all.Members, now)
+		all.Wait = f.evaluate(p, w, all.Members)
 	}
 	return all
 }
 
+// members returns the rows of all members. With an upstream, they have what each says of it;
+// w is the wait for it, nil if there is none. f.mu must be held.
+func (f *Fleet) members(upstream string, w *wait, now time.Time) []view.Member {
+	hash := settings.Hash(upstream)
+	row := func(m *member, state string) view.Member {
+		r := view.Member{ID: m.ID, Member: m.Name, State: state, Heard: now.Sub(m.heard).Seconds(), NotUp: make([]view.NotUp, 0, len(m.NotUp)), More: m.More}
+		for _, n := range m.NotUp {
+			r.NotUp = append(r.NotUp, view.NotUp{Upstream: view.ValidText(n.Upstream), Check: view.ValidText(n.Check), Status: n.Status, Reason: view.ValidText(n.Why), Lasts: n.For})
+		}
+		if a, ok := m.Acks[hash]; ok && upstream != "" {
+			r.Ack = &view.Ack{Follows: w == nil || a.Revision.Equal(w.entry.At), InFlight: a.InFlight, Bound: a.Bound, Gets: a.Gets, Quiet: a.Quiet}
+		}
+		return r
+	}
+	own := f.roster.own
+	own.ID, own.Name, own.heard = f.id, f.acting().config.Member, now
+	rows := []view.Member{row(&own, view.MemberLive)}
+	rows[0].Self = true
+	for _, m := range f.roster.live(now) {
+		rows = append(rows, row(m, view.MemberLive))
+	}
+	for _, m := range f.roster.lost(now) {
+		rows = append(rows, row(m, view.MemberLost))
+	}
+	return rows
+}
+
+// settle notes which waits of this member are quiet, or have succeeded. Before a wait is
+// quiet, all members must have been listed at the same look. It reports whether that is
+// wanted.
+func (f *Fleet) settle(listed bool) (wantsList bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p, now := f.acting(), time.Now()
+	if p == nil {
+		return false
+	}
+	for _, w := range f.waits.own {
+		if !w.runs(now) {
+			continue
+		}
+		row := f.evaluate(p, w, f.members(w.upstream, w, now))
+		w.quiet = false
+		switch {
+		case row.Failed != "" || len(row.Pending) > 0 || now.Sub(w.began) < settleLooks*p.config.Every:
+		case !listed:
+			wantsList = true
+		default:
+			w.quiet = true
+			if len(row.Lost) == 0 {
+				w.done = now
+			}
+		}
+	}
+	return wantsList
+}
+
 // evaluate returns how far a wait is. f.mu must be held.
-func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member, now time.Time) *view.Wait {
+func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member) *view.Wait {
 	row := &view.Wait{Pending: []string{}, Lost: []string{}}
 	set := p.config.Set.Of(w.upstream)
 	for _, m := range members {
@@ -89,16 +120,13 @@ func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member, now time.Time)
 	}
 	switch {
 	case !w.done.IsZero():
-		return &view.Wait{Done: true, Pending: []string{}, Lost: []string{}, Bound: row.Bound}
+		return &view.Wait{Done: true, Quiet: true, Pending: []string{}, Lost: []string{}, Bound: row.Bound}
 	case f.problem != "":
 		row.Failed = "only this Caddy is known: " + f.problem
 	case set == nil || !set.Changed.Equal(w.entry.At):
 		row.Failed = fmt.Sprintf("its mode was changed meanwhile, to %s", set.ModeNow())
-	case len(row.Pending) == 0 && w.lists < 2:
-		row.Pending = append(row.Pending, "members that joined meanwhile are looked for")
-	case len(row.Pending) == 0 && len(row.Lost) == 0:
-		row.Done = true
-		w.done = now
+	case len(row.Pending) == 0:
+		row.Quiet = w.quiet
 	}
 	return row
 }
@@ -118,7 +146,7 @@ func (f *Fleet) DownAt(upstream string, here bool) (down, members int) {
 			continue
 		}
 		members++
-		if slices.ContainsFunc(m.NotUp, func(n notUp) bool { return n.Upstream == upstream && n.Status == statusDown }) {
+		if m.down[upstream] {
 			down++
 		}
 	}

@@ -40,7 +40,8 @@ type wait struct {
 	entry    news.Entry
 	upstream string
 	began    time.Time
-	lists    int       // of all members, since it began
+	listed   bool      // all members were listed since it began
+	quiet    bool      // all live members are, and no other has joined
 	done     time.Time // when it succeeded
 	ended    bool      // the others are told no more
 }
@@ -77,21 +78,15 @@ func (w *waits) areOwn(now time.Time) bool {
 	return slices.ContainsFunc(w.own, func(one *wait) bool { return one.runs(now) })
 }
 
-// needList returns the waits that need a list of all members now: one after they began, and
-// one more before they can succeed.
-func (w *waits) needList(c *Config, now time.Time) (due []*wait) {
-	for _, one := range w.own {
-		if one.runs(now) && (one.lists == 0 || one.lists == 1 && now.Sub(one.began) >= settleLooks*c.Every) {
-			due = append(due, one)
-		}
-	}
-	return due
+// needList reports whether a wait needs a list of all members, because it has begun.
+func (w *waits) needList(now time.Time) bool {
+	return slices.ContainsFunc(w.own, func(one *wait) bool { return one.runs(now) && !one.listed })
 }
 
-// listed notes that all members were listed.
-func (*waits) listed(due []*wait) {
-	for _, one := range due {
-		one.lists++
+// list notes that all members were listed.
+func (w *waits) list() {
+	for _, one := range w.own {
+		one.listed = true
 	}
 }
 

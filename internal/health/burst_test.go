@@ -505,7 +505,7 @@ func TestHasten_OnePassIsForOneReturn(t *testing.T) {
 func TestPacer_AtMost200InAnySecond(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		random := rand.New(rand.NewPCG(1, 2))
-		var p pacer
+		var p Pacer
 		var began []time.Time
 		admitted, refused := 0, 0
 		for range 20_000 {

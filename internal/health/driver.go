@@ -26,6 +26,9 @@ type Driver struct {
 	Inconclusive func(*InconclusiveError)
 	// Report is called with every change. It may be nil.
 	Report func(Transition)
+	// Pacer limits the probes that begin before their turn, together with all others that
+	// have the same one. The first driver decides. Nil is that of the process.
+	Pacer *Pacer
 }
 
 // Result is the result of one probe.

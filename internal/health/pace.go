@@ -70,20 +70,20 @@ const (
 	maxPaceBack = time.Second
 )
 
-// pacer limits how many probes begin before their turn, by the generic cell rate algorithm
-// (ITU-T I.371).
-type pacer struct {
+// Pacer limits how many probes begin before their turn, by the generic cell rate algorithm
+// (ITU-T I.371). The zero value is ready.
+type Pacer struct {
 	mu   sync.Mutex // guards what follows
 	next time.Time  // when the next probe would begin at a steady rate
 	last time.Time  // when a probe last was to begin
 }
 
 // outOfTurn is that of the process.
-var outOfTurn pacer
+var outOfTurn Pacer
 
 // reserve returns when a probe that cannot be left out may begin. If it is its turn before
 // that, it begins then, and does not count. A turn of zero is none.
-func (p *pacer) reserve(now, turn time.Time) time.Time {
+func (p *Pacer) reserve(now, turn time.Time) time.Time {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	at := p.earliest(now)
@@ -95,7 +95,7 @@ func (p *pacer) reserve(now, turn time.Time) time.Time {
 }
 
 // try reports whether a probe may begin now, and if so, counts it.
-func (p *pacer) try(now time.Time) bool {
+func (p *Pacer) try(now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.earliest(now).After(now) {
@@ -106,7 +106,7 @@ func (p *pacer) try(now time.Time) bool {
 }
 
 // earliest returns when a probe may begin. p.mu must be held.
-func (p *pacer) earliest(now time.Time) time.Time {
+func (p *Pacer) earliest(now time.Time) time.Time {
 	if p.next.Before(now) || p.last.Sub(now) > maxPaceBack {
 		p.next = now
 	}

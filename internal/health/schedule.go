@@ -2,11 +2,14 @@
 
 package health
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // startSchedule starts the probes, the first of them after a delay. t.mu must be held.
 func (t *Target) startSchedule(delay time.Duration) {
-	s := &schedule{due: time.Now().Add(delay)}
+	s := &schedule{due: time.Now().Add(delay), pacer: cmp.Or(t.drivers[0].Pacer, &outOfTurn)}
 	s.timer = time.AfterFunc(delay, func() { t.fire(s) })
 	t.schedule = s
 	slots.count(t.settings.Interval, 1)
@@ -72,13 +75,13 @@ func (t *Target) earliest(now time.Time) time.Time {
 func (t *Target) admit(s *schedule, now time.Time) bool {
 	switch s.early {
 	case optional:
-		if !outOfTurn.try(now) && s.turn.at.After(now) {
+		if !s.pacer.try(now) && s.turn.at.After(now) {
 			s.arm(s.turn.at)
 			s.turn = turn{}
 			return false
 		}
 	case accused:
-		if at := outOfTurn.reserve(now, s.turn.next(t.began, now, t.interval(now))); at.After(now) {
+		if at := s.pacer.reserve(now, s.turn.next(t.began, now, t.interval(now))); at.After(now) {
 			s.arm(at)
 			s.early = admitted
 			return false

@@ -20,6 +20,7 @@ type schedule struct {
 	turn      turn          // when it would be
 	postponed bool          // the next probe waits for a straggler
 	idle      chan struct{} // closed when probing ends; nil unless detach waits for it
+	pacer     *Pacer        // of the probes that begin before their turn
 	thin      int           // how many times as far apart probes are, 0 or 1 for once
 }
 

@@ -17,6 +17,7 @@ type countRange struct {
 var (
 	retries     = countRange{"retries", "2", MaxRetries, true}
 	ejectAfter  = countRange{"eject", "5", MaxEjectAfter, true}
+	probers     = countRange{"probers", "3", MaxProbers, true}
 	limit       = countRange{"max_requests", "20", MaxLimit, false}
 	queueLength = countRange{"queue: length", strconv.Itoa(DefaultQueueLength), MaxQueueLength, false}
 )

@@ -11,7 +11,7 @@ func TestCounts_CanBeOff(t *testing.T) {
 		check func(int) error
 		parse func(string) (int, error)
 		most  int
-	}{{Retries, ParseRetries, 100}, {EjectAfter, ParseEjectAfter, 1000}} {
+	}{{Retries, ParseRetries, 100}, {EjectAfter, ParseEjectAfter, 1000}, {Probers, ParseProbers, MaxProbers}} {
 		for _, count := range []int{Off, 1, test.most} {
 			if err := test.check(count); err != nil {
 				t.Errorf("%d: %v", count, err)

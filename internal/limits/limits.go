@@ -31,14 +31,15 @@ const (
 	MinEjection     = 10 * time.Millisecond
 	MinQueueTimeout = time.Millisecond
 	MinMaxAge       = time.Second
+	MinWait         = time.Second
 	MaxDuration     = 24 * time.Hour
 	// MaxMaxAge is how long browsers keep a cookie at most.
 	MaxMaxAge = 400 * 24 * time.Hour
 )
 
-// DefaultSyncInterval is how often the members of a fleet read the storage, if the
-// config does not say.
-const DefaultSyncInterval = 2 * time.Second
+// DefaultSyncInterval is how often the members of a fleet look for news, if the config does
+// not say.
+const DefaultSyncInterval = time.Second
 
 const (
 	// MaxWeight is the largest weight of an upstream.
@@ -51,6 +52,8 @@ const (
 	MaxQueueLength = 100_000
 	// DefaultQueueLength is how many, if the config does not say.
 	DefaultQueueLength = 1000
+	// MaxProbers is how many members of a fleet probe an upstream at its interval at most.
+	MaxProbers = 1000
 	// MaxEjectAfter is the largest number of failures that ejects an upstream.
 	MaxEjectAfter = 1000
 	// Off stands for off where a config in JSON has a count.
@@ -74,6 +77,7 @@ var (
 	RetriesRange    = retries.String()
 	EjectAfterRange = ejectAfter.String()
 	LimitRange      = limit.String()
+	ProbersRange    = probers.String()
 )
 
 // Duration returns an error if the value of an option is out of its range.
@@ -130,6 +134,7 @@ type durationRange struct {
 var (
 	rampWindow   = durationRange{"slow_start: window", "30s", MinRampWindow, MaxDuration}
 	syncInterval = durationRange{"sync_interval", "2s", MinSyncInterval, MaxDuration}
+	fleetWait    = durationRange{"wait", "60s", MinWait, MaxDuration}
 	ejectFor     = durationRange{"eject: for", "30s", MinEjection, MaxDuration}
 	ejectLongest = durationRange{"eject: longest", "5m", MinEjection, MaxDuration}
 	queueTimeout = durationRange{"queue: timeout", "10s", MinQueueTimeout, MaxDuration}
@@ -164,12 +169,18 @@ func RampWindow(window time.Duration) error { return rampWindow.check(window) }
 // ParseRampWindow reads how long a slow start takes.
 func ParseRampWindow(text string) (time.Duration, error) { return rampWindow.parse(text) }
 
-// SyncInterval returns an error if a fleet would read its storage too often, or hardly
-// ever.
+// SyncInterval returns an error if the members of a fleet would look for news too often, or
+// hardly ever.
 func SyncInterval(interval time.Duration) error { return syncInterval.check(interval) }
 
-// ParseSyncInterval reads how often the members of a fleet read the storage.
+// ParseSyncInterval reads how often the members of a fleet look for news.
 func ParseSyncInterval(text string) (time.Duration, error) { return syncInterval.parse(text) }
+
+// Wait returns an error if a fleet cannot wait for that long.
+func Wait(wait time.Duration) error { return fleetWait.check(wait) }
+
+// ParseWait reads for how long a fleet waits at most.
+func ParseWait(text string) (time.Duration, error) { return fleetWait.parse(text) }
 
 // inWords returns a duration without units that are zero, and whole days in days.
 func inWords(d time.Duration) string {
@@ -262,21 +273,25 @@ func Name(name string) error {
 	return nil
 }
 
-// fleetName is what can be part of a key of any storage.
+// fleetName is what can be part of a key of any storage. Names of members look alike.
 var fleetName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
-// Member checks the name of a member of a fleet.
-func Member(name string) error {
-	if !fleetName.MatchString(name) {
-		return fmt.Errorf("member must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got '%s'", name)
-	}
-	return nil
-}
-
 // Fleet returns an error if a text cannot be the name of a fleet.
-func Fleet(name string) error {
+func Fleet(name string) error { return checkFleetName("fleet", name) }
+
+// Member returns an error if a text cannot be the name of a member of a fleet.
+func Member(name string) error { return checkFleetName("member", name) }
+
+// Probers returns an error if so many members of a fleet cannot probe an upstream at its
+// interval.
+func Probers(count int) error { return probers.check("probers", count) }
+
+// ParseProbers reads how many members of a fleet probe an upstream at its interval.
+func ParseProbers(text string) (int, error) { return probers.parse(text) }
+
+func checkFleetName(option, name string) error {
 	if !fleetName.MatchString(name) {
-		return fmt.Errorf("fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got '%s'", name)
+		return fmt.Errorf("%s must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got '%s'", option, name)
 	}
 	return nil
 }

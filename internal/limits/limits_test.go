@@ -32,7 +32,9 @@ func TestLimits_ErrorsHaveOptionRangeAndValue(t *testing.T) {
 		count   = "fails must be a whole number of at least 1; got "
 		weight  = "weight must be a whole number from 0 to 256"
 		name    = "name must be one line of 200 bytes at most"
+		wait    = "wait must be a duration from 1s to 24h, like 60s; got "
 		fleet   = "fleet must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got "
+		member  = "member must be a name of up to 64 letters, digits, dots, dashes and underscores that begins with a letter or digit; got "
 		port    = "port must be a whole number from 1 to 65535, or such a number with a + before it that is added to the port of each upstream, like 8081 or +1000; got "
 		version = "proxy_protocol must be off, v1 or v2; got "
 	)
@@ -111,6 +113,16 @@ func TestLimits_ErrorsHaveOptionRangeAndValue(t *testing.T) {
 		{"Fleet", say(Fleet("shops-1.eu_west")), ""},
 		{"Fleet of nothing", say(Fleet("")), fleet + "''"},
 		{"Fleet with a slash", say(Fleet("a/b")), fleet + "'a/b'"},
+		{"Member", say(Member("edge-7.example.com")), ""},
+		{"Member with a space", say(Member("edge 7")), member + "'edge 7'"},
+		{"Member too long", say(Member(strings.Repeat("x", 65))), member + "'" + strings.Repeat("x", 65) + "'"},
+		{"Wait of the shortest", say(Wait(MinWait)), ""},
+		{"Wait of the longest", say(Wait(MaxDuration)), ""},
+		{"Wait too short", say(Wait(MinWait - 1)), wait + "'999.999999ms'"},
+		{"Wait too long", say(Wait(25 * time.Hour)), wait + "'25h0m0s'"},
+		{"ParseWait of the longest", sayOf(ParseWait("1d")), ""},
+		{"ParseWait of a number", sayOf(ParseWait("60")), wait + "'60'"},
+		{"ParseWait below 0", sayOf(ParseWait("-60s")), wait + "'-60s'"},
 		{"Fleet too long", say(Fleet(strings.Repeat("x", 65))), fleet + "'" + strings.Repeat("x", 65) + "'"},
 
 		{"Port of the first", sayOfPort("1"), ""},

@@ -18,8 +18,12 @@ const (
 	// maxWrites is how often an entry is written that gets lost again and again. After that
 	// the others find what it says of when they read all.
 	maxWrites = 4
-	// repairInterval is the time between two repairs of news that are missing or invalid
-	// again and again.
+	// settleTime is how long an entry that is in the news can still get lost: another member
+	// may have read them before, and writes them after. The entry is looked for until then.
+	settleTime = 2 * time.Second
+	// News that are missing or invalid are repaired, at most maxRepairs times in each
+	// repairInterval, as they may be so again and again.
+	maxRepairs     = 3
 	repairInterval = 30 * time.Second
 	// warnInterval is the time between two warnings of news that are invalid.
 	warnInterval = time.Hour
@@ -51,14 +55,16 @@ type Board struct {
 	pending  []pending
 	own      map[string]Entry // waits of this member that run, by ID
 	over     map[string]bool  // IDs of waits that have ended
-	repaired time.Time        // when news that were missing or invalid were last replaced
-	warned   time.Time        // when the last warning was logged
+	repairs  int              // in the repairInterval that began at repaired
+	repaired time.Time
+	warned   time.Time // when a warning was last logged
 }
 
-// pending is an entry of this member that was not seen in the news yet.
+// pending is an entry of this member that was not seen in the news yet, or only just now.
 type pending struct {
 	entry  Entry
 	writes int
+	wrote  time.Time // the last time
 }
 
 // NewBoard returns the board of the news at a key.
@@ -126,13 +132,14 @@ func (b *Board) Look(ctx context.Context, engine Storage) (fresh []Entry, missed
 	if write == nil {
 		return fresh, missed, nil
 	}
+	repair := text == nil || problem != nil
 	if err := engine.Store(ctx, b.key, write); err != nil {
-		return fresh, missed, err
+		return fresh, missed && !repair, err // where the news seem to be gone, the storage may be
 	}
 	b.mu.Lock()
 	b.text = write
-	if text == nil || problem != nil {
-		b.repaired = time.Now()
+	if repair {
+		b.repairs++
 	}
 	b.mu.Unlock()
 	return fresh, missed, nil
@@ -154,7 +161,10 @@ func (b *Board) follow(text []byte, err error, now time.Time) (fresh []Entry, mi
 	}
 	repair := d == nil
 	if repair {
-		if b.born != "" && now.Sub(b.repaired) < repairInterval && len(b.pending) == 0 && len(b.own) == 0 {
+		if now.Sub(b.repaired) >= repairInterval {
+			b.repairs, b.repaired = 0, now
+		}
+		if b.repairs >= maxRepairs && len(b.pending) == 0 && len(b.own) == 0 {
 			return nil, false, nil, err
 		}
 		d = newDocument()
@@ -219,11 +229,17 @@ func (b *Board) merge(d *document, now time.Time) (changed bool) {
 	there := d.ids()
 	left := b.pending[:0]
 	for _, p := range b.pending {
-		if there[p.entry.ID] || p.writes >= maxWrites {
+		if there[p.entry.ID] {
+			if now.Sub(p.wrote) < settleTime {
+				left = append(left, p)
+			}
+			continue
+		}
+		if p.writes >= maxWrites {
 			continue
 		}
 		d.add(p.entry)
-		p.writes++
+		p.writes, p.wrote = p.writes+1, now
 		left = append(left, p)
 		changed = true
 	}

@@ -73,7 +73,7 @@ type section struct {
 // script finds it again in the next page.
 type row struct {
 	Key, Address, State, Ejection, Mode, Share, Since, Why string
-	Group, InFlight, Bound                                 string // empty if there is nothing to say
+	Group, InFlight, Bound, InFleet                        string // empty if there is nothing to say
 	Weight                                                 int
 	Serving, InTrouble                                     bool
 	Checks                                                 []check
@@ -120,7 +120,7 @@ func sections(rows []view.Upstream, pools []view.Pool, now time.Time) []section 
 func newRow(u *view.Upstream, total float64, now time.Time) row {
 	r := row{
 		Key: u.Upstream, Address: u.Upstream, State: u.State(), Mode: u.Mode, Share: share(u.EffectiveWeight, total), Since: "—", Why: u.Why,
-		InFlight: u.InFlight(), Bound: u.BoundTraffic(), Weight: u.Weight, Serving: u.Serving, InTrouble: u.InTrouble(),
+		InFlight: u.InFlight(), Bound: u.BoundTraffic(), InFleet: u.InFleet(), Weight: u.Weight, Serving: u.Serving, InTrouble: u.InTrouble(),
 		Ejection: u.Ejection(now, func(until time.Time) string { return "until " + utc(until) }),
 		Checks:   make([]check, len(u.Checks)),
 	}

@@ -65,6 +65,21 @@ func TestPolicy_AllowsStyleAndScriptOfThePage(t *testing.T) {
 	}
 }
 
+// A row says at how many members of the fleet it is down, also if it is up here.
+func TestRender_ShowsWhatTheFleetSees(t *testing.T) {
+	down, none := 3, 0
+	html := rendered(t,
+		view.Upstream{Pool: "a", Upstream: "a:80", Status: "up", Serving: true, EffectiveWeight: 1, DownAt: &down, Members: 12},
+		view.Upstream{Pool: "a", Upstream: "b:80", Status: "up", Serving: true, EffectiveWeight: 1, DownAt: &none, Members: 12},
+	)
+	if part := between(t, html, `data-key="a:80">`, "</li>"); !strings.Contains(part, `<span class="fleet">down at 3 of 12 members</span>`) {
+		t.Errorf("it lacks at how many members it is down:\n%s", part)
+	}
+	if part := between(t, html, `data-key="b:80">`, "</li>"); strings.Contains(part, "members") {
+		t.Errorf("it is down at no member:\n%s", part)
+	}
+}
+
 // The title and the first line are the summary, and each pool that has an alarm shows it.
 func TestRender_ShowsSummaryAndAlarms(t *testing.T) {
 	html := rendered(t,

@@ -71,18 +71,18 @@ func (s *Store) load(ctx context.Context) error {
 // rest sets when the next read of all is due, after one of so many keys.
 func (s *Store) rest(keys int, began time.Time) {
 	now := time.Now()
-	rest := restFactor * now.Sub(began)
-	hurry := max(rest, missedInterval)
+	rest := max(restFactor*now.Sub(began), retryInterval)
+	again := rest
 	if s.IsFleet() {
 		rest = max(rest, fullInterval)
 		if s.fellows != nil {
 			size := s.fellows.Size()
-			rest, hurry = max(rest, time.Duration(size)*fullPerMember), max(hurry, time.Duration(size)*missedPerMember)
+			rest, again = max(rest, time.Duration(size)*fullPerMember), max(again, time.Duration(size)*missedPerMember)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.reads.missed = now.Add(hurry)
+	s.reads.missed, s.reads.again = false, now.Add(again)
 	if !s.IsFleet() && s.IsLoaded() {
 		if s.reads.ahead {
 			rest = max(rest, aheadInterval)
@@ -142,6 +142,7 @@ func (s *Store) readAll(ctx context.Context, keys []string) (listed map[string]b
 				}
 				mu.Unlock()
 				s.takeOver(due)
+				s.goOn()
 			}
 		})
 	}
@@ -237,15 +238,18 @@ func (s *Store) write(ctx context.Context, address string) error {
 		s.set.forget(setting)
 		return nil
 	}
-	text, err := json.Marshal(setting)
-	if err != nil {
-		return err
+	if there == nil || !there.equal(setting) { // else another member was quicker
+		text, err := json.Marshal(setting)
+		if err != nil {
+			return err
+		}
+		if err := s.engine.Store(ctx, key, text); err != nil {
+			return err
+		}
 	}
-	if err := s.engine.Store(ctx, key, text); err != nil {
-		return err
+	if s.set.markStored(setting) {
+		s.tell(setting)
 	}
-	s.set.markStored(setting)
-	s.tell(setting)
 	return nil
 }
 

@@ -27,7 +27,9 @@ type Set struct {
 	current  atomic.Pointer[map[string]*Setting]
 	revision atomic.Uint64
 
-	mu          sync.Mutex // guards what follows, and replacements of current
+	mu sync.Mutex // guards what follows, and replacements of current
+	// unstored are the addresses whose settings are yet to be stored, with whether that is
+	// news to others: not if the storage has lost what they know.
 	unstored    map[string]bool
 	subscribers map[*func(address string)]struct{}
 }
@@ -223,8 +225,8 @@ func (s *Set) storeAllExcept(listed map[string]bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for address := range s.All() {
-		if !listed[address] && !s.unstored[address] {
-			s.unstored[address] = true
+		if _, noted := s.unstored[address]; !listed[address] && !noted {
+			s.unstored[address] = false
 			s.revision.Add(1)
 		}
 	}
@@ -237,22 +239,26 @@ func (s *Set) toStore() []string {
 	return slices.Sorted(maps.Keys(s.unstored))
 }
 
-// markStored notes that a setting was stored. If it has changed meanwhile, it is to be
-// stored again: the writer of the newer one may have been overtaken.
-func (s *Set) markStored(setting *Setting) {
+// markStored notes that a setting was stored, and reports whether that is news to others. If
+// it has changed meanwhile, it is to be stored again: the writer of the newer one may have
+// been overtaken.
+func (s *Set) markStored(setting *Setting) (isNews bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	isNews = s.unstored[setting.Address]
 	if s.Of(setting.Address) == setting {
 		delete(s.unstored, setting.Address)
 		s.revision.Add(1)
 	} else if s.Of(setting.Address) != nil {
 		s.unstored[setting.Address] = true
 	}
+	return isNews
 }
 
 // IsStored reports whether the setting of an address is stored.
 func (s *Set) IsStored(address string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.unstored[address]
+	_, unstored := s.unstored[address]
+	return !unstored
 }

@@ -24,15 +24,16 @@ const (
 	backgroundTimeout = time.Minute
 	// retryInterval is how often a storage that failed is tried again.
 	retryInterval = 2 * time.Second
+	// writers is how many settings are stored at once.
+	writers = 16
 	// fullInterval is the least time between two reads of all that a fleet has stored. What
 	// others change meanwhile is in the news.
 	fullInterval = 30 * time.Second
 	// fullPerMember is how much of that time there is for each member, so that a large fleet
 	// does not read more often than a storage can bear.
 	fullPerMember = 500 * time.Millisecond
-	// missedInterval and missedPerMember are the same where the news do not say all that has
-	// changed: something may write them again and again.
-	missedInterval  = 10 * time.Second
+	// missedPerMember is the same where the news do not say all that has changed: something
+	// may write them again and again.
 	missedPerMember = 100 * time.Millisecond
 	// After a read of all the store also pauses for restFactor times its duration.
 	restFactor = 10
@@ -73,6 +74,7 @@ type Store struct {
 	logger  *zap.Logger
 
 	busy   chan struct{} // has an element while the storage is used
+	going  chan struct{} // has an element when some of many uses has ended
 	wake   chan struct{} // has an element when there is something to store
 	loaded chan struct{} // closed when all that the storage had at the start is known
 
@@ -87,7 +89,7 @@ type Store struct {
 func NewStore(set *Set, engine certmagic.Storage, prefix string, every time.Duration, logger *zap.Logger) *Store {
 	s := &Store{
 		set: set, engine: storage.New(engine), prefix: prefix, every: every, logger: logger,
-		busy: make(chan struct{}, 1), wake: make(chan struct{}, 1), loaded: make(chan struct{}),
+		busy: make(chan struct{}, 1), going: make(chan struct{}, 1), wake: make(chan struct{}, 1), loaded: make(chan struct{}),
 		reads: newReads(),
 	}
 	if s.IsFleet() {
@@ -144,7 +146,7 @@ func (s *Store) Run(ctx context.Context) {
 		}
 		if s.IsFleet() || s.isDue(time.Now()) || len(s.set.toStore()) > 0 {
 			// it may be due no longer when the storage is free
-			s.use(ctx, func(ctx context.Context) error { return s.syncOnce(ctx, s.isDue(time.Now())) })
+			s.use(ctx, true, func(ctx context.Context) error { return s.syncOnce(ctx, s.isDue(time.Now())) })
 		}
 	}
 }
@@ -154,6 +156,9 @@ func (s *Store) Run(ctx context.Context) {
 func (s *Store) isDue(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.reads.missed && !now.Before(s.reads.again) {
+		return true
+	}
 	return (s.IsFleet() || !s.IsLoaded() || s.reads.ahead || s.reads.empty > 0) && !now.Before(s.reads.next)
 }
 
@@ -161,12 +166,12 @@ func (s *Store) isDue(now time.Time) bool {
 // that is stored. It returns when that is done, after Timeout, or when the context ends: it
 // then goes on in the background, and Wait waits for it.
 func (s *Store) Sync(ctx context.Context, load bool) {
-	s.use(ctx, func(ctx context.Context) error { return s.syncOnce(ctx, load) })
+	s.use(ctx, false, func(ctx context.Context) error { return s.syncOnce(ctx, load) })
 }
 
 // Use calls a function with the storage, in the way of Sync.
 func (s *Store) Use(ctx context.Context, f func(context.Context, storage.Engine) error) {
-	s.use(ctx, func(ctx context.Context) error {
+	s.use(ctx, false, func(ctx context.Context) error {
 		if s.engine.IsMissing() {
 			return errNoStorage
 		}
@@ -174,8 +179,9 @@ func (s *Store) Use(ctx context.Context, f func(context.Context, storage.Engine)
 	})
 }
 
-// use lets a function use the storage, one at a time.
-func (s *Store) use(ctx context.Context, f func(context.Context) error) {
+// use lets a function use the storage, one at a time. With patient set it waits for longer
+// than Timeout while the storage answers.
+func (s *Store) use(ctx context.Context, patient bool, f func(context.Context) error) {
 	patience := time.NewTimer(Timeout)
 	defer patience.Stop()
 	select {
@@ -194,11 +200,28 @@ func (s *Store) use(ctx context.Context, f func(context.Context) error) {
 		defer cancel()
 		s.reportFailure(f(ctx))
 	}()
+	for {
+		select {
+		case <-done:
+			return
+		case <-s.going:
+			if patient {
+				patience.Reset(Timeout)
+			}
+			continue
+		case <-patience.C:
+			s.reportFailure(errNoAnswer)
+		case <-ctx.Done():
+		}
+		return
+	}
+}
+
+// goOn says that the storage has answered one of many uses.
+func (s *Store) goOn() {
 	select {
-	case <-done:
-	case <-patience.C:
-		s.reportFailure(errNoAnswer)
-	case <-ctx.Done():
+	case s.going <- struct{}{}:
+	default:
 	}
 }
 
@@ -246,9 +269,7 @@ func (s *Store) syncOnce(ctx context.Context, load bool) error {
 	}
 	errs := s.writeAll(ctx)
 	if s.IsFleet() {
-		missed, err := s.look(ctx, load)
-		errs = append(errs, err)
-		load = load || missed && s.mayHurry()
+		errs = append(errs, s.look(ctx, load))
 	}
 	if load {
 		if err := s.load(ctx); err != nil {
@@ -261,26 +282,34 @@ func (s *Store) syncOnce(ctx context.Context, load bool) error {
 	return errors.Join(errs...)
 }
 
-// mayHurry reports whether to read all now, because the news do not say all.
-func (s *Store) mayHurry() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.reads.hurry(time.Now())
-}
-
 // writeAll stores what is yet to be stored.
 func (s *Store) writeAll(ctx context.Context) (errs []error) {
-	for _, address := range s.set.toStore() {
-		if err := s.write(ctx, address); err != nil {
-			errs = append(errs, err)
-		}
+	addresses := s.set.toStore()
+	var mu sync.Mutex // guards errs
+	var writing sync.WaitGroup
+	next := make(chan string)
+	for range min(writers, len(addresses)) {
+		writing.Go(func() {
+			for address := range next {
+				err := s.write(ctx, address)
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
+				s.goOn()
+			}
+		})
 	}
+	for _, address := range addresses {
+		next <- address
+	}
+	close(next)
+	writing.Wait()
 	return errs
 }
 
-// look exchanges news with the other members. It reports whether more may have changed than
-// the news say.
-func (s *Store) look(ctx context.Context, all bool) (missed bool, err error) {
+// look exchanges news with the other members. More may have changed than the news say: then
+// all is to be read again.
+func (s *Store) look(ctx context.Context, all bool) error {
 	var errs []error
 	if s.fellows != nil {
 		errs = append(errs, s.fellows.Announce(ctx, s.engine, s.board))
@@ -289,9 +318,14 @@ func (s *Store) look(ctx context.Context, all bool) (missed bool, err error) {
 	errs = append(errs, err)
 	s.mu.Lock()
 	s.reads.owe(fresh)
+	wake := missed && !s.reads.missed // once until all is read: something may write the news in a loop
+	s.reads.missed = s.reads.missed || missed
 	s.mu.Unlock()
-	if s.fellows != nil {
-		errs = append(errs, s.fellows.Follow(ctx, s.engine, s.board, fresh, all || missed))
+	if wake {
+		s.Wake()
 	}
-	return missed, errors.Join(errs...)
+	if s.fellows != nil {
+		errs = append(errs, s.fellows.Follow(ctx, s.engine, s.board, fresh, all))
+	}
+	return errors.Join(errs...)
 }

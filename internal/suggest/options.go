@@ -24,7 +24,7 @@ var (
 	EjectOptions   = []string{"for", "share"}
 	StickyOptions  = []string{"secret", "max_age"}
 	// GlobalOptions are those of the global option alive.
-	GlobalOptions = []string{"fleet", "sync_interval"}
+	GlobalOptions = []string{"fleet", "member", "sync_interval", "probers"}
 )
 
 // KindOptions are options that belong to one kind of check, or to that kind above

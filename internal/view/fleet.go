@@ -2,6 +2,11 @@
 
 package view
 
+import (
+	"fmt"
+	"strings"
+)
+
 // Fleet is what one member of a fleet knows of all its members.
 type Fleet struct {
 	Fleet string `json:"fleet"`
@@ -75,13 +80,119 @@ type Ack struct {
 type Wait struct {
 	// Done says that all live members are quiet, and that no member is lost.
 	Done bool `json:"done"`
+	// Quiet says that all live members are quiet, whether or not members are lost. As with
+	// Done, each member had the time to say that it is there.
+	Quiet bool `json:"quiet"`
 	// Failed is why the wait cannot succeed, empty if it can.
 	Failed string `json:"failed"`
-	// Pending are the members that are not quiet yet, each with what it has still to do.
+	// Pending are the live members that are not quiet yet, each with what it has still to do,
+	// like "edge-7: 3 in flight".
 	Pending []string `json:"pending"`
-	// Lost are the members that were not heard, each with since when.
+	// Lost are the lost members, like "edge-9: not heard for 41s, it may still send requests".
 	Lost []string `json:"lost"`
 	// Bound is how many requests all members sent in the last minute because their clients
 	// are bound to the upstream.
 	Bound int `json:"bound"`
+}
+
+// Live returns how many members are live.
+func (f *Fleet) Live() (live int) {
+	for i := range f.Members {
+		if f.Members[i].State == MemberLive {
+			live++
+		}
+	}
+	return live
+}
+
+// Summary says in one sentence how many members there are, and how many upstreams are not up
+// at one of them at least.
+func (f *Fleet) Summary() string {
+	text := fmt.Sprintf("fleet %s: %s", f.Fleet, count(len(f.Members), "member"))
+	if lost := len(f.Members) - f.Live(); lost > 0 {
+		text += fmt.Sprintf(", %d lost", lost)
+	}
+	upstreams, more := make(map[string]bool), false
+	for i := range f.Members {
+		if f.Members[i].State != MemberLive {
+			continue // what it said may no longer be so
+		}
+		more = more || f.Members[i].More > 0
+		for _, n := range f.Members[i].NotUp {
+			upstreams[n.Upstream] = true
+		}
+	}
+	n, least, verb := len(upstreams), "", "are"
+	if more { // some did not fit
+		least = "at least "
+	}
+	if n == 1 {
+		verb = "is"
+	}
+	if n == 0 && !more {
+		return text + "; all upstreams are up everywhere"
+	}
+	return text + fmt.Sprintf("; %s%s %s not up somewhere", least, count(n, "upstream"), verb)
+}
+
+// Facts say what is special about the probes, one sentence each, none if nothing is.
+func (f *Fleet) Facts() (facts []string) {
+	if f.Probers > 0 {
+		live, verb := f.Live(), "probe"
+		if min(f.Probers, live) == 1 {
+			verb = "probes"
+		}
+		facts = append(facts, fmt.Sprintf("%d of %s %s each upstream at its interval", min(f.Probers, live), count(live, "live member"), verb))
+	}
+	if f.ProbesAlone != "" {
+		facts = append(facts, "this Caddy probes all upstreams at their intervals: "+f.ProbesAlone)
+	}
+	return facts
+}
+
+// NameOf returns the name of a member, with the beginning of its ID if another has that name.
+func (f *Fleet) NameOf(m *Member) string {
+	for i := range f.Members {
+		if other := &f.Members[i]; other.ID != m.ID && other.Member == m.Member {
+			return fmt.Sprintf("%s (%.8s)", m.Member, m.ID)
+		}
+	}
+	return m.Member
+}
+
+// String says how a wait is.
+func (w *Wait) String() string {
+	switch {
+	case w.Failed != "":
+		return w.Failed
+	case w.Done:
+		return "all members are quiet"
+	case w.Quiet:
+		return "all live members are quiet"
+	default:
+		return fmt.Sprintf("%d pending, %d lost", len(w.Pending), len(w.Lost))
+	}
+}
+
+// String says what a member says of the upstream that is waited for. It can be called on nil.
+func (a *Ack) String() string {
+	switch {
+	case a == nil:
+		return "says nothing of a wait"
+	case a.Quiet:
+		return "quiet"
+	case !a.Follows:
+		return "does not follow the mode yet"
+	}
+	var parts []string
+	if a.InFlight > 0 {
+		parts = append(parts, fmt.Sprintf("%d in flight", a.InFlight))
+	}
+	if a.Gets {
+		parts = append(parts, "still sends new requests: no other upstream serves there")
+	}
+	if len(parts) == 0 {
+		return "nothing is in flight, and it will be quiet in a moment"
+	}
+	return strings.Join(parts, ", ")
 }

@@ -51,3 +51,11 @@ func Cut(text string, most int) string {
 	}
 	return text[:end] + "…"
 }
+
+// count returns a number of things in words, such as "1 member" or "12 members".
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}

@@ -73,6 +73,10 @@ type Upstream struct {
 	// Idle says that requests do not bring it at present: it is in no pool that
 	// balances now.
 	Idle bool `json:"idle,omitempty"`
+	// DownAt is at how many live members of the fleet it is down, this one included, and
+	// Members how many there are. Both are left out without a fleet.
+	DownAt  *int `json:"down_at,omitempty"`
+	Members int  `json:"members,omitempty"`
 
 	// Reasons are what Why says of each of the handlers that are merged here, each once.
 	Reasons []string `json:"-"`
@@ -176,6 +180,10 @@ func (u *Upstream) Merge(other Upstream) {
 	u.Position = min(u.Position, other.Position)
 	u.Stale = u.Stale && other.Stale
 	u.Idle = u.Idle && other.Idle
+	u.Members = max(u.Members, other.Members)
+	if other.DownAt != nil && (u.DownAt == nil || *other.DownAt > *u.DownAt) {
+		u.DownAt = other.DownAt // it counts by address
+	}
 	if isWorse(other.Status, u.Status) {
 		u.Status, u.Since = other.Status, other.Since
 	}
@@ -215,6 +223,15 @@ func (u *Upstream) BoundTraffic() string {
 	default:
 		return fmt.Sprintf("%d requests in the last minute of clients bound to it", u.Bound)
 	}
+}
+
+// InFleet says at how many members of the fleet the upstream is down, empty if it is down at
+// none.
+func (u *Upstream) InFleet() string {
+	if u.DownAt == nil || *u.DownAt == 0 {
+		return ""
+	}
+	return fmt.Sprintf("down at %d of %s", *u.DownAt, count(u.Members, "member"))
 }
 
 // AddCheck adds a check. Of several checks with one label the worst is shown.

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/balancer"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
+	"github.com/caddy-alive/caddy-alive/internal/view"
+)
+
+// A wait is announced to the fleet once the mode is set. If that cannot be stored, the mode
+// applies nevertheless, and the answer is the same.
+func TestAdminWait_IsAnnouncedToTheFleet(t *testing.T) {
+	b := testkit.StartBackend(t, "b", nil)
+	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, b.Addr))
+	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(b.Addr) })
+	fleet := new(testkit.Fleet)
+	balancer.Newest().Fleet = fleet
+	if row := c.Patch(b.Addr, `{"mode":"drain","wait":"60s"}`)[0]; row.Mode != "drain" {
+		t.Errorf("drain: %+v", row)
+	}
+	c.Patch(b.Addr, `{"mode":"maintenance","wait":"1s"}`)
+	c.Patch(b.Addr, `{"mode":"drain","rebind":true,"weight":2,"wait":"24h"}`)
+	c.Patch(b.Addr, `{"mode":"ready","wait":null}`)
+	want := []testkit.AnnouncedWait{{Upstream: b.Addr, Longest: time.Minute}, {Upstream: b.Addr, Longest: time.Second}, {Upstream: b.Addr, Longest: 24 * time.Hour}}
+	if got := fleet.Waits(); !slices.Equal(got, want) {
+		t.Errorf("announced: %v, want %v", got, want)
+	}
+	fleet.FailWith(errors.New("only this Caddy is known: the storage does not answer"))
+	if row := c.Patch(b.Addr, `{"mode":"drain","wait":"60s"}`)[0]; row.Mode != "drain" || c.One(b.Addr).Mode != "drain" {
+		t.Errorf("the storage fails: %+v", row)
+	}
+	if n := c.Logged("the wait for the fleet fails"); n != 1 {
+		t.Errorf("logged: %d failures, want one", n)
+	}
+}
+
+// A wait that is wrong, or that there is no fleet for, changes nothing. The error says what is
+// allowed.
+func TestAdminWait_ErrorsSayWhatIsAllowed(t *testing.T) {
+	b := testkit.StartBackend(t, "b", nil)
+	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, b.Addr))
+	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(b.Addr) })
+	refuse := func(body string, status int, says string) {
+		t.Helper()
+		got, text := c.Call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {b.Addr}}, body)
+		if got != status || !strings.Contains(text, says) {
+			t.Errorf("%s: got %d %s, want %d and %q", body, got, text, status, says)
+		}
+		if row := c.One(b.Addr); row.Mode != "ready" || row.Weight != 1 {
+			t.Errorf("%s: it has changed: %+v", body, row)
+		}
+	}
+	refuse(`{"mode":"drain","wait":"60s"}`, 404, `this Caddy is in no fleet; the global option alive { fleet \u003cname\u003e } puts it into one`)
+	fleet := new(testkit.Fleet)
+	balancer.Newest().Fleet = fleet
+	const (
+		modes = "wait is part of the modes drain and maintenance; give both"
+		limit = "wait must be a duration from 1s to 24h, like 60s; got "
+	)
+	for body, says := range map[string]string{
+		`{"wait":"60s"}`:                               modes,
+		`{"mode":"ready","wait":"60s"}`:                modes,
+		`{"mode":null,"wait":"60s"}`:                   modes,
+		`{"weight":0,"wait":"60s"}`:                    modes,
+		`{"mode":"drain","wait":"999ms"}`:              limit + "'999ms'",
+		`{"mode":"drain","wait":"25h"}`:                limit + "'25h'",
+		`{"mode":"drain","wait":"soon"}`:               limit + "'soon'",
+		`{"mode":"drain","wait":60}`:                   limit + "'60'",
+		`{"mode":"maintenance","wait":60000000000}`:    limit + "'60000000000'",
+		`{"mode":"drain","wait":true}`:                 limit + "'true'",
+		`{"mode":"drain","weight":999,"wait":"60s"}`:   "weight must be",
+		`{"mode":"drain","wait":"60s","wait":"never"}`: limit + "'never'",
+		`{"mode":"drain","wait":{"seconds":60}}`:       limit,
+	} {
+		refuse(body, 400, says)
+	}
+	if got := fleet.Waits(); len(got) != 0 {
+		t.Errorf("announced: %v, want none", got)
+	}
+}
+
+// The list of a Caddy in a fleet has at how many members each upstream is down, and that of
+// another Caddy does not.
+func TestAdminList_HasMembers(t *testing.T) {
+	b := testkit.StartBackend(t, "b", nil)
+	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, b.Addr))
+	fields := func() map[string]any {
+		t.Helper()
+		_, text := c.Call(http.MethodGet, "/alive/upstreams", url.Values{"upstream": {b.Addr}}, "")
+		var list []map[string]any
+		if err := json.Unmarshal([]byte(text), &list); err != nil || len(list) != 1 {
+			t.Fatalf("%v: %s", err, text)
+		}
+		return list[0]
+	}
+	row := fields()
+	for _, key := range []string{"members", "down_at"} {
+		if value, there := row[key]; there {
+			t.Errorf("without a fleet: %s is %v", key, value)
+		}
+	}
+	fleet := new(testkit.Fleet)
+	fleet.Know(view.Fleet{Members: make([]view.Member, 3)}, nil)
+	balancer.Newest().Fleet = fleet
+	if row := fields(); row["members"] != 3.0 || row["down_at"] != 0.0 {
+		t.Errorf("down at none of 3: members %v, down_at %v", row["members"], row["down_at"])
+	}
+}
