@@ -222,6 +222,8 @@ func (s *sharing) whyAlone(f *Fleet, now time.Time) string {
 		return "the storage fails: " + f.problem
 	case !f.roster.joined || f.roster.missing:
 		return "the others do not know it yet"
+	case f.roster.again > 0:
+		return "the storage works again only now"
 	case now.Before(s.ready):
 		return "its config is new"
 	default:
