@@ -52,8 +52,16 @@ func (r InFleet) Targets() []fleet.Target {
 }
 
 // Requests returns what an upstream has in flight, how many requests it got in the last
-// minute because their clients are bound to it, and whether it gets new requests.
+// minute because their clients are bound to it, and whether it gets new requests. Requests
+// that began under a config which is about to end are in flight, too.
 func (r InFleet) Requests(upstream string) (inFlight, bound int, gets bool) {
+	for _, other := range registries() {
+		if other != r.Registry {
+			for _, row := range list(other, Filter{Upstream: upstream, Brief: true}) {
+				inFlight = max(inFlight, row.Requests)
+			}
+		}
+	}
 	for _, row := range list(r.Registry, Filter{Upstream: upstream, Brief: true}) {
 		inFlight = max(inFlight, row.Requests)
 		bound += row.Bound

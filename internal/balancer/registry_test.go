@@ -122,3 +122,20 @@ func TestBalancer_FailedInitEndsNothingElse(t *testing.T) {
 		}
 	})
 }
+
+// What a config before has in flight counts for the fleet until it has ended, also for an
+// upstream that the newest config does not have.
+func TestInFleet_CountsRequestsOfTheConfigBefore(t *testing.T) {
+	before, now := newPolicy(t, "u"), newPolicy(t, "")
+	answering(t, before.registry)
+	answering(t, now.registry)
+	p := InFleet{now.registry}
+	if inFlight, _, gets := p.Requests(address(0)); inFlight != 0 || gets {
+		t.Errorf("nothing is in flight: %d, gets %v", inFlight, gets)
+	}
+	testkit.SetRequests(before.listed[0], 3)
+	if inFlight, _, gets := p.Requests(address(0)); inFlight != 3 || gets {
+		t.Errorf("three are in flight: %d, gets %v", inFlight, gets)
+	}
+	testkit.SetRequests(before.listed[0], 0)
+}
