@@ -96,6 +96,7 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 					found[id] = v
 				}
 				mu.Unlock()
+				p.store.GoOn()
 			}
 		})
 	}
@@ -108,10 +109,9 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 	f.mu.Lock()
 	f.roster.take(found, time.Now())
 	missing, crowded := f.roster.missing, f.roster.crowded
-	f.roster.crowded = false
 	f.mu.Unlock()
 	if crowded {
-		p.warnOnce("", "the fleet has more members than are followed", zap.Int("most", maxMembers))
+		p.warnOnce(noMember, "the fleet has more members than are followed, the lost ones included: no wait for it succeeds", zap.Int("most", maxMembers))
 	}
 	if missing && slices.Contains(ids, f.id) {
 		errs = append(errs, errNotReadBack)
@@ -140,6 +140,9 @@ func (p *Part) readOne(ctx context.Context, engine storage.Engine, id string) (*
 	return v, nil
 }
 
+// noMember stands for none in what was logged.
+const noMember = ""
+
 // warnOnce logs a warning once for each member.
 func (p *Part) warnOnce(id, text string, fields ...zap.Field) {
 	f := p.fleet
@@ -158,7 +161,7 @@ func (p *Part) forget(ctx context.Context, engine storage.Engine) error {
 	f.mu.Lock()
 	ids := f.roster.drop(time.Now())
 	f.mu.Unlock()
-	var errs []error
+	errs := make([]error, 0, len(ids))
 	for _, id := range ids {
 		errs = append(errs, engine.Delete(ctx, p.memberKey(id)))
 	}
@@ -176,8 +179,10 @@ func (p *Part) follow(fresh []news.Entry) {
 	f := p.fleet
 	f.mu.Lock()
 	for _, e := range doubts {
-		f.roster.doubt(e, now)
-		f.sharing.doubt(parseID(e.Key), now)
+		if id := parseID(e.Key); targets[id] != nil { // what is remembered has a bound
+			f.roster.doubt(e, now)
+			f.sharing.doubt(id, now)
+		}
 	}
 	f.mu.Unlock()
 	for _, e := range doubts {
@@ -222,18 +227,40 @@ func (p *Part) Found(upstream, check string, status health.Status, changed bool)
 // arrange decides which targets this member probes less often, because others probe them.
 func (p *Part) arrange() {
 	f := p.fleet
-	if p.config.Probers == 0 {
-		return
+	var targets []Target
+	if p.config.Probers > 0 {
+		targets = p.config.Local.Targets()
 	}
-	targets := p.config.Local.Targets()
 	f.mu.Lock()
 	if !p.acts() {
 		f.mu.Unlock()
 		return
 	}
-	thin := f.sharing.arrange(f, p.config.Probers, targets, time.Now())
+	var thin []thinned
+	if p.config.Probers > 0 {
+		thin = f.sharing.arrange(f, p.config.Probers, targets, time.Now())
+	} else { // it may have been another in the config before
+		thin = f.sharing.end()
+	}
 	f.mu.Unlock()
-	for _, t := range thin {
+	f.thin(thin)
+}
+
+// thin makes targets be probed less often, or no more so. If that was taken back meanwhile,
+// by an end or another look, it is taken back here, too.
+func (f *Fleet) thin(targets []thinned) {
+	for _, t := range targets {
 		t.Thin(t.factor)
+	}
+	var late []Target
+	f.mu.Lock()
+	for _, t := range targets {
+		if _, still := f.sharing.factors[t.Target.Target]; !still && t.factor > 1 {
+			late = append(late, t.Target)
+		}
+	}
+	f.mu.Unlock()
+	for _, t := range late {
+		t.Thin(1)
 	}
 }
