@@ -4,6 +4,7 @@ package alive
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -78,6 +79,7 @@ var (
 	invalidWait     = apierror.NewKind("invalid_wait", http.StatusBadRequest)
 	invalidWeight   = apierror.NewKind("invalid_weight", http.StatusBadRequest)
 	notChecked      = apierror.NewKind("not_checked", http.StatusBadRequest)
+	waitFailed      = apierror.NewKind("wait_failed", http.StatusServiceUnavailable)
 	checkFailed     = apierror.NewKind("check_failed", http.StatusServiceUnavailable)
 )
 
@@ -216,14 +218,28 @@ func patch(w http.ResponseWriter, r *http.Request, only balancer.Filter) (balanc
 	registry.Logger.Info("set by an operator", set.Fields()...)
 	registry.Store.Sync(r.Context(), false)
 	if wait > 0 {
-		if err := registry.Fleet.Wait(r.Context(), only.Upstream, wait); err != nil { // which the view of the wait says
-			registry.Logger.Warn("the wait for the fleet fails", zap.String("upstream", only.Upstream), zap.Error(err))
+		if err := beginWait(r.Context(), registry, only.Upstream, wait); err != nil {
+			return only, err
 		}
 	}
 	if c.Mode != nil {
 		only.Pool = "" // a mode applies to all pools
 	}
 	return only, nil
+}
+
+// beginWait makes the fleet wait for an upstream whose mode was set. If the storage fails, the
+// view of the wait says so.
+func beginWait(ctx context.Context, registry *balancer.Registry, upstream string, longest time.Duration) error {
+	err := registry.Fleet.Wait(ctx, upstream, longest)
+	if err == nil {
+		return nil
+	}
+	registry.Logger.Warn("the wait for the fleet fails", zap.String("upstream", upstream), zap.Error(err))
+	if registry.Fleet.View(upstream).Wait != nil {
+		return nil
+	}
+	return waitFailed.Errorf("the mode of '%s' is set, but the fleet cannot wait for it: %v", upstream, err)
 }
 
 // change returns the change that the request asks for.

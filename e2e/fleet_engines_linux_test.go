@@ -4,13 +4,11 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
-	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,114 +18,21 @@ import (
 
 func init() { servers[s3Address] = serveS3 }
 
-// followTime is how long a change may take to be known at another Caddy, and healTime how
-// long it may take both to agree after the engine serves again.
 const (
+	// followTime is how long a change may take to be known at another Caddy.
 	followTime = 5 * time.Second
-	healTime   = 15 * time.Second
+	// aloneTime is how long it may take a Caddy to know that the engine does not serve.
+	aloneTime = 5 * time.Second
+	// healTime is how long it may take all to agree after the engine serves again.
+	healTime = 10 * time.Second
 )
 
 // member starts a Caddy of a fleet.
-func (e *engine) member(t *testing.T, fleet, site string) *instance {
+func (e *engine) member(t *testing.T, fleet, name string, interval time.Duration, site string) *instance {
 	t.Helper()
-	c := prepare(t, buildWithStorages, e.storage, fmt.Sprintf("alive {\n\t\tfleet %s\n\t\tsync_interval 1s\n\t}", fleet), site)
+	c := prepare(t, buildWithStorages, e.storage, fmt.Sprintf("alive {\n\t\tfleet %s\n\t\tmember %s\n\t\tsync_interval %s\n\t}", fleet, name, interval), site)
 	c.start()
 	return c
-}
-
-// shown is what a Caddy lists of an upstream.
-type shown struct {
-	Upstream, Status, Mode string
-	Persisted              *bool
-}
-
-// call sends a request to the admin API.
-func (c *instance) call(method, path string, query url.Values, body string, to any) error {
-	request, err := http.NewRequestWithContext(c.t.Context(), method, "http://"+c.admin+path+"?"+query.Encode(), strings.NewReader(body))
-	if err != nil {
-		return err
-	}
-	response, err := c.client.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	text, err := io.ReadAll(response.Body)
-	if err == nil && response.StatusCode != http.StatusOK {
-		err = fmt.Errorf("status %d", response.StatusCode)
-	}
-	if err == nil {
-		err = json.Unmarshal(text, to)
-	}
-	if err != nil {
-		return fmt.Errorf("%s %s: %w: %s", method, path, err, text)
-	}
-	return nil
-}
-
-// all returns what is listed, by upstream: the mode and the status, and whether it is stored.
-func (c *instance) all() string {
-	c.t.Helper()
-	var rows []shown
-	if err := c.call(http.MethodGet, "/alive/upstreams", nil, "", &rows); err != nil {
-		c.t.Error(err)
-	}
-	var text strings.Builder
-	for _, row := range rows {
-		fmt.Fprintln(&text, row)
-	}
-	return text.String()
-}
-
-func (s shown) String() string {
-	stored := ""
-	if s.Persisted != nil {
-		stored = fmt.Sprintf(" persisted:%v", *s.Persisted)
-	}
-	return fmt.Sprintf("%s %s %s%s", s.Upstream, s.Mode, s.Status, stored)
-}
-
-// set sets the mode of an upstream, and returns what is listed of it then.
-func (c *instance) set(upstream, mode string) string {
-	c.t.Helper()
-	var rows []shown
-	if err := c.call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {upstream}}, fmt.Sprintf(`{"mode": %q}`, mode), &rows); err != nil {
-		c.t.Error(err)
-	}
-	if len(rows) != 1 {
-		c.t.Errorf("%s: rows %v", upstream, rows)
-		return ""
-	}
-	return rows[0].String()
-}
-
-// within fails the test unless all Caddys list the same within this time: the upstreams in
-// these modes. It returns how long it took.
-func within(t *testing.T, most time.Duration, modes map[string]string, caddys ...*instance) time.Duration {
-	t.Helper()
-	began := time.Now()
-	for {
-		agreed := 0
-		var last string
-		for _, c := range caddys {
-			last = c.all()
-			match := !strings.Contains(last, "persisted:false")
-			for upstream, mode := range modes {
-				match = match && strings.Contains(last, upstream+" "+mode)
-			}
-			if match {
-				agreed++
-			}
-		}
-		took := time.Since(began)
-		if agreed == len(caddys) {
-			return took
-		}
-		if took > most {
-			t.Fatalf("not in %v: %v; %d of %d list it; the last one lists\n%s", most, modes, agreed, len(caddys), last)
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
 }
 
 // traffic sends requests to Caddys until it is stopped, and returns what failed.
@@ -162,8 +67,8 @@ func traffic(t *testing.T, caddys ...*instance) (stop func() error) {
 		cancel()
 		clients.Wait()
 		for _, n := range sent {
-			if n < 10 {
-				failed = append(failed, fmt.Errorf("only %v requests were sent", sent))
+			if n == 0 {
+				failed = append(failed, fmt.Errorf("a Caddy got no requests: %v", sent))
 			}
 		}
 		return errors.Join(failed...)
@@ -178,8 +83,8 @@ func TestFleet_OnEngines(t *testing.T) {
 	onEachEngine(t, func(t *testing.T, e *engine) {
 		a, b, c := startBackend(t), startBackend(t), startBackend(t)
 		site := operated(a.addr, b.addr, c.addr)
-		one, two := e.member(t, "shops", site), e.member(t, "shops", site)
-		other := e.member(t, "shop", site)
+		one, two := e.member(t, "shops", "edge-1", time.Second, site), e.member(t, "shops", "edge-2", time.Second, site)
+		other := e.member(t, "shop", "edge-3", time.Second, site)
 		modes := map[string]string{a.addr: "ready up", b.addr: "ready up", c.addr: "ready up"}
 		within(t, patience, modes, one, two, other)
 		for upstream := range modes {
@@ -227,18 +132,35 @@ func TestFleet_OnEngines(t *testing.T) {
 			stop := traffic(t, one, two, other)
 			began := time.Now()
 			begin()
-			changes := []struct {
+			opposite := map[string]string{"ready": "drain", "drain": "ready"}
+			modes[b.addr] = opposite[modes[b.addr]]
+			var changing sync.WaitGroup
+			for _, change := range []struct {
 				at             *instance
 				upstream, mode string
-			}{{one, b.addr, "ready"}, {two, c.addr, "drain"}, {one, c.addr, "maintenance"}}
-			if modes[b.addr] == "ready" {
-				changes[0].mode = "drain"
+			}{{one, b.addr, modes[b.addr]}, {two, c.addr, "maintenance"}} {
+				changing.Go(func() {
+					if got := change.at.set(change.upstream, change.mode); !strings.HasPrefix(got, change.upstream+" "+change.mode+" ") || !strings.HasSuffix(got, " persisted:false") {
+						t.Errorf("a change during the outage: %s", got)
+					}
+				})
 			}
-			for _, change := range changes {
-				if got := change.at.set(change.upstream, change.mode); !strings.HasPrefix(got, change.upstream+" "+change.mode+" ") || !strings.HasSuffix(got, " persisted:false") {
-					t.Errorf("a change during the outage: %s", got)
-				}
-				modes[change.upstream] = change.mode
+			for _, c := range []*instance{one, two} {
+				changing.Go(func() {
+					if !poll(func() bool { return c.fleet("").Problem != "" }) {
+						t.Error("a Caddy does not know that it is alone")
+					} else if took := time.Since(began); took > aloneTime {
+						t.Errorf("a Caddy knew that it is alone after %v, want %v at most", took, aloneTime)
+					} else {
+						t.Logf("a Caddy knew that it is alone after %v", took)
+					}
+				})
+			}
+			changing.Wait()
+			// newer than what the other one has set
+			modes[c.addr] = "drain"
+			if got := one.drain(c.addr, patience); !got.ended(1, "only this Caddy is known: ") || time.Since(began) > patience/2 {
+				t.Errorf("a wait during the outage: status %d after %v: %s", got.status, time.Since(began), got.out)
 			}
 			if answered := one.answers(6); modes[b.addr] == "drain" && answered[b.addr] > 0 || answered[c.addr] > 0 {
 				t.Errorf("the modes do not apply: %v", answered)
@@ -251,6 +173,16 @@ func TestFleet_OnEngines(t *testing.T) {
 				}
 			}()
 			t.Logf("both agree %v after the outage", within(t, healTime, modes, one, two))
+			ended := time.Now()
+			eventually(t, "both know each other again", func() bool {
+				for _, c := range []*instance{one, two} {
+					if f := c.fleet(""); f.Problem != "" || f.live() != "edge-1 edge-2" {
+						return false
+					}
+				}
+				return true
+			})
+			t.Logf("both know each other again %v later", time.Since(ended))
 			untouched(t)
 			if err := stop(); err != nil {
 				t.Errorf("requests failed: %v", err)
@@ -297,5 +229,74 @@ func TestFleet_OnEngines(t *testing.T) {
 			within(t, followTime, modes, one)
 			untouched(t)
 		})
+	})
+}
+
+// A drain with a wait at one Caddy ends after the last request that another one has in flight,
+// and not before. While a member is lost, the wait fails and names it, unless lost members are
+// ignored. When the member is back, all is as before.
+func TestFleet_DrainWaitsForAllMembers(t *testing.T) {
+	const takes = 3 * time.Second
+	onEachEngine(t, func(t *testing.T, e *engine) {
+		a, b := startSlow(t, takes), startSlow(t, takes)
+		site := operated(a.addr, b.addr)
+		members := make([]*instance, 3)
+		for i := range members {
+			members[i] = e.member(t, "shops", fmt.Sprintf("edge-%d", i+1), 250*time.Millisecond, site)
+		}
+		asked, killed, busy := members[0], members[1], members[2]
+		within(t, patience, map[string]string{a.addr: "ready up", b.addr: "ready up"}, members...)
+		eventually(t, "all know all", func() bool {
+			for _, c := range members {
+				if c.fleet("").live() != "edge-1 edge-2 edge-3" {
+					return false
+				}
+			}
+			return true
+		})
+
+		var requests sync.WaitGroup
+		defer requests.Wait()
+		for range 2 { // one of them to each
+			requests.Go(func() { busy.slowRequest() })
+		}
+		eventually(t, "each has a request", func() bool { return a.isBusy() && b.isBusy() })
+		named := make(chan bool, 1)
+		go func() {
+			named <- poll(func() bool {
+				f := asked.fleet(b.addr)
+				return f.Wait != nil && slices.Contains(f.Wait.Pending, "edge-3: 1 in flight")
+			})
+		}()
+		got := asked.drain(b.addr, patience)
+		left, last := b.state()
+		if !got.ended(0, "all 3 members of the fleet shops are quiet") || left > 0 || got.at.Before(last) {
+			t.Errorf("the wait: status %d, %d requests left: %s", got.status, left, got.out)
+		} else if took := got.at.Sub(last); took > patience/4 {
+			t.Errorf("the wait ended %v after the last request", took)
+		} else {
+			t.Logf("the wait ended %v after the last request", took)
+		}
+		if !<-named {
+			t.Error("the member with the request is not named")
+		}
+		killed.kill()
+		if got := asked.drain(b.addr, 2*time.Second); !got.ended(1, "edge-2: ") {
+			t.Errorf("with a member that was just killed: status %d: %s", got.status, got.out)
+		}
+		if got := asked.drain(b.addr, time.Minute, "--ignore-lost"); !got.ended(0, "ignored: edge-2: not heard for ") {
+			t.Errorf("with a lost member that is ignored: status %d: %s", got.status, got.out)
+		}
+		if got := asked.drain(b.addr, 3*time.Second); !got.ended(1, "edge-2: not heard for ") {
+			t.Errorf("with a lost member: status %d: %s", got.status, got.out)
+		}
+		killed.start()
+		if got := asked.drain(b.addr, patience); !got.ended(0, "all 3 members of the fleet shops are quiet") {
+			t.Errorf("with a member that has returned: status %d: %s", got.status, got.out)
+		}
+		killed.stop()
+		if got := asked.drain(b.addr, patience); !got.ended(0, "all 2 members of the fleet shops are quiet") {
+			t.Errorf("with a member that has left: status %d: %s", got.status, got.out)
+		}
 	})
 }

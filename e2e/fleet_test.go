@@ -5,7 +5,9 @@ package e2e
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 )
 
 // An upstream that is drained at one Caddy of a fleet is drained at the other, also
@@ -27,7 +29,7 @@ func TestFleet_DrainReachesAllMembers(t *testing.T) {
 	}
 
 	out, errs, status := one.run("drain", b.addr, "--wait", "10s", "--config", one.config)
-	if status != 0 || !strings.HasSuffix(out, b.addr+": nothing is in flight at this Caddy; ask each of the fleet shops, by --address\n") {
+	if status != 0 || !strings.HasSuffix(out, b.addr+": all 2 members of the fleet shops are quiet: nothing is in flight\n") {
 		t.Errorf("drain: status %d, %s%s", status, out, errs)
 	}
 	eventually(t, "the other one follows", func() bool { return two.modes()[b.addr] == "drain up" })
@@ -67,7 +69,7 @@ func TestCommand_FailurePrintsOneLine(t *testing.T) {
 		{"status --address " + a.addr, "this is no answer of Caddy's admin API"},
 		{"drain unlisted:80 --address " + c.admin, "unknown upstream 'unlisted:80'"},
 		{"weight " + a.addr + " 1000 --address " + c.admin, "weight must be a whole number from 0 to 256"},
-		{"sleep", "there are status, ready, drain, maintenance, weight and check"},
+		{"sleep", "there are status, ready, drain, maintenance, weight, check and fleet"},
 	} {
 		out, errs, status := c.run(strings.Fields(tc.args)...)
 		if status != 1 || out != "" || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, tc.says) {
@@ -78,4 +80,95 @@ func TestCommand_FailurePrintsOneLine(t *testing.T) {
 	if out, _, status := c.run("check", a.addr, "--address", c.admin); status != 1 || !strings.Contains(out, "failed: status 503") {
 		t.Errorf("check: status %d, %s", status, out)
 	}
+}
+
+// Two processes are two members of a fleet, also if they share the folder in which Caddy
+// keeps its ID, or if the config gives both the same name. Each follows the other, and a drain
+// at one of them waits for requests of the other.
+func TestFleet_LikeProcessesAreTwoMembers(t *testing.T) {
+	for name, tc := range map[string]struct {
+		member string // the line of the config
+		shared bool   // the data folder
+	}{
+		"one data folder": {"", true},
+		"one name":        {"member edge", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			a, b := startSlow(t, 3*time.Second), startSlow(t, 3*time.Second)
+			storage, data := t.TempDir(), ""
+			if tc.shared {
+				data = t.TempDir()
+			}
+			members := make([]*instance, 2)
+			for i := range members {
+				c := prepare(t, build, fmt.Sprintf("file_system %q", storage), "alive {\n\t\tfleet shops\n\t\tsync_interval 250ms\n\t\t"+tc.member+"\n\t}", operated(a.addr, b.addr))
+				c.data = data
+				c.start()
+				members[i] = c
+			}
+			one, two := members[0], members[1]
+			modes := map[string]string{a.addr: "ready up", b.addr: "ready up"}
+			within(t, patience, modes, members...)
+			for _, c := range members {
+				eventually(t, "each knows both", func() bool {
+					f := c.fleet("")
+					return len(f.Members) == 2 && len(strings.Fields(f.live())) == 2 && f.Members[0].ID != f.Members[1].ID && f.Members[0].Member == f.Members[1].Member
+				})
+			}
+			for _, step := range []struct {
+				at   *instance
+				mode string
+			}{{one, "maintenance"}, {two, "ready"}, {two, "maintenance"}, {one, "ready"}} {
+				step.at.set(a.addr, step.mode)
+				modes[a.addr] = step.mode
+				within(t, patience, modes, members...)
+			}
+			within(t, patience, map[string]string{a.addr: "ready up"}, members...)
+
+			var requests sync.WaitGroup
+			defer requests.Wait()
+			for range 2 { // one of them to each
+				requests.Go(func() { two.slowRequest() })
+			}
+			eventually(t, "each has a request", func() bool { return a.isBusy() && b.isBusy() })
+			got := one.drain(b.addr, patience)
+			left, last := b.state()
+			if !got.ended(0, "all 2 members of the fleet shops are quiet") || left > 0 || got.at.Before(last) {
+				t.Errorf("the wait: status %d, %d requests left: %s", got.status, left, got.out)
+			}
+			two.stop()
+			if got := one.drain(b.addr, patience); !got.ended(0, "the only member of the fleet shops is quiet") {
+				t.Errorf("after the other has left: status %d: %s", got.status, got.out)
+			}
+			two.start()
+			within(t, patience, map[string]string{a.addr: "ready", b.addr: "drain"}, members...)
+		})
+	}
+}
+
+// Two processes without a fleet that share the folder in which Caddy keeps its ID store under
+// the same ID. What is set at either is not lost, and of one upstream the newest mode wins.
+func TestSettings_OneDataFolderLosesNothing(t *testing.T) {
+	a, b, c := startBackend(t), startBackend(t), startBackend(t)
+	storage, data := t.TempDir(), t.TempDir()
+	both := make([]*instance, 2)
+	for i := range both {
+		caddy := prepare(t, build, fmt.Sprintf("file_system %q", storage), "", operated(a.addr, b.addr, c.addr))
+		caddy.data = data
+		caddy.start()
+		both[i] = caddy
+	}
+	one, two := both[0], both[1]
+	one.set(a.addr, "drain")
+	two.set(b.addr, "drain")
+	two.set(c.addr, "drain")
+	one.set(c.addr, "maintenance")
+	two.set(a.addr, "maintenance")
+	one.stop()
+	two.stop()
+	for _, caddy := range both {
+		caddy.start()
+	}
+	within(t, patience, map[string]string{a.addr: "maintenance", b.addr: "drain", c.addr: "maintenance"}, both...)
 }

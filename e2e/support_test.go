@@ -265,7 +265,13 @@ func (c *instance) load(site string) {
 // run runs a command of Caddy, and returns what it prints and its exit status.
 func (c *instance) run(args ...string) (stdout, stderr string, status int) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	return c.runFor(patience, args...)
+}
+
+// runFor is run for a command that may take this time.
+func (c *instance) runFor(most time.Duration, args ...string) (stdout, stderr string, status int) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), most)
 	defer cancel()
 	command := exec.CommandContext(ctx, c.caddy, append([]string{"alive"}, args...)...)
 	command.Env = append(os.Environ(), "XDG_DATA_HOME="+cmp.Or(c.data, c.folder), "XDG_CONFIG_HOME="+c.folder)

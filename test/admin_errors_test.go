@@ -109,7 +109,8 @@ func TestAdminErrors_HaveCodes(t *testing.T) {
 		t.Errorf("logged: %d errors of an unknown upstream, want 2", n)
 	}
 
-	codes = append(codes, "check_failed") // only a check that is given up has it
+	// a check that is given up, and more waits than a fleet allows
+	codes = append(codes, "check_failed", "wait_failed")
 	slices.Sort(codes)
 	documented := documentedCodes(t)
 	slices.Sort(documented)

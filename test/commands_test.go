@@ -163,19 +163,26 @@ func TestCommandWait_FailsWhenTheUpstreamIsGone(t *testing.T) {
 	}
 }
 
-// In a fleet, the wait ends only when the other members can know.
+// In a fleet, the wait ends only when all members can know: at once never, and with one member
+// after its interval. For ready it is that of one Caddy, and says so.
 func TestCommandWait_AllowsTheFleetToFollow(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
-	c := testkit.StartCaddyWith(t, "alive {\n\t\tfleet shops\n\t\tsync_interval 700ms\n\t}", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
+	c := testkit.StartCaddyWith(t, "alive {\n\t\tfleet shops\n\t\tmember edge-1\n\t\tsync_interval 700ms\n\t}", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
 	_, _, err := testkit.Command(t.Context(), c.Admin, "drain", all[0].Addr, "--wait", "300ms")
-	if err == nil || !strings.HasSuffix(err.Error(), "after 300ms, other members of the fleet shops may not have read the change yet; they read every 700ms") {
+	if err == nil || !strings.HasSuffix(err.Error(), "after 300ms, edge-1: nothing in flight, but the mode is new there") {
 		t.Errorf("with too little time: %v", err)
 	}
-	began := time.Now()
-	stdout, _, err := testkit.Command(t.Context(), c.Admin, "drain", all[0].Addr, "--wait", "10s")
-	if took := time.Since(began); err != nil || took < 700*time.Millisecond || !strings.HasSuffix(stdout, ": nothing is in flight at this Caddy; ask each of the fleet shops, by --address\n") {
-		t.Errorf("after %s: %q, %v", took, stdout, err)
+	for _, mode := range []string{"drain", "maintenance"} {
+		began := time.Now()
+		stdout, _, err := testkit.Command(t.Context(), c.Admin, mode, all[0].Addr, "--wait", "10s")
+		if took := time.Since(began); err != nil || took < 700*time.Millisecond || !strings.HasSuffix(stdout, ": the only member of the fleet shops is quiet: nothing is in flight\n") {
+			t.Errorf("%s: after %s: %q, %v", mode, took, stdout, err)
+		}
+	}
+	stdout, _, err := testkit.Command(t.Context(), c.Admin, "ready", all[0].Addr, "--wait", "10s")
+	if err != nil || !strings.HasSuffix(stdout, ": nothing is in flight at this Caddy; ask each of the fleet shops, by --address\n") {
+		t.Errorf("ready: %q, %v", stdout, err)
 	}
 }
 

@@ -36,12 +36,23 @@ func TestAdminWait_IsAnnouncedToTheFleet(t *testing.T) {
 	if got := fleet.Waits(); !slices.Equal(got, want) {
 		t.Errorf("announced: %v, want %v", got, want)
 	}
-	fleet.FailWith(errors.New("only this Caddy is known: the storage does not answer"))
+	const alone = "only this Caddy is known: the storage does not answer"
+	fleet.FailWith(errors.New(alone))
+	fleet.Know(view.Fleet{Wait: &view.Wait{Failed: alone}}, nil)
 	if row := c.Patch(b.Addr, `{"mode":"drain","wait":"60s"}`)[0]; row.Mode != "drain" || c.One(b.Addr).Mode != "drain" {
 		t.Errorf("the storage fails: %+v", row)
 	}
 	if n := c.Logged("the wait for the fleet fails"); n != 1 {
 		t.Errorf("logged: %d failures, want one", n)
+	}
+	fleet.FailWith(errors.New("16 waits run already"))
+	fleet.Know(view.Fleet{}, nil)
+	status, text := c.Call(http.MethodPatch, "/alive/upstreams", url.Values{"upstream": {b.Addr}}, `{"mode":"maintenance","wait":"60s"}`)
+	if status != http.StatusServiceUnavailable || errorCode(text) != "wait_failed" || !strings.Contains(text, "the mode of '"+b.Addr+"' is set, but the fleet cannot wait for it: 16 waits run already") {
+		t.Errorf("too many: %d %s", status, text)
+	}
+	if mode := c.One(b.Addr).Mode; mode != "maintenance" {
+		t.Errorf("too many: the mode is %s, want maintenance", mode)
 	}
 }
 

@@ -31,7 +31,6 @@ type NATS struct {
 	// Address is the host and port of the server.
 	Address string `json:"address"`
 
-	conn   *nats.Conn
 	values nats.KeyValue
 
 	mu    sync.Mutex
@@ -49,24 +48,20 @@ func (s *NATS) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 }
 
 // Provision connects to the server.
-func (s *NATS) Provision(caddy.Context) (err error) {
+func (s *NATS) Provision(caddy.Context) error {
 	s.locks = make(map[string]uint64)
-	if s.conn, err = nats.Connect("nats://" + s.Address); err != nil {
+	conn, err := nats.Connect("nats://" + s.Address)
+	if err != nil {
 		return err
 	}
-	stream, err := s.conn.JetStream()
+	stream, err := conn.JetStream()
 	if err == nil {
 		s.values, err = stream.KeyValue(NATSBucket)
 	}
-	return err
-}
-
-// Cleanup closes the connection.
-func (s *NATS) Cleanup() error {
-	if s.conn != nil { // nil if there was no server
-		s.conn.Close()
+	if err != nil {
+		conn.Close()
 	}
-	return nil
+	return err
 }
 
 // CertMagicStorage returns the storage.
@@ -205,7 +200,6 @@ func (s *NATS) Unlock(_ context.Context, name string) error {
 
 var (
 	_ caddy.Provisioner      = (*NATS)(nil)
-	_ caddy.CleanerUpper     = (*NATS)(nil)
 	_ caddy.StorageConverter = (*NATS)(nil)
 	_ caddyfile.Unmarshaler  = (*NATS)(nil)
 )

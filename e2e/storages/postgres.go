@@ -69,14 +69,6 @@ func (s *Postgres) Provision(ctx caddy.Context) (err error) {
 	return tx.Commit()
 }
 
-// Cleanup closes the connections.
-func (s *Postgres) Cleanup() error {
-	if s.db == nil { // the address makes no sense
-		return nil
-	}
-	return s.db.Close()
-}
-
 // CertMagicStorage returns the storage.
 func (s *Postgres) CertMagicStorage() (certmagic.Storage, error) { return s, nil }
 
@@ -172,7 +164,6 @@ func (s *Postgres) Unlock(ctx context.Context, name string) error {
 
 var (
 	_ caddy.Provisioner      = (*Postgres)(nil)
-	_ caddy.CleanerUpper     = (*Postgres)(nil)
 	_ caddy.StorageConverter = (*Postgres)(nil)
 	_ caddyfile.Unmarshaler  = (*Postgres)(nil)
 )

@@ -22,8 +22,12 @@ import (
 
 func init() { caddy.RegisterModule(new(Redis)) }
 
-// redisRoot is the folder of all keys in Redis.
-const redisRoot = "caddy"
+const (
+	// redisRoot is the folder of all keys in Redis.
+	redisRoot = "caddy"
+	// redisGrace is how long connections outlive the config.
+	redisGrace = 10 * time.Second
+)
 
 // releaseLock deletes a lock if it is still that of the token, and renewLock extends it.
 var (
@@ -65,8 +69,11 @@ func (s *Redis) Provision(ctx caddy.Context) error {
 	return s.client.Ping(ctx).Err()
 }
 
-// Cleanup closes the connections.
-func (s *Redis) Cleanup() error { return s.client.Close() }
+// Cleanup closes the connections a while later: other modules may end after this one.
+func (s *Redis) Cleanup() error {
+	time.AfterFunc(redisGrace, func() { _ = s.client.Close() })
+	return nil
+}
 
 // CertMagicStorage returns the storage.
 func (s *Redis) CertMagicStorage() (certmagic.Storage, error) { return s, nil }

@@ -24,7 +24,8 @@
 //     there, so that an outage looks like an empty bucket. Stat hides all errors. A folder does
 //     not exist. Lock locks nothing.
 //
-// Unlike the plugins for NATS and Postgres, they close their connections when a config ends.
+// Connections outlive the config that opened them, as they do in the plugins: those to Redis for
+// ten seconds, and those to NATS and Postgres until the process ends.
 package storages
 
 import (

@@ -4,6 +4,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"strconv"
 	"time"
@@ -76,8 +77,8 @@ func writeFleet(s screen, to *bytes.Buffer, fleet *view.Fleet, upstream string) 
 	for i := range fleet.Members {
 		m := &fleet.Members[i]
 		t.writeRow(rows[i], memberColour(m))
-		if fleet.Wait != nil {
-			t.writeReason(printable("of the wait: " + m.Ack.String()))
+		if fleet.Wait != nil || m.Ack != nil {
+			t.writeReason("of the wait: " + cmp.Or(m.Ack.Left(), "quiet"))
 		}
 		for _, line := range notUp[i] {
 			t.writeReason(printable(line))

@@ -56,7 +56,7 @@ func TestFleet_ShowsMembers(t *testing.T) {
 			"wait for app2:80: 1 pending, 1 lost\n" +
 			"MEMBER             STATE  HEARD       NOT UP\n" +
 			"edge-1             live   this Caddy  0\n" +
-			"    of the wait: says nothing of a wait\n" +
+			"    of the wait: does not follow the mode yet\n" +
 			"edge-2 (22222222)  live   3s ago      1\n" +
 			"    of the wait: 3 in flight\n" +
 			"    app2:80  unknown by http /\n" +
@@ -64,7 +64,7 @@ func TestFleet_ShowsMembers(t *testing.T) {
 			"    of the wait: quiet\n" +
 			"    7 more that it does not name\n" +
 			"edge-9             lost   1h ago      0\n" +
-			"    of the wait: says nothing of a wait\n"},
+			"    of the wait: does not follow the mode yet\n"},
 		{"fleet", one, "" +
 			"fleet shops: 1 member; all upstreams are up everywhere\n" +
 			"1 of 1 live member probes each upstream at its interval\n" +

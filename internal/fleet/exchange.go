@@ -210,7 +210,9 @@ func (p *Part) Found(upstream, check string, status health.Status, changed bool)
 	if changed {
 		e.Status = status.String()
 	}
-	p.store.Board().Add(e)
+	if p.store.Board().Add(e) {
+		p.store.Wake() // what else it finds until then is told at the next look
+	}
 }
 
 // arrange decides which targets this member probes less often, because others probe them.

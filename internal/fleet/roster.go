@@ -43,6 +43,7 @@ type roster struct {
 	again   int                // how often to read all others at each look
 	missing bool               // the own value was not there when it was read
 	marks   [2]mark            // the own value as it was leastPeriod ago, at least; and later
+	refill  time.Time          // until then, others may be yet to store themselves again
 	crowded bool               // more than maxMembers, which was logged
 }
 
@@ -205,8 +206,12 @@ func isNamed(fresh []news.Entry, id string) bool {
 	return slices.ContainsFunc(fresh, func(e news.Entry) bool { return e.Kind == news.Member && e.Key == id })
 }
 
-// restart makes the next looks read all members, because the storage works again.
-func (r *roster) restart(now time.Time) { r.again, r.write, r.next = rereads, now, now }
+// restart makes the next looks read all members, because the storage works again. It may be
+// empty now.
+func (r *roster) restart(now time.Time) {
+	r.again, r.write, r.next = rereads, now, now
+	r.refill = now.Add(r.period())
+}
 
 // take notes what members have stored, nil where there is nothing. Where this member does
 // not find what it has stored itself, the others may be missing for the same reason, and not
@@ -214,13 +219,16 @@ func (r *roster) restart(now time.Time) { r.again, r.write, r.next = rereads, no
 func (r *roster) take(found map[string]*value, now time.Time) {
 	if own, read := found[r.own.ID]; read {
 		r.missing = r.isMissing(own)
+		if own == nil || r.missing {
+			r.refill = now.Add(r.period())
+		}
 	}
 	for id, v := range found {
 		m := r.others[id]
 		switch {
 		case m == nil:
 		case v == nil:
-			if _, read := found[r.own.ID]; read && !r.missing {
+			if _, read := found[r.own.ID]; read && !now.Before(r.refill) {
 				delete(r.others, id) // it has left
 			}
 		case m.first.IsZero():

@@ -3,7 +3,9 @@
 package fleet
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -33,9 +35,48 @@ type sharing struct {
 	alone   string                    // why it probes all at their intervals
 	probes  map[uint64]bool           // targets of which it is a prober
 	factors map[*health.Target]Target // those that are probed less often
+	choices choices
+}
+
+// choices are which members probe targets. To choose them takes time for each member that
+// has the target, so they are kept while the members are the same.
+type choices struct {
+	members uint64 // a sum of what they depend on
+	made    map[Target]choice
+}
+
+// choice is the probers of a target, and how many members have it.
+type choice struct {
+	id      uint64 // of the target
+	probers []*member
+	have    int
 }
 
 func newSharing() sharing { return sharing{factors: make(map[*health.Target]Target)} }
+
+// of returns the choice for a target.
+func (c *choices) of(t Target, live []candidate, probers int) choice {
+	made, ok := c.made[t]
+	if !ok {
+		made = choose(live, targetID(t.Upstream, t.Check), probers)
+		c.made[t] = made
+	}
+	return made
+}
+
+// depend drops the choices if the members have changed, or what they have, or if most are
+// of targets that have gone.
+func (c *choices) depend(live []candidate, targets int) {
+	sum := uint64(0)
+	for _, m := range live {
+		sum = mix(sum ^ m.id)
+		sum = mix(sum ^ m.hasSum)
+		sum = mix(sum ^ uint64(m.first.UnixNano()))
+	}
+	if sum != c.members || c.made == nil || len(c.made) > 2*targets {
+		c.members, c.made = sum, make(map[Target]choice, targets)
+	}
+}
 
 // isProber reports whether this member is one of the probers of a target.
 func (s *sharing) isProber(id uint64) bool { return s.alone == "" && s.probes[id] }
@@ -69,58 +110,63 @@ func mix(x uint64) uint64 {
 }
 
 // arrange decides how often each target is probed here, and returns those for which that
-// changes. The probers of a target are the live members that have it with the highest
-// weights of rendezvous hashing (Thaler and Ravishankar, 1998).
+// changes.
 func (s *sharing) arrange(f *Fleet, probers int, targets []Target, now time.Time) []thinned {
+	s.probes = make(map[uint64]bool)
+	if s.alone = s.whyAlone(f, now); s.alone != "" {
+		return s.change(nil, targets)
+	}
 	live := []candidate{{&f.roster.own, parseID(f.id)}}
 	for _, m := range f.roster.live(now) {
 		live = append(live, candidate{m, parseID(m.ID)})
 	}
+	s.choices.depend(live, len(targets))
 	factors := make(map[*health.Target]int, len(targets))
-	s.probes = make(map[uint64]bool)
 	compared, disagrees := 0, 0
-	best := make([]candidate, 0, probers+1)
 	for _, t := range targets {
-		id := targetID(t.Upstream, t.Check)
-		var n int
-		best, n = choose(live, id, probers, best)
-		factor, isProber := 1, false
+		chosen := s.choices.of(t, live, probers)
 		status := t.Status()
-		agree, differ := 0, 0
-		for _, c := range best {
-			if c.member == &f.roster.own {
-				isProber = true
-				continue
-			}
-			switch said := c.says(id, now, f.roster.period()); {
-			case said == "":
-				differ++ // it is not known
-			case said == status.String():
-				agree++
-			case status != health.Unknown:
-				differ++
-			}
+		isProber, agree, differ := f.compare(chosen, status, now)
+		factor := 1
+		switch some := chosen.have > len(chosen.probers); {
+		case isProber:
+			s.probes[chosen.id] = true
+		case some && differ == 0:
+			factor = (chosen.have + probers - 1) / probers
+		case some && agree == 0 && status != health.Unknown:
+			disagrees++
 		}
-		if n > len(best) {
+		if chosen.have > len(chosen.probers) {
 			compared++
-			if differ > 0 && agree == 0 && !isProber && status != health.Unknown {
-				disagrees++
-			}
-		}
-		if isProber {
-			s.probes[id] = true
-		} else if differ == 0 && n > probers {
-			factor = (n + probers - 1) / probers
 		}
 		if known, ok := factors[t.Target]; !ok || factor < known {
 			factors[t.Target] = factor
 		}
 	}
-	s.alone = s.whyAlone(f, now)
-	if s.alone == "" && disagrees >= max(leastDisagreement, int(disagreement*float64(compared))) {
+	if disagrees >= max(leastDisagreement, int(disagreement*float64(compared))) {
 		s.alone = fmt.Sprintf("it disagrees with those that probe %d of %d upstreams", disagrees, compared)
 	}
 	return s.change(factors, targets)
+}
+
+// compare returns whether this member is one of the probers of a target, and how many of
+// the others say of it what its status is here, and how many do not. f.mu must be held.
+func (f *Fleet) compare(chosen choice, status health.Status, now time.Time) (isProber bool, agree, differ int) {
+	for _, m := range chosen.probers {
+		if m == &f.roster.own {
+			isProber = true
+			continue
+		}
+		switch said := m.says(chosen.id, now, f.roster.period()); {
+		case said == "":
+			differ++ // it is not known
+		case said == status.String():
+			agree++
+		case status != health.Unknown:
+			differ++
+		}
+	}
+	return isProber, agree, differ
 }
 
 // change returns the targets whose factor is another now.
@@ -162,31 +208,29 @@ func (s *sharing) whyAlone(f *Fleet, now time.Time) string {
 	}
 }
 
-// choose returns the probers of a target among the members that have it, and how many have
-// it. It uses the memory of best.
-func choose(live []candidate, target uint64, probers int, best []candidate) ([]candidate, int) {
-	best, n := best[:0], 0
+// choose returns the probers of a target among the members that have it, by rendezvous
+// hashing (Thaler and Ravishankar, 1998): those with the highest weights.
+func choose(live []candidate, target uint64, probers int) choice {
 	seed := mix(target)
-	for _, c := range live {
-		if !c.hasTarget(target) {
+	var weights []uint64
+	c := choice{id: target}
+	for _, m := range live {
+		if !m.hasTarget(target) {
 			continue
 		}
-		n++
-		weight := mix(c.id ^ seed)
-		i := len(best)
-		for i > 0 && mix(best[i-1].id^seed) < weight {
-			i--
-		}
+		c.have++
+		weight := mix(m.id ^ seed)
+		i, _ := slices.BinarySearchFunc(weights, weight, func(a, b uint64) int { return cmp.Compare(b, a) })
 		if i >= probers {
 			continue
 		}
-		if len(best) < probers {
-			best = append(best, candidate{})
+		weights = slices.Insert(weights, i, weight)
+		c.probers = slices.Insert(c.probers, i, m.member)
+		if len(weights) > probers {
+			weights, c.probers = weights[:probers], c.probers[:probers]
 		}
-		copy(best[i+1:], best[i:])
-		best[i] = c
 	}
-	return best, n
+	return c
 }
 
 // says returns the status that a member has for a target, empty if that is not known. What

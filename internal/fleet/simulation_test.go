@@ -29,6 +29,8 @@ import (
 // probes, and what happens at the same moment has no order. So figures differ a little from
 // run to run, and tests hold them to bounds.
 
+var wholeSimulation = flag.Bool("simulation", false, "simulate a fleet as large as the table in the docs says")
+
 var simulationSeed = flag.Uint64("seed", 1, "from which the simulation of a fleet draws what is random")
 
 // The settings of simulated members and checks are those that are the default.

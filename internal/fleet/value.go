@@ -58,6 +58,7 @@ type value struct {
 	Acks map[string]ack `json:"acks,omitempty"`
 
 	has    []byte            // Has, decoded
+	hasSum uint64            // of has, which differs for different ones
 	status map[uint64]string // NotUp, by the ID of the target
 	down   map[string]bool   // upstreams that are down
 }
@@ -91,7 +92,12 @@ func (v *value) every() time.Duration { return time.Duration(v.Seconds * float64
 // targetID tells targets apart. It leaves out how an upstream is reached and how it is
 // checked in detail: to take two for the same costs a probe, and decides nothing.
 func targetID(upstream, check string) uint64 {
-	sum := sha256.Sum256([]byte(upstream + "\x00" + check))
+	return sum([]byte(upstream + "\x00" + check))
+}
+
+// sum returns a number that differs for different texts.
+func sum(text []byte) uint64 {
+	sum := sha256.Sum256(text)
 	return binary.BigEndian.Uint64(sum[:])
 }
 
@@ -118,7 +124,7 @@ func parseValue(text []byte, fleet, id string) (*value, error) {
 	if v.has, err = base64.RawStdEncoding.DecodeString(v.Has); err != nil || len(v.has)%hashSize != 0 {
 		return nil, errors.New("its list of targets is not valid")
 	}
-	v.Has = ""
+	v.Has, v.hasSum = "", sum(v.has)
 	v.NotUp = slices.DeleteFunc(v.NotUp, func(n notUp) bool {
 		return n.Upstream == "" || max(len(n.Upstream), len(n.Check), len(n.Why)) > maxText || n.Status != statusDown && n.Status != statusUnknown
 	})
@@ -162,6 +168,7 @@ func (v *value) setTargets(ids []uint64) {
 	for _, id := range ids {
 		v.has = append(v.has, byte(id>>56), byte(id>>48), byte(id>>40))
 	}
+	v.hasSum = sum(v.has)
 	v.Has = base64.RawStdEncoding.EncodeToString(v.has)
 }
 

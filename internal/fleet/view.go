@@ -108,14 +108,8 @@ func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member) *view.Wait {
 		switch {
 		case m.State == view.MemberLost:
 			row.Lost = append(row.Lost, fmt.Sprintf("%s: not heard for %.0fs, it may still send requests", m.Member, m.Heard))
-		case m.Ack == nil || !m.Ack.Follows:
-			row.Pending = append(row.Pending, m.Member+": does not follow the mode yet")
-		case m.Ack.InFlight > 0:
-			row.Pending = append(row.Pending, fmt.Sprintf("%s: %d in flight", m.Member, m.Ack.InFlight))
-		case m.Ack.Gets:
-			row.Pending = append(row.Pending, m.Member+": still sends new requests, since no other upstream serves there")
-		case !m.Ack.Quiet:
-			row.Pending = append(row.Pending, m.Member+": nothing in flight, but the mode is new there")
+		case m.Ack.Left() != "":
+			row.Pending = append(row.Pending, m.Member+": "+m.Ack.Left())
 		}
 	}
 	switch {

@@ -12,13 +12,25 @@ func (t *Target) thinOut(s *schedule, factor int, now time.Time) {
 	before := t.interval(now)
 	s.thin = factor
 	interval := t.interval(now)
-	if interval == before || s.probing || t.paused || t.burst.active() || s.early != inTurn || !s.turn.at.IsZero() {
+	if interval == before || s.probing || t.paused || t.burst.active() {
 		return // the probe that follows is scheduled by the new interval
 	}
-	if interval < before && s.due.Sub(now) <= interval {
+	due := s.due
+	isEarly := !s.turn.at.IsZero()
+	if isEarly {
+		due = s.turn.at
+	}
+	if interval < before && due.Sub(now) <= interval {
 		return
 	}
-	s.armSlot(slots.take(&t.settings, now, interval, interval, false))
+	at, taken := slots.take(&t.settings, now, interval, interval, false)
+	if !isEarly {
+		s.armSlot(at, taken)
+		return
+	}
+	// the next probe begins before its turn, unless too many others do
+	slots.free(&taken)
+	s.turn = turn{at, interval}
 }
 
 // isCertain reports whether no streak against the status is in progress, and it was up once.

@@ -56,8 +56,8 @@ type Board struct {
 	own      map[string]Entry // waits of this member that run, by ID
 	over     map[string]bool  // IDs of waits that have ended
 	repairs  int              // in the repairInterval that began at repaired
-	repaired time.Time
-	warned   time.Time // when a warning was last logged
+	repaired time.Time        // when that interval began
+	warned   time.Time        // when the last warning was logged
 }
 
 // pending is an entry of this member that was not seen in the news yet, or only just now.
@@ -72,16 +72,19 @@ func NewBoard(key string, logger *zap.Logger) *Board {
 	return &Board{key: key, logger: logger, known: make(map[string]bool), since: make(map[string]time.Time), own: make(map[string]Entry), over: make(map[string]bool)}
 }
 
-// Add makes the next look write entries. Their IDs are new.
-func (b *Board) Add(entries ...Entry) {
+// Add makes the next look write entries. Their IDs are new. It reports whether there was
+// nothing to write before.
+func (b *Board) Add(entries ...Entry) (isFirst bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	isFirst = len(b.pending) == 0
 	for _, e := range entries {
 		e.ID = NewID()
 		b.pending = append(b.pending, pending{entry: e})
 	}
 	// what cannot be told while the storage fails must not pile up
 	b.pending = b.pending[max(0, len(b.pending)-maxChanges-maxDoubts):]
+	return isFirst
 }
 
 // Announce makes the news have a wait until it ends.

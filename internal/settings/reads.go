@@ -24,8 +24,7 @@ type reads struct {
 	ahead   bool            // the last read of all found times that are too far ahead
 	empty   time.Duration   // the last read of all found nothing: how long until the next
 	next    time.Time       // when to read all again, at the earliest
-	missed  bool            // more may have changed than the news say
-	again   time.Time       // when to read all again in this case
+	missed  time.Time       // when to do that where the news do not say all, at the earliest
 	owed    map[string]owed // by the hash of the address
 }
 
@@ -55,6 +54,16 @@ func (r *reads) owe(fresh []news.Entry) {
 			r.owed[e.Key] = owed{at: e.At}
 		}
 	}
+}
+
+// hurry reports whether to read all now, since the news do not say all. If that was done
+// a moment ago, it is done again as soon as it may.
+func (r *reads) hurry(now time.Time) bool {
+	if now.Before(r.missed) {
+		r.next = r.missed
+		return false
+	}
+	return true
 }
 
 // settle notes that a setting was read: nil if there is none that makes sense.

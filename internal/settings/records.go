@@ -71,18 +71,18 @@ func (s *Store) load(ctx context.Context) error {
 // rest sets when the next read of all is due, after one of so many keys.
 func (s *Store) rest(keys int, began time.Time) {
 	now := time.Now()
-	rest := max(restFactor*now.Sub(began), retryInterval)
-	again := rest
+	rest := restFactor * now.Sub(began)
+	hurry := max(rest, missedInterval)
 	if s.IsFleet() {
 		rest = max(rest, fullInterval)
 		if s.fellows != nil {
 			size := s.fellows.Size()
-			rest, again = max(rest, time.Duration(size)*fullPerMember), max(again, time.Duration(size)*missedPerMember)
+			rest, hurry = max(rest, time.Duration(size)*fullPerMember), max(hurry, time.Duration(size)*missedPerMember)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.reads.missed, s.reads.again = false, now.Add(again)
+	s.reads.missed = now.Add(hurry)
 	if !s.IsFleet() && s.IsLoaded() {
 		if s.reads.ahead {
 			rest = max(rest, aheadInterval)

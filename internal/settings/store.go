@@ -32,8 +32,9 @@ const (
 	// fullPerMember is how much of that time there is for each member, so that a large fleet
 	// does not read more often than a storage can bear.
 	fullPerMember = 500 * time.Millisecond
-	// missedPerMember is the same where the news do not say all that has changed: something
-	// may write them again and again.
+	// missedInterval and missedPerMember are the same where the news do not say all that has
+	// changed: something may write them again and again.
+	missedInterval  = 10 * time.Second
 	missedPerMember = 100 * time.Millisecond
 	// After a read of all the store also pauses for restFactor times its duration.
 	restFactor = 10
@@ -156,9 +157,6 @@ func (s *Store) Run(ctx context.Context) {
 func (s *Store) isDue(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.reads.missed && !now.Before(s.reads.again) {
-		return true
-	}
 	return (s.IsFleet() || !s.IsLoaded() || s.reads.ahead || s.reads.empty > 0) && !now.Before(s.reads.next)
 }
 
@@ -269,7 +267,9 @@ func (s *Store) syncOnce(ctx context.Context, load bool) error {
 	}
 	errs := s.writeAll(ctx)
 	if s.IsFleet() {
-		errs = append(errs, s.look(ctx, load))
+		var err error
+		load, err = s.look(ctx, load)
+		errs = append(errs, err)
 	}
 	if load {
 		if err := s.load(ctx); err != nil {
@@ -307,9 +307,9 @@ func (s *Store) writeAll(ctx context.Context) (errs []error) {
 	return errs
 }
 
-// look exchanges news with the other members. More may have changed than the news say: then
-// all is to be read again.
-func (s *Store) look(ctx context.Context, all bool) error {
+// look exchanges news with the other members. It reports whether all is to be read now,
+// because that is due or because the news do not say all.
+func (s *Store) look(ctx context.Context, due bool) (all bool, err error) {
 	var errs []error
 	if s.fellows != nil {
 		errs = append(errs, s.fellows.Announce(ctx, s.engine, s.board))
@@ -318,14 +318,10 @@ func (s *Store) look(ctx context.Context, all bool) error {
 	errs = append(errs, err)
 	s.mu.Lock()
 	s.reads.owe(fresh)
-	wake := missed && !s.reads.missed // once until all is read: something may write the news in a loop
-	s.reads.missed = s.reads.missed || missed
+	all = due || missed && s.reads.hurry(time.Now())
 	s.mu.Unlock()
-	if wake {
-		s.Wake()
-	}
 	if s.fellows != nil {
 		errs = append(errs, s.fellows.Follow(ctx, s.engine, s.board, fresh, all))
 	}
-	return errors.Join(errs...)
+	return all, errors.Join(errs...)
 }

@@ -184,10 +184,10 @@ func TestStore_NewsRewrittenInALoop(t *testing.T) {
 					t.Errorf("to store: %v, %v; stored are %d", one.set.toStore(), two.set.toStore(), len(e.Keys("alive/fleets/a/")))
 				}
 				// a list can take two calls
-				if n, most := client.Count(storages.List, ""), 2*int(lasted/retryInterval+1); n > most {
+				if n, most := client.Count(storages.List, ""), 2*int(lasted/missedInterval+1); n > most {
 					t.Errorf("%d lists in %v, want at most %d", n, lasted, most)
 				}
-				if n, most := client.Count(storages.Load, "alive/fleets/"), (keys+2)*int(lasted/retryInterval+1)+maxOwed*int(lasted/every+2); n > most {
+				if n, most := client.Count(storages.Load, "alive/fleets/"), (keys+2)*int(lasted/missedInterval+1)+maxOwed*int(lasted/every+2); n > most {
 					t.Errorf("%d settings were read in %v, want at most %d", n, lasted, most)
 				}
 				if n, most := client.Count(storages.Store, ""), 3*int(lasted/(30*time.Second)+1); n > most {
@@ -233,7 +233,7 @@ func TestStore_MoreChangesThanNews(t *testing.T) {
 	eachStorage(t, func(t *testing.T, e *storages.Engine) {
 		one, _ := runStore(t, e.Client(), "alive/fleets/a", time.Second)
 		two, _ := runStore(t, e.Client(), "alive/fleets/a", time.Second)
-		follow(e, retryInterval)
+		follow(e, missedInterval)
 		for i := range 200 {
 			one.set.Change(fmt.Sprintf("x%d:80", i), Change{Mode: new(Mode(Drain))})
 		}

@@ -269,7 +269,7 @@ func TestStore_OutageLosesNothing(t *testing.T) {
 					}
 					// a storage that lost everything is written again
 					e.Flush()
-					follow(e, retryInterval+2*time.Second)
+					follow(e, missedInterval+2*time.Second)
 					if keys := e.Keys("alive/fleets/a/"); len(keys) != want {
 						t.Errorf("after it was flushed: %q", keys)
 					}

@@ -2,10 +2,7 @@
 
 package view
 
-import (
-	"fmt"
-	"strings"
-)
+import "fmt"
 
 // Fleet is what one member of a fleet knows of all its members.
 type Fleet struct {
@@ -174,25 +171,19 @@ func (w *Wait) String() string {
 	}
 }
 
-// String says what a member says of the upstream that is waited for. It can be called on nil.
-func (a *Ack) String() string {
+// Left says what a member has still to do until it is quiet, empty if it is. It can be called
+// on nil, for a member that says nothing of the upstream.
+func (a *Ack) Left() string {
 	switch {
-	case a == nil:
-		return "says nothing of a wait"
-	case a.Quiet:
-		return "quiet"
-	case !a.Follows:
+	case a == nil || !a.Follows:
 		return "does not follow the mode yet"
+	case a.InFlight > 0:
+		return fmt.Sprintf("%d in flight", a.InFlight)
+	case a.Gets:
+		return "still sends new requests, since no other upstream serves there"
+	case !a.Quiet:
+		return "nothing in flight, but the mode is new there"
+	default:
+		return ""
 	}
-	var parts []string
-	if a.InFlight > 0 {
-		parts = append(parts, fmt.Sprintf("%d in flight", a.InFlight))
-	}
-	if a.Gets {
-		parts = append(parts, "still sends new requests: no other upstream serves there")
-	}
-	if len(parts) == 0 {
-		return "nothing is in flight, and it will be quiet in a moment"
-	}
-	return strings.Join(parts, ", ")
 }

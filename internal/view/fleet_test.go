@@ -58,24 +58,27 @@ func TestFleetSummary_CountsLiveMembers(t *testing.T) {
 	}
 }
 
-// What a member says of a wait is all that is left to do there.
+// What a member has left to do is one thing at a time.
 func TestAck_SaysWhatIsLeft(t *testing.T) {
 	for _, test := range []struct {
 		ack  *Ack
 		want string
 	}{
-		{nil, "says nothing of a wait"},
+		{nil, "does not follow the mode yet"},
 		{&Ack{InFlight: 3}, "does not follow the mode yet"},
-		{&Ack{Follows: true, InFlight: 3}, "3 in flight"},
-		{&Ack{Follows: true, Gets: true}, "still sends new requests: no other upstream serves there"},
-		{&Ack{Follows: true, InFlight: 3, Gets: true}, "3 in flight, still sends new requests: no other upstream serves there"},
-		{&Ack{Follows: true}, "nothing is in flight, and it will be quiet in a moment"},
-		{&Ack{Follows: true, Quiet: true}, "quiet"},
+		{&Ack{Follows: true, InFlight: 3, Gets: true}, "3 in flight"},
+		{&Ack{Follows: true, Gets: true}, "still sends new requests, since no other upstream serves there"},
+		{&Ack{Follows: true}, "nothing in flight, but the mode is new there"},
+		{&Ack{Follows: true, Quiet: true}, ""},
 	} {
-		if got := test.ack.String(); got != test.want {
+		if got := test.ack.Left(); got != test.want {
 			t.Errorf("%+v: got %q, want %q", test.ack, got, test.want)
 		}
 	}
+}
+
+// A wait is said to be done, quiet at all live members, or failed, or what is left is counted.
+func TestWait_SaysHowItIs(t *testing.T) {
 	for _, test := range []struct {
 		wait Wait
 		want string
