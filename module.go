@@ -73,8 +73,8 @@ type App struct {
 
 	// The name under which the others of the fleet show this instance, made of the
 	// same characters as `fleet`. No two instances of a fleet should have the same
-	// one: while one of them is alive, none waits for another of its name that
-	// stopped without saying so. It has no meaning without `fleet`, and is rejected
+	// one: one that stopped without saying so counts as back when another of its name
+	// starts, and a wait for the fleet no longer names it. It has no meaning without `fleet`, and is rejected
 	// there. Default: the name of the host.
 	Member string `json:"member,omitempty"`
 

@@ -94,7 +94,6 @@ func TestFleet_LikeProcessesAreTwoMembers(t *testing.T) {
 		"one name":        {"member edge", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			a, b := startSlow(t, 3*time.Second), startSlow(t, 3*time.Second)
 			storage, data := t.TempDir(), ""
 			if tc.shared {

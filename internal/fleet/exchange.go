@@ -50,6 +50,7 @@ func (p *Part) write(acks map[string]ack, now time.Time) ([]byte, value) {
 	v := value{
 		Version: valueVersion, Fleet: p.config.Fleet, ID: f.id, Name: p.config.Member,
 		Seq: f.roster.own.Seq + 1, Seconds: f.roster.period().Seconds(), Since: f.since, At: now.UTC(),
+		Apart: f.sharing.apart,
 	}
 	f.mu.Unlock()
 	if p.config.Probers > 0 {
@@ -176,6 +177,7 @@ func (p *Part) follow(fresh []news.Entry) {
 	f.mu.Lock()
 	for _, e := range doubts {
 		f.roster.doubt(e, now)
+		f.sharing.doubt(parseID(e.Key), now)
 	}
 	f.mu.Unlock()
 	for _, e := range doubts {
@@ -187,8 +189,9 @@ func (p *Part) follow(fresh []news.Entry) {
 	}
 }
 
-// Found is told that a target failed twice in a row, or that its status changed. If this
-// member is one of its probers, it tells the others.
+// Found is told that a target failed twice in a row, or that its status changed. A prober
+// tells the others. Another member does so only if it is the first that finds a fault: those
+// that probe the target may be gone, or may reach it while others do not.
 func (p *Part) Found(upstream, check string, status health.Status, changed bool) {
 	f := p.fleet
 	f.mu.Lock()
@@ -202,10 +205,11 @@ func (p *Part) Found(upstream, check string, status health.Status, changed bool)
 	if p.config.Probers == 0 {
 		return
 	}
-	id := targetID(upstream, check)
-	if !f.sharing.isProber(id) {
+	id, now := targetID(upstream, check), time.Now()
+	if !f.sharing.isProber(id) && (status == health.Up && changed || !f.sharing.isFirst(id, now, f.roster.period())) {
 		return
 	}
+	f.sharing.doubt(id, now)
 	e := news.Entry{Kind: news.Doubt, Key: formatID(id), From: f.id, Status: statusFails}
 	if changed {
 		e.Status = status.String()

@@ -5,6 +5,7 @@ package fleet
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -36,6 +37,8 @@ type sharing struct {
 	probes  map[uint64]bool           // targets of which it is a prober
 	factors map[*health.Target]Target // those that are probed less often
 	choices choices
+	apart   bool                 // it disagrees with the probers about many targets
+	doubted map[uint64]time.Time // when a target was last doubted by any member
 }
 
 // choices are which members probe targets. To choose them takes time for each member that
@@ -52,7 +55,19 @@ type choice struct {
 	have    int
 }
 
-func newSharing() sharing { return sharing{factors: make(map[*health.Target]Target)} }
+func newSharing() sharing {
+	return sharing{factors: make(map[*health.Target]Target), doubted: make(map[uint64]time.Time)}
+}
+
+// doubt notes that a member doubts a target.
+func (s *sharing) doubt(id uint64, now time.Time) { s.doubted[id] = now }
+
+// isFirst reports whether no member has doubted a target lately.
+func (s *sharing) isFirst(id uint64, now time.Time, period time.Duration) bool {
+	maps.DeleteFunc(s.doubted, func(_ uint64, at time.Time) bool { return now.Sub(at) >= period })
+	_, doubted := s.doubted[id]
+	return s.alone == "" && !doubted
+}
 
 // of returns the choice for a target.
 func (c *choices) of(t Target, live []candidate, probers int) choice {
@@ -116,9 +131,11 @@ func (s *sharing) arrange(f *Fleet, probers int, targets []Target, now time.Time
 	if s.alone = s.whyAlone(f, now); s.alone != "" {
 		return s.change(nil, targets)
 	}
-	live := []candidate{{&f.roster.own, parseID(f.id)}}
-	for _, m := range f.roster.live(now) {
-		live = append(live, candidate{m, parseID(m.ID)})
+	var live []candidate
+	for _, m := range append(f.roster.live(now), &f.roster.own) {
+		if !m.Apart {
+			live = append(live, candidate{m, parseID(m.ID)})
+		}
 	}
 	s.choices.depend(live, len(targets))
 	factors := make(map[*health.Target]int, len(targets))
@@ -143,8 +160,12 @@ func (s *sharing) arrange(f *Fleet, probers int, targets []Target, now time.Time
 			factors[t.Target] = factor
 		}
 	}
-	if disagrees >= max(leastDisagreement, int(disagreement*float64(compared))) {
+	before := s.apart
+	if s.apart = disagrees >= max(leastDisagreement, int(disagreement*float64(compared))); s.apart {
 		s.alone = fmt.Sprintf("it disagrees with those that probe %d of %d upstreams", disagrees, compared)
+	}
+	if s.apart != before {
+		f.roster.hasten()
 	}
 	return s.change(factors, targets)
 }
@@ -201,6 +222,8 @@ func (s *sharing) whyAlone(f *Fleet, now time.Time) string {
 		return "the storage fails: " + f.problem
 	case !f.roster.joined || f.roster.missing:
 		return "the others do not know it yet"
+	case f.roster.again > 0:
+		return "the storage works again only now"
 	case now.Before(s.ready):
 		return "its config is new"
 	default:

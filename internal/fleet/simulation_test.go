@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -65,11 +66,11 @@ type simFleet struct {
 	upstreams []string
 	members   []*simMember
 	find      atomic.Pointer[func(member, upstream int) simFound] // what a probe finds that begins now
-	probes    atomic.Int64
+	unfair    int                                                 // upstreams that were down at members that reach them
 
-	mu    sync.Mutex // guards what follows
-	wrong []string   // verdicts that the member's own probes contradict
-	false int        // verdicts "down" after a probe that could not fail
+	mu       sync.Mutex // guards what follows
+	problems []string   // verdicts that the member's own probes contradict
+	wrong    int        // how many there were
 }
 
 // simMember is one member.
@@ -112,10 +113,21 @@ type simTarget struct {
 	changed       time.Time // when the status changed
 }
 
-// simulate runs a fleet in virtual time. Its members start within ten seconds. Function f
-// is called when they have settled, and says what happens.
+// simulate runs a fleet in virtual time. Its members start within five seconds, and all have
+// all upstreams. Function f is called when they have settled, and says what happens.
 func simulate(t *testing.T, members, upstreams int, f func(s *simFleet)) {
 	t.Helper()
+	simulateWith(t, upstreams, func(s *simFleet) {
+		s.join(members, 5*time.Second, func(int) []int { return s.all() })
+		s.sleep(s.settled())
+		f(s)
+	})
+}
+
+// simulateWith is simulate without members.
+func simulateWith(t *testing.T, upstreams int, f func(s *simFleet)) {
+	t.Helper()
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // the targets of all members are a large heap
 	synctest.Test(t, func(t *testing.T) {
 		s := &simFleet{t: t, random: rand.New(rand.NewPCG(*simulationSeed, 0)), engine: storages.New()}
 		s.engine.SetLatency(simLatency)
@@ -123,8 +135,6 @@ func simulate(t *testing.T, members, upstreams int, f func(s *simFleet)) {
 			s.upstreams = append(s.upstreams, fmt.Sprintf("10.0.%d.%d:8080", i>>8, i&255))
 		}
 		s.finds(func(int, int) simFound { return passes })
-		s.join(members, 10*time.Second, func(int) []int { return s.all() })
-		s.sleep(s.settled())
 		f(s)
 		s.check()
 		var ending sync.WaitGroup
@@ -161,20 +171,6 @@ func (s *simFleet) pick(n int) []int { return s.random.Perm(len(s.upstreams))[:n
 
 // finds sets what probes find.
 func (s *simFleet) finds(find func(member, upstream int) simFound) { s.find.Store(&find) }
-
-// only makes some upstreams behave in a way at all members, and all others well.
-func (s *simFleet) only(upstreams []int, found simFound) {
-	set := make(map[int]bool)
-	for _, u := range upstreams {
-		set[u] = true
-	}
-	s.finds(func(_, u int) simFound {
-		if set[u] {
-			return found
-		}
-		return passes
-	})
-}
 
 // live returns the members that run.
 func (s *simFleet) live() []*simMember {
@@ -278,7 +274,6 @@ func (c *simConfig) driver(t *simTarget) health.Driver {
 		Pacer: &m.pacer,
 		Probe: func(ctx context.Context, _ bool) (draining bool, err error) {
 			m.probes.Add(1)
-			s.probes.Add(1)
 			switch (*s.find.Load())(m.number, t.upstream) {
 			case refuses:
 				err = errors.New("connection refused")
@@ -295,7 +290,7 @@ func (c *simConfig) driver(t *simTarget) health.Driver {
 		Probed: func(r health.Result) {
 			if problem := t.probed(r); problem != "" {
 				s.mu.Lock()
-				s.wrong = append(s.wrong, fmt.Sprintf("member %d, upstream %d: %s", m.number, t.upstream, problem))
+				s.problems = append(s.problems, fmt.Sprintf("member %d, upstream %d: %s", m.number, t.upstream, problem))
 				s.mu.Unlock()
 			}
 			if !r.Passed() && t.FailsInRow() == 2 {
@@ -303,11 +298,6 @@ func (c *simConfig) driver(t *simTarget) health.Driver {
 			}
 		},
 		Report: func(change health.Transition) {
-			if change.To == health.Down && (*s.find.Load())(m.number, t.upstream) == passes {
-				s.mu.Lock()
-				s.false++
-				s.mu.Unlock()
-			}
 			if change.From != change.To {
 				c.part.Found(upstream, simCheck, change.To, true)
 			}
@@ -347,23 +337,22 @@ func (t *simTarget) probed(r health.Result) (problem string) {
 // check checks what must always be true: each member has the verdicts of its own probes.
 func (s *simFleet) check() {
 	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, m := range s.live() {
 		for _, t := range m.targets {
 			t.mu.Lock()
 			if t.Status() != t.status {
-				s.t.Errorf("member %d: upstream %d is %s, but by its own probes %s", m.number, t.upstream, t.Status(), t.status)
+				s.problems = append(s.problems, fmt.Sprintf("member %d: upstream %d is %s, but by its own probes %s", m.number, t.upstream, t.Status(), t.status))
 			}
 			t.mu.Unlock()
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, problem := range s.wrong {
-		if i < 10 {
-			s.t.Error(problem)
-		}
+	for _, problem := range s.problems[:min(10, len(s.problems))] {
+		s.t.Error(problem)
 	}
-	s.wrong = nil
+	s.wrong += len(s.problems)
+	s.problems = nil
 }
 
 // NotUp is what the registry says of targets.
@@ -388,18 +377,3 @@ func (c *simConfig) Targets() []Target { return c.targets }
 
 // Requests says that there are none.
 func (*simConfig) Requests(string) (inFlight, bound int, gets bool) { return 0, 0, false }
-
-// isThin reports whether a member probes an upstream less often than at its interval.
-func (m *simMember) isThin(t *simTarget) bool {
-	m.fleet.mu.Lock()
-	defer m.fleet.mu.Unlock()
-	_, thin := m.fleet.sharing.factors[t.Target]
-	return thin
-}
-
-// alone returns why a member probes all itself.
-func (m *simMember) alone() string {
-	m.fleet.mu.Lock()
-	defer m.fleet.mu.Unlock()
-	return m.fleet.sharing.alone
-}

@@ -54,6 +54,9 @@ type value struct {
 	More  int     `json:"more"`
 	// Has is a hash of three bytes of each target that is probed there, sorted.
 	Has string `json:"has,omitempty"`
+	// Apart says that it disagrees with the probers about many targets, and probes all itself:
+	// it is a prober for no other.
+	Apart bool `json:"apart,omitempty"`
 	// Acks are by the hash of the address.
 	Acks map[string]ack `json:"acks,omitempty"`
 

@@ -34,7 +34,7 @@ const (
 	fullPerMember = 500 * time.Millisecond
 	// missedInterval and missedPerMember are the same where the news do not say all that has
 	// changed: something may write them again and again.
-	missedInterval  = 10 * time.Second
+	missedInterval  = 5 * time.Second
 	missedPerMember = 100 * time.Millisecond
 	// After a read of all the store also pauses for restFactor times its duration.
 	restFactor = 10
