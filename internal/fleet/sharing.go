@@ -143,7 +143,7 @@ func (s *sharing) arrange(f *Fleet, probers int, targets []Target, now time.Time
 	for _, t := range targets {
 		chosen := s.choices.of(t, live, probers)
 		status := t.Status()
-		isProber, agree, differ := f.compare(chosen, status, now)
+		isProber, agree, differ := f.roster.compare(chosen, status, now)
 		factor := 1
 		switch some := chosen.have > len(chosen.probers); {
 		case isProber:
@@ -172,13 +172,13 @@ func (s *sharing) arrange(f *Fleet, probers int, targets []Target, now time.Time
 
 // compare returns whether this member is one of the probers of a target, and how many of
 // the others say of it what its status is here, and how many do not. f.mu must be held.
-func (f *Fleet) compare(chosen choice, status health.Status, now time.Time) (isProber bool, agree, differ int) {
+func (r *roster) compare(chosen choice, status health.Status, now time.Time) (isProber bool, agree, differ int) {
 	for _, m := range chosen.probers {
-		if m == &f.roster.own {
+		if m == &r.own {
 			isProber = true
 			continue
 		}
-		switch said := m.says(chosen.id, now, f.roster.period()); {
+		switch said := m.says(chosen.id, now, r.period()); {
 		case said == "":
 			differ++ // it is not known
 		case said == status.String():
