@@ -51,23 +51,23 @@ func (r InFleet) Targets() []fleet.Target {
 	return targets
 }
 
-// Requests returns what an upstream has in flight, how many requests it got in the last
-// minute because their clients are bound to it, and whether it gets new requests. Requests
-// that began under a config which is about to end are in flight, too.
-func (r InFleet) Requests(upstream string) (inFlight, bound int, gets bool) {
+// Requests returns what is known of the requests to an upstream. Those that began under a
+// config which is about to end are in flight, too.
+func (r InFleet) Requests(upstream string) (known fleet.Requests) {
 	for _, other := range registries() {
 		if other != r.Registry {
 			for _, row := range list(other, Filter{Upstream: upstream, Brief: true}) {
-				inFlight = max(inFlight, row.Requests)
+				known.InFlight, known.Known = max(known.InFlight, row.Requests), true
 			}
 		}
 	}
 	for _, row := range list(r.Registry, Filter{Upstream: upstream, Brief: true}) {
-		inFlight = max(inFlight, row.Requests)
-		bound += row.Bound
-		gets = gets || row.EffectiveWeight > 0
+		known.InFlight = max(known.InFlight, row.Requests)
+		known.Bound += row.Bound
+		known.Gets = known.Gets || row.EffectiveWeight > 0
+		known.Known = true
 	}
-	return inFlight, bound, gets
+	return known
 }
 
 // Interface guard

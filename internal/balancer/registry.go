@@ -32,7 +32,6 @@ type Registry struct {
 
 	beside        atomic.Bool // it has started beside another, and its config not yet as a whole
 	configStarted signal      // given when the config has started as a whole
-	stopOnce      sync.Once   // of stopProbes
 	background    background
 	carried       carriedWeights
 	// carryOver is used while the config is provisioned, one balancer after the other.
@@ -47,6 +46,7 @@ type Registry struct {
 type background struct {
 	sync.WaitGroup
 	stop context.CancelFunc // ends them; nil before the start
+	once sync.Once          // of stopProbes
 }
 
 // Fleet is what this Caddy knows of all members of its fleet, itself included. Its methods
@@ -266,7 +266,7 @@ func (r *Registry) ApplySetting(address string) {
 // first module of the config that is cleaned up calls it for all balancers: ending them
 // one by one would add up the waits.
 func (r *Registry) stopProbes() {
-	r.stopOnce.Do(func() {
+	r.background.once.Do(func() {
 		r.mu.Lock()
 		r.started = false
 		balancers := slices.Clone(r.balancers)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-alive/caddy-alive/internal/fleet"
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
@@ -130,12 +131,12 @@ func TestInFleet_CountsRequestsOfTheConfigBefore(t *testing.T) {
 	answering(t, before.registry)
 	answering(t, now.registry)
 	p := InFleet{now.registry}
-	if inFlight, _, gets := p.Requests(address(0)); inFlight != 0 || gets {
-		t.Errorf("nothing is in flight: %d, gets %v", inFlight, gets)
+	if r := p.Requests(address(0)); r != (fleet.Requests{Known: true}) {
+		t.Errorf("nothing is in flight: %+v", r)
 	}
 	testkit.SetRequests(before.listed[0], 3)
-	if inFlight, _, gets := p.Requests(address(0)); inFlight != 3 || gets {
-		t.Errorf("three are in flight: %d, gets %v", inFlight, gets)
+	if r := p.Requests(address(0)); r != (fleet.Requests{InFlight: 3, Known: true}) {
+		t.Errorf("three are in flight: %+v", r)
 	}
 	testkit.SetRequests(before.listed[0], 0)
 }

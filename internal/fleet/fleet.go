@@ -36,9 +36,20 @@ type Local interface {
 	NotUp() []view.NotUp
 	// Targets returns what is probed here.
 	Targets() []Target
-	// Requests returns what an upstream has in flight, how many requests it got in the last
-	// minute because their clients are bound to it, and whether it gets new requests.
-	Requests(upstream string) (inFlight, bound int, gets bool)
+	// Requests returns what is known of the requests to an upstream.
+	Requests(upstream string) Requests
+}
+
+// Requests are those of a member to an upstream.
+type Requests struct {
+	InFlight int
+	// Bound is how many it got in the last minute because their clients are bound to it.
+	Bound int
+	// Gets says that it gets new ones.
+	Gets bool
+	// Known says that the config has the upstream. If it had it before, requests may still be
+	// in flight.
+	Known bool
 }
 
 // Target is an upstream under a check, as the fleet shares its probes.
@@ -147,6 +158,25 @@ func (p *Part) Stop(ctx context.Context) {
 		p.store.Use(ctx, func(ctx context.Context, e storage.Engine) error {
 			return e.Delete(ctx, p.memberKey(f.id))
 		})
+	}
+}
+
+// thin makes targets be probed less often, or no more so. If that was taken back meanwhile,
+// by an end or another look, it is taken back here, too.
+func (f *Fleet) thin(targets []thinned) {
+	for _, t := range targets {
+		t.Thin(t.factor)
+	}
+	var late []Target
+	f.mu.Lock()
+	for _, t := range targets {
+		if _, still := f.sharing.factors[t.Target.Target]; !still && t.factor > 1 {
+			late = append(late, t.Target)
+		}
+	}
+	f.mu.Unlock()
+	for _, t := range late {
+		t.Thin(1)
 	}
 }
 

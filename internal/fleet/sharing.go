@@ -141,7 +141,7 @@ func (s *sharing) arrange(f *Fleet, probers int, targets []Target, now time.Time
 	for _, t := range targets {
 		chosen := s.choices.of(t, live, probers)
 		status := t.Status()
-		said := f.compare(chosen, status, now)
+		said := f.roster.compare(chosen, status, now)
 		factor := 1
 		// a member that is apart is none of those among which the probers are chosen
 		some := chosen.have > len(chosen.probers) || chosen.have > 0 && f.roster.own.Apart
@@ -176,14 +176,14 @@ type compared struct {
 	agree, differ, silent int  // how many others say what its status is here, say another, or say nothing
 }
 
-// compare returns what the probers of a target say of it. f.mu must be held.
-func (f *Fleet) compare(chosen choice, status health.Status, now time.Time) (c compared) {
+// compare returns what the probers of a target say of it.
+func (r *roster) compare(chosen choice, status health.Status, now time.Time) (c compared) {
 	for _, m := range chosen.probers {
-		if m == &f.roster.own {
+		if m == &r.own {
 			c.isProber = true
 			continue
 		}
-		switch said := m.says(chosen.id, now, f.roster.period()); {
+		switch said := m.says(chosen.id, now, r.period()); {
 		case said == "":
 			c.silent++
 		case said == status.String():

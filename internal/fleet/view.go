@@ -67,7 +67,8 @@ func (f *Fleet) members(p *Part, upstream string, w *wait, now time.Time) []view
 	}
 	own := f.roster.own
 	own.ID, own.Name, own.heard = f.id, p.config.Member, now
-	rows := append(make([]view.Member, 0, len(f.roster.others)+1), row(&own, view.MemberLive))
+	rows := make([]view.Member, 0, len(f.roster.others)+1)
+	rows = append(rows, row(&own, view.MemberLive))
 	rows[0].Self = true
 	for _, m := range f.roster.live(now) {
 		rows = append(rows, row(m, view.MemberLive))

@@ -275,7 +275,7 @@ func (t *Target) Thin(factor int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if s := t.schedule; s != nil && max(s.thin, 1) != factor {
-		t.thinOut(s, factor, time.Now())
+		s.thinOut(t, factor, time.Now())
 	}
 }
 

@@ -7,8 +7,8 @@ import "time"
 // maxThin is the longest interval that Thin leads to.
 const maxThin = 5 * time.Minute
 
-// thinOut makes the probes of a schedule factor times as far apart. t.mu must be held.
-func (t *Target) thinOut(s *schedule, factor int, now time.Time) {
+// thinOut makes the probes of a target factor times as far apart. t.mu must be held.
+func (s *schedule) thinOut(t *Target, factor int, now time.Time) {
 	before := t.interval(now)
 	s.thin = factor
 	interval := t.interval(now)

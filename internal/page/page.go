@@ -74,8 +74,8 @@ type section struct {
 type row struct {
 	Key, Address, State, Ejection, Mode, Share, Since, Why string
 	Group, InFlight, Bound, InFleet                        string // empty if there is nothing to say
+	Classes                                                string // of its element
 	Weight                                                 int
-	Serving, InTrouble                                     bool
 	Checks                                                 []check
 }
 
@@ -120,9 +120,15 @@ func sections(rows []view.Upstream, pools []view.Pool, now time.Time) []section 
 func newRow(u *view.Upstream, total float64, now time.Time) row {
 	r := row{
 		Key: u.Upstream, Address: u.Upstream, State: u.State(), Mode: u.Mode, Share: share(u.EffectiveWeight, total), Since: "—", Why: u.Why,
-		InFlight: u.InFlight(), Bound: u.BoundTraffic(), InFleet: u.InFleet(), Weight: u.Weight, Serving: u.Serving, InTrouble: u.InTrouble(),
+		InFlight: u.InFlight(), Bound: u.BoundTraffic(), InFleet: u.InFleet(), Weight: u.Weight, Classes: u.State(),
 		Ejection: u.Ejection(now, func(until time.Time) string { return "until " + utc(until) }),
 		Checks:   make([]check, len(u.Checks)),
+	}
+	if u.Serving {
+		r.Classes += " serving"
+	}
+	if u.InTrouble() {
+		r.Classes += " troubled"
 	}
 	if u.Gone { // one section has such rows of all pools
 		r.Key = u.Pool + "\n" + u.Upstream
