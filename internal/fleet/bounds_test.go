@@ -108,9 +108,9 @@ func TestView_NoWaitThatIsOver(t *testing.T) {
 func TestView_ShowsWhatIsNotUpHereNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSharer(t, storages.New(), 0)
+		s.notUp = []view.NotUp{{Upstream: "app:80", Check: "tcp", Status: "down", Lasts: 3}}
 		s.storage.Fail(errors.New("disk full"))
 		defer s.start(t, 0)()
-		s.notUp = []view.NotUp{{Upstream: "app:80", Check: "tcp", Status: "down", Lasts: 3}}
 		time.Sleep(5 * time.Second)
 		f := s.fleet.View("")
 		if len(f.Members) != 1 || len(f.Members[0].NotUp) != 1 || f.Problem != "disk full" || strings.Contains(f.Summary(), "all upstreams") {
