@@ -51,15 +51,15 @@ func (r InFleet) Targets() []fleet.Target {
 	return targets
 }
 
-// Requests returns what an upstream has in flight, how many requests it got in the last
-// minute because their clients are bound to it, and whether it gets new requests.
-func (r InFleet) Requests(upstream string) (inFlight, bound int, gets bool) {
+// Requests returns what an upstream has in flight, also of configs that have ended, how many
+// requests it got in the last minute because their clients are bound to it, and whether it
+// gets new requests.
+func (r InFleet) Requests(upstream string) (requests, bound int, gets bool) {
 	for _, row := range list(r.Registry, Filter{Upstream: upstream, Brief: true}) {
-		inFlight = max(inFlight, row.Requests)
 		bound += row.Bound
 		gets = gets || row.EffectiveWeight > 0
 	}
-	return inFlight, bound, gets
+	return inFlight(upstream), bound, gets
 }
 
 // Interface guard

@@ -90,6 +90,13 @@ func Newest() *Registry {
 	return running.registries[len(running.registries)-1]
 }
 
+// allRunning returns the registries that run, the newest last.
+func allRunning() []*Registry {
+	running.Lock()
+	defer running.Unlock()
+	return slices.Clone(running.registries)
+}
+
 // Queues returns the event queues of the running registries, the newest last.
 func Queues() (queues []*telemetry.Queue) {
 	running.Lock()
@@ -266,6 +273,7 @@ func (r *Registry) stopProbes() {
 		r.started = false
 		balancers := slices.Clone(r.balancers)
 		r.mu.Unlock()
+		depart(balancers)
 		running.Lock()
 		running.registries = slices.DeleteFunc(running.registries, func(other *Registry) bool { return other == r })
 		running.Unlock()
