@@ -82,6 +82,7 @@ func (p *Part) list(ctx context.Context, engine storage.Engine) (ids []string, e
 func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) error {
 	var mu sync.Mutex // guards what follows
 	found := make(map[string]*value, len(ids))
+	var invalid []string
 	var errs []error
 	var reading sync.WaitGroup
 	next := make(chan string)
@@ -90,10 +91,13 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 			for id := range next {
 				v, err := p.readOne(ctx, engine, id)
 				mu.Lock()
-				if err != nil {
-					errs = append(errs, err)
-				} else {
+				switch {
+				case err == nil, errors.Is(err, errInvalid) && id == p.fleet.id:
 					found[id] = v
+				case errors.Is(err, errInvalid):
+					invalid = append(invalid, id)
+				default:
+					errs = append(errs, err)
 				}
 				mu.Unlock()
 			}
@@ -106,7 +110,7 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 	reading.Wait()
 	f := p.fleet
 	f.mu.Lock()
-	f.roster.take(found, time.Now())
+	f.roster.take(found, invalid, time.Now())
 	missing, crowded := f.roster.missing, f.roster.crowded
 	f.roster.crowded = false
 	f.mu.Unlock()
@@ -119,9 +123,13 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 	return errors.Join(errs...)
 }
 
+// errInvalid says that a value makes no sense, which was logged.
+var errInvalid = errors.New("it is not valid")
+
 var errNotReadBack = errors.New("what this member has stored of itself is not there")
 
-// readOne reads a member: nil if there is none that makes sense.
+// readOne reads a member: nil if there is none. The error is errInvalid if what there is
+// makes no sense.
 func (p *Part) readOne(ctx context.Context, engine storage.Engine, id string) (*value, error) {
 	text, err := engine.Load(ctx, p.memberKey(id), maxValue, false)
 	if text == nil && err == nil {
@@ -135,7 +143,7 @@ func (p *Part) readOne(ctx context.Context, engine storage.Engine, id string) (*
 	}
 	if err != nil {
 		p.warnOnce(id, "ignoring a member of the fleet: what it has stored is not valid", zap.String("key", p.memberKey(id)), zap.Error(err))
-		return nil, nil
+		return nil, errInvalid
 	}
 	return v, nil
 }

@@ -44,6 +44,8 @@ type roster struct {
 	missing bool               // the own value was not there when it was read
 	marks   [2]mark            // the own value as it was leastPeriod ago, at least; and later
 	refill  time.Time          // until then, others may be yet to store themselves again
+	emptied time.Time          // until then, too: the storage seems to have been emptied
+	born    string             // which news they are, as of the last look
 	crowded bool               // more than maxMembers, which was logged
 }
 
@@ -53,6 +55,9 @@ type member struct {
 	heard time.Time // when seq was last seen to change, by the clock of this process
 	first time.Time // when it was first seen
 	flips map[uint64]flip
+	// emptied is that its value was not there when the storage seemed to have been emptied: it
+	// is not known whether the member has left.
+	emptied bool
 }
 
 // mark is that the own value was written.
@@ -213,14 +218,33 @@ func (r *roster) restart(now time.Time) {
 	r.refill = now.Add(r.period())
 }
 
+// see notes which news there are. If they were made anew, the storage may have been emptied.
+func (r *roster) see(born string, now time.Time) {
+	if r.born != "" && r.born != born {
+		r.empty(now)
+	}
+	r.born = born
+}
+
+// empty notes that the storage seems to have been emptied, or replaced by another.
+func (r *roster) empty(now time.Time) {
+	r.refill = now.Add(r.period())
+	r.emptied = r.refill
+}
+
 // take notes what members have stored, nil where there is nothing. Where this member does
 // not find what it has stored itself, the others may be missing for the same reason, and not
-// because they left.
-func (r *roster) take(found map[string]*value, now time.Time) {
+// because they left. A member with an invalid value has not left either.
+func (r *roster) take(found map[string]*value, invalid []string, now time.Time) {
+	for _, id := range invalid {
+		if m := r.others[id]; m != nil && m.first.IsZero() {
+			delete(r.others, id)
+		}
+	}
 	if own, read := found[r.own.ID]; read {
 		r.missing = r.isMissing(own)
 		if own == nil || r.missing {
-			r.refill = now.Add(r.period())
+			r.empty(now)
 		}
 	}
 	for id, v := range found {
@@ -228,13 +252,15 @@ func (r *roster) take(found map[string]*value, now time.Time) {
 		switch {
 		case m == nil:
 		case v == nil:
-			if _, read := found[r.own.ID]; read && !now.Before(r.refill) {
+			_, read := found[r.own.ID]
+			m.emptied = m.emptied || now.Before(r.emptied) && !m.first.IsZero()
+			if read && !now.Before(r.refill) && !m.emptied {
 				delete(r.others, id) // it has left
 			}
 		case m.first.IsZero():
 			*m = member{value: *v, heard: now, first: now}
 		case v.Seq != m.Seq:
-			m.value, m.heard = *v, now
+			m.value, m.heard, m.emptied = *v, now, false
 		}
 	}
 }
