@@ -51,15 +51,17 @@ func (r InFleet) Targets() []fleet.Target {
 	return targets
 }
 
-// Requests returns what an upstream has in flight, also of configs that have ended, how many
-// requests it got in the last minute because their clients are bound to it, and whether it
-// gets new requests.
-func (r InFleet) Requests(upstream string) (requests, bound int, gets bool) {
+// Requests returns what is known of the requests to an upstream, also those of configs that
+// have ended.
+func (r InFleet) Requests(upstream string) (known fleet.Requests) {
 	for _, row := range list(r.Registry, Filter{Upstream: upstream, Brief: true}) {
-		bound += row.Bound
-		gets = gets || row.EffectiveWeight > 0
+		known.Bound += row.Bound
+		known.Gets = known.Gets || row.EffectiveWeight > 0
+		known.Known = true
 	}
-	return inFlight(upstream), bound, gets
+	known.InFlight = inFlight(upstream)
+	known.Known = known.Known || known.InFlight > 0
+	return known
 }
 
 // Interface guard
