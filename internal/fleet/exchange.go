@@ -33,10 +33,10 @@ func (p *Part) acks(addresses map[string]string, now time.Time) map[string]ack {
 		}
 		requests := p.config.Local.Requests(address)
 		p.fleet.mu.Lock()
-		state := p.fleet.waits.follow(hash, set.Changed, requests, now)
+		since := p.fleet.waits.follows(hash, set.Changed, now)
 		p.fleet.mu.Unlock()
-		a := ack{Revision: set.Changed, InFlight: state.inFlight, Bound: requests.Bound, Gets: requests.Gets}
-		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(state.since) >= p.config.Every
+		a := ack{Revision: set.Changed, InFlight: requests.InFlight, Bound: requests.Bound, Gets: requests.Gets}
+		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(since) >= p.config.Every
 		acks[hash] = a
 	}
 	return acks

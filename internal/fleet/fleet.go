@@ -47,9 +47,6 @@ type Requests struct {
 	Bound int
 	// Gets says that it gets new ones.
 	Gets bool
-	// Known says that the config has the upstream. If it had it before, requests may still be
-	// in flight.
-	Known bool
 }
 
 // Target is an upstream under a check, as the fleet shares its probes.
@@ -249,6 +246,7 @@ func (p *Part) Follow(ctx context.Context, engine storage.Engine, board *news.Bo
 		return nil
 	}
 	now := time.Now()
+	f.roster.see(board.Born(), now)
 	all = all || f.waits.needList(now) || f.roster.listed.IsZero()
 	f.mu.Unlock()
 	if err := p.refresh(ctx, engine, fresh, all); err != nil {

@@ -47,6 +47,8 @@ type roster struct {
 	missing bool               // the own value was not there when it was read
 	marks   [2]mark            // the own value as it was leastPeriod ago, at least; and later
 	refill  time.Time          // until then, others may be yet to store themselves again
+	emptied time.Time          // until then, too: the storage seems to have been emptied
+	born    string             // which news they are, as of the last look
 	crowded bool               // there are more than maxMembers
 }
 
@@ -58,6 +60,9 @@ type member struct {
 	alive bool      // seq was seen to change
 	gone  time.Time // since when it is not found
 	flips map[uint64]flip
+	// emptied is that it was not found when the storage seemed to have been emptied: it is not
+	// known whether it has left.
+	emptied bool
 }
 
 // mark is that the own value was written.
@@ -222,6 +227,20 @@ func (r *roster) restart(now time.Time) {
 	r.refill = now.Add(r.period())
 }
 
+// see notes which news there are. If they were made anew, the storage may have been emptied.
+func (r *roster) see(born string, now time.Time) {
+	if r.born != "" && r.born != born {
+		r.empty(now)
+	}
+	r.born = born
+}
+
+// empty notes that the storage seems to have been emptied, or replaced by another.
+func (r *roster) empty(now time.Time) {
+	r.refill = now.Add(r.period())
+	r.emptied = r.refill
+}
+
 // take notes what members have stored, nil where there is nothing. Where this member does
 // not find what it has stored itself, the others may be missing for the same reason, and not
 // because they left.
@@ -229,7 +248,7 @@ func (r *roster) take(found map[string]*value, now time.Time) {
 	if own, read := found[r.own.ID]; read {
 		r.missing = r.isMissing(own)
 		if own == nil || r.missing {
-			r.refill = now.Add(r.period())
+			r.empty(now)
 		}
 	}
 	for id, v := range found {
@@ -238,14 +257,15 @@ func (r *roster) take(found map[string]*value, now time.Time) {
 		case m == nil:
 		case v == nil:
 			m.gone = cmp.Or(m.gone, now)
+			m.emptied = m.emptied || now.Before(r.emptied) && !m.first.IsZero()
 			known := !m.first.IsZero()
-			if _, read := found[r.own.ID]; read && !now.Before(r.refill) && (!known || now.Sub(m.gone) >= leaveTime) {
+			if _, read := found[r.own.ID]; read && !now.Before(r.refill) && !m.emptied && (!known || now.Sub(m.gone) >= leaveTime) {
 				delete(r.others, id) // it has left
 			}
 		case m.first.IsZero():
 			*m = member{value: *v, heard: now, first: now}
 		default:
-			m.gone = time.Time{}
+			m.gone, m.emptied = time.Time{}, false
 			if v.Seq > m.Seq || v.At.After(m.At) { // else an engine answers with an earlier one
 				m.value, m.heard, m.alive = *v, now, true
 			}

@@ -120,6 +120,14 @@ func (b *Board) isOver(e *Entry, now time.Time) bool {
 	return seen && now.Sub(since) > e.For+waitGrace
 }
 
+// Born returns what tells the document of the last look from one that was made anew since,
+// empty before the first look.
+func (b *Board) Born() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.born
+}
+
 // Look reads the news, and writes what this member adds. It returns the entries of others
 // that were not there at the last look; at the first look, none. If missed is set, more may
 // have happened than the news say.
