@@ -8,7 +8,8 @@
 //
 // Fleet.mu guards the state of all files here, except for what a comment says. It is not held
 // while the storage, a target, a function of Local or a log line runs. The mutex of a
-// news.Board may be taken while it is held.
+// news.Board may be taken while it is held. Fleet.arranging keeps what two looks tell targets
+// in order, and is held while Fleet.mu and the mutex of a target are taken.
 package fleet
 
 import (
@@ -64,6 +65,8 @@ type Config struct {
 type Fleet struct {
 	id    string
 	since time.Time
+
+	arranging sync.Mutex // is held while targets are told how often to probe
 
 	mu      sync.Mutex // guards what follows
 	taking  []*Part    // those that have started, the newest last
@@ -130,6 +133,7 @@ func (p *Part) Start(ctx context.Context) {
 // Stop takes back Start. The last one also takes this member out of the storage.
 func (p *Part) Stop(ctx context.Context) {
 	f := p.fleet
+	f.arranging.Lock()
 	f.mu.Lock()
 	before := len(f.taking)
 	f.taking = slices.DeleteFunc(f.taking, func(other *Part) bool { return other == p })
@@ -142,6 +146,7 @@ func (p *Part) Stop(ctx context.Context) {
 	for _, t := range thinned {
 		t.Thin(1)
 	}
+	f.arranging.Unlock()
 	if last {
 		p.store.Use(ctx, func(ctx context.Context, e storage.Engine) error {
 			return e.Delete(ctx, p.memberKey(f.id))

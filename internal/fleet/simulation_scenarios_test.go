@@ -44,7 +44,9 @@ func TestSimulation(t *testing.T) {
 		for _, happens := range []func(*testing.T, *simFleet, *simFigures){
 			simIdle, simFaults, simOutage, simBlind, simSplit, simStorage, simCrash,
 		} {
+			zzCPU(fmt.Sprint(len(f.rows)))
 			happens(t, s, &f)
+			zzCPU(fmt.Sprint(len(f.rows)))
 			s.check()
 		}
 		f.add("verdicts that a member's own probes contradict", "%d", s.wrong)
