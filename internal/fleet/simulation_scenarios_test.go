@@ -27,11 +27,11 @@ func (f *simFigures) add(what, format string, args ...any) {
 func simSize() (members, upstreams int) {
 	switch {
 	case testkit.RaceDetector:
-		return 20, 200
+		return 12, 60
 	case *wholeSimulation:
 		return 100, 1000
 	default:
-		return 30, 300
+		return 20, 200
 	}
 }
 
@@ -44,9 +44,7 @@ func TestSimulation(t *testing.T) {
 		for _, happens := range []func(*testing.T, *simFleet, *simFigures){
 			simIdle, simFaults, simOutage, simBlind, simSplit, simStorage, simCrash,
 		} {
-			zzCPU(fmt.Sprint(len(f.rows)))
 			happens(t, s, &f)
-			zzCPU(fmt.Sprint(len(f.rows)))
 			s.check()
 		}
 		f.add("verdicts that a member's own probes contradict", "%d", s.wrong)
