@@ -31,12 +31,12 @@ func (p *Part) acks(addresses map[string]string, now time.Time) map[string]ack {
 		if address == "" || set == nil {
 			continue // what is waited for has not come here yet
 		}
-		a := ack{Revision: set.Changed}
-		a.InFlight, a.Bound, a.Gets = p.config.Local.Requests(address)
+		requests := p.config.Local.Requests(address)
 		p.fleet.mu.Lock()
-		since := p.fleet.waits.follows(hash, a.Revision, now)
+		state := p.fleet.waits.follow(hash, set.Changed, requests, now)
 		p.fleet.mu.Unlock()
-		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(since) >= p.config.Every
+		a := ack{Revision: set.Changed, InFlight: state.inFlight, Bound: requests.Bound, Gets: requests.Gets}
+		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(state.since) >= p.config.Every
 		acks[hash] = a
 	}
 	return acks
@@ -82,6 +82,7 @@ func (p *Part) list(ctx context.Context, engine storage.Engine) (ids []string, e
 func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) error {
 	var mu sync.Mutex // guards what follows
 	found := make(map[string]*value, len(ids))
+	var invalid []string
 	var errs []error
 	var reading sync.WaitGroup
 	next := make(chan string)
@@ -90,9 +91,12 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 			for id := range next {
 				v, err := p.readOne(ctx, engine, id)
 				mu.Lock()
-				if err != nil {
+				switch {
+				case errors.Is(err, errInvalid):
+					invalid = append(invalid, id)
+				case err != nil:
 					errs = append(errs, err)
-				} else {
+				default:
 					found[id] = v
 				}
 				mu.Unlock()
@@ -107,6 +111,7 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 	f := p.fleet
 	f.mu.Lock()
 	f.roster.take(found, time.Now())
+	f.roster.ignore(invalid, time.Now())
 	missing, crowded := f.roster.missing, f.roster.crowded
 	f.roster.crowded = false
 	f.mu.Unlock()
@@ -121,9 +126,15 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 
 var errNotReadBack = errors.New("what this member has stored of itself is not there")
 
-// readOne reads a member: nil if there is none that makes sense.
+// errInvalid says that what is stored of a member makes no sense.
+var errInvalid = errors.New("it is not valid")
+
+// readOne reads a member: nil if there is none.
 func (p *Part) readOne(ctx context.Context, engine storage.Engine, id string) (*value, error) {
-	text, err := engine.Load(ctx, p.memberKey(id), maxValue, false)
+	p.fleet.mu.Lock()
+	known := p.fleet.roster.invalid[id] // it may be large, and need not be read again
+	p.fleet.mu.Unlock()
+	text, err := engine.Load(ctx, p.memberKey(id), maxValue, known)
 	if text == nil && err == nil {
 		return nil, nil
 	}
@@ -135,7 +146,7 @@ func (p *Part) readOne(ctx context.Context, engine storage.Engine, id string) (*
 	}
 	if err != nil {
 		p.warnOnce(id, "ignoring a member of the fleet: what it has stored is not valid", zap.String("key", p.memberKey(id)), zap.Error(err))
-		return nil, nil
+		return nil, errInvalid
 	}
 	return v, nil
 }
@@ -158,7 +169,7 @@ func (p *Part) forget(ctx context.Context, engine storage.Engine) error {
 	f.mu.Lock()
 	ids := f.roster.drop(time.Now())
 	f.mu.Unlock()
-	var errs []error
+	errs := make([]error, 0, len(ids))
 	for _, id := range ids {
 		errs = append(errs, engine.Delete(ctx, p.memberKey(id)))
 	}

@@ -26,6 +26,9 @@ const (
 	forgetAfter = 24 * time.Hour
 	// maxMembers bounds how many are remembered.
 	maxMembers = 1000
+	// leaveTime is how long a member is not found before it is taken to have left: some
+	// storages say of any error that nothing is there.
+	leaveTime = 500 * time.Millisecond
 	// rereads is how often all members are read at each look after the storage was gone: they
 	// write as soon as it works, but not at the same moment.
 	rereads = 3
@@ -52,6 +55,7 @@ type member struct {
 	value
 	heard time.Time // when seq was last seen to change, by the clock of this process
 	first time.Time // when it was first seen
+	gone  time.Time // since when it is not found
 	flips map[uint64]flip
 }
 
@@ -181,8 +185,8 @@ func (r *roster) add(id string) {
 }
 
 // toRead returns the IDs of the members that are to be read now: all at their time or while
-// this member waits for them, and those of which the news say that they joined. After a list
-// those are read of which nothing is known yet.
+// this member waits for them, those of which the news say that they joined, and those that were
+// not found. After a list those are read of which nothing is known yet.
 func (r *roster) toRead(fresh []news.Entry, listed, waiting bool, now time.Time) (ids []string) {
 	for _, e := range fresh {
 		if e.Kind == news.Member {
@@ -194,10 +198,16 @@ func (r *roster) toRead(fresh []news.Entry, listed, waiting bool, now time.Time)
 		r.next = now.Add(r.period())
 		return append(slices.Sorted(maps.Keys(r.others)), r.own.ID)
 	}
+	goneToo := false
 	for id, m := range r.others {
-		if m.first.IsZero() && (listed || isNamed(fresh, id)) {
+		gone := !m.gone.IsZero() && !now.Before(r.refill)
+		if gone || m.first.IsZero() && (listed || isNamed(fresh, id)) {
 			ids = append(ids, id)
 		}
+		goneToo = goneToo || gone
+	}
+	if goneToo {
+		ids = append(ids, r.own.ID) // whether it is found decides about them
 	}
 	return ids
 }
@@ -228,13 +238,31 @@ func (r *roster) take(found map[string]*value, now time.Time) {
 		switch {
 		case m == nil:
 		case v == nil:
-			if _, read := found[r.own.ID]; read && !now.Before(r.refill) {
+			m.gone = cmp.Or(m.gone, now)
+			known := !m.first.IsZero()
+			if _, read := found[r.own.ID]; read && !now.Before(r.refill) && (!known || now.Sub(m.gone) >= leaveTime) {
 				delete(r.others, id) // it has left
 			}
 		case m.first.IsZero():
 			*m = member{value: *v, heard: now, first: now}
-		case v.Seq != m.Seq:
-			m.value, m.heard = *v, now
+		default:
+			m.gone = time.Time{}
+			if v.Seq != m.Seq {
+				m.value, m.heard = *v, now
+			}
+		}
+	}
+}
+
+// ignore notes that what is stored of members makes no sense. Those that are known have not
+// left: they store themselves again, or are lost. So does this one.
+func (r *roster) ignore(ids []string, now time.Time) {
+	for _, id := range ids {
+		switch m := r.others[id]; {
+		case id == r.own.ID:
+			r.write = now
+		case m != nil && m.first.IsZero():
+			delete(r.others, id)
 		}
 	}
 }

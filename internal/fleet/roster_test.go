@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// A member that is not in the storage has left. It has not if the storage was emptied, or may
-// have been while it was gone: members then store themselves again, one after the other.
+// A member that is not in the storage for a moment has left. It has not if the storage was
+// emptied, or may have been while it was gone: members then store themselves again, one after
+// the other.
 func TestRoster_MissingMemberHasLeft(t *testing.T) {
 	const own, other = "0000000000000001", "0000000000000002"
 	for name, tc := range map[string]struct {
@@ -32,6 +33,11 @@ func TestRoster_MissingMemberHasLeft(t *testing.T) {
 		r.wrote(value{ID: own, Seq: 2, Seconds: 10}, now)
 		read := map[string]*value{own: &r.own.value, other: nil}
 		r.take(read, now.Add(time.Second))
+		r.take(read, now.Add(time.Second)) // at the same look
+		if len(r.others) == 0 {
+			t.Errorf("%s: the member is gone when it is not found once", name)
+		}
+		r.take(read, now.Add(time.Second+leaveTime))
 		if stays := len(r.others) == 1; stays != tc.stays {
 			t.Errorf("%s: the member stays: %v, want %v", name, stays, tc.stays)
 		}

@@ -32,6 +32,8 @@ const (
 	maxReason = 160
 	// maxText bounds addresses and labels that others store, in bytes.
 	maxText = 512
+	// maxAhead is how far ahead of this clock the times of others may be.
+	maxAhead = 24 * time.Hour
 	// maxEvery bounds the period that others store.
 	maxEvery = time.Hour
 )
@@ -119,6 +121,8 @@ func parseValue(text []byte, fleet, id string) (*value, error) {
 		return nil, fmt.Errorf("it is of the member %q", v.ID)
 	case !(every > 0 && every <= maxEvery.Seconds()):
 		return nil, fmt.Errorf("it says that it is written every %g seconds", every)
+	case max(time.Until(v.At), time.Until(v.Since)) > maxAhead:
+		return nil, errors.New("its time is more than a day ahead of the clock of this machine")
 	}
 	if err := limits.Member(v.Name); err != nil {
 		return nil, err

@@ -56,7 +56,7 @@ type Board struct {
 	own      map[string]Entry // waits of this member that run, by ID
 	over     map[string]bool  // IDs of waits that have ended
 	repairs  int              // in the repairInterval that began at repaired
-	repaired time.Time        // when news that were missing or invalid were first replaced
+	repaired time.Time        // when that interval began
 	warned   time.Time        // when the last warning was logged
 }
 
@@ -135,13 +135,14 @@ func (b *Board) Look(ctx context.Context, engine Storage) (fresh []Entry, missed
 	if write == nil {
 		return fresh, missed, nil
 	}
+	repair := text == nil || problem != nil
 	if err := engine.Store(ctx, b.key, write); err != nil {
-		return fresh, missed, err
+		return fresh, missed && !repair, err // where the news seem to be gone, the storage may be
 	}
 	b.mu.Lock()
 	b.text = write
-	if text == nil || problem != nil {
-		b.repaired = time.Now()
+	if repair {
+		b.repairs++
 	}
 	b.mu.Unlock()
 	return fresh, missed, nil
@@ -169,7 +170,6 @@ func (b *Board) follow(text []byte, err error, now time.Time) (fresh []Entry, mi
 		if b.repairs >= maxRepairs && len(b.pending) == 0 && len(b.own) == 0 {
 			return nil, false, nil, err
 		}
-		b.repairs++
 		d = newDocument()
 	}
 	fresh, missed = b.compare(d, now)
