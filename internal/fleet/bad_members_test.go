@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,6 +148,7 @@ func TestWait_GarbageInPlaceOfAMemberIsNoLeave(t *testing.T) {
 
 // A member that is not found once has not left: some storages say so of any error.
 func TestWait_NotFoundOnceIsNoLeave(t *testing.T) {
+	const every = time.Second // as in startMember
 	for name, fails := range map[string]func(call storages.Call, key string) bool{
 		"load": func(call storages.Call, key string) bool { return call.Op == storages.Load && call.Key == key },
 		"list": func(call storages.Call, _ string) bool {
@@ -162,17 +164,18 @@ func TestWait_NotFoundOnceIsNoLeave(t *testing.T) {
 				time.Sleep(15*time.Second + e.Lag())
 				b.traffic.set(1, false)
 				a.drain(t)
+				own := membersPrefix + a.id + ".json"
+				var failing atomic.Bool // for one look
+				a.storage.Before(func(_ context.Context, call storages.Call) error {
+					if failing.Load() && call.Key != own && fails(call, membersPrefix+b.id+".json") {
+						return fs.ErrNotExist
+					}
+					return nil
+				})
+				time.Sleep(every / 2) // looks are in the middle of each round
 				for i := range 60 {
-					own := membersPrefix + a.id + ".json"
-					failed := false
-					a.storage.Before(func(_ context.Context, call storages.Call) error {
-						if !failed && i%3 == 0 && call.Key != own && fails(call, membersPrefix+b.id+".json") {
-							failed = true
-							return fs.ErrNotExist
-						}
-						return nil
-					})
-					time.Sleep(time.Second)
+					failing.Store(i%3 == 0)
+					time.Sleep(every)
 					synctest.Wait()
 					if w := a.wait(); w.Done {
 						t.Fatalf("the wait succeeds after %d s: %s", i, w)
