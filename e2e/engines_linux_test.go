@@ -92,11 +92,16 @@ func openFiles(t *testing.T) *engine {
 	e := &engine{t: t, folder: folder, storage: fmt.Sprintf("file_system %q", folder)}
 	e.check = func(context.Context) error { return os.MkdirAll(folder, 0o700) }
 	e.flush = func(context.Context) error {
+		// moved at first, since Caddys may store in it
+		away, err := os.MkdirTemp(filepath.Dir(folder), "emptied")
+		if err != nil {
+			return err
+		}
 		entries, err := os.ReadDir(folder)
 		for _, entry := range entries {
-			err = errors.Join(err, os.RemoveAll(filepath.Join(folder, entry.Name())))
+			err = errors.Join(err, os.Rename(filepath.Join(folder, entry.Name()), filepath.Join(away, entry.Name())))
 		}
-		return err
+		return errors.Join(err, os.RemoveAll(away))
 	}
 	e.start()
 	return e

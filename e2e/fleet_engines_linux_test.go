@@ -215,7 +215,7 @@ func TestFleet_OnEngines(t *testing.T) {
 				return complete
 			})
 			t.Logf("stored again after %v", time.Since(began))
-			within(t, 0, modes, one, two)
+			within(t, followTime, modes, one, two)
 			untouched(t)
 			if err := stop(); err != nil {
 				t.Errorf("requests failed: %v", err)

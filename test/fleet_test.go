@@ -128,3 +128,34 @@ func TestAdminList_HasMembers(t *testing.T) {
 		t.Errorf("down at none of 3: members %v, down_at %v", row["members"], row["down_at"])
 	}
 }
+
+// A Caddy in a fleet shows itself, with what is down at it. Its status says so too.
+func TestCommandFleet_ShowsWhatIsDown(t *testing.T) {
+	all := testkit.StartBackends(t, "a", "b")
+	all[1].Set(testkit.Sick)
+	c := testkit.StartCaddyWith(t, "alive {\n\t\tfleet shops\n\t\tmember edge-1\n\t\tsync_interval 100ms\n\t\tprobers 3\n\t}", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
+	testkit.Eventually(t, testkit.Patience, "one is up, the other down", func() bool { return c.Up(all[0].Addr) && c.Down(all[1].Addr) })
+	run := func(args ...string) string {
+		t.Helper()
+		stdout, stderr, err := testkit.Command(t.Context(), c.Admin, args...)
+		if err != nil || stderr != "" {
+			t.Errorf("%v: %q, %v", args, stderr, err)
+		}
+		return stdout
+	}
+	const begin = "fleet shops: 1 member; 1 upstream is not up somewhere\n1 of 1 live member probes each upstream at its interval\n"
+	line := all[1].Addr + "  down for "
+	testkit.Eventually(t, testkit.Patience, "the member shows what is down", func() bool {
+		shown := run("fleet")
+		return strings.HasPrefix(shown, begin) && strings.Contains(shown, "\nedge-1  live   this Caddy  1\n    "+line) && strings.Contains(shown, " by http /healthz: status 503, want 2xx\n")
+	})
+	if shown := run("fleet", "--upstream", all[0].Addr); strings.Contains(shown, line) || !strings.Contains(shown, "\nedge-1  live   this Caddy  0\n") {
+		t.Errorf("of another upstream:\n%s", shown)
+	}
+	if shown := run("fleet", "--json"); !strings.Contains(shown, `"member":"edge-1","self":true,"state":"live"`) || !strings.HasSuffix(shown, `"wait":null}`+"\n") {
+		t.Errorf("as JSON: %s", shown)
+	}
+	if shown := run("status"); strings.Count(shown, "down at 1 of 1 member\n") != 1 || !strings.Contains(shown, "    check 'http /healthz' failed: status 503, want 2xx; down at 1 of 1 member\n") {
+		t.Errorf("status:\n%s", shown)
+	}
+}

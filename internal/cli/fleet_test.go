@@ -34,11 +34,18 @@ func TestFleet_ShowsMembers(t *testing.T) {
 	withWait.Members[2].Ack = &view.Ack{Follows: true, Quiet: true}
 	one.Members, one.Problem = one.Members[:1], "the storage does not answer within 2s"
 	one.Probers, one.ProbesAlone = 3, "only this Caddy is known"
+	// another member waits
+	elsewhere := view.Fleet{Fleet: "shops", Members: []view.Member{{ID: "1", Member: "edge-1", Self: true, State: view.MemberLive, Ack: &view.Ack{Follows: true}}}}
 	for _, tc := range []struct {
 		args  string
 		fleet view.Fleet
 		want  string
 	}{
+		{"fleet --upstream app1:80", elsewhere, "" +
+			"fleet shops: 1 member; all upstreams are up everywhere\n" +
+			"MEMBER  STATE  HEARD       NOT UP\n" +
+			"edge-1  live   this Caddy  0\n" +
+			"    of the wait: nothing in flight, but the mode is new there\n"},
 		{"fleet", edges(), "" +
 			"fleet shops: 4 members, 1 lost; at least 2 upstreams are not up somewhere\n" +
 			"MEMBER             STATE  HEARD       NOT UP\n" +

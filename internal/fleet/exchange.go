@@ -169,7 +169,7 @@ func (p *Part) forget(ctx context.Context, engine storage.Engine) error {
 	f.mu.Lock()
 	ids := f.roster.drop(time.Now())
 	f.mu.Unlock()
-	var errs []error
+	errs := make([]error, 0, len(ids))
 	for _, id := range ids {
 		errs = append(errs, engine.Delete(ctx, p.memberKey(id)))
 	}

@@ -56,7 +56,8 @@ func (f *Fleet) members(upstream string, w *wait, now time.Time) []view.Member {
 	}
 	own := f.roster.own
 	own.ID, own.Name, own.heard = f.id, f.acting().config.Member, now
-	rows := []view.Member{row(&own, view.MemberLive)}
+	rows := make([]view.Member, 0, len(f.roster.others)+1)
+	rows = append(rows, row(&own, view.MemberLive))
 	rows[0].Self = true
 	for _, m := range f.roster.live(now) {
 		rows = append(rows, row(m, view.MemberLive))
