@@ -148,7 +148,6 @@ func TestWait_GarbageInPlaceOfAMemberIsNoLeave(t *testing.T) {
 
 // A member that is not found once has not left: some storages say so of any error.
 func TestWait_NotFoundOnceIsNoLeave(t *testing.T) {
-	const every = time.Second // as in startMember
 	for name, fails := range map[string]func(call storages.Call, key string) bool{
 		"load": func(call storages.Call, key string) bool { return call.Op == storages.Load && call.Key == key },
 		"list": func(call storages.Call, _ string) bool {

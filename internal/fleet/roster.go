@@ -47,6 +47,7 @@ type roster struct {
 	missing bool               // the own value was not there when it was read
 	marks   [2]mark            // the own value as it was leastPeriod ago, at least; and later
 	refill  time.Time          // until then, others may be yet to store themselves again
+	born    string             // which document the news are
 	crowded bool               // more than maxMembers, which was logged
 }
 
@@ -220,27 +221,42 @@ func isNamed(fresh []news.Entry, id string) bool {
 // empty now.
 func (r *roster) restart(now time.Time) {
 	r.again, r.write, r.next = rereads, now, now
+	r.marks = [2]mark{}
 	r.refill = now.Add(r.period())
+}
+
+// renew notes of which document the news are. A new one means that the storage may be empty.
+func (r *roster) renew(born string, now time.Time) {
+	before := r.born
+	r.born = born
+	switch {
+	case before == "" || before == born:
+	case now.Before(r.refill): // something may renew the news in a loop
+		r.refill = now.Add(r.period())
+	default:
+		r.restart(now)
+	}
 }
 
 // take notes what members have stored, nil where there is nothing. Where this member does
 // not find what it has stored itself, the others may be missing for the same reason, and not
-// because they left.
-func (r *roster) take(found map[string]*value, now time.Time) {
-	if own, read := found[r.own.ID]; read {
+// because they left. Nor is it certain if the storage did not work at the last look.
+func (r *roster) take(found map[string]*value, works bool, now time.Time) {
+	own, read := found[r.own.ID]
+	if read {
 		r.missing = r.isMissing(own)
 		if own == nil || r.missing {
 			r.refill = now.Add(r.period())
 		}
 	}
+	certain := read && works && !now.Before(r.refill)
 	for id, v := range found {
 		m := r.others[id]
 		switch {
-		case m == nil:
+		case m == nil || v == nil && !certain:
 		case v == nil:
 			m.gone = cmp.Or(m.gone, now)
-			known := !m.first.IsZero()
-			if _, read := found[r.own.ID]; read && !now.Before(r.refill) && (!known || now.Sub(m.gone) >= leaveTime) {
+			if m.first.IsZero() || now.Sub(m.gone) >= leaveTime {
 				delete(r.others, id) // it has left
 			}
 		case m.first.IsZero():
