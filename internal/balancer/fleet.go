@@ -51,15 +51,15 @@ func (r InFleet) Targets() []fleet.Target {
 	return targets
 }
 
-// Requests returns what an upstream has in flight, how many requests it got in the last
-// minute because their clients are bound to it, and whether it gets new requests.
-func (r InFleet) Requests(upstream string) (inFlight, bound int, gets bool) {
+// Requests returns what is known of the requests to an upstream.
+func (r InFleet) Requests(upstream string) (known fleet.Requests) {
 	for _, row := range list(r.Registry, Filter{Upstream: upstream, Brief: true}) {
-		inFlight = max(inFlight, row.Requests)
-		bound += row.Bound
-		gets = gets || row.EffectiveWeight > 0
+		known.InFlight = max(known.InFlight, row.Requests)
+		known.Bound += row.Bound
+		known.Gets = known.Gets || row.EffectiveWeight > 0
+		known.Known = true
 	}
-	return inFlight, bound, gets
+	return known
 }
 
 // Interface guard

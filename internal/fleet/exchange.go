@@ -31,12 +31,12 @@ func (p *Part) acks(addresses map[string]string, now time.Time) map[string]ack {
 		if address == "" || set == nil {
 			continue // what is waited for has not come here yet
 		}
-		a := ack{Revision: set.Changed}
-		a.InFlight, a.Bound, a.Gets = p.config.Local.Requests(address)
+		requests := p.config.Local.Requests(address)
 		p.fleet.mu.Lock()
-		since := p.fleet.waits.follows(hash, a.Revision, now)
+		state := p.fleet.waits.follow(hash, set.Changed, requests, now)
 		p.fleet.mu.Unlock()
-		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(since) >= p.config.Every
+		a := ack{Revision: set.Changed, InFlight: state.inFlight, Bound: requests.Bound, Gets: requests.Gets}
+		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(state.since) >= p.config.Every
 		acks[hash] = a
 	}
 	return acks

@@ -36,9 +36,20 @@ type Local interface {
 	NotUp() []view.NotUp
 	// Targets returns what is probed here.
 	Targets() []Target
-	// Requests returns what an upstream has in flight, how many requests it got in the last
-	// minute because their clients are bound to it, and whether it gets new requests.
-	Requests(upstream string) (inFlight, bound int, gets bool)
+	// Requests returns what is known of the requests to an upstream.
+	Requests(upstream string) Requests
+}
+
+// Requests are those of a member to an upstream.
+type Requests struct {
+	InFlight int
+	// Bound is how many it got in the last minute because their clients are bound to it.
+	Bound int
+	// Gets says that it gets new ones.
+	Gets bool
+	// Known says that the config has the upstream. If it had it before, requests may still be
+	// in flight.
+	Known bool
 }
 
 // Target is an upstream under a check, as the fleet shares its probes.

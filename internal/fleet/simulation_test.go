@@ -376,4 +376,4 @@ func (c *simConfig) NotUp() (rows []view.NotUp) {
 func (c *simConfig) Targets() []Target { return c.targets }
 
 // Requests says that there are none.
-func (*simConfig) Requests(string) (inFlight, bound int, gets bool) { return 0, 0, false }
+func (*simConfig) Requests(string) Requests { return Requests{Known: true} }

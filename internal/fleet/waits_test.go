@@ -25,6 +25,7 @@ type traffic struct {
 	mu       sync.Mutex
 	inFlight int
 	gets     bool
+	gone     bool
 }
 
 func (t *traffic) set(inFlight int, gets bool) {
@@ -37,10 +38,13 @@ func (*traffic) NotUp() []view.NotUp { return nil }
 
 func (*traffic) Targets() []Target { return nil }
 
-func (t *traffic) Requests(string) (inFlight, bound int, gets bool) {
+func (t *traffic) Requests(string) Requests {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.inFlight, 0, t.gets
+	if t.gone {
+		return Requests{}
+	}
+	return Requests{InFlight: t.inFlight, Gets: t.gets, Known: true}
 }
 
 // process is one member in tests.
@@ -291,6 +295,28 @@ func TestWait_TooManyAreAnError(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		if err := a.Wait(t.Context(), waitedFor+"a", time.Minute); err != nil {
 			t.Errorf("after the others have ended: %v", err)
+		}
+	})
+}
+
+// A reload that takes an upstream out of the config of a member does not end the requests
+// that it had: nothing is known of them, so the wait does not succeed.
+func TestWait_DoesNotTrustAConfigWithoutTheUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := storages.New()
+		a, b, c := startMember(t, e, "a"), startMember(t, e, "b"), startMember(t, e, "c")
+		c.traffic.gone = true // it never had it
+		time.Sleep(2 * time.Second)
+		b.traffic.set(2, false)
+		a.drain(t)
+		time.Sleep(5 * time.Second)
+		b.traffic.mu.Lock()
+		b.traffic.gone = true
+		b.traffic.mu.Unlock()
+		time.Sleep(20 * time.Second)
+		synctest.Wait()
+		if w := a.wait(); w.Done || strings.Join(w.Pending, "; ") != "b: 2 in flight" {
+			t.Errorf("%q", w.Pending)
 		}
 	})
 }
