@@ -158,7 +158,7 @@ func TestRoster_EarlierValueIsNoNews(t *testing.T) {
 	r, now := newRoster("0000000000000001"), time.Now()
 	const other = "0000000000000002"
 	take := func(seq uint64, at time.Time) {
-		r.take(map[string]*value{other: {ID: other, Seq: seq, Seconds: 10, At: at}}, now)
+		r.take(map[string]*value{other: {ID: other, Seq: seq, Seconds: 10, At: at}}, true, now)
 	}
 	r.add(other)
 	take(5, now)
@@ -184,9 +184,9 @@ func TestRoster_ForgetsAfterADay(t *testing.T) {
 		const other = "0000000000000002"
 		slow := began.Add(-25 * time.Hour)
 		r.add(other)
-		r.take(map[string]*value{other: {ID: other, Seq: 1, Seconds: 10, At: slow}}, began)
+		r.take(map[string]*value{other: {ID: other, Seq: 1, Seconds: 10, At: slow}}, true, began)
 		if tc.seen {
-			r.take(map[string]*value{other: {ID: other, Seq: 2, Seconds: 10, At: slow.Add(time.Second)}}, began)
+			r.take(map[string]*value{other: {ID: other, Seq: 2, Seconds: 10, At: slow.Add(time.Second)}}, true, began)
 		}
 		if tc.seen && len(r.drop(began.Add(tc.after-time.Second))) > 0 {
 			t.Errorf("%s: forgotten before its time", name)
@@ -204,7 +204,7 @@ func TestRoster_MemberThatJoinsALargeFleetIsLive(t *testing.T) {
 	for i := range 900 {
 		id := formatID(uint64(i + 2))
 		r.add(id)
-		r.take(map[string]*value{id: {ID: id, Seq: 1, Seconds: leastPeriod.Seconds()}}, now)
+		r.take(map[string]*value{id: {ID: id, Seq: 1, Seconds: leastPeriod.Seconds()}}, true, now)
 	}
 	if size := r.size(now.Add(r.period())); size != 901 {
 		t.Errorf("%d members are live after a period", size)
@@ -246,7 +246,7 @@ func TestSharing_SilenceIsNoDisagreement(t *testing.T) {
 			v.setTargets(ids)
 			v.index()
 			f.roster.add(id)
-			f.roster.take(map[string]*value{id: &v}, now)
+			f.roster.take(map[string]*value{id: &v}, true, now)
 		}
 		own := value{ID: f.id}
 		own.setTargets(ids)

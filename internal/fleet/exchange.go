@@ -111,7 +111,7 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 	reading.Wait()
 	f := p.fleet
 	f.mu.Lock()
-	f.roster.take(found, time.Now())
+	f.roster.take(found, f.problem == "", time.Now())
 	f.roster.ignore(invalid, time.Now())
 	missing, crowded := f.roster.missing, f.roster.crowded
 	f.mu.Unlock()

@@ -246,7 +246,7 @@ func (p *Part) Follow(ctx context.Context, engine storage.Engine, board *news.Bo
 		return nil
 	}
 	now := time.Now()
-	f.roster.see(board.Born(), now)
+	f.roster.renew(board.Born(), now)
 	all = all || f.waits.needList(now) || f.roster.listed.IsZero()
 	f.mu.Unlock()
 	if err := p.refresh(ctx, engine, fresh, all); err != nil {

@@ -48,7 +48,7 @@ type roster struct {
 	marks   [2]mark            // the own value as it was leastPeriod ago, at least; and later
 	refill  time.Time          // until then, others may be yet to store themselves again
 	emptied time.Time          // until then, too: the storage seems to have been emptied
-	born    string             // which news they are, as of the last look
+	born    string             // which document the news are
 	crowded bool               // there are more than maxMembers
 }
 
@@ -224,15 +224,22 @@ func isNamed(fresh []news.Entry, id string) bool {
 // empty now.
 func (r *roster) restart(now time.Time) {
 	r.again, r.write, r.next = rereads, now, now
+	r.marks = [2]mark{}
 	r.refill = now.Add(r.period())
 }
 
-// see notes which news there are. If they were made anew, the storage may have been emptied.
-func (r *roster) see(born string, now time.Time) {
-	if r.born != "" && r.born != born {
-		r.empty(now)
-	}
+// renew notes of which document the news are. A new one means that the storage may have been
+// emptied.
+func (r *roster) renew(born string, now time.Time) {
+	before := r.born
 	r.born = born
+	if before == "" || before == born {
+		return
+	}
+	if !now.Before(r.refill) { // else something may renew the news in a loop
+		r.restart(now)
+	}
+	r.empty(now)
 }
 
 // empty notes that the storage seems to have been emptied, or replaced by another.
@@ -243,23 +250,27 @@ func (r *roster) empty(now time.Time) {
 
 // take notes what members have stored, nil where there is nothing. Where this member does
 // not find what it has stored itself, the others may be missing for the same reason, and not
-// because they left.
-func (r *roster) take(found map[string]*value, now time.Time) {
-	if own, read := found[r.own.ID]; read {
+// because they left. Nor is it certain if the storage did not work at the last look.
+func (r *roster) take(found map[string]*value, works bool, now time.Time) {
+	own, read := found[r.own.ID]
+	if read {
 		r.missing = r.isMissing(own)
 		if own == nil || r.missing {
 			r.empty(now)
 		}
 	}
+	certain := read && works && !now.Before(r.refill)
 	for id, v := range found {
 		m := r.others[id]
 		switch {
 		case m == nil:
 		case v == nil:
-			m.gone = cmp.Or(m.gone, now)
 			m.emptied = m.emptied || now.Before(r.emptied) && !m.first.IsZero()
-			known := !m.first.IsZero()
-			if _, read := found[r.own.ID]; read && !now.Before(r.refill) && !m.emptied && (!known || now.Sub(m.gone) >= leaveTime) {
+			if !certain {
+				continue
+			}
+			m.gone = cmp.Or(m.gone, now)
+			if known := !m.first.IsZero(); !m.emptied && (!known || now.Sub(m.gone) >= leaveTime) {
 				delete(r.others, id) // it has left
 			}
 		case m.first.IsZero():

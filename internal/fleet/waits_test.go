@@ -86,9 +86,15 @@ func (c *process) begin(t *testing.T, ctx context.Context, name string) {
 // drain makes the member drain the upstream, and wait.
 func (c *process) drain(t *testing.T) {
 	t.Helper()
+	c.drainFor(t, 2*time.Minute)
+}
+
+// drainFor makes the member drain the upstream, and wait for so long at most.
+func (c *process) drainFor(t *testing.T, longest time.Duration) {
+	t.Helper()
 	c.set.Change(waitedFor, settings.Change{Mode: new(settings.Mode(settings.Drain))})
 	c.store.Sync(t.Context(), false)
-	if err := c.Wait(t.Context(), waitedFor, 2*time.Minute); err != nil {
+	if err := c.Wait(t.Context(), waitedFor, longest); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -136,8 +136,9 @@ func (b *Board) Look(ctx context.Context, engine Storage) (fresh []Entry, missed
 	if err != nil && !engine.IsTooLong(err) {
 		return nil, false, err
 	}
+	now := time.Now()
 	b.mu.Lock()
-	fresh, missed, write, problem := b.follow(text, err, time.Now())
+	fresh, missed, write, problem := b.follow(text, err, now)
 	b.mu.Unlock()
 	b.report(problem)
 	if write == nil {
@@ -145,6 +146,7 @@ func (b *Board) Look(ctx context.Context, engine Storage) (fresh []Entry, missed
 	}
 	repair := text == nil || problem != nil
 	if err := engine.Store(ctx, b.key, write); err != nil {
+		b.keep(now)
 		return fresh, missed && !repair, err // where the news seem to be gone, the storage may be
 	}
 	b.mu.Lock()
@@ -266,6 +268,17 @@ func (b *Board) merge(d *document, now time.Time) (changed bool) {
 		}
 	}
 	return changed
+}
+
+// keep notes that the entries which were to be written at a time were not.
+func (b *Board) keep(when time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range b.pending {
+		if p := &b.pending[i]; p.wrote.Equal(when) {
+			p.writes, p.wrote = p.writes-1, time.Time{}
+		}
+	}
 }
 
 // report logs what is wrong with the news, if it did not do so lately.
