@@ -51,14 +51,14 @@ func (r InFleet) Targets() []fleet.Target {
 	return targets
 }
 
-// Requests returns what is known of the requests to an upstream.
+// Requests returns what is known of the requests to an upstream, also those of configs that
+// have ended.
 func (r InFleet) Requests(upstream string) (known fleet.Requests) {
 	for _, row := range list(r.Registry, Filter{Upstream: upstream, Brief: true}) {
-		known.InFlight = max(known.InFlight, row.Requests)
 		known.Bound += row.Bound
 		known.Gets = known.Gets || row.EffectiveWeight > 0
-		known.Known = true
 	}
+	known.InFlight = inFlight(upstream)
 	return known
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -162,17 +163,18 @@ func TestWait_NotFoundOnceIsNoLeave(t *testing.T) {
 				time.Sleep(15*time.Second + e.Lag())
 				b.traffic.set(1, false)
 				a.drain(t)
+				own := membersPrefix + a.id + ".json"
+				var failing atomic.Bool // for one look
+				a.storage.Before(func(_ context.Context, call storages.Call) error {
+					if failing.Load() && call.Key != own && fails(call, membersPrefix+b.id+".json") {
+						return fs.ErrNotExist
+					}
+					return nil
+				})
+				time.Sleep(every / 2) // looks are in the middle of each round
 				for i := range 60 {
-					own := membersPrefix + a.id + ".json"
-					failed := false
-					a.storage.Before(func(_ context.Context, call storages.Call) error {
-						if !failed && i%3 == 0 && call.Key != own && fails(call, membersPrefix+b.id+".json") {
-							failed = true
-							return fs.ErrNotExist
-						}
-						return nil
-					})
-					time.Sleep(time.Second)
+					failing.Store(i%3 == 0)
+					time.Sleep(every)
 					synctest.Wait()
 					if w := a.wait(); w.Done {
 						t.Fatalf("the wait succeeds after %d s: %s", i, w)

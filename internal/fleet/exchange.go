@@ -33,10 +33,10 @@ func (p *Part) acks(addresses map[string]string, now time.Time) map[string]ack {
 		}
 		requests := p.config.Local.Requests(address)
 		p.fleet.mu.Lock()
-		state := p.fleet.waits.follow(hash, set.Changed, requests, now)
+		since := p.fleet.waits.follows(hash, set.Changed, now)
 		p.fleet.mu.Unlock()
-		a := ack{Revision: set.Changed, InFlight: state.inFlight, Bound: requests.Bound, Gets: requests.Gets}
-		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(state.since) >= p.config.Every
+		a := ack{Revision: set.Changed, InFlight: requests.InFlight, Bound: requests.Bound, Gets: requests.Gets}
+		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(since) >= p.config.Every
 		acks[hash] = a
 	}
 	return acks
@@ -100,6 +100,7 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 					found[id] = v
 				}
 				mu.Unlock()
+				p.store.GoOn()
 			}
 		})
 	}
@@ -110,13 +111,12 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 	reading.Wait()
 	f := p.fleet
 	f.mu.Lock()
-	f.roster.take(found, time.Now())
+	f.roster.take(found, f.problem == "", time.Now())
 	f.roster.ignore(invalid, time.Now())
 	missing, crowded := f.roster.missing, f.roster.crowded
-	f.roster.crowded = false
 	f.mu.Unlock()
 	if crowded {
-		p.warnOnce("", "the fleet has more members than are followed", zap.Int("most", maxMembers))
+		p.warnOnce(noMember, "the fleet has more members than are followed, the lost ones included: no wait for it succeeds", zap.Int("most", maxMembers))
 	}
 	if missing && slices.Contains(ids, f.id) {
 		errs = append(errs, errNotReadBack)
@@ -150,6 +150,9 @@ func (p *Part) readOne(ctx context.Context, engine storage.Engine, id string) (*
 	}
 	return v, nil
 }
+
+// noMember stands for none in what was logged.
+const noMember = ""
 
 // warnOnce logs a warning once for each member.
 func (p *Part) warnOnce(id, text string, fields ...zap.Field) {
@@ -187,8 +190,10 @@ func (p *Part) follow(fresh []news.Entry) {
 	f := p.fleet
 	f.mu.Lock()
 	for _, e := range doubts {
-		f.roster.doubt(e, now)
-		f.sharing.doubt(parseID(e.Key), e.Status, now)
+		if id := parseID(e.Key); targets[id] != nil { // what is remembered has a bound
+			f.roster.doubt(e, now)
+			f.sharing.doubt(id, e.Status, now)
+		}
 	}
 	f.mu.Unlock()
 	for _, e := range doubts {
@@ -234,20 +239,21 @@ func (p *Part) Found(upstream, check string, status health.Status, changed bool)
 // arrange decides which targets this member probes less often, because others probe them.
 func (p *Part) arrange() {
 	f := p.fleet
-	if p.config.Probers == 0 {
-		return
+	var targets []Target
+	if p.config.Probers > 0 {
+		targets = p.config.Local.Targets()
 	}
-	targets := p.config.Local.Targets()
-	f.arranging.Lock()
-	defer f.arranging.Unlock()
 	f.mu.Lock()
 	if !p.acts() {
 		f.mu.Unlock()
 		return
 	}
-	thin := f.sharing.arrange(f, p.config.Probers, targets, time.Now())
-	f.mu.Unlock()
-	for _, t := range thin {
-		t.Thin(t.factor)
+	var thin []thinned
+	if p.config.Probers > 0 {
+		thin = f.sharing.arrange(f, p.config.Probers, targets, time.Now())
+	} else { // it may have been another in the config before
+		thin = f.sharing.end()
 	}
+	f.mu.Unlock()
+	f.thin(thin)
 }

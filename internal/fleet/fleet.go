@@ -8,8 +8,7 @@
 //
 // Fleet.mu guards the state of all files here, except for what a comment says. It is not held
 // while the storage, a target, a function of Local or a log line runs. The mutex of a
-// news.Board may be taken while it is held. Fleet.arranging keeps what two looks tell targets
-// in order, and is held while Fleet.mu and the mutex of a target are taken.
+// news.Board may be taken while it is held.
 package fleet
 
 import (
@@ -48,9 +47,6 @@ type Requests struct {
 	Bound int
 	// Gets says that it gets new ones.
 	Gets bool
-	// Known says that the config has the upstream. If it had it before, requests may still be
-	// in flight.
-	Known bool
 }
 
 // Target is an upstream under a check, as the fleet shares its probes.
@@ -77,8 +73,6 @@ type Fleet struct {
 	id    string
 	since time.Time
 
-	arranging sync.Mutex // is held while targets are told how often to probe
-
 	mu      sync.Mutex // guards what follows
 	taking  []*Part    // those that have started, the newest last
 	problem string     // why only this member is known
@@ -89,7 +83,8 @@ type Fleet struct {
 
 // New returns a fleet of which only this member is known.
 func New() *Fleet {
-	return &Fleet{id: news.NewID(), since: time.Now().UTC(), roster: newRoster(), sharing: newSharing()}
+	id := news.NewID()
+	return &Fleet{id: id, since: time.Now().UTC(), roster: newRoster(id), sharing: newSharing()}
 }
 
 // Open returns the fleet of a scope, which all of the process share until each has called
@@ -144,24 +139,41 @@ func (p *Part) Start(ctx context.Context) {
 // Stop takes back Start. The last one also takes this member out of the storage.
 func (p *Part) Stop(ctx context.Context) {
 	f := p.fleet
-	f.arranging.Lock()
 	f.mu.Lock()
-	before := len(f.taking)
+	before, acted := len(f.taking), p.acts()
 	f.taking = slices.DeleteFunc(f.taking, func(other *Part) bool { return other == p })
 	last := before == 1 && len(f.taking) == 0
-	var thinned []Target
+	var thin []thinned
 	if last {
-		thinned = f.sharing.restore()
+		thin = f.sharing.end()
+	} else if acted { // it has failed to start as a whole: what the one before has is told again
+		f.roster.write = time.Now()
 	}
 	f.mu.Unlock()
-	for _, t := range thinned {
-		t.Thin(1)
-	}
-	f.arranging.Unlock()
+	f.thin(thin)
 	if last {
 		p.store.Use(ctx, func(ctx context.Context, e storage.Engine) error {
 			return e.Delete(ctx, p.memberKey(f.id))
 		})
+	}
+}
+
+// thin makes targets be probed less often, or no more so. If that was taken back meanwhile,
+// by an end or another look, it is taken back here, too.
+func (f *Fleet) thin(targets []thinned) {
+	for _, t := range targets {
+		t.Thin(t.factor)
+	}
+	var late []Target
+	f.mu.Lock()
+	for _, t := range targets {
+		if _, still := f.sharing.factors[t.Target.Target]; !still && t.factor > 1 {
+			late = append(late, t.Target)
+		}
+	}
+	f.mu.Unlock()
+	for _, t := range late {
+		t.Thin(1)
 	}
 }
 
@@ -234,6 +246,7 @@ func (p *Part) Follow(ctx context.Context, engine storage.Engine, board *news.Bo
 		return nil
 	}
 	now := time.Now()
+	f.roster.renew(board.Born(), now)
 	all = all || f.waits.needList(now) || f.roster.listed.IsZero()
 	f.mu.Unlock()
 	if err := p.refresh(ctx, engine, fresh, all); err != nil {

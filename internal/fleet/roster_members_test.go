@@ -10,7 +10,7 @@ import (
 
 func TestRoster_PeriodGrowsWithTheFleet(t *testing.T) {
 	for members, want := range map[int]time.Duration{1: 10 * time.Second, 100: 10 * time.Second, 101: 10100 * time.Millisecond, 300: 30 * time.Second} {
-		r := newRoster()
+		r := newRoster(formatID(0))
 		for i := range members - 1 {
 			r.add(formatID(uint64(i + 1)))
 		}
@@ -21,7 +21,7 @@ func TestRoster_PeriodGrowsWithTheFleet(t *testing.T) {
 }
 
 func TestRoster_MembersAreBounded(t *testing.T) {
-	r := newRoster()
+	r := newRoster(formatID(0))
 	for i := range maxMembers + 1 {
 		r.add(formatID(uint64(i + 1)))
 	}
@@ -32,7 +32,7 @@ func TestRoster_MembersAreBounded(t *testing.T) {
 
 // heardOf returns a roster that has heard of members at a time. Their IDs are 2, 3 and so on.
 func heardOf(now time.Time, members ...value) *roster {
-	r := newRoster()
+	r := newRoster(formatID(1))
 	r.wrote(value{ID: formatID(1), Name: "own", Seq: 1, Seconds: 10, Since: now.Add(-time.Hour)}, now)
 	found := map[string]*value{formatID(1): &r.own.value}
 	for i, v := range members {
@@ -41,7 +41,7 @@ func heardOf(now time.Time, members ...value) *roster {
 		r.add(v.ID)
 		found[v.ID] = &v
 	}
-	r.take(found, now)
+	r.take(found, true, now)
 	return &r
 }
 
@@ -72,13 +72,13 @@ func TestRoster_MemberIsHeardWhenItsNumberChanges(t *testing.T) {
 	r := heardOf(now, value{Name: "a", At: now.Add(-time.Hour)})
 	later := now.Add(30 * time.Second)
 	same := r.others[formatID(2)].value
-	r.take(map[string]*value{formatID(2): &same}, later)
+	r.take(map[string]*value{formatID(2): &same}, true, later)
 	if heard := r.others[formatID(2)].heard; !heard.Equal(now) {
 		t.Errorf("the same value counts as heard after %s", heard.Sub(now))
 	}
 	next := same
 	next.Seq++
-	r.take(map[string]*value{formatID(2): &next}, later)
+	r.take(map[string]*value{formatID(2): &next}, true, later)
 	if heard := r.others[formatID(2)].heard; !heard.Equal(later) {
 		t.Errorf("a new value was heard after %s", heard.Sub(now))
 	}
@@ -164,7 +164,7 @@ func TestRoster_OwnValueThatDoesNotReadBackIsStoredAgain(t *testing.T) {
 			now = now.Add(leastPeriod)
 			r.wrote(value{ID: formatID(1), Seq: seq, Seconds: 10}, now)
 		}
-		r.take(map[string]*value{formatID(1): tc.back}, now)
+		r.take(map[string]*value{formatID(1): tc.back}, true, now)
 		if r.missing != tc.want || r.isDue(nil, now) != tc.want {
 			t.Errorf("%s reads back: it is missing: %v, want %v; it is due: %v", name, r.missing, tc.want, r.isDue(nil, now))
 		}

@@ -380,4 +380,4 @@ func (c *simConfig) NotUp() (rows []view.NotUp) {
 func (c *simConfig) Targets() []Target { return c.targets }
 
 // Requests says that there are none.
-func (*simConfig) Requests(string) Requests { return Requests{Known: true} }
+func (*simConfig) Requests(string) Requests { return Requests{} }

@@ -33,7 +33,6 @@ type waits struct {
 type followed struct {
 	revision time.Time
 	since    time.Time
-	inFlight int
 }
 
 // wait is one of this member.
@@ -55,6 +54,9 @@ func (w *waits) add(upstream, from string, revision time.Time, d time.Duration, 
 	w.own = slices.DeleteFunc(w.own, func(one *wait) bool {
 		return one.ended && now.Sub(one.began) >= one.entry.For || one.upstream == upstream
 	})
+	if i := slices.IndexFunc(w.own, func(one *wait) bool { return one.ended }); len(w.own) >= maxWaits && i >= 0 {
+		w.own = slices.Delete(w.own, i, i+1) // the oldest of which the others are told no more
+	}
 	if len(w.own) >= maxWaits {
 		return nil, fmt.Errorf("%d waits run already, which is the most at one Caddy; try again when one has ended", maxWaits)
 	}
@@ -142,20 +144,14 @@ func (w *waits) resolve(addresses map[string]string, set *settings.Set) {
 	}
 }
 
-// follow returns since when this member follows the mode of an address, and what it has in
-// flight there. If a reload takes the upstream out of the config, it is not known when its
-// requests end: those that it had count until the wait ends.
-func (w *waits) follow(hash string, revision time.Time, requests Requests, now time.Time) followed {
+// follows returns since when this member follows the mode of an address.
+func (w *waits) follows(hash string, revision, now time.Time) time.Time {
 	if w.quiet == nil {
 		w.quiet = make(map[string]followed)
 	}
-	f, ok := w.quiet[hash]
-	if !ok || !f.revision.Equal(revision) {
-		f.revision, f.since = revision, now
+	if f, ok := w.quiet[hash]; ok && f.revision.Equal(revision) {
+		return f.since
 	}
-	if requests.Known {
-		f.inFlight = requests.InFlight
-	}
-	w.quiet[hash] = f
-	return f
+	w.quiet[hash] = followed{revision, now}
+	return now
 }

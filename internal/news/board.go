@@ -125,6 +125,14 @@ func (b *Board) isOver(e *Entry, now time.Time) bool {
 	return seen && now.Sub(since) > e.For+waitGrace
 }
 
+// Born returns what tells the document of the last look from one that was made anew since,
+// empty before the first look.
+func (b *Board) Born() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.born
+}
+
 // Look reads the news, and writes what this member adds. It returns the entries of others
 // that were not there at the last look; at the first look, none. If missed is set, more may
 // have happened than the news say.
@@ -133,8 +141,9 @@ func (b *Board) Look(ctx context.Context, engine Storage) (fresh []Entry, missed
 	if err != nil && !engine.IsTooLong(err) {
 		return nil, false, err
 	}
+	now := time.Now()
 	b.mu.Lock()
-	fresh, missed, write, problem := b.follow(text, err, time.Now())
+	fresh, missed, write, problem := b.follow(text, err, now)
 	b.mu.Unlock()
 	b.report(problem)
 	if write == nil {
@@ -142,6 +151,7 @@ func (b *Board) Look(ctx context.Context, engine Storage) (fresh []Entry, missed
 	}
 	repair := text == nil || problem != nil
 	if err := engine.Store(ctx, b.key, write); err != nil {
+		b.keep(now)
 		return fresh, missed && !repair, err // where the news seem to be gone, the storage may be
 	}
 	b.mu.Lock()
@@ -291,6 +301,17 @@ func (b *Board) merge(d *document, now time.Time) (changed bool) {
 		}
 	}
 	return changed
+}
+
+// keep notes that the entries which were to be written at a time were not.
+func (b *Board) keep(when time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range b.pending {
+		if p := &b.pending[i]; p.wrote.Equal(when) {
+			p.writes, p.wrote = p.writes-1, time.Time{}
+		}
+	}
 }
 
 // report logs what is wrong with the news, if it did not do so lately.
