@@ -251,6 +251,8 @@ func TestSharing_SilenceIsNoDisagreement(t *testing.T) {
 		own := value{ID: f.id}
 		own.setTargets(ids)
 		f.roster.wrote(own, now)
+		f.sharing.arrange(f, 2, targets, now)
+		now = now.Add(disagreementTime)
 		thin := f.sharing.arrange(f, 2, targets, now)
 		if f.sharing.apart != tc.apart || len(thin) > 0 {
 			t.Errorf("%s: %q, %d are probed less often", name, f.sharing.alone, len(thin))

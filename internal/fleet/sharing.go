@@ -25,20 +25,23 @@ const (
 
 const (
 	// A member that disagrees with the probers of as many targets as leastDisagreement, and
-	// as large a share as disagreement, probes all itself.
+	// as large a share as disagreement, for longer than it takes to hear of changes, probes
+	// all itself.
 	leastDisagreement = 3
 	disagreement      = 0.02
+	disagreementTime  = 5 * time.Second
 )
 
 // sharing is which targets this member probes less often. Fleet.mu guards it.
 type sharing struct {
-	ready   time.Time                 // from when on it may probe any less often
-	alone   string                    // why it probes all at their intervals
-	probes  map[uint64]bool           // targets of which it is a prober
-	factors map[*health.Target]Target // those that are probed less often
-	choices choices
-	apart   bool                 // it disagrees with the probers about many targets
-	doubted map[uint64]time.Time // when any member last found a fault with a target
+	ready     time.Time                 // from when on it may probe any less often
+	alone     string                    // why it probes all at their intervals
+	probes    map[uint64]bool           // targets of which it is a prober
+	factors   map[*health.Target]Target // those that are probed less often
+	choices   choices
+	apart     bool                 // it disagrees with the probers about many targets
+	disagrees time.Time            // since when it does, zero if it does not
+	doubted   map[uint64]time.Time // when any member last found a fault with a target
 }
 
 // choices are which members probe targets. To choose them takes time for each member that
@@ -100,12 +103,12 @@ func (c *choices) depend(live []candidate, targets int) {
 }
 
 // isProber reports whether this member is one of the probers of a target.
-func (s *sharing) isProber(id uint64) bool { return s.alone == "" && s.probes[id] }
+func (s *sharing) isProber(id uint64) bool { return s.probes[id] }
 
 // end ends the sharing: this member is no prober for others, and what is probed less often
 // is returned, which is no more to be.
 func (s *sharing) end() []thinned {
-	s.alone, s.apart, s.probes, s.choices = "", false, nil, choices{}
+	s.alone, s.apart, s.disagrees, s.probes, s.choices = "", false, time.Time{}, nil, choices{}
 	return s.change(nil, nil)
 }
 
@@ -167,7 +170,12 @@ func (s *sharing) arrange(f *Fleet, probers int, targets []Target, now time.Time
 		}
 	}
 	before := s.apart
-	if s.apart = disagrees >= max(leastDisagreement, int(disagreement*float64(all))); s.apart {
+	if disagrees < max(leastDisagreement, int(disagreement*float64(all))) {
+		s.disagrees = time.Time{}
+	} else if s.disagrees.IsZero() {
+		s.disagrees = now
+	}
+	if s.apart = !s.disagrees.IsZero() && now.Sub(s.disagrees) >= disagreementTime; s.apart {
 		s.alone = fmt.Sprintf("it disagrees with those that probe %d of %d upstreams", disagrees, all)
 	}
 	if s.apart != before {

@@ -27,6 +27,10 @@ const (
 	repairInterval = 30 * time.Second
 	// warnInterval is the time between two warnings of news that are invalid.
 	warnInterval = time.Hour
+	// A doubt is taken out after doubtAge, when the news are written anyway, or if there are
+	// manyDoubts, which each member would read at each look.
+	doubtAge   = 30 * time.Second
+	manyDoubts = 16
 	// waitGrace is how much longer than it lasts a wait of another member is kept.
 	waitGrace = 10 * time.Second
 )
@@ -46,10 +50,11 @@ type Board struct {
 	key    string
 	logger *zap.Logger
 
-	mu       sync.Mutex // guards what follows
-	text     []byte     // at the last look, or as written since
-	born     string     // of the document then, empty before the first look
-	known    map[string]bool
+	mu       sync.Mutex           // guards what follows
+	text     []byte               // at the last look, or as written since
+	born     string               // of the document then, empty before the first look
+	known    map[string]time.Time // when each entry was first seen
+	tidy     time.Time            // when to take out old doubts, zero if there are few
 	waits    []Entry
 	since    map[string]time.Time // when each of the waits was first seen
 	pending  []pending
@@ -69,7 +74,7 @@ type pending struct {
 
 // NewBoard returns the board of the news at a key.
 func NewBoard(key string, logger *zap.Logger) *Board {
-	return &Board{key: key, logger: logger, known: make(map[string]bool), since: make(map[string]time.Time), own: make(map[string]Entry), over: make(map[string]bool)}
+	return &Board{key: key, logger: logger, known: make(map[string]time.Time), since: make(map[string]time.Time), own: make(map[string]Entry), over: make(map[string]bool)}
 }
 
 // Add makes the next look write entries. Their IDs are new. It reports whether there was
@@ -161,7 +166,8 @@ func (b *Board) Look(ctx context.Context, engine Storage) (fresh []Entry, missed
 // follow takes over what was read. It returns what is to be written, nil if there is
 // nothing, and what is wrong with what was read. b.mu must be held.
 func (b *Board) follow(text []byte, err error, now time.Time) (fresh []Entry, missed bool, write []byte, problem error) {
-	if err == nil && text != nil && bytes.Equal(text, b.text) && len(b.own) == 0 && len(b.pending) == 0 && len(b.over) == 0 {
+	isTidy := b.tidy.IsZero() || now.Before(b.tidy)
+	if err == nil && text != nil && bytes.Equal(text, b.text) && isTidy && len(b.own) == 0 && len(b.pending) == 0 && len(b.over) == 0 {
 		return nil, false, nil, nil
 	}
 	var d *document
@@ -184,7 +190,8 @@ func (b *Board) follow(text []byte, err error, now time.Time) (fresh []Entry, mi
 	}
 	fresh, missed = b.compare(d, now)
 	changed := b.merge(d, now)
-	b.waits, b.known = slices.Clone(d.Waits), d.ids()
+	b.waits = slices.Clone(d.Waits)
+	b.know(d, now)
 	b.text = text
 	if !changed && !repair {
 		return fresh, missed, nil, problem
@@ -205,8 +212,9 @@ func (b *Board) compare(d *document, now time.Time) (fresh []Entry, missed bool)
 	b.born = d.Born
 	for _, entries := range [][]Entry{d.Changes, d.Waits, d.Doubts} {
 		for _, e := range entries {
+			_, isKnown := b.known[e.ID]
 			switch {
-			case b.known[e.ID]:
+			case isKnown:
 				if e.Kind == Setting || e.Kind == Member {
 					known++
 				}
@@ -236,6 +244,27 @@ func (b *Board) isOwn(id string) bool {
 	return slices.ContainsFunc(b.pending, func(p pending) bool { return p.entry.ID == id })
 }
 
+// know notes which entries there are. b.mu must be held.
+func (b *Board) know(d *document, now time.Time) {
+	known := make(map[string]time.Time)
+	for id := range d.ids() {
+		known[id] = now
+		if seen, ok := b.known[id]; ok {
+			known[id] = seen
+		}
+	}
+	b.known, b.tidy = known, time.Time{}
+	if n := len(d.Doubts); n >= manyDoubts {
+		b.tidy = known[d.Doubts[n-1].ID].Add(doubtAge)
+	}
+}
+
+// isOld reports whether all have seen a doubt. b.mu must be held.
+func (b *Board) isOld(e *Entry, now time.Time) bool {
+	seen, ok := b.known[e.ID]
+	return ok && now.Sub(seen) >= doubtAge
+}
+
 // merge adds what this member has to tell, and reports whether there was anything. b.mu
 // must be held.
 func (b *Board) merge(d *document, now time.Time) (changed bool) {
@@ -261,6 +290,10 @@ func (b *Board) merge(d *document, now time.Time) (changed bool) {
 	d.Waits = slices.DeleteFunc(d.Waits, func(e Entry) bool { return b.isOver(&e, now) })
 	changed = changed || len(d.Waits) != before
 	clear(b.over)
+	doubts := slices.DeleteFunc(slices.Clone(d.Doubts), func(e Entry) bool { return b.isOld(&e, now) })
+	if old := len(d.Doubts) - len(doubts); changed || old >= manyDoubts {
+		d.Doubts, changed = doubts, true
+	}
 	for id, e := range b.own {
 		if !there[id] {
 			d.add(e)
