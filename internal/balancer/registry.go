@@ -90,11 +90,16 @@ func Newest() *Registry {
 	return running.registries[len(running.registries)-1]
 }
 
-// Queues returns the event queues of the running registries, the newest last.
-func Queues() (queues []*telemetry.Queue) {
+// registries returns those that run, the newest last.
+func registries() []*Registry {
 	running.Lock()
 	defer running.Unlock()
-	for _, r := range running.registries {
+	return slices.Clone(running.registries)
+}
+
+// Queues returns the event queues of the running registries, the newest last.
+func Queues() (queues []*telemetry.Queue) {
+	for _, r := range registries() {
 		if r.Events != nil {
 			queues = append(queues, r.Events)
 		}

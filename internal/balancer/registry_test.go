@@ -13,6 +13,7 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
 
+	"github.com/caddy-alive/caddy-alive/internal/fleet"
 	"github.com/caddy-alive/caddy-alive/internal/health"
 	"github.com/caddy-alive/caddy-alive/internal/monitor"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
@@ -121,4 +122,21 @@ func TestBalancer_FailedInitEndsNothingElse(t *testing.T) {
 			t.Errorf("probed %v, want %v", got, want)
 		}
 	})
+}
+
+// What a config before has in flight counts for the fleet until it has ended, also for an
+// upstream that the newest config does not have.
+func TestInFleet_CountsRequestsOfTheConfigBefore(t *testing.T) {
+	before, now := newPolicy(t, "u"), newPolicy(t, "")
+	answering(t, before.registry)
+	answering(t, now.registry)
+	p := InFleet{now.registry}
+	if r := p.Requests(address(0)); r != (fleet.Requests{Known: true}) {
+		t.Errorf("nothing is in flight: %+v", r)
+	}
+	testkit.SetRequests(before.listed[0], 3)
+	if r := p.Requests(address(0)); r != (fleet.Requests{InFlight: 3, Known: true}) {
+		t.Errorf("three are in flight: %+v", r)
+	}
+	testkit.SetRequests(before.listed[0], 0)
 }

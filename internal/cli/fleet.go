@@ -77,7 +77,7 @@ func writeFleet(s screen, to *bytes.Buffer, fleet *view.Fleet, upstream string) 
 	for i := range fleet.Members {
 		m := &fleet.Members[i]
 		t.writeRow(rows[i], memberColour(m))
-		if fleet.Wait != nil || m.Ack != nil {
+		if fleet.Wait != nil && !fleet.Wait.Done || m.Ack != nil { // later it is not asked any more
 			t.writeReason("of the wait: " + cmp.Or(m.Ack.Left(), "quiet"))
 		}
 		for _, line := range notUp[i] {
@@ -114,7 +114,10 @@ func heardCell(m *view.Member) string {
 	return ageCell(seconds(m.Heard)) + " ago"
 }
 
-func seconds(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }
+// seconds returns a number of seconds, bounded by what a duration can be.
+func seconds(n float64) time.Duration {
+	return time.Duration(min(max(n, 0), (1<<33)) * float64(time.Second))
+}
 
 func memberColour(m *view.Member) string {
 	switch {

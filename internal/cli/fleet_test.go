@@ -73,7 +73,7 @@ func TestFleet_ShowsMembers(t *testing.T) {
 			"edge-9             lost   1h ago      0\n" +
 			"    of the wait: does not follow the mode yet\n"},
 		{"fleet", one, "" +
-			"fleet shops: 1 member; all upstreams are up everywhere\n" +
+			"fleet shops: 1 member; all upstreams are up at the live members\n" +
 			"1 of 1 live member probes each upstream at its interval\n" +
 			"this Caddy probes all upstreams at their intervals: only this Caddy is known\n" +
 			"!! only this Caddy is known: the storage does not answer within 2s\n" +
@@ -152,5 +152,20 @@ func TestFleet_HostileTextFitsTheTerminal(t *testing.T) {
 				t.Errorf("%d columns: it lacks %q:\n%s", columns, want, to.String())
 			}
 		}
+	}
+}
+
+// Once a wait has succeeded, members say no more of it. That does not look as if they did not
+// follow.
+func TestFleet_WaitThatIsDone(t *testing.T) {
+	fleet := edges()
+	fleet.Wait = &view.Wait{Done: true, Quiet: true}
+	fleet.Members[1].NotUp[0].Lasts = 1e308
+	stdout, _, err := command(t.Context(), answering(t, fleet), "fleet", "--upstream", "app1:80")
+	if err != nil || strings.Contains(stdout, "of the wait") || !strings.Contains(stdout, "wait for app1:80: all members are quiet") {
+		t.Errorf("%v, printed\n%s", err, stdout)
+	}
+	if strings.Contains(stdout, "for -") || strings.Contains(stdout, "for 0s") {
+		t.Errorf("a very long time is none, printed\n%s", stdout)
 	}
 }

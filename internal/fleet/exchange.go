@@ -100,6 +100,7 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 					found[id] = v
 				}
 				mu.Unlock()
+				p.store.GoOn()
 			}
 		})
 	}
@@ -113,10 +114,9 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 	f.roster.take(found, f.problem == "", time.Now())
 	f.roster.ignore(invalid, time.Now())
 	missing, crowded := f.roster.missing, f.roster.crowded
-	f.roster.crowded = false
 	f.mu.Unlock()
 	if crowded {
-		p.warnOnce("", "the fleet has more members than are followed", zap.Int("most", maxMembers))
+		p.warnOnce(noMember, "the fleet has more members than are followed, the lost ones included: no wait for it succeeds", zap.Int("most", maxMembers))
 	}
 	if missing && slices.Contains(ids, f.id) {
 		errs = append(errs, errNotReadBack)
@@ -150,6 +150,9 @@ func (p *Part) readOne(ctx context.Context, engine storage.Engine, id string) (*
 	}
 	return v, nil
 }
+
+// noMember stands for none in what was logged.
+const noMember = ""
 
 // warnOnce logs a warning once for each member.
 func (p *Part) warnOnce(id, text string, fields ...zap.Field) {
@@ -187,8 +190,10 @@ func (p *Part) follow(fresh []news.Entry) {
 	f := p.fleet
 	f.mu.Lock()
 	for _, e := range doubts {
-		f.roster.doubt(e, now)
-		f.sharing.doubt(parseID(e.Key), now)
+		if id := parseID(e.Key); targets[id] != nil { // what is remembered has a bound
+			f.roster.doubt(e, now)
+			f.sharing.doubt(id, now)
+		}
 	}
 	f.mu.Unlock()
 	for _, e := range doubts {
@@ -233,18 +238,21 @@ func (p *Part) Found(upstream, check string, status health.Status, changed bool)
 // arrange decides which targets this member probes less often, because others probe them.
 func (p *Part) arrange() {
 	f := p.fleet
-	if p.config.Probers == 0 {
-		return
+	var targets []Target
+	if p.config.Probers > 0 {
+		targets = p.config.Local.Targets()
 	}
-	targets := p.config.Local.Targets()
 	f.mu.Lock()
 	if !p.acts() {
 		f.mu.Unlock()
 		return
 	}
-	thin := f.sharing.arrange(f, p.config.Probers, targets, time.Now())
-	f.mu.Unlock()
-	for _, t := range thin {
-		t.Thin(t.factor)
+	var thin []thinned
+	if p.config.Probers > 0 {
+		thin = f.sharing.arrange(f, p.config.Probers, targets, time.Now())
+	} else { // it may have been another in the config before
+		thin = f.sharing.end()
 	}
+	f.mu.Unlock()
+	f.thin(thin)
 }

@@ -86,7 +86,8 @@ type Fleet struct {
 
 // New returns a fleet of which only this member is known.
 func New() *Fleet {
-	return &Fleet{id: news.NewID(), since: time.Now().UTC(), roster: newRoster(), sharing: newSharing()}
+	id := news.NewID()
+	return &Fleet{id: id, since: time.Now().UTC(), roster: newRoster(id), sharing: newSharing()}
 }
 
 // Open returns the fleet of a scope, which all of the process share until each has called
@@ -142,21 +143,40 @@ func (p *Part) Start(ctx context.Context) {
 func (p *Part) Stop(ctx context.Context) {
 	f := p.fleet
 	f.mu.Lock()
-	before := len(f.taking)
+	before, acted := len(f.taking), p.acts()
 	f.taking = slices.DeleteFunc(f.taking, func(other *Part) bool { return other == p })
 	last := before == 1 && len(f.taking) == 0
-	var thinned []Target
+	var thin []thinned
 	if last {
-		thinned = f.sharing.restore()
+		thin = f.sharing.end()
+	} else if acted { // it has failed to start as a whole: what the one before has is told again
+		f.roster.write = time.Now()
 	}
 	f.mu.Unlock()
-	for _, t := range thinned {
-		t.Thin(1)
-	}
+	f.thin(thin)
 	if last {
 		p.store.Use(ctx, func(ctx context.Context, e storage.Engine) error {
 			return e.Delete(ctx, p.memberKey(f.id))
 		})
+	}
+}
+
+// thin makes targets be probed less often, or no more so. If that was taken back meanwhile,
+// by an end or another look, it is taken back here, too.
+func (f *Fleet) thin(targets []thinned) {
+	for _, t := range targets {
+		t.Thin(t.factor)
+	}
+	var late []Target
+	f.mu.Lock()
+	for _, t := range targets {
+		if _, still := f.sharing.factors[t.Target.Target]; !still && t.factor > 1 {
+			late = append(late, t.Target)
+		}
+	}
+	f.mu.Unlock()
+	for _, t := range late {
+		t.Thin(1)
 	}
 }
 

@@ -48,7 +48,7 @@ type roster struct {
 	marks   [2]mark            // the own value as it was leastPeriod ago, at least; and later
 	refill  time.Time          // until then, others may be yet to store themselves again
 	born    string             // which document the news are
-	crowded bool               // more than maxMembers, which was logged
+	crowded bool               // there are more than maxMembers
 }
 
 // member is what is known of one.
@@ -56,6 +56,7 @@ type member struct {
 	value
 	heard time.Time // when seq was last seen to change, by the clock of this process
 	first time.Time // when it was first seen
+	alive bool      // seq was seen to change
 	gone  time.Time // since when it is not found
 	flips map[uint64]flip
 }
@@ -72,8 +73,8 @@ type flip struct {
 	at     time.Time
 }
 
-func newRoster() roster {
-	return roster{others: make(map[string]*member), invalid: make(map[string]bool)}
+func newRoster(id string) roster {
+	return roster{own: member{value: value{ID: id}}, others: make(map[string]*member), invalid: make(map[string]bool)}
 }
 
 // period is the time between two readings of all members.
@@ -81,16 +82,18 @@ func (r *roster) period() time.Duration {
 	return max(leastPeriod, time.Duration(len(r.others)+1)*periodPerMember)
 }
 
-// isLive reports whether something new of a member was heard lately.
-func (m *member) isLive(now time.Time) bool {
-	return now.Sub(m.heard) <= livePeriods*m.every()+liveGrace
+// isLive reports whether something new of a member was heard lately. One that joined wrote
+// last by the period of a fleet that it did not know yet, and all are read only by that of
+// this member.
+func (r *roster) isLive(m *member, now time.Time) bool {
+	return now.Sub(m.heard) <= livePeriods*max(m.every(), r.period())+liveGrace
 }
 
 // size is how many members live, with this one.
 func (r *roster) size(now time.Time) int {
 	n := 1
 	for _, m := range r.others {
-		if !m.first.IsZero() && m.isLive(now) {
+		if !m.first.IsZero() && r.isLive(m, now) {
 			n++
 		}
 	}
@@ -105,7 +108,7 @@ func (r *roster) isSuperseded(lost *member, now time.Time) bool {
 		return true
 	}
 	for _, m := range r.others {
-		if m.Name == lost.Name && m.isLive(now) && m.Since.After(lost.At) {
+		if m.Name == lost.Name && r.isLive(m, now) && m.Since.After(lost.At) {
 			return true
 		}
 	}
@@ -115,12 +118,12 @@ func (r *roster) isSuperseded(lost *member, now time.Time) bool {
 // live returns the members that live, without this one and those that are yet to be read, by
 // name.
 func (r *roster) live(now time.Time) []*member {
-	return r.sorted(func(m *member) bool { return m.isLive(now) })
+	return r.sorted(func(m *member) bool { return r.isLive(m, now) })
 }
 
 // lost returns the members that are lost, and not superseded, by name.
 func (r *roster) lost(now time.Time) []*member {
-	return r.sorted(func(m *member) bool { return !m.isLive(now) && !r.isSuperseded(m, now) })
+	return r.sorted(func(m *member) bool { return !r.isLive(m, now) && !r.isSuperseded(m, now) })
 }
 
 func (r *roster) sorted(isWanted func(*member) bool) []*member {
@@ -162,12 +165,8 @@ func (r *roster) hasten() {
 
 // list notes which members are in the storage.
 func (r *roster) list(ids []string, now time.Time) {
-	r.listed = now
-	for id := range r.invalid {
-		if !slices.Contains(ids, id) {
-			delete(r.invalid, id)
-		}
-	}
+	r.listed, r.crowded = now, false
+	maps.DeleteFunc(r.invalid, func(id string, _ bool) bool { return id != noMember && !slices.Contains(ids, id) })
 	for _, id := range ids {
 		r.add(id)
 	}
@@ -263,8 +262,8 @@ func (r *roster) take(found map[string]*value, works bool, now time.Time) {
 			*m = member{value: *v, heard: now, first: now}
 		default:
 			m.gone = time.Time{}
-			if v.Seq != m.Seq {
-				m.value, m.heard = *v, now
+			if v.Seq > m.Seq || v.At.After(m.At) { // else an engine answers with an earlier one
+				m.value, m.heard, m.alive = *v, now, true
 			}
 		}
 	}
@@ -290,13 +289,14 @@ func (r *roster) isMissing(own *value) bool {
 	return before > 0 && (own == nil || own.Seq < before)
 }
 
-// drop removes the lost members that are to be forgotten, and returns their IDs.
+// drop removes the lost members that are to be forgotten, and returns their IDs. The clock of
+// a member counts only if this process never saw it alive.
 func (r *roster) drop(now time.Time) (ids []string) {
 	for id, m := range r.others {
-		if m.first.IsZero() || m.isLive(now) {
+		if m.first.IsZero() || r.isLive(m, now) {
 			continue
 		}
-		old := now.Sub(m.heard) > forgetAfter || !m.At.IsZero() && now.Sub(m.At) > forgetAfter
+		old := now.Sub(m.heard) > forgetAfter || !m.alive && !m.At.IsZero() && now.Sub(m.At) > forgetAfter
 		if old || r.isSuperseded(m, now) {
 			delete(r.others, id)
 			ids = append(ids, id)

@@ -25,7 +25,7 @@ func TestRoster_MissingMemberHasLeft(t *testing.T) {
 		}, true},
 	} {
 		now := time.Now()
-		r := newRoster()
+		r := newRoster(own)
 		r.wrote(value{ID: own, Seq: 1, Seconds: 10}, now)
 		r.add(other)
 		r.take(map[string]*value{own: &r.own.value, other: {ID: other, Seq: 1, Seconds: 10}}, true, now)

@@ -96,13 +96,11 @@ func (c *choices) depend(live []candidate, targets int) {
 // isProber reports whether this member is one of the probers of a target.
 func (s *sharing) isProber(id uint64) bool { return s.alone == "" && s.probes[id] }
 
-// restore returns the targets that are probed less often, which are no more to be.
-func (s *sharing) restore() (targets []Target) {
-	for _, t := range s.factors {
-		targets = append(targets, t)
-	}
-	clear(s.factors)
-	return targets
+// end ends the sharing: this member is no prober for others, and what is probed less often
+// is returned, which is no more to be.
+func (s *sharing) end() []thinned {
+	s.alone, s.apart, s.probes, s.choices = "", false, nil, choices{}
+	return s.change(nil, nil)
 }
 
 // thinned is a target with how much less often it is to be probed.
@@ -139,30 +137,32 @@ func (s *sharing) arrange(f *Fleet, probers int, targets []Target, now time.Time
 	}
 	s.choices.depend(live, len(targets))
 	factors := make(map[*health.Target]int, len(targets))
-	compared, disagrees := 0, 0
+	all, disagrees := 0, 0
 	for _, t := range targets {
 		chosen := s.choices.of(t, live, probers)
 		status := t.Status()
-		isProber, agree, differ := f.roster.compare(chosen, status, now)
+		said := f.roster.compare(chosen, status, now)
 		factor := 1
-		switch some := chosen.have > len(chosen.probers); {
-		case isProber:
+		// a member that is apart is none of those among which the probers are chosen
+		some := chosen.have > len(chosen.probers) || chosen.have > 0 && f.roster.own.Apart
+		switch {
+		case said.isProber:
 			s.probes[chosen.id] = true
-		case some && differ == 0:
+		case some && said.differ == 0 && said.silent == 0:
 			factor = (chosen.have + probers - 1) / probers
-		case some && agree == 0 && status != health.Unknown:
+		case some && said.differ > 0 && said.agree == 0 && said.silent == 0:
 			disagrees++
 		}
-		if chosen.have > len(chosen.probers) {
-			compared++
+		if some {
+			all++
 		}
 		if known, ok := factors[t.Target]; !ok || factor < known {
 			factors[t.Target] = factor
 		}
 	}
 	before := s.apart
-	if s.apart = disagrees >= max(leastDisagreement, int(disagreement*float64(compared))); s.apart {
-		s.alone = fmt.Sprintf("it disagrees with those that probe %d of %d upstreams", disagrees, compared)
+	if s.apart = disagrees >= max(leastDisagreement, int(disagreement*float64(all))); s.apart {
+		s.alone = fmt.Sprintf("it disagrees with those that probe %d of %d upstreams", disagrees, all)
 	}
 	if s.apart != before {
 		f.roster.hasten()
@@ -170,24 +170,29 @@ func (s *sharing) arrange(f *Fleet, probers int, targets []Target, now time.Time
 	return s.change(factors, targets)
 }
 
-// compare returns whether this member is one of the probers of a target, and how many of
-// the others say of it what its status is here, and how many do not. f.mu must be held.
-func (r *roster) compare(chosen choice, status health.Status, now time.Time) (isProber bool, agree, differ int) {
+// compared is what the probers of a target say of it.
+type compared struct {
+	isProber              bool // this member is one of them
+	agree, differ, silent int  // how many others say what its status is here, say another, or say nothing
+}
+
+// compare returns what the probers of a target say of it.
+func (r *roster) compare(chosen choice, status health.Status, now time.Time) (c compared) {
 	for _, m := range chosen.probers {
 		if m == &r.own {
-			isProber = true
+			c.isProber = true
 			continue
 		}
 		switch said := m.says(chosen.id, now, r.period()); {
 		case said == "":
-			differ++ // it is not known
+			c.silent++
 		case said == status.String():
-			agree++
+			c.agree++
 		case status != health.Unknown:
-			differ++
+			c.differ++
 		}
 	}
-	return isProber, agree, differ
+	return c
 }
 
 // change returns the targets whose factor is another now.

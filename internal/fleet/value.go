@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sort"
@@ -36,6 +37,10 @@ const (
 	maxAhead = 24 * time.Hour
 	// maxEvery bounds the period that others store.
 	maxEvery = time.Hour
+	// maxLasts bounds for how many seconds an upstream is not up at others.
+	maxLasts = 100 * 365 * 24 * 3600
+	// maxRequests bounds the counts of others, so that sums of them are none that overflow.
+	maxRequests = 1 << 30
 )
 
 // value is what a member stores of itself.
@@ -135,7 +140,15 @@ func parseValue(text []byte, fleet, id string) (*value, error) {
 	v.NotUp = slices.DeleteFunc(v.NotUp, func(n notUp) bool {
 		return n.Upstream == "" || max(len(n.Upstream), len(n.Check), len(n.Why)) > maxText || n.Status != statusDown && n.Status != statusUnknown
 	})
-	v.More = max(0, v.More)
+	for i := range v.NotUp {
+		if lasts := &v.NotUp[i].For; !(*lasts >= 0 && *lasts <= maxLasts) {
+			*lasts = 0 // it is not known
+		}
+	}
+	maps.DeleteFunc(v.Acks, func(_ string, a ack) bool {
+		return min(a.InFlight, a.Bound) < 0 || max(a.InFlight, a.Bound) > maxRequests
+	})
+	v.More = min(max(0, v.More), maxRequests)
 	v.index()
 	return v, nil
 }
@@ -206,7 +219,10 @@ func (v *value) encode(notUpHere []view.NotUp, acks map[string]ack) ([]byte, err
 		if err != nil {
 			return nil, err
 		}
-		if left -= len(encoded) + 1; left < 0 || max(len(n.Upstream), len(n.Check)) > maxText {
+		if max(len(n.Upstream), len(n.Check)) > maxText {
+			continue // others would not take it
+		}
+		if left -= len(encoded) + 1; left < 0 {
 			break
 		}
 		v.NotUp = append(v.NotUp, one)

@@ -19,21 +19,32 @@ import (
 // of it, and the wait for it.
 func (f *Fleet) View(upstream string) view.Fleet {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	now := time.Now()
 	p := f.acting()
+	f.mu.Unlock()
 	if p == nil {
 		return view.Fleet{Members: []view.Member{}}
 	}
+	here := p.config.Local.NotUp() // what was stored of it may be old
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
 	all := view.Fleet{Fleet: p.config.Fleet, Problem: f.problem, SyncInterval: p.config.Every.Seconds(), Probers: p.config.Probers, Members: []view.Member{}}
 	if p.config.Probers > 0 {
 		all.ProbesAlone = f.sharing.alone
 	}
 	var w *wait
 	if upstream != "" {
-		w = f.waits.of(upstream)
+		if w = f.waits.of(upstream); w != nil && now.Sub(w.began) >= w.entry.For {
+			w = nil // its members say no more of it
+		}
 	}
-	all.Members = f.members(upstream, w, now)
+	all.Members = f.members(p, upstream, w, now)
+	if here != nil {
+		all.Members[0].NotUp = here
+	} else {
+		all.Members[0].NotUp = []view.NotUp{}
+	}
+	all.Members[0].More = 0
 	if w != nil {
 		all.Wait = f.evaluate(p, w, all.Members)
 	}
@@ -42,7 +53,7 @@ func (f *Fleet) View(upstream string) view.Fleet {
 
 // members returns the rows of all members. With an upstream, they have what each says of it;
 // w is the wait for it, nil if there is none. f.mu must be held.
-func (f *Fleet) members(upstream string, w *wait, now time.Time) []view.Member {
+func (f *Fleet) members(p *Part, upstream string, w *wait, now time.Time) []view.Member {
 	hash := settings.Hash(upstream)
 	row := func(m *member, state string) view.Member {
 		r := view.Member{ID: m.ID, Member: m.Name, State: state, Heard: now.Sub(m.heard).Seconds(), NotUp: make([]view.NotUp, 0, len(m.NotUp)), More: m.More}
@@ -55,7 +66,7 @@ func (f *Fleet) members(upstream string, w *wait, now time.Time) []view.Member {
 		return r
 	}
 	own := f.roster.own
-	own.ID, own.Name, own.heard = f.id, f.acting().config.Member, now
+	own.ID, own.Name, own.heard = f.id, p.config.Member, now
 	rows := make([]view.Member, 0, len(f.roster.others)+1)
 	rows = append(rows, row(&own, view.MemberLive))
 	rows[0].Self = true
@@ -82,7 +93,7 @@ func (f *Fleet) settle(listed bool) (wantsList bool) {
 		if !w.runs(now) {
 			continue
 		}
-		row := f.evaluate(p, w, f.members(w.upstream, w, now))
+		row := f.evaluate(p, w, f.members(p, w.upstream, w, now))
 		w.quiet = false
 		switch {
 		case row.Failed != "" || len(row.Pending) > 0 || now.Sub(w.began) < settleLooks*p.config.Every:
@@ -118,6 +129,8 @@ func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member) *view.Wait {
 		return &view.Wait{Done: true, Quiet: true, Pending: []string{}, Lost: []string{}, Bound: row.Bound}
 	case f.problem != "":
 		row.Failed = "only this Caddy is known: " + f.problem
+	case f.roster.crowded:
+		row.Failed = fmt.Sprintf("more than %d other members are stored, and the rest is not known", maxMembers)
 	case set == nil || !set.Changed.Equal(w.entry.At):
 		row.Failed = fmt.Sprintf("its mode was changed meanwhile, to %s", set.ModeNow())
 	case len(row.Pending) == 0:
@@ -137,7 +150,7 @@ func (f *Fleet) DownAt(upstream string, here bool) (down, members int) {
 		down = 1
 	}
 	for _, m := range f.roster.others {
-		if m.first.IsZero() || !m.isLive(now) {
+		if m.first.IsZero() || !f.roster.isLive(m, now) {
 			continue
 		}
 		members++

@@ -55,6 +55,9 @@ func (w *waits) add(upstream, from string, revision time.Time, d time.Duration, 
 	w.own = slices.DeleteFunc(w.own, func(one *wait) bool {
 		return one.ended && now.Sub(one.began) >= one.entry.For || one.upstream == upstream
 	})
+	if i := slices.IndexFunc(w.own, func(one *wait) bool { return one.ended }); len(w.own) >= maxWaits && i >= 0 {
+		w.own = slices.Delete(w.own, i, i+1) // the oldest of which the others are told no more
+	}
 	if len(w.own) >= maxWaits {
 		return nil, fmt.Errorf("%d waits run already, which is the most at one Caddy; try again when one has ended", maxWaits)
 	}

@@ -142,7 +142,7 @@ func (s *Store) readAll(ctx context.Context, keys []string) (listed map[string]b
 				}
 				mu.Unlock()
 				s.takeOver(due)
-				s.goOn()
+				s.GoOn()
 			}
 		})
 	}

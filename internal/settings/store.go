@@ -215,8 +215,8 @@ func (s *Store) use(ctx context.Context, patient bool, f func(context.Context) e
 	}
 }
 
-// goOn says that the storage has answered one of many uses.
-func (s *Store) goOn() {
+// GoOn says that the storage has answered one of many uses.
+func (s *Store) GoOn() {
 	select {
 	case s.going <- struct{}{}:
 	default:
@@ -295,7 +295,7 @@ func (s *Store) writeAll(ctx context.Context) (errs []error) {
 				mu.Lock()
 				errs = append(errs, err)
 				mu.Unlock()
-				s.goOn()
+				s.GoOn()
 			}
 		})
 	}

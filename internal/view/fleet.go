@@ -127,6 +127,9 @@ func (f *Fleet) Summary() string {
 		verb = "is"
 	}
 	if n == 0 && !more {
+		if len(f.Members) > f.Live() || f.Problem != "" {
+			return text + "; all upstreams are up at the live members"
+		}
 		return text + "; all upstreams are up everywhere"
 	}
 	return text + fmt.Sprintf("; %s%s %s not up somewhere", least, count(n, "upstream"), verb)

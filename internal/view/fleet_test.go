@@ -49,7 +49,7 @@ func TestFleetSummary_CountsLiveMembers(t *testing.T) {
 		{[]Member{{State: MemberLive, NotUp: not("a", "a")}, {State: MemberLive, NotUp: not("a")}}, "fleet shops: 2 members; 1 upstream is not up somewhere"},
 		{[]Member{{State: MemberLive, NotUp: not("a")}, {State: MemberLost, NotUp: not("b")}, {State: MemberLive, NotUp: not("c")}}, "fleet shops: 3 members, 1 lost; 2 upstreams are not up somewhere"},
 		{[]Member{{State: MemberLive, NotUp: not("a"), More: 2}}, "fleet shops: 1 member; at least 1 upstream is not up somewhere"},
-		{[]Member{{State: MemberLive}, {State: MemberLost, NotUp: not("b"), More: 2}}, "fleet shops: 2 members, 1 lost; all upstreams are up everywhere"},
+		{[]Member{{State: MemberLive}, {State: MemberLost, NotUp: not("b"), More: 2}}, "fleet shops: 2 members, 1 lost; all upstreams are up at the live members"},
 	} {
 		f := Fleet{Fleet: "shops", Members: test.members}
 		if got := f.Summary(); got != test.want {
