@@ -129,6 +129,46 @@ func TestAdminList_HasMembers(t *testing.T) {
 	}
 }
 
+// A request that is in flight counts until it ends, also if its config has ended and the
+// next one does not have the upstream, or has it again.
+func TestInFleet_CountsRequestsOfEndedConfigs(t *testing.T) {
+	old, other := testkit.StartBackend(t, "old", nil), testkit.StartBackend(t, "other", nil)
+	began, end := make(chan struct{}), make(chan struct{})
+	old.Answer(func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Path == "/long" {
+			close(began)
+			<-end
+		}
+		return false
+	})
+	with, without := fmt.Sprintf(testkit.ShopSite, old.Addr), fmt.Sprintf(testkit.ShopSite, other.Addr)
+	c := testkit.StartCaddyWith(t, "", with)
+	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(old.Addr) })
+	inFlight := func() int {
+		return balancer.InFleet{Registry: balancer.Newest()}.Requests(old.Addr).InFlight
+	}
+	ended := make(chan error, 1)
+	go func() {
+		answer, err := c.Client().Get(c.URL() + "/long")
+		if err == nil {
+			err = answer.Body.Close()
+		}
+		ended <- err
+	}()
+	<-began
+	for _, step := range []struct{ config, sites string }{{"with the upstream", with + "\n# again"}, {"without it", without}, {"without it again", without + "\n# again"}, {"with it again", with}} {
+		c.Load(step.sites)
+		if n := inFlight(); n != 1 {
+			t.Errorf("in flight after a config %s: %d, want 1", step.config, n)
+		}
+	}
+	close(end)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	testkit.Eventually(t, testkit.Patience, "nothing is in flight", func() bool { return inFlight() == 0 })
+}
+
 // A Caddy in a fleet shows itself, with what is down at it. Its status says so too.
 func TestCommandFleet_ShowsWhatIsDown(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")

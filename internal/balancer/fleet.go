@@ -51,22 +51,14 @@ func (r InFleet) Targets() []fleet.Target {
 	return targets
 }
 
-// Requests returns what is known of the requests to an upstream. Those that began under a
-// config which is about to end are in flight, too.
+// Requests returns what is known of the requests to an upstream, also those of configs that
+// have ended.
 func (r InFleet) Requests(upstream string) (known fleet.Requests) {
-	for _, other := range registries() {
-		if other != r.Registry {
-			for _, row := range list(other, Filter{Upstream: upstream, Brief: true}) {
-				known.InFlight, known.Known = max(known.InFlight, row.Requests), true
-			}
-		}
-	}
 	for _, row := range list(r.Registry, Filter{Upstream: upstream, Brief: true}) {
-		known.InFlight = max(known.InFlight, row.Requests)
 		known.Bound += row.Bound
 		known.Gets = known.Gets || row.EffectiveWeight > 0
-		known.Known = true
 	}
+	known.InFlight = inFlight(upstream)
 	return known
 }
 

@@ -271,6 +271,7 @@ func (r *Registry) stopProbes() {
 		r.started = false
 		balancers := slices.Clone(r.balancers)
 		r.mu.Unlock()
+		depart(balancers)
 		running.Lock()
 		running.registries = slices.DeleteFunc(running.registries, func(other *Registry) bool { return other == r })
 		running.Unlock()

@@ -131,11 +131,11 @@ func TestInFleet_CountsRequestsOfTheConfigBefore(t *testing.T) {
 	answering(t, before.registry)
 	answering(t, now.registry)
 	p := InFleet{now.registry}
-	if r := p.Requests(address(0)); r != (fleet.Requests{Known: true}) {
+	if r := p.Requests(address(0)); r != (fleet.Requests{}) {
 		t.Errorf("nothing is in flight: %+v", r)
 	}
 	testkit.SetRequests(before.listed[0], 3)
-	if r := p.Requests(address(0)); r != (fleet.Requests{InFlight: 3, Known: true}) {
+	if r := p.Requests(address(0)); r != (fleet.Requests{InFlight: 3}) {
 		t.Errorf("three are in flight: %+v", r)
 	}
 	testkit.SetRequests(before.listed[0], 0)

@@ -33,10 +33,10 @@ func (p *Part) acks(addresses map[string]string, now time.Time) map[string]ack {
 		}
 		requests := p.config.Local.Requests(address)
 		p.fleet.mu.Lock()
-		state := p.fleet.waits.follow(hash, set.Changed, requests, now)
+		since := p.fleet.waits.follows(hash, set.Changed, now)
 		p.fleet.mu.Unlock()
-		a := ack{Revision: set.Changed, InFlight: state.inFlight, Bound: requests.Bound, Gets: requests.Gets}
-		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(state.since) >= p.config.Every
+		a := ack{Revision: set.Changed, InFlight: requests.InFlight, Bound: requests.Bound, Gets: requests.Gets}
+		a.Quiet = a.InFlight == 0 && !a.Gets && now.Sub(since) >= p.config.Every
 		acks[hash] = a
 	}
 	return acks
@@ -192,7 +192,7 @@ func (p *Part) follow(fresh []news.Entry) {
 	for _, e := range doubts {
 		if id := parseID(e.Key); targets[id] != nil { // what is remembered has a bound
 			f.roster.doubt(e, now)
-			f.sharing.doubt(id, now)
+			f.sharing.doubt(id, e.Status, now)
 		}
 	}
 	f.mu.Unlock()
@@ -205,9 +205,9 @@ func (p *Part) follow(fresh []news.Entry) {
 	}
 }
 
-// Found is told that a target failed twice in a row, or that its status changed. A prober
-// tells the others. Another member does so only if it is the first that finds a fault: those
-// that probe the target may be gone, or may reach it while others do not.
+// Found is told that a target failed twice in a row, or that its status changed. The first
+// member that finds a fault tells the others. It need not be a prober: those may be gone, or
+// may reach the target while others do not. Probers also tell each change.
 func (p *Part) Found(upstream, check string, status health.Status, changed bool) {
 	f := p.fleet
 	f.mu.Lock()
@@ -222,14 +222,15 @@ func (p *Part) Found(upstream, check string, status health.Status, changed bool)
 		return
 	}
 	id, now := targetID(upstream, check), time.Now()
-	if !f.sharing.isProber(id) && (status == health.Up && changed || !f.sharing.isFirst(id, now, f.roster.period())) {
+	tells := changed && f.sharing.isProber(id) // all can then compare
+	if !tells && (changed && status == health.Up || !f.sharing.isFirst(id, now, f.roster.period())) {
 		return
 	}
-	f.sharing.doubt(id, now)
 	e := news.Entry{Kind: news.Doubt, Key: formatID(id), From: f.id, Status: statusFails}
 	if changed {
 		e.Status = status.String()
 	}
+	f.sharing.doubt(id, e.Status, now)
 	if p.store.Board().Add(e) {
 		p.store.Wake() // what else it finds until then is told at the next look
 	}

@@ -47,9 +47,6 @@ type Requests struct {
 	Bound int
 	// Gets says that it gets new ones.
 	Gets bool
-	// Known says that the config has the upstream. If it had it before, requests may still be
-	// in flight.
-	Known bool
 }
 
 // Target is an upstream under a check, as the fleet shares its probes.

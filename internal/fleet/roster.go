@@ -47,6 +47,7 @@ type roster struct {
 	missing bool               // the own value was not there when it was read
 	marks   [2]mark            // the own value as it was leastPeriod ago, at least; and later
 	refill  time.Time          // until then, others may be yet to store themselves again
+	emptied time.Time          // until then, too: the storage seems to have been emptied
 	born    string             // which document the news are
 	crowded bool               // there are more than maxMembers
 }
@@ -59,6 +60,9 @@ type member struct {
 	alive bool      // seq was seen to change
 	gone  time.Time // since when it is not found
 	flips map[uint64]flip
+	// emptied is that it was not found when the storage seemed to have been emptied: it is not
+	// known whether it has left.
+	emptied bool
 }
 
 // mark is that the own value was written.
@@ -224,17 +228,24 @@ func (r *roster) restart(now time.Time) {
 	r.refill = now.Add(r.period())
 }
 
-// renew notes of which document the news are. A new one means that the storage may be empty.
+// renew notes of which document the news are. A new one means that the storage may have been
+// emptied.
 func (r *roster) renew(born string, now time.Time) {
 	before := r.born
 	r.born = born
-	switch {
-	case before == "" || before == born:
-	case now.Before(r.refill): // something may renew the news in a loop
-		r.refill = now.Add(r.period())
-	default:
+	if before == "" || before == born {
+		return
+	}
+	if !now.Before(r.refill) { // else something may renew the news in a loop
 		r.restart(now)
 	}
+	r.empty(now)
+}
+
+// empty notes that the storage seems to have been emptied, or replaced by another.
+func (r *roster) empty(now time.Time) {
+	r.refill = now.Add(r.period())
+	r.emptied = r.refill
 }
 
 // take notes what members have stored, nil where there is nothing. Where this member does
@@ -245,23 +256,27 @@ func (r *roster) take(found map[string]*value, works bool, now time.Time) {
 	if read {
 		r.missing = r.isMissing(own)
 		if own == nil || r.missing {
-			r.refill = now.Add(r.period())
+			r.empty(now)
 		}
 	}
 	certain := read && works && !now.Before(r.refill)
 	for id, v := range found {
 		m := r.others[id]
 		switch {
-		case m == nil || v == nil && !certain:
+		case m == nil:
 		case v == nil:
+			m.emptied = m.emptied || now.Before(r.emptied) && !m.first.IsZero()
+			if !certain {
+				continue
+			}
 			m.gone = cmp.Or(m.gone, now)
-			if m.first.IsZero() || now.Sub(m.gone) >= leaveTime {
+			if known := !m.first.IsZero(); !m.emptied && (!known || now.Sub(m.gone) >= leaveTime) {
 				delete(r.others, id) // it has left
 			}
 		case m.first.IsZero():
 			*m = member{value: *v, heard: now, first: now}
 		default:
-			m.gone = time.Time{}
+			m.gone, m.emptied = time.Time{}, false
 			if v.Seq > m.Seq || v.At.After(m.At) { // else an engine answers with an earlier one
 				m.value, m.heard, m.alive = *v, now, true
 			}

@@ -38,7 +38,7 @@ type sharing struct {
 	factors map[*health.Target]Target // those that are probed less often
 	choices choices
 	apart   bool                 // it disagrees with the probers about many targets
-	doubted map[uint64]time.Time // when a target was last doubted by any member
+	doubted map[uint64]time.Time // when any member last found a fault with a target
 }
 
 // choices are which members probe targets. To choose them takes time for each member that
@@ -59,10 +59,16 @@ func newSharing() sharing {
 	return sharing{factors: make(map[*health.Target]Target), doubted: make(map[uint64]time.Time)}
 }
 
-// doubt notes that a member doubts a target.
-func (s *sharing) doubt(id uint64, now time.Time) { s.doubted[id] = now }
+// doubt notes what any member says of a target.
+func (s *sharing) doubt(id uint64, status string, now time.Time) {
+	if status == statusUp {
+		delete(s.doubted, id)
+	} else {
+		s.doubted[id] = now
+	}
+}
 
-// isFirst reports whether no member has doubted a target lately.
+// isFirst reports whether no member has doubted a target lately, or all is well again.
 func (s *sharing) isFirst(id uint64, now time.Time, period time.Duration) bool {
 	maps.DeleteFunc(s.doubted, func(_ uint64, at time.Time) bool { return now.Sub(at) >= period })
 	_, doubted := s.doubted[id]

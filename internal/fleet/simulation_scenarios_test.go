@@ -27,11 +27,11 @@ func (f *simFigures) add(what, format string, args ...any) {
 func simSize() (members, upstreams int) {
 	switch {
 	case testkit.RaceDetector:
-		return 20, 200
+		return 12, 60
 	case *wholeSimulation:
 		return 100, 1000
 	default:
-		return 30, 300
+		return 20, 200
 	}
 }
 

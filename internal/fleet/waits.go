@@ -33,7 +33,6 @@ type waits struct {
 type followed struct {
 	revision time.Time
 	since    time.Time
-	inFlight int
 }
 
 // wait is one of this member.
@@ -145,20 +144,14 @@ func (w *waits) resolve(addresses map[string]string, set *settings.Set) {
 	}
 }
 
-// follow returns since when this member follows the mode of an address, and what it has in
-// flight there. If a reload takes the upstream out of the config, it is not known when its
-// requests end: those that it had count until the wait ends.
-func (w *waits) follow(hash string, revision time.Time, requests Requests, now time.Time) followed {
+// follows returns since when this member follows the mode of an address.
+func (w *waits) follows(hash string, revision, now time.Time) time.Time {
 	if w.quiet == nil {
 		w.quiet = make(map[string]followed)
 	}
-	f, ok := w.quiet[hash]
-	if !ok || !f.revision.Equal(revision) {
-		f.revision, f.since = revision, now
+	if f, ok := w.quiet[hash]; ok && f.revision.Equal(revision) {
+		return f.since
 	}
-	if requests.Known {
-		f.inFlight = requests.InFlight
-	}
-	w.quiet[hash] = f
-	return f
+	w.quiet[hash] = followed{revision, now}
+	return now
 }

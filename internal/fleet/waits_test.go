@@ -25,7 +25,6 @@ type traffic struct {
 	mu       sync.Mutex
 	inFlight int
 	gets     bool
-	gone     bool
 }
 
 func (t *traffic) set(inFlight int, gets bool) {
@@ -41,10 +40,7 @@ func (*traffic) Targets() []Target { return nil }
 func (t *traffic) Requests(string) Requests {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.gone {
-		return Requests{}
-	}
-	return Requests{InFlight: t.inFlight, Gets: t.gets, Known: true}
+	return Requests{InFlight: t.inFlight, Gets: t.gets}
 }
 
 // process is one member in tests.
@@ -299,24 +295,55 @@ func TestWait_TooManyAreAnError(t *testing.T) {
 	})
 }
 
-// A reload that takes an upstream out of the config of a member does not end the requests
-// that it had: nothing is known of them, so the wait does not succeed.
-func TestWait_DoesNotTrustAConfigWithoutTheUpstream(t *testing.T) {
+// A member with a value that makes no sense has not left.
+func TestWait_GarbageIsNoLeave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := storages.New()
-		a, b, c := startMember(t, e, "a"), startMember(t, e, "b"), startMember(t, e, "c")
-		c.traffic.gone = true // it never had it
-		time.Sleep(2 * time.Second)
-		b.traffic.set(2, false)
+		a, b := startMember(t, e, "a"), startMember(t, e, "b")
+		b.traffic.set(1, false)
+		time.Sleep(15 * time.Second)
 		a.drain(t)
 		time.Sleep(5 * time.Second)
-		b.traffic.mu.Lock()
-		b.traffic.gone = true
-		b.traffic.mu.Unlock()
-		time.Sleep(20 * time.Second)
+		b.storage.Fail(errors.New("cut off"))
+		e.Put(b.part.memberKey(b.id), "garbage")
+		time.Sleep(5 * time.Second)
 		synctest.Wait()
-		if w := a.wait(); w.Done || strings.Join(w.Pending, "; ") != "b: 2 in flight" {
-			t.Errorf("%q", w.Pending)
+		if w := a.wait(); w.Done || strings.Join(w.Pending, "; ") != "b: 1 in flight" {
+			t.Errorf("at first: %s: %q", w, w.Pending)
+		}
+		time.Sleep(40 * time.Second)
+		synctest.Wait()
+		if w := a.wait(); w.Done || len(w.Lost) != 1 {
+			t.Errorf("later: %s", w)
+		}
+	})
+}
+
+// A storage that was emptied, or replaced by an empty one, does not say that the others have
+// left. If one comes back, it may leave as before.
+func TestWait_AnEmptiedStorageIsNoLeave(t *testing.T) {
+	storages.Each(t, func(t *testing.T, e *storages.Engine) {
+		a, b := startMember(t, e, "a"), startMember(t, e, "b")
+		b.traffic.set(1, false)
+		time.Sleep(25*time.Second + e.Lag())
+		b.storage.Fail(errors.New("cut off"))
+		e.Flush()
+		time.Sleep(5*time.Second + 3*e.Lag())
+		a.drain(t)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if w := a.wait(); w.Done || len(w.Lost) != 1 {
+			t.Errorf("the other does not come back: %s", w)
+		}
+		b.storage.Mend()
+		b.traffic.set(0, false)
+		a.awaitDone(t, 40*time.Second+3*e.Lag())
+		b.kill()
+		b.part.Stop(context.Background())
+		time.Sleep(30*time.Second + 2*e.Lag())
+		synctest.Wait()
+		if members := a.View("").Members; len(members) != 1 {
+			t.Errorf("after the other has left: %+v", members)
 		}
 	})
 }

@@ -234,10 +234,15 @@ func (t *Target) settle(s *schedule, a *attempt, o outcome) {
 	default:
 		next, taken = t.nextDue(s, a.due)
 	}
+	thin := s.thin
 	t.mu.Unlock()
 	r.deliver()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if s.thin != thin { // changed meanwhile
+		slots.free(&taken)
+		next, taken = t.nextDue(s, time.Now())
+	}
 	t.scheduleNext(s, next, taken)
 }
 

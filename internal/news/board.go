@@ -111,13 +111,6 @@ func (b *Board) Waits() []Entry {
 	return slices.DeleteFunc(slices.Clone(b.waits), func(e Entry) bool { return b.isOver(&e, now) })
 }
 
-// Born returns which document the news are, as of the last look.
-func (b *Board) Born() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.born
-}
-
 // isOver reports whether a wait has ended. b.mu must be held.
 func (b *Board) isOver(e *Entry, now time.Time) bool {
 	if b.over[e.ID] {
@@ -125,6 +118,14 @@ func (b *Board) isOver(e *Entry, now time.Time) bool {
 	}
 	since, seen := b.since[e.ID]
 	return seen && now.Sub(since) > e.For+waitGrace
+}
+
+// Born returns what tells the document of the last look from one that was made anew since,
+// empty before the first look.
+func (b *Board) Born() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.born
 }
 
 // Look reads the news, and writes what this member adds. It returns the entries of others
