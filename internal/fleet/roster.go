@@ -141,6 +141,17 @@ func (r *roster) sorted(isWanted func(*member) bool) []*member {
 	return members
 }
 
+// unread returns the IDs of the members of which nothing is known.
+func (r *roster) unread() (ids []string) {
+	for id, m := range r.others {
+		if m.first.IsZero() {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
 // isDue reports whether this member has to store its value: it is time, or what it says of
 // upstreams that are waited for has changed.
 func (r *roster) isDue(acks map[string]ack, now time.Time) bool {
