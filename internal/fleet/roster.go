@@ -213,16 +213,14 @@ func (r *roster) toRead(fresh []news.Entry, listed, waiting bool, now time.Time)
 		r.next = now.Add(r.period())
 		return append(slices.Sorted(maps.Keys(r.others)), r.own.ID)
 	}
-	goneToo := false
 	for id, m := range r.others {
 		gone := !m.gone.IsZero() && !now.Before(r.refill)
 		if gone || m.first.IsZero() && (listed || isNamed(fresh, id)) {
 			ids = append(ids, id)
 		}
-		goneToo = goneToo || gone
 	}
-	if goneToo {
-		ids = append(ids, r.own.ID) // whether it is found decides about them
+	if len(ids) > 0 {
+		ids = append(ids, r.own.ID) // whether it is found decides about the others
 	}
 	return ids
 }
