@@ -117,6 +117,7 @@ type document struct {
 // newerError says that a newer version of the module has written the news.
 type newerError struct{ version int }
 
+// Error says what to do.
 func (e newerError) Error() string {
 	return fmt.Sprintf("version %d of the format is not known here, only %d: all members of a fleet should run the same version", e.version, version)
 }
