@@ -56,6 +56,9 @@ func runMode(cmd *cobra.Command, upstream, mode string) error {
 			return err
 		}
 	}
+	if ignoreLost && !inFleet {
+		return fmt.Errorf("--ignore-lost has no meaning here: the Caddy at %s is in no fleet", c.address)
+	}
 	if inFleet {
 		if change["wait"], err = announcedWait(wait); err != nil {
 			return err

@@ -4,6 +4,7 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -46,7 +47,6 @@ func badMembers() map[string]string {
 	add(func(string) string { return stored("../../../etc/passwd", "", "") })
 	with(`"padding":""`, `"padding":"`+strings.Repeat("x", 1<<20)+`"`)
 	with(`"v":1`, `"v":0`)
-	with(`"v":1`, `"v":2`)
 	with(`"fleet":"shop"`, `"fleet":"shops"`)
 	with(`"fleet":"shop"`, `"fleet":""`)
 	with(`"name":"x"`, `"name":""`)
@@ -130,7 +130,7 @@ func TestWait_GarbageInPlaceOfAMemberIsNoLeave(t *testing.T) {
 		c.traffic.set(1, false)
 		a.drain(t)
 		e.Put(membersPrefix+b.id+".json", "garbage")
-		e.Put(membersPrefix+c.id+".json", stored(c.id, `"v":1`, `"v":2`))
+		e.Put(membersPrefix+c.id+".json", stored(c.id, `"v":1`, `"v":0`))
 		c.kill()
 		b.traffic.set(0, false)
 		for range 120 {
@@ -186,4 +186,84 @@ func TestWait_NotFoundOnceIsNoLeave(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A member of a newer version is there, so a wait does not succeed before it is lost, and says
+// so. There is one warning.
+func TestWait_NewerMemberIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := storages.New()
+		a := startMember(t, e, "a")
+		id := formatID(7)
+		e.Put(membersPrefix+id+".json", stored(id, `"v":1`, `"v":2`))
+		time.Sleep(time.Second)
+		a.drain(t)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if w := a.wait(); w.Done || fmt.Sprint(w.Pending) != "[x: does not follow the mode yet]" {
+			t.Errorf("%s, %q", w, w.Pending)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if w := a.wait(); w.Done || len(w.Pending) > 0 || len(w.Lost) != 1 {
+			t.Errorf("lost: %s, %q", w, w.Lost)
+		}
+		if n := a.logs.Len(); n != 1 {
+			t.Errorf("%d warnings: %v", n, a.logs.All())
+		}
+	})
+}
+
+// A member that cannot be read is the trouble of its key, not of the storage: there is one
+// warning, and no wait succeeds.
+func TestWait_UnreadableMemberIsNotTheStorage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := storages.New()
+		a := startMember(t, e, "a")
+		id := formatID(7)
+		e.Put(membersPrefix+id+".json", stored(id, "", ""))
+		a.storage.Before(func(_ context.Context, call storages.Call) error {
+			if call.Op == storages.Load && call.Key == membersPrefix+id+".json" {
+				return errors.New("permission denied")
+			}
+			return nil
+		})
+		time.Sleep(time.Minute)
+		a.drain(t)
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if problem := a.View("").Problem; problem != "" {
+			t.Errorf("the storage is said to fail: %s", problem)
+		}
+		if w := a.wait(); w.Done || fmt.Sprint(w.Pending) != "[the member with the ID "+id+": what it has stored cannot be read]" {
+			t.Errorf("%s, %q", w, w.Pending)
+		}
+		if n := a.logs.Len(); n != 1 {
+			t.Errorf("%d warnings: %v", n, a.logs.All())
+		}
+		a.storage.Before(nil)
+	})
+}
+
+// Two members can wait for one upstream: the second one sets the mode that it has.
+func TestWait_TwoMembersWaitForOneUpstream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := storages.New()
+		a, b := startMember(t, e, "a"), startMember(t, e, "b")
+		time.Sleep(2 * time.Second)
+		b.traffic.set(1, false)
+		a.drain(t)
+		time.Sleep(5 * time.Second)
+		b.drain(t)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		for _, c := range []*process{a, b} {
+			if w := c.wait(); w.Failed != "" || fmt.Sprint(w.Pending) != "[b: 1 in flight]" {
+				t.Errorf("%s: %s, %q", c.part.config.Member, w, w.Pending)
+			}
+		}
+		b.traffic.set(0, false)
+		a.awaitDone(t, 5*time.Second)
+		b.awaitDone(t, 5*time.Second)
+	})
 }

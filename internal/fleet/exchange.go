@@ -5,6 +5,7 @@ package fleet
 import (
 	"context"
 	"errors"
+	"maps"
 	"path"
 	"slices"
 	"sync"
@@ -83,7 +84,7 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 	var mu sync.Mutex // guards what follows
 	found := make(map[string]*value, len(ids))
 	var invalid []string
-	var errs []error
+	failed := make(map[string]error)
 	var reading sync.WaitGroup
 	next := make(chan string)
 	for range min(readers, len(ids)) {
@@ -95,7 +96,7 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 				case errors.Is(err, errInvalid):
 					invalid = append(invalid, id)
 				case err != nil:
-					errs = append(errs, err)
+					failed[id] = err
 				default:
 					found[id] = v
 				}
@@ -119,9 +120,22 @@ func (p *Part) read(ctx context.Context, engine storage.Engine, ids []string) er
 		p.warnOnce(noMember, "the fleet has more members than are followed, the lost ones included: no wait for it succeeds", zap.Int("most", maxMembers))
 	}
 	if missing && slices.Contains(ids, f.id) {
-		errs = append(errs, errNotReadBack)
+		return errNotReadBack
 	}
-	return errors.Join(errs...)
+	return p.judge(failed, found)
+}
+
+// judge returns the error of the storage, where members could not be read. If this member
+// could read what it has stored itself, the trouble is not the storage's, but that of one key:
+// of a file that may not be read, for example.
+func (p *Part) judge(failed map[string]error, found map[string]*value) error {
+	if found[p.fleet.id] == nil {
+		return errors.Join(slices.Collect(maps.Values(failed))...)
+	}
+	for id, err := range failed {
+		p.warnOnce(id, "a member of the fleet cannot be read: no wait succeeds until it is", zap.String("key", p.memberKey(id)), zap.Error(err))
+	}
+	return nil
 }
 
 var errNotReadBack = errors.New("what this member has stored of itself is not there")
@@ -143,6 +157,9 @@ func (p *Part) readOne(ctx context.Context, engine storage.Engine, id string) (*
 		v, err = parseValue(text, p.config.Fleet, id)
 	} else if !engine.IsTooLong(err) {
 		return nil, err
+	}
+	if err == nil && v.isNewer() {
+		p.warnOnce(id, "a member of the fleet runs a newer version: what it says of upstreams is not known, and no wait succeeds", zap.String("key", p.memberKey(id)), zap.String("member", v.Name))
 	}
 	if err != nil {
 		p.warnOnce(id, "ignoring a member of the fleet: what it has stored is not valid", zap.String("key", p.memberKey(id)), zap.Error(err))

@@ -273,7 +273,7 @@ func (p *Part) refresh(ctx context.Context, engine storage.Engine, fresh []news.
 		}
 		f.mu.Lock()
 		f.roster.list(ids, now)
-		f.waits.list()
+		f.waits.list(now)
 		f.mu.Unlock()
 	}
 	f.mu.Lock()

@@ -141,6 +141,17 @@ func (r *roster) sorted(isWanted func(*member) bool) []*member {
 	return members
 }
 
+// unread returns the IDs of the members of which nothing is known.
+func (r *roster) unread() (ids []string) {
+	for id, m := range r.others {
+		if m.first.IsZero() {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
 // isDue reports whether this member has to store its value: it is time, or what it says of
 // upstreams that are waited for has changed.
 func (r *roster) isDue(acks map[string]ack, now time.Time) bool {
@@ -202,16 +213,14 @@ func (r *roster) toRead(fresh []news.Entry, listed, waiting bool, now time.Time)
 		r.next = now.Add(r.period())
 		return append(slices.Sorted(maps.Keys(r.others)), r.own.ID)
 	}
-	goneToo := false
 	for id, m := range r.others {
 		gone := !m.gone.IsZero() && !now.Before(r.refill)
 		if gone || m.first.IsZero() && (listed || isNamed(fresh, id)) {
 			ids = append(ids, id)
 		}
-		goneToo = goneToo || gone
 	}
-	if goneToo {
-		ids = append(ids, r.own.ID) // whether it is found decides about them
+	if len(ids) > 0 {
+		ids = append(ids, r.own.ID) // whether it is found decides about the others
 	}
 	return ids
 }

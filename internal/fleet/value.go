@@ -29,6 +29,8 @@ const (
 	maxValue = 16 << 10
 	// maxTargets is of how many targets a member says that it has them.
 	maxTargets = 2560
+	// maxWithReasons is how many upstreams that are not up may be stored with their reasons.
+	maxWithReasons = 20
 	// maxReason bounds the reason why an upstream is not up, in bytes.
 	maxReason = 160
 	// maxText bounds addresses and labels that others store, in bytes.
@@ -118,7 +120,7 @@ func parseValue(text []byte, fleet, id string) (*value, error) {
 		return nil, err
 	}
 	switch every := v.Seconds; {
-	case v.Version != valueVersion:
+	case v.Version < valueVersion:
 		return nil, fmt.Errorf("version %d of the format is not known here, only %d", v.Version, valueVersion)
 	case v.Fleet != fleet:
 		return nil, fmt.Errorf("it is of the fleet %q", v.Fleet)
@@ -131,6 +133,9 @@ func parseValue(text []byte, fleet, id string) (*value, error) {
 	}
 	if err := limits.Member(v.Name); err != nil {
 		return nil, err
+	}
+	if v.isNewer() { // it is there, and what it says may have another meaning
+		v.NotUp, v.More, v.Has, v.Acks = nil, 1, "", nil
 	}
 	var err error
 	if v.has, err = base64.RawStdEncoding.DecodeString(v.Has); err != nil || len(v.has)%hashSize != 0 {
@@ -152,6 +157,9 @@ func parseValue(text []byte, fleet, id string) (*value, error) {
 	v.index()
 	return v, nil
 }
+
+// isNewer reports whether a newer version of the module has written the value.
+func (v *value) isNewer() bool { return v.Version > valueVersion }
 
 // index makes what is not up findable.
 func (v *value) index() {
@@ -213,8 +221,12 @@ func (v *value) encode(notUpHere []view.NotUp, acks map[string]ack) ([]byte, err
 	slices.SortStableFunc(down, func(a, b view.NotUp) int {
 		return cmp.Or(strings.Compare(a.Status, b.Status), strings.Compare(a.Upstream, b.Upstream), strings.Compare(a.Check, b.Check))
 	})
+	reason := maxReason
+	if len(down) > maxWithReasons {
+		reason = 0 // that they are not up is more than why
+	}
 	for _, n := range down {
-		one := notUp{n.Upstream, n.Check, n.Status, view.Cut(n.Reason, maxReason), n.Lasts}
+		one := notUp{n.Upstream, n.Check, n.Status, view.Cut(n.Reason, reason), n.Lasts}
 		encoded, err := json.Marshal(one)
 		if err != nil {
 			return nil, err

@@ -55,13 +55,17 @@ func (f *Fleet) View(upstream string) view.Fleet {
 // w is the wait for it, nil if there is none. f.mu must be held.
 func (f *Fleet) members(p *Part, upstream string, w *wait, now time.Time) []view.Member {
 	hash := settings.Hash(upstream)
+	var revision time.Time
+	if set := p.config.Set.Of(upstream); set != nil {
+		revision = set.Changed
+	}
 	row := func(m *member, state string) view.Member {
 		r := view.Member{ID: m.ID, Member: m.Name, State: state, Heard: now.Sub(m.heard).Seconds(), NotUp: make([]view.NotUp, 0, len(m.NotUp)), More: m.More}
 		for _, n := range m.NotUp {
 			r.NotUp = append(r.NotUp, view.NotUp{Upstream: view.ValidText(n.Upstream), Check: view.ValidText(n.Check), Status: n.Status, Reason: view.ValidText(n.Why), Lasts: n.For})
 		}
 		if a, ok := m.Acks[hash]; ok && upstream != "" {
-			r.Ack = &view.Ack{Follows: w == nil || a.Revision.Equal(w.entry.At), InFlight: a.InFlight, Bound: a.Bound, Gets: a.Gets, Quiet: a.Quiet}
+			r.Ack = &view.Ack{Follows: w == nil || a.Revision.Equal(revision), InFlight: a.InFlight, Bound: a.Bound, Gets: a.Gets, Quiet: a.Quiet}
 		}
 		return r
 	}
@@ -94,16 +98,19 @@ func (f *Fleet) settle(listed bool) (wantsList bool) {
 			continue
 		}
 		row := f.evaluate(p, w, f.members(p, w.upstream, w, now))
+		before := w.quiet
 		w.quiet = false
 		switch {
 		case row.Failed != "" || len(row.Pending) > 0 || now.Sub(w.began) < settleLooks*p.config.Every:
-		case !listed:
-			wantsList = true
-		default:
+		case listed:
 			w.quiet = true
 			if len(row.Lost) == 0 {
 				w.done = now
 			}
+		case before && len(row.Lost) > 0 && now.Sub(w.listed) < leastPeriod:
+			w.quiet = true // it may take long, and some engines read all that they have for a list
+		default:
+			wantsList = true
 		}
 	}
 	return wantsList
@@ -124,6 +131,9 @@ func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member) *view.Wait {
 			row.Pending = append(row.Pending, m.Member+": "+m.Ack.Left())
 		}
 	}
+	for _, id := range f.roster.unread() {
+		row.Pending = append(row.Pending, "the member with the ID "+id+": what it has stored cannot be read")
+	}
 	switch {
 	case !w.done.IsZero():
 		return &view.Wait{Done: true, Quiet: true, Pending: []string{}, Lost: []string{}, Bound: row.Bound}
@@ -131,7 +141,7 @@ func (f *Fleet) evaluate(p *Part, w *wait, members []view.Member) *view.Wait {
 		row.Failed = "only this Caddy is known: " + f.problem
 	case f.roster.crowded:
 		row.Failed = fmt.Sprintf("more than %d other members are stored, and the rest is not known", maxMembers)
-	case set == nil || !set.Changed.Equal(w.entry.At):
+	case set.ModeNow() != w.mode:
 		row.Failed = fmt.Sprintf("its mode was changed meanwhile, to %s", set.ModeNow())
 	case len(row.Pending) == 0:
 		row.Quiet = w.quiet
@@ -178,7 +188,7 @@ func (f *Fleet) Wait(ctx context.Context, upstream string, d time.Duration) erro
 	}
 	f.mu.Lock()
 	before := f.waits.of(upstream)
-	_, err := f.waits.add(upstream, f.id, set.Changed, d, time.Now())
+	_, err := f.waits.add(set, f.id, d, time.Now())
 	f.mu.Unlock()
 	if err != nil {
 		return err

@@ -39,8 +39,9 @@ type followed struct {
 type wait struct {
 	entry    news.Entry
 	upstream string
+	mode     settings.Mode
 	began    time.Time
-	listed   bool      // all members were listed since it began
+	listed   time.Time // when all members were last listed since it began
 	quiet    bool      // all live members are, and no other has joined
 	done     time.Time // when it succeeded
 	ended    bool      // the others are told no more
@@ -50,7 +51,8 @@ type wait struct {
 func (w *wait) runs(now time.Time) bool { return w.done.IsZero() && now.Sub(w.began) < w.entry.For }
 
 // add begins a wait.
-func (w *waits) add(upstream, from string, revision time.Time, d time.Duration, now time.Time) (*wait, error) {
+func (w *waits) add(set *settings.Setting, from string, d time.Duration, now time.Time) (*wait, error) {
+	upstream := set.Address
 	w.own = slices.DeleteFunc(w.own, func(one *wait) bool {
 		return one.ended && now.Sub(one.began) >= one.entry.For || one.upstream == upstream
 	})
@@ -60,8 +62,8 @@ func (w *waits) add(upstream, from string, revision time.Time, d time.Duration, 
 	if len(w.own) >= maxWaits {
 		return nil, fmt.Errorf("%d waits run already, which is the most at one Caddy; try again when one has ended", maxWaits)
 	}
-	one := &wait{upstream: upstream, began: now, entry: news.Entry{
-		ID: news.NewID(), Kind: news.Wait, Key: settings.Hash(upstream), From: from, At: revision, For: d,
+	one := &wait{upstream: upstream, mode: set.ModeNow(), began: now, entry: news.Entry{
+		ID: news.NewID(), Kind: news.Wait, Key: settings.Hash(upstream), From: from, At: set.Changed, For: d,
 	}}
 	w.own = append(w.own, one)
 	return one, nil
@@ -83,13 +85,13 @@ func (w *waits) areOwn(now time.Time) bool {
 
 // needList reports whether a wait needs a list of all members, because it has begun.
 func (w *waits) needList(now time.Time) bool {
-	return slices.ContainsFunc(w.own, func(one *wait) bool { return one.runs(now) && !one.listed })
+	return slices.ContainsFunc(w.own, func(one *wait) bool { return one.runs(now) && one.listed.IsZero() })
 }
 
 // list notes that all members were listed.
-func (w *waits) list() {
+func (w *waits) list(now time.Time) {
 	for _, one := range w.own {
-		one.listed = true
+		one.listed = now
 	}
 }
 

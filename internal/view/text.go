@@ -46,6 +46,9 @@ func Cut(text string, most int) string {
 		return text
 	}
 	end := most - len("…")
+	if end <= 0 {
+		return ""
+	}
 	for end > 0 && !utf8.RuneStart(text[end]) {
 		end--
 	}
