@@ -206,6 +206,7 @@ func (p *Part) follow(fresh []news.Entry) {
 	now := time.Now()
 	f := p.fleet
 	f.mu.Lock()
+	f.roster.forgetTold(now)
 	for _, e := range doubts {
 		if id := parseID(e.Key); targets[id] != nil { // what is remembered has a bound
 			f.roster.doubt(e, now)

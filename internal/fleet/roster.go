@@ -50,6 +50,7 @@ type roster struct {
 	emptied time.Time          // until then, too: the storage seems to have been emptied
 	born    string             // which document the news are
 	crowded bool               // there are more than maxMembers
+	told    map[uint64]told    // what was last told of targets, by ID
 }
 
 // member is what is known of one.
@@ -59,7 +60,6 @@ type member struct {
 	first time.Time // when it was first seen
 	alive bool      // seq was seen to change
 	gone  time.Time // since when it is not found
-	flips map[uint64]flip
 	// emptied is that it was not found when the storage seemed to have been emptied: it is not
 	// known whether it has left.
 	emptied bool
@@ -71,14 +71,15 @@ type mark struct {
 	at  time.Time
 }
 
-// flip is what a prober found after its value was stored.
-type flip struct {
+// told is what a member last told of a target by the news.
+type told struct {
+	from   string
 	status string
 	at     time.Time
 }
 
 func newRoster(id string) roster {
-	return roster{own: member{value: value{ID: id}}, others: make(map[string]*member), invalid: make(map[string]bool)}
+	return roster{own: member{value: value{ID: id}}, others: make(map[string]*member), invalid: make(map[string]bool), told: make(map[uint64]told)}
 }
 
 // period is the time between two readings of all members.

@@ -190,19 +190,22 @@ type compared struct {
 	agree, differ, silent int  // how many others say what its status is here, say another, or say nothing
 }
 
-// compare returns what the probers of a target say of it.
+// compare returns what the probers of a target say of it. One that has not stored anything
+// since another told the same as this member found does not say otherwise.
 func (r *roster) compare(chosen choice, status health.Status, now time.Time) (c compared) {
+	last := r.told[chosen.id]
+	isNew := last.status == status.String() && now.Sub(last.at) < r.toldTime()
 	for _, m := range chosen.probers {
 		if m == &r.own {
 			c.isProber = true
 			continue
 		}
-		switch said := m.says(chosen.id, now, r.period()); {
+		switch said := r.says(m, chosen.id, now); {
 		case said == "":
 			c.silent++
 		case said == status.String():
 			c.agree++
-		case status != health.Unknown:
+		case status != health.Unknown && !(isNew && m.heard.Before(last.at)):
 			c.differ++
 		}
 	}
@@ -277,9 +280,9 @@ func choose(live []candidate, target uint64, probers int) choice {
 
 // says returns the status that a member has for a target, empty if that is not known. What
 // it told by the news is newer than what it stored, for as long as that may be the one before.
-func (m *member) says(id uint64, now time.Time, period time.Duration) string {
-	if f, ok := m.flips[id]; ok && now.Sub(f.at) < 2*period {
-		return f.status
+func (r *roster) says(m *member, id uint64, now time.Time) string {
+	if last, ok := r.told[id]; ok && last.from == m.ID && now.Sub(last.at) < r.toldTime() {
+		return last.status
 	}
 	switch status, listed := m.status[id]; {
 	case listed:
@@ -291,21 +294,20 @@ func (m *member) says(id uint64, now time.Time, period time.Duration) string {
 	}
 }
 
-// doubt notes what a prober says of a target.
+// toldTime is how long what a member told by the news can be newer than what it stored.
+func (r *roster) toldTime() time.Duration { return 2 * r.period() }
+
+// doubt notes what a member says of a target.
 func (r *roster) doubt(e news.Entry, now time.Time) {
-	m := r.others[e.From]
-	if m == nil || e.Status != statusDown && e.Status != statusUp {
+	if e.Status != statusDown && e.Status != statusUp {
 		return
 	}
-	if m.flips == nil {
-		m.flips = make(map[uint64]flip)
-	}
-	for id, f := range m.flips {
-		if now.Sub(f.at) >= 2*r.period() {
-			delete(m.flips, id)
-		}
-	}
-	m.flips[parseID(e.Key)] = flip{e.Status, now}
+	r.told[parseID(e.Key)] = told{e.From, e.Status, now}
+}
+
+// forgetTold drops what was told long ago.
+func (r *roster) forgetTold(now time.Time) {
+	maps.DeleteFunc(r.told, func(_ uint64, t told) bool { return now.Sub(t.at) >= r.toldTime() })
 }
 
 // byID returns targets by their IDs. Several can have one.

@@ -333,20 +333,51 @@ func TestSharing_NewsAreNewerThanWhatIsStored(t *testing.T) {
 	i := slices.Index(s.arrange(3), 4)
 	id := targetID(s.targets[i].Upstream, "http")
 	m := s.proberOf(i)
-	period := s.roster.period()
 	doubt := func(status string) {
 		s.roster.doubt(news.Entry{Kind: news.Doubt, Key: formatID(id), From: m.ID, Status: status}, s.now)
 	}
 	doubt(statusFails)
-	if got := m.says(id, s.now, period); got != statusUp {
+	if got := s.roster.says(m, id, s.now); got != statusUp {
 		t.Errorf("after two failures it says %q, want up", got)
 	}
 	doubt(statusDown)
-	if got := m.says(id, s.now.Add(2*period-1), period); got != statusDown {
+	late := s.now.Add(2 * s.roster.period())
+	if got := s.roster.says(m, id, late.Add(-1)); got != statusDown {
 		t.Errorf("it says %q, want down", got)
 	}
-	if got := m.says(id, s.now.Add(2*period), period); got != statusUp {
+	if got := s.roster.says(m, id, late); got != statusUp {
 		t.Errorf("later it says %q, want what is stored", got)
+	}
+	s.roster.forgetTold(late)
+	if len(s.roster.told) > 0 {
+		t.Error("what was told long ago is remembered")
+	}
+}
+
+// What probers have stored before one of them told of a change says nothing against it.
+func TestSharing_OlderValuesDoNotDiffer(t *testing.T) {
+	s := newSharers(12, 200)
+	i := slices.Index(s.arrange(3), 4)
+	down := health.NewTarget(simSettings)
+	down.Inherit(health.Down, false, s.now)
+	s.targets[i].Target = down
+	if s.arrange(3)[i] != 0 {
+		t.Fatal("the target is down here and up at its probers, and is probed less often")
+	}
+	s.now = s.now.Add(time.Second)
+	id := targetID(s.targets[i].Upstream, "http")
+	teller := s.proberOf(i)
+	s.roster.doubt(news.Entry{Kind: news.Doubt, Key: formatID(id), From: teller.ID, Status: statusDown}, s.now)
+	if s.arrange(3)[i] != 4 {
+		t.Error("a prober has just told that the target is down, and it is not probed less often")
+	}
+	for _, m := range s.probersOf(i) {
+		if m != teller {
+			m.heard = s.now.Add(time.Second)
+		}
+	}
+	if s.arrange(3)[i] != 0 {
+		t.Error("another prober says that it is up since, and it is probed less often")
 	}
 }
 

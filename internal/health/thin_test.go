@@ -144,6 +144,28 @@ func TestThin_TakenBackWhileAProbeIsEarly(t *testing.T) {
 	})
 }
 
+// A result is reported with no lock held, when the time of the next probe is already set.
+func TestThin_TakenBackWhileAResultIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		target := NewTarget(thinSettings)
+		s := newScript(func(context.Context) error { return nil })
+		d := s.driver()
+		takeBack := false
+		d.Probed = func(Result) {
+			if takeBack {
+				target.Thin(1)
+			}
+		}
+		t.Cleanup(target.Attach(d, 0))
+		target.Thin(34)
+		gaps(s, 10*time.Minute)
+		takeBack = true
+		target.ProbeNow()
+		synctest.Wait()
+		wantApart(t, gaps(s, time.Minute), 5*time.Second)
+	})
+}
+
 func TestThin_StreakIsNotThinned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		target, s := thinTarget(t, nil)

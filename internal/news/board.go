@@ -27,6 +27,8 @@ const (
 	repairInterval = 30 * time.Second
 	// warnInterval is the time between two warnings of news that are invalid.
 	warnInterval = time.Hour
+	// doubtHolds is how long no member says the same of a target again.
+	doubtHolds = 5 * time.Second
 	// A doubt is taken out after doubtAge, when the news are written anyway, or if there are
 	// manyDoubts, which each member would read at each look.
 	doubtAge   = 30 * time.Second
@@ -265,12 +267,27 @@ func (b *Board) isOld(e *Entry, now time.Time) bool {
 	return ok && now.Sub(seen) >= doubtAge
 }
 
+// isSaid reports whether the newest doubt of a target says what another is to say, and is not
+// of long ago. b.mu must be held.
+func (b *Board) isSaid(d *document, e *Entry, now time.Time) bool {
+	for i := len(d.Doubts) - 1; i >= 0; i-- {
+		if last := &d.Doubts[i]; last.Key == e.Key {
+			seen, ok := b.known[last.ID]
+			return last.Status == e.Status && (!ok || now.Sub(seen) < doubtHolds)
+		}
+	}
+	return false
+}
+
 // merge adds what this member has to tell, and reports whether there was anything. b.mu
 // must be held.
 func (b *Board) merge(d *document, now time.Time) (changed bool) {
 	there := d.ids()
 	left := b.pending[:0]
 	for _, p := range b.pending {
+		if p.entry.Kind == Doubt && !there[p.entry.ID] && b.isSaid(d, &p.entry, now) {
+			continue
+		}
 		if there[p.entry.ID] {
 			if now.Sub(p.wrote) < settleTime {
 				left = append(left, p)
