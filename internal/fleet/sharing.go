@@ -205,7 +205,7 @@ func (r *roster) compare(chosen choice, status health.Status, now time.Time) (c 
 			c.silent++
 		case said == status.String():
 			c.agree++
-		case status != health.Unknown && !(isNew && m.heard.Before(last.at)):
+		case status != health.Unknown && (!isNew || !m.heard.Before(last.at)):
 			c.differ++
 		}
 	}
