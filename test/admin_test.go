@@ -261,12 +261,10 @@ func TestSettings_HoldWhileTheStorageFails(t *testing.T) {
 	testkit.Eventually(t, testkit.Patience, "it is up", func() bool { return c.Up(b.Addr) })
 	// not even root can write below a file
 	folder := filepath.Join(c.Dir, "alive")
-	if err := os.RemoveAll(folder); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(folder, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Eventually(t, testkit.Patience, "a file is in place of the folder, in which Caddy writes", func() bool {
+		_ = os.RemoveAll(folder)
+		return os.WriteFile(folder, nil, 0o600) == nil
+	})
 	changed := c.Patch(b.Addr, `{"mode":"drain"}`)
 	if changed[0].Mode != "drain" || changed[0].Persisted == nil || *changed[0].Persisted {
 		t.Errorf("while the storage fails: %+v", changed)
