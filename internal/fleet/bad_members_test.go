@@ -249,10 +249,7 @@ func TestWait_UnreadableMemberIsNotTheStorage(t *testing.T) {
 func TestWait_TwoMembersWaitForOneUpstream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := storages.New()
-		a, b := startMember(t, e, "a"), startMember(t, e, "b")
-		time.Sleep(2 * time.Second)
-		b.traffic.set(1, false)
-		a.drain(t)
+		a, b := startWaiting(t, e)
 		time.Sleep(5 * time.Second)
 		b.drain(t)
 		time.Sleep(5 * time.Second)

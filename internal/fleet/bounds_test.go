@@ -89,10 +89,7 @@ func TestWait_EndedOnesMakeRoom(t *testing.T) {
 func TestView_NoWaitThatIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := storages.New()
-		a, b := startMember(t, e, "a"), startMember(t, e, "b")
-		time.Sleep(2 * time.Second)
-		b.traffic.set(1, false)
-		a.drain(t)
+		a, _ := startWaiting(t, e)
 		time.Sleep(119 * time.Second)
 		if w := a.wait(); w == nil || len(w.Pending) != 1 {
 			t.Errorf("before its end: %+v", w)

@@ -99,6 +99,17 @@ func (c *process) drainFor(t *testing.T, longest time.Duration) {
 	}
 }
 
+// startWaiting starts two members. The first waits for the upstream, to which the second has
+// one request in flight.
+func startWaiting(t *testing.T, e *storages.Engine) (waits, busy *process) {
+	t.Helper()
+	waits, busy = startMember(t, e, "a"), startMember(t, e, "b")
+	time.Sleep(2 * time.Second)
+	busy.traffic.set(1, false)
+	waits.drain(t)
+	return waits, busy
+}
+
 // wait returns how far the wait is.
 func (c *process) wait() *view.Wait { return c.View(waitedFor).Wait }
 
@@ -218,10 +229,7 @@ func TestWait_CoversMembersThatJoin(t *testing.T) {
 func TestWait_SaysWhyItCannotSucceed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := storages.New()
-		a, b := startMember(t, e, "a"), startMember(t, e, "b")
-		time.Sleep(2 * time.Second)
-		b.traffic.set(1, false)
-		a.drain(t)
+		a, b := startWaiting(t, e)
 		a.storage.Fail(errors.New("disk full"))
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
@@ -251,10 +259,7 @@ func TestWait_SaysWhyItCannotSucceed(t *testing.T) {
 func TestWait_OutlivesAReload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := storages.New()
-		a, b := startMember(t, e, "a"), startMember(t, e, "b")
-		time.Sleep(2 * time.Second)
-		b.traffic.set(1, false)
-		a.drain(t)
+		a, b := startWaiting(t, e)
 		time.Sleep(3 * time.Second)
 		for _, c := range []*process{a, b} {
 			before, kill := c.part, c.kill
