@@ -36,7 +36,7 @@ const maxBody = 64 << 10
 // Admin is the part of Caddy's admin API that shows upstreams and changes them. It has
 // no state: it answers for the newest started config.
 //
-//   - `GET /alive/upstreams[?pool=…][&upstream=…]` lists upstreams by pool.
+//   - `GET /alive/upstreams[?pool=…][&upstream=…][&serving=false]` lists upstreams by pool.
 //   - `PATCH /alive/upstreams?upstream=…[&pool=…]` with `{"mode": "ready"}`, `drain`
 //     or `maintenance`, and/or `{"weight": 3}`, sets what applies from now on; null
 //     removes it. With `{"mode": "drain", "rebind": true}`, clients that are bound to the
@@ -85,7 +85,11 @@ var (
 
 // upstreams lists upstreams, or changes one.
 func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
-	only, err := parseFilter(r, "pool", "upstream")
+	parameters := []string{"pool", "upstream"}
+	if r.Method != http.MethodPatch {
+		parameters = append(parameters, "serving")
+	}
+	only, err := parseFilter(r, parameters...)
 	if err != nil {
 		return err
 	}
@@ -95,7 +99,7 @@ func (Admin) upstreams(w http.ResponseWriter, r *http.Request) error {
 		return nil
 	case http.MethodGet:
 		if only.Upstream == "" {
-			return writeList(w, only.Pool)
+			return writeList(w, only)
 		}
 	case http.MethodPatch:
 		changed, err := patch(w, r, only)
@@ -127,13 +131,13 @@ func (Admin) pools(w http.ResponseWriter, r *http.Request) error {
 	})
 }
 
-// writeList writes the list of all pools or of one, which all viewers share.
-func writeList(w http.ResponseWriter, pool string) error {
+// writeList writes the list, or what a filter wants of it. All viewers share it.
+func writeList(w http.ResponseWriter, only balancer.Filter) error {
 	list := balancer.CurrentListing()
-	if pool == "" {
+	if only == (balancer.Filter{}) {
 		return write(w, list.JSON)
 	}
-	return write(w, func() ([]byte, error) { return list.JSONOf(pool) })
+	return write(w, func() ([]byte, error) { return list.JSONOf(only) })
 }
 
 // write writes what is rendered.
@@ -156,7 +160,11 @@ func writeRows(w http.ResponseWriter, rows []view.Upstream) error {
 // parseFilter reads the query, which can have only these parameters.
 func parseFilter(r *http.Request, allowed ...string) (balancer.Filter, error) {
 	query, err := apierror.Query(r, allowed...)
-	return balancer.Filter{Pool: query.Get("pool"), Upstream: query.Get("upstream")}, err
+	if err != nil {
+		return balancer.Filter{}, err
+	}
+	serving, err := apierror.Bool(query, "serving")
+	return balancer.Filter{Pool: query.Get("pool"), Upstream: query.Get("upstream"), Serving: serving}, err
 }
 
 // request is the body of a PATCH. A part that is left out stays as it is, and one that
@@ -307,7 +315,7 @@ func registryWith(only balancer.Filter) (*balancer.Registry, error) {
 	case only.Upstream == "":
 		return nil, missingUpstream.Errorf("name one upstream by the parameter upstream, as the list of upstreams has it")
 	case registry == nil || !balancer.Has(registry, only):
-		return nil, unknownUpstream.Errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists all upstreams%s", only.Upstream, inPool(only.Pool), suggest.DidYouMean(only.Upstream, knownUpstreams(only.Pool)))
+		return nil, unknownUpstream.Errorf("unknown upstream '%s'%s; caddy alive status (GET /alive/upstreams) lists all upstreams%s", only.Upstream, inPool(only.Pool), suggest.Upstream(only.Upstream, knownUpstreams(only.Pool)))
 	}
 	return registry, nil
 }

@@ -142,7 +142,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 		return err
 	}
 	rows := func() []view.Upstream { return balancer.List(balancer.Filter{Brief: true}) }
-	if err := telemetry.Register(ctx.GetMetricsRegistry(), rows); err != nil {
+	if err := telemetry.Register(ctx.GetMetricsRegistry(), telemetry.Collector{Rows: rows, Empty: balancer.EmptyPools}); err != nil {
 		return err
 	}
 	a.unsubscribe = set.Subscribe(r.ApplySetting)

@@ -358,6 +358,7 @@ func retriesAnswers(h *reverseproxy.Handler) bool {
 // upstream at all.
 func (s *Selection) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if s.balancer.Owns(upstreams) {
+		s.balancer.BroughtList(r)
 		if now := s.balancer.Current(); now.Fast() {
 			i := now.Draw()
 			if u := upstreams[i]; u.Available() {

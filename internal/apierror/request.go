@@ -42,6 +42,18 @@ func Query(r *http.Request, allowed ...string) (url.Values, error) {
 	return query, nil
 }
 
+// Bool returns a parameter that is true or false, nil if the request has none.
+func Bool(query url.Values, name string) (*bool, error) {
+	switch value := query.Get(name); {
+	case !query.Has(name):
+		return nil, nil
+	case value == "true", value == "false":
+		return new(value == "true"), nil
+	default:
+		return nil, invalidQuery.Errorf("the parameter '%s' is true or false; got '%s'", name, value)
+	}
+}
+
 // Read answers a request that can only read: GET as read does, and HEAD without a body. Both
 // are JSON.
 func Read(w http.ResponseWriter, r *http.Request, read func() error) error {

@@ -60,6 +60,7 @@ type Balancer struct {
 	listed  reverseproxy.UpstreamPool // the upstreams that the config lists
 	pool    pool.Pool                 // of those
 	handler pool.Handler
+	source  lastReturn
 
 	registry *Registry
 	config   Config
@@ -109,10 +110,12 @@ func (b *Balancer) configure(r *Registry, c Config) {
 // join makes the pool of the members, and adds b to what runs.
 func (b *Balancer) join(members []*pool.Member) (err error) {
 	b.pool.Init(&b.handler, members, b.listed)
+	b.pool.Refresh()
+	b.traffic.connect()
 	for _, m := range b.monitors.all() {
 		m.Subscribe(b.traffic.follow(b.members.byDial[m.Upstream.Dial]))
 	}
-	b.pool.Refresh()
+	b.pool.Refresh() // for what has changed meanwhile
 	if err := b.dynamic.init(); err != nil {
 		return err
 	}
@@ -203,6 +206,14 @@ func (b *Balancer) Owns(upstreams reverseproxy.UpstreamPool) bool {
 	return len(upstreams) == len(b.listed) && (len(upstreams) == 0 || upstreams[0] == b.listed[0])
 }
 
+// BroughtList notes that a request brings the upstreams that the config lists. Beside a dynamic
+// source, that is because the source returned none.
+func (b *Balancer) BroughtList(r *http.Request) {
+	if b.source.besideList {
+		b.source.note(nothing, r)
+	}
+}
+
 // Current returns the snapshot of the upstreams that the config lists.
 func (b *Balancer) Current() *pool.Snapshot { return b.pool.Current() }
 
@@ -211,11 +222,13 @@ func (b *Balancer) Current() *pool.Snapshot { return b.pool.Current() }
 // be ignored, or there is no upstream at all.
 func (b *Balancer) Decide(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if len(upstreams) == 0 {
+		b.source.noteEmpty(r)
 		return nil
 	}
 	p := &b.pool
 	if !b.Owns(upstreams) {
 		p = b.dynamic.poolOf(upstreams)
+		b.source.note(some, r)
 	}
 	return b.traffic.choose(p, pool.Attempt{Upstreams: upstreams, Request: r, Writer: w, Tried: b.traffic.tried(r)}).Upstream
 }

@@ -63,8 +63,8 @@ func (d *dynamic) init() error {
 	b := d.balancer
 	// without a source, it can only be another policy that brings upstreams
 	key := "policy over " + strings.Join(slices.Sorted(maps.Keys(b.members.byDial)), " ")
-	if source := b.config.Proxy.DynamicUpstreamsRaw; source != nil {
-		key = "source " + string(source)
+	if given := b.config.Proxy.DynamicUpstreamsRaw; given != nil {
+		key = "source " + string(given)
 		if err := d.validate(); err != nil {
 			return fmt.Errorf("dynamic upstreams: %v", err)
 		}
@@ -74,6 +74,7 @@ func (d *dynamic) init() error {
 		return err
 	}
 	d.key, d.list = key, list
+	b.source = newLastReturn(b, list)
 	d.resume()
 	return nil
 }

@@ -21,6 +21,8 @@ import (
 // Filter says which rows are wanted. An empty field wants all.
 type Filter struct {
 	Pool, Upstream string
+	// Serving wants only upstreams that serve, or only those that do not.
+	Serving *bool
 	// Brief leaves out what metrics do not need: recent results, reasons, and upstreams
 	// that are in no pool.
 	Brief bool
@@ -29,6 +31,11 @@ type Filter struct {
 // wants reports whether a row of that pool and upstream is wanted.
 func (f Filter) wants(pool, upstream string) bool {
 	return (f.Pool == "" || f.Pool == pool) && (f.Upstream == "" || f.Upstream == upstream)
+}
+
+// wantsServing reports whether a row is wanted by whether it serves.
+func (f Filter) wantsServing(row *view.Upstream) bool {
+	return f.Serving == nil || *f.Serving == row.Serving
 }
 
 // List returns what the newest started config balances over: pools by name, since Caddy
@@ -64,7 +71,9 @@ func list(r *Registry, only Filter) []view.Upstream {
 	if only.Brief {
 		return rows
 	}
+	showTraffic(r, rows)
 	rows = append(rows, leftOver(r, only)...)
+	rows = slices.DeleteFunc(rows, func(row view.Upstream) bool { return !only.wantsServing(&row) })
 	if r.Fleet != nil {
 		for i := range rows {
 			row := &rows[i]
@@ -73,6 +82,19 @@ func list(r *Registry, only Filter) []view.Upstream {
 		}
 	}
 	return rows
+}
+
+// showTraffic adds to rows what requests did lately.
+func showTraffic(r *Registry, rows []view.Upstream) {
+	pools := make(map[string]map[string]view.Traffic) // by name, then by upstream
+	for _, b := range r.All() {
+		if pools[b.Name()] == nil && b.counters != nil {
+			pools[b.Name()], _, _ = b.counters.Traffic()
+		}
+	}
+	for i := range rows {
+		rows[i].SetTraffic(pools[rows[i].Pool][view.ValidText(rows[i].Upstream)])
+	}
 }
 
 // Has reports whether the list of a registry has a row that a filter wants, which names an
@@ -101,7 +123,7 @@ func leftOver(r *Registry, only Filter) []view.Upstream {
 				where = fmt.Sprintf("not in the pool '%s'", pool)
 			}
 			return view.Upstream{
-				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: string(set.ModeNow()), Rebind: set.RebindNow(), Weight: weight, Checks: []view.Check{},
+				Pool: pool, Upstream: address, Status: health.Unknown.String(), Mode: string(set.ModeNow()), ModeSince: modeSince(set), Rebind: set.RebindNow(), Weight: weight, Checks: []view.Check{},
 				Why:       fmt.Sprintf("%s; what was set at %s is kept in case it returns", where, set.Newest().Format(time.RFC3339)),
 				Persisted: notPersisted(r.Settings, address), Gone: true,
 			}
@@ -128,6 +150,14 @@ func leftOver(r *Registry, only Filter) []view.Upstream {
 	return rows
 }
 
+// modeSince returns when the mode was set, nil if it never was.
+func modeSince(set *settings.Setting) *time.Time {
+	if set == nil || set.Changed.IsZero() {
+		return nil
+	}
+	return &set.Changed
+}
+
 // notPersisted points to false if the setting of an address is not stored.
 func notPersisted(set *settings.Set, address string) *bool {
 	stored := set.IsStored(address)
@@ -150,9 +180,25 @@ func (l lister) rows() []view.Upstream {
 		rows[i].Position = i - len(rows)
 	}
 	present, stale := l.dynamic.split()
+	brought := make([]view.Upstream, 0, len(present))
 	for _, a := range present {
-		rows = append(rows, l.rowsOf(a.Pool, a.Peek())...)
+		brought = append(brought, l.rowsOf(a.Pool, a.Peek())...)
 	}
+	switch l.source.get() {
+	case unknown:
+	case some:
+		rows = markIdle(rows, brought, "the source returns upstreams: those in the list get no requests now")
+	case nothing:
+		for i := range rows {
+			if row := &rows[i]; row.Why != "" {
+				row.Why += "; the source returns no upstreams now"
+				row.Reasons = []string{row.Why}
+			}
+		}
+	case empty:
+		rows = markIdle(rows, nil, "the source returns an empty answer now: requests are answered 503")
+	}
+	rows = append(rows, brought...)
 	shown := make(map[string]bool)
 	for i := range rows {
 		shown[rows[i].Upstream] = true
@@ -164,6 +210,8 @@ func (l lister) rows() []view.Upstream {
 		shown[m.Address] = true
 		row := l.row(u, m, l.registry.Settings.Of(m.Address))
 		switch row.Idle, row.Stale = true, stale; {
+		case stale && l.source.isNone():
+			row.Why = "the source returns no upstreams now: no requests, and forgotten within an hour"
 		case stale:
 			row.Why = "the source returns other upstreams now: no requests, and soon forgotten"
 		case l.dynamic.answers.newest.Load() == nil:
@@ -186,6 +234,22 @@ func (l lister) rows() []view.Upstream {
 	}
 	for _, w := range watched { // those of answers that are not kept, and of an earlier config
 		also(nil, w.Member, w.stale)
+	}
+	return rows
+}
+
+// markIdle marks rows as those of upstreams that requests do not bring. It drops those that are in
+// use in another way.
+func markIdle(rows, inUse []view.Upstream, why string) []view.Upstream {
+	rows = slices.DeleteFunc(rows, func(row view.Upstream) bool {
+		return slices.ContainsFunc(inUse, func(other view.Upstream) bool { return other.Upstream == row.Upstream })
+	})
+	for i := range rows {
+		row := &rows[i]
+		row.Idle, row.Serving, row.FailOpen, row.EffectiveWeight = true, false, false, 0
+		if row.Why != "" {
+			row.Why, row.Reasons = why, []string{why}
+		}
 	}
 	return rows
 }
@@ -230,7 +294,7 @@ func (l lister) rowsOf(p *pool.Pool, now *pool.Snapshot) []view.Upstream {
 func (l lister) row(u *reverseproxy.Upstream, m *pool.Member, set *settings.Setting) view.Upstream {
 	status := m.Status()
 	row := view.Upstream{
-		Pool: l.Name(), Upstream: m.Address, Status: status.String(), Mode: string(set.ModeNow()), Rebind: set.RebindNow(),
+		Pool: l.Name(), Upstream: m.Address, Status: status.String(), Mode: string(set.ModeNow()), ModeSince: modeSince(set), Rebind: set.RebindNow(),
 		Weight: set.WeightIn(l.Name(), m.Weight), ConfiguredWeight: m.Weight, Group: m.Group, Backup: m.Group > 0, Persisted: notPersisted(l.registry.Settings, m.Address),
 		Checks: []view.Check{},
 	}

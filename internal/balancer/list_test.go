@@ -3,9 +3,12 @@
 package balancer
 
 import (
+	"context"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -101,6 +104,128 @@ func TestList_AddressesThatAreNotUTF8CanBeNamed(t *testing.T) {
 	}
 }
 
+// Requests bring the upstreams of a source or those in the list, and only these serve. A source that
+// returns none without a list is an outage.
+func TestList_SaysWhetherSourceOrListServes(t *testing.T) {
+	const (
+		serves      = "up: gets requests in turn"
+		instead     = serves + "; the source returns no upstreams now"
+		unproved    = "not checked, since no check can reach its address, so never suspect: gets requests in turn"
+		returnsSome = "the source returns upstreams: those in the list get no requests now"
+		past        = "the source returns no upstreams now: no requests, and forgotten within an hour"
+		isEmpty     = "the source returns an empty answer now: requests are answered 503"
+	)
+	const listed, sourced = "10.0.0.1:80", "10.9.9.9:80"
+	for name, tc := range map[string]struct {
+		verdicts, source string
+		bring            func(*policy)
+		want             map[string]string // the reason by upstream
+		serving          []string
+		empty, isOut     bool
+	}{
+		"no request yet": {verdicts: "u", source: "{}", bring: func(*policy) {}, want: map[string]string{listed: serves}, serving: []string{listed}},
+		"the source": {
+			verdicts: "u", source: "{}", bring: func(p *policy) { p.picks(testkit.Get, 1); p.served(1, sourced) },
+			want: map[string]string{listed: returnsSome, sourced: unproved}, serving: []string{sourced},
+		},
+		"the list": {
+			verdicts: "u", source: "{}", bring: func(p *policy) { p.served(1, sourced); p.picks(testkit.Get, 1) },
+			want: map[string]string{listed: instead, sourced: past}, serving: []string{listed},
+		},
+		"both": {
+			verdicts: "u", source: "{}", bring: func(p *policy) { p.served(1, address(0)) },
+			want: map[string]string{listed: serves}, serving: []string{listed},
+		},
+		"nothing, without a list": {
+			source: "{}", bring: func(p *policy) { p.served(1, sourced); p.Select(nil, testkit.Get(), nil) },
+			want: map[string]string{sourced: past}, empty: true, isOut: true,
+		},
+		"nothing at the first request": {
+			source: "{}", bring: func(p *policy) { p.Select(nil, testkit.Get(), nil) },
+			want: map[string]string{}, empty: true, isOut: true,
+		},
+		"an empty answer": {
+			verdicts: "u", source: "{}", bring: func(p *policy) { p.served(1, sourced); p.Select(nil, testkit.Get(), nil) },
+			want: map[string]string{listed: isEmpty, sourced: past}, empty: true, isOut: true,
+		},
+		"something again": {
+			source: "{}", bring: func(p *policy) { p.Select(nil, testkit.Get(), nil); p.served(1, sourced) },
+			want: map[string]string{sourced: unproved}, serving: []string{sourced},
+		},
+		"by the request": {
+			source: `{"name": "{http.request.host}"}`, bring: func(p *policy) { p.served(1, sourced); p.Select(nil, testkit.Get(), nil) },
+			want: map[string]string{sourced: unproved}, serving: []string{sourced},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRegistry(t, settings.NewSet())
+			p := newPolicy(t, tc.verdicts, in(r), unchecked, func(s *setup) { s.Proxy.DynamicUpstreamsRaw = []byte(tc.source) })
+			r.Start()
+			defer r.Close()
+			tc.bring(p)
+			rows := list(r, Filter{})
+			pools := listPools(r, rows)
+			got, serving := make(map[string]string), []string(nil)
+			for _, row := range rows {
+				got[row.Upstream] = row.Why
+				if row.Idle == (row.EffectiveWeight > 0) || row.Idle == row.Serving {
+					t.Errorf("idle and in use: %+v", row)
+				}
+				if row.Serving {
+					serving = append(serving, row.Upstream)
+				}
+			}
+			if !maps.Equal(got, tc.want) || !slices.Equal(serving, tc.serving) {
+				t.Errorf("got %q, and %q serve; want %q, and %q", got, serving, tc.want, tc.serving)
+			}
+			if len(pools) != 1 || pools[0].Empty != tc.empty || (len(view.Outages(pools)) > 0) != tc.isOut {
+				t.Errorf("pools %+v, want empty %v and out %v", pools, tc.empty, tc.isOut)
+			}
+		})
+	}
+}
+
+// That requests find no upstream is known of the source: all handlers with it and a reload know it. A
+// client that leaves says nothing of it, and it ends without requests.
+func TestList_EmptySourceIsKnownOfTheSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const dial = "10.9.9.9:80"
+		first := newDynamicPolicy(t, newNetwork(), "{}", unchecked)
+		second := newDynamicPolicy(t, newNetwork(), "{}", unchecked)
+		want := func(what string, isOutage bool) {
+			t.Helper()
+			for _, p := range []*policy{first, second} {
+				if got := p.source.isOutage(); got != isOutage {
+					t.Errorf("%s: an outage: %v, want %v", what, got, isOutage)
+				}
+			}
+		}
+		left, leave := context.WithCancel(t.Context())
+		leave()
+		want("no request", false)
+		first.Select(nil, testkit.Get().WithContext(left), nil)
+		want("a client left", false)
+		first.Select(nil, testkit.Get(), nil)
+		want("a request found none", true)
+		second.served(1, dial)
+		want("another handler was brought one", false)
+		second.Select(nil, testkit.Get().WithContext(left), nil)
+		want("a client left again", false)
+		second.Select(nil, testkit.Get(), nil)
+		next := newDynamicPolicy(t, newNetwork(), "{}", unchecked)
+		second.end(t)
+		second = next
+		want("after a reload", true)
+		if rows := next.rows(Filter{}); len(rows) != 1 || !rows[0].Idle {
+			t.Errorf("after a reload: %+v", rows)
+		}
+		time.Sleep(emptyFor - time.Second)
+		want("a little later", true)
+		time.Sleep(time.Second)
+		want("later", false)
+	})
+}
+
 // What an earlier config was brought, but no request of this one, is no outage. Once a
 // request brings it, it counts.
 func TestList_WhatRequestsDoNotBringIsNoOutage(t *testing.T) {
@@ -108,12 +233,12 @@ func TestList_WhatRequestsDoNotBringIsNoOutage(t *testing.T) {
 	before := newDynamicPolicy(t, newNetwork(), "x", unchecked)
 	before.served(1, dial)
 	p := newDynamicPolicy(t, newNetwork(), "x", unchecked)
-	if rows := p.rows(Filter{}); len(rows) != 1 || !rows[0].Idle || len(view.Outages(rows)) > 0 {
+	if rows := p.rows(Filter{}); len(rows) != 1 || !rows[0].Idle || len(view.Outages(view.Pools(rows))) > 0 {
 		t.Errorf("before a request: %+v", rows)
 	}
 	p.registry.Settings.Change(dial, settings.Change{Mode: new(settings.Mode(settings.Maintenance))})
 	p.Select(brought(dial), testkit.Get(), nil)
-	if rows := p.rows(Filter{}); len(rows) != 1 || rows[0].Idle || len(view.Outages(rows)) != 1 {
+	if rows := p.rows(Filter{}); len(rows) != 1 || rows[0].Idle || len(view.Outages(view.Pools(rows))) != 1 {
 		t.Errorf("after a request: %+v", rows)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/caddy-alive/caddy-alive/internal/page"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -35,7 +34,7 @@ type Listing struct {
 	mu       sync.Mutex // guards what follows; held while one form is rendered
 	rowJSON  array
 	poolJSON array
-	html     []byte
+	pages    map[string]*Page // by the key of the filter
 }
 
 // array is a list as JSON: the whole, and by element.
@@ -128,9 +127,11 @@ func (l *Listing) servesFor(now *Listing) bool {
 // JSON returns all rows as JSON.
 func (l *Listing) JSON() ([]byte, error) { return renderAll(l, &l.rowJSON, l.rows) }
 
-// JSONOf returns the rows of one pool as JSON.
-func (l *Listing) JSONOf(pool string) ([]byte, error) {
-	return renderSome(l, &l.rowJSON, l.rows, func(row *view.Upstream) bool { return row.Pool == pool })
+// JSONOf returns the rows that a filter wants as JSON.
+func (l *Listing) JSONOf(only Filter) ([]byte, error) {
+	return renderSome(l, &l.rowJSON, l.rows, func(row *view.Upstream) bool {
+		return only.wants(row.Pool, row.Upstream) && only.wantsServing(row)
+	})
 }
 
 // Pools returns the names of all pools of the config, sorted.
@@ -204,18 +205,4 @@ func render[T any](l *Listing, to *array, list []T) error {
 	}
 	l.took.Add(int64(time.Since(began)))
 	return nil
-}
-
-// HTML returns the page.
-func (l *Listing) HTML() ([]byte, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.html != nil {
-		return l.html, nil
-	}
-	began := time.Now()
-	html, err := page.Render(l.rows, l.pools, l.at)
-	l.html = html
-	l.took.Add(int64(time.Since(began)))
-	return html, err
 }

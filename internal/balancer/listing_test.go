@@ -11,7 +11,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddy-alive/caddy-alive/internal/page"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/testkit"
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
@@ -41,7 +43,7 @@ func TestListing_OneBuildForAllViewers(t *testing.T) {
 			built, texts := make(map[*Listing]bool), make(map[*byte]bool)
 			var viewers sync.WaitGroup
 			for range 50 {
-				for _, render := range []func(*Listing) ([]byte, error){(*Listing).HTML, (*Listing).JSON, (*Listing).PoolsJSON} {
+				for _, render := range []func(*Listing) ([]byte, error){plainPage, (*Listing).JSON, (*Listing).PoolsJSON} {
 					viewers.Go(func() {
 						l := CurrentListing()
 						text, err := render(l)
@@ -56,7 +58,7 @@ func TestListing_OneBuildForAllViewers(t *testing.T) {
 				}
 				viewers.Go(func() {
 					l := CurrentListing()
-					if _, err := l.JSONOf("shop"); err != nil {
+					if _, err := l.JSONOf(Filter{Pool: "shop"}); err != nil {
 						t.Error(err)
 					}
 					mu.Lock()
@@ -101,8 +103,8 @@ func TestListing_ShowsAChangeAtOnce(t *testing.T) {
 		answering(t, p.registry)
 		forms := map[string]func(*Listing) ([]byte, error){
 			"list": (*Listing).JSON,
-			"pool": func(l *Listing) ([]byte, error) { return l.JSONOf("shop") },
-			"page": (*Listing).HTML,
+			"pool": func(l *Listing) ([]byte, error) { return l.JSONOf(Filter{Pool: "shop"}) },
+			"page": plainPage,
 
 			"pools":    (*Listing).PoolsJSON,
 			"the pool": func(l *Listing) ([]byte, error) { return l.PoolJSON("shop") },
@@ -132,7 +134,7 @@ func TestListing_ShowsAChangeAtOnce(t *testing.T) {
 					t.Errorf("change %d: %s shows %+v, %v", i, form, pools, err)
 				}
 			}
-			if page := read("page"); m != settings.Ready && !strings.Contains(page, "<span>"+string(m)+"</span>") {
+			if page := read("page"); !strings.Contains(page, "<b>"+states[m]+"</b>") {
 				t.Errorf("change %d: the page does not show %s", i, m)
 			}
 		}
@@ -194,7 +196,7 @@ func TestListing_IsTheRowsAsJSON(t *testing.T) {
 	}
 	l := &Listing{rows: rows}
 	for pool, part := range map[string][]view.Upstream{"a<b>": rows[:1], "b": {rows[1], rows[3]}, "c": {}} {
-		got, err := l.JSONOf(pool)
+		got, err := l.JSONOf(Filter{Pool: pool})
 		if err != nil || string(got) != want(part) {
 			t.Errorf("pool %s: got %s, %v, want %s", pool, got, err, want(part))
 		}
@@ -220,4 +222,70 @@ func TestListing_IsThePoolsAsJSON(t *testing.T) {
 			t.Errorf("pool %s: got %s, %v, want %s", name, got, err, want(part))
 		}
 	}
+}
+
+// The page of each filter is another one, and is rendered once.
+func TestListing_HasAPageOfEachFilter(t *testing.T) {
+	rows := []view.Upstream{{Pool: "shop", Upstream: "a:80", Status: "down"}, {Pool: "shop", Upstream: "b:80", Status: "up", Serving: true}}
+	l := &Listing{rows: rows, pools: view.Pools(rows)}
+	pages := make(map[*Page]bool)
+	for range 2 {
+		for _, f := range []page.Filter{{}, {State: "down"}, {State: "up"}, {Text: "up"}, {Pool: "shop"}} {
+			p, err := l.Page(page.Site{}, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pages[p] = true
+			for _, row := range rows {
+				if got, want := strings.Contains(string(p.Plain), `data-key="`+row.Upstream+`"`), f.Text == "" && f.State == "" || f.State == row.Status || f.Text == row.Status; got != want {
+					t.Errorf("%+v: shows %s: %v, want %v", f, row.Upstream, got, want)
+				}
+			}
+		}
+	}
+	if len(pages) != 5 {
+		t.Errorf("%d pages, want 5", len(pages))
+	}
+	for i := range 2 * maxPages { // clients choose the filters
+		if _, err := l.Page(page.Site{}, page.Filter{Text: strings.Repeat("x", i+1)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(l.pages) != maxPages {
+		t.Errorf("%d pages are kept, want %d", len(l.pages), maxPages)
+	}
+}
+
+// A config that runs measures what its requests do, and the lists show it.
+func TestListing_ShowsTraffic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRegistry(t, settings.NewSet())
+		p := newPolicy(t, "uu", in(r), idle)
+		r.Start()
+		answering(t, r)
+		defer r.Close()
+		synctest.Wait() // the first sample
+		p.picks(testkit.Get, 100)
+		p.counters.CountAccusation(address(1), "connect")
+		time.Sleep(2 * view.TrendInterval)
+		synctest.Wait()
+		l := CurrentListing()
+		for i, want := range []view.Upstream{{RequestsPerSecond: 5}, {RequestsPerSecond: 5, RecentFailures: 1}} {
+			if got := l.rows[i]; got.RequestsPerSecond != want.RequestsPerSecond || got.RecentFailures != want.RecentFailures {
+				t.Errorf("%s: %v requests a second and %d failures, want %v and %d", got.Upstream, got.RequestsPerSecond, got.RecentFailures, want.RequestsPerSecond, want.RecentFailures)
+			}
+		}
+		if got := l.pools[0]; got.RequestsPerSecond != 10 || got.RecentFailures != 1 || got.FailureShare != .01 || len(got.Trend) != 2 || got.Trend[0].Requests != 20 {
+			t.Errorf("the pool is %+v", got)
+		}
+	})
+}
+
+// plainPage returns the page without a filter.
+func plainPage(l *Listing) ([]byte, error) {
+	p, err := l.Page(page.Site{}, page.Filter{})
+	if err != nil {
+		return nil, err
+	}
+	return p.Plain, nil
 }

@@ -9,6 +9,19 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
+// EmptyPools returns the pools of the newest started config with a source that is
+// the same for all requests, and whether requests find no upstream, because it returns none.
+func EmptyPools() map[string]bool {
+	empty := make(map[string]bool)
+	for _, b := range Newest().All() {
+		if b.source.list != nil {
+			name := view.ValidText(b.Name())
+			empty[name] = empty[name] || b.source.isOutage()
+		}
+	}
+	return empty
+}
+
 // listPools returns the pools of a registry by name, also those without upstreams at present.
 // Handlers of one name are one pool.
 func listPools(r *Registry, rows []view.Upstream) []view.Pool {
@@ -25,6 +38,11 @@ func listPools(r *Registry, rows []view.Upstream) []view.Pool {
 			pools = append(pools, view.NewPool(b.Name()))
 		}
 		p := &pools[i]
+		p.Empty = p.Empty || b.source.isOutage()
+		if b.counters != nil {
+			_, traffic, trend := b.counters.Traffic() // of all handlers of the name
+			p.SetTraffic(traffic, trend)
+		}
 		if limit := b.config.Rules.Queue.Length; limit > 0 {
 			if p.Queue == nil {
 				waiting, _ := b.counters.Waiting() // in all handlers of the name

@@ -203,6 +203,7 @@ func (r *Registry) Start() {
 	}
 	r.background.Go(func() { r.Store.Run(ctx) })
 	r.background.Go(func() { r.keepSettings(ctx) })
+	r.background.Go(func() { telemetry.Sample(ctx) })
 }
 
 // ConfigStarted says that the config has started as a whole.

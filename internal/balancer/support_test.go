@@ -185,6 +185,7 @@ func (p *policy) set(i int, c settings.Change) { p.registry.Settings.Change(p.li
 // Select does what the Select method of the policy module does.
 func (p *policy) Select(upstreams reverseproxy.UpstreamPool, r *http.Request, w http.ResponseWriter) *reverseproxy.Upstream {
 	if p.Owns(upstreams) {
+		p.BroughtList(r)
 		if now := p.Current(); now.Fast() {
 			i := now.Draw()
 			if u := upstreams[i]; u.Available() {

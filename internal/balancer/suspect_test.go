@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
@@ -107,8 +108,8 @@ func TestExplain_Suspect(t *testing.T) {
 		const all = "suspect, serves true: up, but suspect since a request to it failed (%s): gets requests, since all that serve are suspect"
 		p.want("all are accused", fmt.Sprintf(all, "connection refused"), fmt.Sprintf(all, "status 502"),
 			"suspect, serves false: up, but suspect since a request to it failed (status 502): gets requests only while no other upstream serves")
-		if rows := (lister{p.Balancer, Filter{}}).rows(); view.Pools(rows)[0].Alarm() != "" || view.Summary(rows) != "2 of 3 upstreams serve, 3 are suspect" {
-			t.Errorf("alarm %q, summary %q", view.Pools(rows)[0].Alarm(), view.Summary(rows))
+		if rows := (lister{p.Balancer, Filter{}}).rows(); view.Pools(rows)[0].Alarm() != "" || view.NewTotals(rows, view.Pools(rows)).Summary() != "3 suspect; 2 of 3 upstreams serve" {
+			t.Errorf("alarm %q, summary %q", view.Pools(rows)[0].Alarm(), view.NewTotals(rows, view.Pools(rows)).Summary())
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -179,6 +180,35 @@ func TestExplain_Ejected(t *testing.T) {
 		}
 		if events != 1 || counted != 3 {
 			t.Errorf("%d events and %d lines, want 1 and 3: %v", events, counted, p.logs.All())
+		}
+	})
+}
+
+// While a config is being provisioned, the one that serves goes on, and its pool is that of the
+// new one too: suspicions may begin and end, and upstreams may be ejected, at each moment.
+func TestReload_TrafficAccusesWhileAConfigIsProvisioned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork("a:80", "b:80", "c:80")
+		old := newAccusedPool(t, "shop", n, nil, "a:80", "b:80", "c:80")
+		accused := false
+		accuse := func(zapcore.Entry) error { // the new balancer has begun with a:80 by now
+			accused = true
+			old.fail("a:80", 1, witness.Connect, "connection refused")
+			time.Sleep(time.Second)
+			synctest.Wait()
+			for range 5 {
+				old.fail("b:80", 1, witness.Outcome, "status 502")
+				time.Sleep(5 * time.Second)
+				synctest.Wait()
+			}
+			return nil
+		}
+		p := newAccusedPool(t, "shop", n, func(c *Config) { c.Logger = c.Logger.WithOptions(zap.Hooks(accuse)) }, "a:80", "b:80", "{http.vars.which}", "c:80")
+		if !accused {
+			t.Fatal("nothing happened meanwhile")
+		}
+		if row := (lister{p.Balancer, Filter{}}).row(nil, p.Member("b:80"), nil); row.State() != "ejected" {
+			t.Errorf("what happened meanwhile is not known: %+v", row)
 		}
 	})
 }

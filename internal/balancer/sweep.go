@@ -159,6 +159,9 @@ func (d *dynamic) presentSets() func(*addressSet) bool {
 			awaited[a.set] = true
 		}
 	}
+	if d.balancer.source.isNone() {
+		return func(a *addressSet) bool { return awaited[a] }
+	}
 	newest := d.answers.newest.Load()
 	if newest == nil {
 		return func(*addressSet) bool { return true }

@@ -37,7 +37,7 @@ type traffic struct {
 	brought   sync.Map // what requests brought from a dynamic source: *pool.Member by dial address
 }
 
-// init joins what is known of the pool.
+// init joins what is known of the pool. The balancer is told nothing before connect.
 func (t *traffic) init(b *Balancer) (err error) {
 	t.handler.Settings = b.config.Rules.Witness
 	if t.handler.Settings.Off {
@@ -61,6 +61,14 @@ func (t *traffic) init(b *Balancer) (err error) {
 	}
 	t.pool, err = witness.Join(b.config.Name, &t.handler)
 	return err
+}
+
+// connect has the balancer told what the traffic says. It is called when b.pool has a snapshot:
+// requests of another balancer, also of another config, may accuse an upstream at any moment.
+func (t *traffic) connect() {
+	if t.pool != nil {
+		t.pool.Follow(&t.handler)
+	}
 }
 
 // reportTo makes the balancer report what the traffic says.

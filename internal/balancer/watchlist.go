@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -20,6 +21,9 @@ import (
 // share a list, whatever their checks are, because an answer given to one handler can be
 // given to the others. Each of them forgets by itself what its own requests do not bring.
 type watchList struct {
+	returned  atomic.Int32 // what the source returned last, as returned
+	foundNone atomic.Int64 // when a request last found no upstream, as elapsed
+
 	mu        sync.Mutex // guards what follows
 	addresses map[string]*watchedAddress
 	users     map[*dynamic]struct{}

@@ -149,7 +149,7 @@ func (c *client) warnOfOutages(limit time.Duration, changed []view.Upstream) {
 		if err != nil {
 			continue
 		}
-		for _, line := range view.Outages(rows) {
+		for _, line := range view.Outages(view.Pools(rows)) {
 			c.warn(printable(line))
 		}
 	}

@@ -10,8 +10,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -22,6 +24,7 @@ import (
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
@@ -43,19 +46,51 @@ type client struct {
 	address string // of the admin API
 }
 
+// newClient returns the client of a command. It warns of a Caddyfile nearby that cannot be read.
 func newClient(cmd *cobra.Command) (*client, error) {
+	c, unread, err := findClient(cmd)
+	if unread != nil {
+		fmt.Fprintf(cmd.ErrOrStderr(), "warning: the %s in this folder does not say where the admin API is: %s\n", nearby, printable(unread.Error()))
+	}
+	return c, err
+}
+
+// findClient returns the client of a command, and why the Caddyfile nearby cannot be read.
+func findClient(cmd *cobra.Command) (c *client, unread, err error) {
 	address, _ := cmd.Flags().GetString("address")
 	config, _ := cmd.Flags().GetString("config")
 	adapter, _ := cmd.Flags().GetString("adapter")
-	admin, err := caddycmd.DetermineAdminAPIAddress(address, nil, config, adapter)
+	var adapted []byte
+	if address == "" && config == "" && adapter == "" {
+		if adapted, unread = adaptNearby(); adapted != nil {
+			config = nearby
+		}
+	}
+	admin, err := caddycmd.DetermineAdminAPIAddress(address, adapted, config, adapter)
 	if err != nil {
-		return nil, fmt.Errorf("finding out the address of the admin API: %v", err)
+		return nil, unread, fmt.Errorf("finding out the address of the admin API: %v", err)
 	}
 	parsed, err := caddy.ParseNetworkAddress(admin)
 	if err != nil || !parsed.IsUnixNetwork() && !parsed.IsFdNetwork() && (parsed.StartPort == 0 || parsed.PortRangeSize() > 1 || strings.Contains(parsed.Host, "/")) {
-		return nil, fmt.Errorf("the address of the admin API must be like localhost:2019 or unix//run/caddy-admin.sock; got %q", admin)
+		return nil, unread, fmt.Errorf("the address of the admin API must be like localhost:2019 or unix//run/caddy-admin.sock; got %q", admin)
 	}
-	return &client{cmd: cmd, address: admin}, nil
+	return &client{cmd: cmd, address: admin}, unread, nil
+}
+
+// nearby is the config that Caddy's commands use if none is named, where it exists.
+const nearby = "Caddyfile"
+
+// adaptNearby returns the config in the current folder as JSON, nil if there is none.
+func adaptNearby() ([]byte, error) {
+	text, err := os.ReadFile(nearby)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	adapted, _, err := caddyconfig.GetAdapter("caddyfile").Adapt(text, map[string]any{"filename": nearby})
+	return adapted, err
 }
 
 // list returns the upstreams that a query selects, all if it is nil.

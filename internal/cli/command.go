@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/caddy-alive/caddy-alive/internal/limits"
 	"github.com/caddy-alive/caddy-alive/internal/settings"
+	"github.com/caddy-alive/caddy-alive/internal/suggest"
+	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
 func init() {
@@ -28,7 +31,7 @@ Shows the upstreams of a running Caddy, and why each of them gets requests or no
 their modes (ready, drain and maintenance) and their weights, and checks them at once. Shows
 the members of a fleet.
 The commands use the admin API: at --address, otherwise at the address in the --config
-file, otherwise at localhost:2019.`,
+file, otherwise at that of a Caddyfile in the current folder, otherwise at localhost:2019.`,
 		CobraFunc: addCommands,
 	})
 }
@@ -39,6 +42,9 @@ const orReset = "or reset"
 // oneUpstream is what the commands that take an upstream want.
 const oneUpstream = "one upstream, as caddy alive status shows it"
 
+// commandNames are the commands, in the order in which they are documented.
+var commandNames = []string{"status", settings.Ready, settings.Drain, settings.Maintenance, "weight", "check", "fleet"}
+
 // addCommands adds the commands of `caddy alive`.
 func addCommands(root *cobra.Command) {
 	root.PersistentFlags().StringP("config", "c", "", "Configuration file to use to parse the admin address, if --address is not used")
@@ -46,10 +52,11 @@ func addCommands(root *cobra.Command) {
 	root.PersistentFlags().String("address", "", "The address to use to reach the admin API endpoint, if not the default")
 	root.Args = func(_ *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return fmt.Errorf("unknown command %q: there are status, ready, drain, maintenance, weight, check and fleet", args[0])
+			return fmt.Errorf("unknown command %q: there are %s%s", args[0], suggest.Enumerate(commandNames), suggest.DidYouMean(args[0], commandNames))
 		}
 		return nil
 	}
+	root.ValidArgsFunction = cobra.NoFileCompletions
 	root.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 	root.AddCommand(
 		statusCommand(),
@@ -64,23 +71,34 @@ func addCommands(root *cobra.Command) {
 
 func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "status [--watch|--check] [--pool <name>] [--not-serving] [--json]", Short: "Shows all upstreams by pool", Args: exactly(0, "no arguments"),
+		Use: "status [--watch|--check] [--pool <name>] [--upstream <upstream>] [--state <states>] [--not-serving] [--all] [--json]", Short: "Shows all upstreams by pool, what is wrong first",
+		Args: exactly(0, "no arguments"), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runStatus(cmd) },
 	}
 	cmd.Flags().BoolP("watch", "w", false, "Show the upstreams again each second, until interrupted")
 	cmd.Flags().Bool("json", false, "Print JSON, for scripts")
 	cmd.Flags().Bool("check", false, "Show one line for each pool in which no upstream serves. Exit with 3 if there is one.")
 	cmd.Flags().String("pool", "", "Show only the pool of this name")
+	cmd.Flags().String("upstream", "", "Show only this upstream, in all of its pools")
+	cmd.Flags().StringSlice("state", nil, "Show only upstreams in these states: "+strings.Join(view.States, ", "))
 	cmd.Flags().Bool("not-serving", false, "Show only upstreams that do not serve, or are suspect or ejected")
+	cmd.Flags().Bool("all", false, "Show all upstreams with their reasons, also if they do not fit the terminal")
 	cmd.MarkFlagsMutuallyExclusive("watch", "check")
-	cmd.MarkFlagsMutuallyExclusive("not-serving", "check")
+	for _, flag := range []string{"not-serving", "state", "upstream", "all"} {
+		cmd.MarkFlagsMutuallyExclusive(flag, "check")
+	}
+	cmd.MarkFlagsMutuallyExclusive("json", "all")
+	completeFlag(cmd, "pool", completePool)
+	completeFlag(cmd, "upstream", completeUpstream(""))
+	completeFlag(cmd, "state", completeState)
 	return cmd
 }
 
 func modeCommand(mode, short string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: mode + " <upstream> [--wait <duration>]", Short: short, Args: exactly(1, oneUpstream),
-		RunE: func(cmd *cobra.Command, args []string) error { return runMode(cmd, args[0], mode) },
+		ValidArgsFunction: completeArgument(completeUpstream(mode)),
+		RunE:              func(cmd *cobra.Command, args []string) error { return runMode(cmd, args[0], mode) },
 	}
 	until := "no request is in flight and no new ones come, at any member of a fleet"
 	if mode == settings.Ready {
@@ -100,10 +118,12 @@ func modeCommand(mode, short string) *cobra.Command {
 func weightCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "weight <upstream> <n|reset> [--pool <name>]", Short: "Sets the weight of an upstream, or resets it to the weight of the config",
-		Args: exactly(2, "an upstream, and a whole number or reset"),
-		RunE: func(cmd *cobra.Command, args []string) error { return runWeight(cmd, args[0], args[1]) },
+		Args:              exactly(2, "an upstream, and a whole number or reset"),
+		ValidArgsFunction: completeArgument(completeUpstream(""), "reset"),
+		RunE:              func(cmd *cobra.Command, args []string) error { return runWeight(cmd, args[0], args[1]) },
 	}
 	cmd.Flags().String("pool", "", "The pool for which the weight is set. Required if several pools have the upstream.")
+	completeFlag(cmd, "pool", completePool)
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		var unknown interface{ GetSpecifiedShortnames() string }
 		if errors.As(err, &unknown) { // a negative number was parsed as a flag
@@ -119,8 +139,9 @@ func weightCommand() *cobra.Command {
 func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check <upstream> [--wait <duration>]", Short: "Checks an upstream at once. Exits with 1 unless it passes and is up",
-		Args: exactly(1, oneUpstream),
-		RunE: func(cmd *cobra.Command, args []string) error { return runCheck(cmd, args[0]) },
+		Args:              exactly(1, oneUpstream),
+		ValidArgsFunction: completeArgument(completeUpstream("")),
+		RunE:              func(cmd *cobra.Command, args []string) error { return runCheck(cmd, args[0]) },
 	}
 	cmd.Flags().Duration("wait", 0, "Check each second until the upstream is up, at most this long")
 	return cmd
@@ -128,10 +149,12 @@ func checkCommand() *cobra.Command {
 
 func fleetCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "fleet [--upstream <upstream>] [--json]", Short: "Shows the members of the fleet, and which upstreams are not up there", Args: exactly(0, "no arguments"),
+		Use: "fleet [--upstream <upstream>] [--json]", Short: "Shows the members of the fleet, and which upstreams are not up there",
+		Args: exactly(0, "no arguments"), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runFleet(cmd) },
 	}
 	cmd.Flags().String("upstream", "", "Show only this upstream, and what each member says of a wait for it")
+	completeFlag(cmd, "upstream", completeUpstream(""))
 	cmd.Flags().Bool("json", false, "Print JSON, for scripts")
 	return cmd
 }

@@ -135,6 +135,10 @@ func TestCommand_ErrorsAreOneLine(t *testing.T) {
 		{stopped, "check", "caddy alive check takes one upstream"},
 		{stopped, "status now", "caddy alive status takes no arguments"},
 		{stopped, "sleep a", `unknown command "sleep": there are status, ready, drain, maintenance, weight, check and fleet`},
+		{stopped, "statsu", `weight, check and fleet; did you mean 'status'?`},
+		{stopped, "status --state dwon", "--state takes down, ejected, suspect, unknown, draining, maintenance and up, several of them with commas between; got 'dwon'; did you mean 'down'?"},
+		{stopped, "status --state down,", "got ''"},
+		{stopped, "status --json --all", "if any flags in the group [json all] are set none of the others can be"},
 	} {
 		stdout, stderr, err := command(t.Context(), tc.address, strings.Fields(tc.args)...)
 		if err == nil || !strings.Contains(err.Error(), tc.says) || strings.Contains(err.Error(), "\n") {

@@ -34,6 +34,13 @@ func runFleet(cmd *cobra.Command) error {
 		_, err = out.Write(printableJSON(text))
 		return err
 	}
+	if upstream != "" { // other members may have it
+		if rows, _, err := c.list(askTimeout, nil); err == nil {
+			if err := (filter{upstream: upstream}).validate(rows); err != nil {
+				c.warn("at this Caddy: " + err.Error())
+			}
+		}
+	}
 	var show bytes.Buffer
 	writeFleet(screenOf(out), &show, fleet, upstream)
 	_, err = out.Write(show.Bytes())

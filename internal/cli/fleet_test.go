@@ -103,6 +103,28 @@ func answering(t *testing.T, fleet view.Fleet) string {
 	return server.Listener.Addr().String()
 }
 
+// An upstream that this Caddy does not have has a warning that says which may be meant. Other
+// members may have it.
+func TestFleet_WarnsOfAnUnknownUpstream(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/alive/fleet" {
+			fmt.Fprint(w, `{"fleet":"shops"}`)
+			return
+		}
+		fmt.Fprint(w, `[{"pool":"shop","upstream":"app1:80"}]`)
+	}))
+	defer server.Close()
+	for upstream, want := range map[string]string{
+		"app1:80": "",
+		"app1":    "warning: at this Caddy: unknown upstream 'app1'; caddy alive status lists all upstreams; did you mean 'app1:80'?\n",
+	} {
+		stdout, stderr, err := command(t.Context(), server.Listener.Addr().String(), "fleet", "--upstream", upstream)
+		if err != nil || !strings.HasPrefix(stdout, "fleet shops: ") || stderr != want {
+			t.Errorf("%s: printed %q and %q, %v, want %q", upstream, stdout, stderr, err, want)
+		}
+	}
+}
+
 // With --json, the answer is printed as it is, with what the command may not know. A named
 // upstream is asked for.
 func TestFleet_JSONIsTheAnswer(t *testing.T) {

@@ -59,35 +59,37 @@ func poolsOf(t *testing.T, pools []view.Pool, rows ...view.Upstream) (address st
 func TestStatus_Pools(t *testing.T) {
 	rows := []view.Upstream{
 		{Pool: "api", Upstream: "a:80", Status: "down", Mode: settings.Ready},
-		{Pool: "shop", Upstream: "b:80", Status: "up", Mode: settings.Ready, Serving: true, EffectiveWeight: 1, Weight: 1, Requests: 4, Limit: 4, Why: "up, but full"},
-		{Pool: "shop", Upstream: "c:80", Status: "up", Mode: settings.Ready, Weight: 1, Group: 1, Backup: true},
+		{Pool: "shop", Upstream: "b:80", Status: "up", Mode: settings.Ready, Serving: true, EffectiveWeight: 1, Weight: 1, ConfiguredWeight: 1, Requests: 4, Limit: 4, Why: "up, but full"},
+		{Pool: "shop", Upstream: "c:80", Status: "up", Mode: settings.Ready, Weight: 1, ConfiguredWeight: 1, Group: 1, Backup: true},
 		{Pool: "past", Upstream: "d:80", Status: "unknown", Mode: settings.Ready, Gone: true},
 	}
 	pools := view.Pools(rows)
 	pools[1].Queue = &view.Queue{Waiting: 3, Limit: 1000}
 	pools = append(pools, view.NewPool("zoo"))
 	const (
-		header = "UPSTREAM  STATUS   MODE   WEIGHT      REQUESTS  SINCE\n"
+		totals = "3 upstreams in 2 pools, 1 down, 2 up, 4 in flight\n\n"
+		header = "UPSTREAM  STATE    WEIGHT      IN FLIGHT  SINCE\n"
 		api    = "pool api\n0 of 1 serve, 1 down, 0 in flight\n!! No upstream serves, and none gets requests: they are answered 503.\n"
-		a      = "a:80      down     ready  0           0         -\n"
+		a      = "a:80      down     0           0          -\n"
 		shop   = "pool shop\n1 of 2 serve, 4 in flight, 3 of 1000 wait\n"
-		b      = "b:80      up       ready  1           4 of 4    -\n    up, but full\n"
-		c      = "c:80      up       ready  1 (backup)  0         -\n"
+		b      = "b:80      up       1           4 of 4     -\n    up, but full\n"
+		c      = "c:80      up       1 (backup)  0          -\n"
 		past   = "Set at run time, but in no pool\n"
-		d      = "d:80      unknown  ready  0           0         -\n"
+		d      = "d:80      unknown  0           0          -\n"
 		zoo    = "pool zoo\nno upstreams at present, 0 in flight\n"
+		none   = "0 upstreams in 0 pools, 0 in flight\n"
 	)
 	current := poolsOf(t, pools, rows...)
 	earlier := poolsOf(t, nil, rows...)
 	for _, tc := range []struct {
 		address, args, want string
 	}{
-		{current, "status", api + header + a + "\n" + shop + header + b + c + "\n" + past + header + d + "\n" + zoo},
-		{current, "status --pool zoo", zoo},
-		{current, "status --not-serving --pool zoo", "all upstreams serve, and none is suspect or ejected\n"},
+		{current, "status", totals + api + header + a + "\n" + shop + header + b + c + "\n" + zoo + "\n" + past + header + d},
+		{current, "status --pool zoo", none + "\n" + zoo},
+		{current, "status --not-serving --pool zoo", none + "all upstreams of the pool zoo serve, and none is suspect or ejected\n"},
 		{current, "status --check --pool shop", ""},
-		{earlier, "status", api + header + a + "\n" + strings.Replace(shop, ", 3 of 1000 wait", "", 1) + header + b + c + "\n" + past + header + d},
-		{earlier, "status --pool nothing", "no upstreams: no reverse_proxy uses lb_policy alive\n"},
+		{earlier, "status", totals + api + header + a + "\n" + strings.Replace(shop, ", 3 of 1000 wait", "", 1) + header + b + c + "\n" + past + header + d},
+		{earlier, "status --pool nothing", none + "no reverse_proxy uses lb_policy alive\n"},
 	} {
 		if stdout, stderr, err := command(t.Context(), tc.address, strings.Fields(tc.args)...); err != nil || stderr != "" || stdout != tc.want {
 			t.Errorf("%s: got\n%s%s%v\nwant\n%s", tc.args, stdout, stderr, err, tc.want)
@@ -109,6 +111,11 @@ func TestStatus_Pools(t *testing.T) {
 		if stdout, _, err := command(t.Context(), current, strings.Fields(args)...); stdout != "" || err == nil || err.Error() != "unknown pool 'nothing'" {
 			t.Errorf("%s: printed %q, %v", args, stdout, err)
 		}
+	}
+	nothing := view.NewPool("nothing")
+	nothing.Empty = true
+	if stdout, _, err := command(t.Context(), poolsOf(t, []view.Pool{nothing}), "status", "--check"); exitStatus(err) != exitOutage || stdout != "pool nothing: A dynamic source returns no upstreams: requests of its handler are answered 503.\n" {
+		t.Errorf("an empty pool: %v, printed %q", err, stdout)
 	}
 	if stdout, _, err := command(t.Context(), current, "status", "--check", "--pool", "api"); exitStatus(err) != exitOutage || !strings.HasPrefix(stdout, "pool api: ") {
 		t.Errorf("status --check --pool api: printed %q, %v", stdout, err)

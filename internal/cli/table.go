@@ -4,7 +4,7 @@ package cli
 
 import (
 	"bytes"
-	"slices"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -19,10 +19,10 @@ const (
 	gap = "  "
 )
 
-// statusColumn is the one with a colour.
-const statusColumn = 1
+// stateColumn is the one with a colour.
+const stateColumn = 1
 
-var tableHeader = []string{"UPSTREAM", "STATUS", "MODE", "WEIGHT", "REQUESTS", "SINCE"}
+var tableHeader = []string{"UPSTREAM", "STATE", "WEIGHT", "IN FLIGHT", "SINCE"}
 
 // table is a list as a terminal shows it, of upstreams or of the members of a fleet: for each
 // a row of cells, which continues on the next line where the terminal is too narrow, and
@@ -31,89 +31,6 @@ type table struct {
 	screen
 	to     *bytes.Buffer
 	widths []int // of the columns
-}
-
-// writeStatus writes pools and their upstreams, all or only those in trouble. What it says
-// of a pool is by all of its upstreams.
-func (s screen) writeStatus(to *bytes.Buffer, all listing, onlyInTrouble bool, now time.Time) {
-	if len(all.rows) == 0 && len(all.pools) == 0 {
-		to.WriteString("no upstreams: no reverse_proxy uses lb_policy alive\n")
-		return
-	}
-	shown := all
-	if onlyInTrouble {
-		shown.rows = slices.DeleteFunc(slices.Clone(all.rows), func(row view.Upstream) bool { return !row.InTrouble() })
-		if len(shown.rows) == 0 {
-			to.WriteString("all upstreams serve, and none is suspect or ejected\n")
-			return
-		}
-	}
-	s.writeTable(to, shown, now)
-	for i := range all.pools {
-		if p := &all.pools[i]; p.Upstreams == 0 && !onlyInTrouble && !hasRows(all.rows, p) {
-			s.writePool(to, "pool "+p.Pool, p)
-		}
-	}
-}
-
-// hasRows reports whether there are upstreams of a pool, those that requests no longer bring
-// included.
-func hasRows(rows []view.Upstream, p *view.Pool) bool {
-	return slices.ContainsFunc(rows, func(row view.Upstream) bool { return !row.Gone && row.Pool == p.Pool })
-}
-
-// writePool writes what there is to say of a pool, above its upstreams. Where they are in no
-// pool, it is nil.
-func (s screen) writePool(to *bytes.Buffer, title string, p *view.Pool) {
-	if to.Len() > 0 {
-		to.WriteByte('\n')
-	}
-	for _, text := range []string{printable(title), strings.Join(p.Facts(), ", ")} {
-		if text == "" {
-			continue
-		}
-		for _, line := range wrap(text, s.columns) {
-			to.WriteString(line + "\n")
-		}
-	}
-	if text := p.Alarm(); text != "" {
-		s.alarm(to, text)
-	}
-}
-
-// writeTable writes upstreams by pool.
-func (s screen) writeTable(to *bytes.Buffer, shown listing, now time.Time) {
-	t := s.newTable(to, tableHeader)
-	pools := view.ByName(shown.pools)
-	lines := make([][]string, 0, len(shown.rows))
-	for i := range shown.rows {
-		line := cells(&shown.rows[i], pools.Of(&shown.rows[i]), now)
-		lines = append(lines, line)
-		t.measure(line)
-	}
-	above := ""
-	for i := range shown.rows {
-		row := &shown.rows[i]
-		if title := row.Title(); i == 0 || title != above {
-			above = title
-			if !row.Gone {
-				title = "pool " + title
-			}
-			s.writePool(to, title, pools.Of(row))
-			t.writeRow(tableHeader, "")
-		}
-		t.writeRow(lines[i], statusColour(row))
-		t.writeReason(printable(reason(row)))
-	}
-}
-
-// reason is what the line below a row says.
-func reason(row *view.Upstream) string {
-	parts := []string{row.Why, row.InFleet()}
-	if row.Why != "" {
-		parts = []string{row.Why, row.BoundTraffic(), row.InFleet()}
-	}
-	return strings.Join(slices.DeleteFunc(parts, func(part string) bool { return part == "" }), "; ")
 }
 
 // measure makes the columns wide enough for a row.
@@ -154,7 +71,7 @@ func (t *table) writeRow(row []string, colour string) {
 			if j > 0 {
 				newLine()
 			}
-			if i == statusColumn {
+			if i == stateColumn {
 				part = t.coloured(colour, part)
 			}
 			line.WriteString(part)
@@ -185,42 +102,82 @@ func (t *table) indented() int {
 
 // cells returns the row of an upstream of a pool, which is nil if it is in none.
 func cells(row *view.Upstream, p *view.Pool, now time.Time) []string {
-	return []string{printable(row.Upstream), printable(statusCell(row, now)), printable(row.Mode), weightCell(row, p), row.InFlight(), sinceCell(row.Since, now)}
+	return []string{printable(row.Upstream), printable(stateCell(row, now)), weightCell(row, p), row.InFlight(), sinceCell(row.StateSince(), now)}
 }
 
-// statusCell shows the status, or what traffic says of an upstream that is up: that it is
-// suspect, or for how long it is still ejected.
-func statusCell(row *view.Upstream, now time.Time) string {
-	switch state := row.State(); state {
-	case "suspect":
-		return state
-	case "ejected":
-		return state + " (" + row.Ejection(now, func(until time.Time) string { return ageCell(until.Sub(now)) }) + ")"
-	default:
-		return row.Status
+// groupCells returns the row that stands for several upstreams of a pool with the same state.
+func groupCells(rows []*view.Upstream, p *view.Pool, now time.Time) []string {
+	first := rows[0]
+	weight, inFlight := weightCell(first, p), 0
+	var oldest, newest *time.Time
+	for _, row := range rows {
+		if weightCell(row, p) != weight {
+			weight = "various"
+		}
+		inFlight += row.Requests
+		if since := row.StateSince(); since != nil {
+			if oldest == nil || since.Before(*oldest) {
+				oldest = since
+			}
+			if newest == nil || since.After(*newest) {
+				newest = since
+			}
+		}
 	}
+	since := sinceCell(newest, now)
+	if until := sinceCell(oldest, now); until != since {
+		since = strings.TrimSuffix(since, " ago") + " to " + until
+	}
+	return []string{strconv.Itoa(len(rows)) + " upstreams", printable(first.State()), weight, strconv.Itoa(inFlight), since}
 }
 
-func statusColour(row *view.Upstream) string {
+// stateCell shows the state: for how long an upstream is still ejected, and of one that drains,
+// whether it is up.
+func stateCell(row *view.Upstream, now time.Time) string {
 	switch state := row.State(); {
-	case row.Status == "down", state == "ejected":
-		return red
-	case row.Serving && state != "suspect":
-		return green
+	case state == "ejected":
+		return state + " (" + row.Ejection(now, func(until time.Time) string { return ageCell(until.Sub(now)) }) + ")"
+	case state == "draining" && row.Status != "up":
+		return state + " (" + row.Status + ")"
 	default:
-		return yellow
+		return state
 	}
 }
 
-// weightCell shows the weight, the effective weight before it if that differs, and the group
-// of a backup.
+// stateColour tells what is wrong from what an operator has set, and from what is well.
+func stateColour(row *view.Upstream) string {
+	switch row.State() {
+	case "down", "ejected":
+		return red
+	case "draining", "maintenance":
+		if row.Status == "down" {
+			return red
+		}
+		return cyan
+	case "up":
+		if row.Serving || row.Backup {
+			return green
+		}
+	}
+	return yellow
+}
+
+// weightCell shows the weight: before it the effective one if that differs, and after it that
+// of the config if that differs, and the group of a backup.
 func weightCell(row *view.Upstream, p *view.Pool) string {
 	text := strconv.Itoa(row.Weight)
 	if row.EffectiveWeight != float64(row.Weight) && row.EffectiveWeight > 0 {
 		text = strconv.FormatFloat(row.EffectiveWeight, 'g', 3, 64) + "/" + text
 	}
+	var notes []string
+	if row.Weight != row.ConfiguredWeight && !row.Gone {
+		notes = append(notes, fmt.Sprintf("config %d", row.ConfiguredWeight))
+	}
 	if name := p.GroupName(row.Group); name != "" {
-		text += " (" + name + ")"
+		notes = append(notes, name)
+	}
+	if len(notes) > 0 {
+		text += " (" + strings.Join(notes, ", ") + ")"
 	}
 	return text
 }
@@ -230,7 +187,7 @@ func sinceCell(since *time.Time, now time.Time) string {
 	if since == nil {
 		return "-"
 	}
-	return ageCell(max(0, now.Sub(*since)))
+	return ageCell(max(0, now.Sub(*since))) + " ago"
 }
 
 // ageCell shows a duration in its largest unit.

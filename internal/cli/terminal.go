@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -19,6 +20,7 @@ import (
 type screen struct {
 	columns, lines int // 0 if it is no terminal: then nothing has to fit
 	colours        bool
+	moves          bool // the cursor can be moved
 }
 
 func screenOf(out io.Writer) screen {
@@ -30,15 +32,25 @@ func screenOf(out io.Writer) screen {
 	if err != nil || columns <= 0 || lines <= 0 {
 		columns, lines = 80, 24
 	}
-	return screen{columns: columns, lines: lines, colours: os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"}
+	return newScreen(columns, lines)
+}
+
+// newScreen returns the screen of a terminal, of which the environment says what it can do.
+func newScreen(columns, lines int) screen {
+	moves := os.Getenv("TERM") != "dumb"
+	return screen{columns: columns, lines: lines, colours: moves && os.Getenv("NO_COLOR") == "", moves: moves}
 }
 
 const (
-	clearScreen = "\x1b[H\x1b[2J" // cursor to the top left, and clear
+	home        = "\x1b[H"        // cursor to the top left
+	clearScreen = "\x1b[H\x1b[2J" // and clear
+	clearLine   = "\x1b[K"        // from the cursor on
+	clearBelow  = "\x1b[J"
 	plain       = "\x1b[0m"
 	red         = "\x1b[31m"
 	green       = "\x1b[32m"
 	yellow      = "\x1b[33m"
+	cyan        = "\x1b[36m"
 	boldRed     = "\x1b[1;31m"
 )
 
@@ -67,6 +79,13 @@ func (s screen) fit(shown []byte) []byte {
 	room = max(0, room)
 	omitted := wrap(fmt.Sprintf("… %d more lines do not fit", len(lines)-1-room), s.columns)[0]
 	return append(bytes.Join(lines[:room], nil), omitted+"\n"...)
+}
+
+// inPlace returns lines that replace what the terminal shows. Only what differs changes there,
+// so it does not flicker.
+func (s screen) inPlace(begin string, lines []byte) []byte {
+	lines = bytes.ReplaceAll(lines, []byte("\n"), []byte(clearLine+"\n"))
+	return slices.Concat([]byte(begin), lines, []byte(clearBelow))
 }
 
 // printable replaces characters that a terminal could interpret as commands.

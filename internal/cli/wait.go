@@ -14,7 +14,11 @@ import (
 )
 
 // isInFleet reports whether Caddy shows a fleet. It does not if it runs since before it could.
+// The config is asked first, since Caddy logs each of its answers 404 as an error.
 func isInFleet(c *client, limit time.Duration) (bool, error) {
+	if name, _, err := c.fleet(limit); err == nil && name == "" {
+		return false, nil
+	}
 	_, _, err := c.members(limit, "")
 	if isNotFound(err, "") || isNotFound(err, noFleet) {
 		return false, nil

@@ -82,6 +82,7 @@ func watch(tb testing.TB, inner http.RoundTripper, configure ...func(*watched, *
 	if err != nil {
 		tb.Fatal(err)
 	}
+	pool.Follow(h)
 	h.SetRunning(true)
 	w.witness = pool.Add(h, w.upstream.Dial, nil)
 	tb.Cleanup(func() {

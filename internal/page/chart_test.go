@@ -13,20 +13,21 @@ import (
 // The newest result is at the right, bars are in proportion to the slowest, and failed
 // results have a mark at the top.
 func TestChart_BarsAreInProportion(t *testing.T) {
-	last := &view.Result{DurationMS: 0.25}
 	for name, tc := range map[string]struct {
-		check view.Check
-		want  chart
+		check   view.Check
+		slowest float64
+		want    chart
 	}{
-		"no result":             {view.Check{}, chart{Text: "0 results, 0 failed"}},
-		"one":                   {view.Check{Recent: []float64{0.25}, Last: last}, chart{"1 results, 0 failed, the last took 0.25 ms, the slowest 0.25 ms", "M236 0v-24", ""}},
-		"one failed":            {view.Check{Recent: []float64{-0.25}, Last: last}, chart{"1 results, 1 failed, the last took 0.25 ms, the slowest 0.25 ms", "", "M236 0v-24M236-24v2"}},
-		"in proportion":         {view.Check{Recent: []float64{1, -2, 4}}, chart{"3 results, 1 failed", "M228 0v-6M236 0v-24", "M232 0v-12M232-24v2"}},
-		"never invisible":       {view.Check{Recent: []float64{0.01, 4000}}, chart{"2 results, 0 failed", "M232 0v-2M236 0v-24", ""}},
-		"no duration":           {view.Check{Recent: []float64{0}}, chart{"1 results, 0 failed", "M236 0v-2", ""}},
-		"as many as remembered": {view.Check{Recent: slices.Repeat([]float64{2}, view.Remembered)}, chart{"60 results, 0 failed", fullPath(), ""}},
+		"no result":             {view.Check{}, 0, chart{Text: "0 results, 0 failed"}},
+		"one":                   {view.Check{Recent: []float64{0.25}}, .25, chart{"1 result, 0 failed", "M236 0v-24", ""}},
+		"one failed":            {view.Check{Recent: []float64{-0.25}}, .25, chart{"1 result, 1 failed", "", "M236 0v-24M236-24v2"}},
+		"in proportion":         {view.Check{Recent: []float64{1, -2, 4}}, 4, chart{"3 results, 1 failed", "M228 0v-6M236 0v-24", "M232 0v-12M232-24v2"}},
+		"of a slower neighbor":  {view.Check{Recent: []float64{1, -2}}, 8, chart{"2 results, 1 failed", "M232 0v-3", "M236 0v-6M236-24v2"}},
+		"never invisible":       {view.Check{Recent: []float64{0.01, 4000}}, 4000, chart{"2 results, 0 failed", "M232 0v-2M236 0v-24", ""}},
+		"no duration":           {view.Check{Recent: []float64{0}}, 0, chart{"1 result, 0 failed", "M236 0v-2", ""}},
+		"as many as remembered": {view.Check{Recent: slices.Repeat([]float64{2}, view.Remembered)}, 2, chart{"60 results, 0 failed", fullPath(), ""}},
 	} {
-		if got := newChart(&tc.check); got != tc.want {
+		if got := newChart(&tc.check, tc.slowest); got != tc.want {
 			t.Errorf("%s: got %+v, want %+v", name, got, tc.want)
 		}
 	}

@@ -4,6 +4,8 @@ package page
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,14 +13,47 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/view"
 )
 
+// at is when the rows of tests are shown.
+var at = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+
 // rendered returns the page that shows rows.
 func rendered(t *testing.T, rows ...view.Upstream) string {
 	t.Helper()
-	html, err := Render(rows, view.Pools(rows), time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
+	return filteredPage(t, Filter{}, rows, view.Pools(rows))
+}
+
+// filteredPage returns the page that shows what a filter wants.
+func filteredPage(t *testing.T, f Filter, rows []view.Upstream, pools []view.Pool) string {
+	t.Helper()
+	site := Site{Host: "edge-1", Caddy: "v2.11.9", Module: "v1.2.3"}
+	html, err := Render(Data{Site: site, Rows: rows, Pools: pools, At: at}, f)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return string(html)
+}
+
+// tags matches what is not text.
+var tags = regexp.MustCompile(`<[^>]*>`)
+
+// textOf returns the text of a part of a page.
+func textOf(part string) string {
+	return strings.Join(strings.Fields(tags.ReplaceAllString(part, " ")), " ")
+}
+
+// rowOf returns the row of an upstream.
+func rowOf(t *testing.T, html, key string) string {
+	t.Helper()
+	return between(t, html, `role="row" data-key="`+key+`">`, "</tr>")
+}
+
+// keysOf returns the keys of all rows, in their order.
+func keysOf(html string) (keys []string) {
+	for _, part := range strings.Split(html, `role="row" data-key="`)[1:] {
+		key, _, _ := strings.Cut(part, `"`)
+		keys = append(keys, key)
+	}
+	return keys
 }
 
 // between returns what is between the first begin and the next end.
@@ -45,7 +80,7 @@ func TestRender_HostileTextStaysText(t *testing.T) {
 	if n := strings.Count(html, "</script>"); n != 1 {
 		t.Errorf("%d scripts end, want the one of the page", n)
 	}
-	for _, name := range []string{"pool", "upstream", "why", "check", "reason"} {
+	for _, name := range []string{"pool", "upstream", "why", "check"} {
 		if !strings.Contains(html, "<bdi>"+name+" &lt;/script&gt;") {
 			t.Errorf("%s is not isolated", name)
 		}
@@ -65,30 +100,19 @@ func TestPolicy_AllowsStyleAndScriptOfThePage(t *testing.T) {
 	}
 }
 
-// A row says at how many members of the fleet it is down, also if it is up here.
-func TestRender_ShowsWhatTheFleetSees(t *testing.T) {
-	down, none := 3, 0
-	html := rendered(t,
-		view.Upstream{Pool: "a", Upstream: "a:80", Status: "up", Serving: true, EffectiveWeight: 1, DownAt: &down, Members: 12},
-		view.Upstream{Pool: "a", Upstream: "b:80", Status: "up", Serving: true, EffectiveWeight: 1, DownAt: &none, Members: 12},
-	)
-	if part := between(t, html, `data-key="a:80">`, "</li>"); !strings.Contains(part, `<span class="fleet">down at 3 of 12 members</span>`) {
-		t.Errorf("it lacks at how many members it is down:\n%s", part)
-	}
-	if part := between(t, html, `data-key="b:80">`, "</li>"); strings.Contains(part, "members") {
-		t.Errorf("it is down at no member:\n%s", part)
-	}
-}
-
-// The title and the first line are the summary, and each pool that has an alarm shows it.
+// The title and the first line begin with what is wrong, the icon has its colour, and each pool
+// that has an alarm shows it, the worst first.
 func TestRender_ShowsSummaryAndAlarms(t *testing.T) {
 	html := rendered(t,
-		view.Upstream{Pool: "a", Upstream: "a:80", Serving: true, EffectiveWeight: 1},
-		view.Upstream{Pool: "b", Upstream: "b:80"},
-		view.Upstream{Pool: "c", Upstream: "c:80", EffectiveWeight: 1, FailOpen: true},
+		view.Upstream{Pool: "a", Upstream: "a:80", Status: "up", Serving: true, EffectiveWeight: 1},
+		view.Upstream{Pool: "b", Upstream: "b:80", Status: "down"},
+		view.Upstream{Pool: "c", Upstream: "c:80", Status: "down", EffectiveWeight: 1, FailOpen: true},
 	)
-	const summary = "No upstream serves in 1 of 3 pools. Fail-open in 1 of 3 pools: 1 of 3 upstreams serve"
-	for _, want := range []string{"<title>" + summary + "</title>", `<p id="summary" role="status">` + summary + "</p>", "as of <time>2030-01-02 03:04:05 UTC</time>"} {
+	const summary = "No upstream serves in 1 of 3 pools. Fail-open in 1 of 3 pools: 2 down; 1 of 3 upstreams serve"
+	for _, want := range []string{
+		"<title>" + summary + " · edge-1</title>", `<p id="summary" role="status">` + summary + "</p>", "Upstreams of <bdi>edge-1</bdi>", "Caddy v2.11.9, caddy-alive v1.2.3",
+		`<time id="at" datetime="2030-01-02T03:04:05Z">2030-01-02 03:04:05 UTC</time>`, "fill=%27%23cf222e",
+	} {
 		if !strings.Contains(html, want) {
 			t.Errorf("the page lacks %q", want)
 		}
@@ -99,67 +123,122 @@ func TestRender_ShowsSummaryAndAlarms(t *testing.T) {
 		"c": "Fail-open: no upstream serves, so requests go to upstreams whatever their health.",
 	} {
 		alarm := ""
-		if part := between(t, html, `<section data-key="`+pool+`">`, "</section>"); strings.Contains(part, "role=") {
+		if part := between(t, html, `<section data-key="`+pool+`">`, "</section>"); strings.Contains(part, "role=\"alert\"") {
 			alarm = between(t, part, `<p class="alarm" role="alert" data-key="alarm">`, "</p>")
 		}
 		if alarm != want {
 			t.Errorf("pool %s: alarm %q, want %q", pool, alarm, want)
 		}
 	}
+	if keys := keysOf(html); !slices.Equal(keys, []string{"b:80", "c:80", "a:80"}) {
+		t.Errorf("the order is %q", keys)
+	}
+	if totals := textOf(between(t, html, `aria-label="States">`, "</nav>")); totals != "✖ 2 down ● 1 up" {
+		t.Errorf("the totals are %q", totals)
+	}
+	well := view.Upstream{Pool: "a", Upstream: "a:80", Status: "up", Serving: true}
+	for _, icon := range []struct {
+		colour string
+		row    view.Upstream
+	}{
+		{"2da44e", view.Upstream{Status: "up", Serving: true}},
+		{"2da44e", view.Upstream{Status: "up", Mode: "drain"}},
+		{"d4a72c", view.Upstream{Status: "up", Serving: true, Suspect: true}},
+		{"d4a72c", view.Upstream{Status: "unknown"}},
+		{"cf222e", view.Upstream{Status: "down"}},
+	} {
+		icon.row.Pool, icon.row.Upstream = "a", "b:80"
+		if html := rendered(t, well, icon.row); !strings.Contains(html, "fill=%27%23"+icon.colour) {
+			t.Errorf("%+v: the icon is not %s", icon.row, icon.colour)
+		}
+	}
 }
 
 // Without upstreams the page says so.
 func TestRender_SaysThatThereAreNoUpstreams(t *testing.T) {
-	if html := rendered(t); !strings.Contains(html, `<main id="pools"><p>No reverse_proxy uses lb_policy alive.</p></main>`) {
+	if html := rendered(t); !strings.Contains(html, `<main id="pools"><p data-key="empty">No reverse_proxy uses lb_policy alive.</p></main>`) {
 		t.Errorf("the page is:\n%s", html)
 	}
 }
 
-// A row says the share of requests, the state, and since when it holds.
+// A row says the state by a word and a sign, the share, what is in flight and fails, how long
+// checks take, since when the state holds, and why.
 func TestRender_FactsOfARow(t *testing.T) {
-	since := time.Date(2030, 1, 2, 4, 4, 5, 0, time.FixedZone("", 3600))
-	html := rendered(t,
-		view.Upstream{Pool: "a", Upstream: "a:80", Status: "up", Mode: "ready", Weight: 2, EffectiveWeight: 2, Serving: true, Group: 1, Backup: true, Requests: 7, Since: &since},
-		view.Upstream{Pool: "a", Upstream: "b:80", Status: "up", Mode: "ready", Weight: 1, EffectiveWeight: 1, Serving: true},
-		view.Upstream{Pool: "a", Upstream: "c:80", Status: "unknown", Mode: "drain", Weight: 1},
-	)
+	since, until, before := at.Add(-3*time.Hour), at.Add(90*time.Second), at.Add(-time.Second)
+	down, none := 3, 0
+	slow := slices.Repeat([]float64{1}, 20)
+	slow[3], slow[4] = 9, -1200
+	failed := &view.Result{At: at.Add(-time.Minute), Reason: "timeout"}
+	rows := []view.Upstream{
+		{
+			Pool: "a", Upstream: "a:80", Status: "up", Mode: "ready", Weight: 2, ConfiguredWeight: 2, EffectiveWeight: 2, Serving: true, Group: 1, Backup: true, Requests: 3, Limit: 4, Bound: 12, Since: &since, RequestsPerSecond: 12.5, Why: "w", DownAt: &down, Members: 12,
+			Checks: []view.Check{{Check: "tcp", Status: "up", Recent: slow, Last: &view.Result{DurationMS: 1.234}, LastFailed: failed}, {Check: "http /", Status: "unknown"}},
+		},
+		{Pool: "a", Upstream: "b:80", Status: "up", Mode: "ready", Weight: 1, ConfiguredWeight: 3, EffectiveWeight: 1, Serving: true, RecentFailures: 7, DownAt: &none, Members: 12},
+		{Pool: "a", Upstream: "c:80", Status: "unknown", Mode: "drain", Weight: 1, ConfiguredWeight: 1},
+		{Pool: "a", Upstream: "d:80", Status: "unknown", Mode: "maintenance", Weight: 1, ConfiguredWeight: 1},
+		{Pool: "a", Upstream: "e:80", Status: "up", Mode: "ready", Weight: 1, ConfiguredWeight: 1, Serving: true, Suspect: true},
+		{Pool: "a", Upstream: "f:80", Status: "up", Mode: "ready", Weight: 1, ConfiguredWeight: 1, EjectedUntil: &until},
+		{Pool: "a", Upstream: "g:80", Status: "up", Mode: "ready", Weight: 1, ConfiguredWeight: 1, EjectedUntil: &before},
+		{Pool: "a", Upstream: "h:80", Status: "down", Mode: "ready", Weight: 1, ConfiguredWeight: 1, Checks: []view.Check{{Check: "tcp", Status: "down", Recent: []float64{-2}, LastFailed: failed}}},
+		{Pool: "a", Upstream: "i:80", Status: "unknown", Mode: "ready", Weight: 1, ConfiguredWeight: 1},
+	}
+	html := rendered(t, rows...)
 	for key, want := range map[string]string{
-		`<li class="upstream up serving" data-key="a:80">`:        "up ready share 66.7 % weight 2 backup 7 in flight since 2030-01-02 03:04:05 UTC",
-		`<li class="upstream up serving" data-key="b:80">`:        "up ready share 33.3 % weight 1 0 in flight since —",
-		`<li class="upstream draining troubled" data-key="c:80">`: "draining drain share 0 % weight 1 0 in flight since —",
+		"a:80": "● up a:80 backup weight 2 down at 3 of 12 members 66.7 % 3 of 4 12.5 – tcp 1.23 ms p50 1, p95 9 ms 20 results, 1 failed http / no result 0 results, 0 failed 3 h ago w 12 requests in the last minute of clients bound to it last failure of tcp, 2030-01-02 03:03:05 UTC : timeout",
+		"b:80": "● up b:80 weight 1, in the config 3 33.3 % 0 0 7 –",
+		"c:80": "◐ draining unknown c:80 0 % 0 0 – –",
+		"d:80": "‖ maintenance d:80 0 % 0 0 – –",
+		"e:80": "▲ suspect e:80 0 % 0 0 – –",
+		"f:80": "⏏ ejected for 1 min f:80 0 % 0 0 – –",
+		"g:80": "⏏ ejected on trial g:80 0 % 0 0 – –",
+		"h:80": "✖ down h:80 0 % 0 0 – tcp no result 1 result, 1 failed –",
+		"i:80": "? unknown i:80 0 % 0 0 – –",
 	} {
-		facts := between(t, between(t, html, key, "</li>"), `<p class="facts">`, "</p>")
-		facts = strings.NewReplacer(`<b class="state">`, "", "</b>", "", "<span>", "", "</span>", "").Replace(facts)
-		if facts != want {
-			t.Errorf("%s: got %q, want %q", key, facts, want)
+		if got := textOf(rowOf(t, html, key)); got != want {
+			t.Errorf("%s: got %q, want %q", key, got, want)
+		}
+	}
+	for _, want := range []string{`<time datetime="2030-01-02T00:04:05Z" title="2030-01-02 00:04:05 UTC">3 h ago</time>`, `<rect width="66.7" height="1"/>`, `<span class="scale">0 to 1.2 s</span>`} {
+		if !strings.Contains(html, want) {
+			t.Errorf("the page lacks %q", want)
 		}
 	}
 }
 
-// A row says by a word, not only by a colour, that an upstream is suspect or ejected, and
-// until when. The filter finds both by their class.
-func TestRender_SuspectAndEjected(t *testing.T) {
-	later, before := time.Date(2030, 1, 2, 3, 5, 0, 0, time.UTC), time.Date(2030, 1, 2, 3, 4, 0, 0, time.UTC)
-	html := rendered(t,
-		view.Upstream{Pool: "a", Upstream: "a:80", Status: "up", Mode: "ready", Serving: true, EffectiveWeight: 1},
-		view.Upstream{Pool: "a", Upstream: "b:80", Status: "up", Mode: "ready", Serving: true, Suspect: true},
-		view.Upstream{Pool: "a", Upstream: "c:80", Status: "up", Mode: "ready", EjectedUntil: &later},
-		view.Upstream{Pool: "a", Upstream: "d:80", Status: "up", Mode: "ready", EjectedUntil: &before},
-		view.Upstream{Pool: "a", Upstream: "e:80", Status: "down", Mode: "ready", EjectedUntil: &later},
-	)
-	for key, want := range map[string]string{
-		`<li class="upstream up serving" data-key="a:80">`:               `<b class="state">up</b> <span>ready`,
-		`<li class="upstream suspect serving troubled" data-key="b:80">`: `<b class="state">suspect</b> <span>ready`,
-		`<li class="upstream ejected troubled" data-key="c:80">`:         `<b class="state">ejected</b> <span class="until">until 2030-01-02 03:05:00 UTC</span> <span>ready`,
-		`<li class="upstream ejected troubled" data-key="d:80">`:         `<b class="state">ejected</b> <span class="until">on trial</span> <span>ready`,
-		`<li class="upstream down troubled" data-key="e:80">`:            `<b class="state">down</b> <span>ready`,
+// A pool has a line of its own: how many serve, what the others are, its queue, its traffic and
+// the trend of that. What is in no pool has none.
+func TestRender_LineOfAPool(t *testing.T) {
+	rows := []view.Upstream{
+		{Pool: "shop", Upstream: "a:80", Status: "up", Mode: "ready", Weight: 1, EffectiveWeight: 1, Serving: true, Requests: 3},
+		{Pool: "shop", Upstream: "b:80", Status: "down", Mode: "ready", Weight: 1, Group: 1, Backup: true},
+		{Pool: "shop", Upstream: "c:80", Status: "up", Mode: "ready", Weight: 1, Group: 2, Backup: true},
+		{Upstream: "d:80", Mode: "drain", Gone: true},
+	}
+	pools := append(view.Pools(rows), view.NewPool("zoo"))
+	pools[0].Queue = &view.Queue{Waiting: 3, Limit: 1000}
+	pools[0].SetTraffic(view.Traffic{PerSecond: 120.34, Picks: 7000, Failures: 35}, []view.TrendPoint{{Requests: 60}, {Requests: 120, Failures: 2}})
+	html := filteredPage(t, Filter{}, rows, pools)
+	for title, want := range map[string]string{
+		"shop": "shop 1 of 3 serve 1 down 3 in flight 3 of 1000 wait 120.3 requests/s 0.5 % of the last minute failed requests a second in the last five minutes: 120 at most, 2 failed at most",
+		"zoo":  "zoo no upstreams at present 0 in flight 0 requests/s",
 	} {
-		if facts := between(t, between(t, html, key, "</li>"), `<p class="facts">`, "</p>"); !strings.HasPrefix(facts, want) {
-			t.Errorf("%s: got %q, want %q", key, facts, want)
+		section := between(t, html, `<section data-key="`+title+`">`, "</section>")
+		if got := textOf(between(t, section, `<div class="pool">`, "</div>")); got != want {
+			t.Errorf("%s: got %q, want %q", title, got, want)
 		}
 	}
-	if want := `role="status">2 of 5 upstreams serve, 1 is suspect, 2 are ejected</p>`; !strings.Contains(html, want) {
-		t.Errorf("the page lacks %q", want)
+	if want := `<path class="pass" d="M232 0v-12M236 0v-24"/><path class="fail" d="M236 0v-2"/>`; !strings.Contains(html, want) {
+		t.Errorf("the page lacks the trend %s", want)
+	}
+	section := between(t, html, `<section data-key="Set at run time, but in no pool">`, "</section>")
+	if got := textOf(between(t, section, `<div class="pool">`, "</div>")); got != "Set at run time, but in no pool" {
+		t.Errorf("what is in no pool has the line %q", got)
+	}
+	for key, want := range map[string]string{"b:80": "backup 1", "c:80": "backup 2"} {
+		if got := textOf(rowOf(t, html, key)); !strings.Contains(got, want) {
+			t.Errorf("%s: got %q, want %q in it", key, got, want)
+		}
 	}
 }
 
@@ -179,61 +258,19 @@ func TestRender_KeysDiffer(t *testing.T) {
 	sections := strings.Split(between(t, html, "<main", "</main>"), "<section ")[1:]
 	for _, section := range sections {
 		title := between(t, section, `data-key="`, `"`)
-		for _, row := range strings.Split(section, "<li ")[1:] {
-			row = title + "/" + between(t, row, `data-key="`, `"`)
-			if seen[row] {
-				t.Errorf("two rows have the key %q", row)
+		for _, key := range keysOf(section) {
+			if seen[title+"/"+key] {
+				t.Errorf("two rows have the key %q", title+"/"+key)
 			}
-			seen[row] = true
+			seen[title+"/"+key] = true
 		}
 	}
 	if len(sections) != 3 || len(seen) != 6 {
 		t.Errorf("%d sections and %d rows, want 3 and 6", len(sections), len(seen))
 	}
-	for _, tags := range []string{"</section><section ", "</li><li ", "</p><div class=\"check\" ", "</div><div class=\"check\" ", "</div></li>", "</section></main>"} {
+	for _, tags := range []string{"</section><section ", "</tr><tr ", "<td role=\"cell\" class=\"checks\"><div class", "</div><div class=\"check\" data-key", "</div></td>", "</section></main>", "<tbody role=\"rowgroup\"><tr", "</tr></tbody></table>"} {
 		if !strings.Contains(html, tags) {
 			t.Errorf("the page lacks %s", tags)
-		}
-	}
-}
-
-// A pool has a line of its own: how many serve, what the others are, and its queue. Rows say
-// which group a backup is of, the limit, and requests of bound clients. What is in no pool has
-// no such line.
-func TestRender_PoolsGroupsAndLimits(t *testing.T) {
-	rows := []view.Upstream{
-		{Pool: "shop", Upstream: "a:80", Status: "up", Mode: "ready", Weight: 1, EffectiveWeight: 1, Serving: true, Requests: 3, Limit: 4, Bound: 12},
-		{Pool: "shop", Upstream: "b:80", Status: "down", Mode: "ready", Weight: 1, Group: 1, Backup: true},
-		{Pool: "shop", Upstream: "c:80", Status: "up", Mode: "ready", Weight: 1, Group: 2, Backup: true},
-		{Upstream: "d:80", Mode: "drain", Gone: true},
-	}
-	pools := append(view.Pools(rows), view.NewPool("zoo"))
-	pools[0].Queue = &view.Queue{Waiting: 3, Limit: 1000}
-	page, err := Render(rows, pools, time.Now())
-	if err != nil {
-		t.Fatal(err)
-	}
-	html := string(page)
-	for title, want := range map[string]string{
-		"shop": `<b>1 of 3 serve</b> <span>1 down</span> <span>3 in flight</span> <span>3 of 1000 wait</span>`,
-		"zoo":  `<b>no upstreams at present</b> <span>0 in flight</span>`,
-	} {
-		section := between(t, html, `<section data-key="`+title+`">`, "</section>")
-		if got := between(t, section, `</h2><p class="facts" data-key="facts">`, "</p>"); got != want {
-			t.Errorf("%s: got %s, want %s", title, got, want)
-		}
-	}
-	if section := between(t, html, `<section data-key="Set at run time, but in no pool">`, "</section>"); strings.Contains(section, `data-key="facts"`) {
-		t.Error("what is in no pool has the line of a pool")
-	}
-	for key, want := range map[string]string{
-		"a:80":   "<span>weight 1</span> <span>3 of 4 in flight</span> <span>12 requests in the last minute of clients bound to it</span> <span>since —</span>",
-		"b:80":   "<span>weight 1</span> <span>backup 1</span> <span>0 in flight</span> <span>since —</span>",
-		"c:80":   "<span>weight 1</span> <span>backup 2</span> <span>0 in flight</span> <span>since —</span>",
-		"\nd:80": "<span>weight 0</span> <span>0 in flight</span> <span>since —</span>",
-	} {
-		if facts := between(t, between(t, html, `data-key="`+key+`">`, "</li>"), `<p class="facts">`, "</p>"); !strings.HasSuffix(facts, want) {
-			t.Errorf("%s: got %q, want it to end with %q", key, facts, want)
 		}
 	}
 }

@@ -5,6 +5,7 @@ package pool
 import (
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -54,17 +55,24 @@ func TestCounting_IsExact(t *testing.T) {
 			p := newPolicy(t, tc.verdicts, configure...)
 			var over atomic.Bool
 			var changing, picking sync.WaitGroup
+			var begun [4]atomic.Int64 // picks of each goroutine; 0 once it has ended
 			if tc.during != nil {
 				changing.Go(func() {
-					for !over.Load() {
+					for n := 1; !over.Load(); n++ {
 						tc.during(p)
+						if n%(maxRetired/2) == 0 { // no pick takes longer than so many snapshots
+							awaitProgress(begun[:])
+						}
 					}
 				})
 			}
 			var got [4]atomic.Uint64
-			for range 4 {
+			for n := range begun {
+				begun[n].Store(1)
 				picking.Go(func() {
+					defer begun[n].Store(0)
 					for range 2500 {
+						begun[n].Add(1)
 						if i := p.pickIndex(testkit.Get()); i >= 0 {
 							got[i].Add(1)
 						}
@@ -82,6 +90,15 @@ func TestCounting_IsExact(t *testing.T) {
 				t.Errorf("counted %v, picked %v", counted, want)
 			}
 		})
+	}
+}
+
+// awaitProgress waits until each goroutine has begun another pick, or has ended.
+func awaitProgress(begun []atomic.Int64) {
+	for i := range begun {
+		for before := begun[i].Load(); before != 0 && begun[i].Load() == before; {
+			runtime.Gosched()
+		}
 	}
 }
 

@@ -154,6 +154,12 @@ func (h *Handler) isHealthy(u *reverseproxy.Upstream) bool {
 	return passive == nil || u.Host.Fails() < passive.MaxFails
 }
 
+// judges reports whether Caddy has health checks or a circuit breaker of its own. What they
+// change gives no signal.
+func (h *Handler) judges() bool {
+	return h.Proxy != nil && (h.Proxy.HealthChecks != nil || h.Proxy.CB != nil)
+}
+
 // countHealthy counts the upstreams with a weight that Caddy itself considers healthy.
 func (h *Handler) countHealthy(weights []int, upstreams reverseproxy.UpstreamPool) (n int) {
 	for i, weight := range weights {

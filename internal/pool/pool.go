@@ -124,7 +124,7 @@ func (p *Pool) RefreshNow() {
 	if !made.until.IsZero() && !p.closed {
 		p.ramp = time.AfterFunc(made.until.Sub(now), p.Refresh)
 	}
-	made.calmSuspects()
+	p.calmSuspects(made)
 	p.making.Unlock()
 	if made.canBeFast {
 		p.setFast(made, p.Situation(made).State == made.state)
@@ -223,8 +223,16 @@ func (p *Pool) remake(known *Snapshot, now time.Time, patient bool) (s *Snapshot
 	}
 	made := p.handler.newSnapshot(p.members, now, p.spills)
 	p.install(made)
-	made.calmSuspects()
+	p.calmSuspects(made)
 	return made, true
+}
+
+// calmSuspects says how much the suspects of a snapshot suffer from an accusation, if the probes
+// run: other configs share what is probed.
+func (p *Pool) calmSuspects(s *Snapshot) {
+	if p.handler.IsRunning() {
+		s.calmSuspects()
+	}
 }
 
 // lookAgain makes the pool follow verdicts although its config has ended, so that nothing

@@ -3,14 +3,20 @@
 package pool
 
 import (
+	"math"
 	"time"
 
 	"github.com/caddy-alive/caddy-alive/internal/slots"
 )
 
-// lookEvery is how often a request that waits looks for what gives no signal: Caddy's own
-// limits and health, and the verdicts after its config has ended.
-const lookEvery = 50 * time.Millisecond
+const (
+	// lookEvery is how often a request that waits looks for what gives no signal: Caddy's own
+	// limits, which upstreams are healthy again, and the verdicts after its config has ended.
+	lookEvery = 50 * time.Millisecond
+	// healthEvery is how often it looks whether Caddy still considers healthy what it waits for.
+	// That changes seldom, and many can wait.
+	healthEvery = 5 * lookEvery
+)
 
 // queueing is what a decision knows of upstreams that are full, and of its wait.
 type queueing struct {
@@ -56,12 +62,6 @@ func wait(d *decision) (i int, gaveUp bool) {
 			leave(place)
 			return i, false
 		}
-		var look <-chan time.Time
-		if d.unsignaled || ended == nil {
-			look = time.After(lookEvery)
-		} else if until := d.now.until; !d.pool.atOnce && !until.IsZero() { // else a timer of the pool
-			look = time.After(time.Until(until))
-		}
 		place.Wait(slotsOf(d))
 		select {
 		case a := <-place.Given():
@@ -69,7 +69,7 @@ func wait(d *decision) (i int, gaveUp bool) {
 				return i, false
 			}
 		case <-changed:
-		case <-look:
+		case <-d.nextLook(ended == nil):
 			if ended == nil {
 				d.pool.lookAgain()
 			}
@@ -89,6 +89,24 @@ func wait(d *decision) (i int, gaveUp bool) {
 		}
 	}
 	return none, gaveUp
+}
+
+// nextLook returns what fires when the request has to look again by itself, nil if all that can
+// change gives a signal.
+func (d *decision) nextLook(ended bool) <-chan time.Time {
+	next := time.Duration(math.MaxInt64)
+	if d.unsignaled || ended {
+		next = lookEvery
+	} else if d.pool.handler.judges() {
+		next = healthEvery
+	}
+	if until := d.now.until; !d.pool.atOnce && !until.IsZero() { // else a timer of the pool
+		next = min(next, time.Until(until))
+	}
+	if next == math.MaxInt64 {
+		return nil
+	}
+	return time.After(next)
 }
 
 // leave gives up a place, and the slot that was given to it meanwhile.

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp/reverseproxy"
+
 	"github.com/caddy-alive/caddy-alive/internal/settings"
 	"github.com/caddy-alive/caddy-alive/internal/slots"
 	"github.com/caddy-alive/caddy-alive/internal/testkit"
@@ -104,6 +106,9 @@ func finishAll(requests []*limitedRequest) {
 		r.finish()
 	}
 }
+
+// withCaddysChecks has Caddy check the health of upstreams, too.
+func withCaddysChecks(p *policy) { p.handler.Proxy.HealthChecks = new(reverseproxy.HealthChecks) }
 
 // weightOf is a weight that is set at run time.
 func weightOf(weight int) **int { return new(&weight) }
@@ -241,6 +246,16 @@ func TestQueue_WakesWhenThereIsRoom(t *testing.T) {
 			func(p *policy) { p.decide("?u") },
 			[]int{1, 1, -2},
 		},
+		{
+			"Caddy considers the only one unhealthy: the last resort", "ud", withCaddysChecks, nil,
+			func(p *policy) { setAllHealthy(p.list, "01") },
+			[]int{1, 1, -2},
+		},
+		{
+			"Caddy considers the only one unhealthy: one that drains", "uu", withCaddysChecks, func(p *policy) { p.setMode(1, settings.Drain) },
+			func(p *policy) { setAllHealthy(p.list, "01") },
+			[]int{1, 1, -2},
+		},
 		{"the only one dies: the last resort has the same limit", "ud", nil, nil, func(p *policy) { p.decide("d?") }, []int{1, 1, -2}},
 		{"the only one dies: nothing is left to wait for", "ud", func(p *policy) { p.handler.Rules.FailOpen.Never = true }, nil, func(p *policy) { p.decide("d?") }, []int{-1, -1, -1}},
 	} {
@@ -259,7 +274,11 @@ func TestQueue_WakesWhenThereIsRoom(t *testing.T) {
 					t.Fatalf("before: got %v, want %v", got, want)
 				}
 				tc.happens(p)
-				time.Sleep(lookEvery)
+				looks := lookEvery
+				if p.handler.judges() {
+					looks = healthEvery
+				}
+				time.Sleep(looks)
 				got = nil
 				for _, r := range requests[1:] {
 					got = append(got, r.got())

@@ -66,8 +66,6 @@ func pickBound(d *decision, now *Snapshot) (i int, settled bool) {
 		return i, true
 	}
 	if d.noteFull(i); d.mayWait() {
-		h := d.pool.handler.Proxy
-		d.unsignaled = d.unsignaled || h.HealthChecks != nil || h.CB != nil // by which it may have to move
 		return none, true
 	}
 	d.full, d.fullByCaddy = d.full[:0], false

@@ -48,6 +48,7 @@ func newAccusable(t *testing.T, verdicts string, configure ...func(*policy)) *ac
 	if err != nil {
 		t.Fatal(err)
 	}
+	observed.Follow(h)
 	h.SetRunning(true)
 	a.policy = newPolicy(t, verdicts, append([]func(*policy){func(p *policy) {
 		p.handler.Rules.Witness = h.Settings

@@ -44,6 +44,10 @@ func findPlaceholders(raw json.RawMessage, strict bool) (found placeholders) {
 	return found
 }
 
+// DependsOnRequest reports whether the options of a source, given as JSON, name something of the
+// request, so that requests can get different upstreams.
+func DependsOnRequest(raw json.RawMessage) bool { return findPlaceholders(raw, false).ofRequest != "" }
+
 // eachText calls f for each text in a value of JSON, in the same order each time.
 func eachText(value any, f func(text string)) {
 	switch value := value.(type) {

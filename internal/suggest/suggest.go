@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package suggest says what to write in place of a mistyped or misplaced option of a
-// Caddyfile.
+// Caddyfile, and which upstream may be meant by a name that none has.
 //
 // It must not read a configuration: it works on texts. It has no state and no locks.
 package suggest

@@ -18,6 +18,7 @@ var (
 	transitionsDesc = desc("transitions_total", "Changes of status by a check.", "upstream", "check", "to")
 	poolDesc        = desc("pool_upstreams", "Upstreams of a pool by state: up, suspect, ejected, down, unknown, draining or maintenance.", "pool", "state")
 	failOpenDesc    = desc("pool_fail_open", "Whether a pool ignores health, because too few or none of its upstreams serve.", "pool")
+	emptyDesc       = desc("pool_empty", "Whether requests find no upstream, because the dynamic source of the pool returns none. No series without a source.", "pool")
 	selectionsDesc  = desc("selections_total", "How often an upstream was picked, retries included.", "pool", "upstream")
 	accusationsDesc = desc("accusations_total", "How often a request spoke against an upstream, by cause: connect, outcome or stall.", "pool", "upstream", "cause")
 	ejectionsDesc   = desc("ejections_total", "How often an upstream was ejected because its requests failed while its checks passed.", "pool", "upstream")
@@ -43,11 +44,14 @@ type Collector struct {
 	// Rows returns the upstreams of the newest running config. Recent results and
 	// sentences are not needed. Texts must be valid UTF-8.
 	Rows func() []view.Upstream
+	// Empty returns the pools with a dynamic source, and whether requests find no upstream there,
+	// because it returns none.
+	Empty func() map[string]bool
 }
 
 // Register shows the metrics in the registry of a config.
-func Register(registry *prometheus.Registry, rows func() []view.Upstream) error {
-	err := registry.Register(Collector{rows})
+func Register(registry *prometheus.Registry, c Collector) error {
+	err := registry.Register(c)
 	if known := new(prometheus.AlreadyRegisteredError); errors.As(err, known) {
 		return nil
 	}
@@ -56,7 +60,7 @@ func Register(registry *prometheus.Registry, rows func() []view.Upstream) error 
 
 // Describe sends the descriptions of all metrics.
 func (Collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{upDesc, checksDesc, transitionsDesc, poolDesc, failOpenDesc, selectionsDesc, accusationsDesc, ejectionsDesc, heldDesc, queueDesc, refusedDesc} {
+	for _, d := range []*prometheus.Desc{upDesc, checksDesc, transitionsDesc, poolDesc, failOpenDesc, emptyDesc, selectionsDesc, accusationsDesc, ejectionsDesc, heldDesc, queueDesc, refusedDesc} {
 		ch <- d
 	}
 	checkDuration.Describe(ch)
@@ -69,6 +73,9 @@ func (c Collector) Collect(ch chan<- prometheus.Metric) {
 	out.checkCounters()
 	out.poolCounters()
 	out.gauges(c.Rows())
+	for name, empty := range c.Empty() {
+		out.flag(emptyDesc, empty, name)
+	}
 	checkDuration.Collect(ch)
 }
 
@@ -133,7 +140,16 @@ func (out output) queue(p *PoolCounters) {
 	out <- p.queue.waited
 }
 
-// gauges sends the gauges.
+// flag sends a gauge that is 1 if something is so, otherwise 0.
+func (out output) flag(d *prometheus.Desc, is bool, labels ...string) {
+	n := 0
+	if is {
+		n = 1
+	}
+	out.gauge(d, n, labels...)
+}
+
+// gauges sends the gauges of upstreams and their pools.
 func (out output) gauges(rows []view.Upstream) {
 	up := make(map[checkKey]int)
 	for i := range rows {
@@ -159,11 +175,7 @@ func (out output) gauges(rows []view.Upstream) {
 		for state, n := range p.States {
 			out.gauge(poolDesc, n, p.Pool, state)
 		}
-		failOpen := 0
-		if p.FailOpen {
-			failOpen = 1
-		}
-		out.gauge(failOpenDesc, failOpen, p.Pool)
+		out.flag(failOpenDesc, p.FailOpen, p.Pool)
 	}
 }
 

@@ -47,7 +47,7 @@ func register(t *testing.T, rows ...view.Upstream) *prometheus.Registry {
 	t.Helper()
 	registry := prometheus.NewRegistry()
 	for range 2 { // the second time is no error
-		if err := Register(registry, func() []view.Upstream { return rows }); err != nil {
+		if err := Register(registry, Collector{func() []view.Upstream { return rows }, func() map[string]bool { return nil }}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -41,6 +41,7 @@ type PoolCounters struct {
 	failOpen failOpenEvents
 	traffic  trafficCounts
 	queue    queueCounts
+	rates    rates
 	reports  *trafficReports
 
 	mu      sync.Mutex // guards what follows; traffic.mu may be taken while it is held

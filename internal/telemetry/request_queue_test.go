@@ -95,7 +95,7 @@ func TestCollector_QueueGoesOnAcrossReloads(t *testing.T) {
 // every series against its description.
 func TestCollector_QueuesOfSeveralPools(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	if err := Register(registry, func() []view.Upstream { return nil }); err != nil {
+	if err := Register(registry, Collector{func() []view.Upstream { return nil }, func() map[string]bool { return map[string]bool{"c": true, "d": false} }}); err != nil {
 		t.Fatal(err)
 	}
 	want := make(map[string]float64)

@@ -65,6 +65,15 @@ func AskHost(client *http.Client, url, host string, header http.Header) Answer {
 	return Do(client, req)
 }
 
+// AskPastReloads is Ask while there are so many reloads. At each, Caddy may drop a connection that
+// has just been opened or used, whatever the policy. Then it asks again. It also returns how often.
+func AskPastReloads(client *http.Client, url string, reloads int) (a Answer, dropped uint64) {
+	for a = Ask(client, url); a.Status == 0 && dropped < uint64(reloads); dropped++ {
+		a = Ask(client, url)
+	}
+	return a, dropped
+}
+
 // Do sends a request, and reads the whole answer.
 func Do(client *http.Client, req *http.Request) Answer {
 	resp, err := client.Do(req)

@@ -15,12 +15,17 @@ import (
 // Command runs `caddy alive` with arguments, as Caddy's main function does, and returns
 // what it prints.
 func Command(ctx context.Context, address string, args ...string) (stdout, stderr string, err error) {
+	return CommandLine(ctx, append(args, "--address", address)...)
+}
+
+// CommandLine runs `caddy alive` with exactly these arguments, and returns what it prints.
+func CommandLine(ctx context.Context, args ...string) (stdout, stderr string, err error) {
 	root := &cobra.Command{Use: "alive", SilenceUsage: true}
 	caddycmd.Commands()["alive"].CobraFunc(root)
 	var out, errs bytes.Buffer
 	root.SetOut(&out)
 	root.SetErr(&errs)
-	root.SetArgs(append(args, "--address", address))
+	root.SetArgs(args)
 	err = root.ExecuteContext(ctx)
 	return out.String(), errs.String(), err
 }

@@ -22,6 +22,7 @@ type Block struct {
 	Path     string
 	Line     int
 	Language string
+	Section  string // the heading above it
 	Text     string
 }
 
@@ -80,12 +81,12 @@ func (d Document) parse(t *testing.T) (blocks []Block, tables []Table) {
 	t.Helper()
 	var open *Block
 	var table *Table
-	about := ""
+	about, section := "", ""
 	for i, line := range strings.Split(d.Text, "\n") {
 		language, fence := strings.CutPrefix(line, "```")
 		switch {
 		case fence && open == nil:
-			open = &Block{Path: d.Path, Line: i + 1, Language: language}
+			open = &Block{Path: d.Path, Line: i + 1, Language: language, Section: section}
 		case fence:
 			blocks = append(blocks, *open)
 			open = nil
@@ -102,6 +103,9 @@ func (d Document) parse(t *testing.T) (blocks []Block, tables []Table) {
 			continue
 		case line != "":
 			about = line
+			if title, isHeading := strings.CutPrefix(strings.TrimLeft(line, "#"), " "); isHeading && strings.HasPrefix(line, "#") {
+				section = title
+			}
 		}
 		if table != nil {
 			tables = append(tables, *table)
@@ -131,6 +135,22 @@ func BlocksIn(language string, blocks []Block) (found []Block) {
 		if b.Language == language {
 			found = append(found, b)
 		}
+	}
+	return found
+}
+
+// BlocksUnder returns the blocks of a language in a section of a page. A test that asks for
+// them fails if there are none.
+func BlocksUnder(t *testing.T, page, section, language string) (found []Block) {
+	t.Helper()
+	blocks, _ := Documentation(t)
+	for _, b := range BlocksIn(language, blocks) {
+		if b.Path == page && b.Section == section {
+			found = append(found, b)
+		}
+	}
+	if len(found) == 0 {
+		t.Fatalf("%s has no %s under %q", page, language, section)
 	}
 	return found
 }

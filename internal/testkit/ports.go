@@ -10,41 +10,68 @@ import (
 	"testing"
 )
 
+// Ports come in blocks, each of which belongs to one process: else the tests of another
+// package could listen where a test expects that nothing does. They are below those that systems
+// choose themselves.
+const (
+	firstPort = 20000
+	blockSize = 200
+	blocks    = 60
+)
+
 var ports struct {
 	sync.Mutex
-	taken map[int]bool
+	free  []int            // of the blocks of this process
+	holds []net.PacketConn // at the first port of each, until the process ends
 }
 
-// FreePort returns a port of the loopback address that is free and
-// that no other call returned. It is below those that systems choose themselves, so that it stays free until the test uses it.
+// FreePort returns a port of the loopback address that is free, that no other call returned, and
+// that no other process of tests uses.
 func FreePort(tb testing.TB) int {
 	tb.Helper()
 	ports.Lock()
 	defer ports.Unlock()
-	if ports.taken == nil {
-		ports.taken = make(map[int]bool)
-	}
 	for range 1000 {
-		port := 20000 + mathrand.IntN(12000)
-		if ports.taken[port] {
+		if len(ports.free) == 0 {
+			takeBlock()
 			continue
 		}
-		ports.taken[port] = true
-		address := Loopback(port)
-		stream, err := net.Listen("tcp", address)
-		if err != nil {
-			continue
+		port := ports.free[0]
+		ports.free = ports.free[1:]
+		if isFree(port) {
+			return port
 		}
-		stream.Close()
-		packets, err := net.ListenPacket("udp", address)
-		if err != nil {
-			continue
-		}
-		packets.Close()
-		return port
 	}
-	tb.Fatal("no free port found")
+	tb.Fatalf("no free port found, after %d ports; other processes of tests may have the others", blockSize*len(ports.holds))
 	return 0
+}
+
+// takeBlock takes a block of ports, unless a process has it already. ports must be locked.
+func takeBlock() {
+	first := firstPort + blockSize*mathrand.IntN(blocks)
+	hold, err := net.ListenPacket("udp", Loopback(first))
+	if err != nil {
+		return
+	}
+	ports.holds = append(ports.holds, hold)
+	for port := first + 1; port < first+blockSize; port++ {
+		ports.free = append(ports.free, port)
+	}
+}
+
+// isFree reports whether a server can listen at a port.
+func isFree(port int) bool {
+	stream, err := net.Listen("tcp", Loopback(port))
+	if err != nil {
+		return false
+	}
+	stream.Close()
+	packets, err := net.ListenPacket("udp", Loopback(port))
+	if err != nil {
+		return false
+	}
+	packets.Close()
+	return true
 }
 
 // Loopback is a port of the loopback address.

@@ -8,14 +8,15 @@ import (
 	"strings"
 )
 
-// States are the words for the state of an upstream, as [Upstream.State] has them.
-var States = []string{"up", "suspect", "ejected", "down", "unknown", "draining", "maintenance"}
+// States are the words for the state of an upstream, as [Upstream.State] has them: from the one
+// that needs a look most to the one that needs none.
+var States = []string{"down", "ejected", "suspect", "unknown", "draining", "maintenance", "up"}
 
 // Pool is one pool: all handlers whose pools have the same name.
 type Pool struct {
 	Pool string `json:"pool"`
-	// Upstreams is how many there are, and States how many of them are in each of the states.
-	// Those that requests no longer bring do not count.
+	// Upstreams is how many there are, and States how many of those that requests bring are in
+	// each of the states. Those that requests no longer bring do not count.
 	Upstreams int            `json:"upstreams"`
 	States    map[string]int `json:"states"`
 	// Idle is how many of the upstreams requests do not bring at present.
@@ -33,6 +34,17 @@ type Pool struct {
 	Queue *Queue `json:"queue"`
 	// FailOpen says that the pool ignores health at this moment.
 	FailOpen bool `json:"fail_open"`
+	// Empty says that requests find no upstream, because the dynamic source returns none.
+	Empty bool `json:"empty"`
+	// RequestsPerSecond is how many requests its upstreams got in each of the last ten seconds,
+	// retries included. RecentFailures is how many in the last minute failed in a way that accuses
+	// an upstream, and FailureShare which part of that minute's requests these are, from 0 to 1.
+	RequestsPerSecond float64 `json:"requests_per_second"`
+	RecentFailures    uint64  `json:"recent_failures"`
+	FailureShare      float64 `json:"failure_share"`
+
+	// Trend is its traffic in the last minutes, the oldest point first.
+	Trend []TrendPoint `json:"-"`
 }
 
 // Queue is how many requests wait for an upstream that is not full, and how many may.
@@ -77,12 +89,12 @@ func (p *Pool) add(row *Upstream) {
 		return
 	}
 	p.Upstreams++
-	p.States[row.State()]++
 	p.Groups = max(p.Groups, row.Group+1)
 	if row.Idle {
 		p.Idle++
 		return
 	}
+	p.States[row.State()]++
 	if row.Serving {
 		p.Serving++
 	}
@@ -99,14 +111,18 @@ func (p *Pool) add(row *Upstream) {
 // upstreams, or the config lists them.
 func (p *Pool) isPresent() bool { return p.Upstreams > p.Idle }
 
-// isOut reports whether no upstream of a pool that balances serves.
-func (p *Pool) isOut() bool { return p.isPresent() && p.Serving == 0 }
+// isOut reports whether no upstream of a pool that balances serves, or requests find none.
+func (p *Pool) isOut() bool { return p.Empty || p.isPresent() && p.Serving == 0 }
 
 // Alarm is what must not be overlooked of a pool, empty if there is nothing. It can be
 // called on nil.
 func (p *Pool) Alarm() string {
 	switch {
-	case p == nil, !p.isPresent():
+	case p == nil:
+		return ""
+	case p.Empty:
+		return "A dynamic source returns no upstreams: requests of its handler are answered 503."
+	case !p.isPresent():
 		return ""
 	case p.FailOpen && p.Serving == 0:
 		return "Fail-open: no upstream serves, so requests go to upstreams whatever their health."
@@ -201,58 +217,11 @@ func (index PoolsByName) Of(row *Upstream) *Pool {
 }
 
 // Outages returns one line for each pool in which no upstream serves.
-func Outages(rows []Upstream) (lines []string) {
-	for _, p := range Pools(rows) {
-		if p.isOut() {
+func Outages(pools []Pool) (lines []string) {
+	for i := range pools {
+		if p := &pools[i]; p.isOut() {
 			lines = append(lines, fmt.Sprintf("pool %s: %s", p.Pool, p.Alarm()))
 		}
 	}
 	return lines
-}
-
-// Summary says in one sentence how many upstreams serve, and what is wrong.
-func Summary(rows []Upstream) string {
-	serving, all := 0, 0
-	states := make(map[string]int)
-	for i := range rows {
-		if rows[i].Gone {
-			continue
-		}
-		all++
-		if rows[i].Serving {
-			serving++
-		}
-		if !rows[i].Idle {
-			states[rows[i].State()]++
-		}
-	}
-	text := fmt.Sprintf("%d of %d upstreams serve", serving, all)
-	for _, state := range []string{"suspect", "ejected"} {
-		switch n := states[state]; n {
-		case 0:
-		case 1:
-			text += ", 1 is " + state
-		default:
-			text += fmt.Sprintf(", %d are %s", n, state)
-		}
-	}
-	present, open, out := 0, 0, 0
-	for _, p := range Pools(rows) {
-		switch {
-		case !p.isPresent():
-			continue
-		case p.FailOpen:
-			open++
-		case p.isOut():
-			out++
-		}
-		present++
-	}
-	if open > 0 {
-		text = fmt.Sprintf("Fail-open in %d of %d pools: %s", open, present, text)
-	}
-	if out > 0 {
-		text = fmt.Sprintf("No upstream serves in %d of %d pools. %s", out, present, text)
-	}
-	return text
 }

@@ -25,6 +25,8 @@ type Upstream struct {
 	Status string `json:"status"`
 	// Mode is ready, drain or maintenance.
 	Mode string `json:"mode"`
+	// ModeSince is when an operator set the mode, null if none did.
+	ModeSince *time.Time `json:"mode_since"`
 	// Rebind says that it drains, and that clients that are bound to it move, too.
 	Rebind bool `json:"rebind,omitempty"`
 	// Weight is the one in force: that of the config, or the one set at run time.
@@ -59,6 +61,10 @@ type Upstream struct {
 	// it.
 	Bound int `json:"bound"`
 	Fails int `json:"fails"`
+	// RequestsPerSecond is how many requests it got in each of the last ten seconds, retries
+	// included. RecentFailures is how many in the last minute failed in a way that accuses it.
+	RequestsPerSecond float64 `json:"requests_per_second"`
+	RecentFailures    uint64  `json:"recent_failures"`
 	// Since is when the status last changed, null if it never did.
 	Since  *time.Time `json:"since"`
 	Checks []Check    `json:"checks"`
@@ -136,6 +142,15 @@ func (u *Upstream) State() string {
 	default:
 		return u.Status
 	}
+}
+
+// StateSince returns since when the upstream is in its state: since its mode was set while that is
+// not ready, otherwise since its status changed. It is nil if that is not known.
+func (u *Upstream) StateSince() *time.Time {
+	if u.Mode != "ready" && u.ModeSince != nil {
+		return u.ModeSince
+	}
+	return u.Since
 }
 
 // InTrouble reports whether an upstream needs a look: it does not serve, or is suspect or

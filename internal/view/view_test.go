@@ -79,7 +79,7 @@ func TestAlarms_SayWhetherAPoolServes(t *testing.T) {
 			if got := ByName(Pools(rows))["shop"].Alarm(); !strings.HasPrefix(got, tc.alarm) || (got == "") != (tc.alarm == "") {
 				t.Errorf("alarm %q, want %q", got, tc.alarm)
 			}
-			lines := Outages(rows)
+			lines := Outages(Pools(rows))
 			if (len(lines) == 1) != tc.outage || tc.outage && !strings.HasPrefix(lines[0], "pool shop: "+tc.alarm) {
 				t.Errorf("outages %q, want some: %v", lines, tc.outage)
 			}
@@ -137,27 +137,6 @@ func TestMerge_SuspectAndEjected(t *testing.T) {
 	}
 }
 
-// The summary counts suspect and ejected upstreams that requests can bring.
-func TestSummary_CountsSuspectAndEjected(t *testing.T) {
-	until := new(time.Unix(1, 0))
-	well := Upstream{Pool: "shop", Status: "up", Serving: true}
-	suspect := Upstream{Pool: "shop", Status: "up", Serving: true, Suspect: true}
-	ejected := Upstream{Pool: "shop", Status: "up", EjectedUntil: until}
-	idle, gone := ejected, ejected
-	idle.Idle, gone.Gone = true, true
-	for want, rows := range map[string][]Upstream{
-		"1 of 1 upstreams serve":                                                   {well},
-		"2 of 2 upstreams serve, 1 is suspect":                                     {well, suspect},
-		"1 of 3 upstreams serve, 2 are ejected":                                    {well, ejected, ejected},
-		"3 of 5 upstreams serve, 2 are suspect, 1 is ejected":                      {well, suspect, suspect, ejected, idle, gone},
-		"No upstream serves in 1 of 1 pools. 0 of 1 upstreams serve, 1 is ejected": {ejected},
-	} {
-		if got := Summary(rows); got != want {
-			t.Errorf("%q, want %q", got, want)
-		}
-	}
-}
-
 // Bytes that are not UTF-8 are shown, and those that differ are told apart.
 func TestValidText_ShowsBytesThatAreNotUTF8(t *testing.T) {
 	for text, want := range map[string]string{
@@ -166,6 +145,26 @@ func TestValidText_ShowsBytesThatAreNotUTF8(t *testing.T) {
 	} {
 		if got := ValidText(text); got != want {
 			t.Errorf("%q: got %q, want %q", text, got, want)
+		}
+	}
+}
+
+// A state that an operator set begins with the mode, and any other with the status.
+func TestStateSince_OfModeOrStatus(t *testing.T) {
+	status, mode := time.Unix(1, 0), time.Unix(2, 0)
+	for _, test := range []struct {
+		row  Upstream
+		want *time.Time
+	}{
+		{Upstream{Mode: "ready"}, nil},
+		{Upstream{Mode: "ready", Since: &status}, &status},
+		{Upstream{Mode: "ready", Since: &status, ModeSince: &mode}, &status},
+		{Upstream{Mode: "drain", Since: &status, ModeSince: &mode}, &mode},
+		{Upstream{Mode: "maintenance", ModeSince: &mode}, &mode},
+		{Upstream{Mode: "drain", Since: &status}, &status},
+	} {
+		if got := test.row.StateSince(); got != test.want {
+			t.Errorf("%+v: %v, want %v", test.row, got, test.want)
 		}
 	}
 }

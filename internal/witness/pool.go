@@ -15,7 +15,8 @@ import (
 	"github.com/caddy-alive/caddy-alive/internal/shared"
 )
 
-// Hooks connect a handler. All are called with no lock held, and all are set.
+// Hooks connect a handler. All are called with no lock held, from [Pool.Follow] on, and all
+// are set. A call that is under way when the handler leaves may end later.
 type Hooks struct {
 	// Changed is called when an upstream becomes a suspect or is ejected, and afterwards.
 	Changed func()
@@ -38,6 +39,7 @@ type Handler struct {
 	Settings Settings
 	Hooks    Hooks
 
+	follows atomic.Bool // its hooks may be called
 	running atomic.Bool
 }
 
@@ -67,7 +69,8 @@ type Pool struct {
 	working sync.WaitGroup // the sample that is being taken
 }
 
-// Join returns the pool of a name, for a handler. Leave must follow.
+// Join returns the pool of a name, for a handler. The pool may be in use by another one, and
+// changes at any moment: no hook is called before Follow. Leave must follow.
 func Join(name string, h *Handler) (*Pool, error) {
 	found, _, err := shared.Witnesses.LoadOrNew(name, func() (caddy.Destructor, error) { return newPool(name), nil })
 	if err != nil {
@@ -81,14 +84,19 @@ func Join(name string, h *Handler) (*Pool, error) {
 	return p, nil
 }
 
+// Follow has the hooks of a handler called from now on. What has changed since Join is not
+// told.
+func (p *Pool) Follow(h *Handler) { h.follows.Store(true) }
+
 func newPool(name string) *Pool {
 	p := &Pool{name: name, byName: make(map[string]*Upstream)}
 	p.list.Store(new([]*Upstream))
 	return p
 }
 
-// Leave undoes Join, after all upstreams of the handler were removed.
+// Leave undoes Join and Follow, after all upstreams of the handler were removed.
 func (p *Pool) Leave(h *Handler) error {
+	h.follows.Store(false)
 	p.mu.Lock()
 	p.handlers = slices.DeleteFunc(p.handlers, func(other *Handler) bool { return other == h })
 	p.sampled.Store(slices.ContainsFunc(p.handlers, (*Handler).wantsStalls))
@@ -143,13 +151,15 @@ func (p *Pool) replaceList() {
 	p.list.Store(&list)
 }
 
-// changed tells all handlers that something has changed.
+// changed tells all handlers that follow that something has changed.
 func (p *Pool) changed() {
 	p.mu.Lock()
 	handlers := slices.Clone(p.handlers)
 	p.mu.Unlock()
 	for _, h := range handlers {
-		h.Hooks.Changed()
+		if h.follows.Load() {
+			h.Hooks.Changed()
+		}
 	}
 }
 

@@ -74,6 +74,7 @@ func TestReload_KeepsWhatIsKnown(t *testing.T) {
 						t.Fatal("it is another upstream")
 					}
 				}
+				p.Follow(newer)
 				newer.SetRunning(true)
 				o.leave(t, old)
 				o.handler = newer
@@ -89,6 +90,45 @@ func TestReload_KeepsWhatIsKnown(t *testing.T) {
 	}
 }
 
+// TestJoin_TellsNothingBeforeFollow: while a handler is being made, the pool may change because
+// of another one. A handler that does not follow decides nothing either, also if it is alone.
+func TestJoin_TellsNothingBeforeFollow(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o := observe(t, 2, 1)
+		a := o.servers[0]
+		h := &Handler{Settings: DefaultSettings()} // without hooks: a call would panic
+		if _, err := Join(t.Name(), h); err != nil {
+			t.Fatal(err)
+		}
+		o.Add(h, a.Address, a.targets)
+		a.fail(reset)
+		o.want(t, "0s a suspect by outcome", "0s a acquitted")
+		a.eject()
+		o.Remove(o.handler, a.Upstream)
+		a.fail(status)
+		h.Settings.EjectAfter = 0
+		a.FollowChecks()
+		if a.Ejection().IsZero() {
+			t.Error("a handler that does not follow ends an ejection")
+		}
+		called := 0
+		h.Hooks = o.newHandler().Hooks
+		h.Hooks.Changed = func() { called++ }
+		o.Follow(h)
+		advance(30 * time.Second)
+		a.ClaimTrial(true)
+		a.good()
+		if called == 0 {
+			t.Error("a handler that follows is told nothing")
+		}
+		o.Add(o.handler, a.Address, a.targets)
+		o.Remove(h, a.Upstream)
+		if err := o.Leave(h); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestReload_TheNewestThatRunsDecides: a handler that does not run yet decides nothing, and
 // the newest that runs does, by its own settings and checks.
 func TestReload_TheNewestThatRunsDecides(t *testing.T) {
@@ -100,6 +140,7 @@ func TestReload_TheNewestThatRunsDecides(t *testing.T) {
 			t.Fatal(err)
 		}
 		o.Add(newer, a.Address, nil)
+		o.Follow(newer)
 		a.fail(reset)
 		o.want(t, "0s a suspect by outcome", "0s a acquitted")
 		newer.SetRunning(true)
@@ -139,6 +180,7 @@ func TestReload_WithoutEjectionNothingStaysEjected(t *testing.T) {
 				t.Fatal(err)
 			}
 			o.Add(newer, a.Address, a.targets)
+			o.Follow(newer)
 			a.FollowChecks()
 			if a.Ejection().IsZero() {
 				t.Fatal("a handler that does not run yet ends an ejection")
@@ -174,6 +216,7 @@ func TestPool_EndsWithItsLastHandler(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		p.Follow(h)
 		h.SetRunning(true)
 		s := &server{Upstream: p.Add(h, "a", nil)}
 		waits := s.send()
@@ -211,6 +254,7 @@ func TestReload_OnlyChecksThatDecideTurnDown(t *testing.T) {
 				t.Fatal(err)
 			}
 			p.Add(other, a.Address, []*health.Target{sick})
+			p.Follow(other)
 			if running { // it is the older one
 				o.Remove(o.handler, a.Upstream)
 				o.Add(o.handler, a.Address, a.targets)
@@ -246,6 +290,7 @@ func TestLeave_WaitsForTheSampler(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		p.Follow(h)
 		h.SetRunning(true)
 		s := &server{Upstream: p.Add(h, "a", nil)}
 		trip := s.send()

@@ -114,6 +114,7 @@ func observe(t *testing.T, n, checks int, configure ...func(*Settings)) *observe
 	if o.Pool, err = Join(t.Name(), o.handler); err != nil {
 		t.Fatal(err)
 	}
+	o.Follow(o.handler)
 	o.handler.SetRunning(true)
 	for i := range n {
 		s := &server{sick: make([]bool, checks)}

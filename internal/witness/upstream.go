@@ -381,16 +381,17 @@ func (u *Upstream) unbind(h *Handler) (unused bool) {
 	return len(u.bindings) == 0
 }
 
-// handler returns the newest handler that uses the upstream, one that runs if there is
-// one; nil if there is none. It takes a lock.
+// handler returns the newest handler that uses the upstream and follows, one that runs if
+// there is one; nil if there is none. It takes a lock.
 func (u *Upstream) handler() (newest *Handler) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, b := range slices.Backward(u.bindings) {
-		if b.handler.running.Load() {
+		switch {
+		case !b.handler.follows.Load():
+		case b.handler.running.Load():
 			return b.handler
-		}
-		if newest == nil {
+		case newest == nil:
 			newest = b.handler
 		}
 	}
