@@ -5,6 +5,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
 	"os/exec"
 	"slices"
 	"strings"
@@ -79,9 +81,9 @@ func text(t *testing.T, tab context.Context) string {
 }
 
 // evaluate runs a script in the page.
-func evaluate[T any](t *testing.T, tab context.Context, script string) T {
+func evaluate[T any](t *testing.T, tab context.Context, script string, options ...chromedp.EvaluateOption) T {
 	t.Helper()
-	result, err := chromedp.Run(tab, chromedp.Evaluate[T](script))
+	result, err := chromedp.Run(tab, chromedp.Evaluate[T](script, options...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,13 +98,22 @@ func calling[P, R any](command cdp.Command[P, R], params P) chromedp.Action[chro
 	})
 }
 
-// shownRows is a script that lists the rows that are not hidden.
-const shownRows = "[...document.querySelectorAll('li.upstream:not([hidden])')]"
+// shownRows is a script that lists the rows.
+const shownRows = "[...document.querySelectorAll('tr.upstream')]"
 
-// typeSearch enters text in the search field.
-func typeSearch(t *testing.T, tab context.Context, text string) {
+// setFilter enters a value in a field of the filters: q, state or pool.
+func setFilter(t *testing.T, tab context.Context, field, value string) {
 	t.Helper()
-	evaluate[bool](t, tab, fmt.Sprintf("(() => { const s = document.getElementById('search'); s.value = %q; s.dispatchEvent(new Event('input')); return true })()", text))
+	evaluate[bool](t, tab, fmt.Sprintf("(() => { const f = document.querySelector('[name=%s]'); f.value = %q; f.dispatchEvent(new Event('input', { bubbles: true })); return true })()", field, value))
+}
+
+// shows waits until the page shows exactly these upstreams, the first one at the top.
+func shows(t *testing.T, tab context.Context, what string, upstreams ...string) {
+	t.Helper()
+	want := strings.Join(upstreams, " ")
+	eventually(t, what, func() bool {
+		return evaluate[string](t, tab, shownRows+".map((r) => r.dataset.key).join(' ')") == want
+	})
 }
 
 // paged is a site that balances over upstreams and shows the status page at its root.
@@ -119,22 +130,22 @@ func TestPage_FollowsChanges(t *testing.T) {
 	c := startCaddy(t, t.TempDir(), "", paged(hostile, a.addr, b.addr))
 	eventually(t, "both are up", func() bool { return c.modes()[a.addr] == "ready up" && c.modes()[b.addr] == "ready up" })
 	tab, told := browse(t, c)
-	for _, want := range []string{"2 of 2 upstreams serve", hostile, a.addr, "share 50 %"} {
+	for _, want := range []string{"2 of 2 upstreams serve", hostile, a.addr, "50 %"} {
 		if got := text(t, tab); !strings.Contains(got, want) {
 			t.Errorf("the page lacks %q:\n%s", want, got)
 		}
 	}
-	evaluate[bool](t, tab, "document.getElementById('search').focus(), window.mark = true")
+	evaluate[bool](t, tab, "document.querySelector('[name=q]').focus(), window.mark = true")
 	b.sick.Store(true)
 	eventually(t, "the page shows that one is down", func() bool {
 		got := text(t, tab)
-		return strings.Contains(got, "1 of 2 upstreams serve") && strings.Contains(got, "last failure: status 503, want 2xx")
+		return strings.Contains(got, "1 down; 1 of 2 upstreams serve") && strings.Contains(got, "failed: status 503, want 2xx")
 	})
-	if !evaluate[bool](t, tab, "window.mark === true && document.activeElement.id === 'search'") {
+	if !evaluate[bool](t, tab, "window.mark === true && document.activeElement.name === 'q'") {
 		t.Error("the page was loaded again, or lost the focus")
 	}
 	// the selection stays while new results come in
-	evaluate[bool](t, tab, fmt.Sprintf("(() => { const h = [...document.querySelectorAll('h3')].find((h) => h.textContent === %q); getSelection().selectAllChildren(h); window.row = h.closest('li'); return true })()", a.addr))
+	evaluate[bool](t, tab, fmt.Sprintf("(() => { window.row = "+shownRows+".find((r) => r.dataset.key === %q); getSelection().selectAllChildren(row.querySelector('th bdi')); return true })()", a.addr))
 	path := evaluate[string](t, tab, "window.row.querySelector('path.pass').getAttribute('d')")
 	eventually(t, "the chart goes on", func() bool {
 		return evaluate[string](t, tab, "document.contains(window.row) ? window.row.querySelector('path.pass').getAttribute('d') : 'gone'") != path
@@ -142,34 +153,35 @@ func TestPage_FollowsChanges(t *testing.T) {
 	if selected := evaluate[string](t, tab, "getSelection().toString()"); selected != a.addr {
 		t.Errorf("%q is still selected, want %q", selected, a.addr)
 	}
-	for _, e := range []string{a.addr, b.addr} {
-		want := map[string]string{a.addr: "share 100 %", b.addr: "share 0 %"}[e]
-		if got := evaluate[string](t, tab, fmt.Sprintf("[...document.querySelectorAll('li')].find((l) => l.querySelector('h3').textContent === %q).innerText", e)); !strings.Contains(got, want) {
-			t.Errorf("%s: want %q:\n%s", e, want, got)
+	for upstream, want := range map[string]string{a.addr: "100 %", b.addr: "0 %"} {
+		if got := evaluate[string](t, tab, fmt.Sprintf(shownRows+".find((r) => r.dataset.key === %q).querySelector('.share').innerText", upstream)); strings.TrimSpace(got) != want {
+			t.Errorf("%s: the share is %q, want %q", upstream, got, want)
 		}
 	}
 	a.sick.Store(true)
 	eventually(t, "the page says that health is ignored", func() bool {
-		return strings.Contains(text(t, tab), "Fail-open: no upstream serves") && strings.HasPrefix(evaluate[string](t, tab, "document.title"), "Fail-open in 1 of 1 pools")
+		return strings.Contains(text(t, tab), "Fail-open: no upstream serves") && strings.HasPrefix(evaluate[string](t, tab, "document.title"), "Fail-open in 1 of 1 pool: 2 down")
 	})
-	evaluate[bool](t, tab, "document.getElementById('troubled').click(), true")
+	setFilter(t, tab, "state", "trouble")
 	a.sick.Store(false)
-	eventually(t, "only the one that does not serve is shown", func() bool {
-		got := text(t, tab)
-		return !strings.Contains(got, a.addr) && strings.Contains(got, b.addr)
-	})
+	shows(t, tab, "only the one that does not serve is shown", b.addr)
+	setFilter(t, tab, "state", "")
 	if n := evaluate[int](t, tab, "document.images.length"); n != 0 {
 		t.Error("a name became an image")
 	}
-	lost := func() bool { return strings.Contains(text(t, tab), "connection lost") }
+	// old reports whether the page says, in red, that it shows an old state
+	old := func() bool {
+		said := strings.Contains(text(t, tab), "This is an old state: Caddy does not answer")
+		return said && evaluate[string](t, tab, "document.getElementById('live').className") == "old"
+	}
 	if err := syscall.Kill(c.pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the page says that it is out of date while Caddy hangs", lost)
+	eventually(t, "the page says that it is out of date while Caddy hangs", old)
 	if err := syscall.Kill(c.pid, syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the page follows again", func() bool { return !lost() })
+	eventually(t, "the page follows again", func() bool { return !old() })
 	c.load("alive_status /")
 	eventually(t, "it shows that there are none", func() bool { return strings.Contains(text(t, tab), "No reverse_proxy uses") })
 	c.load(paged(hostile, a.addr, b.addr))
@@ -178,7 +190,7 @@ func TestPage_FollowsChanges(t *testing.T) {
 		return strings.Contains(got, b.addr) && !strings.Contains(got, "No reverse_proxy uses")
 	})
 	c.stop()
-	eventually(t, "the page says that it is out of date", lost)
+	eventually(t, "the page says that it is out of date", old)
 	urls, problems := told()
 	for _, url := range urls {
 		if !strings.HasPrefix(url, "http://"+c.site+"/") {
@@ -191,8 +203,8 @@ func TestPage_FollowsChanges(t *testing.T) {
 }
 
 // An update changes only what differs. The row that the reader looks at stays in place
-// with the selection in it, also if an upstream above it leaves, and rows that the
-// filters hide never appear.
+// with the selection in it, also if another upstream leaves, and rows that the filters exclude
+// never appear.
 func TestPage_UpdatesKeepTheReadersPlace(t *testing.T) {
 	all := []*backend{startBackend(t), startBackend(t), startBackend(t)}
 	slices.SortFunc(all, func(a, b *backend) int { return strings.Compare(a.addr, b.addr) })
@@ -203,12 +215,13 @@ func TestPage_UpdatesKeepTheReadersPlace(t *testing.T) {
 		return modes[leaves] == "ready up" && modes[hidden] == "ready up" && modes[read] == "ready up"
 	})
 	tab, told := browse(t, c)
-	typeSearch(t, tab, read)
+	setFilter(t, tab, "q", read)
+	shows(t, tab, "only the one that is read is shown", read)
 	evaluate[bool](t, tab, `(() => {
 		window.row = `+shownRows+`[0];
 		window.appeared = 0;
 		new MutationObserver((records) => { appeared += `+shownRows+`.length > 1 }).observe(document.getElementById("pools"), { subtree: true, childList: true, attributes: true });
-		getSelection().selectAllChildren(row.querySelector("h3"));
+		getSelection().selectAllChildren(row.querySelector("th bdi"));
 		return true;
 	})()`)
 	path := func() string {
@@ -221,20 +234,45 @@ func TestPage_UpdatesKeepTheReadersPlace(t *testing.T) {
 		if selected := evaluate[string](t, tab, "getSelection().toString()"); selected != read {
 			t.Errorf("%s: %q is selected, want %q", when, selected, read)
 		}
-		if !evaluate[bool](t, tab, "document.contains(row) && !row.hidden && appeared === 0") {
+		if !evaluate[bool](t, tab, "document.contains(row) && appeared === 0") {
 			t.Errorf("%s: the row was replaced, or other rows appeared", when)
 		}
 	}
 	check("with new results")
 	c.load(paged("shop", hidden, read))
-	eventually(t, "the upstream has left", func() bool { return evaluate[int](t, tab, "document.querySelectorAll('li.upstream').length") == 2 })
+	eventually(t, "the upstream has left", func() bool { return strings.Contains(text(t, tab), "2 of 2 upstreams serve") })
 	check("after a reload")
 	if _, problems := told(); len(problems) > 0 {
 		t.Errorf("problems in the page: %v", problems)
 	}
 }
 
-// Without JavaScript the page is complete.
+// The page follows changes also where its address has a fragment, or a user with a password. It
+// says so where the server redirects instead, such as to a site to log in.
+func TestPage_FollowsChangesAtAnyAddress(t *testing.T) {
+	a := startBackend(t)
+	c := startCaddy(t, t.TempDir(), "", paged("shop", a.addr))
+	tab, told := browse(t, c)
+	for _, address := range []string{"http://user:secret@" + c.site + "/", "http://" + c.site + "/?q=shop#shop"} {
+		if err := chromedp.Do(tab, chromedp.Navigate(address)); err != nil {
+			t.Fatal(err)
+		}
+		for _, sick := range []bool{true, false} {
+			a.sick.Store(sick)
+			want := map[bool]string{true: "0 of 1 upstreams serve", false: "1 of 1 upstreams serve"}[sick]
+			eventually(t, address+" shows "+want, func() bool { return strings.Contains(text(t, tab), want) })
+		}
+	}
+	c.load("redir https://127.0.0.1:1/login")
+	eventually(t, "it says that the server redirects", func() bool {
+		return strings.Contains(text(t, tab), "This is an old state: the server redirects. Load the page again.")
+	})
+	if _, problems := told(); len(problems) > 0 {
+		t.Errorf("problems in the page: %v", problems)
+	}
+}
+
+// Without JavaScript the page is complete, and so are its filters.
 func TestPage_IsCompleteWithoutScript(t *testing.T) {
 	a := startBackend(t)
 	a.sick.Store(true)
@@ -242,43 +280,100 @@ func TestPage_IsCompleteWithoutScript(t *testing.T) {
 	eventually(t, "it is down", func() bool { return c.modes()[a.addr] == "ready down" })
 	tab, _ := browse(t, c, calling(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true}))
 	got := text(t, tab)
-	for _, want := range []string{"0 of 1 upstreams serve", "shop", a.addr, "Fail-open", "check 'http /' failed: status 503, want 2xx", "last failure: status 503"} {
+	for _, want := range []string{"0 of 1 upstreams serve", "shop", a.addr, "Fail-open", "check 'http /' failed: status 503, want 2xx"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("the page lacks %q:\n%s", want, got)
 		}
 	}
+	// while the next page loads, there is no text to read
+	if _, err := chromedp.RunResponse(tab, chromedp.SendKeys("[name=q]", "nothing like it\r")); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := text(t, tab), "Nothing matches: there are no upstreams with “nothing like it”."; !strings.Contains(got, want) {
+		t.Errorf("the page lacks %q:\n%s", want, got)
+	}
 }
 
-// With two hundred upstreams the page stays usable: it is no wider than a phone, the
-// search finds one upstream, and the page soon shows what changes.
+// deadAmong returns n addresses of a backend that listens on all. At one of each so many, nothing
+// listens.
+func deadAmong(b *backend, n, dead int) (addresses []string) {
+	port := b.addr[strings.LastIndex(b.addr, ":")+1:]
+	for i := range n {
+		to := "1" // nothing listens there
+		if i%dead != 0 {
+			to = port
+		}
+		addresses = append(addresses, fmt.Sprintf("127.1.%d.%d:%s", i/250, i%250+1, to))
+	}
+	return addresses
+}
+
+// With two hundred upstreams, what is wrong is on the first screen, all fits on a few, and a
+// refresh is small. Filters are in the URL, also after a reload, and say when nothing matches.
 func TestPage_IsUsableWithTwoHundredUpstreams(t *testing.T) {
-	one := startBackend(t)
-	addresses := []string{one.addr}
-	for i := range 199 {
-		addresses = append(addresses, fmt.Sprintf("127.1.%d.%d:%s", i/250, i%250+1, one.addr[strings.LastIndex(one.addr, ":")+1:]))
-	}
+	one := startBackendAt(t, "0.0.0.0:0")
+	addresses := deadAmong(one, 200, 4)
 	c := startCaddy(t, t.TempDir(), "", paged("shop", addresses...))
-	eventually(t, "all are known", func() bool { return len(c.modes()) == 200 && c.modes()[one.addr] == "ready up" })
-	tab, told := browse(t, c, chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile))
-	if n := evaluate[int](t, tab, "document.querySelectorAll('li.upstream').length"); n != 200 {
-		t.Errorf("%d upstreams are shown, want 200", n)
-	}
-	if wide := evaluate[int](t, tab, "document.documentElement.scrollWidth"); wide > 360 {
-		t.Errorf("on a screen of 360 the page is %d wide", wide)
-	}
-	typeSearch(t, tab, "127.1.0.77")
-	if n := evaluate[int](t, tab, shownRows+".length"); n != 1 {
-		t.Errorf("the search shows %d, want 1", n)
-	}
-	typeSearch(t, tab, "")
-	if n := evaluate[int](t, tab, shownRows+".length"); n != 200 {
-		t.Errorf("without a search %d are shown, want 200", n)
-	}
-	one.sick.Store(true)
-	eventually(t, "the page follows", func() bool {
-		return evaluate[bool](t, tab, fmt.Sprintf("[...document.querySelectorAll('li.upstream.down h3')].some((h) => h.textContent === %q)", one.addr))
+	eventually(t, "all are known", func() bool {
+		modes := c.modes()
+		return len(modes) == 200 && modes[addresses[0]] == "ready down" && modes[addresses[199]] == "ready up"
 	})
-	if _, problems := told(); len(problems) > 0 {
-		t.Errorf("problems in the page: %v", problems)
+	for _, screen := range []struct{ width, height int }{{1280, 800}, {390, 844}} {
+		tab, told := browse(t, c, chromedp.EmulateViewport(int64(screen.width), int64(screen.height)))
+		if title := evaluate[string](t, tab, "document.title"); !strings.HasPrefix(title, "50 down; 150 of 200 upstreams serve") {
+			t.Errorf("the title is %q", title)
+		}
+		if top := evaluate[float64](t, tab, "document.querySelector('tr.upstream.down').getBoundingClientRect().bottom"); top > float64(screen.height) {
+			t.Errorf("on a screen of %d by %d the first that is down ends at %v", screen.width, screen.height, top)
+		}
+		if tall := evaluate[int](t, tab, "document.documentElement.scrollHeight"); tall > 4000 {
+			t.Errorf("on a screen of %d the page is %d tall", screen.width, tall)
+		}
+		if wide := evaluate[int](t, tab, "document.documentElement.scrollWidth"); wide > screen.width {
+			t.Errorf("on a screen of %d the page is %d wide", screen.width, wide)
+		}
+		setFilter(t, tab, "q", addresses[77])
+		shows(t, tab, "the search finds one", addresses[77])
+		if err := chromedp.Do(tab, chromedp.Reload()); err != nil {
+			t.Fatal(err)
+		}
+		shows(t, tab, "the filter is in the URL", addresses[77])
+		if value := evaluate[string](t, tab, "document.querySelector('[name=q]').value"); value != addresses[77] {
+			t.Errorf("after a reload the search is %q", value)
+		}
+		setFilter(t, tab, "state", "maintenance")
+		eventually(t, "the page says that nothing matches", func() bool {
+			return strings.Contains(text(t, tab), "Nothing matches: there are no upstreams in maintenance with “"+addresses[77]+"”.")
+		})
+		setFilter(t, tab, "q", "")
+		setFilter(t, tab, "state", "up")
+		eventually(t, "all that are up are shown", func() bool { return evaluate[int](t, tab, shownRows+".length") == 150 })
+		if _, problems := told(); len(problems) > 0 {
+			t.Errorf("problems in the page: %v", problems)
+		}
 	}
+	if size := len(refresh(t, c)); size > 40<<10 {
+		t.Errorf("a refresh is %d bytes compressed, want 40 KiB at most", size)
+	}
+}
+
+// refresh returns the page as it is sent, compressed.
+func refresh(t *testing.T, c *instance) []byte {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+c.site+"/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Accept", "text/html")
+	request.Header.Set("Accept-Encoding", "gzip") // so it stays compressed
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil || response.Header.Get("Content-Encoding") != "gzip" {
+		t.Fatalf("%v %v", response.Header, err)
+	}
+	return text
 }

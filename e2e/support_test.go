@@ -108,16 +108,27 @@ type backend struct {
 	sick atomic.Bool
 }
 
-func startBackend(t *testing.T) *backend {
+func startBackend(t *testing.T) *backend { return startBackendAt(t, "127.0.0.1:0") }
+
+// startBackendAt starts a backend that listens at an address.
+func startBackendAt(t *testing.T, address string) *backend {
+	t.Helper()
 	b := new(backend)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	listener, err := new(net.ListenConfig).Listen(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if b.sick.Load() {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 		fmt.Fprint(w, b.addr)
 	}))
+	server.Listener.Close()
+	server.Listener = listener
+	server.Start()
 	t.Cleanup(server.Close)
-	b.addr = server.Listener.Addr().String()
+	b.addr = listener.Addr().String()
 	return b
 }
 

@@ -69,6 +69,7 @@ func TestAdminErrors_HaveCodes(t *testing.T) {
 		{"POST", "upstreams", "", "", "", 405, "method_not_allowed"},
 		{"GET", "check", "", "", "", 405, "method_not_allowed"},
 		{"GET", "upstreams?%", "", "", "", 400, "invalid_query"},
+		{"GET", "upstreams?serving=no", "", "", "", 400, "invalid_query"},
 		{"GET", "upstreams?up=1", "", "", "", 400, "unknown_parameter"},
 		{"GET", "upstreams?pool=a&pool=b", "", "", "", 400, "duplicate_parameter"},
 		{"PATCH", "upstreams", "", "", `{"mode":"drain"}`, 400, "missing_upstream"},

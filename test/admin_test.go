@@ -41,7 +41,7 @@ func TestAdmin_ListHasWhatIsDocumented(t *testing.T) {
 		}
 	}
 	for _, e := range list {
-		has(e, "pool", "upstream", "status", "mode", "weight", "effective_weight", "group", "backup", "serving", "why", "requests", "limit", "bound", "fails", "since", "checks")
+		has(e, "pool", "upstream", "status", "mode", "mode_since", "weight", "effective_weight", "group", "backup", "serving", "why", "requests", "limit", "bound", "fails", "requests_per_second", "recent_failures", "since", "checks")
 		check := e["checks"].([]any)[0].(map[string]any)
 		has(check, "check", "status", "consecutive_passes", "consecutive_fails", "last", "next")
 		has(check["last"].(map[string]any), "at", "duration_ms", "passed", "reason")
@@ -57,7 +57,7 @@ func TestAdmin_ListHasWhatIsDocumented(t *testing.T) {
 	if last := down.Checks[0].Last; last == nil || last.Passed || last.Reason != "status 503, want 2xx" {
 		t.Errorf("its last result: %+v", last)
 	}
-	for query, want := range map[string]int{"pool=shop": 2, "pool=other": 0, "upstream=unknown": 0, "pool=shop&upstream=" + url.QueryEscape(all[0].Addr): 1} {
+	for query, want := range map[string]int{"pool=shop": 2, "pool=other": 0, "upstream=unknown": 0, "pool=shop&upstream=" + url.QueryEscape(all[0].Addr): 1, "serving=false": 1, "serving=true": 1, "pool=shop&serving=false": 1, "serving=false&upstream=" + url.QueryEscape(all[0].Addr): 0, "serving=true&upstream=" + url.QueryEscape(all[0].Addr): 1} {
 		values, _ := url.ParseQuery(query)
 		if got := len(c.List(values)); got != want {
 			t.Errorf("%s: %d entries, want %d", query, got, want)

@@ -53,6 +53,11 @@ func TestBesideOthers(t *testing.T) {
 		{"nginx", "health_check", nginx("", "health_check;"), `unknown directive "health_check"`},
 		{"nginx", "slow_start", nginx("slow_start=30s", ""), `invalid parameter "slow_start=30s"`},
 		{"nginx", "drain", nginx("drain", ""), `invalid parameter "drain"`},
+		{"nginx", "max_fails", nginx("max_fails=3 fail_timeout=1s", ""), ""},
+		{"nginx", "max_conns", nginx("max_conns=20", ""), ""},
+		{"nginx", "queue", nginx("max_conns=20;\n\t\tqueue 100", ""), `unknown directive "queue"`},
+		{"nginx", "sticky", nginx("weight=5;\n\t\tsticky cookie lb", ""), `unknown directive "sticky"`},
+		{"nginx", "stub_status", nginx("", "stub_status;"), ""},
 
 		{"haproxy", "weight", haproxy("", "", "weight 5"), ""},
 		{"haproxy", "backup", haproxy("", "", "backup"), ""},
@@ -63,11 +68,19 @@ func TestBesideOthers(t *testing.T) {
 		{"haproxy", "slowstart", haproxy("", "", "check slowstart 30s"), ""},
 		{"haproxy", "a state that is saved", haproxy("server-state-file state", "load-server-state-from-file global", "check"), ""},
 		{"haproxy", "a socket", haproxy("stats socket unix@admin.sock level admin", "", ""), ""},
+		{"haproxy", "observe", haproxy("", "", "check observe layer7 error-limit 5 on-error mark-down"), ""},
+		{"haproxy", "maxconn and a queue", haproxy("", "timeout queue 10s", "maxconn 20"), ""},
+		{"haproxy", "a cookie", haproxy("", "cookie lb insert indirect nocache", "cookie a"), ""},
+		{"haproxy", "the page", haproxy("", "stats enable", ""), ""},
 
 		{"caddy", "weighted_round_robin", caddy("lb_policy weighted_round_robin 1 5"), ""},
 		{"caddy", "health_uri", caddy("health_uri /healthz"), ""},
 		{"caddy", "slow_start", caddy("slow_start 30s"), "unrecognized subdirective slow_start"},
 		{"caddy", "drain", caddy("drain app1:8080"), "unrecognized subdirective drain"},
+		{"caddy", "fail_duration", caddy("fail_duration 10s"), ""},
+		{"caddy", "unhealthy_request_count", caddy("unhealthy_request_count 20"), ""},
+		{"caddy", "queue", caddy("queue 10s"), "unrecognized subdirective queue"},
+		{"caddy", "cookie", caddy("lb_policy cookie lb"), ""},
 		{"caddy", "backup", caddy("backup app1:8080"), "unrecognized subdirective backup"},
 	} {
 		t.Run(test.peer+" "+test.directive, func(t *testing.T) {

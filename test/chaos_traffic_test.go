@@ -86,20 +86,22 @@ func (c *chaos) awaitGroups(unsteady bool, began time.Time) {
 	least, most := c.joining()
 	c.unsure = (c.unsure || unsteady) && c.spills() > 0
 	if c.unsure {
-		var could []int
-		if !testkit.Poll(time.Duration(chaosGroups-1)*spillHeld+testkit.Slack, func() bool {
-			could = could[:0]
-			for joined := least; joined <= max(least, most); joined++ {
-				if c.isInUse(joined) {
-					could = append(could, joined)
+		inUse := func() bool {
+			for c.joined = least; c.joined <= max(least, most); c.joined++ {
+				if c.isInUse(c.joined) {
+					return true
 				}
 			}
-			return len(could) > 0
-		}) {
+			return false
+		}
+		if !testkit.Poll(time.Duration(chaosGroups-1)*spillHeld+testkit.Slack, inUse) {
 			c.t.Errorf("the groups in use are not those of any number from %d to %d that may have joined: %v", least, most, c.all)
 			return
 		}
-		c.joined, c.unsure = could[0], len(could) > 1
+		c.unsure = false
+		for joined := c.joined + 1; joined < chaosGroups; joined++ { // it may not have left yet, and make no difference
+			c.unsure = c.unsure || c.isInUse(joined)
+		}
 		return
 	}
 	for c.joined = max(c.joined, least); c.joined > max(least, most); c.joined-- {

@@ -5,7 +5,9 @@ package test
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,14 +58,67 @@ func TestCommands_DoWhatTheySay(t *testing.T) {
 		t.Errorf("status --json: %q, %v, %v", stdout, err, broken)
 	}
 	stdout, _, err = testkit.Command(t.Context(), c.Admin, "status")
-	if err != nil || !strings.HasPrefix(stdout, "pool shop\n0 of 2 serve, 2 draining, 0 in flight\n!! No upstream serves: ") || !strings.Contains(stdout, "\nUPSTREAM ") || !strings.Contains(stdout, b.Addr) || strings.Contains(stdout, "\x1b") {
+	if err != nil || !strings.HasPrefix(stdout, "2 upstreams in 1 pool, 2 draining, 0 in flight\n\npool shop\n0 of 2 serve, 2 draining, 0 in flight\n!! No upstream serves: ") || !strings.Contains(stdout, "\nUPSTREAM ") || !strings.Contains(stdout, b.Addr) || strings.Contains(stdout, "\x1b") {
 		t.Errorf("status: %q, %v", stdout, err)
+	}
+	run(a.Addr+": weight 3 in the pool shop\n", "weight", a.Addr, "3")
+	stdout, _, err = testkit.Command(t.Context(), c.Admin, "status", "--upstream", a.Addr)
+	if err != nil || !strings.Contains(stdout, "\n"+a.Addr+"  draining ") || !strings.Contains(stdout, "  3 (config 1)  0          ") || strings.Contains(stdout, b.Addr) {
+		t.Errorf("status --upstream: %q, %v", stdout, err)
+	}
+	stdout, _, err = testkit.Command(t.Context(), c.Admin, "status", "--state", "down,up")
+	if err != nil || stdout != "2 upstreams in 1 pool, 2 draining, 0 in flight\nno upstream matches --state down,up\n" {
+		t.Errorf("status --state: %q, %v", stdout, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(1500*time.Millisecond, cancel)
 	stdout, _, err = testkit.Command(ctx, c.Admin, "status", "--watch")
-	if n := strings.Count(stdout, "pool shop"); err != nil || n != 2 {
+	if n := strings.Count(stdout, " UTC  2 upstreams in 1 pool, 2 draining, 0 in flight\n\npool shop\n"); err != nil || n != 2 {
 		t.Errorf("status --watch for one and a half seconds: %d tables, %v", n, err)
+	}
+}
+
+// An upstream that is not quite named as it is listed is an error that says which may be meant.
+func TestCommands_SayWhichUpstreamIsMeant(t *testing.T) {
+	all := testkit.StartBackends(t, "a")
+	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
+	host, port, err := net.SplitHostPort(all[0].Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{port, ":" + port, host, "http://" + all[0].Addr + "/", "localhost:" + port} {
+		for _, args := range [][]string{{"drain", name}, {"weight", name, "3"}, {"check", name}, {"status", "--upstream", name}} {
+			_, _, err := testkit.Command(t.Context(), c.Admin, args...)
+			if err == nil || !strings.HasPrefix(err.Error(), "unknown upstream '"+name+"'; ") || !strings.HasSuffix(err.Error(), "; did you mean '"+all[0].Addr+"'?") {
+				t.Errorf("%v: %v", args, err)
+			}
+		}
+	}
+}
+
+// A shell that completes a line gets the upstreams and pools of a running Caddy.
+func TestCompletion_AsksARunningCaddy(t *testing.T) {
+	all := testkit.StartBackends(t, "a", "b")
+	c := testkit.StartCaddyWith(t, "", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
+	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
+	if _, _, err := testkit.Command(t.Context(), c.Admin, "maintenance", all[1].Addr); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ want, command, rest string }{
+		{all[0].Addr + "\tup\n" + all[1].Addr + "\tmaintenance\n", "drain", ""},
+		{all[0].Addr + "\tup\n", "check", all[0].Addr},
+		{all[1].Addr + "\tmaintenance\n", "ready", ""},
+		{"shop\t1 of 2 serve\n", "status", "--pool="},
+	} {
+		// the word to complete is the last one
+		stdout, _, err := testkit.CommandLine(t.Context(), "__complete", tc.command, "--address", c.Admin, tc.rest)
+		got := strings.Split(strings.TrimSuffix(stdout, ":4\n"), "\n")
+		slices.Sort(got)
+		want := strings.Split(tc.want, "\n")
+		slices.Sort(want)
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s %q: printed %q, %v, want %q", tc.command, tc.rest, stdout, err, tc.want)
+		}
 	}
 }
 

@@ -204,14 +204,12 @@ http:// {
 	c := testkit.StartCaddy(t, sites(0, "/healthz"))
 	testkit.Eventually(t, testkit.Patience, "it drains", func() bool { return c.Draining(leaving.Addr) && c.Up(a.Addr) })
 	client := c.Client()
+	checks := []string{"/healthz", "/healthz/2", "/healthz/3"}
 	clients := testkit.StartTraffic(t, 2, func() testkit.Answer {
-		got := testkit.Ask(client, c.URL())
-		if got.Status == 0 { // at a reload Caddy may drop a connection
-			got = testkit.Ask(client, c.URL())
-		}
-		return got
+		a, _ := testkit.AskPastReloads(client, c.URL(), len(checks))
+		return a
 	})
-	for version, uri := range []string{"/healthz", "/healthz/2", "/healthz/3"} {
+	for version, uri := range checks {
 		c.ReloadInTraffic(sites(version+1, uri), version+1, c.Client(), clients)
 	}
 	testkit.Eventually(t, testkit.Patience, "the last check runs", func() bool { return len(leaving.Requests("/healthz/3")) > 1 })

@@ -112,7 +112,7 @@ func wantEjected(t *testing.T, c *testkit.Caddy, bad *testkit.Backend) {
 	secure := c.ClientOf(1)
 	testkit.Eventually(t, testkit.Patience, "the page has it", func() bool {
 		page := testkit.AskHost(secure, c.SecureURL()+"/status", "", http.Header{"Accept": {"text/html"}})
-		return strings.Contains(page.Body, "1 is ejected") && strings.Contains(page.Body, bad.Addr)
+		return strings.Contains(page.Body, "1 ejected; 2 of 3 upstreams serve") && strings.Contains(page.Body, bad.Addr)
 	})
 	c.WantMetrics("while it is ejected", map[string]float64{
 		`pool_upstreams{pool="shop",state="ejected"}`: 1, `pool_upstreams{pool="shop",state="up"}`: 2,

@@ -6,9 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,40 +43,10 @@ func TestExamples_Load(t *testing.T) {
 	}
 }
 
-// All metrics in the alerts exist: they are in the table of docs/operating.md, which has
-// exactly those that exist. Some have no series before the first request fails.
-func TestExampleAlerts_UseExistingMetrics(t *testing.T) {
-	text, err := os.ReadFile("../examples/prometheus/alerts.yml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	known, err := os.ReadFile("../docs/operating.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	names := regexp.MustCompile(`caddy_alive_\w+`).FindAllString(string(text), -1)
-	if len(names) == 0 {
-		t.Error("there are no alerts")
-	}
-	for _, name := range names {
-		if !strings.Contains(string(known), "| `"+name+"{") {
-			t.Errorf("there is no metric %s", name)
-		}
-	}
-}
-
 // Prometheus accepts its config and the rules.
 func TestExamplePrometheus_ConfigIsValid(t *testing.T) {
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		t.Skip("promtool (Debian package prometheus) is not installed")
-	}
 	for _, args := range [][]string{{"check", "config", "prometheus.yml"}, {"check", "rules", "alerts.yml"}} {
-		command := exec.CommandContext(t.Context(), promtool, args...)
-		command.Dir = filepath.Join("..", "examples", "prometheus")
-		if out, err := command.CombinedOutput(); err != nil {
-			t.Errorf("%v: %v: %s", args, err, out)
-		}
+		promtool(t, filepath.Join("..", "examples", "prometheus"), args...)
 	}
 }
 

@@ -181,13 +181,13 @@ func TestStatusPage_IsPageAndList(t *testing.T) {
 		return response, string(text)
 	}
 	response, page := get(http.MethodGet, "text/html")
-	for _, want := range []string{"<h2><bdi>shop</bdi></h2>", all[0].Addr, all[1].Addr, "1 of 2 upstreams serve", "share 100 %", "last failure: <bdi>status 503, want 2xx</bdi>", "results, 0 failed"} {
+	for _, want := range []string{"<h2><bdi>shop</bdi></h2>", all[0].Addr, all[1].Addr, "1 down; 1 of 2 upstreams serve", "</svg>100 %", "status 503, want 2xx", ", 0 failed"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q:\n%s", want, page)
 		}
 	}
 	for name, want := range map[string]string{
-		"Content-Type": "text/html; charset=utf-8", "Vary": "Accept", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff",
+		"Content-Type": "text/html; charset=utf-8", "Vary": "Accept, Accept-Encoding", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
 	} {
 		if got := response.Header.Get(name); got != want {
 			t.Errorf("%s: got %q, want %q", name, got, want)
@@ -208,7 +208,7 @@ func TestStatusPage_IsPageAndList(t *testing.T) {
 	}
 	response, text := get(http.MethodGet, "*/*")
 	entries, err := testkit.ParseList(text)
-	if err != nil || len(entries) != 2 || response.Header.Get("Content-Type") != "application/json" || response.Header.Get("Vary") != "Accept" {
+	if err != nil || len(entries) != 2 || response.Header.Get("Content-Type") != "application/json" || response.Header.Get("Vary") != "Accept, Accept-Encoding" {
 		t.Errorf("as JSON: %v %s %v", response.Header, text, err)
 	}
 	if response, text := get(http.MethodHead, "text/html"); response.StatusCode != http.StatusOK || text != "" {

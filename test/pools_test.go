@@ -33,7 +33,7 @@ func TestPools_AreListed(t *testing.T) {
 	if err := json.Unmarshal([]byte(text), &list); err != nil || status != http.StatusOK || len(list) != 2 {
 		t.Fatalf("%d %s", status, text)
 	}
-	fields := []string{"fail_open", "groups", "groups_in_use", "idle", "pool", "queue", "receiving", "requests", "serving", "states", "upstreams"}
+	fields := []string{"empty", "fail_open", "failure_share", "groups", "groups_in_use", "idle", "pool", "queue", "receiving", "recent_failures", "requests", "requests_per_second", "serving", "states", "upstreams"}
 	for _, p := range list {
 		if got := slices.Sorted(maps.Keys(p)); !slices.Equal(got, fields) {
 			t.Errorf("fields %q, want %q", got, fields)
@@ -66,7 +66,7 @@ func TestPools_AreListed(t *testing.T) {
 		response.Body.Close()
 	}
 	stdout, _, err := testkit.Command(t.Context(), caddy.Admin, "status", "--pool", "shop")
-	if want := "pool shop\n1 of 3 serve, 1 down, 1 draining, backup in use, 0 in flight, 0 of 25 wait\nUPSTREAM "; err != nil || !strings.HasPrefix(stdout, want) {
+	if want := "3 upstreams in 1 pool, 1 down, 1 draining, 1 up, 0 in flight\n\npool shop\n1 of 3 serve, 1 down, 1 draining, backup in use, 0 in flight, 0 of 25 wait\nUPSTREAM "; err != nil || !strings.HasPrefix(stdout, want) {
 		t.Errorf("status --pool shop: %q, %v, want %q", stdout, err, want)
 	}
 	if stdout, _, err := testkit.Command(t.Context(), caddy.Admin, "status", "--pool", "shpo"); stdout != "" || err == nil || !strings.HasSuffix(err.Error(), "did you mean 'shop'?") {
@@ -118,11 +118,11 @@ http:// {
 		return q != nil && q.Waiting == 2 && q.Limit == 2
 	})
 	stdout, _, err := testkit.Command(t.Context(), c.Admin, "status")
-	if err != nil || !strings.HasPrefix(stdout, "pool shop\n1 of 1 serve, 1 in flight, 2 of 2 wait\n") || !strings.Contains(stdout, "  1 of 1  ") {
+	if err != nil || !strings.HasPrefix(stdout, "1 upstream in 1 pool, 1 up, 1 in flight\n\npool shop\n1 of 1 serve, 1 in flight, 2 of 2 wait\n") || !strings.Contains(stdout, "  1 of 1  ") {
 		t.Errorf("status: %q, %v", stdout, err)
 	}
 	page := testkit.AskHost(c.Client(), c.URL()+"/status", "", http.Header{"Accept": {"text/html"}})
-	for _, want := range []string{"<span>2 of 2 wait</span>", "<span>1 of 1 in flight</span>"} {
+	for _, want := range []string{"<span>2 of 2 wait</span>", `data-label="in flight">1 of 1<`} {
 		if !strings.Contains(page.Body, want) {
 			t.Errorf("the page lacks %q", want)
 		}
