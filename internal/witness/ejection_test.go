@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/caddy-alive/caddy-alive/internal/health"
 )
 
 // eject has an upstream fail five requests in a row.
@@ -90,6 +92,71 @@ func TestEjection_Counts(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestEjection_CountsOverShortDowns: a check that passes and fails by chance does not keep an
+// upstream from being ejected. A down that lasts as long as an ejection begins anew, and so
+// does a good answer.
+func TestEjection_CountsOverShortDowns(t *testing.T) {
+	for _, tc := range []struct {
+		rule  string
+		lasts time.Duration // of each down
+		steps string        // r: reset, d: a down that a burst finds, g: good
+		out   bool
+	}{
+		{"one down", 10 * time.Second, "rrrdrr", true},
+		{"one less", 10 * time.Second, "rrrdr", false},
+		{"a down after each failure", 10 * time.Second, "rdrdrdrdr", true},
+		{"as long as an ejection", 30 * time.Second, "rrrdrr", false},
+		{"five after a long one", 30 * time.Second, "rrrdrrrrr", true},
+		{"a good answer after it", 10 * time.Second, "rrrdgrr", false},
+	} {
+		t.Run(tc.rule, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				o := observe(t, 4, 1)
+				a := o.servers[0]
+				for i, step := range tc.steps {
+					switch step {
+					case 'r':
+						a.fail(reset)
+					case 'g':
+						a.good()
+					case 'd':
+						a.isDownFor(t, tc.lasts)
+					}
+					if out := !a.Ejection().IsZero(); out && i < len(tc.steps)-1 {
+						t.Fatalf("it was ejected after %q", tc.steps[:i+1])
+					}
+				}
+				if out := !a.Ejection().IsZero(); out != tc.out {
+					t.Errorf("%s: ejected %v, want %v; told %q", tc.steps, out, tc.out, o.told())
+				}
+			})
+		})
+	}
+}
+
+// isDownFor has a burst turn the upstream down. Its checks fail for so long, and the passes
+// that turn it up take a few seconds more.
+func (s *server) isDownFor(t *testing.T, lasts time.Duration) {
+	t.Helper()
+	s.setSick(true)
+	s.fail(refused)
+	s.await(t, health.Down)
+	advance(lasts)
+	s.setSick(false)
+	s.await(t, health.Up)
+}
+
+// await waits until the first check of the upstream has a status.
+func (s *server) await(t *testing.T, want health.Status) {
+	t.Helper()
+	target := s.targets[0]
+	for deadline := time.Now().Add(time.Minute); target.Status() != want; advance(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it is %v, want %v", target.Status(), want)
+		}
 	}
 }
 

@@ -223,6 +223,9 @@ func (r *row) stall(firsts, begun uint64) bool {
 
 func (r *row) reset() { *r = row{id: r.id + 1} }
 
+// convict forgets all but what counts towards an ejection.
+func (r *row) convict() { *r = row{id: r.id, length: r.length} }
+
 // request notes that a request has failed.
 func (r *row) request(now time.Time) {
 	copy(r.recent[:], r.recent[1:])

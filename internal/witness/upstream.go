@@ -30,6 +30,7 @@ type Upstream struct {
 	mu        sync.Mutex // guards what follows
 	bindings  []binding
 	down      bool       // as far as FollowChecks knows
+	downAt    time.Time  // when it last went down
 	suspicion *suspicion // nil if there is none
 	connected time.Time  // when the last suspicion because of a connection began
 	backoffs  [causes]backoff
@@ -40,15 +41,6 @@ type Upstream struct {
 type binding struct {
 	handler *Handler
 	targets []*health.Target
-}
-
-// suspicion is an accusation that probes are to decide.
-type suspicion struct {
-	cause   Cause
-	reason  string // of the accusation
-	pending int    // targets without a verdict, and 1 while they are being asked
-	asked   bool   // a target is to decide
-	worst   health.Verdict
 }
 
 // Stages tell apart requests that begin at different times. A new epoch begins when the
@@ -63,20 +55,6 @@ func epochOf(stage uint64) uint64 { return stage / oneEpoch }
 func (u *Upstream) newEpoch() {
 	u.flow.newEpoch()
 	u.stage.Add(oneEpoch)
-}
-
-// IsSuspect reports whether probes have yet to decide about an accusation by this pool.
-func (u *Upstream) IsSuspect() bool { return u.suspect.Load() }
-
-// Suspicion returns what made the upstream suspect, empty if this pool does not suspect it.
-// It takes a lock.
-func (u *Upstream) Suspicion() (reason string) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.suspicion != nil {
-		reason = u.suspicion.reason
-	}
-	return reason
 }
 
 // EjectionReason returns why the upstream is ejected, empty if it is not. It takes a lock.
@@ -159,100 +137,15 @@ func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
 	return counts
 }
 
-// suspectNow has the targets of the upstream decide, unless a back-off forbids it. It
-// reports whether it did.
-func (u *Upstream) suspectNow(h *Handler, a accusation, urgent bool, now time.Time) bool {
-	u.mu.Lock()
-	targets := u.targetsOf(h)
-	if u.suspicion != nil || len(targets) == 0 || !urgent && u.isHeldBack(a.cause, now) {
-		u.mu.Unlock()
-		return false
-	}
-	s := &suspicion{cause: a.cause, reason: a.reason, pending: len(targets) + 1, worst: health.Acquitted}
-	u.suspicion = s
-	if a.cause == Connect {
-		u.connected = now
-	}
-	u.suspect.Store(true)
-	u.mu.Unlock()
-	for _, t := range targets {
-		if t.Accuse(a.cause == Connect, func(v health.Verdict) { u.decide(s, v) }) {
-			s.asked = true
-		} else {
-			u.decide(s, health.Undecided)
-		}
-	}
-	u.pool.changed()
-	asked := s.asked // decide reads it only after the next call
-	u.decide(s, health.Acquitted)
-	return asked
-}
-
-// isHeldBack reports whether no burst may begin now. u.mu must be held.
-func (u *Upstream) isHeldBack(cause Cause, now time.Time) bool {
-	if cause == Connect {
-		return now.Sub(u.connected) < minBackoff
-	}
-	return now.Before(u.backoffs[cause].until)
-}
-
-// decide takes the verdict of one target. The upstream is acquitted when all have passed.
-func (u *Upstream) decide(s *suspicion, v health.Verdict) {
-	now := time.Now()
-	u.mu.Lock()
-	s.pending--
-	s.worst = worse(s.worst, v)
-	if u.suspicion != s || s.pending > 0 {
-		u.mu.Unlock()
-		return
-	}
-	u.suspicion = nil
-	u.suspect.Store(false)
-	if s.asked {
-		u.conclude(s, now)
-	}
-	acquitted := s.asked && s.worst == health.Acquitted
-	u.mu.Unlock()
-	u.pool.changed()
-	if h := u.handler(); h != nil && acquitted {
-		h.Hooks.Acquitted(u.Address)
-	}
-}
-
-// worse returns the worse of two verdicts.
-func worse(a, b health.Verdict) health.Verdict {
-	if a == health.Convicted || b == health.Acquitted {
-		return a
-	}
-	return b
-}
-
-// conclude notes what a suspicion has led to. u.mu must be held.
-func (u *Upstream) conclude(s *suspicion, now time.Time) {
-	u.newEpoch()
-	if s.worst == health.Convicted {
-		u.reset()
-		return
-	}
-	u.backoffs[s.cause].lengthen(now)
-	if s.cause == Stall {
-		u.row.acquitStall(u.flow.firsts())
-	}
-}
-
-// reset forgets what was counted, since probes have decided. u.mu must be held.
-func (u *Upstream) reset() {
-	u.row.reset()
-	u.backoffs = [causes]backoff{}
-}
-
 // FollowChecks is to be called when the checks of a handler may hold the upstream down, or no
 // longer do, and when another handler may decide. The checks of the one that decides count.
-// Down ends an ejection, but that counts for the next one. It takes a lock.
+// Down ends an ejection, but that counts for the next one. What failed in a row is forgotten
+// after a down that was as long as a first ejection. It takes a lock.
 func (u *Upstream) FollowChecks() {
+	now := time.Now()
 	h := u.handler()
 	if h != nil && h.Settings.EjectAfter == 0 {
-		u.endEjection(time.Now())
+		u.endEjection(now)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -262,9 +155,13 @@ func (u *Upstream) FollowChecks() {
 	}
 	u.down = down
 	u.newEpoch()
-	if down {
-		u.reset()
-		u.ejection.end(time.Now())
+	switch {
+	case down:
+		u.downAt = now
+		u.convict()
+		u.ejection.end(now)
+	case h == nil || now.Sub(u.downAt) >= h.Settings.EjectFor:
+		u.row.reset()
 	}
 }
 
