@@ -96,34 +96,54 @@ func TestEjection_Counts(t *testing.T) {
 }
 
 // TestEjection_CountsOverShortDowns: a check that passes and fails by chance does not keep an
-// upstream from being ejected. A down that lasts as long as an ejection begins anew, and so
-// does a good answer.
+// upstream from being ejected. A long down begins anew, and so does a good answer.
 func TestEjection_CountsOverShortDowns(t *testing.T) {
+	const short, long = 10 * time.Second, 30 * time.Second
 	for _, tc := range []struct {
 		rule  string
 		lasts time.Duration // of each down
-		steps string        // r: reset, d: a down that a burst finds, g: good
+		steps string        // r: reset, o: status, g: good, d: down, D: down, and all requests are reset, m: down and then maintenance, t: taken back
 		out   bool
 	}{
-		{"one down", 10 * time.Second, "rrrdrr", true},
-		{"one less", 10 * time.Second, "rrrdr", false},
-		{"a down after each failure", 10 * time.Second, "rdrdrdrdr", true},
-		{"as long as an ejection", 30 * time.Second, "rrrdrr", false},
-		{"five after a long one", 30 * time.Second, "rrrdrrrrr", true},
-		{"a good answer after it", 10 * time.Second, "rrrdgrr", false},
+		{"one down", short, "rrrdrr", true},
+		{"one less", short, "rrrdr", false},
+		{"a down after each failure", short, "rdrdrdrdr", true},
+		{"a long one", long, "rrrdrr", false},
+		{"five after a long one", long, "rrrdrrrrr", true},
+		{"a long one after a short one", long, "rrrdrdrr", false},
+		{"a good answer after it", short, "rrrdgrr", false},
+		{"failures while it is down", short, "rrDr", false},
+		{"and three after it", short, "rrDrrr", true},
+		{"one answer after it", short, "oooodo", false},
+		{"a second answer", short, "oooodoo", true},
+		{"maintenance", long, "rrrrmr", false},
+		{"what was taken back", short, "rrrtdrr", false},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				o := observe(t, 4, 1)
 				a := o.servers[0]
+				var last Counted
 				for i, step := range tc.steps {
 					switch step {
 					case 'r':
-						a.fail(reset)
+						last = a.fail(reset)
+					case 'o':
+						last = a.fail(status)
+					case 't':
+						last.TakeBack()
 					case 'g':
 						a.good()
 					case 'd':
-						a.isDownFor(t, tc.lasts)
+						a.isDown(t, func() { advance(tc.lasts) })
+					case 'D':
+						a.isDown(t, a.eject)
+					case 'm':
+						a.isDown(t, func() {
+							a.targets[0].Pause(true)
+							advance(tc.lasts)
+							a.targets[0].Pause(false)
+						})
 					}
 					if out := !a.Ejection().IsZero(); out && i < len(tc.steps)-1 {
 						t.Fatalf("it was ejected after %q", tc.steps[:i+1])
@@ -137,14 +157,33 @@ func TestEjection_CountsOverShortDowns(t *testing.T) {
 	}
 }
 
-// isDownFor has a burst turn the upstream down. Its checks fail for so long, and the passes
-// that turn it up take a few seconds more.
-func (s *server) isDownFor(t *testing.T, lasts time.Duration) {
+// TestCommonTrouble_OverShortDowns: upstreams that fail alternately with their checks have
+// common trouble, and none is ejected.
+func TestCommonTrouble_OverShortDowns(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o := observe(t, 3, 1)
+		for range 8 {
+			for _, s := range o.servers {
+				s.fail(reset)
+			}
+			for _, s := range o.servers {
+				s.isDown(t, func() {})
+			}
+		}
+		if told := o.told("ejected"); len(told) > 0 {
+			t.Errorf("told %q, want no ejection", told)
+		}
+	})
+}
+
+// isDown has a burst turn the upstream down, and up again after something. The passes that
+// this takes need a few seconds more.
+func (s *server) isDown(t *testing.T, meanwhile func()) {
 	t.Helper()
 	s.setSick(true)
 	s.fail(refused)
 	s.await(t, health.Down)
-	advance(lasts)
+	meanwhile()
 	s.setSick(false)
 	s.await(t, health.Up)
 }

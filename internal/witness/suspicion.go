@@ -114,7 +114,7 @@ func (u *Upstream) conclude(s *suspicion, now time.Time) {
 
 // convict begins anew, since probes have decided, except for what counts towards an ejection.
 // A check can pass and fail by chance, for instance one by TCP of an upstream that resets each
-// connection: if each failure began a new count, that upstream would never be ejected. u.mu
+// connection: if each failure began a new count, that upstream would be ejected late or never. u.mu
 // must be held.
 func (u *Upstream) convict() {
 	u.row.convict()

@@ -172,6 +172,9 @@ const (
 	// minAnswers is how many answers in a row make a suspect by their status: an upstream
 	// that is just too busy gives good ones, too.
 	minAnswers = 2
+	// longDown is how long an upstream is down or in maintenance until it is another one, whose
+	// earlier failures say nothing: as long as a first ejection lasts by default.
+	longDown = 30 * time.Second
 )
 
 // backoff is the time in which a cause begins no burst.

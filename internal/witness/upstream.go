@@ -30,7 +30,7 @@ type Upstream struct {
 	mu        sync.Mutex // guards what follows
 	bindings  []binding
 	down      bool       // as far as FollowChecks knows
-	downAt    time.Time  // when it last went down
+	outSince  time.Time  // when it went down after it was last up; the zero time if it has not
 	suspicion *suspicion // nil if there is none
 	connected time.Time  // when the last suspicion because of a connection began
 	backoffs  [causes]backoff
@@ -96,7 +96,11 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		u.row.request(now)
 		urgent = u.row.isUrgent(now)
 	}
-	targets, length, single := u.targetsOf(h), u.row.length, a.answered && u.row.streak < minAnswers && !urgent
+	targets, length := u.targetsOf(h), u.row.length
+	first := a.answered && u.row.streak < minAnswers // since it was last down, if it was
+	single := first && !urgent
+	// a single answer ejects only if that is what is wanted
+	enough := h.Settings.EjectAfter > 0 && length >= h.Settings.EjectAfter && (!first || h.Settings.EjectAfter < minAnswers)
 	u.mu.Unlock()
 
 	common := u.pool.isCommonTrouble(now)
@@ -104,8 +108,7 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		u.pool.tryEjected(now)
 	}
 	ejected := u.ejection.isOn()
-	if c.upstream != nil && !common && isUp(targets) && !ejected && h.Settings.EjectAfter > 0 && length >= h.Settings.EjectAfter &&
-		h.Hooks.MayEject(u) {
+	if c.upstream != nil && enough && !common && isUp(targets) && !ejected && h.Hooks.MayEject(u) {
 		ejected = u.eject(h, now, false)
 	}
 	began := false
@@ -130,8 +133,9 @@ func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
 	default:
 		counts = !a.unsure
 	}
+	counts = counts && !u.down // as the last resort it gets requests, and fails them
 	u.row.add(counts, a.reason)
-	if u.row.streak >= 2 {
+	if max(u.row.streak, u.row.length) >= 2 {
 		u.trouble.Store(&now)
 	}
 	return counts
@@ -140,7 +144,7 @@ func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
 // FollowChecks is to be called when the checks of a handler may hold the upstream down, or no
 // longer do, and when another handler may decide. The checks of the one that decides count.
 // Down ends an ejection, but that counts for the next one. What failed in a row is forgotten
-// after a down that was as long as a first ejection. It takes a lock.
+// after a long down. It takes a lock.
 func (u *Upstream) FollowChecks() {
 	now := time.Now()
 	h := u.handler()
@@ -149,19 +153,23 @@ func (u *Upstream) FollowChecks() {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	down := isDown(u.targetsOf(h))
-	if u.down == down {
-		return
+	targets := u.targetsOf(h)
+	if down := isDown(targets); u.down != down {
+		u.down = down
+		u.newEpoch()
+		if down {
+			u.convict()
+			u.ejection.end(now)
+		}
 	}
-	u.down = down
-	u.newEpoch()
 	switch {
-	case down:
-		u.downAt = now
-		u.convict()
-		u.ejection.end(now)
-	case h == nil || now.Sub(u.downAt) >= h.Settings.EjectFor:
-		u.row.reset()
+	case u.down && u.outSince.IsZero():
+		u.outSince = now
+	case !u.outSince.IsZero() && isUp(targets): // maintenance may have come between
+		if now.Sub(u.outSince) >= longDown {
+			u.row.reset()
+		}
+		u.outSince = time.Time{}
 	}
 }
 
