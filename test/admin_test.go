@@ -179,6 +179,7 @@ func TestMaintenance_EndsRequestsAndProbes(t *testing.T) {
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(a.Addr, b.Addr) })
 	client := c.Client()
 	c.Patch(b.Addr, `{"mode":"maintenance"}`)
+	awaitQuiet(t, func() int { _, n := b.Seen(); return n })
 	b.Set(testkit.Sick) // counts anew
 	_, probes := a.Seen()
 	testkit.Eventually(t, testkit.Patience, "the other one is probed", func() bool { _, now := a.Seen(); return now > probes+5 })

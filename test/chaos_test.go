@@ -165,7 +165,11 @@ func (c *chaos) happens(chance *rand.Rand) string {
 	if err := c.unanswered.Err(); err != nil {
 		c.t.Errorf("not answered, and not asked again: %v", err)
 	}
-	c.wantLimit(what, limit)
+	cutOff := 0 // requests whose place was free before their upstream noticed
+	if reload {
+		cutOff = 1
+	}
+	c.wantLimit(what, limit, cutOff)
 	return what
 }
 

@@ -147,7 +147,7 @@ http://site%d.localhost {
 		testkit.Eventually(t, testkit.Patience, uri+" is still probed", func() bool { return s.Count(uri) >= n+3 })
 	}
 	c.Load(site(0, "/healthz/1"))
-	goesOn("/healthz/1")
+	awaitQuiet(t, func() int { return s.Count("/healthz/2") })
 	n := s.Count("/healthz/2")
 	goesOn("/healthz/1")
 	if got := s.Count("/healthz/2") - n; got != 0 {
@@ -155,6 +155,7 @@ http://site%d.localhost {
 	}
 	c.Load("http:// {\nrespond ok\n}")
 	testkit.Eventually(t, testkit.Patience, "nothing runs", func() bool { return len(testkit.Goroutines()) == 0 })
+	awaitQuiet(t, func() int { return s.Count("/healthz/1") })
 	n = s.Count("/healthz/1")
 	testkit.Stays(t, 4*interval, "no probe arrives", func() bool { return s.Count("/healthz/1") == n })
 }

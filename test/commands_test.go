@@ -71,10 +71,10 @@ func TestCommands_DoWhatTheySay(t *testing.T) {
 		t.Errorf("status --state: %q, %v", stdout, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(1500*time.Millisecond, cancel)
+	time.AfterFunc(2500*time.Millisecond, cancel)
 	stdout, _, err = testkit.Command(ctx, c.Admin, "status", "--watch")
-	if n := strings.Count(stdout, " UTC  2 upstreams in 1 pool, 2 draining, 0 in flight\n\npool shop\n"); err != nil || n != 2 {
-		t.Errorf("status --watch for one and a half seconds: %d tables, %v", n, err)
+	if n := strings.Count(stdout, " UTC  2 upstreams in 1 pool, 2 draining, 0 in flight\n\npool shop\n"); err != nil || n < 2 || n > 4 {
+		t.Errorf("status --watch for two and a half seconds: %d tables, %v; want one a second", n, err)
 	}
 }
 
@@ -222,7 +222,7 @@ func TestCommandWait_FailsWhenTheUpstreamIsGone(t *testing.T) {
 // after its interval. For ready it is that of one Caddy, and says so.
 func TestCommandWait_AllowsTheFleetToFollow(t *testing.T) {
 	all := testkit.StartBackends(t, "a", "b")
-	c := testkit.StartCaddyWith(t, "alive {\n\t\tfleet shops\n\t\tmember edge-1\n\t\tsync_interval 700ms\n\t}", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
+	c := testkit.StartCaddyWith(t, "alive {\n\t\tfleet shops\n\t\tmember edge-1\n\t\tsync_interval 2s\n\t}", fmt.Sprintf(testkit.ShopSite, testkit.Addresses(all...)))
 	testkit.Eventually(t, testkit.Patience, "both are up", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
 	_, _, err := testkit.Command(t.Context(), c.Admin, "drain", all[0].Addr, "--wait", "300ms")
 	if err == nil || !strings.HasSuffix(err.Error(), "after 300ms, edge-1: nothing in flight, but the mode is new there") {
@@ -231,7 +231,7 @@ func TestCommandWait_AllowsTheFleetToFollow(t *testing.T) {
 	for _, mode := range []string{"drain", "maintenance"} {
 		began := time.Now()
 		stdout, _, err := testkit.Command(t.Context(), c.Admin, mode, all[0].Addr, "--wait", "10s")
-		if took := time.Since(began); err != nil || took < 700*time.Millisecond || !strings.HasSuffix(stdout, ": the only member of the fleet shops is quiet: nothing is in flight\n") {
+		if took := time.Since(began); err != nil || took < 2*time.Second || !strings.HasSuffix(stdout, ": the only member of the fleet shops is quiet: nothing is in flight\n") {
 			t.Errorf("%s: after %s: %q, %v", mode, took, stdout, err)
 		}
 	}

@@ -59,7 +59,7 @@ func (d *drainable) probes() int { return len(d.Requests("/healthz")) }
 
 const drainingCheck = `
 			check http /healthz {
-				interval 50ms
+				interval 200ms
 				drain_status 429
 				passes 3
 			}`
@@ -108,7 +108,7 @@ http:// {
 		from := clients.Answered()
 		testkit.Eventually(t, testkit.Patience, "traffic goes on", func() bool { return clients.Answered() > from+n })
 	}
-	served(10) // those that were on their way
+	served(200) // those that were on their way
 	n := leaving.served()
 	served(200)
 	if got := leaving.served() - n; got != 0 {

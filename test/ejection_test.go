@@ -52,7 +52,7 @@ func TestEjection_IsShownTriedAndEnds(t *testing.T) {
 
 	testkit.Eventually(t, testkit.Patience, "it is ejected for the second time", func() bool { return len(ejections(bad)) == 2 })
 	before := bad.History().Requests
-	testkit.Stays(t, 500*time.Millisecond, "it gets nothing meanwhile", func() bool { return bad.History().Requests == before })
+	testkit.Stays(t, 200*time.Millisecond, "it gets nothing meanwhile", func() bool { return bad.History().Requests == before })
 	for i, e := range ejections(bad) {
 		lasts, _ := time.ParseDuration(e["duration"].(string))
 		if want := time.Duration(i+1) * 500 * time.Millisecond; e["in_a_row"] != i+1 || lasts > want || lasts < want-250*time.Millisecond {

@@ -340,6 +340,7 @@ func TestQueue_FollowsTheLimitOfTheNextConfig(t *testing.T) {
 	}
 	app.awaitArrivals(t, 3) // although none has left
 	ask("/6")
+	awaitWaiting(t, c, "shop", 3)
 	app.letOut(t)
 	app.awaitArrivals(t, 4)
 	if err := c.TryLoad(limitedSite(app.Addr, "max_requests 1\nqueue 20s")); err != nil {

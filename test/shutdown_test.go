@@ -116,11 +116,17 @@ http:// {
 		}
 		return n
 	}
-	// a probe that was cut off may still be on its way into its backend
-	testkit.Eventually(t, testkit.Patience, "the last probe has arrived", func() bool {
-		n := counts()
-		return !testkit.Poll(100*time.Millisecond, func() bool { return counts() != n })
-	})
+	awaitQuiet(t, counts)
 	n := counts()
 	testkit.Stays(t, 400*time.Millisecond, "no probe arrives", func() bool { return counts() == n })
+}
+
+// awaitQuiet waits until a count of probes does not change any more: one that was cut off may
+// still be on its way into its backend.
+func awaitQuiet(t *testing.T, count func() int) {
+	t.Helper()
+	testkit.Eventually(t, testkit.Patience, "the last probe has arrived", func() bool {
+		n := count()
+		return !testkit.Poll(100*time.Millisecond, func() bool { return count() != n })
+	})
 }

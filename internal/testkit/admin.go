@@ -230,7 +230,21 @@ func (c *Caddy) all(status string, upstreams []string) bool {
 			return false
 		}
 	}
+	for _, upstream := range upstreams {
+		c.awaitTold(upstream)
+	}
 	return true
+}
+
+// awaitTold waits until picks, metrics and the log know what the list says of an upstream. A
+// probe sets the status, tells the others, and is over: then the next one has a time. One
+// that follows at once has none, so this does not wait long.
+func (c *Caddy) awaitTold(upstream string) {
+	Poll(50*time.Millisecond, func() bool {
+		return !slices.ContainsFunc(c.rowsOf(upstream), func(row Upstream) bool {
+			return row.Mode != "maintenance" && slices.ContainsFunc(row.Checks, func(check Check) bool { return check.Next == nil })
+		})
+	})
 }
 
 // Status is the status of the check of an upstream whose label has a text, empty if
@@ -248,9 +262,13 @@ func (c *Caddy) Status(upstream, label string) string {
 
 // Draining reports whether a check of the upstream knows that it drains.
 func (c *Caddy) Draining(upstream string) bool {
-	return slices.ContainsFunc(c.rowsOf(upstream), func(row Upstream) bool {
+	draining := slices.ContainsFunc(c.rowsOf(upstream), func(row Upstream) bool {
 		return slices.ContainsFunc(row.Checks, func(check Check) bool { return check.Draining })
 	})
+	if draining {
+		c.awaitTold(upstream)
+	}
+	return draining
 }
 
 var series = regexp.MustCompile(`(?m)^caddy_alive_(\S+\{.*\}|\S+) (\S+)$`)

@@ -114,10 +114,11 @@ func (c *Caddy) TryLoad(sites string) error {
 		return fmt.Errorf("adapting:\n%s\n%v", text, err)
 	}
 	c.loaded = true
-	if err := caddy.Load(config, true); err != nil {
+	err = caddy.Load(config, true)
+	c.awaitOneListener() // the admin endpoint is replaced even if the config fails
+	if err != nil {
 		return fmt.Errorf("loading:\n%s\n%v", text, err)
 	}
-	c.awaitOneListener()
 	return nil
 }
 
