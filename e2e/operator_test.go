@@ -70,7 +70,7 @@ func TestStatus_FitsTheTerminal(t *testing.T) {
 	}
 	time.AfterFunc(2500*time.Millisecond, sync.OnceFunc(func() { _ = syscall.Kill(c.pid, syscall.SIGKILL) }))
 	watched := c.inTerminal(100, 4, 5500*time.Millisecond, "status", "--watch")
-	if n := strings.Count(watched, home); n < 3 || n > 7 {
+	if n := strings.Count(watched, home); n < 4 || n > 7 {
 		t.Errorf("--watch drew %d times in 5.5 s, want once a second", n)
 	}
 	if !strings.Contains(watched, "!! this is how it was ") || !strings.Contains(watched, ": cannot reach Caddy") {

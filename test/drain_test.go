@@ -108,7 +108,7 @@ http:// {
 		from := clients.Answered()
 		testkit.Eventually(t, testkit.Patience, "traffic goes on", func() bool { return clients.Answered() > from+n })
 	}
-	served(200) // those that were on their way
+	served(50) // those that were on their way
 	n := leaving.served()
 	served(200)
 	if got := leaving.served() - n; got != 0 {

@@ -110,6 +110,7 @@ func (t *traffic) remove(m *pool.Member) {
 	}
 	if t.pool != nil && m.Witness != nil {
 		t.pool.Remove(&t.handler, m.Witness)
+		m.Witness.FollowChecks() // another handler may decide now
 	}
 }
 

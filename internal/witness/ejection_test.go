@@ -102,7 +102,7 @@ func TestEjection_CountsOverShortDowns(t *testing.T) {
 	for _, tc := range []struct {
 		rule  string
 		lasts time.Duration // of each down
-		steps string        // r: reset, o: status, g: good, d: down, D: down, and all requests are reset, m: down and then maintenance, t: taken back
+		steps string        // r: reset, o: status, g: good, d: down, D: down, and all requests are reset, m: maintenance, n: down and then maintenance, t: taken back
 		out   bool
 	}{
 		{"one down", short, "rrrdrr", true},
@@ -116,7 +116,11 @@ func TestEjection_CountsOverShortDowns(t *testing.T) {
 		{"and three after it", short, "rrDrrr", true},
 		{"one answer after it", short, "oooodo", false},
 		{"a second answer", short, "oooodoo", true},
+		{"one answer after failures while it is down", short, "ooooDo", false},
+		{"and a second answer", short, "ooooDoo", true},
+		{"a down and maintenance", long, "rrrrnr", false},
 		{"maintenance", long, "rrrrmr", false},
+		{"short maintenance", short, "rrrrmr", true},
 		{"what was taken back", short, "rrrtdrr", false},
 	} {
 		t.Run(tc.rule, func(t *testing.T) {
@@ -139,10 +143,11 @@ func TestEjection_CountsOverShortDowns(t *testing.T) {
 					case 'D':
 						a.isDown(t, a.eject)
 					case 'm':
+						a.isRepaired(t, tc.lasts)
+					case 'n':
 						a.isDown(t, func() {
-							a.targets[0].Pause(true)
-							advance(tc.lasts)
-							a.targets[0].Pause(false)
+							a.setSick(false)
+							a.isRepaired(t, tc.lasts)
 						})
 					}
 					if out := !a.Ejection().IsZero(); out && i < len(tc.steps)-1 {
@@ -155,6 +160,27 @@ func TestEjection_CountsOverShortDowns(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestEjection_IsNotCounted: failures of an ejected upstream, which gets requests as the last
+// resort, say nothing about it after it is back.
+func TestEjection_IsNotCounted(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		o := observe(t, 4, 1)
+		a := o.servers[0]
+		a.eject()
+		a.eject()
+		a.isDown(t, func() {}) // which ends the ejection
+		for i := range 5 {
+			if !a.Ejection().IsZero() {
+				t.Fatalf("ejected after %d failures", i)
+			}
+			a.fail(reset)
+		}
+		if a.Ejection().IsZero() {
+			t.Error("not ejected after five failures")
+		}
+	})
 }
 
 // TestCommonTrouble_OverShortDowns: upstreams that fail alternately with their checks have
@@ -185,6 +211,15 @@ func (s *server) isDown(t *testing.T, meanwhile func()) {
 	s.await(t, health.Down)
 	meanwhile()
 	s.setSick(false)
+	s.await(t, health.Up)
+}
+
+// isRepaired has the upstream in maintenance for so long, and up again.
+func (s *server) isRepaired(t *testing.T, lasts time.Duration) {
+	t.Helper()
+	s.targets[0].Pause(true)
+	advance(lasts)
+	s.targets[0].Pause(false)
 	s.await(t, health.Up)
 }
 

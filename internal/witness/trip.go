@@ -172,8 +172,8 @@ const (
 	// minAnswers is how many answers in a row make a suspect by their status: an upstream
 	// that is just too busy gives good ones, too.
 	minAnswers = 2
-	// longDown is how long an upstream is down or in maintenance until it is another one, whose
-	// earlier failures say nothing: as long as a first ejection lasts by default.
+	// longDown is how long an upstream is down or in maintenance until what failed before is
+	// forgotten: as long as a first ejection lasts by default.
 	longDown = 30 * time.Second
 )
 

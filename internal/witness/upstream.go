@@ -30,7 +30,7 @@ type Upstream struct {
 	mu        sync.Mutex // guards what follows
 	bindings  []binding
 	down      bool       // as far as FollowChecks knows
-	outSince  time.Time  // when it went down after it was last up; the zero time if it has not
+	outSince  time.Time  // since when it is not up, as far as FollowChecks knows; the zero time if it is
 	suspicion *suspicion // nil if there is none
 	connected time.Time  // when the last suspicion because of a connection began
 	backoffs  [causes]backoff
@@ -88,7 +88,8 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 	}
 	u.mu.Lock()
 	u.attentive.Store(true)
-	if u.count(a, now) {
+	targets := u.targetsOf(h)
+	if u.count(a, now, isDown(targets) || u.ejection.isOn()) {
 		c = Counted{u, u.row.id}
 	}
 	urgent := false
@@ -96,7 +97,7 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 		u.row.request(now)
 		urgent = u.row.isUrgent(now)
 	}
-	targets, length := u.targetsOf(h), u.row.length
+	length := u.row.length
 	first := a.answered && u.row.streak < minAnswers // since it was last down, if it was
 	single := first && !urgent
 	// a single answer ejects only if that is what is wanted
@@ -120,9 +121,9 @@ func (u *Upstream) accuse(a accusation) (c Counted) {
 	return c
 }
 
-// count notes an accusation, and reports whether it counts towards an ejection. u.mu must
-// be held.
-func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
+// count notes an accusation, and reports whether it counts towards an ejection. That of an
+// upstream that is out, and gets requests as the last resort, does not. u.mu must be held.
+func (u *Upstream) count(a accusation, now time.Time, out bool) (counts bool) {
 	switch {
 	case a.cause == Connect:
 		return false
@@ -133,7 +134,7 @@ func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
 	default:
 		counts = !a.unsure
 	}
-	counts = counts && !u.down // as the last resort it gets requests, and fails them
+	counts = counts && !out
 	u.row.add(counts, a.reason)
 	if max(u.row.streak, u.row.length) >= 2 {
 		u.trouble.Store(&now)
@@ -144,7 +145,7 @@ func (u *Upstream) count(a accusation, now time.Time) (counts bool) {
 // FollowChecks is to be called when the checks of a handler may hold the upstream down, or no
 // longer do, and when another handler may decide. The checks of the one that decides count.
 // Down ends an ejection, but that counts for the next one. What failed in a row is forgotten
-// after a long down. It takes a lock.
+// after a long down or maintenance. It takes a lock.
 func (u *Upstream) FollowChecks() {
 	now := time.Now()
 	h := u.handler()
@@ -162,10 +163,11 @@ func (u *Upstream) FollowChecks() {
 			u.ejection.end(now)
 		}
 	}
-	switch {
-	case u.down && u.outSince.IsZero():
+	switch up := isUp(targets); {
+	case !up && u.outSince.IsZero():
 		u.outSince = now
-	case !u.outSince.IsZero() && isUp(targets): // maintenance may have come between
+	case up && !u.outSince.IsZero():
+		u.row.convict()
 		if now.Sub(u.outSince) >= longDown {
 			u.row.reset()
 		}
