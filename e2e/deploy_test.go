@@ -194,7 +194,7 @@ func TestDeploy_UnderLoadFailsNoRequest(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 			return false
 		})
-		out, errs, status := c.run("drain", a.addr, "--wait", "18s", "--address", c.admin)
+		out, errs, status := c.runFor(90*time.Second, "drain", a.addr, "--wait", "60s", "--address", c.admin)
 		if status != 0 {
 			t.Fatalf("drain: status %d, %s%s", status, out, errs)
 		}

@@ -390,11 +390,14 @@ func TestDocker_ModesNeedTheVolume(t *testing.T) {
 // After SIGTERM, a request in flight has the time of grace_period, and the process ends
 // after it nevertheless.
 func TestDocker_StopWaitsForGracePeriod(t *testing.T) {
-	end := make(chan struct{})
+	finish, end := make(chan struct{}), make(chan struct{})
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/short":
-			time.Sleep(time.Second)
+			select {
+			case <-finish:
+			case <-end:
+			}
 		case "/endless":
 			select {
 			case <-end:
@@ -429,6 +432,7 @@ func TestDocker_StopWaitsForGracePeriod(t *testing.T) {
 	if err := syscall.Kill(c.pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	time.AfterFunc(time.Second, func() { close(finish) })
 	if got := <-answers["/short"]; got != "200 answered" {
 		t.Errorf("the short request: got %q, want its answer", got)
 	}

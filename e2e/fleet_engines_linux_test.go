@@ -93,7 +93,7 @@ func TestFleet_OnEngines(t *testing.T) {
 		others := maps.Clone(modes)
 		untouched := func(t *testing.T) {
 			t.Helper()
-			within(t, 0, others, other)
+			within(t, followTime, others, other)
 			for _, c := range []*instance{one, two, other} {
 				if log := c.log(); strings.Contains(log, "ignoring a stored") {
 					t.Errorf("a Caddy reads what is not of its fleet:\n%s", log)
@@ -236,7 +236,7 @@ func TestFleet_OnEngines(t *testing.T) {
 // and not before. While a member is lost, the wait fails and names it, unless lost members are
 // ignored. When the member is back, all is as before.
 func TestFleet_DrainWaitsForAllMembers(t *testing.T) {
-	const takes = 3 * time.Second
+	const takes = 8 * time.Second // the drain, and what all members know of it, come meanwhile
 	onEachEngine(t, func(t *testing.T, e *engine) {
 		a, b := startSlow(t, takes), startSlow(t, takes)
 		site := operated(a.addr, b.addr)

@@ -247,7 +247,11 @@ func TestDashboard_ShowsACaddyInTrouble(t *testing.T) {
 	for _, alert := range []string{"UpstreamDown", "UpstreamEjected", "PoolFailsOpen", "NoUpstreamServes", "PoolHalfGone", "QueueRefuses"} {
 		eventually(t, alert+" is pending or fires", func() bool { return fires(alert) })
 	}
-	for _, alert := range []string{"CaddyGone", "ChecksVoid", "LeftInDrain", "LeftInMaintenance"} {
+	// pending it may be, if Caddy was too busy for one scrape
+	if len(p.query(`ALERTS{alertname="CaddyGone",alertstate="firing"}`)) > 0 {
+		t.Error("CaddyGone fires")
+	}
+	for _, alert := range []string{"ChecksVoid", "LeftInDrain", "LeftInMaintenance"} {
 		if fires(alert) {
 			t.Errorf("%s fires", alert)
 		}

@@ -263,7 +263,13 @@ func (c *instance) log() string {
 // load replaces the site.
 func (c *instance) load(site string) {
 	c.t.Helper()
-	response, err := c.client.Post("http://"+c.admin+"/load", "text/caddyfile", strings.NewReader(fmt.Sprintf(c.text, site)))
+	request, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, "http://"+c.admin+"/load", strings.NewReader(fmt.Sprintf(c.text, site)))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	request.Header.Set("Content-Type", "text/caddyfile")
+	request.Close = true // the admin endpoint is replaced, and closes its connections
+	response, err := c.client.Do(request)
 	if err != nil {
 		c.t.Fatal(err)
 	}

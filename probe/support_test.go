@@ -22,7 +22,7 @@ import (
 
 const (
 	// short is the timeout of probes that are expected to time out.
-	short = 300 * time.Millisecond
+	short = time.Second
 	// long is the timeout of probes that are expected to end before it.
 	long = 30 * time.Second
 	// grace is how much later than its timeout a probe may end. It is large, so that no

@@ -183,12 +183,12 @@ func TestFleetWait_EndsWhenAllMembersAreQuiet(t *testing.T) {
 func TestFleetWait_SaysWhatIsPending(t *testing.T) {
 	busy := &view.Wait{Pending: []string{"edge-7: 3 in flight"}, Lost: []string{"edge-9: not heard for 41s, it may still send requests"}}
 	caddy := &memberCaddy{fleet: threeMembers, waits: []*view.Wait{busy}, row: serving}
-	stdout, _, err := command(t.Context(), caddy.start(t), "maintenance", "a:80", "--wait", "5500ms")
+	stdout, _, err := command(t.Context(), caddy.start(t), "maintenance", "a:80", "--wait", "8s")
 	const left = "edge-7: 3 in flight; edge-9: not heard for 41s, it may still send requests"
 	if want := "a:80: maintenance\na:80: " + left + "\n"; stdout != want {
 		t.Errorf("printed %q, want %q", stdout, want)
 	}
-	if want := "a:80: after 5.5s, " + left; err == nil || err.Error() != want {
+	if want := "a:80: after 8s, " + left; err == nil || err.Error() != want {
 		t.Errorf("error %v, want %q", err, want)
 	}
 }

@@ -20,7 +20,7 @@ import (
 
 const (
 	// short is the timeout of requests that are expected to time out.
-	short = 100 * time.Millisecond
+	short = 500 * time.Millisecond
 	// grace is how long to wait for what has to happen. It is large, so that no test fails
 	// on a busy machine.
 	grace = 10 * time.Second

@@ -98,7 +98,7 @@ func TestRoute_TimedOutHTTP2LeavesNothing(t *testing.T) {
 	for _, to := range routes {
 		probes.Go(func() {
 			for range 2 {
-				probing, end := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				probing, end := context.WithTimeout(t.Context(), time.Second)
 				if err := get(probing, to, "/", false); err == nil {
 					t.Error("a probe passed without an answer")
 				}

@@ -259,16 +259,18 @@ func TestRoundTrip_ClientsAccuseNone(t *testing.T) {
 // TestRoundTrip_StallsCountFromTheEndOfTheBody: a request does not wait while its body is
 // being sent, and does afterwards. So does one without a body.
 func TestRoundTrip_StallsCountFromTheEndOfTheBody(t *testing.T) {
-	const stall = 200 * time.Millisecond
-	quick := func(w *watched, _ *observer.Hooks) { w.settings.Stall = stall }
+	quick := func(w *watched, _ *observer.Hooks) { w.settings.Stall = 200 * time.Millisecond }
+	// a busy machine must not look like a stall
+	const stall = 2 * time.Second
+	slow := func(w *watched, _ *observer.Hooks) { w.settings.Stall = stall }
 	t.Run("a slow body", func(t *testing.T) {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 		}))
 		defer s.Close()
-		w := watch(t, transport(t), quick)
+		w := watch(t, transport(t), slow)
 		reader, writer := io.Pipe()
-		time.AfterFunc(4*stall, func() { _ = writer.Close() })
+		time.AfterFunc(2*stall, func() { _ = writer.Close() })
 		if got, err := w.roundTrip(t, w.request(t, http.MethodPost, s.URL, reader)); got != 200 {
 			t.Fatal(got, err)
 		}
@@ -306,10 +308,10 @@ func TestRoundTrip_StallsCountFromTheEndOfTheBody(t *testing.T) {
 		url := listen(t, func(conn *net.TCPConn, reader *bufio.Reader) {
 			_, _ = http.ReadRequest(reader)
 			_, _ = io.WriteString(conn, "HTTP/1.1 102 Processing\r\n\r\n")
-			time.Sleep(4 * stall)
+			time.Sleep(2 * stall)
 			_, _ = io.WriteString(conn, status(200, ""))
 		})
-		w := watch(t, transport(t), quick)
+		w := watch(t, transport(t), slow)
 		r := w.request(t, http.MethodGet, url, nil)
 		var seen atomic.Int64 // by the handler
 		trace := &httptrace.ClientTrace{Got1xxResponse: func(code int, _ textproto.MIMEHeader) error {

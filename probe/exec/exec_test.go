@@ -167,8 +167,8 @@ func TestExec_OutputIsBounded(t *testing.T) {
 		whole   int    // the length
 	}{
 		{"i=0; while [ $i -lt 4000 ]; do echo abcdefghi; i=$((i+1)); done; exit 5", long, "exit status 5: abcdefghi abcdefghi", maxOutput},
-		{"while :; do echo abcdefghi; done", short, context.DeadlineExceeded.Error() + ": abcdefghi abcdefghi", maxOutput},
-		{"while :; do echo abcdefghi >&2; done", short, context.DeadlineExceeded.Error() + ": abcdefghi abcdefghi", maxOutput},
+		{"while :; do echo abcdefghi; done", 4 * short, context.DeadlineExceeded.Error() + ": abcdefghi abcdefghi", maxOutput},
+		{"while :; do echo abcdefghi >&2; done", 4 * short, context.DeadlineExceeded.Error() + ": abcdefghi abcdefghi", maxOutput},
 	} {
 		got := text(run(t, shell(t, test.script), app, test.timeout))
 		if !strings.HasPrefix(got, test.want) || len(got) > 2*test.whole {
