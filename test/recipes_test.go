@@ -225,6 +225,12 @@ func TestRecipeMaintenancePage_ComesAndGoes(t *testing.T) {
 		}
 	}
 	set("ready")
+	for range 10 { // one of them may have no verdict yet
+		if got := testkit.Ask(client, c.URL()); got.Status != http.StatusOK {
+			t.Errorf("ready: %v", got)
+		}
+	}
+	testkit.Eventually(t, testkit.Patience, "both are up again", func() bool { return c.Up(all[0].Addr, all[1].Addr) })
 	testkit.Shares(t, "ready", testkit.Tally(client, c.URL(), 10), map[string]int{"a": 5, "b": 5})
 	for _, b := range all {
 		b.Set(testkit.Refusing)

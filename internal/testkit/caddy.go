@@ -50,7 +50,7 @@ func StartCaddyWith(tb testing.TB, global, sites string) *Caddy {
 		tb.Fatalf("there before Caddy started: %s", strings.Join(found, "\n"))
 	}
 	c := &Caddy{
-		T: tb, Dir: tb.TempDir(), Admin: Loopback(FreePort(tb)), Global: global,
+		T: tb, Dir: folder(tb), Admin: Loopback(FreePort(tb)), Global: global,
 		httpPort: FreePort(tb), httpsPort: FreePort(tb),
 	}
 	tb.Cleanup(func() {
@@ -61,6 +61,22 @@ func StartCaddyWith(tb testing.TB, global, sites string) *Caddy {
 	})
 	c.Load(sites)
 	return c
+}
+
+// folder returns a folder that is removed after the test. Caddy does not wait until its
+// certificates are stored, so this is tried until it is gone.
+func folder(tb testing.TB) string {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "caddy-alive-")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if !Poll(Patience, func() bool { err = os.RemoveAll(dir); return err == nil }) {
+			tb.Error(err)
+		}
+	})
+	return dir
 }
 
 // Load loads the sites, in place of those loaded before.
